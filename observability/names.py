@@ -1,0 +1,184 @@
+"""Every metric, span and resource name that Trimtab emits or computes: type, unit, labels, help and buckets in one place.
+
+Names follow the Prometheus conventions (base units, `_total` on counters, `_ratio` on shares, `_seconds`), so that
+`promtool check metrics` accepts every page. Nothing else in the project spells a metric name in quotes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+# The OpenTelemetry bounds of http.server.request.duration, with finer steps where batched inference lives.
+LATENCY_SECONDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+PHASE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family. `name` is the full exposition name (with `_total` for counters)."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+def _counter(name: str, help: str, *labels: str) -> Metric:
+    return Metric(name, "counter", help, labels)
+
+
+def _gauge(name: str, help: str, *labels: str) -> Metric:
+    return Metric(name, "gauge", help, labels)
+
+
+def _histogram(name: str, help: str, buckets: tuple[float, ...], *labels: str) -> Metric:
+    return Metric(name, "histogram", help, labels, buckets)
+
+
+# --- serving: one request, one outcome, counted once at the edge -----------------------------------------------------
+OUTCOMES = ("ok", "invalid", "rejected", "unavailable", "expired", "cancelled", "model_error", "non_finite")
+# The outcomes that are the version's fault: they count against a release and against availability.
+FAULTS = ("unavailable", "expired", "model_error", "non_finite")
+
+INFERENCE_REQUESTS = _counter(
+    "inference_requests_total", "Inference requests by outcome.", "model", "version", "outcome"
+)
+INFERENCE_DURATION = _histogram(
+    "inference_request_duration_seconds",
+    "Time from the last byte of a request to the first byte of its answer.",
+    LATENCY_SECONDS, "model", "version",
+)  # fmt: skip
+INFERENCE_QUEUE = _histogram(
+    "inference_queue_duration_seconds", "Time a request waited for its batch.", LATENCY_SECONDS, "model", "version"
+)
+INFERENCE_COMPUTE = _histogram(
+    "inference_compute_duration_seconds", "Time the model worked on a batch.", LATENCY_SECONDS, "model", "version"
+)
+INFERENCE_BATCH_ROWS = _histogram("inference_batch_rows", "Rows in a batch.", BATCH_ROWS, "model", "version")
+INFERENCE_BATCHES = _counter(
+    "inference_batches_total", "Batches by the reason they were closed.", "model", "version", "close_reason"
+)
+INFERENCE_ROWS = _counter("inference_rows_total", "Rows inferred.", "model", "version")
+QUEUE_ROWS = _gauge("inference_queue_rows", "Rows waiting for a batch.", "model", "version")
+QUEUE_LIMIT_ROWS = _gauge("inference_queue_limit_rows", "Rows that may wait before requests are refused.", "model")
+MODEL_READY = _gauge("model_ready", "1 when the version is loaded, verified and warm.", "model", "version")
+MODEL_INFO = _gauge("model_info", "Always 1; the digest of a loaded version.", "model", "version", "digest")
+MODEL_LOAD_DURATION = _gauge(
+    "model_load_duration_seconds", "Time the version took to load and warm up.", "model", "version"
+)
+TRAFFIC_WEIGHT = _gauge(
+    "traffic_weight_ratio", "Share of requests routed to the version.", "model", "version", "role"
+)  # role: stable | canary | shadow
+TRAFFIC_GENERATION = _gauge("traffic_generation", "Number of the traffic policy in force.", "model")
+RELEASE_REQUESTS = _counter(
+    "release_requests_total",
+    "Live requests of a release by arm and logged routing probability of the canary; the canary test's input.",
+    "model", "release", "candidate", "baseline", "arm", "propensity", "outcome",
+)  # fmt: skip   # arm: canary | stable; outcome: ok | error (FAULTS); propensity: the canary's weight, e.g. "0.1"
+SHADOW_DIFFERENCE = _histogram(
+    "shadow_output_difference",
+    "Largest absolute difference between the outputs of the shadow and the answering version, by request.",
+    (1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0), "model", "version", "shadow",
+)  # fmt: skip
+
+# --- telemetry: the exporter about itself ----------------------------------------------------------------------------
+TELEMETRY_DELIVERED = _counter("telemetry_delivered_batches_total", "Batches the collector accepted.", "signal")
+TELEMETRY_RETRIES = _counter("telemetry_retries_total", "Deliveries that failed and were tried again.", "signal")
+TELEMETRY_DROPPED = _counter("telemetry_dropped_batches_total", "Batches given up.", "signal", "reason")
+TELEMETRY_DROPPED_ROWS = _counter("telemetry_dropped_rows_total", "Rows in batches given up.", "signal", "reason")
+TELEMETRY_QUEUE = _gauge("telemetry_queue_batches", "Batches waiting for delivery.", "signal")
+
+# --- training --------------------------------------------------------------------------------------------------------
+PHASES = ("data_wait", "host_to_device", "forward", "backward", "optimizer", "checkpoint", "evaluation")
+TRAINING_STEPS = _counter("training_steps_total", "Optimizer steps taken.", "model")
+TRAINING_SAMPLES = _counter("training_samples_total", "Samples trained on.", "model")
+TRAINING_STEP_DURATION = _histogram("training_step_duration_seconds", "Time of a step.", PHASE_SECONDS, "model")
+TRAINING_PHASE_DURATION = _histogram(
+    "training_phase_duration_seconds", "Time of a phase of a step.", PHASE_SECONDS, "model", "phase"
+)
+TRAINING_LOSS = _gauge("training_loss", "Training loss of the last recorded step.", "model", "run")
+TRAINING_GRADIENT_NORM = _gauge("training_gradient_norm", "Gradient norm before clipping.", "model", "run")
+TRAINING_LEARNING_RATE = _gauge("training_learning_rate", "Learning rate.", "model", "run")
+TRAINING_THROUGHPUT = _gauge(
+    "training_samples_per_second", "Samples a second since the last report.", "model", "run"
+)
+TRAINING_NONFINITE = _counter("training_nonfinite_steps_total", "Steps skipped: NaN or infinity.", "model")
+TRAINING_CHECKPOINTS = _counter("training_checkpoints_total", "Checkpoints by outcome.", "model", "outcome")
+TRAINING_RUNS = _counter("training_runs_total", "Training runs ended, by outcome.", "model", "outcome")
+# outcome: completed | failed | rejected (the gate said no)
+TRAINING_EVALUATION = _gauge(
+    "training_evaluation_score", "Score of a run on its held-out data.", "model", "run", "metric"
+)
+
+# --- collectors: what is computed from the events --------------------------------------------------------------------
+DRIFT_SCORE = _gauge(
+    "drift_score",
+    "Distance of the window from the reference profile.",
+    "model", "version", "column", "method",
+)  # fmt: skip   # method: psi | jensen_shannon | wasserstein | ks
+DRIFT_DETECTED = _gauge("drift_detected", "1 when the column's drift exceeds its threshold.", "model", "version", "column")
+DRIFT_COLUMNS = _gauge("drift_columns_ratio", "Share of the feature columns that drifted.", "model", "version")
+DRIFT_WINDOW_ROWS = _gauge("drift_window_rows", "Rows in the last closed drift window.", "model", "version")
+QUALITY_MISSING = _gauge("quality_missing_ratio", "Share of missing or NaN values.", "model", "version", "column")
+QUALITY_OUT_OF_RANGE = _gauge(
+    "quality_out_of_range_ratio", "Share of values outside the reference's range.", "model", "version", "column"
+)
+QUALITY_UNSEEN = _gauge(
+    "quality_unseen_ratio", "Share of categories that the reference does not know.", "model", "version", "column"
+)
+QUALITY_ROWS = _gauge("quality_rows_per_second", "Events a second in the last closed window.", "model", "version")
+PERFORMANCE_SCORE = _gauge(
+    "performance_score", "Score of the predictions whose labels have come.", "model", "version", "metric"
+)  # metric: log_loss | accuracy | roc_auc | brier | positive_ratio | prediction_mean
+PERFORMANCE_LABELLED = _gauge("performance_labelled_rows", "Labelled predictions in the score.", "model", "version")
+OBSERVED_LATENCY = _gauge(
+    "observed_latency_seconds", "Quantile of the latency of a version's events.", "model", "version", "quantile"
+)
+OBSERVED_THROUGHPUT = _gauge("observed_rows_per_second", "Predictions a second.", "model", "version")
+OBSERVED_ERRORS = _gauge("observed_error_ratio", "Share of a version's events that failed.", "model", "version")
+EVENT_ROWS = _counter("collector_event_rows_total", "Event rows accepted.", "model", "version")
+EVENT_ERRORS = _counter("collector_rejected_batches_total", "Batches refused, by reason.", "signal", "reason")
+LABEL_ROWS = _counter("collector_label_rows_total", "Label rows accepted, by whether a prediction was found.", "model", "matched")
+LATE_ROWS = _counter("collector_late_rows_total", "Event rows behind the watermark.", "model", "version")
+WATERMARK = _gauge("collector_watermark_timestamp_seconds", "Event time up to which windows are closed.", "model")
+SPANS = _counter("collector_spans_total", "Spans accepted.")
+STORE_SAMPLES = _counter("collector_samples_total", "Samples appended to the store.")
+STORE_SERIES = _gauge("collector_series", "Series in the head of the store.")
+
+# --- alerts ----------------------------------------------------------------------------------------------------------
+CANARY_EVIDENCE = _gauge(
+    "canary_evidence",
+    "E-value of an anytime-valid test; 100 is evidence at alpha = 1 %.",
+    "model", "release", "candidate", "baseline", "check", "hypothesis",
+)  # fmt: skip   # check: errors; hypothesis: harm | safety
+CANARY_REQUESTS = _gauge(
+    "canary_requests", "Requests behind the evidence.", "model", "release", "candidate", "baseline", "arm", "outcome"
+)
+CANARY_VERDICT = _gauge(
+    "canary_verdict", "1 for the verdict in force.", "model", "release", "candidate", "baseline", "verdict"
+)  # verdict: rollback | advance | continue | inconclusive
+RULE_EVALUATION_DURATION = _histogram(
+    "rule_group_duration_seconds", "Time to evaluate a rule group.", LATENCY_SECONDS, "group"
+)
+RULE_FAILURES = _counter("rule_evaluation_failures_total", "Rule evaluations that failed.", "group", "rule")
+NOTIFICATIONS = _counter("notifications_total", "Notifications by channel and outcome.", "channel", "outcome")
+ACTIONS = _counter("actions_total", "Actions by kind and outcome.", "action", "model", "outcome")
+# outcome: done | failed | advised | held | waiting
+
+CATALOGUE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+# --- spans -----------------------------------------------------------------------------------------------------------
+SPAN_REQUEST = "inference.request"
+SPAN_QUEUE = "inference.queue"
+SPAN_BATCH = "inference.batch"
+SPAN_MODEL = "inference.model"
+SPAN_TRAINING_RUN = "training.run"
+SPAN_TRAINING_STEP = "training.step"
+SPAN_ACTION = "alerts.action"

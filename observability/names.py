@@ -1,4 +1,4 @@
-"""Every metric, span and resource name that Trimtab emits or computes: type, unit, labels, help and buckets in one place.
+"""Every metric, span and resource name that Trimtab emits or computes: type, unit, labels, help, buckets in one place.
 
 Names follow the Prometheus conventions (base units, `_total` on counters, `_ratio` on shares, `_seconds`), so that
 `promtool check metrics` accepts every page. Nothing else in the project spells a metric name in quotes.
@@ -106,9 +106,7 @@ TRAINING_PHASE_DURATION = _histogram(
 TRAINING_LOSS = _gauge("training_loss", "Training loss of the last recorded step.", "model", "run")
 TRAINING_GRADIENT_NORM = _gauge("training_gradient_norm", "Gradient norm before clipping.", "model", "run")
 TRAINING_LEARNING_RATE = _gauge("training_learning_rate", "Learning rate.", "model", "run")
-TRAINING_THROUGHPUT = _gauge(
-    "training_samples_per_second", "Samples a second since the last report.", "model", "run"
-)
+TRAINING_THROUGHPUT = _gauge("training_samples_per_second", "Samples a second since the last report.", "model", "run")
 TRAINING_NONFINITE = _counter("training_nonfinite_steps_total", "Steps skipped: NaN or infinity.", "model")
 TRAINING_CHECKPOINTS = _counter("training_checkpoints_total", "Checkpoints by outcome.", "model", "outcome")
 TRAINING_RUNS = _counter("training_runs_total", "Training runs ended, by outcome.", "model", "outcome")
@@ -123,7 +121,9 @@ DRIFT_SCORE = _gauge(
     "Distance of the window from the reference profile.",
     "model", "version", "column", "method",
 )  # fmt: skip   # method: psi | jensen_shannon | wasserstein | ks
-DRIFT_DETECTED = _gauge("drift_detected", "1 when the column's drift exceeds its threshold.", "model", "version", "column")
+DRIFT_DETECTED = _gauge(
+    "drift_detected", "1 when the column's drift exceeds its threshold.", "model", "version", "column"
+)
 DRIFT_COLUMNS = _gauge("drift_columns_ratio", "Share of the feature columns that drifted.", "model", "version")
 DRIFT_WINDOW_ROWS = _gauge("drift_window_rows", "Rows in the last closed drift window.", "model", "version")
 QUALITY_MISSING = _gauge("quality_missing_ratio", "Share of missing or NaN values.", "model", "version", "column")
@@ -145,7 +145,9 @@ OBSERVED_THROUGHPUT = _gauge("observed_rows_per_second", "Predictions a second."
 OBSERVED_ERRORS = _gauge("observed_error_ratio", "Share of a version's events that failed.", "model", "version")
 EVENT_ROWS = _counter("collector_event_rows_total", "Event rows accepted.", "model", "version")
 EVENT_ERRORS = _counter("collector_rejected_batches_total", "Batches refused, by reason.", "signal", "reason")
-LABEL_ROWS = _counter("collector_label_rows_total", "Label rows accepted, by whether a prediction was found.", "model", "matched")
+LABEL_ROWS = _counter(
+    "collector_label_rows_total", "Label rows accepted, by whether a prediction was found.", "model", "matched"
+)
 LATE_ROWS = _counter("collector_late_rows_total", "Event rows behind the watermark.", "model", "version")
 WATERMARK = _gauge("collector_watermark_timestamp_seconds", "Event time up to which windows are closed.", "model")
 SPANS = _counter("collector_spans_total", "Spans accepted.")

@@ -1,0 +1,89 @@
+"""The catalogue of names bound to a prometheus_client registry, and its text exposition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from observability import names
+from observability.names import Metric
+
+Instrument = Any  # Counter | Gauge | Histogram: the kind is the catalogue's, so that callers need no cast
+
+_INSTRUMENTS: dict[str, Callable[..., Instrument]] = {
+    "counter": Counter,
+    "gauge": Gauge,
+    "histogram": Histogram,
+}
+_lock = Lock()
+# Two `Metrics` on one registry share its families: prometheus_client refuses to register a name twice.
+_bound: WeakKeyDictionary[CollectorRegistry, dict[str, Instrument]] = WeakKeyDictionary()
+
+
+class Metrics:
+    """The catalogue's instruments on one registry, each registered when it is first asked for.
+
+    `metrics[names.MODEL_READY].labels("delay", "1").set(1)`. Without a registry it makes its own, so that
+    several services can live in one process. `families` limits it to a part of the catalogue.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None, families: Iterable[Metric] = names.CATALOGUE) -> None:
+        self.registry = CollectorRegistry(auto_describe=True) if registry is None else registry
+        self._known = {metric.name: metric for metric in families}
+        with _lock:
+            self._instruments = _bound.setdefault(self.registry, {})
+
+    def __getitem__(self, metric: Metric) -> Instrument:
+        """The instrument of a catalogue entry. KeyError if the entry is not in this catalogue."""
+        instrument = self._instruments.get(metric.name)
+        return self._register(metric) if instrument is None else instrument
+
+    def register_all(self) -> Metrics:
+        """Registers every family at once, so that a page shows help and type before the first sample."""
+        for metric in self._known.values():
+            self[metric]
+        return self
+
+    def _register(self, metric: Metric) -> Instrument:
+        if self._known.get(metric.name) != metric:
+            raise KeyError(f"{metric.name} is not in this catalogue: declare it in observability/names.py")
+        with _lock:
+            if metric.name not in self._instruments:
+                options = {"buckets": metric.buckets} if metric.kind == "histogram" else {}
+                self._instruments[metric.name] = _INSTRUMENTS[metric.kind](
+                    metric.name, metric.help, metric.labels, registry=self.registry, **options
+                )
+            return self._instruments[metric.name]
+
+
+def exposition(source: Metrics | CollectorRegistry, accept: str | None = None) -> tuple[bytes, str]:
+    """The page of a registry as (body, content type): OpenMetrics, with exemplars, where `accept` asks for it; else text."""
+    registry = source.registry if isinstance(source, Metrics) else source
+    encode, content_type = choose_encoder(accept or "")
+    return encode(_WithoutCreated(registry)), content_type
+
+
+class _WithoutCreated(Collector):
+    """A registry's families less the `_created` series, which double the series of a page and carry nothing we use.
+
+    prometheus_client's own switch is global to the process, and the process belongs to our host.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Family]:
+        for family in self._registry.collect():
+            if any(sample.name.endswith("_created") for sample in family.samples):
+                kept = Family(family.name, family.documentation, family.type, family.unit)
+                kept.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+                yield kept
+            else:
+                yield family

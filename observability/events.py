@@ -95,7 +95,7 @@ def label_batch(ids: Any, model: Any, labels: Any, time_ns: Any) -> pa.RecordBat
 
 
 def to_ipc(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> bytes:
-    """The batches as one Arrow IPC stream; a column that only some have is null in the others. BadBatch if types clash."""
+    """The batches as one Arrow IPC stream; columns that some lack are null there. BadBatch if types clash."""
     several = [batches] if isinstance(batches, pa.RecordBatch) else list(batches)
     if not several:
         raise BadBatch("there is no batch to write: an Arrow stream needs a schema")

@@ -1,0 +1,45 @@
+# make demo   the whole loop on real flights, with the dashboard   (ARGS="--headless --json", "--help", …)
+# make test   everything that proves it                            (ARGS="-k drift", …)
+# make check  lint, types, the import table and the fast tests
+# make bench  ours, the peer and the limit, measured in one run
+# Each sets up what it needs: a virtual environment in .venv and, where it runs as root on Debian, the servers that the tests talk to.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+ARGS ?=
+
+.PHONY: demo test check bench setup packages clean
+
+demo: setup
+	$(BIN)/trimtab demo $(ARGS)
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+setup: packages $(STAMP)
+
+packages:
+	@scripts/debian-packages
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
+	$(BIN)/python -m pip check
+	@touch $@
+
+clean:
+	rm -rf .venv .trimtab build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,327 @@
+"""The one settings file, `trimtab.toml`, checked against types; every field has a default that runs on one machine.
+
+Read here and nowhere else. An environment variable `TRIMTAB_<SECTION>_<FIELD>` overrides a scalar field.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+FILE = "trimtab.toml"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names the file, the field, the value seen and the remedy."""
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file: unknown fields are errors, so a typing mistake is never silently ignored."""
+
+
+class General(_Section, frozen=True, kw_only=True):
+    """`[trimtab]`: what all services share."""
+
+    data: str = ".trimtab"
+    """Folder of the databases, the lake, the artifacts and the logs."""
+    host: str = "127.0.0.1"
+    """Address that every service binds to."""
+    secret: str = ""
+    """Signs hooks and control calls; empty leaves them unsigned. Better set as TRIMTAB_TRIMTAB_SECRET."""
+    log_level: str = "INFO"
+
+
+class Target(_Section, frozen=True, kw_only=True):
+    """`[[collector.targets]]`: something to scrape."""
+
+    job: str
+    url: str
+    labels: dict[str, str] = {}
+
+
+class CollectorSettings(_Section, frozen=True, kw_only=True):
+    """`[collector]`: telemetry intake, store, windows and drift."""
+
+    intake_port: int = 4318
+    query_port: int = 9090
+    store: str = ""
+    """SQLAlchemy URL; empty means SQLite in the data folder."""
+    lake: str = ""
+    """Folder of the Parquet lake; empty means `lake` in the data folder."""
+    targets: list[Target] = []
+    """Prometheus targets besides Trimtab's own services."""
+    file_sd: list[str] = []
+    """Globs of Prometheus `file_sd` JSON files, watched for change."""
+    scrape_interval_seconds: float = 1.0
+    window_seconds: float = 60.0
+    allowed_lateness_seconds: float = 5.0
+    drift_threshold: float = 0.25
+    """PSI above its null expectation at which a column counts as drifted."""
+    drift_min_rows: int = 500
+    """Windows with fewer rows are not judged."""
+
+
+class QuerySettings(_Section, frozen=True, kw_only=True):
+    """`[query]`: where rules and dashboards read."""
+
+    url: str = ""
+    """A Prometheus-compatible API to use in place of the collector's own."""
+
+
+class ActionSettings(_Section, frozen=True, kw_only=True):
+    """`[alerts.actions.NAME]`: how rollback, promote or retrain is carried out, and how freely."""
+
+    mode: str = "auto"
+    """advise: only say it; approve: wait for a person; auto: do it."""
+    url: str = ""
+    """HTTP hook; empty means Trimtab's own serving for rollback and promote."""
+    command: list[str] = []
+    """Command to run instead of a hook; `{model}`, `{release}`, `{reason}` and `{key}` are filled in."""
+    cooldown_seconds: float = 300.0
+    budget_per_hour: int = 6
+    timeout_seconds: float = 600.0
+
+
+class AlertsSettings(_Section, frozen=True, kw_only=True):
+    """`[alerts]`: rules, evidence, notification, actions."""
+
+    port: int = 9093
+    database: str = ""
+    """SQLAlchemy URL of the journal; empty means SQLite in the data folder."""
+    rules: list[str] = []
+    """Prometheus rule files besides the shipped ones."""
+    shipped_rules: bool = True
+    notify: list[str] = []
+    """Apprise URLs (mail, Slack, Teams, PagerDuty, …)."""
+    webhooks: list[str] = []
+    """URLs that get Alertmanager's webhook JSON, signed if a secret is set."""
+    actions: dict[str, ActionSettings] = {}
+
+
+class ServingSettings(_Section, frozen=True, kw_only=True):
+    """`[serving]`: the batched inference core."""
+
+    port: int = 8080
+    url: str = ""
+    """Where the others reach it, if not on this host."""
+    registry: str = ""
+    """SQLAlchemy URL of the model registry; empty means SQLite in the data folder."""
+    artifacts: str = ""
+    models: list[str] = []
+    """Models to load; empty means all that the registry holds with a stable version."""
+    max_batch_rows: int = 64
+    max_delay_seconds: float = 0.0
+    max_queue_rows: int = 1024
+    trace_sample_ratio: float = 0.01
+    architectures: list[str] = []
+    """`module:callable` names that safetensors artifacts may declare."""
+    torch_threads: int = 1
+
+
+class DashboardSettings(_Section, frozen=True, kw_only=True):
+    """`[dashboard]`."""
+
+    port: int = 8501
+
+
+class ModelSettings(_Section, frozen=True, kw_only=True):
+    """`[models.NAME]`: how `trimtab train` and `trimtab retrain` make a version of the model."""
+
+    task: str
+    """`module:callable` that returns the training task."""
+    data: str = ""
+    """`module:callable` that returns the training table, for `trimtab train`."""
+    canary_weight: float = 0.1
+    """Share of traffic that a retrained version gets first; 0 registers it only."""
+    min_rows: int = 2000
+    """Labelled events that a retraining needs."""
+    window_seconds: float = 0.0
+    """How far back a retraining reads the lake; 0 means all of it."""
+    holdout_ratio: float = 0.2
+    """Share of the newest groups that is held out for the gate."""
+    tolerance: float = 0.0
+    """By how much (log loss) a challenger may be worse than the champion, at the confidence bound."""
+    warm_start: bool = True
+    seed: int = 0
+
+
+class Settings(_Section, frozen=True, kw_only=True):
+    """All of `trimtab.toml`."""
+
+    trimtab: General = General()
+    collector: CollectorSettings = CollectorSettings()
+    query: QuerySettings = QuerySettings()
+    alerts: AlertsSettings = AlertsSettings()
+    serving: ServingSettings = ServingSettings()
+    dashboard: DashboardSettings = DashboardSettings()
+    models: dict[str, ModelSettings] = {}
+
+    # --- what follows from the fields --------------------------------------------------------------------------------
+    @property
+    def data(self) -> Path:
+        return Path(self.trimtab.data).expanduser().absolute()
+
+    def _database(self, url: str, name: str) -> str:
+        return url or f"sqlite:///{self.data / name}"
+
+    @property
+    def store_url(self) -> str:
+        return self._database(self.collector.store, "collector.db")
+
+    @property
+    def journal_url(self) -> str:
+        return self._database(self.alerts.database, "alerts.db")
+
+    @property
+    def registry_url(self) -> str:
+        return self._database(self.serving.registry, "registry.db")
+
+    @property
+    def artifacts(self) -> Path:
+        return Path(self.serving.artifacts) if self.serving.artifacts else self.data / "artifacts"
+
+    @property
+    def lake(self) -> Path:
+        return Path(self.collector.lake) if self.collector.lake else self.data / "lake"
+
+    def _url(self, port: int) -> str:
+        host = self.trimtab.host
+        # An address to bind to is not always one to call: 0.0.0.0 and :: mean "here" to a client.
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
+        return f"http://{host}:{port}"
+
+    @property
+    def intake_url(self) -> str:
+        return self._url(self.collector.intake_port)
+
+    @property
+    def query_url(self) -> str:
+        return self.query.url or self._url(self.collector.query_port)
+
+    @property
+    def collector_url(self) -> str:
+        """The collector's own query port, whatever rules and dashboards read."""
+        return self._url(self.collector.query_port)
+
+    @property
+    def alerts_url(self) -> str:
+        return self._url(self.alerts.port)
+
+    @property
+    def serving_url(self) -> str:
+        return self.serving.url or self._url(self.serving.port)
+
+    @property
+    def dashboard_url(self) -> str:
+        return self._url(self.dashboard.port)
+
+    @property
+    def secret(self) -> bytes | None:
+        return self.trimtab.secret.encode() or None
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings: PATH, else `trimtab.toml` here if there is one, else the defaults; then the environment.
+
+    Raises SettingsError.
+    """
+    environ = os.environ if environ is None else environ
+    if path is None and Path(FILE).is_file():
+        path = Path(FILE)
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            raise SettingsError(f"{path}: no such settings file; `trimtab init` writes one with the defaults") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path}: not valid TOML: {error}") from None
+    _override(tables, environ)
+    try:
+        settings = msgspec.convert(tables, Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path or 'environment'}: {error} (see docs/settings.md for the fields)") from None
+    _check(settings)
+    return settings
+
+
+def _override(tables: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for section in msgspec.structs.fields(Settings):
+        fields = getattr(section.type, "__struct_fields__", ())
+        for field in fields:
+            value = environ.get(f"TRIMTAB_{section.name}_{field}".upper())
+            if value is not None:
+                kind = type(getattr(section.type(), field))
+                if kind in (str, int, float, bool):
+                    tables.setdefault(section.name, {})[field] = _scalar(section.name, field, value, kind)
+
+
+def _scalar(section: str, field: str, value: str, kind: type) -> Any:
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        variable = f"TRIMTAB_{section}_{field}".upper()
+        raise SettingsError(f"{variable}={value!r}: expected {kind.__name__}") from None
+
+
+def _check(settings: Settings) -> None:
+    for name, action in settings.alerts.actions.items():
+        if action.mode not in ("advise", "approve", "auto"):
+            raise SettingsError(f"alerts.actions.{name}.mode is {action.mode!r}; use advise, approve or auto")
+        if name not in ("rollback", "promote", "retrain"):
+            raise SettingsError(f"alerts.actions.{name}: no such action; there are rollback, promote and retrain")
+    collector = settings.collector
+    if collector.scrape_interval_seconds <= 0 or collector.window_seconds <= 0:
+        raise SettingsError("collector.scrape_interval_seconds and collector.window_seconds must be above 0")
+    ports = {
+        "collector.intake_port": collector.intake_port,
+        "collector.query_port": collector.query_port,
+        "alerts.port": settings.alerts.port,
+        "serving.port": settings.serving.port,
+        "dashboard.port": settings.dashboard.port,
+    }
+    by_port: dict[int, str] = {}
+    for name, port in ports.items():
+        if not 0 < port < 65536:
+            raise SettingsError(f"{name} is {port}; a port is 1 to 65535")
+        if port in by_port:
+            raise SettingsError(f"{name} and {by_port[port]} are both {port}; give each service a port of its own")
+        by_port[port] = name
+
+
+def dump(settings: Settings) -> str:
+    """The settings as TOML that `load` reads back."""
+    # tomllib cannot write; JSON's scalars, arrays and strings are TOML's, which leaves only the tables to name.
+    lines: list[str] = []
+    _dump_table(lines, [], msgspec.to_builtins(settings))
+    return "\n".join(lines).strip() + "\n"
+
+
+def _dump_table(lines: list[str], path: list[str], table: dict[str, Any]) -> None:
+    scalars = {name: value for name, value in table.items() if not _is_table(value)}
+    if path and (scalars or not table):
+        lines += ["", f"[{'.'.join(path)}]"]
+    lines += [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in scalars.items()]
+    for name, value in table.items():
+        key = name if name.replace("_", "").replace("-", "").isalnum() else msgspec.json.encode(name).decode()
+        if isinstance(value, dict):
+            _dump_table(lines, [*path, key], value)
+        elif _is_table(value):
+            for item in value:
+                lines += ["", f"[[{'.'.join([*path, key])}]]"]
+                lines += [f"{k} = {_inline(v)}" for k, v in item.items()]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{msgspec.json.encode(k).decode()} = {_inline(v)}" for k, v in value.items()) + "}"
+    return msgspec.json.encode(value).decode()

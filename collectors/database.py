@@ -1,0 +1,114 @@
+"""The collector's own tables (event log, references, windows, spans, logs) and the engine that holds them.
+
+They live beside the sample store, not in its file: a large event batch must not wait for a scrape's commit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+
+# A batch stays in the log until its rows are in the lake; `segment` names the lake files it is being written to.
+EVENT_LOG = sa.Table(
+    "event_log",
+    METADATA,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("signal", sa.String(16), nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("segment", sa.BigInteger, index=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sqlite_autoincrement=True,  # an id never comes back, so a segment's file name never does either
+)
+
+# Ids of accepted batches outlive their log rows: a retry may come after the compaction.
+BATCHES = sa.Table(
+    "event_batches",
+    METADATA,
+    sa.Column("batch_id", sa.String(200), primary_key=True),
+    sa.Column("signal", sa.String(16), primary_key=True),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("accepted_at", sa.Float, nullable=False, index=True),
+)
+
+REFERENCES = sa.Table(
+    "reference_profiles",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("version", sa.String(200), primary_key=True),
+    sa.Column("profile", sa.LargeBinary, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+
+WINDOWS = sa.Table(
+    "closed_windows",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("version", sa.String(200), primary_key=True),
+    sa.Column("start", sa.Float, primary_key=True),
+    sa.Column("end", sa.Float, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
+SPANS = sa.Table(
+    "spans",
+    METADATA,
+    sa.Column("trace_id", sa.String(32), primary_key=True),
+    sa.Column("span_id", sa.String(16), primary_key=True),
+    sa.Column("parent_id", sa.String(16), nullable=False),
+    sa.Column("service", sa.String(200), nullable=False, index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("kind", sa.Integer, nullable=False),
+    sa.Column("start_ns", sa.BigInteger, nullable=False, index=True),
+    sa.Column("end_ns", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),  # JSON: attributes, events, links, status, resource
+)
+
+LOGS = sa.Table(
+    "logs",
+    METADATA,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("time_ns", sa.BigInteger, nullable=False, index=True),
+    sa.Column("trace_id", sa.String(32), nullable=False, index=True),
+    sa.Column("span_id", sa.String(16), nullable=False),
+    sa.Column("service", sa.String(200), nullable=False),
+    sa.Column("severity", sa.Integer, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),  # JSON: message, attributes, resource
+)
+
+BUSY_SECONDS = 10.0
+
+
+def open_database(url: str) -> sa.Engine:
+    """An engine on `url` with the tables made; a SQLite file is put in WAL mode with an fsync at every commit."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+    else:
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+    METADATA.create_all(engine)
+    return engine
+
+
+def intake_url(store_url: str) -> str:
+    """Where the collector's own tables live: beside a SQLite store's file, in the same database otherwise."""
+    parsed = sa.make_url(store_url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return store_url
+    file = Path(parsed.database)
+    beside = file.with_name(f"{file.stem}-intake{file.suffix or '.db'}")
+    return parsed.set(database=str(beside)).render_as_string(hide_password=False)
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL would not sync at a commit
+    cursor.execute("PRAGMA wal_autocheckpoint = 4000")
+    cursor.close()

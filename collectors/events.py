@@ -1,0 +1,184 @@
+"""Event and label intake: a batch is committed to the log before it is acknowledged, then compacted into the lake.
+
+The way of a batch: `accept` commits its body and its id in one group transaction; `compact` names a run of log rows a
+segment, writes their lake files under the segment's name, and removes the rows. A crash at any point repeats the segment
+into files of the same names, so every row reaches the lake exactly once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import sqlalchemy as sa
+
+from collectors.database import BATCHES, EVENT_LOG
+from collectors.journal import Journal
+from observability.events import BadBatch, from_ipc, label_batch, to_ipc, validate_events, validate_labels
+from observability.lake import write_events, write_labels
+
+Signal = Literal["events", "labels"]
+Clock = Callable[[], float]
+Measured = Callable[[Signal, pa.Table], None]
+
+# Rows of one segment: bounds the memory of a compaction.
+SEGMENT_ROWS = 250_000
+SEGMENT_BATCHES = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to a batch: its rows, and whether it had been accepted before."""
+
+    accepted_rows: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A readable batch: the bytes for the log and the table for the windows."""
+
+    signal: Signal
+    body: bytes
+    table: pa.Table
+
+
+class _JsonLabel(msgspec.Struct):
+    id: str
+    model: str
+    label: float
+    time: float | None = None
+
+
+def read_batch(signal: Signal, body: bytes) -> Batch:
+    """Reads and checks an Arrow IPC stream of events or labels. BadBatch says what is wrong with it."""
+    table = from_ipc(body)
+    if signal == "events":
+        validate_events(table)
+    else:
+        validate_labels(table)
+    return Batch(signal, body, table)
+
+
+def read_json_labels(body: bytes, now: float) -> Batch:
+    """Reads `[{"id", "model", "label", "time"?}]`; time is unix seconds, or `now` where it is left out. BadBatch."""
+    try:
+        rows = msgspec.json.decode(body, type=list[_JsonLabel])
+    except msgspec.DecodeError as error:
+        raise BadBatch(f"the body is not a JSON list of labels: {error}") from error
+    if not rows:
+        raise BadBatch("the list of labels is empty: send at least one")
+    times = np.array([round((now if row.time is None else row.time) * 1e9) for row in rows], dtype=np.int64)
+    ids, models, labels = [row.id for row in rows], [row.model for row in rows], [row.label for row in rows]
+    batch = label_batch(ids, models, labels, times)
+    return Batch("labels", to_ipc(batch), pa.Table.from_batches([batch]))
+
+
+class EventLog:
+    """The durable log of accepted batches. `measured(signal, table)` is called in commit order, before the answer."""
+
+    def __init__(self, journal: Journal, lake: Path, clock: Clock, measured: Measured) -> None:
+        self._journal = journal
+        self._lake = lake
+        self._clock = clock
+        self._measured = measured
+        self._compacting = threading.Lock()
+
+    def accept(self, batch: Batch, batch_id: str) -> Future[Accepted]:
+        """Commits the batch; a known id is acknowledged with no second effect. The future carries the database's error."""
+
+        def write(connection: sa.Connection) -> Accepted:
+            key = (BATCHES.c.batch_id == batch_id) & (BATCHES.c.signal == batch.signal)
+            known = connection.execute(sa.select(BATCHES.c.rows).where(key)).first()
+            if known is not None:
+                return Accepted(known.rows, duplicate=True)
+            rows = batch.table.num_rows
+            connection.execute(
+                BATCHES.insert(),
+                {"batch_id": batch_id, "signal": batch.signal, "rows": rows, "accepted_at": self._clock()},
+            )
+            connection.execute(EVENT_LOG.insert(), {"signal": batch.signal, "rows": rows, "body": batch.body})
+            return Accepted(rows, duplicate=False)
+
+        def then(answer: Accepted) -> None:
+            if not answer.duplicate:
+                self._measured(batch.signal, batch.table)
+
+        return self._journal.submit(write, then)
+
+    def waiting_rows(self) -> int:
+        """Rows in the log that are not in the lake yet."""
+        with self._journal.engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(EVENT_LOG.c.rows), 0))).scalar_one())
+
+    def compact(self) -> int:
+        """Moves everything now in the log into the lake; returns the rows moved."""
+        moved = 0
+        with self._compacting:
+            while (segment := self._open_segment()) is not None:
+                moved += self._write_segment(segment)
+        return moved
+
+    def forget_batches(self, before: float) -> int:
+        """Drops ids accepted before the unix time `before`: a retry that old would be taken as new."""
+
+        def write(connection: sa.Connection) -> int:
+            return connection.execute(BATCHES.delete().where(BATCHES.c.accepted_at < before)).rowcount
+
+        return int(self._journal.submit(write).result())
+
+    def _open_segment(self) -> int | None:
+        """The segment to write: one that a crash left behind, else a new one over the oldest rows."""
+
+        def write(connection: sa.Connection) -> int | None:
+            left = connection.execute(sa.select(sa.func.min(EVENT_LOG.c.segment))).scalar()
+            if left is not None:
+                return int(left)
+            oldest = sa.select(EVENT_LOG.c.id, EVENT_LOG.c.rows).order_by(EVENT_LOG.c.id).limit(SEGMENT_BATCHES)
+            last, rows = None, 0
+            for row in connection.execute(oldest):
+                last, rows = row.id, rows + row.rows
+                if rows >= SEGMENT_ROWS:
+                    break
+            if last is not None:
+                connection.execute(EVENT_LOG.update().where(EVENT_LOG.c.id <= last).values(segment=last))
+            return last
+
+        segment: int | None = self._journal.submit(write).result()
+        return segment
+
+    def _write_segment(self, segment: int) -> int:
+        chosen = EVENT_LOG.c.segment == segment
+        with self._journal.engine.connect() as connection:
+            rows = connection.execute(
+                sa.select(EVENT_LOG.c.signal, EVENT_LOG.c.body).where(chosen).order_by(EVENT_LOG.c.id)
+            ).all()
+        moved = 0
+        for signal, write_rows in (("events", write_events), ("labels", write_labels)):
+            tables = [from_ipc(row.body) for row in rows if row.signal == signal]
+            for number, table in enumerate(merged(tables)):
+                moved += table.num_rows
+                write_rows(self._lake, table, f"segment-{segment:012d}-{number}")
+        self._journal.submit(lambda connection: connection.execute(EVENT_LOG.delete().where(chosen)).rowcount).result()
+        return moved
+
+
+def merged(tables: list[pa.Table]) -> list[pa.Table]:
+    """The tables in as few as their types allow; models with other columns of the same name stay apart.
+
+    Grouped by model, so that one model's columns do not become null columns of another.
+    """
+    groups: dict[tuple[object, ...], list[pa.Table]] = {}
+    for table in tables:
+        schema = table.schema.remove_metadata()
+        groups.setdefault(tuple(zip(schema.names, map(str, schema.types), strict=True)), []).append(
+            table.replace_schema_metadata(None)
+        )
+    return [pa.concat_tables(group) for group in groups.values()]

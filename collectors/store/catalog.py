@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,20 +61,22 @@ class Catalog:
         self.unsaved_layouts[layout.id] = layout
         return layout
 
-    def remove_layouts(self, layout_ids: Iterable[int]) -> list[int]:
-        """Forgets layouts, and the series that are in no other; gives the ids of those series."""
-        touched: set[int] = set()
+    def only_in(self, layout_ids: Sequence[int]) -> list[int]:
+        """Ids of the series that are in these layouts and in no other."""
+        leaving = set(layout_ids)
+        touched = {i for layout_id in leaving for i in self.layouts[layout_id].series_ids.tolist()}
+        return sorted(series_id for series_id in touched if leaving.issuperset(self.layouts_of[series_id]))
+
+    def remove(self, layout_ids: Sequence[int], series_ids: Sequence[int]) -> None:
+        """Forgets layouts and series; every series that stays is in another layout."""
         for layout_id in layout_ids:
             layout = self.layouts.pop(layout_id)
             del self._layout_ids[layout.series_ids.tobytes()]
             for series_id in layout.series_ids.tolist():
                 self.layouts_of[series_id].remove(layout_id)
-                touched.add(series_id)
-        gone = sorted(series_id for series_id in touched if not self.layouts_of[series_id])
-        for series_id in gone:
+        for series_id in series_ids:
             del self.layouts_of[series_id]
-        self.index.remove(gone)
-        return gone
+        self.index.remove(series_ids)
 
     def _keep(self, layout: Layout) -> None:
         self.layouts[layout.id] = layout

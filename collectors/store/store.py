@@ -170,12 +170,8 @@ class Store:
         high = 2**62 if end_ms is None else end_ms
         active = self._active_layouts(low, high)
         with self._lock:
-            found = self._catalog
-            return [
-                found.index.labels[i]
-                for i in ids
-                if i in found.layouts_of and not active.isdisjoint(found.layouts_of[i])
-            ]
+            labels, layouts_of = self._catalog.index.labels, self._catalog.layouts_of
+            return [labels[i] for i in ids if i in labels and not active.isdisjoint(layouts_of[i])]
 
     def label_names(
         self, matchers: Sequence[Matcher] = (), start_ms: int | None = None, end_ms: int | None = None
@@ -280,9 +276,8 @@ class Store:
             look_older = self._has_older and start_ms < floor_ms
         if look_older:
             columns = scrapes_table.c
-            query = (
-                sa.select(columns.layout_id).distinct().where(columns.t_ms.between(start_ms, min(end_ms, floor_ms - 1)))
-            )
+            in_range = columns.t_ms.between(start_ms, min(end_ms, floor_ms - 1))
+            query = sa.select(columns.layout_id).distinct().where(in_range)
             with self._reading, self._engine.connect() as connection:
                 active.update(connection.scalars(query))
         return active
@@ -290,10 +285,12 @@ class Store:
     def _forget_unused(self) -> None:
         with self._engine.begin() as connection:
             layouts = retention.unused_layouts(connection)
-            retention.delete_layouts(connection, layouts)
             with self._lock:
-                series = self._catalog.remove_layouts(layouts)
+                series = self._catalog.only_in(layouts)
+            retention.delete_layouts(connection, layouts)
             retention.delete_series(connection, series)
+        with self._lock:
+            self._catalog.remove(layouts, series)
 
 
 def _joined(

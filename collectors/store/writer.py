@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from collectors.store.catalog import Catalog
 from collectors.store.head import Head, Layout
 from collectors.store.schema import layouts_table, scrapes_table, series_table
-from collectors.store.values import STALE_NAN, Floats, Labels, StoreCounts, is_stale
+from collectors.store.values import STALE_NAN, Floats, LabelKey, Labels, StoreCounts, is_stale
 
 Ids = NDArray[np.int64]
 
@@ -66,7 +66,7 @@ class Writer:
         self._targets: dict[str, Ids] = {}
 
     def commit(self, requests: Sequence[Append | MarkStale]) -> list[int]:
-        """Writes a group in one transaction; gives the number of samples taken for each. On failure nothing is taken."""
+        """Writes a group in one transaction, all or nothing; gives the number of samples taken for each."""
         rows: list[_Row] = []
         undo = _Undo()
         with self._lock:
@@ -161,14 +161,10 @@ class Writer:
             else:
                 self._targets[target] = before
 
-    def _write(
-        self, rows: list[_Row], series: list[tuple[int, tuple[tuple[str, str], ...]]], layouts: list[Layout]
-    ) -> None:
+    def _write(self, rows: list[_Row], series: list[tuple[int, LabelKey]], layouts: list[Layout]) -> None:
         with self._engine.begin() as connection:
             if series:
-                texts = [
-                    {"id": i, "labels": json.dumps(dict(key), ensure_ascii=False, sort_keys=True)} for i, key in series
-                ]
+                texts = [{"id": i, "labels": json.dumps(dict(key), ensure_ascii=False)} for i, key in series]
                 connection.execute(series_table.insert(), texts)
             if layouts:
                 vectors = [{"id": item.id, "series_ids": item.series_ids.astype("<i8").tobytes()} for item in layouts]

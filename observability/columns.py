@@ -156,9 +156,9 @@ class NumericColumn:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> NumericColumn:
-        floats = {name: float(value[name]) for name in ("mean", "m2", "minimum", "maximum")}
+        floats: dict[str, Any] = {name: float(value[name]) for name in ("mean", "m2", "minimum", "maximum")}
         names = ("missing", "nan", "positive_infinite", "negative_infinite", "zeros")
-        integers = {name: int(value[name]) for name in names}
+        integers: dict[str, Any] = {name: int(value[name]) for name in names}
         edges, counts = np.array(value["edges"], np.float64), np.array(value["counts"], np.int64)
         if len(counts) != len(edges) + 1:
             raise ProfileError(f"{len(edges)} edges need {len(edges) + 1} counts, there are {len(counts)}")

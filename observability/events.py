@@ -65,7 +65,7 @@ def event_batch(
     """A batch of prediction events, one row an id.
 
     Every argument is one value for all rows or an array-like of one value a row; `time_ns` is unix time in
-    nanoseconds. Contiguous float64 arrays are not copied. A prediction that is None gives a null column (it failed).
+    nanoseconds. Contiguous float64 arrays are not copied: do not write to them afterwards. A prediction that is None gives a null column (it failed).
     Raises BadBatch naming the column when lengths or types do not fit.
     """
     id_column = _column("id", ids, pa.utf8(), len(ids))
@@ -193,14 +193,16 @@ def _value_column(name: str, values: Any, rows: int) -> pa.Array:
     """A feature or prediction: float64, utf8 or bool by what the values are."""
     if values is None:
         return pa.nulls(rows, pa.float64())
+    if isinstance(values, np.ndarray) and values.dtype == np.float64 and values.ndim == 1:
+        return _sized(name, pa.array(values), rows)
     try:
         if isinstance(values, bool | str):
             return pa.repeat(pa.scalar(values), rows)
         if isinstance(values, int | float):
             return pa.repeat(pa.scalar(float(values)), rows)
         array = values if isinstance(values, pa.Array) else _from_array_like(values)
-        kind = _value_type(array.type)
-        return _sized(name, array if array.type == kind else array.cast(kind), rows)
+        fits = array.type in VALUE_TYPES
+        return _sized(name, array if fits else array.cast(_value_type(array.type)), rows)
     except (pa.ArrowException, TypeError) as error:
         raise BadBatch(f"column {name!r} is neither numbers, text nor booleans: {error}") from error
 

@@ -64,7 +64,7 @@ class Metrics:
 
 
 def exposition(source: Metrics | CollectorRegistry, accept: str | None = None) -> tuple[bytes, str]:
-    """The page of a registry as (body, content type): text, or OpenMetrics with exemplars where `accept` asks for it."""
+    """The page of a registry as (body, content type): text, or OpenMetrics with exemplars where `accept` asks it."""
     registry = source.registry if isinstance(source, Metrics) else source
     encode, content_type = choose_encoder(accept or "")
     return encode(_WithoutCreated(registry)), content_type

@@ -1,0 +1,130 @@
+"""Where an exporter delivers: the `Sink` protocol, HTTP and Parquet."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from observability.events import MEDIA_TYPE, from_ipc
+from observability.lake import write_table
+
+BATCH_ID_HEADER = "X-Batch-Id"
+# The receiver, or a gateway before it, is not there or is too busy: it says nothing about this body.
+_TRY_LATER = (408, 429, 502, 503, 504)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One body to deliver. Its id stays the same over retries, so that the receiver can tell a repetition."""
+
+    body: bytes
+    rows: int = 0
+    id: str = field(default_factory=lambda: uuid4().hex)
+
+
+class DeliveryError(Exception):
+    """A delivery that failed."""
+
+
+class Unavailable(DeliveryError):
+    """The receiver is away or busy: try again, not before `retry_after` seconds where it said so."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Rejected(DeliveryError):
+    """The receiver will never take this body."""
+
+
+class Sink(Protocol):
+    def send(self, batch: Batch) -> None:
+        """Delivers durably, or raises: Rejected for good, anything else to be tried again."""
+
+
+class HttpSink:
+    """POSTs batches to one URL over a kept-alive connection. For one thread."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        content_type: str = MEDIA_TYPE,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"the URL {url!r} is not usable: give http://host:port/path or https://…")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._headers = {"Content-Type": content_type, **(headers or {})}
+        self.url = url
+
+    def send(self, batch: Batch) -> None:
+        kept_alive = self._connection.sock is not None
+        try:
+            status, retry_after, text = self._post(batch)
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            if not kept_alive:
+                raise Unavailable(f"{self.url} cannot be reached: {error or type(error).__name__}") from error
+            # The receiver may have closed an idle connection as we wrote; the batch id makes a repetition harmless.
+            self.send(batch)
+            return
+        _raise_for(status, retry_after, f"{self.url} answered {status}: {text}")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _post(self, batch: Batch) -> tuple[int, float | None, str]:
+        headers = {**self._headers, BATCH_ID_HEADER: batch.id}
+        self._connection.request("POST", self._target, body=batch.body, headers=headers)
+        response = self._connection.getresponse()
+        text = response.read().decode("utf-8", "replace")[:200]
+        return response.status, _retry_after(response.headers.get("Retry-After")), text
+
+
+class ParquetSink:
+    """Writes each batch of events or labels (an Arrow IPC body) as a file into one folder, atomically."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._folder = Path(path)
+
+    def send(self, batch: Batch) -> None:
+        try:
+            write_table(from_ipc(batch.body), self._folder, batch.id)
+        except ValueError as error:
+            raise Rejected(str(error)) from error
+
+
+def _raise_for(status: int, retry_after: float | None, message: str) -> None:
+    if 200 <= status < 300:
+        return
+    if status in _TRY_LATER:
+        raise Unavailable(message, retry_after)
+    if status < 500:
+        raise Rejected(message)
+    raise DeliveryError(message)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if it says neither."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        when = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (when - datetime.now(UTC)).total_seconds()) if when.tzinfo else None

@@ -1,0 +1,146 @@
+"""The gate in front of `torch.export.load`: rebuilds a .pt2 archive from its data, so that nothing in it can run code.
+
+`torch.export.load` unpickles custom objects and example inputs, evaluates symbolic expressions and resolves operator
+names in `torch`. The gate takes plain tensors and aten operators only, and hands torch a new archive without the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from typing import Any
+
+import torch
+from torch.export.pt2_archive._package import PT2ArchiveWriter
+
+from serving.errors import ArtifactError
+
+_ROOT_MEMBERS = {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"}
+_WEIGHTS_CONFIG = "data/weights/model_weights_config.json"
+_CONSTANTS_CONFIG = "data/constants/model_constants_config.json"
+_GRAPH = "models/model.json"
+_SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+_TENSOR_MEMBER = re.compile(r"data/(weights/weight_\d+|constants/tensor_\d+)")
+
+_OPERATOR_NAMES = (
+    "add|sub|mul|truediv|floordiv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_|pos|index|lshift|rshift"
+)
+_TARGET = re.compile(
+    rf"torch\.ops\.(aten|prims)\.(?!from_file)\w+(\.\w+)?|_operator\.({_OPERATOR_NAMES})"
+    r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_(max|min|not|int|float|ite|sum)"
+)
+_EXPRESSION_NAMES = frozenset(
+    ["Max", "Min", "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "Mod", "PythonMod", "ModularIndexing", "Where", "ToFloat", "TruncToInt", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Pow", "PowByNatural", "LShift", "RShift", "oo", "int_oo", "True", "False", "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "positive", "nonnegative", "integer", "s"]
+)
+_EXPRESSION = re.compile(r"[\w\s()+\-*/<>=!,&|~.]*")
+_SYMBOL = re.compile(r"(s|u|zuf)\d+")
+_QUOTED_SYMBOL = re.compile(r"'(s|u|zuf)\d+'")
+_TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
+
+
+def load_exported(content: bytes) -> torch.export.ExportedProgram:
+    """The program in a .pt2 archive. Raises ArtifactError where it holds pickles, native code or foreign operators."""
+    members = _members(content)
+    for name in (_GRAPH, _WEIGHTS_CONFIG, _CONSTANTS_CONFIG, "archive_version"):
+        if name not in members:
+            raise ArtifactError(f"model.pt2 has no member {name!r}; write it with torch.export.save")
+    _check_payloads(members, _WEIGHTS_CONFIG, "weight_")
+    _check_payloads(members, _CONSTANTS_CONFIG, "tensor_")
+    buffer = io.BytesIO()
+    with PT2ArchiveWriter(buffer) as writer:
+        for name, data in members.items():
+            if name in (_WEIGHTS_CONFIG, _CONSTANTS_CONFIG) or _TENSOR_MEMBER.fullmatch(name):
+                writer.write_bytes(name, data)
+        writer.write_bytes(_GRAPH, _checked_graph(members[_GRAPH]))
+        writer.write_bytes(_SAMPLE_INPUTS, _no_inputs())
+    buffer.seek(0)
+    return torch.export.load(buffer)
+
+
+def _members(content: bytes) -> dict[str, bytes]:
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(content))
+    except zipfile.BadZipFile as error:
+        raise ArtifactError(f"model.pt2 is not an archive of torch.export.save: {error}") from error
+    members: dict[str, bytes] = {}
+    for info in archive.infolist():
+        name = info.filename.partition("/")[2]
+        known = name in _ROOT_MEMBERS or name in (_WEIGHTS_CONFIG, _CONSTANTS_CONFIG, _GRAPH, _SAMPLE_INPUTS)
+        if name.startswith(("data/extra/", "extra/")):
+            continue
+        if name in members or not (known or _TENSOR_MEMBER.fullmatch(name)):
+            raise ArtifactError(
+                f"model.pt2 holds {info.filename!r}, which a plain program does not need (pickled objects and native "
+                "code are refused); export a module of ordinary tensors"
+            )
+        members[name] = archive.read(info)
+    return members
+
+
+def _check_payloads(members: dict[str, bytes], config: str, prefix: str) -> None:
+    for name, payload in json.loads(members[config])["config"].items():
+        if payload.get("use_pickle") or not str(payload["path_name"]).startswith(prefix):
+            raise ArtifactError(
+                f"model.pt2 keeps {name!r} as a pickle ({payload['path_name']}), which is never loaded; "
+                "export the module with ordinary dense tensors"
+            )
+
+
+def _checked_graph(content: bytes) -> bytes:
+    program = json.loads(content)
+    _walk(program)
+    program["graph_module"]["module_call_graph"] = [
+        entry for entry in program["graph_module"].get("module_call_graph", []) if entry.get("fqn") == ""
+    ]
+    return json.dumps(program).encode()
+
+
+def _walk(value: Any) -> None:
+    """Refuses what a deserializer would resolve or evaluate, and drops metadata (source names, stack traces)."""
+    if isinstance(value, list):
+        for item in value:
+            _walk(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("target", "as_operator") and isinstance(item, str):
+                _require(_TARGET.fullmatch(item) is not None, "operator", item)
+            elif key == "expr_str":
+                _require(_plain_expression(str(item)), "expression", item)
+            elif key in ("in_spec", "out_spec") and item:
+                _require(_plain_tree(json.loads(item)), "tree", item)
+            elif key == "metadata" and isinstance(item, dict):
+                value[key] = {}
+            elif key != "config":
+                _walk(item)
+
+
+def _require(allowed: bool, what: str, found: object) -> None:
+    if not allowed:
+        raise ArtifactError(f"model.pt2 names the {what} {found!r}, which is outside the allowed set (aten programs)")
+
+
+def _plain_expression(text: str) -> bool:
+    text = _QUOTED_SYMBOL.sub("s", text)
+    names = re.findall(r"[A-Za-z_]\w*", text)
+    attribute = re.search(r"\.(?!\d)|(?<!\d)\.", text)
+    return (
+        _EXPRESSION.fullmatch(text) is not None
+        and attribute is None
+        and all(_SYMBOL.fullmatch(name) or name in _EXPRESSION_NAMES for name in names)
+    )
+
+
+def _plain_tree(spec: Any) -> bool:
+    if isinstance(spec, list):
+        return all(_plain_tree(item) for item in spec)
+    if isinstance(spec, dict):
+        return spec.get("type") in _TREE_TYPES and _plain_tree(spec.get("children_spec", []))
+    return True
+
+
+def _no_inputs() -> bytes:
+    buffer = io.BytesIO()
+    torch.save(((), {}), buffer)
+    return buffer.getvalue()

@@ -1,0 +1,276 @@
+"""Runs batches of one model version: one hand-off to an inference thread a batch, and one back."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from serving.batcher import Batch, BatchQueue, Pending, Result, State, Wait
+from serving.errors import Cancelled, Expired, InvalidRequest, ModelFailed, NonFinite, Refused, ServingError
+from serving.models import WarmUp
+from serving.signature import Array, Signature, Values
+
+
+class Runnable(Protocol):
+    """What a lane needs of a loaded model."""
+
+    signature: Signature
+
+    def run(self, columns: Sequence[Array]) -> list[Array]:
+        """Columns [rows] in, outputs [rows] or [rows, k] out."""
+
+
+class Loop(Protocol):
+    """The part of an event loop that lanes use; a fake one makes time a parameter."""
+
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> Any: ...
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Any: ...
+
+
+class Executor(Protocol):
+    """Runs a job elsewhere and calls `done` with its result on the event loop."""
+
+    def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A batch's results, one a request in order, and when the model worked on it (lane clock, seconds)."""
+
+    results: tuple[Result, ...]
+    started: float
+    ended: float
+
+
+class InferenceThread:
+    """One thread that runs batches one after another."""
+
+    def __init__(self, name: str, call_soon_threadsafe: Callable[..., object]) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Executed], Callable[[Executed], None]] | None]
+        self._jobs = queue.SimpleQueue()
+        self._hand_back = call_soon_threadsafe
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None:
+        """Queues the job."""
+        self._jobs.put((job, done))
+
+    def stop(self) -> None:
+        """Ends the thread after its last job; does not wait for it."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            job, done = entry
+            result = job()
+            try:
+                self._hand_back(done, result)
+            except RuntimeError:
+                # The loop is closed: the process is going down and nobody waits for this answer any more.
+                return
+
+
+class Lane:
+    """The queue and the executor of one version. All methods run on the event loop; every request ends exactly once."""
+
+    def __init__(
+        self,
+        model: Runnable,
+        executor: Executor,
+        loop: Loop,
+        *,
+        max_rows: int,
+        max_delay: float,
+        limit_rows: int,
+        warm_up: WarmUp | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        on_batch: Callable[[Batch, Executed], None] | None = None,
+    ) -> None:
+        self.queue = BatchQueue(max_rows=max_rows, max_delay=max_delay, limit_rows=limit_rows)
+        self.model = model
+        self.warm_up = warm_up
+        self._executor = executor
+        self._loop = loop
+        self._clock = clock
+        self._on_batch = on_batch
+        self._running: Batch | None = None
+        self._scheduled = False
+        self._timer: Any = None
+        self._draining = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is with the model."""
+        return self._running is not None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return self._running is None and self.queue.rows == 0
+
+    def submit(self, pending: Pending) -> None:
+        """Queues a request. Raises Refused when the queue is full and Expired when its deadline has passed."""
+        now = self._clock()
+        if pending.deadline is not None and pending.deadline <= now:
+            raise Expired(f"the deadline passed {now - pending.deadline:.6f} s before the request could be queued")
+        if not self.queue.offer(pending):
+            raise Refused(
+                f"the queue is full: {self.queue.rows} of {self.queue.limit_rows} rows wait and the request has "
+                f"{pending.rows}; they take about {self.drain_seconds():.3f} s",
+                retry_after_seconds=self.drain_seconds(),
+            )
+        pending.lane = self
+        if pending.deadline is not None:
+            self._loop.call_later(pending.deadline - now, _expire, pending, self._clock)
+        self._schedule()
+
+    def cancel(self, pending: Pending) -> None:
+        """Ends a request whose client went away; queued rows never reach the model."""
+        self.end_early(pending, Cancelled("the client closed the connection"))
+
+    def drain_seconds(self) -> float:
+        """Estimated time to work off what waits."""
+        if self.warm_up is None:
+            return 1.0
+        full = self.queue.rows / self.queue.max_rows
+        return max(1e-3, full * self.warm_up.of(self.queue.max_rows))
+
+    def drain(self) -> None:
+        """From now on no batch waits for company."""
+        self._draining = True
+        self._schedule()
+
+    def withdraw(self) -> list[Pending]:
+        """Takes the queued requests out, to be submitted to another lane."""
+        return self.queue.remove_all()
+
+    def abandon(self) -> list[Pending]:
+        """Takes the requests of the running batch back; what the model says of them later is thrown away."""
+        if self._running is None:
+            return []
+        live = [pending for pending in self._running.requests if pending.state is State.RUNNING]
+        for pending in live:
+            pending.state = State.QUEUED
+        self._running = Batch((), 0, self._running.reason)
+        return live
+
+    def stop(self) -> None:
+        """Ends the executor."""
+        self._executor.stop()
+
+    def _schedule(self) -> None:
+        # One dispatch an iteration of the loop: requests read in the same iteration go into one batch.
+        if not self._scheduled and self._running is None:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        if self._running is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        expected = self.warm_up.of(self.queue.max_rows) if self.warm_up else 0.0
+        now = self._clock()
+        next_batch = self.queue.take(now, seconds=expected, draining=self._draining)
+        if isinstance(next_batch, Wait):
+            self._timer = self._loop.call_later(max(0.0, next_batch.until - now), self._dispatch)
+        elif next_batch is not None:
+            self._running = next_batch
+            requests = next_batch.requests
+            self._executor.start(
+                lambda: execute(self.model, requests, self.queue.max_rows, self._clock), self._finished
+            )
+
+    def _finished(self, executed: Executed) -> None:
+        batch = self._running
+        self._running = None
+        # The model gets its next batch before the answers of this one are written.
+        self._dispatch()
+        if batch is None:
+            return
+        for pending, result in zip(batch.requests, executed.results, strict=False):
+            if pending.state is State.RUNNING:
+                pending.started, pending.ended, pending.batch_rows = executed.started, executed.ended, batch.rows
+                pending.state = State.DONE
+                pending.finish(result)
+        if self._on_batch is not None and batch.requests:
+            self._on_batch(batch, executed)
+
+    def end_early(self, pending: Pending, error: ServingError) -> None:
+        """Answers a request that is not done with `error`; queued rows never reach the model."""
+        if pending.state is State.DONE:
+            return
+        if pending.state is State.QUEUED:
+            self.queue.discard(pending)
+        pending.state = State.DONE
+        pending.finish(error)
+
+
+def _expire(pending: Pending, clock: Callable[[], float]) -> None:
+    if pending.state is not State.DONE:
+        where = "in the queue" if pending.state is State.QUEUED else "with the model"
+        pending.lane.end_early(pending, Expired(f"the deadline passed after {clock() - pending.arrived:.3f} s {where}"))
+
+
+def execute(model: Runnable, requests: Sequence[Pending], max_rows: int, clock: Callable[[], float]) -> Executed:
+    """Runs the requests as one batch; never raises. A request that makes the model fail is found by halving."""
+    started = clock()
+    results = _run(model, [(pending.values, pending.rows) for pending in requests], max_rows)
+    return Executed(tuple(results), started, clock())
+
+
+def _run(model: Runnable, requests: Sequence[tuple[Sequence[Values], int]], max_rows: int) -> list[Result]:
+    try:
+        outputs = _outputs(model, model.signature.columns([values for values, _ in requests]), max_rows)
+        total = sum(rows for _, rows in requests)
+        if any(len(output) != total for output in outputs):
+            raise ModelFailed(f"the model gave {[len(output) for output in outputs]} rows for {total}")
+    except Exception as error:
+        if len(requests) > 1:
+            half = len(requests) // 2
+            return _run(model, requests[:half], max_rows) + _run(model, requests[half:], max_rows)
+        known = isinstance(error, (InvalidRequest, ModelFailed))
+        return [error if known else ModelFailed(f"the model failed: {type(error).__name__}: {error}")]  # type: ignore[list-item]
+    return _split(outputs, [rows for _, rows in requests], model.signature)
+
+
+def _outputs(model: Runnable, columns: list[Array], max_rows: int) -> list[Array]:
+    rows = len(columns[0])
+    if rows <= max_rows:
+        return model.run(columns)
+    chunks = [model.run([column[at : at + max_rows] for column in columns]) for at in range(0, rows, max_rows)]
+    return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
+
+
+def _split(outputs: Sequence[Array], rows: Sequence[int], signature: Signature) -> list[Result]:
+    finite = all(np.isfinite(output).all() for output in outputs)
+    results: list[Result] = []
+    start = 0
+    for count in rows:
+        parts = [output[start : start + count] for output in outputs]
+        results.append(
+            parts if finite or all(np.isfinite(part).all() for part in parts) else _non_finite(parts, signature)
+        )
+        start += count
+    return results
+
+
+def _non_finite(parts: Sequence[Array], signature: Signature) -> NonFinite:
+    bad = [
+        f"{output.name} of row {int(row)}"
+        for output, part in zip(signature.outputs, parts, strict=True)
+        for row in np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))[:3]
+    ]
+    return NonFinite(f"the model's output is NaN or infinite: {', '.join(bad)}")

@@ -1,0 +1,91 @@
+"""What can go wrong in serving, as a tree: each answer's HTTP status, outcome and advice to the client."""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Anything that serving refuses or fails. `outcome` is one of `names.OUTCOMES`."""
+
+    status = 500
+    outcome = "model_error"
+    retry_after_seconds: float | None = None
+
+
+class InvalidRequest(ServingError):
+    """The request's body, shape or parameters do not fit the model (400)."""
+
+    status = 400
+    outcome = "invalid"
+
+
+class TooLarge(InvalidRequest):
+    """The request's header or body is over the limit (413)."""
+
+    status = 413
+
+
+class NotFound(InvalidRequest):
+    """No such model, version or path (404)."""
+
+    status = 404
+
+
+class Refused(ServingError):
+    """The queue is full (429, with Retry-After)."""
+
+    status = 429
+    outcome = "rejected"
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(ServingError):
+    """The model is loading, failed to load, or the server drains (503, with Retry-After)."""
+
+    status = 503
+    outcome = "unavailable"
+    retry_after_seconds = 1.0
+
+
+class Expired(ServingError):
+    """The request's deadline passed before its answer (504)."""
+
+    status = 504
+    outcome = "expired"
+
+
+class Cancelled(ServingError):
+    """The client went away; nobody reads the answer (499 in logs only)."""
+
+    status = 499
+    outcome = "cancelled"
+
+
+class ModelFailed(ServingError):
+    """The model raised an exception for this request (500)."""
+
+
+class NonFinite(ServingError):
+    """The model's output for this request holds NaN or infinity (500)."""
+
+    outcome = "non_finite"
+
+
+class ArtifactError(ServingError):
+    """A model artifact is broken, altered, or of a kind that is not loaded (409)."""
+
+    status = 409
+
+
+class RegistryError(ServingError):
+    """The registry does not know the model, version or alias (404)."""
+
+    status = 404
+
+
+class Conflict(ServingError):
+    """A control call does not fit the traffic policy in force (409)."""
+
+    status = 409

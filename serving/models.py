@@ -1,0 +1,217 @@
+"""Model artifacts: writing one, and loading one into a callable that takes and gives numpy columns. Never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from serving.archive import load_exported
+from serving.errors import ArtifactError
+from serving.signature import Array, Signature
+
+Format = Literal["torch.export", "safetensors"]
+MANIFEST = "manifest.json"
+_FILES: dict[str, str] = {"torch.export": "model.pt2", "safetensors": "model.safetensors"}
+_DTYPES = {"FP32": torch.float32, "BOOL": torch.float32, "INT64": torch.int64, "BYTES": torch.int64}
+
+
+def canonical(value: object) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The artifact's manifest. Raises ArtifactError when it is missing or not a JSON object."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{directory / MANIFEST} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise ArtifactError(f"{directory / MANIFEST} is not a manifest: it must be an object with 'files'")
+    return manifest
+
+
+def verify(directory: Path, digest: str | None = None) -> str:
+    """The artifact's digest, after every file's SHA-256 was checked. Raises ArtifactError when anything was altered."""
+    manifest = read_manifest(directory)
+    for name, expected in manifest["files"].items():
+        if Path(name).name != name:
+            raise ArtifactError(f"{directory}: file name {name!r} in the manifest leaves the folder")
+        path = directory / name
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        if found != expected:
+            raise ArtifactError(f"{path} was altered: its SHA-256 is {found}, the manifest says {expected}")
+    actual = hashlib.sha256(canonical(manifest)).hexdigest()
+    if digest is not None and actual != digest:
+        raise ArtifactError(f"{directory} was altered: its digest is {actual}, the registry says {digest}")
+    return actual
+
+
+def save_artifact(
+    directory: Path,
+    module: torch.nn.Module,
+    signature: Signature,
+    example: Mapping[str, Sequence[Any]],
+    *,
+    format: Format = "torch.export",
+    architecture: str | None = None,
+    architecture_args: Mapping[str, Any] | None = None,
+) -> str:
+    """Writes `module` as an artifact and returns its digest. `example` is one row or more a column, answered at load.
+
+    `architecture` ("module:callable") and its keyword arguments rebuild the module when the format is safetensors.
+    """
+    if (format == "safetensors") != (architecture is not None):
+        raise ArtifactError(
+            "a safetensors artifact needs an architecture 'module:callable', a torch.export one has none"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / _FILES[format]
+    if format == "safetensors":
+        safetensors.torch.save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path)
+    else:
+        torch.export.save(_exported(module.eval(), signature, example), path)
+    manifest = {
+        "format": format,
+        "architecture": architecture,
+        "architecture_args": dict(architecture_args or {}),
+        **signature.to_json(),
+        "example": {name: list(values) for name, values in example.items()},
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest()},
+    }
+    (directory / MANIFEST).write_bytes(canonical(manifest))
+    return hashlib.sha256(canonical(manifest)).hexdigest()
+
+
+def _exported(
+    module: torch.nn.Module, signature: Signature, example: Mapping[str, Sequence[Any]]
+) -> torch.export.ExportedProgram:
+    # Two rows at least: torch.export would take a batch of one for a constant.
+    row = [list(example[column.name]) for column in signature.inputs]
+    columns = signature.columns([row, row])
+    arguments = tuple(torch.from_numpy(column) for column in columns)
+    batch = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} for _ in arguments)
+    return torch.export.export(module, arguments, dynamic_shapes=(shapes,) if _takes_varargs(module) else shapes)
+
+
+def _takes_varargs(module: torch.nn.Module) -> bool:
+    code = type(module).forward.__code__
+    return bool(code.co_flags & 0x04)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Measured seconds a batch, by rows: t(n) of a loaded model."""
+
+    seconds: dict[int, float]
+
+    def of(self, rows: int) -> float:
+        """Estimated seconds for a batch of `rows`: the next measured size, in proportion beyond the largest."""
+        for size in sorted(self.seconds):
+            if rows <= size:
+                return self.seconds[size]
+        largest = max(self.seconds)
+        return self.seconds[largest] * rows / largest
+
+
+class LoadedModel:
+    """A version in memory. `run(columns)` takes one column [rows] an input and gives one array an output."""
+
+    def __init__(self, module: Any, manifest: Mapping[str, Any], digest: str) -> None:
+        self.manifest = manifest
+        self.digest = digest
+        self.signature = Signature.of(manifest)
+        self._call = module
+
+    def run(self, columns: Sequence[Array]) -> list[Array]:
+        """The outputs as float32 arrays, [rows] or [rows, k]. Raises what the model raises."""
+        with torch.inference_mode():
+            result = self._call(*map(torch.from_numpy, columns))
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        return [np.asarray(output.numpy(), np.float32) for output in outputs]
+
+    def answer_example(self) -> list[Array]:
+        """The outputs for the manifest's example. Raises ArtifactError unless they fit the signature and are finite."""
+        example = self.manifest["example"]
+        columns = self.signature.columns([[example[column.name] for column in self.signature.inputs]])
+        outputs = self.run(columns)
+        if len(outputs) != len(self.signature.outputs):
+            raise ArtifactError(
+                f"the model gives {len(outputs)} outputs, its manifest names {len(self.signature.outputs)}"
+            )
+        for output, values in zip(self.signature.outputs, outputs, strict=True):
+            if len(values) != len(columns[0]) or values.ndim > 2:
+                raise ArtifactError(
+                    f"output {output.name!r} has shape {values.shape} for {len(columns[0])} example rows"
+                )
+            if not np.isfinite(values).all():
+                raise ArtifactError(f"output {output.name!r} is not finite for the manifest's example")
+        return outputs
+
+    def warm_up(self, max_rows: int, repeats: int = 3) -> WarmUp:
+        """Runs the example at each power of two up to `max_rows` and keeps the best time of each."""
+        example = self.manifest["example"]
+        columns = self.signature.columns([[example[column.name] for column in self.signature.inputs]])
+        sizes = sorted({min(2**power, max_rows) for power in range(max_rows.bit_length() + 1)})
+        seconds: dict[int, float] = {}
+        for rows in sizes:
+            batch = [np.resize(column, rows) for column in columns]
+            times = []
+            for _ in range(1 + repeats):
+                start = time.perf_counter()
+                self.run(batch)
+                times.append(time.perf_counter() - start)
+            seconds[rows] = min(times[1:])
+        return WarmUp(seconds)
+
+
+def load_artifact(directory: Path, *, architectures: Sequence[str] = (), digest: str | None = None) -> LoadedModel:
+    """The verified artifact, loaded on the CPU and answering its example with finite outputs.
+
+    `architectures` lists the `module:callable` that safetensors artifacts may name. Raises ArtifactError.
+    """
+    actual = verify(directory, digest)
+    manifest = read_manifest(directory)
+    format = manifest.get("format")
+    if format not in _FILES or _FILES[format] not in manifest["files"]:
+        raise ArtifactError(
+            f"format {format!r} with files {sorted(manifest['files'])}; use torch.export or safetensors"
+        )
+    if format == "torch.export":
+        # The guards and the pytree hooks of the unlifted module cost more than a small model: call its forward.
+        call = load_exported((directory / _FILES[format]).read_bytes()).module(check_guards=False).forward
+    else:
+        call = _built(manifest, architectures, directory / _FILES[format])
+    model = LoadedModel(call, manifest, actual)
+    try:
+        model.answer_example()
+    except ArtifactError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"{directory}: the model does not answer its own example: {error!r}") from error
+    return model
+
+
+def _built(manifest: Mapping[str, Any], architectures: Sequence[str], weights: Path) -> torch.nn.Module:
+    name = manifest.get("architecture")
+    if name not in architectures:
+        raise ArtifactError(
+            f"architecture {name!r} is not among the allowed {list(architectures)}; "
+            "add it to the server's `architectures` if you trust its code"
+        )
+    module_name, _, attribute = str(name).partition(":")
+    factory = getattr(importlib.import_module(module_name), attribute)
+    module: torch.nn.Module = factory(**manifest.get("architecture_args") or {})
+    module.load_state_dict(safetensors.torch.load_file(weights))
+    return module.eval()

@@ -1,0 +1,179 @@
+"""A model's traffic policy as one frozen value: who answers a request, with which probability, and how it may change."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from serving.errors import Conflict
+
+Arm = Literal["stable", "canary", "shadow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A release in progress: `weight` (0..1) of the requests go to `version`. `started_at` is unix seconds."""
+
+    version: int
+    weight: float
+    release: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A version that gets copies of `fraction` (0..1) of the requests; nobody sees its answers."""
+
+    version: int
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the router chose for one request. `propensity` is the probability of this arm; `weight` the canary's."""
+
+    version: int
+    arm: Arm
+    propensity: float
+    release: str | None = None
+    weight: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Who serves a model. `releases` counts those begun; `stable_release` brought the stable version in."""
+
+    model: str
+    generation: int = 0
+    stable: int | None = None
+    previous: int | None = None
+    canary: Canary | None = None
+    shadow: Shadow | None = None
+    sticky: str | None = None
+    releases: int = 0
+    stable_release: str | None = None
+
+    def choose(self, unit: str | None, draw: Callable[[], float] = random.random) -> Choice | None:
+        """The arm for a request: by the unit's hash when it has one, else by `draw`. None without a stable version."""
+        if self.stable is None:
+            return None
+        if self.canary is None:
+            return Choice(self.stable, "stable", 1.0)
+        canary = self.canary
+        place = draw() if unit is None else position(canary.release, unit)
+        if place < canary.weight:
+            return Choice(canary.version, "canary", canary.weight, canary.release, canary.weight)
+        return Choice(self.stable, "stable", 1.0 - canary.weight, canary.release, canary.weight)
+
+    def loaded(self) -> set[int]:
+        """The versions that must be in memory under this policy."""
+        named = [self.stable, self.previous]
+        named += [self.canary.version] if self.canary else []
+        named += [self.shadow.version] if self.shadow else []
+        return {version for version in named if version is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, canary and shadow as objects or null."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(body: dict[str, Any]) -> Policy:
+        """The inverse of `to_json`."""
+        canary, shadow = body.get("canary"), body.get("shadow")
+        return Policy(
+            **{
+                **body,
+                "canary": None if canary is None else Canary(**canary),
+                "shadow": None if shadow is None else Shadow(**shadow),
+            }
+        )
+
+
+def position(salt: str, unit: str) -> float:
+    """A unit's place in [0, 1), fixed for the life of a release: a higher weight only adds units to the canary."""
+    digest = hashlib.blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8, key=_key(salt)).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _key(salt: str) -> bytes:
+    return hashlib.blake2b(salt.encode(), digest_size=16).digest()
+
+
+def with_canary(policy: Policy, version: int, weight: float, sticky: str | None, now: float) -> Policy:
+    """The policy with `version` as canary; the same version again only changes the weight of its release. Conflict."""
+    if not 0.0 <= weight <= 1.0:
+        raise Conflict(f"weight {weight!r} is outside 0..1")
+    if policy.stable is None:
+        raise Conflict(f"model {policy.model!r} has no stable version to compare with; promote one first")
+    if version == policy.stable:
+        raise Conflict(f"version {version} of {policy.model!r} is stable already")
+    if policy.canary is not None and policy.canary.version != version:
+        raise Conflict(
+            f"release {policy.canary.release} is in progress with version {policy.canary.version}; promote it or roll it back"
+        )
+    if policy.canary is not None:
+        ramped = replace(policy.canary, weight=weight)
+        return replace(policy, generation=policy.generation + 1, canary=ramped, sticky=sticky or policy.sticky)
+    number = policy.releases + 1
+    canary = Canary(version, weight, f"{policy.model}-{number}", now)
+    return replace(policy, generation=policy.generation + 1, canary=canary, sticky=sticky, releases=number)
+
+
+def with_shadow(policy: Policy, version: int, fraction: float) -> Policy:
+    """The policy with a shadow; a fraction of 0 ends it. Raises Conflict."""
+    if not 0.0 <= fraction <= 1.0:
+        raise Conflict(f"fraction {fraction!r} is outside 0..1")
+    shadow = Shadow(version, fraction) if fraction > 0 else None
+    return replace(policy, generation=policy.generation + 1, shadow=shadow)
+
+
+def promoted(policy: Policy, version: int | None, release: str | None) -> Policy:
+    """The policy with the canary, or a named version, as stable; the old stable is kept as previous. Raises Conflict."""
+    canary = policy.canary
+    if release is not None and (canary is None or canary.release != release):
+        raise Conflict(f"release {release!r} is not in progress for {policy.model!r}")
+    target = version if version is not None else (canary.version if canary else None)
+    if target is None:
+        raise Conflict(f"model {policy.model!r} has no canary; name the version to promote")
+    ends_release = canary is not None and canary.version == target
+    if canary is not None and not ends_release:
+        raise Conflict(f"release {canary.release} is in progress with version {canary.version}; roll it back first")
+    if target == policy.stable:
+        return policy
+    number = policy.releases + (0 if ends_release else 1)
+    return replace(
+        policy,
+        generation=policy.generation + 1,
+        stable=target,
+        previous=policy.stable,
+        canary=None,
+        sticky=None,
+        releases=number,
+        stable_release=canary.release if canary else f"{policy.model}-{number}",
+    )
+
+
+def rolled_back(policy: Policy, release: str | None) -> Policy | None:
+    """The policy after a rollback, or None when there is nothing left to roll back. Raises Conflict.
+
+    With a canary (of that release, if one is named) all traffic goes to stable; otherwise stable goes to previous.
+    """
+    generation = policy.generation + 1
+    if policy.canary is not None and release in (None, policy.canary.release):
+        return replace(policy, generation=generation, canary=None, sticky=None)
+    if release is not None and release != policy.stable_release:
+        return None
+    if policy.previous is None:
+        return None
+    return replace(
+        policy,
+        generation=generation,
+        stable=policy.previous,
+        previous=None,
+        canary=None,
+        sticky=None,
+        stable_release=None,
+    )

@@ -25,10 +25,20 @@ from observability.lake import (
     write_labels,
     write_table,
 )
+from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
 from observability.metrics import Metrics, exposition
 from observability.profile import Profile, distribution
 from observability.signing import SignatureError, sign, verify
 from observability.sinks import Batch, DeliveryError, HttpSink, ParquetSink, Rejected, Sink, Unavailable
+from observability.tracing import (
+    NoTracing,
+    OtlpSpanExporter,
+    Tracing,
+    format_trace_id,
+    format_traceparent,
+    parse_traceparent,
+    setup_tracing,
+)
 
 __all__ = [
     "Backoff",
@@ -42,26 +52,37 @@ __all__ = [
     "EventExporter",
     "Exporter",
     "HttpSink",
+    "JsonFormatter",
+    "LogLine",
     "Metrics",
+    "NoTracing",
     "NumericColumn",
+    "OtlpSpanExporter",
     "ParquetSink",
     "Profile",
     "ProfileError",
     "Rejected",
     "SignatureError",
     "Sink",
+    "Tracing",
     "Unavailable",
     "distribution",
     "event_batch",
     "events_path",
     "exposition",
+    "format_trace_id",
+    "format_traceparent",
     "from_ipc",
     "label_batch",
     "labels_path",
+    "log_exporter",
     "names",
+    "parse_traceparent",
     "read_events",
     "read_labelled",
     "read_labels",
+    "setup_logging",
+    "setup_tracing",
     "sign",
     "to_ipc",
     "validate_events",

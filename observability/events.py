@@ -65,8 +65,8 @@ def event_batch(
     """A batch of prediction events, one row an id.
 
     Every argument is one value for all rows or an array-like of one value a row; `time_ns` is unix time in
-    nanoseconds. Contiguous float64 arrays are not copied: do not write to them afterwards. A prediction that is None gives a null column (it failed).
-    Raises BadBatch naming the column when lengths or types do not fit.
+    nanoseconds. Contiguous float64 arrays are not copied: do not write to them afterwards. A prediction that is None
+    gives a null column (it failed). Raises BadBatch naming the column when lengths or types do not fit.
     """
     id_column = _column("id", ids, pa.utf8(), len(ids))
     rows = len(id_column)

@@ -14,7 +14,11 @@ from alerts.labels import Labels
 
 
 class QueryError(RuntimeError):
-    """The store could not answer: it is away, or it refuses the expression."""
+    """The store did not answer an expression: it refuses it, or it is away."""
+
+
+class StoreAway(QueryError):
+    """The store cannot be reached; asking it something else is of no use either."""
 
 
 class WriteError(RuntimeError):

@@ -1,0 +1,102 @@
+"""Requests of a release, totalled from counters that may restart: per series, kept in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from alerts.evidence.errors import Segment
+from alerts.evidence.verdict import Counts
+from alerts.schema import RELEASE_TOTALS
+
+ERROR = "error"
+CANARY = "canary"
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """All requests that one series of a release has counted. `last` is the counter's value as last read."""
+
+    series: str
+    arm: str
+    propensity: float
+    outcome: str
+    last: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One series of `release_requests_total` as it reads now."""
+
+    series: str
+    arm: str
+    propensity: float
+    outcome: str
+    value: float
+
+
+def add_up(totals: Sequence[Total], readings: Iterable[Reading]) -> list[Total]:
+    """The totals after the readings. A counter that fell was restarted from 0; one that is absent keeps its total."""
+    known = {total.series: total for total in totals}
+    for reading in readings:
+        before = known.get(reading.series)
+        last, total = (before.last, before.total) if before else (0.0, 0.0)
+        grown = reading.value - last if reading.value >= last else reading.value
+        known[reading.series] = Total(
+            reading.series, reading.arm, reading.propensity, reading.outcome, reading.value, total + grown
+        )
+    return list(known.values())
+
+
+def segments_of(totals: Iterable[Total]) -> list[Segment]:
+    """Errors by propensity, which is all that the e-process needs."""
+    events: dict[float, tuple[float, float]] = {}
+    for total in totals:
+        if total.outcome == ERROR:
+            canary, both = events.get(total.propensity, (0.0, 0.0))
+            events[total.propensity] = (canary + (total.arm == CANARY) * total.total, both + total.total)
+    return [Segment(propensity, canary, both) for propensity, (canary, both) in sorted(events.items())]
+
+
+def counts_of(totals: Iterable[Total]) -> Counts:
+    """Requests and errors of both arms."""
+    requests = {True: 0.0, False: 0.0}
+    errors = {True: 0.0, False: 0.0}
+    for total in totals:
+        requests[total.arm == CANARY] += total.total
+        if total.outcome == ERROR:
+            errors[total.arm == CANARY] += total.total
+    return Counts(requests[True], errors[True], requests[False], errors[False])
+
+
+def read_totals(connection: sa.Connection, model: str, release: str) -> list[Total]:
+    """The saved totals of a release."""
+    table = RELEASE_TOTALS
+    rows = connection.execute(sa.select(table).where(table.c.model == model, table.c.release == release))
+    return [Total(row.series, row.arm, row.propensity, row.outcome, row.last, row.total) for row in rows]
+
+
+def write_totals(connection: sa.Connection, model: str, release: str, totals: Sequence[Total]) -> None:
+    """Replace the saved totals of a release."""
+    table = RELEASE_TOTALS
+    connection.execute(table.delete().where(table.c.model == model, table.c.release == release))
+    if totals:
+        connection.execute(
+            table.insert(),
+            [
+                {
+                    "model": model,
+                    "release": release,
+                    "series": total.series,
+                    "arm": total.arm,
+                    "propensity": total.propensity,
+                    "outcome": total.outcome,
+                    "last": total.last,
+                    "total": total.total,
+                }
+                for total in totals
+            ],
+        )

@@ -1,0 +1,156 @@
+"""The judge's tables, and how its database is opened: SQLite in WAL mode by default, any SQLAlchemy URL else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData()
+
+_Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
+# One row an alert that is pending, firing or lately resolved: what an evaluation starts from after a restart.
+ALERT_STATES = sa.Table(
+    "alert_states",
+    METADATA,
+    sa.Column("group_key", sa.String(500), primary_key=True),
+    sa.Column("rule", sa.String(200), primary_key=True),
+    sa.Column("fingerprint", sa.String(16), primary_key=True),
+    sa.Column("body", sa.JSON, nullable=False),
+)
+
+SILENCES = sa.Table(
+    "silences",
+    METADATA,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("matchers", sa.JSON, nullable=False),
+    sa.Column("starts_at", sa.Float, nullable=False),
+    sa.Column("ends_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+    sa.Column("created_by", sa.Text, nullable=False),
+    sa.Column("comment", sa.Text, nullable=False),
+)
+
+# Alerts that others sent to the API; `ends_at` resolves them.
+RECEIVED_ALERTS = sa.Table(
+    "received_alerts",
+    METADATA,
+    sa.Column("fingerprint", sa.String(16), primary_key=True),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("annotations", sa.JSON, nullable=False),
+    sa.Column("starts_at", sa.Float, nullable=False),
+    sa.Column("ends_at", sa.Float, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+    sa.Column("generator_url", sa.Text, nullable=False),
+)
+
+# What each receiver was last told of a group of alerts.
+NOTIFIED = sa.Table(
+    "notified",
+    METADATA,
+    sa.Column("receiver", sa.String(200), primary_key=True),
+    sa.Column("group_key", sa.String(1000), primary_key=True),
+    sa.Column("firing", sa.JSON, nullable=False),
+    sa.Column("resolved", sa.JSON, nullable=False),
+    sa.Column("first_seen", sa.Float, nullable=False),
+    sa.Column("sent_at", sa.Float, nullable=False),
+)
+
+RELEASES = sa.Table(
+    "releases",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("release", sa.String(200), primary_key=True),
+    sa.Column("candidate", sa.String(200), nullable=False),
+    sa.Column("baseline", sa.String(200), nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+    sa.Column("verdict", sa.String(20), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("decided_at", sa.Float),
+)
+
+# Counters survive the restart of the process that counts: `total` goes on where `last` fell.
+RELEASE_TOTALS = sa.Table(
+    "release_totals",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("release", sa.String(200), primary_key=True),
+    sa.Column("series", sa.String(1000), primary_key=True),
+    sa.Column("arm", sa.String(20), nullable=False),
+    sa.Column("propensity", sa.Float, nullable=False),
+    sa.Column("outcome", sa.String(20), nullable=False),
+    sa.Column("last", sa.Float, nullable=False),
+    sa.Column("total", sa.Float, nullable=False),
+)
+
+ACTIONS = sa.Table(
+    "actions",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("key", sa.String(500), nullable=False, unique=True),
+    sa.Column("action", sa.String(50), nullable=False),
+    sa.Column("model", sa.String(200), nullable=False, index=True),
+    sa.Column("release", sa.String(200), nullable=False),
+    sa.Column("mode", sa.String(20), nullable=False),
+    sa.Column("state", sa.String(20), nullable=False, index=True),
+    sa.Column("alert", sa.String(200), nullable=False),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("completed_at", sa.Float),
+    sa.Column("result", sa.JSON),
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("decided_at", sa.Float),  # when a person approved, rejected or asked for it
+    sqlite_autoincrement=True,
+)
+
+# Append-only; each row's hash covers its content and the hash before it.
+JOURNAL = sa.Table(
+    "journal",
+    METADATA,
+    sa.Column("seq", _Id, primary_key=True, autoincrement=False),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("kind", sa.String(20), nullable=False),
+    sa.Column("key", sa.String(500), nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+)
+
+BUSY_SECONDS = 15.0
+
+
+def open_database(url: str) -> sa.Engine:
+    """An engine on `url` with the tables made. SQLite writes wait for each other, and sync to disk at every commit."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+    else:
+        options: dict[str, Any] = {}
+        if parsed.database in (None, "", ":memory:"):
+            options["poolclass"] = sa.StaticPool
+        else:
+            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, **options)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+    METADATA.create_all(engine)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # the driver must not begin by itself: see _begin_sqlite
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # in WAL mode NORMAL would not sync at a commit
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A deferred transaction that reads and then writes fails at once when another wrote between; this one waits.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

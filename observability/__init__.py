@@ -15,6 +15,7 @@ from observability.events import (
     validate_labels,
 )
 from observability.exporter import Backoff, BufferedExporter, EventExporter, Exporter
+from observability.inference import InferenceBatch, InferenceMiddleware, InferenceMonitor
 from observability.lake import (
     events_path,
     labels_path,
@@ -26,8 +27,9 @@ from observability.lake import (
     write_table,
 )
 from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
-from observability.metrics import Metrics, exposition
+from observability.metrics import Metrics, exposition, observe_many
 from observability.profile import Profile, distribution
+from observability.push import push
 from observability.signing import SignatureError, sign, verify
 from observability.sinks import Batch, DeliveryError, HttpSink, ParquetSink, Rejected, Sink, Unavailable
 from observability.tracing import (
@@ -39,6 +41,7 @@ from observability.tracing import (
     parse_traceparent,
     setup_tracing,
 )
+from observability.training import Step, TrainingMonitor
 
 __all__ = [
     "Backoff",
@@ -52,6 +55,9 @@ __all__ = [
     "EventExporter",
     "Exporter",
     "HttpSink",
+    "InferenceBatch",
+    "InferenceMiddleware",
+    "InferenceMonitor",
     "JsonFormatter",
     "LogLine",
     "Metrics",
@@ -64,7 +70,9 @@ __all__ = [
     "Rejected",
     "SignatureError",
     "Sink",
+    "Step",
     "Tracing",
+    "TrainingMonitor",
     "Unavailable",
     "distribution",
     "event_batch",
@@ -77,7 +85,9 @@ __all__ = [
     "labels_path",
     "log_exporter",
     "names",
+    "observe_many",
     "parse_traceparent",
+    "push",
     "read_events",
     "read_labelled",
     "read_labels",

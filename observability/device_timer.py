@@ -44,7 +44,7 @@ class DeviceTimer:
         """A timer of the current CUDA device's current stream."""
         import torch
 
-        return cls(lambda: torch.cuda.Event(enable_timing=True), max_events)
+        return cls(lambda: torch.cuda.Event(enable_timing=True), max_events)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Begins a step: the first mark on the stream."""

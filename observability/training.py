@@ -87,7 +87,8 @@ class TrainingMonitor:
             self._thread.start()
 
     def start(self) -> None:
-        """Begins a step."""
+        """Begins a step; one that was begun and not ended is forgotten."""
+        self._phases = [0] * len(names.PHASES)
         self._started = self._marked = self._clock()
         if self._timer is not None:
             self._timer.start()
@@ -111,7 +112,6 @@ class TrainingMonitor:
         """Ends a step of `samples` samples. `loss` and `gradient_norm` may be tensors; they are not read here."""
         duration = self._clock() - self._started
         _RECORD.pack_into(self._ring, self._num_steps % self._capacity * _RECORD.size, duration, *self._phases)
-        self._phases = [0] * len(names.PHASES)
         if self._timer is not None:
             self._timer.end()
         self._latest = Step(samples, _detached(loss), _detached(gradient_norm), learning_rate)
@@ -261,7 +261,7 @@ def _copied_to_host(tensor: Any) -> tuple[Any, Any]:
 
     copy = torch.empty((), dtype=torch.float32, pin_memory=True)
     copy.copy_(tensor, non_blocking=True)
-    done = torch.cuda.Event()
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
     return copy, done
 

@@ -1,0 +1,284 @@
+"""Alerts and actions: what is wrong, what was done about it and why, and the levers for people."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from uuid import uuid4
+
+import streamlit as st
+
+from dashboards import format as fmt
+from dashboards import readings, shell
+from dashboards.sources import SourceError
+from dashboards.theme import severity_color
+
+Items = Sequence[Mapping[str, Any]]
+_SILENCE_SECONDS = {900: "15 minutes", 3600: "1 hour", 14400: "4 hours", 86400: "1 day", 604800: "1 week"}
+
+
+def body(view: shell.View) -> None:
+    """The page."""
+    problems: list[SourceError] = []
+
+    def ask(question: Callable[[], Items]) -> Items:
+        try:
+            return question()
+        except SourceError as problem:
+            problems.append(problem)
+            return []
+
+    sources = view.sources
+    alerts, groups, silences = ask(sources.alerts), ask(sources.rule_groups), ask(sources.silences)
+    actions = ask(lambda: sources.actions(limit=100))
+    shell.notice(problems)
+    _waiting(view, [action for action in actions if action.get("state") == "waiting"])
+    left, right = st.columns((3, 2))
+    with left, shell.card("alerts", "Active alerts", f"{len(alerts)} of Alertmanager's kind"):
+        _alerts(view, alerts)
+    with right, shell.card("silences", "Silences", "an alert that is silenced still fires, but tells nobody"):
+        _silences(view, silences)
+    with shell.card("journal", "Journal of actions", "what the loop and people did, and why; newest first"):
+        _journal(view, actions)
+    with shell.card("rules", "Rules", _rules_words(groups)):
+        _rules(view, groups)
+
+
+def levers(view: shell.View) -> None:
+    """The buttons beside the title. Each opens a dialog that says what will happen and asks for a reason."""
+    if st.button("Inspect an action", icon=":material/data_object:"):
+        _in_full(view)
+    if st.button("New silence", icon=":material/notifications_off:"):
+        _new_silence(view)
+    if st.button("Retrain", disabled=not view.model, icon=":material/model_training:"):
+        _confirm(view, "retrain")
+    if st.button("Roll back", disabled=not view.model, icon=":material/undo:"):
+        _confirm(view, "rollback")
+
+
+def _waiting(view: shell.View, actions: Items) -> None:
+    for action in actions:
+        with st.container(key=f"card-waiting-{action['id']}", horizontal=True, vertical_alignment="center"):
+            st.html(
+                f"{shell.tag('waits for approval', view.colors.warning)}&ensp;<b>{html.escape(str(action.get('action')))} "
+                f"{html.escape(str(action.get('model')))}</b> "
+                f"<span class='tt-sub'>{fmt.ago(action.get('created_at'), view.now)}, {html.escape(_cause(action))}</span>"
+                f"<div>{html.escape(str(action.get('reason') or ''))}</div>",
+                width="stretch",
+            )
+            for decision, label, kind in (("approve", "Approve", "primary"), ("reject", "Reject", "secondary")):
+                if st.button(label, key=f"{decision}-{action['id']}", type=kind):
+                    _decide(view, action, decision)
+
+
+def _decide(view: shell.View, action: Mapping[str, Any], decision: Literal["approve", "reject"]) -> None:
+    done = "Approved" if decision == "approve" else "Rejected"
+    shell.attempt(
+        lambda: view.sources.decide(str(action["id"]), decision, "dashboard"), f"{done}: {action.get('action')}"
+    )
+    st.rerun(scope="fragment")
+
+
+def _cause(action: Mapping[str, Any]) -> str:
+    return f"after {action['alert']}" if action.get("alert") else f"by {action.get('actor') or 'hand'}"
+
+
+def _alerts(view: shell.View, alerts: Items) -> None:
+    if not alerts:
+        shell.empty("No alert is active", "Rules are judged all the time; what they find appears here.")
+        return
+    lines = []
+    for alert in sorted(alerts, key=lambda a: str(a.get("startsAt")), reverse=True):
+        labels, notes = alert.get("labels") or {}, alert.get("annotations") or {}
+        status = alert.get("status") or {}
+        severity = labels.get("severity", "warning")
+        state = "silenced" if status.get("silencedBy") else "inhibited" if status.get("inhibitedBy") else "firing"
+        color = severity_color(severity, view.colors) if state == "firing" else view.colors.muted
+        about = ", ".join(f"{k}={v}" for k, v in sorted(labels.items()) if k not in ("alertname", "severity"))
+        words = notes.get("summary") or notes.get("description") or ""
+        since = readings.seconds_of(alert["startsAt"]) if alert.get("startsAt") else None
+        lines.append((
+            f"<b>{html.escape(str(labels.get('alertname')))}</b><div class='tt-sub'>{html.escape(about)}</div>",
+            html.escape(str(words)), shell.tag(severity, color) if state == "firing" else shell.tag(state, color),
+            f'<span title="{fmt.moment(since, view.zone)}">{fmt.ago(since, view.now)}</span>',
+        ))  # fmt: skip
+    shell.rows(("Alert", "Summary", "State", "Since"), lines)
+
+
+def _silences(view: shell.View, silences: Items) -> None:
+    alive = [s for s in silences if (s.get("status") or {}).get("state") != "expired"]
+    if not alive:
+        shell.empty("No silence is in force", "Silence what you are working on; the loop goes on acting.")
+    for silence in alive:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            matchers = ", ".join(_matcher(matcher) for matcher in silence.get("matchers") or ())
+            end = readings.seconds_of(silence["endsAt"])
+            st.html(f"<code>{html.escape(matchers)}</code><div class='tt-sub'>ends {fmt.ago(end, view.now)}, by "
+                    f"{html.escape(str(silence.get('createdBy') or ''))}: {html.escape(str(silence.get('comment') or ''))}"
+                    "</div>", width="stretch")  # fmt: skip
+            if st.button("Expire", key=f"expire-{silence['id']}"):
+                identity = str(silence["id"])
+                shell.attempt(lambda: view.sources.expire_silence(identity), "The silence has ended")  # noqa: B023
+                st.rerun(scope="fragment")
+
+
+def _matcher(matcher: Mapping[str, Any]) -> str:
+    equal, regex = matcher.get("isEqual", True), matcher.get("isRegex", False)
+    sign = {(True, False): "=", (False, False): "!=", (True, True): "=~", (False, True): "!~"}[
+        (bool(equal), bool(regex))
+    ]
+    return f'{matcher.get("name")}{sign}"{matcher.get("value")}"'
+
+
+@st.dialog("New silence")
+def _new_silence(view: shell.View) -> None:
+    try:
+        known = sorted({str((alert.get("labels") or {}).get("alertname")) for alert in view.sources.alerts()})
+    except SourceError as problem:
+        shell.notice([problem])
+        return
+    name = st.selectbox("Alert", known, index=0 if known else None, accept_new_options=True,
+                        placeholder="The alert's name")  # fmt: skip
+    only = st.checkbox(f"Only for model {view.model}", value=False) if view.model else False
+    seconds = st.selectbox("For", list(_SILENCE_SECONDS), index=1, format_func=_SILENCE_SECONDS.__getitem__)
+    creator = st.text_input("Your name", value="dashboard")
+    comment = st.text_input("Comment", placeholder="Why, and what you are doing about it")
+    if st.button("Silence", type="primary", disabled=not (name and creator and comment)):
+        matchers = [{"name": "alertname", "value": name, "isRegex": False, "isEqual": True}]
+        if only:
+            matchers.append({"name": "model", "value": view.model, "isRegex": False, "isEqual": True})
+        start = datetime.now(UTC)
+        times = [(start + timedelta(seconds=after)).isoformat().replace("+00:00", "Z") for after in (0, seconds)]
+        shell.attempt(
+            lambda: view.sources.create_silence(matchers, times[0], times[1], creator, comment), f"{name} is silenced"
+        )
+        st.rerun()
+
+
+def _journal(view: shell.View, actions: Items) -> None:
+    colors = view.colors
+    shade = {"done": colors.good, "failed": colors.critical, "waiting": colors.warning, "running": colors.accent}
+    if not actions:
+        shell.empty("Nothing was done yet", "Rollbacks and retrainings stand here with their reason and evidence.")
+    else:
+        lines = []
+        for action in actions[:15]:
+            took = _took(action)
+            state = str(action.get("state") or "")
+            lines.append((
+                f'<span title="{fmt.moment(action.get("created_at"), view.zone)}">{fmt.ago(action.get("created_at"), view.now)}'
+                "</span>",
+                f"<b>{html.escape(str(action.get('action')))}</b><div class='tt-sub'>{html.escape(str(action.get('model')))}</div>",
+                shell.tag(state, shade.get(state, colors.muted)), html.escape(str(action.get("mode") or "")),
+                f"{html.escape(str(action.get('reason') or ''))}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
+                html.escape(_evidence(action.get("evidence"))), took,
+            ))  # fmt: skip
+        shell.rows(("When", "Action", "State", "Mode", "Reason", "Evidence", "Took"), lines, numeric=(6,))
+
+
+def _took(action: Mapping[str, Any]) -> str:
+    start, end = action.get("started_at"), action.get("completed_at")
+    return fmt.seconds(float(end) - float(start)) if start and end else fmt.DASH
+
+
+def _evidence(evidence: Any) -> str:
+    if not evidence:
+        return fmt.DASH
+    if isinstance(evidence, str):
+        try:
+            evidence = json.loads(evidence)
+        except ValueError:
+            return str(evidence)
+    if not isinstance(evidence, Mapping):
+        return str(evidence)
+    cells = [(k, v) for k, v in evidence.items() if isinstance(v, int | float | str)][:5]
+    return ", ".join(f"{k.replace('_', ' ')} {fmt.number(v) if isinstance(v, int | float) else v}" for k, v in cells)
+
+
+@st.dialog("An action in full", width="large")
+def _in_full(view: shell.View) -> None:
+    try:
+        actions = view.sources.actions(limit=100)
+    except SourceError as problem:
+        shell.notice([problem])
+        return
+    if not actions:
+        shell.empty("Nothing was done yet", "The journal is empty.")
+        return
+    chosen = st.selectbox("Action", list(actions), format_func=lambda a: f"{fmt.moment(a.get('created_at'), view.zone)}  "
+                          f"{a.get('action')} {a.get('model')}, {a.get('state')}")  # fmt: skip
+    st.json(chosen)
+
+
+@st.dialog("Act by hand")
+def _confirm(view: shell.View, action: str) -> None:
+    words = {"rollback": "All traffic goes to the last good version: the stable one if a canary runs, otherwise the one "
+                         "before it. No request fails by the switch.",
+             "retrain": "A training run starts on recent labelled events. What it makes must pass the gate and a canary."}  # fmt: skip
+    st.html(f"<b>{'Roll back' if action == 'rollback' else 'Retrain'} {html.escape(view.model)}?</b> {words[action]}")
+    actor = st.text_input("Your name", value="dashboard")
+    reason = st.text_input("Reason", placeholder="What you saw; kept in the journal")
+    away = view.sources.health()["alerts"] is not None
+    if away and action == "rollback":
+        shell.notice([problem for problem in [view.sources.health()["alerts"]] if problem])
+        st.html('<div class="tt-sub">The call goes straight to serving, and no journal is written.</div>')
+    label = "Roll back" if action == "rollback" else "Retrain"
+    if st.button(label, type="primary", disabled=not (actor and reason)):
+        key = f"dashboard-{uuid4()}"
+        if away and action == "rollback":
+            shell.attempt(lambda: view.sources.rollback(view.model, f"{reason} ({actor})", key), "Rolled back")
+        else:
+            shell.attempt(lambda: view.sources.request_action(action, view.model, reason, actor), f"{label}: asked for")
+        st.rerun()
+
+
+def _rules_words(groups: Items) -> str:
+    rules = [rule for group in groups for rule in group.get("rules") or ()]
+    bad = sum(1 for rule in rules if rule.get("health") == "err")
+    return f"{len(rules)} in {len(groups)} groups, {bad} failing" if rules else ""
+
+
+def _rules(view: shell.View, groups: Items) -> None:
+    colors = view.colors
+    shade = {"firing": colors.critical, "pending": colors.warning, "inactive": colors.muted}
+    lines = []
+    for group in groups:
+        for rule in group.get("rules") or ():
+            state = str(rule.get("state") or "recording")
+            error = str(rule.get("lastError") or "")
+            health = (
+                shell.tag("failing", colors.critical)
+                if rule.get("health") == "err"
+                else html.escape(str(rule.get("health") or fmt.DASH))
+            )
+            held = float(rule.get("duration") or 0)
+            query = str(rule.get("query") or "")
+            lines.append((
+                _rank(state), f"<b>{html.escape(str(rule.get('name')))}</b><div class='tt-sub'>{html.escape(str(group.get('name')))}</div>",
+                shell.tag(state, shade[state]) if state in shade else f'<span class="dim">{html.escape(state)}</span>',
+                f'<code title="{html.escape(query)}">{html.escape(query[:110] + ("…" if len(query) > 110 else ""))}</code>',
+                fmt.seconds(held) if held else fmt.DASH,
+                health + (f"<div class='tt-sub'>{html.escape(error)}</div>" if error else ""),
+                _when(view, rule.get("lastEvaluation")),
+            ))  # fmt: skip
+    if not lines:
+        shell.empty("No rules are loaded", "The alerts service reads Prometheus rule files; it ships some of its own.")
+        return
+    lines.sort(key=lambda line: line[0])
+    shell.rows(("Rule", "State", "Expression", "For", "Health", "Judged"), [line[1:] for line in lines])
+
+
+def _rank(state: str) -> int:
+    return {"firing": 0, "pending": 1, "inactive": 2}.get(state, 3)
+
+
+def _when(view: shell.View, time: Any) -> str:
+    return fmt.ago(readings.seconds_of(time), view.now) if time else fmt.DASH
+
+
+if __name__ == "__main__":
+    shell.page("Alerts and actions", "What is wrong, what was done about it, and why", body, levers=levers,
+               needs_model=False)  # fmt: skip

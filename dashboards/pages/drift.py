@@ -1,0 +1,219 @@
+"""Drift: which inputs moved away from the reference, how, since when, and whether the predictions suffer."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from dashboards import charts, queries, readings, shell
+from dashboards import format as fmt
+from dashboards.charts import Line
+from dashboards.sources import Refused, Series, SourceError, Sources, Unavailable
+from dashboards.theme import version_color
+
+Windows = Sequence[Mapping[str, Any]]
+
+
+def body(view: shell.View) -> None:
+    """The page."""
+    found, problems = view.sources.ranges(queries.drift(view.model), view.span)
+    try:
+        report: dict[str, Any] = view.sources.drift(view.model)
+    except Refused:  # the collector does not know this model yet: that is 'no data', not a failure
+        report = {}
+    except Unavailable as problem:
+        problems.append(problem)
+        report = {}
+    shell.notice(problems)
+    every: Windows = report.get("windows") or ()
+    versions = list(
+        readings.by([Series({"version": str(w["version"])}, np.empty(0), np.empty(0)) for w in every], "version")
+    )
+    if versions:
+        newest = max(every, key=lambda w: readings.seconds_of(w["end"]))
+        _drift(view, report, every, versions, str(newest["version"]))
+    else:
+        shell.empty("No drift window is closed yet", "Windows close by event time once predictions arrive and the version "
+                    "has a reference profile.")  # fmt: skip
+    left, middle, right = st.columns(3)
+    with left, shell.card("score", "Loss with labels", "lower is better"):
+        _performance(view, found["performance"], ("log_loss", "brier"), "number", "score")
+    with middle, shell.card("auc", "Ranking quality", "ROC AUC and accuracy"):
+        _performance(view, found["performance"], ("roc_auc", "accuracy"), "ratio", "auc", from_zero=False)
+    with right, shell.card("base", "Base rate and mean prediction", _labelled(found["labelled"])):
+        _performance(view, found["performance"], ("positive_ratio", "prediction_mean"), "ratio", "base")
+
+
+def _drift(view: shell.View, report: Mapping[str, Any], every: Windows, versions: list[str], newest: str) -> None:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        version = st.selectbox("Version", versions, index=versions.index(newest), format_func=fmt.version, width=150,
+                               key="drift_version")  # fmt: skip
+        windows = sorted(
+            (w for w in every if str(w["version"]) == version), key=lambda w: readings.seconds_of(w["start"])
+        )
+        columns, starts, values, drifted = readings.drift_matrix(windows)
+        column = st.selectbox("Column", columns, format_func=fmt.column, width=230, key="drift_column")
+        stamps = ["newest", *starts[::-1]]
+        when = st.selectbox("Window", stamps, width=230, key="drift_window", format_func=lambda t: "Newest" if t == "newest"
+                            else f"from {fmt.moment(t, view.zone)}")  # fmt: skip
+    chosen = windows[-1] if when == "newest" or when not in starts else windows[starts.index(when)]
+    left, right = st.columns((3, 2))
+    with (
+        left,
+        shell.card("heat", "Distance from the reference by feature", "population stability index; a dot marks drift"),
+    ):
+        shell.chart("heat", charts.heat_map(view.frame, [fmt.column(c) for c in columns], starts, values, drifted))
+    with right:
+        with shell.card("distribution", f"{fmt.column(str(column))}", _window_words(view, chosen)):
+            _distribution(view, report, chosen, str(column), version)
+        with shell.card("scores", "Distances in this window"):
+            _scores(chosen["columns"].get(column) or {})
+    with shell.card("columns", "Columns in this window", f"{fmt.number(chosen.get('rows'))} rows"):
+        _columns(view, columns, windows, chosen, version)
+
+
+def _window_words(view: shell.View, window: Mapping[str, Any]) -> str:
+    start, end = readings.seconds_of(window["start"]), readings.seconds_of(window["end"])
+    return f"{fmt.clock(start, view.zone)} to {fmt.clock(end, view.zone)}, {fmt.number(window.get('rows'))} rows"
+
+
+def _distribution(
+    view: shell.View, report: Mapping[str, Any], window: Mapping[str, Any], column: str, version: str
+) -> None:
+    reference = (report.get("reference") or {}).get(column) or {}
+    both = readings.compare(reference, window["columns"].get(column) or {})
+    if both is None:
+        shell.empty(
+            "No comparison", "The window and the reference of this version have different bins for this column."
+        )
+        return
+    color = version_color(version)
+    shell.chart(
+        "distribution", charts.compare_shares(view.frame, both.labels, both.reference, both.current, color=color)
+    )
+
+
+def _scores(scores: Mapping[str, Any]) -> None:
+    cells = [("PSI", scores.get("psi")), ("Jensen–Shannon", scores.get("jensen_shannon")),
+             ("Wasserstein", scores.get("wasserstein")), ("KS", scores.get("ks")),
+             ("Threshold", scores.get("threshold"))]  # fmt: skip
+    shell.rows([name for name, _ in cells], [[fmt.number(value) for _, value in cells]])
+
+
+def _columns(view: shell.View, columns: list[str], windows: Windows, chosen: Mapping[str, Any], version: str) -> None:
+    found, _ = view.sources.ranges(queries.drift(view.model), view.span)
+    quality = {
+        name: {
+            item.labels.get("column", ""): item.last for item in found[name] if item.labels.get("version") == version
+        }
+        for name in ("missing", "out_of_range", "unseen")
+    }
+    scores = [chosen["columns"].get(column) or {} for column in columns]
+    table = pd.DataFrame({
+        "Column": [fmt.column(column) for column in columns],
+        "State": ["drifted" if score.get("drifted") else "steady" for score in scores],
+        "PSI": [score.get("psi") for score in scores],
+        "Threshold": [score.get("threshold") for score in scores],
+        "Trend": [[(w["columns"].get(c) or {}).get("psi") or 0.0 for w in windows[-30:]] for c in columns],
+        "Jensen–Shannon": [score.get("jensen_shannon") for score in scores],
+        "Wasserstein": [score.get("wasserstein") for score in scores],
+        "KS": [score.get("ks") for score in scores],
+        "Missing": [_first(score.get("missing_ratio"), quality["missing"].get(c)) for c, score in zip(columns, scores, strict=True)],
+        "Out of range": [quality["out_of_range"].get(column) for column in columns],
+        "Unseen": [quality["unseen"].get(column) for column in columns],
+    })  # fmt: skip
+    number, ratio = st.column_config.NumberColumn(format="%.3f"), st.column_config.NumberColumn(format="percent")
+    config = {"PSI": number, "Threshold": number, "Jensen–Shannon": number, "Wasserstein": number, "KS": number,
+              "Missing": ratio, "Out of range": ratio, "Unseen": ratio,
+              "Trend": st.column_config.LineChartColumn(width="small", help="PSI over the newest 30 windows", y_min=0)}  # fmt: skip
+    st.dataframe(table.astype({name: "float64" for name in config if name != "Trend"}), hide_index=True,
+                 column_config=config, height=35 * (len(table) + 1) + 2, placeholder=fmt.DASH)  # fmt: skip
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _performance(
+    view: shell.View,
+    series: Sequence[Series],
+    metrics: tuple[str, str],
+    unit: charts.Unit,
+    key: str,
+    from_zero: bool = True,
+) -> None:
+    words = {"log_loss": "log loss", "roc_auc": "ROC AUC", "positive_ratio": "labels", "prediction_mean": "predictions"}
+    dashes = dict(zip(metrics, ("solid", "dot"), strict=True))
+    shown = [
+        Line(f"{words.get(item.labels['metric'], item.labels['metric'])} {fmt.version(item.labels.get('version'))}", item,
+             version_color(item.labels.get("version", "")), dashes[item.labels["metric"]])
+        for group in readings.by(series, "version").values() for item in group
+        if item.labels.get("metric") in metrics and len(item.times)
+    ]  # fmt: skip
+    if not shown:
+        shell.empty("No labels yet", "Scores appear when labels of served predictions come in.")
+        return
+    shell.chart(key, charts.lines(view.frame, shown, unit, height=215, from_zero=from_zero))
+
+
+def _labelled(series: Sequence[Series]) -> str:
+    rows = readings.latest(series)
+    return "" if rows is None else f"{fmt.number(rows)} labelled rows"
+
+
+def report(view: shell.View) -> None:
+    """The Evidently report, outside what refreshes."""
+    try:
+        windows = view.sources.drift(view.model).get("windows") or ()
+    except SourceError:  # the page above says so
+        windows = ()
+    versions = sorted({str(window["version"]) for window in windows})
+    with shell.card("report", "Evidently report", "made on demand from the newest events; takes some seconds"):
+        _report(view, versions)
+
+
+def _report(view: shell.View, versions: Sequence[str]) -> None:
+    held: dict[str, Any] | None = st.session_state.get("evidently")
+    if held and held["model"] != view.model:
+        held = None
+    with st.container(horizontal=True, vertical_alignment="center"):
+        version = st.session_state.get("drift_version")
+        version = version if version in versions else (versions[-1] if versions else "")
+        label = f"Make the report of {fmt.version(version)}" if version else "Make the report"
+        if st.button(label, disabled=not version, icon=":material/description:"):
+            held = _fetch(view.sources, view.model, version) or held
+        if held:
+            st.download_button("Download", held["html"], f"drift-{held['model']}-v{held['version']}.html", "text/html",
+                               on_click="ignore", icon=":material/download:")  # fmt: skip
+            if st.button("Close"):
+                st.session_state.pop("evidently", None)
+                held = None
+    if held:
+        st.iframe(held["html"].decode("utf-8", "replace"), height=820)
+    elif not version:
+        shell.empty("Nothing to report on", "The report compares served events with the version's reference.")
+
+
+def _fetch(sources: Sources, model: str, version: str) -> dict[str, Any] | None:
+    try:
+        with st.spinner("Evidently is comparing the window with the reference…"):
+            body = sources.drift_report(model, version)
+    except Refused as problem:
+        remedy = "Install it on the collector's machine with <code>pip install 'trimtab[reports]'</code>, or wait for events."
+        shell.empty("The report is not there", f"{html.escape(problem.reason)}<br>{remedy}")
+        return None
+    except Unavailable as problem:
+        shell.notice([problem])
+        return None
+    st.session_state["evidently"] = held = {"model": model, "version": version, "html": body}
+    return held
+
+
+if __name__ == "__main__":
+    shell.page("Drift", "Inputs against the training reference, data quality, and scores once labels come", body,
+               below=report)  # fmt: skip

@@ -1,0 +1,224 @@
+"""Training: how runs went, what a step spends its time on, and the versions that came of them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import streamlit as st
+
+from dashboards import charts, queries, readings, shell
+from dashboards import format as fmt
+from dashboards.charts import Line
+from dashboards.sources import Series, SourceError
+from dashboards.theme import SERIES
+from observability import names
+
+_PHASE_COLORS = dict(zip(names.PHASES, ("#8C8C8C", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#D55E00"),
+                         strict=True))  # fmt: skip
+
+
+def body(view: shell.View) -> None:
+    """The page."""
+    found, problems = view.sources.ranges(queries.training(view.model), view.span)
+    now, more = view.sources.instants(queries.phases(view.model, view.seconds), view.span.end)
+    problems += more
+    policy: dict[str, Any] = {}
+    try:
+        policy = view.sources.model(view.model)
+    except SourceError as problem:
+        problems.append(problem)
+    shell.notice(problems)
+    runs = _runs(found)
+    _numbers(found, now, policy)
+    left, middle, right = st.columns(3)
+    for place, key, title, detail in (
+        (left, "loss", "Training loss", "by seconds since the run began"),
+        (middle, "gradient_norm", "Gradient norm", "before clipping"),
+        (right, "throughput", "Throughput", "samples a second"),
+    ):
+        with place, shell.card(key, title, detail):
+            _curve(view, key, found[key], runs)
+    left, right = st.columns((3, 2))
+    with left, shell.card("phases", "Where a step's time goes", "mean of the steps in this span"):
+        _phases(view, now)
+    with right, shell.card("evaluation", "Evaluation", "scores on held-out data"):
+        _evaluation(found["evaluation"])
+    with shell.card("versions", "Registered versions", "with where each one comes from"):
+        _versions(view, policy)
+
+
+def _runs(found: Mapping[str, Sequence[Series]]) -> list[str]:
+    """Names of the runs, in the order in which they began."""
+    begun: dict[str, float] = {}
+    for series in (*found["loss"], *found["throughput"]):
+        if len(series.times):
+            run = series.labels.get("run", "")
+            begun[run] = min(begun.get(run, float("inf")), float(series.times[0]))
+    return sorted(begun, key=begun.__getitem__)
+
+
+def _numbers(
+    found: Mapping[str, Sequence[Series]], now: Mapping[str, Sequence[Series]], policy: Mapping[str, Any]
+) -> None:
+    ended = {item.labels.get("outcome", ""): item.last or 0.0 for item in now["runs"]}
+    words = ", ".join(f"{count:.0f} {name}" for name, count in sorted(ended.items()) if count >= 0.5) or "none ended"
+    steps, skipped = readings.latest(now["steps"]), readings.latest(now["skipped"])
+    cells = (
+        ("Runs in this span", str(len(_runs(found))), words),
+        ("Newest loss", fmt.number(readings.latest(found["loss"])), "training loss of the last recorded step"),
+        ("Throughput", fmt.number(readings.latest(found["throughput"])), "samples a second"),
+        ("Steps in this span", fmt.number(steps), f"{fmt.number(skipped or 0)} skipped for NaN or infinity"),
+        ("Versions", str(len(policy.get("versions", ()))) if policy else fmt.DASH, _roles_words(policy)),
+    )
+    for place, (label, value, detail) in zip(st.columns(len(cells)), cells, strict=True):
+        place.metric(label, value, border=True, delta=detail, delta_color="off", delta_arrow="off")
+
+
+def _roles_words(policy: Mapping[str, Any]) -> str:
+    if not policy.get("stable"):
+        return "none serves"
+    canary = policy.get("canary")
+    words = f"{fmt.version(str(policy['stable']))} is stable"
+    return f"{words}, {fmt.version(str(canary['version']))} canary" if canary else words
+
+
+def _curve(view: shell.View, key: str, series: Sequence[Series], runs: Sequence[str]) -> None:
+    shown = [
+        Line(item.labels.get("run", ""), item, SERIES[runs.index(item.labels.get("run", "")) % len(SERIES)]
+             if item.labels.get("run", "") in runs else SERIES[-1])
+        for item in sorted(series, key=lambda item: float(item.times[0])) if len(item.times)
+    ]  # fmt: skip
+    if not shown:
+        shell.empty("No run in this span", "Start one with <code>trimtab train</code>, or choose a longer time range.")
+        return
+    shell.chart(key, charts.curves(view.frame, shown))
+
+
+def _phases(view: shell.View, now: Mapping[str, Sequence[Series]]) -> None:
+    sums = {item.labels.get("phase", ""): item.last or 0.0 for item in now["phase_seconds"]}
+    steps = readings.latest(now["steps"]) or 0.0
+    known = [phase for phase in names.PHASES if sums.get(phase)]
+    if not known or steps <= 0:
+        shell.empty(
+            "No steps in this span", "The training loop times its data wait, forward, backward and optimizer phases."
+        )
+        return
+    parts = {phase.replace("_", " "): [sums[phase] / steps] for phase in known}
+    colors = {phase.replace("_", " "): _PHASE_COLORS[phase] for phase in known}
+    shell.chart("phases", charts.stacked_bar(view.frame, ["step"], parts, colors, height=120))
+    whole = sum(sums[phase] for phase in known)
+    counts = {item.labels.get("phase", ""): item.last or 0.0 for item in now["phase_count"]}
+    lines = [
+        (html.escape(phase.replace("_", " ")), fmt.percent(sums[phase] / whole, 1),
+         fmt.seconds(sums[phase] / counts[phase]) if counts.get(phase) else fmt.DASH, fmt.number(counts.get(phase)))
+        for phase in known
+    ]  # fmt: skip
+    shell.rows(("Phase", "Share", "Mean", "Times"), lines, numeric=(1, 2, 3))
+
+
+def _evaluation(series: Sequence[Series]) -> None:
+    groups = readings.by([item for item in series if len(item.times)], "run")
+    metrics = sorted({item.labels.get("metric", "") for item in series})
+    if not groups:
+        shell.empty("Nothing evaluated in this span", "A run is scored on held-out days before it may be registered.")
+        return
+    ordered = sorted(groups.items(), key=lambda group: -float(group[1][0].times[-1]))
+    lines = []
+    for run, group in ordered[:8]:
+        scores = {item.labels.get("metric", ""): item.last for item in group}
+        lines.append([html.escape(run), *(fmt.number(scores.get(metric)) for metric in metrics)])
+    shell.rows(("Run", *(m.replace("_", " ") for m in metrics)), lines, numeric=range(1, len(metrics) + 1))
+
+
+def _versions(view: shell.View, policy: Mapping[str, Any]) -> None:
+    versions = sorted(policy.get("versions", ()), key=lambda v: -float(v.get("created_at") or 0))
+    if not versions:
+        shell.empty("No version registered", "A run that passes the gate registers one; so does "
+                    "<code>trimtab models register</code>.")  # fmt: skip
+        return
+    lines = [_version_line(view, policy, version) for version in versions[:12]]
+    shell.rows(("Version", "Role", "Registered", "Data window", "Rows", "Gate", "Scores", "Parent", "Code", "Digest"),
+               lines, numeric=(4,))  # fmt: skip
+
+
+def _version_line(view: shell.View, policy: Mapping[str, Any], version: Mapping[str, Any]) -> tuple[str, ...]:
+    name, lineage = str(version["version"]), version.get("lineage") or {}
+    words = readings.lineage_words(lineage)
+    metrics = version.get("metrics") or lineage.get("metrics") or {}
+    scores = ", ".join(
+        f"{html.escape(key.replace('_', ' '))} {fmt.number(value)}"
+        for key, value in list(metrics.items())[:3]
+        if isinstance(value, int | float)
+    )
+    created = version.get("created_at")
+    created = readings.seconds_of(created) if created is not None else None
+    return (
+        f"<b>{fmt.version(name)}</b>", _role(view, policy, name, str(version.get("state") or "")),
+        f'<span title="{fmt.moment(created, view.zone)}">{fmt.ago(created, view.now)}</span>',
+        html.escape(words["window"]), words["rows"], _gate(view, lineage.get("gate")), scores or fmt.DASH, words["parent"],
+        f"<code>{html.escape(words['revision'])}</code>",
+        f'<code title="{html.escape(str(version.get("digest")))}">{html.escape(_short(version.get("digest")))}</code>',
+    )  # fmt: skip
+
+
+def _short(digest: Any) -> str:
+    return str(digest or fmt.DASH).removeprefix("sha256:")[:12]
+
+
+def _role(view: shell.View, policy: Mapping[str, Any], version: str, state: str) -> str:
+    canary, shadow = policy.get("canary") or {}, policy.get("shadow") or {}
+    if version == str(policy.get("stable")):
+        return shell.tag("stable", view.colors.good)
+    if version == str(canary.get("version")):
+        return shell.tag(f"canary {fmt.percent(float(canary.get('weight') or 0), 0)}", view.colors.warning)
+    if version == str(shadow.get("version")):
+        return shell.tag("shadow", view.colors.accent)
+    if version == str(policy.get("previous")):
+        return shell.tag("previous", view.colors.muted)
+    return f'<span class="dim">{html.escape(state)}</span>'
+
+
+def _gate(view: shell.View, gate: Any) -> str:
+    if gate is None:
+        return fmt.DASH
+    if not isinstance(gate, Mapping):
+        return html.escape(str(gate))
+    passed = gate.get("passed", gate.get("accepted"))
+    reason = html.escape(str(gate.get("reason") or ""))
+    if passed is None:
+        return reason or fmt.DASH
+    label, color = ("passed", view.colors.good) if passed else ("refused", view.colors.critical)
+    return f'<span title="{reason}">{shell.tag(label, color)}</span>'
+
+
+def promotion(view: shell.View) -> None:
+    """The button beside the title."""
+    try:
+        policy = view.sources.model(view.model) if view.model else {}
+    except SourceError:  # the page below says so
+        policy = {}
+    versions = sorted((str(version["version"]) for version in policy.get("versions", ())), key=len, reverse=True)
+    others = [version for version in versions if version != str(policy.get("stable"))]
+    if st.button("Promote a version", icon=":material/arrow_upward:", disabled=not others):
+        canary = policy.get("canary") or {}
+        _confirm_promotion(view, others, str(canary.get("version") or others[0]))
+
+
+@st.dialog("Promote a version")
+def _confirm_promotion(view: shell.View, versions: Sequence[str], preferred: str) -> None:
+    st.html(f"All requests for <b>{html.escape(view.model)}</b> will be answered by the version you choose. "
+            "The one that is stable now stays loaded, so a rollback is at hand.")  # fmt: skip
+    version = st.selectbox("Version", versions, index=versions.index(preferred), format_func=fmt.version)
+    reason = st.text_input("Reason", placeholder="What speaks for it; kept in the history")
+    if st.button("Promote", type="primary", disabled=not reason):
+        key = f"dashboard-{uuid4()}"
+        shell.attempt(lambda: view.sources.promote(view.model, version, reason, key),
+                      f"{fmt.version(version)} is stable now")  # fmt: skip
+        st.rerun()
+
+
+if __name__ == "__main__":
+    shell.page("Training", "Runs, the time their steps take, and the lineage of every version", body, levers=promotion)

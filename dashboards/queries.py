@@ -1,0 +1,143 @@
+"""The PromQL that the pages send, built from the catalogue of names; plain enough for any Prometheus since 2.0."""
+
+from __future__ import annotations
+
+from observability import names
+
+
+def _where(model: str, **labels: str) -> str:
+    pairs = {"model": model, **labels}
+    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in pairs.items()) + "}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def span_text(seconds: float) -> str:
+    """A PromQL duration."""
+    return f"{max(1, round(seconds))}s"
+
+
+def gauge(metric: names.Metric, model: str, **labels: str) -> str:
+    """A metric of the model as it is."""
+    return metric.name + _where(model, **labels)
+
+
+def rate(metric: names.Metric, model: str, by: tuple[str, ...], over: float, suffix: str = "") -> str:
+    """Events a second, summed by labels."""
+    return f"{_sum(by)} (rate({metric.name}{suffix}{_where(model)}[{span_text(over)}]))"
+
+
+def increase(metric: names.Metric, model: str, by: tuple[str, ...], over: float, suffix: str = "") -> str:
+    """Events in a stretch of time, summed by labels."""
+    return f"{_sum(by)} (increase({metric.name}{suffix}{_where(model)}[{span_text(over)}]))"
+
+
+def quantile(q: float, metric: names.Metric, model: str, by: tuple[str, ...], over: float) -> str:
+    """A quantile of a histogram over a moving window."""
+    return f"histogram_quantile({q:g}, {rate(metric, model, (*by, 'le'), over, '_bucket')})"
+
+
+def mean(metric: names.Metric, model: str, by: tuple[str, ...], over: float) -> str:
+    """The mean of a histogram over a moving window."""
+    return f"{rate(metric, model, by, over, '_sum')} / {rate(metric, model, by, over, '_count')}"
+
+
+def active_alerts() -> str:
+    """The series that the alert rules write while they are pending or firing."""
+    return 'ALERTS{alertstate=~"pending|firing"}'
+
+
+def targets() -> str:
+    """Which scraped targets answer."""
+    return "up"
+
+
+def _sum(by: tuple[str, ...]) -> str:
+    return f"sum by ({', '.join(by)})" if by else "sum"
+
+
+def overview(model: str, over: float) -> dict[str, str]:
+    """Range queries of the overview."""
+    duration = names.INFERENCE_DURATION
+    return {
+        "requests": rate(names.INFERENCE_REQUESTS, model, ("version", "outcome"), over),
+        "p50": quantile(0.5, duration, model, (), over),
+        "p99": quantile(0.99, duration, model, (), over),
+        "drift": gauge(names.DRIFT_COLUMNS, model),
+        "log_loss": gauge(names.PERFORMANCE_SCORE, model, metric="log_loss"),
+        "weights": gauge(names.TRAFFIC_WEIGHT, model),
+        "alerts": active_alerts(),
+    }
+
+
+def objectives(model: str, span: float) -> dict[str, str]:
+    """Instant queries of the overview: what the objectives are judged on over the whole span."""
+    buckets = increase(names.INFERENCE_DURATION, model, ("le",), span, "_bucket")
+    return {
+        "outcomes": increase(names.INFERENCE_REQUESTS, model, ("outcome",), span),
+        "p99": f"histogram_quantile(0.99, {buckets})",
+        "up": targets(),
+    }
+
+
+def serving(model: str, over: float) -> dict[str, str]:
+    """Range queries of the serving page."""
+    latencies = {
+        f"p{q * 100:g}": quantile(q, names.INFERENCE_DURATION, model, ("version",), over) for q in (0.5, 0.95, 0.99)
+    }
+    return {
+        **latencies,
+        "requests": rate(names.INFERENCE_REQUESTS, model, ("version", "outcome"), over),
+        "queue": quantile(0.95, names.INFERENCE_QUEUE, model, (), over),
+        "compute": quantile(0.95, names.INFERENCE_COMPUTE, model, (), over),
+        "batch_rows": mean(names.INFERENCE_BATCH_ROWS, model, ("version",), over),
+        "queue_rows": gauge(names.QUEUE_ROWS, model),
+        "queue_limit": gauge(names.QUEUE_LIMIT_ROWS, model),
+        "evidence": gauge(names.CANARY_EVIDENCE, model),
+        "canary_requests": gauge(names.CANARY_REQUESTS, model),
+        "verdict": gauge(names.CANARY_VERDICT, model),
+    }
+
+
+def batches(model: str, span: float) -> dict[str, str]:
+    """Instant queries of the serving page."""
+    return {
+        "batch_sizes": increase(names.INFERENCE_BATCH_ROWS, model, ("le",), span, "_bucket"),
+        "close_reasons": increase(names.INFERENCE_BATCHES, model, ("close_reason",), span),
+    }
+
+
+def drift(model: str) -> dict[str, str]:
+    """Range queries of the drift page."""
+    return {
+        "share": gauge(names.DRIFT_COLUMNS, model),
+        "missing": gauge(names.QUALITY_MISSING, model),
+        "out_of_range": gauge(names.QUALITY_OUT_OF_RANGE, model),
+        "unseen": gauge(names.QUALITY_UNSEEN, model),
+        "rows": gauge(names.QUALITY_ROWS, model),
+        "performance": gauge(names.PERFORMANCE_SCORE, model),
+        "labelled": gauge(names.PERFORMANCE_LABELLED, model),
+    }
+
+
+def training(model: str) -> dict[str, str]:
+    """Range queries of the training page."""
+    return {
+        "loss": gauge(names.TRAINING_LOSS, model),
+        "throughput": gauge(names.TRAINING_THROUGHPUT, model),
+        "gradient_norm": gauge(names.TRAINING_GRADIENT_NORM, model),
+        "evaluation": gauge(names.TRAINING_EVALUATION, model),
+    }
+
+
+def phases(model: str, span: float) -> dict[str, str]:
+    """Instant queries of the training page."""
+    return {
+        "phase_seconds": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_sum"),
+        "phase_count": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_count"),
+        "steps": increase(names.TRAINING_STEPS, model, (), span),
+        "runs": increase(names.TRAINING_RUNS, model, ("outcome",), span),
+        "skipped": increase(names.TRAINING_NONFINITE, model, (), span),
+    }

@@ -13,6 +13,7 @@ from trimtab.demo import flights
 MODEL = "flight-delay"
 OUTPUT = "delay_probability"
 _CYCLES = {"hour": 24.0, "wind_dir": 360.0}
+_REACH = 3.0
 _EMBEDDED = {"carrier": 6, "origin": 3, "dest": 8, "weekday": 4}
 
 
@@ -20,10 +21,12 @@ class FlightDelayNet(nn.Module):
     """Embeddings for what is named and standardised numbers into a small perceptron; gives probabilities `[batch]`.
 
     Missing numbers are imputed inside, by the mean of the training rows; hour and wind direction go round a circle.
+    Weather further than three deviations from that mean counts as three: a winter's model must not extrapolate to July.
     """
 
     means: Tensor
     deviations: Tensor
+    reach: Tensor
 
     def __init__(self, encoding: Encoding, width: int = 64, dropout: float = 0.1) -> None:
         super().__init__()
@@ -33,6 +36,8 @@ class FlightDelayNet(nn.Module):
         self._linear = [name for name in flights.NUMERIC if name not in _CYCLES]
         self.register_buffer("means", torch.tensor([encoding.means[name] for name in self._linear]))
         self.register_buffer("deviations", torch.tensor([encoding.deviations[name] for name in self._linear]))
+        reach = [_REACH if name in flights.WEATHER else float("inf") for name in self._linear]
+        self.register_buffer("reach", torch.tensor(reach), persistent=False)
         inputs = sum(_EMBEDDED.values()) + len(self._linear) + 2 * len(_CYCLES)
         self.layers = nn.Sequential(
             nn.Linear(inputs, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width), nn.SiLU(),
@@ -48,6 +53,7 @@ class FlightDelayNet(nn.Module):
         codes, numbers = inputs[: len(self.embeddings)], dict(zip(flights.NUMERIC, inputs[len(self.embeddings) :], strict=True))
         embedded = [table(code) for table, code in zip(self.embeddings, codes, strict=True)]
         linear = (torch.stack([numbers[name] for name in self._linear], dim=1) - self.means) / self.deviations
+        linear = torch.clamp(linear, -self.reach, self.reach)
         circles = [part for name, period in _CYCLES.items() for part in _circle(numbers[name], period)]
         # After standardising, the mean is zero: that imputes the linear inputs, and no direction is what calm air has.
         features = torch.cat([*embedded, torch.nan_to_num(linear), torch.stack(circles, dim=1)], dim=1)

@@ -1,0 +1,131 @@
+"""Checkpoints that survive a kill at any moment: one file each, written aside, verified by digest, renamed into place.
+
+A file is MAGIC, the SHA-256 of the payload, and the payload: what `torch.save` makes of tensors, numbers, text and
+containers of them, so that `weights_only` loading (no code) reads it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAGIC = b"TRIMTAB-CHECKPOINT-1\n"
+_HEADER = len(MAGIC) + 32
+_NAME = re.compile(r"step-(\d{12})\.ckpt")
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be trusted; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint: its step, its state and where it came from."""
+
+    step: int
+    state: dict[str, Any]
+    path: Path
+
+
+class CheckpointStore:
+    """The checkpoints of one run in `folder`; the newest `keep` of them stay. One writer at a time."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: at least one checkpoint must stay")
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Writes `state`, reads it back and compares digests, and only then makes it the newest and prunes old ones."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"step-{step:012d}.ckpt"
+        partial = path.with_suffix(".partial")
+        _write(partial, _sealed(state))
+        _opened(partial)
+        partial.replace(path)
+        _sync(self._folder)
+        self._prune()
+        return path
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies. A broken one is set aside as `*.corrupt` with a warning in the log."""
+        for path in reversed(self.paths()):
+            try:
+                return Checkpoint(_step(path), _loaded(path), path)
+            except CheckpointError as error:
+                _log.warning("checkpoint set aside, the one before it is used: %s", error)
+                path.replace(path.with_suffix(".corrupt"))
+        return None
+
+    def paths(self) -> list[Path]:
+        """The files of complete checkpoints, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
+
+    def _prune(self) -> None:
+        for old in self.paths()[: -self._keep]:
+            old.unlink()
+        for partial in self._folder.glob("*.partial"):
+            partial.unlink()
+
+
+def _sealed(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    payload = buffer.getvalue()
+    return MAGIC + hashlib.sha256(payload).digest() + payload
+
+
+def _opened(path: Path) -> bytes:
+    """The payload of a file whose digest fits."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not content.startswith(MAGIC) or len(content) < _HEADER:
+        raise CheckpointError(f"{path} is no checkpoint: {len(content)} bytes that begin with {content[:8]!r}")
+    expected, payload = content[len(MAGIC) : _HEADER], content[_HEADER:]
+    found = hashlib.sha256(payload).digest()
+    if found != expected:
+        raise CheckpointError(f"{path} was altered: SHA-256 {found.hex()}, written as {expected.hex()}")
+    return payload
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    state = torch.load(io.BytesIO(_opened(path)), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state")
+    return state
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _step(path: Path) -> int:
+    found = _NAME.fullmatch(path.name)
+    assert found is not None
+    return int(found[1])

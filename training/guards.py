@@ -1,0 +1,58 @@
+"""The guard against non-finite steps: what is found on the device, and what the run decides from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Action = Literal["continue", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardState:
+    """Steps skipped so far, and how many of them in a row up to now."""
+
+    skipped: int = 0
+    in_a_row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GuardDecision:
+    """What to do, why, and the state to go on with; `newly_skipped` counts the flags just judged."""
+
+    action: Action
+    reason: str
+    state: GuardState
+    newly_skipped: int
+
+
+def nonfinite(loss: Tensor, gradient_norm: Tensor) -> Tensor:
+    """1.0 on the device where the loss or the gradient is NaN or infinite, else 0.0; asks nothing of the host."""
+    finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
+    return (~finite).to(torch.float32)
+
+
+def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
+    """Makes the next step of a *fused* optimizer leave weights and moments alone where `flag` is 1, without a sync.
+
+    These are the attributes through which torch's gradient scaler speaks to fused optimizers.
+    """
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = flag  # type: ignore[attr-defined]
+
+
+def judge(state: GuardState, flags: Sequence[bool], limit: int) -> GuardDecision:
+    """Goes through the flags of the last steps, oldest first; stops when `limit` steps in a row were skipped."""
+    skipped, in_a_row = state.skipped, state.in_a_row
+    for position, flag in enumerate(flags):
+        skipped += flag
+        in_a_row = in_a_row + 1 if flag else 0
+        if in_a_row >= limit:
+            reason = f"{in_a_row} steps in a row had a loss or gradient that is not finite"
+            return GuardDecision("stop", reason, GuardState(skipped, in_a_row), sum(flags[: position + 1]))
+    reason = f"{skipped} steps skipped" if skipped else "all steps finite"
+    return GuardDecision("continue", reason, GuardState(skipped, in_a_row), sum(flags))

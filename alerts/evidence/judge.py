@@ -111,8 +111,14 @@ class ReleaseJudge:
         known = {(release.model, release.release): release for release in read_releases(connection)}
         for labels in readings:
             named = dict(labels)
-            known.setdefault((named["model"], named["release"]), Release(**named, started_at=now))
-        current = {(release.model, release.release) for release in in_progress(list(known.values()), weights)}
+            known.setdefault((named["model"], named["release"]), _new(named, now))
+        # A version may be released again under a new id: the old release comes back only if it is counted again.
+        candidates = [
+            release
+            for key, release in known.items()
+            if release.ended_at is None or _grew(read_totals(connection, *key), readings.get(_labels(release), ()))
+        ]
+        current = {(release.model, release.release) for release in in_progress(candidates, weights)}
         judgements = []
         for key, release in known.items():
             if key not in current:
@@ -162,8 +168,24 @@ def samples_of(judgement: Judgement) -> Iterable[Sample]:
         yield sample(names.CANARY_VERDICT, float(outcome is judgement.release.verdict), verdict=outcome.value)
 
 
+def _new(labels: Mapping[str, str], now: float) -> Release:
+    return Release(
+        model=labels["model"],
+        release=labels["release"],
+        candidate=labels["candidate"],
+        baseline=labels["baseline"],
+        started_at=now,
+    )
+
+
 def _labels(release: Release) -> Labels:
     return tuple(sorted(release.labels.items()))
+
+
+def _grew(totals: Sequence[Total], readings: Sequence[Reading]) -> bool:
+    """Whether a counter has moved since it was last read."""
+    last = {total.series: total.last for total in totals}
+    return any(reading.value != last.get(reading.series, reading.value) for reading in readings)
 
 
 def _readings(vector: Sequence[Sample]) -> dict[Labels, list[Reading]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -54,7 +56,7 @@ def in_progress(releases: Sequence[Release], weights: Sequence[Weight]) -> list[
     known = {weight.model for weight in weights}
     candidates = {(w.model, w.version) for w in weights if w.role == "canary" and w.value > 0}
     latest: dict[str, Release] = {}
-    for release in sorted(releases, key=lambda release: release.started_at):
+    for release in sorted(releases, key=_order):
         open_still = release.ended_at is None and release.model not in known
         if open_still or (release.model, release.candidate) in candidates:
             latest[release.model] = release
@@ -83,5 +85,11 @@ def write_release(connection: sa.Connection, release: Release) -> None:
         connection.execute(RELEASES.insert().values(row))
 
 
-def _release(row: Mapping[str, object]) -> Release:
-    return Release(**{**row, "verdict": Outcome(str(row["verdict"]))})  # type: ignore[arg-type]
+def _release(row: Mapping[Any, Any]) -> Release:
+    return Release(**{**row, "verdict": Outcome(row["verdict"])})
+
+
+def _order(release: Release) -> tuple[float, int]:
+    """Releases by their start; those first seen in the same look by the number that ends their id."""
+    number = re.search(r"\d+\Z", release.release)
+    return release.started_at, int(number[0]) if number else 0

@@ -1,0 +1,207 @@
+"""Functions of an instant vector that work element by element, and those of labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from collectors.query.errors import QueryError
+from collectors.query.frame import Bools, Floats, Frame
+from collectors.query.numbers import parse_float
+from collectors.query.quantiles import bucket_quantile
+from collectors.store import Labels
+
+_REFERENCE = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
+_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+def _round_half_up(values: Floats, to_nearest: Floats) -> Floats:
+    inverse = 1.0 / to_nearest
+    return np.floor(values * inverse + 0.5) / inverse
+
+
+MATHS: dict[str, Callable[[Floats], Floats]] = {
+    "abs": np.abs,
+    "ceil": np.ceil,
+    "floor": np.floor,
+    "exp": np.exp,
+    "ln": np.log,
+    "log2": np.log2,
+    "log10": np.log10,
+    "sqrt": np.sqrt,
+    "sgn": np.sign,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "tanh": np.tanh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "deg": np.degrees,
+    "rad": np.radians,
+}
+
+
+# --- calendar (UTC; values are unix seconds) --------------------------------------------------------------------------
+def _calendar(read: Callable[[np.ndarray], np.ndarray]) -> Callable[[Floats], Floats]:  # type: ignore[type-arg]
+    def apply(values: Floats) -> Floats:
+        finite = np.isfinite(values)
+        moments = np.where(finite, values, 0).astype("datetime64[s]")
+        return np.where(finite, read(moments).astype(np.float64), np.nan)
+
+    return apply
+
+
+def _since(unit: str, within: str) -> Callable[[np.ndarray], np.ndarray]:  # type: ignore[type-arg]
+    return lambda t: (
+        t.astype(f"datetime64[{unit}]") - t.astype(f"datetime64[{within}]").astype(f"datetime64[{unit}]")
+    ).astype(np.int64)
+
+
+def _days_in_month(t: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    month = t.astype("datetime64[M]")
+    return ((month + 1).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(np.int64)
+
+
+CALENDAR: dict[str, Callable[[Floats], Floats]] = {
+    "minute": _calendar(_since("m", "h")),
+    "hour": _calendar(_since("h", "D")),
+    "day_of_month": _calendar(lambda t: _since("D", "M")(t) + 1),
+    "day_of_year": _calendar(lambda t: _since("D", "Y")(t) + 1),
+    # 1970-01-01 was a Thursday; Sunday is 0.
+    "day_of_week": _calendar(lambda t: (t.astype("datetime64[D]").astype(np.int64) + 4) % 7),
+    "days_in_month": _calendar(_days_in_month),
+    "month": _calendar(lambda t: _since("M", "Y")(t) + 1),
+    "year": _calendar(lambda t: t.astype("datetime64[Y]").astype(np.int64) + 1970),
+}
+
+
+def clamp(frame: Frame, low: Floats, high: Floats, delayed: bool) -> Frame:
+    """Values held within [low, high] ([steps] each); nothing at the steps where low > high."""
+    values = np.maximum(np.minimum(frame.values, high), low)
+    return frame.with_values(values, frame.present & ~(low > high)).without_empty().nameless(delayed)
+
+
+def rounded(frame: Frame, to_nearest: Floats, delayed: bool) -> Frame:
+    """Rounded to the nearest multiple; ties go up."""
+    return frame.with_values(_round_half_up(frame.values, to_nearest)).nameless(delayed)
+
+
+def ordered(frame: Frame, descending: bool) -> Frame:
+    """Sorted by value, NaN last; only when there is one step, as order means nothing over a range."""
+    if frame.values.shape[1] != 1:
+        return frame
+    values = frame.values[:, 0]
+    return frame.rows(np.lexsort((-values if descending else values, np.isnan(values))))
+
+
+def label_replace(frame: Frame, target: str, replacement: str, source: str, pattern: str) -> Frame:
+    """`target` set to `replacement` (with $1, ${name}) where the whole value of `source` matches."""
+    try:
+        regex = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise QueryError(f"invalid regular expression in label_replace(): {pattern}") from error
+    if not _LABEL_NAME.fullmatch(target):
+        raise QueryError(f"invalid destination label name in label_replace(): {target}")
+    changed: list[Labels] = []
+    drop = frame.drop_name.copy()
+    for row, labels in enumerate(frame.labels):
+        match = regex.fullmatch(labels.get(source, ""))
+        if match is None:
+            changed.append(labels)
+            continue
+        changed.append(_with_label(labels, target, _expanded(replacement, match)))
+        if target == "__name__":
+            drop[row] = False
+    return frame.with_labels(changed, drop)
+
+
+def _expanded(template: str, match: re.Match[str]) -> str:
+    def value(reference: re.Match[str]) -> str:
+        name = reference[1] or reference[2]
+        if name is None:
+            return "$"
+        if name.isdigit():
+            return (match[int(name)] or "") if int(name) <= (match.re.groups) else ""
+        return (match[name] or "") if name in match.re.groupindex else ""
+
+    return _REFERENCE.sub(value, template)
+
+
+def label_join(frame: Frame, target: str, separator: str, sources: list[str]) -> Frame:
+    """`target` set to the values of the sources, joined."""
+    for name in (target, *sources):
+        if not _LABEL_NAME.fullmatch(name):
+            kind = "destination" if name == target else "source"
+            raise QueryError(f"invalid {kind} label name in label_join(): {name}")
+    joined = [separator.join(labels.get(name, "") for name in sources) for labels in frame.labels]
+    changed = [_with_label(labels, target, text) for labels, text in zip(frame.labels, joined, strict=True)]
+    drop = np.zeros_like(frame.drop_name) if target == "__name__" else frame.drop_name
+    return frame.with_labels(changed, drop)
+
+
+def _with_label(labels: Labels, name: str, value: str) -> Labels:
+    changed = dict(labels)
+    if value:
+        changed[name] = value
+    else:
+        changed.pop(name, None)
+    return changed
+
+
+# --- classic histograms -----------------------------------------------------------------------------------------------
+def histogram_quantile(frame: Frame, quantile: Floats, delayed: bool) -> Frame:
+    """The quantile [steps] of classic histograms, whose buckets are series that differ in `le`."""
+    steps = frame.values.shape[1]
+    by_layout: dict[tuple[float, ...], list[tuple[Labels, list[int]]]] = {}
+    for labels, buckets in _histograms(frame).values():
+        bounds = tuple(sorted(buckets))
+        by_layout.setdefault(bounds, []).append((labels, [row for bound in bounds for row in buckets[bound]]))
+        if any(len(rows) > 1 for rows in buckets.values()):
+            raise QueryError("histogram_quantile: two series of one histogram have the same le")
+    found: list[Labels] = []
+    values: list[Floats] = []
+    present: list[Bools] = []
+    for bounds, histograms in by_layout.items():
+        rows = np.array([rows for _, rows in histograms])
+        there = frame.present[rows]
+        found.extend(labels for labels, _ in histograms)
+        values.append(_layout_quantiles(np.array(bounds), frame.values[rows], there, quantile))
+        present.append(there.any(axis=1))
+    if not found:
+        return Frame.empty(steps)
+    result = Frame.of(found, np.concatenate(values), np.concatenate(present))
+    return Frame(result.labels, result.values, result.present, np.full(len(found), delayed)).merged()
+
+
+def _histograms(frame: Frame) -> dict[frozenset[tuple[str, str]], tuple[Labels, dict[float, list[int]]]]:
+    """Bucket rows by upper bound, by the labels without `le` and the name."""
+    found: dict[frozenset[tuple[str, str]], tuple[Labels, dict[float, list[int]]]] = {}
+    for row, labels in enumerate(frame.labels):
+        try:
+            bound = parse_float(labels.get("le", ""))
+        except ValueError:
+            continue
+        if np.isnan(bound):
+            continue
+        key = frozenset(pair for pair in labels.items() if pair[0] not in ("le", "__name__"))
+        found.setdefault(key, (dict(key), {}))[1].setdefault(bound, []).append(row)
+    return found
+
+
+def _layout_quantiles(bounds: Floats, counts: Floats, present: Bools, quantile: Floats) -> Floats:
+    """Histograms of one layout [histograms, buckets, steps]; where buckets are absent, only the others count."""
+    whole = present.all(axis=1) | ~present.any(axis=1)
+    values = bucket_quantile(bounds, counts, quantile)
+    for histogram, step in np.argwhere(~whole):
+        there = present[histogram, :, step]
+        one = counts[histogram, there, step][None, :, None]
+        values[histogram, step] = bucket_quantile(bounds[there], one, quantile[step : step + 1])[0, 0]
+    return values

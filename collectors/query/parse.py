@@ -1,0 +1,166 @@
+"""From PromQL text to nodes: `promql-parser` has the grammar and the type check, this converts its tree once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, cast
+
+import promql_parser as grammar
+
+from collectors.query.errors import QueryError
+from collectors.query.syntax import (
+    Aggregate,
+    At,
+    Binary,
+    Call,
+    Cardinality,
+    Matching,
+    Negation,
+    Node,
+    Number,
+    RangeSelector,
+    Selector,
+    Subquery,
+    Text,
+)
+from collectors.store import Matcher
+
+_TOKENS = re.compile(
+    r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|`(?P<raw>[^`]*)`|(?P<comment>\#[^\n]*)""", re.S
+)
+_STRINGS = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'""", re.S)
+_NEGATIVE_AT = re.compile(r"@\s*-")
+_MILLISECOND = timedelta(milliseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
+_CARDINALITIES: dict[str, Cardinality] = {
+    "OneToOne": "one-to-one",
+    "ManyToOne": "many-to-one",
+    "OneToMany": "one-to-many",
+    "ManyToMany": "many-to-many",
+}
+_SET_OPERATORS = ("and", "or", "unless")
+
+
+@lru_cache(maxsize=2048)
+def parse(expr: str) -> Node:
+    """The tree of an expression. Raises QueryError (`bad_data`) for text that is not PromQL or is wrongly typed."""
+    try:
+        return _node(_tree(expr))
+    except ValueError as error:
+        raise QueryError(f"invalid expression: {error}", "bad_data") from error
+
+
+def format_query(expr: str) -> str:
+    """The expression, laid out. Raises QueryError (`bad_data`)."""
+    try:
+        return cast(str, _tree(expr).prettify())
+    except ValueError as error:
+        raise QueryError(f"invalid expression: {error}", "bad_data") from error
+
+
+def parse_selector(text: str) -> tuple[Matcher, ...]:
+    """The matchers of a series selector such as `up{job="x"}`. Raises QueryError (`bad_data`)."""
+    node = parse(text)
+    if not isinstance(node, Selector) or node.offset_ms or node.at is not None:
+        raise QueryError(f"invalid series selector {text!r}: give a metric name, labels, or both", "bad_data")
+    return node.matchers
+
+
+def parse_duration_ms(text: str) -> int:
+    """A PromQL duration such as `1h30m` in ms. Raises ValueError."""
+    return int(grammar.parse_duration(text) // _MILLISECOND)
+
+
+def _tree(expr: str) -> Any:
+    prepared = _TOKENS.sub(_double_quoted, expr)
+    if _NEGATIVE_AT.search(_STRINGS.sub('""', prepared)):
+        # The parser accepts these but panics when the time is read.
+        raise QueryError("invalid expression: times before 1970 after @ are not supported", "bad_data")
+    return grammar.parse(prepared)
+
+
+def _double_quoted(match: re.Match[str]) -> str:
+    """Raw strings as quoted ones (the parser reads escapes in them), and no comments."""
+    if match["raw"] is not None:
+        escaped = match["raw"].replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return "" if match["comment"] is not None else match[0]
+
+
+def _milliseconds(duration: timedelta | None) -> int:
+    return 0 if duration is None else duration // _MILLISECOND
+
+
+def _at(modifier: Any) -> At | None:
+    if modifier is None:
+        return None
+    kind = str(modifier.type).rsplit(".", 1)[-1].lower()
+    if kind in ("start", "end"):
+        return cast(At, kind)
+    return (modifier.at - _EPOCH) // _MILLISECOND
+
+
+def _node(tree: Any) -> Node:
+    convert = _CONVERTERS.get(type(tree).__name__)
+    if convert is None:
+        raise QueryError(f"unsupported syntax {type(tree).__name__}", "bad_data")
+    return convert(tree)
+
+
+def _selector(tree: Any) -> Selector:
+    if tree.matchers.or_matchers:
+        raise QueryError("`or` between matchers is not PromQL; use a regular expression", "bad_data")
+    matchers = [Matcher("__name__", "=", tree.name)] if tree.name is not None else []
+    for item in tree.matchers.matchers:
+        operator = _OPERATORS[str(item.op).rsplit(".", 1)[-1]]
+        matchers.append(Matcher(item.name, cast(Any, operator), item.value))
+    return Selector(tuple(matchers), _milliseconds(tree.offset), _at(tree.at))
+
+
+def _subquery(tree: Any) -> Subquery:
+    step = None if tree.step is None else _milliseconds(tree.step)
+    return Subquery(_node(tree.expr), _milliseconds(tree.range), step, _milliseconds(tree.offset), _at(tree.at))
+
+
+def _binary(tree: Any) -> Binary:
+    op, modifier = str(tree.op), tree.modifier
+    default: Cardinality = "many-to-many" if op in _SET_OPERATORS else "one-to-one"
+    matching, return_bool = Matching(default, on=False, labels=()), False
+    if modifier is not None:
+        fills = modifier.fill_values
+        if fills is not None and (fills.lhs is not None or fills.rhs is not None):
+            raise QueryError("the fill modifier is not supported", "bad_data")
+        labels, on = (), False
+        if modifier.matching is not None:
+            labels = tuple(modifier.matching.labels)
+            on = str(modifier.matching.type).endswith("Include")
+        cardinality = _CARDINALITIES[str(modifier.card).rsplit(".", 1)[-1]]
+        matching = Matching(cardinality, on, labels, tuple(modifier.group_labels or ()))
+        return_bool = bool(modifier.return_bool)
+    return Binary(op, _node(tree.lhs), _node(tree.rhs), matching, return_bool)
+
+
+def _aggregate(tree: Any) -> Aggregate:
+    modifier = tree.modifier
+    labels = () if modifier is None else tuple(modifier.labels)
+    without = modifier is not None and str(modifier.type).endswith("Without")
+    param = None if tree.param is None else _node(tree.param)
+    return Aggregate(str(tree.op), _node(tree.expr), param, labels, without)
+
+
+_CONVERTERS: dict[str, Callable[[Any], Node]] = {
+    "NumberLiteral": lambda tree: Number(tree.val),
+    "StringLiteral": lambda tree: Text(tree.val),
+    "ParenExpr": lambda tree: _node(tree.expr),
+    "UnaryExpr": lambda tree: Negation(_node(tree.expr)),
+    "VectorSelector": _selector,
+    "MatrixSelector": lambda tree: RangeSelector(_selector(tree.vector_selector), _milliseconds(tree.range)),
+    "SubqueryExpr": _subquery,
+    "BinaryExpr": _binary,
+    "AggregateExpr": _aggregate,
+    "Call": lambda tree: Call(tree.func.name, tuple(_node(argument) for argument in tree.args)),
+}

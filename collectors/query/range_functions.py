@@ -1,0 +1,274 @@
+"""Functions of a range vector: each takes windows and gives (values [steps, series], present [steps] or [steps, series]).
+
+The formulas are those of Prometheus' promql/functions.go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from collectors.query.frame import Bools, Floats, Ints
+from collectors.query.quantiles import quantile_of_columns
+from collectors.query.windows import Windows
+
+Answer = tuple[Floats, Bools]
+RangeFunction = Callable[[Windows], Answer]
+
+
+def _per_series(windows: Windows, per_step: Floats) -> Floats:
+    return np.repeat(per_step[:, None], windows.samples.v.shape[1], axis=1)
+
+
+def _prefix_sums(windows: Windows, increments: Floats) -> Floats:
+    """Sum of increments[i] (from row i-1 to i) over the rows of each window after its first."""
+    total = np.concatenate([np.zeros((1, increments.shape[1])), np.cumsum(increments, axis=0)])
+    gained: Floats = total[windows.last_rows] - total[windows.first_rows]
+    return gained
+
+
+# --- counters and gauges over a range ---------------------------------------------------------------------------------
+def _gains(windows: Windows, is_counter: bool) -> Floats:
+    v = windows.samples.v
+    gained: Floats = v[windows.last_rows] - v[windows.first_rows]
+    if is_counter and len(v) > 1:
+        dropped = np.where(v[1:] < v[:-1], v[:-1], 0.0)
+        if np.isfinite(dropped).all():
+            gained = gained + _prefix_sums(windows, dropped)
+        else:
+            inner = Windows(windows.samples, windows.low + 1, windows.high, windows.start, windows.end)
+            lost = np.concatenate([np.zeros((1, v.shape[1])), dropped])
+            gained = gained + np.where(windows.counts[:, None] > 1, inner.reduce(np.add, lost), 0.0)
+    return gained
+
+
+def _extrapolated(windows: Windows, is_counter: bool, per_second: bool, zero_first: bool) -> Answer:
+    """Growth over the whole range, extrapolated to its ends where samples are near enough (extrapolatedRate)."""
+    counts, t = windows.counts, windows.samples.t
+    present = counts >= 2
+    first, last = t[windows.first_rows], t[windows.last_rows]
+    sampled = (last - first) / 1000
+    to_start = np.repeat(((first - windows.start) / 1000)[:, None], windows.samples.v.shape[1], axis=1)
+    to_end = (windows.end - last) / 1000
+    average = sampled / np.maximum(counts - 1, 1)
+    threshold = average * 1.1
+    gained = _gains(windows, is_counter)
+    # A counter cannot have been below zero: do not extrapolate to before the time it would have been zero.
+    begin = windows.samples.v[windows.first_rows]
+    starts_at_zero = (gained > 0) & (begin >= 0) if is_counter else np.zeros(gained.shape, dtype=np.bool_)
+    to_zero = np.where(starts_at_zero, sampled[:, None] * (begin / np.where(gained == 0, 1, gained)), np.inf)
+    near = to_start if not zero_first else np.minimum(to_start, to_zero)
+    to_start = np.where(near >= threshold[:, None], average[:, None] / 2, near)
+    if not zero_first:
+        to_start = np.minimum(to_start, to_zero)
+    to_end = np.where(to_end >= threshold, average / 2, to_end)
+    factor = (sampled[:, None] + to_start + to_end[:, None]) / sampled[:, None]
+    if per_second:
+        factor = factor / ((windows.end - windows.start) / 1000)[:, None]
+    return gained * factor, present
+
+
+def growth(is_counter: bool, per_second: bool, zero_first: bool) -> RangeFunction:
+    """rate, increase or delta. `zero_first` is the order of the clamp at zero before Prometheus 3."""
+    return lambda windows: _extrapolated(windows, is_counter, per_second, zero_first)
+
+
+def _instant_growth(windows: Windows, is_rate: bool) -> Answer:
+    v, t = windows.samples.v, windows.samples.t
+    last = windows.last_rows
+    before = np.maximum(last - 1, 0)
+    change = v[last] - v[before]
+    if is_rate:
+        change = np.where(v[last] < v[before], v[last], change) / ((t[last] - t[before]) / 1000)[:, None]
+    return change, windows.counts >= 2
+
+
+def irate(windows: Windows) -> Answer:
+    """Growth a second between the last two samples of a counter."""
+    return _instant_growth(windows, True)
+
+
+def idelta(windows: Windows) -> Answer:
+    """Difference of the last two samples."""
+    return _instant_growth(windows, False)
+
+
+def _changed(windows: Windows, changed: Callable[[Floats, Floats], Bools]) -> Answer:
+    v = windows.samples.v
+    flags = changed(v[:-1], v[1:]).astype(np.float64)
+    return _prefix_sums(windows, flags), windows.counts >= 1
+
+
+def changes(windows: Windows) -> Answer:
+    """How often the value changed; NaN equals NaN."""
+    return _changed(windows, lambda old, new: (old != new) & ~(np.isnan(old) & np.isnan(new)))
+
+
+def resets(windows: Windows) -> Answer:
+    """How often the value fell."""
+    return _changed(windows, lambda old, new: new < old)
+
+
+# --- straight lines ---------------------------------------------------------------------------------------------------
+def _regression(windows: Windows, origin: Ints) -> tuple[Floats, Floats]:
+    """Slope a second and value at `origin` (ms, [steps]) of the least-squares line through each window."""
+    shape = (len(windows.low), windows.samples.v.shape[1])
+    slope, intercept = np.empty(shape), np.empty(shape)
+    for steps, v, t, inside in windows.padded():
+        weight = inside[:, :, None]
+        x = ((t - origin[steps, None]) / 1000)[:, :, None]
+        n = np.maximum(inside.sum(axis=1), 1)[:, None]
+        # Centred sums: the plain ones cancel when the window is far from the origin.
+        x_mean = np.where(weight, x, 0).sum(axis=1) / n
+        y_mean = np.where(weight, v, 0).sum(axis=1) / n
+        dx, dy = np.where(weight, x - x_mean[:, None], 0), np.where(weight, v - y_mean[:, None], 0)
+        slope[steps] = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
+        intercept[steps] = y_mean - slope[steps] * x_mean
+    first = windows.samples.v[windows.first_rows]
+    constant = (windows.reduce(np.minimum) == first) & (windows.reduce(np.maximum) == first)
+    infinite = constant & np.isinf(first)
+    slope = np.where(constant, np.where(infinite, np.nan, 0.0), slope)
+    return slope, np.where(constant, np.where(infinite, np.nan, first), intercept)
+
+
+def deriv(windows: Windows) -> Answer:
+    """Slope a second of the least-squares line."""
+    return _regression(windows, windows.samples.t[windows.first_rows])[0], windows.counts >= 2
+
+
+def predict_linear(seconds: Floats, now: Ints) -> RangeFunction:
+    """The least-squares line, `seconds` [steps] after the step."""
+
+    def predict(windows: Windows) -> Answer:
+        slope, intercept = _regression(windows, now)
+        return slope * seconds[:, None] + intercept, windows.counts >= 2
+
+    return predict
+
+
+# --- aggregates over time ---------------------------------------------------------------------------------------------
+def exact_sum(values: Floats) -> float:
+    """The correctly rounded sum of a few values; infinite or NaN as IEEE has it."""
+    try:
+        return math.fsum(values.tolist())
+    except (OverflowError, ValueError):
+        return float(np.sum(values))
+
+
+def exact_mean(values: Floats) -> float:
+    """The mean of a few values, whose sum may overflow."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(values).all():
+            return (
+                math.fsum((values / 1e3).tolist()) / len(values) * 1e3
+                if np.abs(values).max() > 1e300
+                else (math.fsum(values.tolist()) / len(values))
+            )
+        return float(np.mean(values))
+
+
+def needs_care(total: Floats, magnitude: Floats) -> Bools:
+    """Where a plain float sum lost digits that matter: its terms nearly cancel, or it overflowed."""
+    return ~np.isfinite(total) | (np.abs(total) < magnitude * 1e-7)
+
+
+def _careful(windows: Windows, exact: Callable[[Floats], float], total: Floats) -> Floats:
+    v = windows.samples.v
+    magnitude = windows.reduce(np.add, np.abs(v))
+    for step, column in np.argwhere(needs_care(total, magnitude) & (windows.counts > 0)[:, None]):
+        total[step, column] = exact(v[windows.low[step] : windows.high[step], column])
+    return total
+
+
+def sum_over_time(windows: Windows) -> Answer:
+    """Sum, with the digits kept when terms cancel."""
+    return _careful(windows, exact_sum, windows.reduce(np.add)), windows.counts >= 1
+
+
+def avg_over_time(windows: Windows) -> Answer:
+    """Mean, also where the sum overflows."""
+    divisor = np.maximum(windows.counts, 1)[:, None]
+    mean = windows.reduce(np.add) / divisor
+    return _careful(windows, exact_mean, mean), windows.counts >= 1
+
+
+def min_over_time(windows: Windows) -> Answer:
+    """Smallest value; NaN only if there is nothing else."""
+    return windows.reduce(np.fmin), windows.counts >= 1
+
+
+def max_over_time(windows: Windows) -> Answer:
+    """Largest value; NaN only if there is nothing else."""
+    return windows.reduce(np.fmax), windows.counts >= 1
+
+
+def count_over_time(windows: Windows) -> Answer:
+    """Number of samples."""
+    return _per_series(windows, windows.counts.astype(np.float64)), windows.counts >= 1
+
+
+def present_over_time(windows: Windows) -> Answer:
+    """1 if there is a sample."""
+    return _per_series(windows, np.ones(len(windows.low))), windows.counts >= 1
+
+
+def last_over_time(windows: Windows) -> Answer:
+    """The newest value."""
+    return windows.samples.v[windows.last_rows], windows.counts >= 1
+
+
+def first_over_time(windows: Windows) -> Answer:
+    """The oldest value."""
+    return windows.samples.v[windows.first_rows], windows.counts >= 1
+
+
+def stdvar_over_time(windows: Windows) -> Answer:
+    """Population variance."""
+    variance = np.empty((len(windows.low), windows.samples.v.shape[1]))
+    for steps, v, _, inside in windows.padded():
+        n = np.maximum(inside.sum(axis=1), 1)[:, None]
+        weight = inside[:, :, None]
+        mean = np.where(weight, v, 0).sum(axis=1) / n
+        variance[steps] = (np.where(weight, v - mean[:, None], 0) ** 2).sum(axis=1) / n
+    return variance, windows.counts >= 1
+
+
+def stddev_over_time(windows: Windows) -> Answer:
+    """Population standard deviation."""
+    variance, present = stdvar_over_time(windows)
+    return np.sqrt(variance), present
+
+
+def quantile_over_time(quantile: Floats) -> RangeFunction:
+    """The interpolated quantile ([steps]) of the samples."""
+
+    def over_time(windows: Windows) -> Answer:
+        result = np.empty((len(windows.low), windows.samples.v.shape[1]))
+        for steps, v, _, inside in windows.padded():
+            present = np.broadcast_to(inside[:, :, None], v.shape)
+            result[steps] = quantile_of_columns(np.moveaxis(v, 1, 0), np.moveaxis(present, 1, 0), quantile[steps, None])
+        return result, windows.counts >= 1
+
+    return over_time
+
+
+SIMPLE: dict[str, RangeFunction] = {
+    "irate": irate,
+    "idelta": idelta,
+    "changes": changes,
+    "resets": resets,
+    "deriv": deriv,
+    "sum_over_time": sum_over_time,
+    "avg_over_time": avg_over_time,
+    "min_over_time": min_over_time,
+    "max_over_time": max_over_time,
+    "count_over_time": count_over_time,
+    "present_over_time": present_over_time,
+    "last_over_time": last_over_time,
+    "first_over_time": first_over_time,
+    "stddev_over_time": stddev_over_time,
+    "stdvar_over_time": stdvar_over_time,
+}
+KEEPS_NAME = frozenset({"last_over_time", "first_over_time"})

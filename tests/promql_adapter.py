@@ -1,0 +1,66 @@
+"""Our store and engine behind the interface that runners of Prometheus' own test scripts drive."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from collectors.query import PROMETHEUS_2, PROMETHEUS_3, Engine, Matrix, Scalar, Semantics, String
+from collectors.store import Store
+
+Points = list[tuple[int, float]]
+
+
+class ScriptedEngine:
+    """Loads series into a fresh store and answers with plain tuples."""
+
+    def __init__(self, semantics: Semantics) -> None:
+        self._semantics = semantics
+        self._store: Store | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        if self._store is not None:
+            self._store.close()
+        self._store = Store("sqlite://", clock=lambda: 0.0)
+        self._engine = Engine(self._store, semantics=self._semantics)
+        self._loads = 0
+
+    def load(self, series: Sequence[tuple[dict[str, str], Points]]) -> None:
+        by_time: dict[int, list[tuple[dict[str, str], float]]] = defaultdict(list)
+        for labels, points in series:
+            for t_ms, value in points:
+                by_time[t_ms].append((labels, value))
+        assert self._store is not None
+        for t_ms in sorted(by_time):
+            self._store.append("script", t_ms, by_time[t_ms], stale=False)
+
+    def instant(self, expr: str, t_ms: int) -> float | str | list[tuple[dict[str, str], object]]:
+        result = self._engine.instant(expr, t_ms)
+        if isinstance(result, Scalar | String):
+            return result.value
+        if isinstance(result, Matrix):
+            return _points(result)
+        return [(dict(element.labels), element.value) for element in result]
+
+    def range(self, expr: str, start_ms: int, end_ms: int, step_ms: int) -> list[tuple[dict[str, str], object]]:
+        return _points(self._engine.range(expr, start_ms, end_ms, step_ms))
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+
+def _points(matrix: Matrix) -> list[tuple[dict[str, str], object]]:
+    return [(dict(s.labels), list(zip(s.t.tolist(), s.v.tolist(), strict=True))) for s in matrix]
+
+
+def engine_v3() -> ScriptedEngine:
+    """Prometheus 3 as its scripts run it: metric names are removed at the end."""
+    return ScriptedEngine(replace(PROMETHEUS_3, delayed_names=True))
+
+
+def engine_v2() -> ScriptedEngine:
+    """Prometheus 2."""
+    return ScriptedEngine(PROMETHEUS_2)

@@ -10,12 +10,12 @@ import io
 import json
 import re
 import zipfile
-from typing import Any
-
-import torch
-from torch.export.pt2_archive._package import PT2ArchiveWriter
+from typing import TYPE_CHECKING, Any
 
 from serving.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import torch
 
 _ROOT_MEMBERS = {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"}
 _WEIGHTS_CONFIG = "data/weights/model_weights_config.json"
@@ -31,9 +31,15 @@ _TARGET = re.compile(
     rf"torch\.ops\.(aten|prims)\.(?!from_file)\w+(\.\w+)?|_operator\.({_OPERATOR_NAMES})"
     r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_(max|min|not|int|float|ite|sum)"
 )
-_EXPRESSION_NAMES = frozenset(
-    ["Max", "Min", "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "Mod", "PythonMod", "ModularIndexing", "Where", "ToFloat", "TruncToInt", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Pow", "PowByNatural", "LShift", "RShift", "oo", "int_oo", "True", "False", "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan", "positive", "nonnegative", "integer", "s"]
-)
+# fmt: off
+_EXPRESSION_NAMES = frozenset({
+    "Max", "Min", "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "Mod", "PythonMod",
+    "ModularIndexing", "Where", "ToFloat", "TruncToInt", "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not",
+    "Pow", "PowByNatural", "LShift", "RShift", "oo", "int_oo", "True", "False", "Symbol", "Integer", "Rational",
+    "Float", "Add", "Mul", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan",
+    "GreaterThan", "positive", "nonnegative", "integer", "s",
+})
+# fmt: on
 _EXPRESSION = re.compile(r"[\w\s()+\-*/<>=!,&|~.]*")
 _SYMBOL = re.compile(r"(s|u|zuf)\d+")
 _QUOTED_SYMBOL = re.compile(r"'(s|u|zuf)\d+'")
@@ -42,6 +48,9 @@ _TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collec
 
 def load_exported(content: bytes) -> torch.export.ExportedProgram:
     """The program in a .pt2 archive. Raises ArtifactError where it holds pickles, native code or foreign operators."""
+    import torch
+    from torch.export.pt2_archive._package import PT2ArchiveWriter
+
     members = _members(content)
     for name in (_GRAPH, _WEIGHTS_CONFIG, _CONSTANTS_CONFIG, "archive_version"):
         if name not in members:
@@ -141,6 +150,8 @@ def _plain_tree(spec: Any) -> bool:
 
 
 def _no_inputs() -> bytes:
+    import torch
+
     buffer = io.BytesIO()
     torch.save(((), {}), buffer)
     return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ class State(enum.Enum):
 
 
 class Pending:
-    """One request on its way through a lane. Times are seconds of the lane's clock; `finish` is called exactly once."""
+    """One request on its way through a lane; a subclass says what `finish` does. Times are seconds of its clock."""
 
-    __slots__ = ("arrived", "batch_rows", "deadline", "ended", "finish", "lane", "rows", "started", "state", "values")
+    __slots__ = ("arrived", "batch_rows", "deadline", "ended", "lane", "rows", "started", "state", "values")
 
     def __init__(
         self,
@@ -33,18 +33,20 @@ class Pending:
         rows: int,
         arrived: float,
         deadline: float | None,
-        finish: Callable[[Result], None],
     ) -> None:
         self.values = values
         self.rows = rows
         self.arrived = arrived
         self.deadline = deadline
-        self.finish = finish
         self.state = State.QUEUED
         self.lane: Any = None  # the lane that has it now; a rollback moves it
         self.started: float | None = None
         self.ended: float | None = None
         self.batch_rows = 0
+
+    def finish(self, result: Result) -> None:
+        """Takes the outputs or the error; called exactly once, on the event loop. Must not raise."""
+        raise AssertionError("a lane got a request that nobody waits for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +75,9 @@ class BatchQueue:
         self.rows = 0
         self._waiting: deque[Pending] = deque()
 
-    def offer(self, pending: Pending) -> bool:
-        """Queues the request; False when its rows do not fit."""
-        if self.rows + pending.rows > self.limit_rows:
+    def offer(self, pending: Pending, *, admitted: bool = False) -> bool:
+        """Queues the request; False when its rows do not fit and it was not admitted before."""
+        if not admitted and self.rows + pending.rows > self.limit_rows:
             return False
         self.rows += pending.rows
         self._waiting.append(pending)

@@ -118,12 +118,15 @@ class Lane:
         """Whether nothing waits and nothing runs."""
         return self._running is None and self.queue.rows == 0
 
-    def submit(self, pending: Pending) -> None:
-        """Queues a request. Raises Refused when the queue is full and Expired when its deadline has passed."""
+    def submit(self, pending: Pending, *, admitted: bool = False) -> None:
+        """Queues a request. Raises Expired when its deadline has passed, and Refused when the queue is full.
+
+        One that another lane `admitted` before is taken whatever the queue holds.
+        """
         now = self._clock()
         if pending.deadline is not None and pending.deadline <= now:
             raise Expired(f"the deadline passed {now - pending.deadline:.6f} s before the request could be queued")
-        if not self.queue.offer(pending):
+        if not self.queue.offer(pending, admitted=admitted):
             raise Refused(
                 f"the queue is full: {self.queue.rows} of {self.queue.limit_rows} rows wait and the request has "
                 f"{pending.rows}; they take about {self.drain_seconds():.3f} s",

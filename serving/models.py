@@ -4,57 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import safetensors.torch
-import torch
 
 from serving.archive import load_exported
 from serving.errors import ArtifactError
+from serving.manifest import MANIFEST, canonical, read_manifest, verify
 from serving.signature import Array, Signature
 
+if TYPE_CHECKING:
+    import torch
+
 Format = Literal["torch.export", "safetensors"]
-MANIFEST = "manifest.json"
 _FILES: dict[str, str] = {"torch.export": "model.pt2", "safetensors": "model.safetensors"}
-_DTYPES = {"FP32": torch.float32, "BOOL": torch.float32, "INT64": torch.int64, "BYTES": torch.int64}
-
-
-def canonical(value: object) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """The artifact's manifest. Raises ArtifactError when it is missing or not a JSON object."""
-    try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{directory / MANIFEST} cannot be read: {error}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ArtifactError(f"{directory / MANIFEST} is not a manifest: it must be an object with 'files'")
-    return manifest
-
-
-def verify(directory: Path, digest: str | None = None) -> str:
-    """The artifact's digest, after every file's SHA-256 was checked. Raises ArtifactError when anything was altered."""
-    manifest = read_manifest(directory)
-    for name, expected in manifest["files"].items():
-        if Path(name).name != name:
-            raise ArtifactError(f"{directory}: file name {name!r} in the manifest leaves the folder")
-        path = directory / name
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
-        if found != expected:
-            raise ArtifactError(f"{path} was altered: its SHA-256 is {found}, the manifest says {expected}")
-    actual = hashlib.sha256(canonical(manifest)).hexdigest()
-    if digest is not None and actual != digest:
-        raise ArtifactError(f"{directory} was altered: its digest is {actual}, the registry says {digest}")
-    return actual
 
 
 def save_artifact(
@@ -75,6 +42,9 @@ def save_artifact(
         raise ArtifactError(
             "a safetensors artifact needs an architecture 'module:callable', a torch.export one has none"
         )
+    import safetensors.torch
+    import torch
+
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _FILES[format]
     if format == "safetensors":
@@ -96,6 +66,8 @@ def save_artifact(
 def _exported(
     module: torch.nn.Module, signature: Signature, example: Mapping[str, Sequence[Any]]
 ) -> torch.export.ExportedProgram:
+    import torch
+
     # Two rows at least: torch.export would take a batch of one for a constant.
     row = [list(example[column.name]) for column in signature.inputs]
     columns = signature.columns([row, row])
@@ -132,12 +104,16 @@ class LoadedModel:
         self.manifest = manifest
         self.digest = digest
         self.signature = Signature.of(manifest)
+        self.example_outputs: list[Array] = []
+        import torch
+
+        self._torch = torch
         self._call = module
 
     def run(self, columns: Sequence[Array]) -> list[Array]:
         """The outputs as float32 arrays, [rows] or [rows, k]. Raises what the model raises."""
-        with torch.inference_mode():
-            result = self._call(*map(torch.from_numpy, columns))
+        with self._torch.inference_mode():
+            result = self._call(*map(self._torch.from_numpy, columns))
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         return [np.asarray(output.numpy(), np.float32) for output in outputs]
 
@@ -157,6 +133,7 @@ class LoadedModel:
                 )
             if not np.isfinite(values).all():
                 raise ArtifactError(f"output {output.name!r} is not finite for the manifest's example")
+        self.example_outputs = outputs
         return outputs
 
     def warm_up(self, max_rows: int, repeats: int = 3) -> WarmUp:
@@ -204,6 +181,8 @@ def load_artifact(directory: Path, *, architectures: Sequence[str] = (), digest:
 
 
 def _built(manifest: Mapping[str, Any], architectures: Sequence[str], weights: Path) -> torch.nn.Module:
+    import safetensors.torch
+
     name = manifest.get("architecture")
     if name not in architectures:
         raise ArtifactError(

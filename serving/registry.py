@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from serving import database as db
 from serving.errors import RegistryError
-from serving.models import MANIFEST, read_manifest, verify
+from serving.manifest import MANIFEST, read_manifest, verify
 
 
 @dataclass(frozen=True, slots=True)

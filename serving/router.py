@@ -1,4 +1,4 @@
-"""A model's traffic policy as one frozen value: who answers a request, with which probability, and how it may change."""
+"""A model's traffic policy as one frozen value: who answers, with which probability, how it may change."""
 
 from __future__ import annotations
 
@@ -33,13 +33,18 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the router chose for one request. `propensity` is the probability of this arm; `weight` the canary's."""
+    """What the router chose for one request: `propensity` is the probability with which it chose this arm.
+
+    With a release in progress, `weight` is the canary's share, `candidate` and `baseline` are the two versions.
+    """
 
     version: int
     arm: Arm
     propensity: float
     release: str | None = None
     weight: float = 0.0
+    candidate: int | None = None
+    baseline: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +60,6 @@ class Policy:
     sticky: str | None = None
     releases: int = 0
     stable_release: str | None = None
-
-    def choose(self, unit: str | None, draw: Callable[[], float] = random.random) -> Choice | None:
-        """The arm for a request: by the unit's hash when it has one, else by `draw`. None without a stable version."""
-        if self.stable is None:
-            return None
-        if self.canary is None:
-            return Choice(self.stable, "stable", 1.0)
-        canary = self.canary
-        place = draw() if unit is None else position(canary.release, unit)
-        if place < canary.weight:
-            return Choice(canary.version, "canary", canary.weight, canary.release, canary.weight)
-        return Choice(self.stable, "stable", 1.0 - canary.weight, canary.release, canary.weight)
 
     def loaded(self) -> set[int]:
         """The versions that must be in memory under this policy."""
@@ -92,6 +85,34 @@ class Policy:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A policy with its choices made ready: routing a request builds nothing."""
+
+    policy: Policy
+    stable: Choice | None
+    canary: Choice | None
+
+    @staticmethod
+    def of(policy: Policy) -> Router:
+        """The router of a policy."""
+        if policy.stable is None:
+            return Router(policy, None, None)
+        release = policy.canary
+        if release is None:
+            return Router(policy, Choice(policy.stable, "stable", 1.0), None)
+        shared = (release.release, release.weight, release.version, policy.stable)
+        stable = Choice(policy.stable, "stable", 1.0 - release.weight, *shared)
+        return Router(policy, stable, Choice(release.version, "canary", release.weight, *shared))
+
+    def choose(self, unit: str | None, draw: Callable[[], float] = random.random) -> Choice | None:
+        """The arm for a request: by its unit's hash if it has one, else by `draw`. None without a stable version."""
+        if self.canary is None:
+            return self.stable
+        place = draw() if unit is None else position(self.canary.release or "", unit)
+        return self.canary if place < self.canary.weight else self.stable
+
+
 def position(salt: str, unit: str) -> float:
     """A unit's place in [0, 1), fixed for the life of a release: a higher weight only adds units to the canary."""
     digest = hashlib.blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8, key=_key(salt)).digest()
@@ -112,7 +133,8 @@ def with_canary(policy: Policy, version: int, weight: float, sticky: str | None,
         raise Conflict(f"version {version} of {policy.model!r} is stable already")
     if policy.canary is not None and policy.canary.version != version:
         raise Conflict(
-            f"release {policy.canary.release} is in progress with version {policy.canary.version}; promote it or roll it back"
+            f"release {policy.canary.release} is in progress with version {policy.canary.version}; "
+            "promote it or roll it back"
         )
     if policy.canary is not None:
         ramped = replace(policy.canary, weight=weight)
@@ -131,7 +153,7 @@ def with_shadow(policy: Policy, version: int, fraction: float) -> Policy:
 
 
 def promoted(policy: Policy, version: int | None, release: str | None) -> Policy:
-    """The policy with the canary, or a named version, as stable; the old stable is kept as previous. Raises Conflict."""
+    """The policy with the canary, or a named version, as stable; the old stable becomes previous. Conflict."""
     canary = policy.canary
     if release is not None and (canary is None or canary.release != release):
         raise Conflict(f"release {release!r} is not in progress for {policy.model!r}")

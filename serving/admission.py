@@ -1,0 +1,64 @@
+"""What a request asks of the queue: its deadline, its unit for sticky routing, its attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from serving.errors import InvalidRequest
+from serving.v2 import InferRequest
+
+_REQUEST_TIMEOUT = b"request-timeout"  # seconds
+_DEADLINE_MS = b"x-deadline-ms"  # milliseconds from now
+
+
+def deadline(request: InferRequest, headers: Mapping[bytes, bytes], arrived: float) -> float | None:
+    """The tightest of the parameter `timeout` (µs), `Request-Timeout` (s) and `X-Deadline-Ms`, on `arrived`'s clock."""
+    if "timeout" not in request.parameters and _REQUEST_TIMEOUT not in headers and _DEADLINE_MS not in headers:
+        return None
+    given = (
+        (request.parameters.get("timeout"), 1e-6, "parameter timeout"),
+        (headers.get(_REQUEST_TIMEOUT), 1.0, "header Request-Timeout"),
+        (headers.get(_DEADLINE_MS), 1e-3, "header X-Deadline-Ms"),
+    )
+    # Triton's clients send a timeout of 0 for none.
+    seconds = [s for value, unit, name in given if value is not None and (s := _positive(value, name) * unit) > 0]
+    return arrived + min(seconds) if seconds else None
+
+
+def _positive(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0.0 <= number < 1e15:
+        raise InvalidRequest(f"{name} is {value!r}; give a number, 0 or more")
+    return number
+
+
+def attributes(request: InferRequest) -> str | None:
+    """The client's `attributes` as JSON text: an object, or a string that holds one (all that V2 clients can send)."""
+    given = request.parameters.get("attributes")
+    if given is None:
+        return None
+    if isinstance(given, str):
+        try:
+            if isinstance(msgspec.json.decode(given), dict):
+                return given
+        except msgspec.DecodeError:
+            pass
+    elif isinstance(given, dict):
+        return msgspec.json.encode(given).decode()
+    raise InvalidRequest("parameter attributes is not a JSON object")
+
+
+def unit(request: InferRequest, sticky: str | None, attributes: str | None) -> str | None:
+    """What decides the arm under sticky routing: parameter `sticky`, or what the policy's key names."""
+    if sticky is None:
+        return None
+    value = request.parameters.get("sticky", request.parameters.get(sticky))
+    if value is None and attributes is not None:
+        value = msgspec.json.decode(attributes).get(sticky)
+    return None if value is None else str(value)

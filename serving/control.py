@@ -1,0 +1,263 @@
+"""Changes of traffic, one at a time a model: load, verify, persist, switch, verify again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from serving import router
+from serving.deployment import Deployment, Loaded, Version
+from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
+from serving.policies import PolicyStore
+from serving.registry import ModelVersion, Registry
+from serving.router import Policy
+
+_log = logging.getLogger(__name__)
+_RUNNING_BATCH_SECONDS = 2.0
+_POLICY_FIELDS = ("model", "generation", "stable", "previous", "canary", "shadow", "sticky")
+
+
+class Control:
+    """The control API's deeds. Every method that changes traffic raises ServingError and then has changed nothing."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        store: PolicyStore,
+        deployments: dict[str, Deployment],
+        make: Callable[[str], Deployment],
+        load: Callable[[str, int], Loaded],
+        publish_reference: Callable[[ModelVersion, bytes], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._store = store
+        self._deployments = deployments
+        self._make = make
+        self._load = load
+        self._publish_reference = publish_reference
+        self._clock = clock
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    # --- reading ---------------------------------------------------------------------------------------------------
+    async def models(self, only: tuple[str, ...] = ()) -> list[str]:
+        """All models that are registered, or those of `only` that are."""
+        known = await asyncio.to_thread(self._registry.models)
+        return [name for name in known if not only or name in only]
+
+    async def describe(self, model: str) -> dict[str, Any]:
+        """The model's policy, versions and history, as the control API gives them. Raises RegistryError."""
+        versions = await asyncio.to_thread(self._registry.versions, model)
+        if not versions:
+            raise RegistryError(f"model {model!r} is not in the registry")
+        history = await asyncio.to_thread(self._store.history, model)
+        deployment = self._deployments.get(model)
+        policy = deployment.router.policy if deployment else Policy(model)
+        body = policy.to_json()
+        return {
+            **{name: body[name] for name in _POLICY_FIELDS},
+            "versions": [
+                {
+                    "version": v.version, "digest": v.digest, "state": _state(v.version, policy, deployment),
+                    "created_at": v.created_at, "metrics": v.metrics, "lineage": v.lineage,
+                }
+                for v in versions
+            ],
+            "history": history,
+        }  # fmt: skip
+
+    # --- start -----------------------------------------------------------------------------------------------------
+    async def restore(self, model: str) -> None:
+        """Loads what the stored policy, or the alias `stable`, names. ServingError if stable does not load."""
+        async with self._locks[model]:
+            policy = await asyncio.to_thread(self._store.load, model)
+            if policy is None:
+                policy = await self._from_alias(model)
+            if policy is None or policy.stable is None:
+                return
+            deployment = self._deployment(model)
+            await self._ensure(deployment, policy.stable)
+            deployment.switch(replace(policy, canary=None, shadow=None))
+            for number in sorted(policy.loaded() - {policy.stable}):
+                try:
+                    await self._ensure(deployment, number)
+                except ServingError as error:
+                    _log.error("version %d of %s cannot be loaded: %s", number, model, error)
+                    if policy.canary is not None and policy.canary.version == number:
+                        ended = replace(policy, generation=policy.generation + 1, canary=None, sticky=None)
+                        release = policy.canary.release
+                        await self._save(
+                            ended, "rollback", release, number, f"did not load at start: {error}", "serving"
+                        )
+                        policy = ended
+                    if policy.shadow is not None and policy.shadow.version == number:
+                        policy = replace(policy, shadow=None)
+            deployment.switch(policy)
+
+    # --- changing --------------------------------------------------------------------------------------------------
+    async def canary(
+        self, model: str, version: int, weight: float, sticky: str | None, reason: str, actor: str
+    ) -> dict[str, Any]:
+        """Loads and warms the version, then gives it `weight` of the traffic."""
+        async with self._locks[model]:
+            deployment = await self._known(model)
+            router.with_canary(deployment.router.policy, version, weight, sticky, 0.0)
+            await self._ensure(deployment, version)
+            policy = router.with_canary(deployment.router.policy, version, weight, sticky, self._clock())
+            release = policy.canary.release if policy.canary else None
+            await self._apply(deployment, policy, "canary", release, version, reason or f"weight {weight:g}", actor)
+        return await self.describe(model)
+
+    async def shadow(self, model: str, version: int, fraction: float, reason: str, actor: str) -> dict[str, Any]:
+        """Loads and warms the version, then copies `fraction` of the traffic to it; 0 ends the shadow."""
+        async with self._locks[model]:
+            deployment = await self._known(model)
+            policy = router.with_shadow(deployment.router.policy, version, fraction)
+            await self._ensure(deployment, version)
+            await self._apply(deployment, policy, "shadow", None, version, reason or f"fraction {fraction:g}", actor)
+        return await self.describe(model)
+
+    async def promote(
+        self, model: str, version: int | None, release: str | None, reason: str, actor: str
+    ) -> dict[str, Any]:
+        """Makes the canary, or a named version, stable."""
+        async with self._locks[model]:
+            deployment = await self._known(model)
+            policy = router.promoted(deployment.router.policy, version, release)
+            if policy is not deployment.router.policy and policy.stable is not None:
+                await self._verify(await self._ensure(deployment, policy.stable))
+                await self._apply(deployment, policy, "promote", policy.stable_release, policy.stable, reason, actor)
+                await asyncio.to_thread(self._registry.set_alias, model, "stable", policy.stable)
+        return await self.describe(model)
+
+    async def rollback(self, model: str, release: str | None, reason: str, actor: str) -> dict[str, Any]:
+        """Takes the canary, or else the stable version, out of the traffic; verified before and after."""
+        async with self._locks[model]:
+            deployment = await self._known(model)
+            before = deployment.router.policy
+            policy = router.rolled_back(before, release)
+            if policy is None:
+                return await self._already(before, release)
+            assert policy.stable is not None
+            out = before.canary if before.canary is not None and policy.stable == before.stable else None
+            gone = out.version if out else before.stable
+            ended = out.release if out else before.stable_release
+            target = await self._ensure(deployment, policy.stable)
+            await self._verify(target)
+            lost = await self._apply(deployment, policy, "rollback", ended, gone, reason, actor, move=True)
+            await self._quiet(deployment, lost)
+            await self._observe(deployment, policy)
+            if out is None:
+                await asyncio.to_thread(self._registry.set_alias, model, "stable", policy.stable)
+            completed_at = self._clock()
+            deployment.retire()
+        return {
+            "model": model, "generation": policy.generation, "stable": policy.stable, "release": ended,
+            "rolled_back": gone, "completed_at": completed_at, "already": False,
+        }  # fmt: skip
+
+    async def _already(self, policy: Policy, release: str | None) -> dict[str, Any]:
+        history = await asyncio.to_thread(self._store.history, policy.model)
+        ends = [line for line in history if line["event"] == "rollback" and release in (None, line["release"])]
+        if not ends or (release is None and history[-1]["event"] != "rollback"):
+            named = f"release {release!r}" if release else "a canary or a previous version"
+            raise Conflict(f"model {policy.model!r} has nothing to roll back: {named} is not there")
+        last = ends[-1]
+        return {
+            "model": policy.model, "generation": policy.generation, "stable": policy.stable, "release": last["release"],
+            "rolled_back": last["version"], "completed_at": last["time"], "already": True,
+        }  # fmt: skip
+
+    async def _apply(
+        self, deployment: Deployment, policy: Policy, event: str, release: str | None, version: int | None, reason: str,
+        actor: str, *, move: bool = False,
+    ) -> list[int]:  # fmt: skip
+        # Stored before it is in force: a crash in between restores the decision, not the traffic before it.
+        await self._save(policy, event, release, version, reason, actor)
+        lost = deployment.switch(policy, move=move)
+        if not move:
+            deployment.retire()
+        _log.info(
+            "%s of %s: %s", event, policy.model, reason or "no reason given",
+            extra={"model": policy.model, "generation": policy.generation, "release": release, "version": version,
+                   "actor": actor},
+        )  # fmt: skip
+        return lost
+
+    async def _quiet(self, deployment: Deployment, lost: list[int]) -> None:
+        """Waits until the lanes that lost their traffic are quiet; takes a batch away that runs for long."""
+        limit = time.monotonic() + _RUNNING_BATCH_SECONDS
+        for number in lost:
+            lane = deployment.versions[number].lane
+            while lane.busy and time.monotonic() < limit:
+                await asyncio.sleep(0.001)
+            for pending in lane.abandon():
+                deployment.resubmit(pending)  # type: ignore[arg-type]
+
+    async def _observe(self, deployment: Deployment, policy: Policy) -> None:
+        stored = await asyncio.to_thread(self._store.load, policy.model)
+        if stored != policy or deployment.router.policy != policy:
+            raise Conflict(f"the policy of {policy.model!r} is not the one just set: stored is {stored}")
+
+    async def _verify(self, version: Version) -> None:
+        """The version answers its manifest's example with finite outputs, now. Raises ArtifactError."""
+        try:
+            await asyncio.to_thread(version.loaded.model.answer_example)
+        except ArtifactError:
+            raise
+        except Exception as error:
+            raise ArtifactError(f"version {version.loaded.number} does not answer its example: {error!r}") from error
+
+    async def _ensure(self, deployment: Deployment, number: int) -> Version:
+        version = deployment.versions.get(number)
+        if version is not None:
+            return version
+        loaded = await asyncio.to_thread(self._load, deployment.model, number)
+        found = await asyncio.to_thread(self._registry.get, deployment.model, number)
+        profile = await asyncio.to_thread(self._registry.profile, deployment.model, number)
+        if profile is not None:
+            self._publish_reference(found, profile)
+        return deployment.add(loaded)
+
+    async def _known(self, model: str) -> Deployment:
+        if not await asyncio.to_thread(self._registry.versions, model):
+            raise RegistryError(f"model {model!r} is not in the registry; register a version first")
+        return self._deployment(model)
+
+    def _deployment(self, model: str) -> Deployment:
+        if model not in self._deployments:
+            self._deployments[model] = self._make(model)
+        return self._deployments[model]
+
+    async def _from_alias(self, model: str) -> Policy | None:
+        number = await asyncio.to_thread(self._registry.alias, model, "stable")
+        if number is None:
+            return None
+        policy = router.promoted(Policy(model), number, None)
+        await self._save(policy, "promote", policy.stable_release, number, "alias stable at start", "serving")
+        return policy
+
+    async def _save(
+        self, policy: Policy, event: str, release: str | None, version: int | None, reason: str, actor: str
+    ) -> None:
+        await asyncio.to_thread(
+            self._store.save, policy, event,
+            time=self._clock(), release=release, version=version, reason=reason, actor=actor,
+        )  # fmt: skip
+
+
+def _state(number: int, policy: Policy, deployment: Deployment | None) -> str:
+    roles = {
+        policy.stable: "stable",
+        policy.canary.version if policy.canary else None: "canary",
+        policy.shadow.version if policy.shadow else None: "shadow",
+        policy.previous: "previous",
+    }
+    if number in roles:
+        return roles[number]
+    return "loaded" if deployment is not None and number in deployment.versions else "registered"

@@ -1,0 +1,22 @@
+"""Whether the server can take requests, and why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from serving.deployment import Deployment
+
+
+class Health:
+    """`starting` until every model is warm, `ready`, then `draining` for good."""
+
+    def __init__(self, deployments: Mapping[str, Deployment]) -> None:
+        self._deployments = deployments
+        self.state = "starting"
+
+    def unready(self) -> str | None:
+        """Why the server is not ready; None when it is."""
+        if self.state != "ready":
+            return f"the server is {self.state}"
+        waiting = [name for name, d in self._deployments.items() if d.router.policy.stable is not None and not d.ready]
+        return f"not loaded: {', '.join(waiting)}" if waiting else None

@@ -1,0 +1,162 @@
+"""Turns finished calls into prediction events and spans, on a thread of its own, behind a bounded queue."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from opentelemetry.trace import SpanKind
+
+from observability import names
+from observability.events import event_batch
+from observability.metrics import Metrics
+from observability.tracing import Tracing, format_trace_id
+from serving.calls import Call
+from serving.signature import Input, Values, joined
+
+
+class EventSink(Protocol):
+    """Where event batches go; `observability.exporter.EventExporter` is one."""
+
+    def put(self, item: pa.RecordBatch) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Anchor:
+    """Ties the clock of calls (perf_counter, s) to unix time (ns) at one moment."""
+
+    clock: float
+    unix_ns: int
+
+    def unix(self, moment: float) -> int:
+        return self.unix_ns + int((moment - self.clock) * 1e9)
+
+
+class Recorder:
+    """`put(calls)` takes microseconds and never blocks; when the thread is behind, groups are dropped and counted."""
+
+    def __init__(self, events: EventSink | None, tracing: Tracing, metrics: Metrics, max_groups: int = 4096) -> None:
+        self._events = events
+        self._tracing = tracing
+        self._metrics = metrics
+        self._groups: queue.Queue[tuple[Sequence[Call], _Anchor] | None] = queue.Queue(max_groups)
+        self._thread = threading.Thread(target=self._work, name="trimtab-recorder", daemon=True)
+        self._thread.start()
+
+    def put(self, calls: Sequence[Call]) -> None:
+        """Records calls of one version and arm that ended together."""
+        try:
+            self._groups.put_nowait((calls, _Anchor(time.perf_counter(), time.time_ns())))
+        except queue.Full:
+            self._dropped("recorder_full", calls)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Records what waits and ends the thread."""
+        try:
+            self._groups.put(None, timeout=timeout)
+        except queue.Full:
+            return
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while (entry := self._groups.get()) is not None:
+            calls, anchor = entry
+            try:
+                if self._events is not None:
+                    self._events.put(events_of(calls, anchor))
+                for call in calls:
+                    if call.span is not None:
+                        self._trace(call, anchor)
+            except Exception:
+                # Telemetry must not end with one odd batch; the counter says that something was lost.
+                self._dropped("invalid", calls)
+
+    def _dropped(self, reason: str, calls: Sequence[Call]) -> None:
+        self._metrics[names.TELEMETRY_DROPPED].labels("events", reason).inc()
+        self._metrics[names.TELEMETRY_DROPPED_ROWS].labels("events", reason).inc(sum(call.rows for call in calls))
+
+    def _trace(self, call: Call, anchor: _Anchor) -> None:
+        record, parent = self._tracing.record, call.span
+        model = {"model": call.model, "version": str(call.choice.version)}
+        attributes: dict[str, Any] = {
+            **model, "arm": call.choice.arm, "outcome": call.outcome, "rows": call.rows, "request.id": call.id,
+        }  # fmt: skip
+        error = None if call.outcome == "ok" else call.outcome
+        begun, ended = anchor.unix(call.arrived), anchor.unix(call.done)
+        record(
+            names.SPAN_REQUEST, begun, ended, call.parent, attributes, (), SpanKind.SERVER, context=parent, error=error
+        )
+        if call.started is None or call.ended is None:
+            record(names.SPAN_QUEUE, begun, ended, parent, model, error=error)
+            return
+        started, finished = anchor.unix(call.started), anchor.unix(call.ended)
+        record(names.SPAN_QUEUE, begun, started, parent, model)
+        batch = record(names.SPAN_BATCH, started, ended, parent, {**model, "batch.rows": call.batch_rows})
+        record(names.SPAN_MODEL, started, finished, batch, model, error=error)
+
+
+def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
+    """One event a row of calls of one version and arm, as one record batch; predictions of failed calls are null."""
+    first = calls[0]
+    choice, signature = first.choice, first.signature
+    rows = [call.rows for call in calls]
+    features = {
+        column.name: _feature(column, joined([call.values[place] for call in calls]))
+        for place, column in enumerate(signature.inputs)
+    }
+    predictions: dict[str, Any] = {}
+    for place, output in enumerate(signature.outputs):
+        parts = [_prediction(call, place) for call in calls]
+        width = max(part.shape[1] for part in parts)
+        values = np.concatenate(
+            [part if part.shape[1] == width else np.full((len(part), width), np.nan) for part in parts]
+        )
+        failed = np.repeat([call.outputs is None for call in calls], rows)
+        named = [output.name] if width == 1 else [f"{output.name}.{k}" for k in range(width)]
+        predictions |= {name: pa.array(values[:, k], pa.float64(), mask=failed) for k, name in enumerate(named)}
+    return event_batch(
+        ids=list(chain.from_iterable(_ids(call) for call in calls)),
+        time_ns=np.repeat([anchor.unix(call.done) for call in calls], rows),
+        model=first.model,
+        version=str(choice.version),
+        arm=choice.arm,
+        release=choice.release,
+        propensity=choice.propensity,
+        outcome=_repeated([call.outcome for call in calls], rows),
+        latency_seconds=np.repeat([call.done - call.arrived for call in calls], rows),
+        trace_ids=_repeated([format_trace_id(call.span) for call in calls], rows),
+        attributes=_repeated([call.attributes for call in calls], rows),
+        features=features,
+        predictions=predictions,
+    )
+
+
+def _ids(call: Call) -> list[str]:
+    return [call.id] if call.rows == 1 else [f"{call.id}/{row}" for row in range(call.rows)]
+
+
+def _repeated(values: list[str | None] | list[str], rows: list[int]) -> pa.Array:
+    return pa.array(
+        list(chain.from_iterable([value] * count for value, count in zip(values, rows, strict=True))), pa.utf8()
+    )
+
+
+def _feature(column: Input, values: Values) -> pa.Array:
+    if column.datatype == "BYTES":
+        return pa.array(values, pa.utf8())
+    if column.datatype == "BOOL":
+        return pa.array(np.asarray(values, np.bool_))
+    return pa.array(np.asarray(values, np.float64))
+
+
+def _prediction(call: Call, place: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if call.outputs is None:
+        return np.full((call.rows, 1), np.nan)
+    return call.outputs[place].reshape(call.rows, -1).astype(np.float64)

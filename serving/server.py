@@ -1,0 +1,224 @@
+"""The serving service: its settings, its start, its drain. The composition root of this package."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvloop
+
+from observability.exporter import EventExporter
+from observability.logs import log_exporter, setup_logging
+from observability.metrics import Metrics
+from observability.sinks import HttpSink
+from observability.tracing import setup_tracing
+from serving.app import ControlApp
+from serving.control import Control
+from serving.deployment import Deployment, Loaded, load_version
+from serving.engine import InferenceThread, Lane
+from serving.errors import ServingError
+from serving.front import Front
+from serving.health import Health
+from serving.http import Limits, Server
+from serving.policies import PolicyStore
+from serving.recorder import Recorder
+from serving.references import References
+from serving.registry import Registry
+from serving.signals import Signals
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingConfig:
+    """Everything that `serve` needs. Times are seconds."""
+
+    # SQLAlchemy URL of the model registry and the traffic policies.
+    registry_url: str
+    artifacts_dir: Path
+    host: str = "127.0.0.1"
+    # 0 takes a free port.
+    port: int = 8080
+    # Models to serve; empty means all that have a stable version.
+    models: tuple[str, ...] = ()
+    max_batch_rows: int = 64
+    # How long a batch may wait for company, from its oldest request's arrival; 0 takes what is there.
+    max_delay: float = 0.0
+    # Rows that may wait, by version; more are refused with 429.
+    max_queue_rows: int = 1024
+    # Base URL of the collector's intake; None sends no events, traces, logs or profiles.
+    collector_url: str | None = None
+    trace_sample_ratio: float = 0.01
+    # Control calls must be signed with it; empty means no signature.
+    secret: str = ""
+    # `module:callable` names that safetensors artifacts may declare.
+    architectures: tuple[str, ...] = ()
+    torch_threads: int = 1
+    # From the signal to the closed listener: time for load balancers to see that the server is not ready.
+    drain_notice: float = 0.5
+    # From the closed listener on, for requests in flight.
+    drain_timeout: float = 30.0
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.max_batch_rows < 1 or self.max_queue_rows < self.max_batch_rows:
+            raise ValueError(
+                f"max_batch_rows is {self.max_batch_rows}, max_queue_rows {self.max_queue_rows}: "
+                "the first must be at least 1, the second at least the first"
+            )
+        if self.max_delay < 0 or self.torch_threads < 1:
+            raise ValueError(
+                f"max_delay is {self.max_delay}, torch_threads {self.torch_threads}: not negative, at least 1"
+            )
+
+
+class Service:
+    """A running server. `start` returns when it is ready; `drain` stops it and loses no accepted request."""
+
+    def __init__(self, config: ServingConfig, metrics: Metrics | None = None) -> None:
+        self.config = config
+        self.metrics = metrics or Metrics()
+        self.deployments: dict[str, Deployment] = {}
+        self.health = Health(self.deployments)
+        self.port = config.port
+        self._signals = Signals(self.metrics)
+        self._registry = Registry(config.registry_url, config.artifacts_dir)
+        self._tracing = setup_tracing(
+            "serving", config.collector_url, sample_ratio=config.trace_sample_ratio, metrics=self.metrics
+        )
+        self._events: EventExporter | None = None
+        if config.collector_url is not None:
+            sink = HttpSink(f"{config.collector_url.rstrip('/')}/v1/events")
+            self._events = EventExporter(sink, metrics=self.metrics)
+        self._references = References(config.collector_url, self.metrics)
+        self._recorder = Recorder(self._events, self._tracing, self.metrics)
+        self._front = Front(
+            self.deployments, self._signals, self._recorder, self._tracing,
+            body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=os.urandom(6).hex(),
+        )  # fmt: skip
+        store = PolicyStore(self._registry.engine)
+        self._control = Control(
+            self._registry, store, self.deployments, self._make, self._load, self._references.publish
+        )
+        app = ControlApp(
+            self._control, self.deployments, self.health, store, self.metrics,
+            secret=config.secret, models=config.models,
+        )  # fmt: skip
+        self.http = Server(self._front, app.build(), config.limits)
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listens at once (not ready), loads and warms the stable versions, then is ready."""
+        import torch
+
+        torch.set_num_threads(self.config.torch_threads)
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            self.http.connection, self.config.host, self.config.port, backlog=2048
+        )
+        self.port = self._listener.sockets[0].getsockname()[1]
+        self._sweeper = loop.create_task(self._sweep())
+        for model in self.config.models or await self._control.models():
+            try:
+                await self._control.restore(model)
+            except ServingError as error:
+                _log.error("%s cannot be served: %s", model, error)
+                self.deployments.setdefault(model, self._make(model))
+        self._front.open = True
+        self.health.state = "ready"
+        _log.info("serving on %s:%d", self.config.host, self.port, extra={"models": sorted(self.deployments)})
+
+    async def drain(self) -> None:
+        """Readiness off, the listener closed, every accepted request answered, telemetry sent as far as it goes."""
+        assert self._listener is not None
+        assert self._sweeper is not None
+        self.health.state = "draining"
+        self.http.begin_close()
+        await asyncio.sleep(self.config.drain_notice)
+        self._listener.close()
+        limit = time.monotonic() + self.config.drain_timeout
+        while (self.http.active() or self._busy()) and time.monotonic() < limit:
+            await asyncio.sleep(0.005)
+        self._front.settle()
+        self._sweeper.cancel()
+        self.http.abort()
+        for deployment in self.deployments.values():
+            for version in deployment.versions.values():
+                version.lane.stop()
+        await asyncio.to_thread(self._close_telemetry)
+        self._registry.close()
+
+    def _busy(self) -> bool:
+        return any(
+            not version.lane.idle
+            for deployment in self.deployments.values()
+            for version in deployment.versions.values()
+        )
+
+    def _close_telemetry(self) -> None:
+        self._recorder.close()
+        if self._events is not None:
+            self._events.close(timeout=2.0)
+        self._references.close()
+        self._tracing.close()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self.http.sweep(time.monotonic())
+
+    def _load(self, model: str, number: int) -> Loaded:
+        config = self.config
+        return load_version(self._registry, model, number, config.architectures, config.max_batch_rows)
+
+    def _make(self, model: str) -> Deployment:
+        loop = asyncio.get_running_loop()
+        config, signals = self.config, self._signals
+        signals.queue_limit(model, config.max_queue_rows)
+
+        def make_lane(loaded: Loaded) -> Lane:
+            version = signals.version(model, loaded.number)
+            return Lane(
+                loaded.model,
+                InferenceThread(f"{model}-{loaded.number}", loop.call_soon_threadsafe),
+                loop,
+                max_rows=config.max_batch_rows,
+                max_delay=config.max_delay,
+                limit_rows=config.max_queue_rows,
+                warm_up=loaded.warm_up,
+                on_batch=lambda batch, run: version.batch(batch.rows, run.ended - run.started, batch.reason),
+            )
+
+        return Deployment(model, make_lane, signals)
+
+
+async def run(config: ServingConfig, started: Callable[[Service], None] | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then drains."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    service = Service(config)
+    await service.start()
+    if started is not None:
+        started(service)
+    await stop.wait()
+    await service.drain()
+    _log.info("drained; goodbye")
+
+
+def serve(config: ServingConfig, log_level: str = "INFO", started: Callable[[Service], None] | None = None) -> None:
+    """Runs the service on uvloop until it is told to stop; logs are JSON lines. Returns after a complete drain."""
+    exporter = None if config.collector_url is None else log_exporter("serving", config.collector_url)
+    setup_logging("serving", log_level, stream=sys.stderr, exporter=exporter)
+    uvloop.run(run(config, started))
+    if exporter is not None:
+        exporter.close(timeout=1.0)

@@ -1,0 +1,125 @@
+"""What serving counts: children of the catalogue's metrics, looked up once and fed a batch at a time."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from observability import names
+from observability.metrics import Metrics
+from serving.router import Choice
+
+NO_VERSION = "none"
+
+
+def observe_all(child: Any, values: Sequence[float]) -> None:
+    """Adds many values to a prometheus_client histogram at the price of its touched buckets, not of the values."""
+    bounds, buckets = child._upper_bounds, child._buckets
+    for place, count in Counter([bisect_left(bounds, value) for value in values]).items():
+        buckets[place].inc(count)
+    child._sum.inc(sum(values))
+
+
+class VersionSignals:
+    """The series of one version."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._requests = {
+            outcome: metrics[names.INFERENCE_REQUESTS].labels(model, version, outcome) for outcome in names.OUTCOMES
+        }
+        self._metrics, self._labels = metrics, (model, version)
+        self._duration = metrics[names.INFERENCE_DURATION].labels(model, version)
+        self._queue = metrics[names.INFERENCE_QUEUE].labels(model, version)
+        self._compute = metrics[names.INFERENCE_COMPUTE].labels(model, version)
+        self._rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
+        self._rows = metrics[names.INFERENCE_ROWS].labels(model, version)
+        self._reasons: dict[str, Any] = {}
+
+    def requests(self, outcome: str, count: int) -> None:
+        """Requests answered with this outcome."""
+        self._requests[outcome].inc(count)
+
+    def latencies(self, durations: Sequence[float], waits: Sequence[float]) -> None:
+        """Seconds of whole requests, and of their waiting for a batch."""
+        observe_all(self._duration, durations)
+        if waits:
+            observe_all(self._queue, waits)
+
+    def exemplar(self, duration: float, trace_id: str) -> None:
+        """One request's seconds, with the trace that shows it."""
+        self._duration.observe(duration, {"trace_id": trace_id})
+
+    def batch(self, rows: int, seconds: float, reason: str) -> None:
+        """A batch that the model has run."""
+        if reason not in self._reasons:
+            self._reasons[reason] = self._metrics[names.INFERENCE_BATCHES].labels(*self._labels, reason)
+        self._reasons[reason].inc()
+        self._rows_a_batch.observe(rows)
+        self._rows.inc(rows)
+        self._compute.observe(seconds)
+
+
+class Signals:
+    """All series of the server."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._versions: dict[tuple[str, str], VersionSignals] = {}
+        self._releases: dict[tuple[str, Choice, str], Any] = {}
+
+    def version(self, model: str, version: int | None) -> VersionSignals:
+        """The series of a version; of `none` for requests that no version could take."""
+        key = (model, NO_VERSION if version is None else str(version))
+        found = self._versions.get(key)
+        if found is None:
+            found = self._versions[key] = VersionSignals(self.metrics, *key)
+        return found
+
+    def release(self, model: str, choice: Choice, outcome: str, count: int) -> None:
+        """Live requests of a release in progress, for the canary's test; only what a version answered or failed."""
+        if choice.release is None or choice.arm == "shadow" or not (outcome == "ok" or outcome in names.FAULTS):
+            return
+        key = (model, choice, "ok" if outcome == "ok" else "error")
+        child = self._releases.get(key)
+        if child is None:
+            child = self.metrics[names.RELEASE_REQUESTS].labels(
+                model, choice.release, str(choice.candidate), str(choice.baseline), choice.arm, f"{choice.weight:g}",
+                key[2],
+            )  # fmt: skip
+            self._releases[key] = child
+        child.inc(count)
+
+    def loaded(self, model: str, version: int, digest: str, seconds: float) -> None:
+        """A version is loaded, verified and warm."""
+        self.metrics[names.MODEL_READY].labels(model, str(version)).set(1)
+        self.metrics[names.MODEL_INFO].labels(model, str(version), digest).set(1)
+        self.metrics[names.MODEL_LOAD_DURATION].labels(model, str(version)).set(seconds)
+
+    def unloaded(self, model: str, version: int, digest: str) -> None:
+        """A version has left the memory."""
+        self.metrics[names.MODEL_READY].labels(model, str(version)).set(0)
+        self.metrics[names.MODEL_INFO].remove(model, str(version), digest)
+
+    def traffic(self, model: str, generation: int, weights: dict[tuple[int, str], float]) -> None:
+        """The policy in force: weight by (version, role); roles that are gone fall to 0."""
+        self.metrics[names.TRAFFIC_GENERATION].labels(model).set(generation)
+        family = self.metrics[names.TRAFFIC_WEIGHT]
+        for sample_model, version, role in list(family._metrics):
+            if sample_model == model:
+                family.labels(model, version, role).set(0)
+        for (number, role), weight in weights.items():
+            family.labels(model, str(number), role).set(weight)
+
+    def queue(self, model: str, version: int, rows: int) -> None:
+        """Rows that wait now."""
+        self.metrics[names.QUEUE_ROWS].labels(model, str(version)).set(rows)
+
+    def queue_limit(self, model: str, rows: int) -> None:
+        """Rows that may wait."""
+        self.metrics[names.QUEUE_LIMIT_ROWS].labels(model).set(rows)
+
+    def shadow(self, model: str, version: int, shadow: int, difference: float) -> None:
+        """Largest difference between a shadow's outputs and the answer."""
+        self.metrics[names.SHADOW_DIFFERENCE].labels(model, str(version), str(shadow)).observe(difference)

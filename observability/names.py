@@ -139,7 +139,7 @@ PERFORMANCE_SCORE = _gauge(
 )  # metric: log_loss | accuracy | roc_auc | brier | positive_ratio | prediction_mean
 PERFORMANCE_LABELLED = _gauge("performance_labelled_rows", "Labelled predictions in the score.", "model", "version")
 OBSERVED_LATENCY = _gauge(
-    "observed_latency_seconds", "Quantile of the latency of a version's events.", "model", "version", "quantile"
+    "observed_latency_seconds", "Quantile q of the latency of a version's events.", "model", "version", "q"
 )
 OBSERVED_THROUGHPUT = _gauge("observed_rows_per_second", "Predictions a second.", "model", "version")
 OBSERVED_ERRORS = _gauge("observed_error_ratio", "Share of a version's events that failed.", "model", "version")

@@ -1,8 +1,10 @@
 """PromQL over the store: the engine, its values, and the Prometheus HTTP API as server and client."""
 
+from collectors.query.client import PrometheusClient
 from collectors.query.engine import Engine
 from collectors.query.errors import QueryError
 from collectors.query.evaluate import PROMETHEUS_2, PROMETHEUS_3, Semantics
+from collectors.query.http import QueryApi, query_app
 from collectors.query.parse import format_query, parse, parse_duration_ms, parse_selector
 from collectors.query.values import Matrix, MatrixSeries, Result, Scalar, String, Vector, VectorElement
 
@@ -12,6 +14,8 @@ __all__ = [
     "Engine",
     "Matrix",
     "MatrixSeries",
+    "PrometheusClient",
+    "QueryApi",
     "QueryError",
     "Result",
     "Scalar",
@@ -23,4 +27,5 @@ __all__ = [
     "parse",
     "parse_duration_ms",
     "parse_selector",
+    "query_app",
 ]

@@ -50,7 +50,8 @@ def grouped(frame: Frame, labels: tuple[str, ...], without: bool) -> Grouping:
         if group is None:
             group = seen[key] = len(found)
             found.append(without_labels(own, removed) if without else only_labels(own, labels))
-            flags.append(bool(frame.drop_name[row]) and not without)
+            flags.append(False)
+        flags[group] = flags[group] or (bool(frame.drop_name[row]) and not without)
         of_row[row] = group
     return Grouping(found, of_row, np.array(flags, dtype=np.bool_))
 
@@ -107,8 +108,10 @@ def _avg(rows: _Ordered) -> Floats:
 
 def _stdvar(rows: _Ordered) -> Floats:
     count = np.maximum(rows.counts(), 1)
-    mean = rows.fold(np.add, rows.values, 0.0) / count
-    return rows.fold(np.add, (rows.values - mean[rows.group]) ** 2, 0.0) / count
+    # From the group's smallest value on: equal values then have no variance at all, not a rounding error.
+    shifted = rows.values - rows.fold(np.fmin, rows.values, np.nan)[rows.group]
+    mean = rows.fold(np.add, shifted, 0.0) / count
+    return rows.fold(np.add, (shifted - mean[rows.group]) ** 2, 0.0) / count
 
 
 _REDUCTIONS: dict[str, Callable[[_Ordered], Floats]] = {

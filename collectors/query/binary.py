@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from collectors.query.errors import QueryError
-from collectors.query.frame import NAME, Bools, Floats, Frame, only_labels, without_labels
+from collectors.query.frame import IDENTITY, NAME, Bools, Floats, Frame, only_labels, without_labels
 from collectors.query.syntax import Matching
 from collectors.store import Labels
 
@@ -157,12 +157,9 @@ def _text(labels: Labels) -> str:
 def _result_labels(many: Labels, one: Labels, matching: Matching, keep_name: bool) -> Labels:
     labels = dict(many)
     if not keep_name:
-        labels.pop(NAME, None)
+        labels = without_labels(labels, IDENTITY)
     if matching.cardinality == "one-to-one":
-        if matching.on:
-            labels = only_labels(labels, matching.labels)
-        else:
-            labels = without_labels(labels, matching.labels)
+        labels = only_labels(labels, matching.labels) if matching.on else without_labels(labels, matching.labels)
     for name in matching.include:
         if one.get(name):
             labels[name] = one[name]

@@ -8,7 +8,7 @@ import numpy as np
 
 from collectors.query.errors import QueryError
 from collectors.query.evaluate import PROMETHEUS_3, Context, Semantics, Value, evaluate, sample_windows
-from collectors.query.frame import Frame
+from collectors.query.frame import Frame, Ints
 from collectors.query.parse import parse
 from collectors.query.syntax import Node, RangeSelector, Subquery
 from collectors.query.values import Matrix, MatrixSeries, Result, Scalar, String, Vector, VectorElement
@@ -62,7 +62,7 @@ class Engine:
         with np.errstate(all="ignore"):
             return _range_result(evaluate(node, context), context)
 
-    def _context(self, times: np.ndarray, timeout_seconds: float | None, end_ms: int | None = None) -> Context:  # type: ignore[type-arg]
+    def _context(self, times: Ints, timeout_seconds: float | None, end_ms: int | None = None) -> Context:
         timeout = self._timeout_seconds if timeout_seconds is None else min(timeout_seconds, self._timeout_seconds)
         return Context(
             self._reader,
@@ -109,7 +109,7 @@ def _range_result(value: Value, context: Context) -> Matrix:
 
 
 def _samples(node: Node, context: Context) -> Matrix:
-    found = []
+    found: list[MatrixSeries] = []
     for item in sample_windows(node, context):
         rows = slice(int(item.low[0]), int(item.high[0]))
         if rows.start < rows.stop:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from collectors.query import aggregate, binary, functions, range_functions, windows
+from collectors.query import aggregate, binary, functions, histograms, range_functions, windows
 from collectors.query.errors import QueryError
-from collectors.query.frame import Floats, Frame, Ints
+from collectors.query.frame import Bools, Floats, Frame, Ints
 from collectors.query.syntax import (
     Aggregate,
     At,
@@ -252,7 +252,7 @@ def _over_windows(node: Call, context: Context, argument: Node, function: range_
     for item in sample_windows(argument, context):
         context.check()
         values, present = function(item)
-        there = np.broadcast_to(present[:, None] if present.ndim == 1 else present, values.shape)
+        there = np.broadcast_to(present[:, None], values.shape)
         frames.append(Frame.of(item.samples.labels, values.T, there.T))
     frame = Frame.concatenated(frames, len(context.times)).without_empty()
     if node.name in range_functions.KEEPS_NAME:
@@ -288,7 +288,7 @@ def _absent_over_time(node: Call, context: Context) -> Frame:
 
 
 def _absence(argument: Node, frame: Frame, context: Context) -> Frame:
-    nothing = ~frame.present.any(axis=0)
+    nothing: Bools = np.atleast_1d(~frame.present.any(axis=0))
     if not nothing.any():
         return Frame.empty(len(context.times))
     return Frame.of([_labels_of_selector(argument)], np.ones((1, len(nothing))), nothing[None, :])
@@ -350,7 +350,12 @@ def _label_join(node: Call, context: Context) -> Frame:
 
 def _histogram_quantile(node: Call, context: Context) -> Frame:
     quantile = scalar_of(node.args[0], context)
-    return functions.histogram_quantile(frame_of(node.args[1], context), quantile, context.semantics.delayed_names)
+    return histograms.histogram_quantile(frame_of(node.args[1], context), quantile, context.semantics.delayed_names)
+
+
+def _histogram_fraction(node: Call, context: Context) -> Frame:
+    lower, upper = scalar_of(node.args[0], context), scalar_of(node.args[1], context)
+    return histograms.histogram_fraction(frame_of(node.args[2], context), lower, upper, context.semantics.delayed_names)
 
 
 _CALLS: dict[str, Callable[[Call, Context], Value]] = {
@@ -375,4 +380,5 @@ _CALLS: dict[str, Callable[[Call, Context], Value]] = {
     "label_replace": _label_replace,
     "label_join": _label_join,
     "histogram_quantile": _histogram_quantile,
+    "histogram_fraction": _histogram_fraction,
 }

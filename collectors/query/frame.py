@@ -16,6 +16,8 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 NAME = "__name__"
+# What names a quantity; a function that makes another quantity drops all three.
+IDENTITY = (NAME, "__type__", "__unit__")
 SAME_LABELS = "vector cannot contain metrics with the same labelset"
 
 
@@ -82,7 +84,7 @@ class Frame:
         if delayed:
             return Frame(self.labels, self.values, self.present, np.ones(len(self.labels), dtype=np.bool_))
         names = {labels.get(NAME) for labels in self.labels}
-        bare: list[Labels] = [without_labels(labels, (NAME,)) for labels in self.labels]
+        bare: list[Labels] = [without_labels(labels, IDENTITY) for labels in self.labels]
         frame = Frame(bare, self.values, self.present, np.zeros(len(bare), dtype=np.bool_))
         return frame if len(names) <= 1 else frame.merged()
 
@@ -91,7 +93,7 @@ class Frame:
         if not self.drop_name.any():
             return self
         labels = [
-            without_labels(labels, (NAME,)) if drop else labels
+            without_labels(labels, IDENTITY) if drop else labels
             for labels, drop in zip(self.labels, self.drop_name, strict=True)
         ]
         return Frame(labels, self.values, self.present, np.zeros(len(labels), dtype=np.bool_)).merged()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from collectors.query.errors import QueryError
-from collectors.query.frame import Bools, Floats, Frame
-from collectors.query.numbers import parse_float
-from collectors.query.quantiles import bucket_quantile
+from collectors.query.frame import Floats, Frame
 from collectors.store import Labels
+from collectors.store.regex import compile_go
 
 _REFERENCE = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
+# datetime64[s] in, whole numbers out.
+Moments = np.ndarray[Any, Any]
+
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
@@ -50,7 +53,7 @@ MATHS: dict[str, Callable[[Floats], Floats]] = {
 
 
 # --- calendar (UTC; values are unix seconds) --------------------------------------------------------------------------
-def _calendar(read: Callable[[np.ndarray], np.ndarray]) -> Callable[[Floats], Floats]:  # type: ignore[type-arg]
+def _calendar(read: Callable[[Moments], Moments]) -> Callable[[Floats], Floats]:
     def apply(values: Floats) -> Floats:
         finite = np.isfinite(values)
         moments = np.where(finite, values, 0).astype("datetime64[s]")
@@ -59,15 +62,16 @@ def _calendar(read: Callable[[np.ndarray], np.ndarray]) -> Callable[[Floats], Fl
     return apply
 
 
-def _since(unit: str, within: str) -> Callable[[np.ndarray], np.ndarray]:  # type: ignore[type-arg]
+def _since(unit: str, within: str) -> Callable[[Moments], Moments]:
     return lambda t: (
         t.astype(f"datetime64[{unit}]") - t.astype(f"datetime64[{within}]").astype(f"datetime64[{unit}]")
     ).astype(np.int64)
 
 
-def _days_in_month(t: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _days_in_month(t: Moments) -> Moments:
     month = t.astype("datetime64[M]")
-    return ((month + 1).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(np.int64)
+    days: Moments = ((month + 1).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(np.int64)
+    return days
 
 
 CALENDAR: dict[str, Callable[[Floats], Floats]] = {
@@ -105,8 +109,8 @@ def ordered(frame: Frame, descending: bool) -> Frame:
 def label_replace(frame: Frame, target: str, replacement: str, source: str, pattern: str) -> Frame:
     """`target` set to `replacement` (with $1, ${name}) where the whole value of `source` matches."""
     try:
-        regex = re.compile(pattern, re.DOTALL)
-    except re.error as error:
+        regex = compile_go(pattern)
+    except ValueError as error:
         raise QueryError(f"invalid regular expression in label_replace(): {pattern}") from error
     if not _LABEL_NAME.fullmatch(target):
         raise QueryError(f"invalid destination label name in label_replace(): {target}")
@@ -154,54 +158,3 @@ def _with_label(labels: Labels, name: str, value: str) -> Labels:
     else:
         changed.pop(name, None)
     return changed
-
-
-# --- classic histograms -----------------------------------------------------------------------------------------------
-def histogram_quantile(frame: Frame, quantile: Floats, delayed: bool) -> Frame:
-    """The quantile [steps] of classic histograms, whose buckets are series that differ in `le`."""
-    steps = frame.values.shape[1]
-    by_layout: dict[tuple[float, ...], list[tuple[Labels, list[int]]]] = {}
-    for labels, buckets in _histograms(frame).values():
-        bounds = tuple(sorted(buckets))
-        by_layout.setdefault(bounds, []).append((labels, [row for bound in bounds for row in buckets[bound]]))
-        if any(len(rows) > 1 for rows in buckets.values()):
-            raise QueryError("histogram_quantile: two series of one histogram have the same le")
-    found: list[Labels] = []
-    values: list[Floats] = []
-    present: list[Bools] = []
-    for bounds, histograms in by_layout.items():
-        rows = np.array([rows for _, rows in histograms])
-        there = frame.present[rows]
-        found.extend(labels for labels, _ in histograms)
-        values.append(_layout_quantiles(np.array(bounds), frame.values[rows], there, quantile))
-        present.append(there.any(axis=1))
-    if not found:
-        return Frame.empty(steps)
-    result = Frame.of(found, np.concatenate(values), np.concatenate(present))
-    return Frame(result.labels, result.values, result.present, np.full(len(found), delayed)).merged()
-
-
-def _histograms(frame: Frame) -> dict[frozenset[tuple[str, str]], tuple[Labels, dict[float, list[int]]]]:
-    """Bucket rows by upper bound, by the labels without `le` and the name."""
-    found: dict[frozenset[tuple[str, str]], tuple[Labels, dict[float, list[int]]]] = {}
-    for row, labels in enumerate(frame.labels):
-        try:
-            bound = parse_float(labels.get("le", ""))
-        except ValueError:
-            continue
-        if np.isnan(bound):
-            continue
-        key = frozenset(pair for pair in labels.items() if pair[0] not in ("le", "__name__"))
-        found.setdefault(key, (dict(key), {}))[1].setdefault(bound, []).append(row)
-    return found
-
-
-def _layout_quantiles(bounds: Floats, counts: Floats, present: Bools, quantile: Floats) -> Floats:
-    """Histograms of one layout [histograms, buckets, steps]; where buckets are absent, only the others count."""
-    whole = present.all(axis=1) | ~present.any(axis=1)
-    values = bucket_quantile(bounds, counts, quantile)
-    for histogram, step in np.argwhere(~whole):
-        there = present[histogram, :, step]
-        one = counts[histogram, there, step][None, :, None]
-        values[histogram, step] = bucket_quantile(bounds[there], one, quantile[step : step + 1])[0, 0]
-    return values

@@ -101,7 +101,8 @@ def _at(modifier: Any) -> At | None:
     kind = str(modifier.type).rsplit(".", 1)[-1].lower()
     if kind in ("start", "end"):
         return cast(At, kind)
-    return (modifier.at - _EPOCH) // _MILLISECOND
+    moment: datetime = modifier.at
+    return (moment - _EPOCH) // _MILLISECOND
 
 
 def _node(tree: Any) -> Node:

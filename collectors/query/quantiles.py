@@ -60,6 +60,36 @@ def bucket_quantile(bounds: Floats, counts: Floats, quantile: Floats) -> Floats:
     return np.where((q >= 0) & (q <= 1), value, outside)
 
 
+def bucket_fraction(bounds: Floats, counts: Floats, lower: Floats, upper: Floats) -> Floats:
+    """The share of observations between `lower` and `upper` ([steps] each), interpolated linearly inside buckets.
+
+    Shapes as for `bucket_quantile`. NaN without a +Inf bucket, without observations, or for a NaN bound.
+    """
+    shape = (counts.shape[0], counts.shape[2])
+    low, high = np.broadcast_to(lower, shape), np.broadcast_to(upper, shape)
+    if not np.isposinf(bounds[-1]):
+        return np.full(shape, np.nan)
+    counts = _monotonic(counts)
+    total = counts[:, -1]
+    share = (_rank(bounds, counts, high) - _rank(bounds, counts, low)) / total
+    share = np.where(low >= high, 0.0, share)
+    return np.where((total == 0) | np.isnan(total) | np.isnan(low) | np.isnan(high), np.nan, share)
+
+
+def _rank(bounds: Floats, counts: Floats, value: Floats) -> Floats:
+    """How many observations are at most `value` [histograms, steps]."""
+    bucket = np.minimum(np.searchsorted(bounds, value, side="left"), len(bounds) - 1)
+    ends, end_counts = bounds[bucket], _pick(counts, bucket)
+    before = np.maximum(bucket - 1, 0)
+    # The first bucket begins at zero, unless its bound is not above zero: then nobody knows where.
+    starts = np.where(bucket > 0, bounds[before], 0.0 if bounds[0] > 0 else -np.inf)
+    start_counts = np.where(bucket > 0, _pick(counts, before), 0.0)
+    inside = start_counts + (end_counts - start_counts) * (value - starts) / (ends - starts)
+    unknown = np.isinf(starts) | np.isinf(ends)
+    at_edge = np.where(value >= ends, end_counts, start_counts)
+    return np.where(value <= starts, start_counts, np.where(unknown | (value >= ends), at_edge, inside))
+
+
 def _pick(counts: Floats, bucket: Floats) -> Floats:
     picked: Floats = np.take_along_axis(counts, bucket[:, None].astype(np.int64), axis=1)[:, 0]
     return picked

@@ -1,4 +1,4 @@
-"""Functions of a range vector: each takes windows and gives (values [steps, series], present [steps] or [steps, series]).
+"""Functions of a range vector: each takes windows and gives values [steps, series] and which are present [steps].
 
 The formulas are those of Prometheus' promql/functions.go.
 """
@@ -230,6 +230,8 @@ def stdvar_over_time(windows: Windows) -> Answer:
     for steps, v, _, inside in windows.padded():
         n = np.maximum(inside.sum(axis=1), 1)[:, None]
         weight = inside[:, :, None]
+        # From the first value on: equal values then have no variance at all, not a rounding error.
+        v = v - v[:, :1]
         mean = np.where(weight, v, 0).sum(axis=1) / n
         variance[steps] = (np.where(weight, v - mean[:, None], 0) ** 2).sum(axis=1) / n
     return variance, windows.counts >= 1

@@ -25,7 +25,7 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Samples with one window a step: rows `low` to `high` (excluded), for the range (start, end] in ms; all [steps]."""
+    """Samples with one window a step, all [steps]: rows `low` up to `high`, for the range (start, end] in ms."""
 
     samples: Samples
     low: Ints
@@ -60,7 +60,10 @@ class Windows:
         return folded
 
     def padded(self) -> Iterator[tuple[slice, Floats, Floats, Bools]]:
-        """The windows as rectangles, some steps at a time: (steps, v [s, width, series], t [s, width], inside [s, width])."""
+        """The windows as rectangles, some steps at a time.
+
+        Each is (steps, v [s, width, series], t [s, width], inside [s, width]).
+        """
         width = max(int(self.counts.max(initial=0)), 1)
         size = max(1, _CHUNK_VALUES // (width * max(1, self.samples.v.shape[1])))
         offsets = np.arange(width)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from collectors.store.regex import compile_go
+
 MatchOp = Literal["=", "!=", "=~", "!~"]
 
 
@@ -27,10 +29,9 @@ class Matcher:
             raise ValueError(f"unknown matcher operator {self.op!r}; use one of =, !=, =~, !~")
         if self.op in ("=~", "!~"):
             try:
-                # Since Prometheus 3 a dot matches a newline too.
-                compiled = re.compile(self.value, re.DOTALL)
-            except re.error as error:
-                raise ValueError(f"bad regular expression {self.value!r} for label {self.name!r}: {error}") from error
+                compiled = compile_go(self.value)
+            except ValueError as error:
+                raise ValueError(f"bad regular expression for label {self.name!r}: {error}") from error
             object.__setattr__(self, "_regex", compiled)
 
     def matches(self, value: str) -> bool:

@@ -1,0 +1,113 @@
+"""The parameters of an API call: from the query string and, with POST, the form; times and durations read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+
+from collectors.query.errors import QueryError
+from collectors.query.parse import parse_duration_ms
+
+# As far as a 64-bit time in nanoseconds goes; clients send such bounds to mean "all".
+_FARTHEST_SECONDS = 9.2e15
+
+
+class Parameters:
+    """Named values, each possibly given several times."""
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self._values: dict[str, list[str]] = {}
+        for name, value in pairs:
+            self._values.setdefault(name, []).append(value)
+
+    @staticmethod
+    async def of(request: Request) -> Parameters:
+        """The request's query string and url-encoded body."""
+        pairs = list(request.query_params.multi_items())
+        if request.method == "POST":
+            body = (await request.body()).decode("utf-8", "replace")
+            pairs = parse_qsl(body, keep_blank_values=True) + pairs
+        return Parameters(pairs)
+
+    def all(self, *names: str) -> list[str]:
+        """All values of the names."""
+        return [value for name in names for value in self._values.get(name, [])]
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """The first value. Raises QueryError (`bad_data`) when there is none and no default."""
+        values = self._values.get(name)
+        if values:
+            return values[0]
+        if default is None:
+            raise QueryError(f'invalid parameter "{name}": it is missing', "bad_data")
+        return default
+
+    def time_ms(self, name: str, default: int | None = None) -> int:
+        """A moment (RFC 3339 or unix seconds) in unix ms."""
+        values = self._values.get(name)
+        if not values or not values[0]:
+            if default is None:
+                raise QueryError(f'invalid parameter "{name}": cannot parse "" to a valid timestamp', "bad_data")
+            return default
+        return parse_time_ms(values[0], name)
+
+    def optional_time_ms(self, name: str) -> int | None:
+        """The moment, or None when it is not given."""
+        return self.time_ms(name) if self._values.get(name, [""])[0] else None
+
+    def duration_ms(self, name: str, default: int | None = None) -> int:
+        """A duration (`15s` or seconds) in ms."""
+        values = self._values.get(name)
+        if not values or not values[0]:
+            if default is None:
+                raise QueryError(f'invalid parameter "{name}": cannot parse "" to a valid duration', "bad_data")
+            return default
+        return _duration_ms(values[0], name)
+
+    def count(self, name: str) -> int | None:
+        """A number of items at most, or None when it is not given or 0."""
+        text = self.text(name, "")
+        if not text:
+            return None
+        if not text.isdigit():
+            raise QueryError(f'invalid parameter "{name}": {text!r} is not a whole number', "bad_data")
+        return int(text) or None
+
+
+def parse_time_ms(text: str, name: str = "time") -> int:
+    """Unix seconds or RFC 3339 in unix ms. Raises QueryError (`bad_data`)."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        return round(max(-_FARTHEST_SECONDS, min(_FARTHEST_SECONDS, number)) * 1000)
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        message = f'invalid parameter "{name}": cannot parse "{text}" to a valid timestamp'
+        raise QueryError(message, "bad_data") from error
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _duration_ms(text: str, name: str) -> int:
+    try:
+        number = float(text)
+        if math.isfinite(number):
+            return round(number * 1000)
+    except ValueError:
+        pass  # not a plain number: the other form follows
+    try:
+        return parse_duration_ms(text)
+    except ValueError as error:
+        message = f'invalid parameter "{name}": cannot parse "{text}" to a valid duration'
+        raise QueryError(message, "bad_data") from error
+
+
+def bounds(parameters: Parameters) -> Mapping[str, int | None]:
+    """`start_ms` and `end_ms` of a metadata call; None where not given."""
+    return {"start_ms": parameters.optional_time_ms("start"), "end_ms": parameters.optional_time_ms("end")}

@@ -1,0 +1,32 @@
+"""Which selectors an expression reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from collectors.query.syntax import Aggregate, Binary, Call, Negation, Node, RangeSelector, Selector, Subquery
+from collectors.store import Matcher
+
+
+def selectors_of(node: Node) -> Iterator[tuple[Matcher, ...]]:
+    """The matchers of each selector, from left to right."""
+    if isinstance(node, Selector):
+        yield node.matchers
+    for child in _children(node):
+        yield from selectors_of(child)
+
+
+def _children(node: Node) -> tuple[Node, ...]:
+    match node:
+        case RangeSelector():
+            return (node.selector,)
+        case Subquery() | Negation():
+            return (node.expr,)
+        case Binary():
+            return node.left, node.right
+        case Aggregate():
+            return (node.expr,) if node.param is None else (node.param, node.expr)
+        case Call():
+            return node.args
+        case _:
+            return ()

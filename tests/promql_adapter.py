@@ -25,16 +25,16 @@ class ScriptedEngine:
             self._store.close()
         self._store = Store("sqlite://", clock=lambda: 0.0)
         self._engine = Engine(self._store, semantics=self._semantics)
-        self._loads = 0
 
     def load(self, series: Sequence[tuple[dict[str, str], Points]]) -> None:
-        by_time: dict[int, list[tuple[dict[str, str], float]]] = defaultdict(list)
+        # A series that is loaded twice has its last value.
+        by_time: dict[int, dict[tuple[tuple[str, str], ...], float]] = defaultdict(dict)
         for labels, points in series:
             for t_ms, value in points:
-                by_time[t_ms].append((labels, value))
+                by_time[t_ms][tuple(sorted(labels.items()))] = value
         assert self._store is not None
         for t_ms in sorted(by_time):
-            self._store.append("script", t_ms, by_time[t_ms], stale=False)
+            self._store.append("script", t_ms, [(dict(key), v) for key, v in by_time[t_ms].items()], stale=False)
 
     def instant(self, expr: str, t_ms: int) -> float | str | list[tuple[dict[str, str], object]]:
         result = self._engine.instant(expr, t_ms)

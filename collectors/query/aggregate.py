@@ -14,6 +14,7 @@ from collectors.query.numbers import format_float
 from collectors.query.quantiles import quantile_of_columns
 from collectors.query.range_functions import exact_mean, exact_sum, needs_care
 from collectors.store import Labels
+from collectors.store.values import LabelKey, label_key
 
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
@@ -164,13 +165,13 @@ def count_values(frame: Frame, label: str, labels: tuple[str, ...], without: boo
         raise QueryError(f'invalid label name "{label}"')
     steps = frame.values.shape[1]
     grouping = grouped(frame, labels, without)
-    counts: dict[tuple[int, str], Floats] = {}
+    counts: dict[LabelKey, Floats] = {}
     for row, step in np.argwhere(frame.present):
-        key = int(grouping.of_row[row]), format_float(float(frame.values[row, step]))
+        text = format_float(float(frame.values[row, step]))
+        # A label of the same name gives way, and groups that differed in it alone become one.
+        key = label_key({**grouping.labels[grouping.of_row[row]], label: text})
         counts.setdefault(key, np.zeros(steps))[step] += 1
     if not counts:
         return Frame.empty(steps)
-    # A label of the same name gives way, as it does in Prometheus.
-    found: list[Labels] = [{**grouping.labels[group], label: text} for group, text in counts]
     values = np.array(list(counts.values()))
-    return Frame.of(found, values, values > 0).merged()
+    return Frame.of([dict(key) for key in counts], values, values > 0)

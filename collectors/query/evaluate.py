@@ -279,16 +279,18 @@ def _quantile_over_time(node: Call, context: Context) -> Frame:
 
 
 def _absent(node: Call, context: Context) -> Frame:
-    return _absence(node.args[0], frame_of(node.args[0], context), context)
+    nothing: Bools = np.atleast_1d(~frame_of(node.args[0], context).present.any(axis=0))
+    return _absence(node.args[0], nothing, context)
 
 
 def _absent_over_time(node: Call, context: Context) -> Frame:
-    frame = _over_windows(node, context, node.args[0], range_functions.last_over_time)
-    return _absence(node.args[0], frame, context)
+    nothing = np.ones(len(context.times), dtype=np.bool_)
+    for item in sample_windows(node.args[0], context):
+        nothing &= item.counts == 0
+    return _absence(node.args[0], nothing, context)
 
 
-def _absence(argument: Node, frame: Frame, context: Context) -> Frame:
-    nothing: Bools = np.atleast_1d(~frame.present.any(axis=0))
+def _absence(argument: Node, nothing: Bools, context: Context) -> Frame:
     if not nothing.any():
         return Frame.empty(len(context.times))
     return Frame.of([_labels_of_selector(argument)], np.ones((1, len(nothing))), nothing[None, :])

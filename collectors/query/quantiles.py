@@ -71,13 +71,16 @@ def bucket_fraction(bounds: Floats, counts: Floats, lower: Floats, upper: Floats
         return np.full(shape, np.nan)
     counts = _monotonic(counts)
     total = counts[:, -1]
-    share = (_rank(bounds, counts, high) - _rank(bounds, counts, low)) / total
+    share = (_rank(bounds, counts, high, False) - _rank(bounds, counts, low, True)) / total
     share = np.where(low >= high, 0.0, share)
     return np.where((total == 0) | np.isnan(total) | np.isnan(low) | np.isnan(high), np.nan, share)
 
 
-def _rank(bounds: Floats, counts: Floats, value: Floats) -> Floats:
-    """How many observations are at most `value` [histograms, steps]."""
+def _rank(bounds: Floats, counts: Floats, value: Floats, is_lower: bool) -> Floats:
+    """How many observations are at most `value` [histograms, steps].
+
+    A first bucket without a beginning cannot be divided, so none of it is taken: a lower bound in it skips all.
+    """
     bucket = np.minimum(np.searchsorted(bounds, value, side="left"), len(bounds) - 1)
     ends, end_counts = bounds[bucket], _pick(counts, bucket)
     before = np.maximum(bucket - 1, 0)
@@ -86,7 +89,7 @@ def _rank(bounds: Floats, counts: Floats, value: Floats) -> Floats:
     start_counts = np.where(bucket > 0, _pick(counts, before), 0.0)
     inside = start_counts + (end_counts - start_counts) * (value - starts) / (ends - starts)
     unknown = np.isinf(starts) | np.isinf(ends)
-    at_edge = np.where(value >= ends, end_counts, start_counts)
+    at_edge = np.where((value >= ends) | (np.isinf(starts) & is_lower), end_counts, start_counts)
     return np.where(value <= starts, start_counts, np.where(unknown | (value >= ends), at_edge, inside))
 
 

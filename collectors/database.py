@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 METADATA = sa.MetaData()
 
@@ -94,6 +95,21 @@ def open_database(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _prepare_sqlite)
     METADATA.create_all(engine)
     return engine
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Inserts rows; those whose primary key is there already are left out."""
+    if not rows:
+        return
+    dialects: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+    connection.execute(dialects[connection.dialect.name](table).on_conflict_do_nothing(), rows)
+
+
+def replace(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
+    """Writes a row, in the place of the one with its primary key where there is one."""
+    key = sa.and_(*(column == row[column.name] for column in table.primary_key))
+    connection.execute(table.delete().where(key))
+    connection.execute(table.insert(), row)
 
 
 def intake_url(store_url: str) -> str:

@@ -1,8 +1,8 @@
 """Event and label intake: a batch is committed to the log before it is acknowledged, then compacted into the lake.
 
 The way of a batch: `accept` commits its body and its id in one group transaction; `compact` names a run of log rows a
-segment, writes their lake files under the segment's name, and removes the rows. A crash at any point repeats the segment
-into files of the same names, so every row reaches the lake exactly once.
+segment, writes their lake files under the segment's name, and removes the rows. A crash at any point repeats the
+segment into files of the same names, so every row reaches the lake exactly once.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class EventLog:
         self._compacting = threading.Lock()
 
     def accept(self, batch: Batch, batch_id: str) -> Future[Accepted]:
-        """Commits the batch; a known id is acknowledged with no second effect. The future carries the database's error."""
+        """Commits the batch; a known id is acknowledged with no second effect. The future carries a database error."""
 
         def write(connection: sa.Connection) -> Accepted:
             key = (BATCHES.c.batch_id == batch_id) & (BATCHES.c.signal == batch.signal)

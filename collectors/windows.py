@@ -6,6 +6,7 @@ difference. A pane closes when the model's watermark passes its end; rows behind
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,10 @@ import pyarrow.compute as pc
 
 from collectors.drift.bins import Counts
 from observability import names
+from observability.columns import ProfileError
 from observability.profile import Profile
+
+logger = logging.getLogger(__name__)
 
 # Cells about 5 % wide from 10 µs to 1000 s: a quantile is read to that precision, and panes add up.
 LATENCY_EDGES = np.geomspace(1e-5, 1e3, 370)
@@ -77,9 +81,22 @@ class Pane:
     def folded(self) -> Pane:
         """This pane with every row in its profile."""
         waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
-        if self.profile is not None and waiting:
-            self.profile = self.profile.updated(pa.concat_tables(waiting, promote_options="permissive"))
+        if self.profile is None or not waiting:
+            return self
+        try:
+            self.profile = self.profile.updated(pa.concat_tables(waiting, promote_options="default"))
+        except (pa.ArrowException, ProfileError):
+            self._fold_singly(self.profile, waiting)
         return self
+
+    def _fold_singly(self, profile: Profile, waiting: list[pa.Table]) -> None:
+        """Batches whose types do not go together; one that does not fit the reference is left out of the profile."""
+        for table in waiting:
+            try:
+                profile = profile.updated(table)
+            except (pa.ArrowException, ProfileError) as error:
+                logger.warning("rows of %s version %s do not fit its reference: %s", self.model, self.version, error)
+        self.profile = profile
 
     def faults(self) -> int:
         """Rows whose outcome is the version's fault."""

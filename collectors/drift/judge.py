@@ -1,4 +1,4 @@
-"""The verdict on one column: its distances from the reference, and whether they mean anything at this number of rows."""
+"""The verdict on one column: its distances from the reference, and whether they mean anything at so many rows."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ EMPTY_SHARE = 1e-4
 
 
 def psi(reference: Counts, window: Counts) -> float:
-    """`Σ (w − r) ln(w / r)` over shares: the symmetrised Kullback–Leibler divergence (Siddiqi 2006, Credit Risk Scorecards).
+    """`Σ (w − r) ln(w / r)` over shares: the symmetrised Kullback–Leibler divergence.
 
-    0 when either side has no rows.
+    Siddiqi 2006, "Credit Risk Scorecards". 0 when either side has no rows.
     """
     if not reference.sum() or not window.sum():
         return 0.0

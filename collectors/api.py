@@ -1,0 +1,288 @@
+"""The collector: its configuration, its parts wired together, and the process that serves both ports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+
+from collectors.database import intake_url, open_database
+from collectors.drift import DriftThresholds
+from collectors.events import EventLog
+from collectors.housekeeping import Housekeeping, OwnPage, Retention
+from collectors.intake import Intake
+from collectors.journal import Journal
+from collectors.measure import Measurer, Measures, MeasureSettings
+from collectors.performance import JoinSettings
+from collectors.push import PushGroups
+from collectors.query import Engine, QueryApi
+from collectors.references import ClosedWindows, References
+from collectors.replay import models_of, tables_since
+from collectors.report import Reports
+from collectors.scrape import Scraper, ScrapeSettings
+from collectors.signals import Signals
+from collectors.spans import SpanStore
+from collectors.store import Store
+from collectors.targets import ScrapeTarget
+from collectors.views import Views, passed_on, targets_json
+from collectors.windows import NANOSECONDS, Pane, WindowSettings
+
+DRAIN_SECONDS = 10
+OWN_JOB = "trimtab-collector"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorConfig:
+    """Everything a collector is told. Times are seconds."""
+
+    lake: Path
+    """Folder of the Parquet lake."""
+    store_url: str
+    """SQLAlchemy URL of the sample store; the collector's own tables go beside it."""
+    host: str = "127.0.0.1"
+    intake_port: int = 4318
+    query_port: int = 9090
+    targets: Sequence[ScrapeTarget] = ()
+    file_sd: Sequence[str] = ()
+    """Globs of `file_sd` JSON files."""
+    scrape_interval_seconds: float = 1.0
+    alerts_url: str | None = None
+    """The alerts service that rules and alerts are asked of."""
+    window_seconds: float = 60.0
+    allowed_lateness_seconds: float = 10.0
+    quiet_seconds: float | None = None
+    """None: as long as the lateness. See WindowSettings."""
+    judged_windows: int = 1
+    """Drift is read from the sum of this many last windows."""
+    drift: DriftThresholds = field(default_factory=DriftThresholds)
+    join: JoinSettings = field(default_factory=JoinSettings)
+    retention: Retention = field(default_factory=Retention)
+    replay_seconds: float = 24 * 3600.0
+    """How far back a start reads the lake for open windows and for predictions that wait for labels."""
+
+    def measure_settings(self) -> MeasureSettings:
+        quiet = self.allowed_lateness_seconds if self.quiet_seconds is None else self.quiet_seconds
+        windows = WindowSettings(
+            window_seconds=self.window_seconds,
+            allowed_lateness_seconds=self.allowed_lateness_seconds,
+            quiet_seconds=quiet,
+        )
+        return MeasureSettings(
+            windows=windows, join=self.join, thresholds=self.drift, judged_windows=self.judged_windows
+        )
+
+
+class Collector:
+    """One collector: `start`, then serve `intake_app` and `query_app` while `run` works, then `close`."""
+
+    def __init__(self, config: CollectorConfig, clock: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self.clock = clock
+        self.signals = Signals()
+        self.store = Store(config.store_url, clock=clock)
+        self.journal = Journal(open_database(intake_url(config.store_url)))
+        self.windows = ClosedWindows(self.journal)
+        self.references = References(self.journal, clock)
+        self.spans = SpanStore(self.journal)
+        self.measures = Measures(config.measure_settings(), self.signals, clock, self._keep_window)
+        self.measurer = Measurer(self.measures, self._page_changed)
+        self.log = EventLog(self.journal, config.lake, clock, self.measurer.put)
+        self.scraper = Scraper(
+            self.store,
+            ScrapeSettings(
+                targets=config.targets, file_sd=config.file_sd, interval_seconds=config.scrape_interval_seconds
+            ),
+            clock,
+        )
+        own = {"job": OWN_JOB, "instance": f"{config.host}:{config.query_port}"}
+        self.own_page = OwnPage(self.store, self.signals, own, clock)
+        self._started = False
+        self.intake_app = self._intake()
+        self._queries = self._query_api()
+        self.query_app = self._query()
+
+    def start(self) -> None:
+        """Takes up where the last run stopped: references, closed windows, the log, and the lake's latest rows."""
+        now = self.clock()
+        for model, version, profile in self.references.all():
+            self.measures.set_reference(model, version, profile)
+        closed = self.windows.all()
+        self.measures.restore(closed, now)
+        self.log.compact()
+        self._replay(closed, now)
+        self.measurer.start()
+        self._started = True
+
+    async def run(self) -> None:
+        """Scrapes and keeps house until cancelled."""
+        keeping = Housekeeping(
+            own_page=self.own_page,
+            log=self.log,
+            lake=self.config.lake,
+            measures=self.measures,
+            measurer=self.measurer,
+            windows=self.windows,
+            spans=self.spans,
+            store=self.store,
+            settings=self.config.retention,
+            interval_seconds=self.config.scrape_interval_seconds,
+            clock=self.clock,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.scraper.run())
+            group.create_task(keeping.run())
+
+    def close(self) -> None:
+        """Ends all threads; what was accepted is in the log or in the lake."""
+        self._started = False
+        self.measurer.close()
+        with contextlib.suppress(sa.exc.SQLAlchemyError, OSError):  # the log keeps it for the next start
+            self.log.compact()
+        self.journal.close()
+        self.journal.engine.dispose()
+        self._queries.close()
+        self.store.close()
+
+    def healthy(self) -> bool:
+        return self._started
+
+    def _replay(self, closed: list[Pane], now: float) -> None:
+        until: dict[str, float] = {}
+        for pane in closed:
+            until[pane.model] = max(until.get(pane.model, pane.end), pane.end)
+        floor = now - self.config.replay_seconds
+        for model in models_of(self.config.lake):
+            first_open = until.get(model, floor)
+            for table in tables_since(self.config.lake, "events", model, min(first_open, floor)):
+                self.measures.replay(table, round(first_open * NANOSECONDS))
+        for model in models_of(self.config.lake, "labels"):
+            for table in tables_since(self.config.lake, "labels", model, floor):
+                self.measures.replay_labels(table)
+
+    def _keep_window(self, pane: Pane) -> None:
+        self.windows.put(pane)
+
+    def _page_changed(self) -> None:
+        self.own_page.append()
+
+    def _intake(self) -> Starlette:
+        return Intake(
+            store=self.store,
+            log=self.log,
+            measures=self.measures,
+            measurer=self.measurer,
+            references=self.references,
+            spans=self.spans,
+            pushes=PushGroups(self.store, self.clock),
+            signals=self.signals,
+            clock=self.clock,
+        ).app()
+
+    def _query_api(self) -> QueryApi:
+        url = self.config.alerts_url
+
+        async def targets() -> object:
+            return targets_json(self.scraper)
+
+        return QueryApi(
+            Engine(self.store),
+            self.store,
+            rules=passed_on(url, "/api/v1/rules") if url else None,
+            alerts=passed_on(url, "/api/v1/alerts") if url else None,
+            targets=targets,
+            clock=self.clock,
+        )
+
+    def _query(self) -> Starlette:
+        views = Views(
+            measures=self.measures,
+            spans=self.spans,
+            signals=self.signals,
+            reports=Reports(self.measures, self.config.lake, self.clock),
+            healthy=self.healthy,
+        )
+        compressed = Middleware(GZipMiddleware, minimum_size=1024)
+        return Starlette(routes=[*views.routes(), *self._queries.routes()], middleware=[compressed])
+
+
+def build(config: CollectorConfig, clock: Callable[[], float] = time.time) -> Collector:
+    """A collector that has taken up where the last one stopped, without any listener."""
+    collector = Collector(config, clock)
+    collector.start()
+    return collector
+
+
+def serve(config: CollectorConfig) -> None:
+    """Serves both ports until SIGTERM or SIGINT, drains, and returns. OSError when a port cannot be had."""
+    sockets = [_listen(config.host, port) for port in (config.intake_port, config.query_port)]
+    collector = build(config)
+    try:
+        uvloop.run(_serve(collector, sockets))
+    finally:
+        collector.close()
+        for listening in sockets:
+            listening.close()
+
+
+async def _serve(collector: Collector, sockets: list[socket.socket]) -> None:
+    apps = (collector.intake_app, collector.query_app)
+    servers = [_Server(_server_config(app)) for app in apps]
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, servers)
+    working = asyncio.create_task(collector.run())
+    working.add_done_callback(lambda _: _stop(servers))
+    try:
+        pairs = zip(servers, sockets, strict=True)
+        await asyncio.gather(*(server.serve(sockets=[listening]) for server, listening in pairs))
+    finally:
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves the signals to `_serve`: two of them share the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server_config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=DRAIN_SECONDS
+    )
+
+
+def _stop(servers: Sequence[uvicorn.Server]) -> None:
+    for server in servers:
+        server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"port {port} on {host} cannot be had ({error.strerror}): stop what holds it, or set another"
+        ) from error
+
+
+__all__ = ["Collector", "CollectorConfig", "build", "serve"]

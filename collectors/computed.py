@@ -1,0 +1,94 @@
+"""What the collector computes, as samples of the catalogue: pure functions from panes and scores to values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge
+from collectors.performance import QUANTILES, error_ratio, latency_quantile
+from collectors.quality import column_quality
+from collectors.windows import Key, Pane, same_layout
+from observability import names
+from observability.names import Metric
+from observability.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One sample of a catalogue entry."""
+
+    metric: Metric
+    labels: dict[str, str]
+    value: float
+
+
+def pane_values(last: Pane, judged: Pane, reference: Profile | None, thresholds: DriftThresholds) -> list[Value]:
+    """All that is known of a version when a window closes: `last` is that window, drift is read from `judged`."""
+    version = {"model": last.model, "version": last.version}
+    values = _performance_values(last, version) + _quality_values(last, version)
+    verdicts = verdicts_of(judged, reference, thresholds)
+    if not verdicts:
+        return values
+    values.append(Value(names.DRIFT_WINDOW_ROWS, version, judged.rows))
+    values.append(Value(names.DRIFT_COLUMNS, version, drifted_share(verdicts)))
+    for name, verdict in verdicts.items():
+        column = {**version, "column": name}
+        values.append(Value(names.DRIFT_DETECTED, column, float(verdict.drifted)))
+        values += [Value(names.DRIFT_SCORE, {**column, "method": m}, s) for m, s in methods(verdict).items()]
+    return values
+
+
+def verdicts_of(pane: Pane, reference: Profile | None, thresholds: DriftThresholds) -> dict[str, ColumnDrift]:
+    """The verdict on each column of a pane; empty without a reference, or when the pane was made under another one."""
+    profile = pane.folded().profile
+    if reference is None or profile is None or not same_layout(reference, profile):
+        return {}
+    return judge(reference, profile, thresholds)
+
+
+def methods(verdict: ColumnDrift) -> dict[str, float]:
+    """The distances of a verdict by the name of their method; those that the column's kind lacks are left out."""
+    distances = {
+        "psi": verdict.psi,
+        "jensen_shannon": verdict.jensen_shannon,
+        "wasserstein": verdict.wasserstein,
+        "ks": verdict.ks,
+    }
+    return {method: value for method, value in distances.items() if value is not None}
+
+
+def score_values(key: Key, rows: int, scored: Mapping[str, float]) -> list[Value]:
+    """A version's scores, and the labelled predictions they are made of."""
+    version = {"model": key[0], "version": key[1]}
+    values = [Value(names.PERFORMANCE_LABELLED, version, rows)]
+    return values + [Value(names.PERFORMANCE_SCORE, {**version, "metric": m}, s) for m, s in scored.items()]
+
+
+def _performance_values(pane: Pane, version: dict[str, str]) -> list[Value]:
+    rate = pane.rows / (pane.end - pane.start)
+    values = [
+        Value(names.OBSERVED_THROUGHPUT, version, rate),
+        Value(names.QUALITY_ROWS, version, rate),
+        Value(names.OBSERVED_ERRORS, version, error_ratio(pane)),
+    ]
+    for q in QUANTILES:
+        latency = latency_quantile(pane.latencies, q)
+        if not math.isnan(latency):
+            values.append(Value(names.OBSERVED_LATENCY, {**version, "q": str(q)}, latency))
+    return values
+
+
+def _quality_values(pane: Pane, version: dict[str, str]) -> list[Value]:
+    profile = pane.folded().profile
+    values: list[Value] = []
+    for name, column in profile.columns.items() if profile else ():
+        labels = {**version, "column": name}
+        quality = column_quality(column)
+        values.append(Value(names.QUALITY_MISSING, labels, quality.missing_ratio))
+        if quality.out_of_range_ratio is not None:
+            values.append(Value(names.QUALITY_OUT_OF_RANGE, labels, quality.out_of_range_ratio))
+        if quality.unseen_ratio is not None:
+            values.append(Value(names.QUALITY_UNSEEN, labels, quality.unseen_ratio))
+    return values

@@ -1,0 +1,125 @@
+"""The collector's standing work: its own page in the store, compaction, late look-ups in the lake, retention."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from collectors.events import EventLog
+from collectors.exposition import page_of, with_target_labels
+from collectors.measure import Measurer, Measures
+from collectors.references import ClosedWindows
+from collectors.replay import predictions_with_ids
+from collectors.scrape import next_tick
+from collectors.signals import Signals
+from collectors.spans import SpanStore
+from collectors.store import Store
+from observability import names
+
+SELF_TARGET = "self"
+LOOK_UP_SECONDS = 15.0
+PRUNE_SECONDS = 60.0
+BATCH_IDS_SECONDS = 2 * 24 * 3600.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class OwnPage:
+    """Puts the collector's own page into its store, as a scrape of itself would."""
+
+    store: Store
+    signals: Signals
+    labels: dict[str, str]
+    clock: Callable[[], float]
+    _appended: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def append(self, at: float | None = None) -> None:
+        """Appends the page at `at` (unix seconds; default now); series that left it get stale markers."""
+        with self._lock:
+            appended = self.store.counts().appended
+            self.signals.metrics[names.STORE_SAMPLES].inc(appended - self._appended)
+            self._appended = appended
+            self.signals.metrics[names.STORE_SERIES].set(self.store.num_series())
+            page = page_of(self.signals.registry.collect())
+            samples = [(with_target_labels(series, self.labels, False), value) for series, value, _ in page.samples]
+            samples.append(({"__name__": "up", **self.labels}, 1.0))
+            self.store.append(SELF_TARGET, round((self.clock() if at is None else at) * 1000), samples)
+            self.store.set_metadata(page.metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """How long things are kept and how often the log is compacted, in seconds."""
+
+    traces_seconds: float = 24 * 3600.0
+    compaction_seconds: float = 2.0
+    look_back_seconds: float = 7 * 24 * 3600.0
+    """How far back a late label's prediction is looked for in the lake."""
+
+
+@dataclass(slots=True)
+class Housekeeping:
+    """The loops. Each survives its own failures: the next round tries again."""
+
+    own_page: OwnPage
+    log: EventLog
+    lake: Path
+    measures: Measures
+    measurer: Measurer
+    windows: ClosedWindows
+    spans: SpanStore
+    store: Store
+    settings: Retention
+    interval_seconds: float
+    clock: Callable[[], float]
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._scrape_self())
+            group.create_task(self._every(self.settings.compaction_seconds, self.log.compact))
+            group.create_task(self._every(LOOK_UP_SECONDS, self.look_up))
+            group.create_task(self._every(PRUNE_SECONDS, self.prune))
+
+    def look_up(self) -> None:
+        """Finds in the lake the predictions of labels that memory had none for."""
+        since = self.clock() - self.settings.look_back_seconds
+        waiting = self.measures.take_unmatched()
+        if waiting:
+            self.log.compact()
+        for model, ids in waiting.items():
+            for table in predictions_with_ids(self.lake, model, ids, since):
+                self.measurer.put("predictions", table)
+
+    def prune(self) -> None:
+        """Drops what is past its retention."""
+        now = self.clock()
+        self.spans.prune(now - self.settings.traces_seconds)
+        self.log.forget_batches(now - BATCH_IDS_SECONDS)
+        self.windows.prune(self.measures.settings.history_windows)
+        while self.store.prune(now):
+            pass
+
+    async def _scrape_self(self) -> None:
+        while True:
+            tick = next_tick(self.clock(), self.interval_seconds)
+            await asyncio.sleep(max(0.0, tick - self.clock()))
+            await self._guarded(partial(asyncio.to_thread, self.own_page.append, tick))
+
+    async def _every(self, seconds: float, work: Callable[[], object]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            await self._guarded(lambda: asyncio.to_thread(work))
+
+    async def _guarded(self, work: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await work()
+        except Exception:
+            logger.exception("the collector's housekeeping failed once; the next round tries again")

@@ -1,0 +1,220 @@
+"""The intake's HTTP: OTLP, events, labels, references, pushes. A 2xx is given after the commit, never before."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import sqlalchemy as sa
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from collectors import otlp
+from collectors.events import Batch, EventLog, read_batch, read_json_labels
+from collectors.exposition import BadExposition
+from collectors.journal import JournalClosed
+from collectors.measure import Measurer, Measures
+from collectors.otlp import IntakeError
+from collectors.otlp_metrics import Translated, translate
+from collectors.push import BadGroup, PushGroups, group_labels
+from collectors.references import References
+from collectors.signals import Signals
+from collectors.spans import SpanStore, log_rows, span_rows
+from collectors.store.store import Store
+from observability import names
+from observability.columns import ProfileError
+from observability.events import MEDIA_TYPE, BadBatch
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_BATCH_ID = 200
+# Committed batches that may wait to be measured; beyond, senders are asked to come again.
+MAX_WAITING = 2_000
+# Bodies above this are parsed off the event loop.
+INLINE_BYTES = 512 * 1024
+
+Parsed = TypeVar("Parsed")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What the handlers need; `app()` is the ASGI application."""
+
+    store: Store
+    log: EventLog
+    measures: Measures
+    measurer: Measurer
+    references: References
+    spans: SpanStore
+    pushes: PushGroups
+    signals: Signals
+    clock: Callable[[], float]
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    def app(self) -> Starlette:
+        push = Route("/metrics/{group:path}", self._answered("push", self.push), methods=["PUT", "POST", "DELETE"])
+        return Starlette(
+            routes=[
+                Route("/v1/events", self._answered("events", self.events), methods=["POST"]),
+                Route("/v1/labels", self._answered("labels", self.labels), methods=["POST"]),
+                Route("/v1/traces", self._otlp("traces"), methods=["POST"]),
+                Route("/v1/metrics", self._otlp("metrics"), methods=["POST"]),
+                Route("/v1/logs", self._otlp("logs"), methods=["POST"]),
+                Route(
+                    "/v1/references/{model}/{version}",
+                    self._answered("references", self.reference),
+                    methods=["GET", "PUT"],
+                ),
+                push,
+                Route("/health/live", self.live),
+                Route("/health/ready", self.ready),
+            ]
+        )
+
+    async def live(self, _: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def ready(self, _: Request) -> Response:
+        waiting = self.measurer.waiting()
+        if waiting > MAX_WAITING:
+            return PlainTextResponse(f"{waiting} batches wait to be measured", status_code=503)
+        return PlainTextResponse("ok")
+
+    async def events(self, request: Request) -> Response:
+        body = await self._body(request)
+        return await self._accept(request, await _parsed(body, lambda: read_batch("events", body)))
+
+    async def labels(self, request: Request) -> Response:
+        body = await self._body(request)
+        if request.headers.get("content-type", MEDIA_TYPE).startswith("application/json"):
+            batch = await _parsed(body, lambda: read_json_labels(body, self.clock()))
+        else:
+            batch = await _parsed(body, lambda: read_batch("labels", body))
+        return await self._accept(request, batch)
+
+    async def reference(self, request: Request) -> Response:
+        model, version = request.path_params["model"], request.path_params["version"]
+        if request.method == "GET":
+            known = await asyncio.to_thread(self.references.get, model, version)
+            if known is None:
+                raise IntakeError(404, "unknown", f"model {model!r} version {version!r} has no reference: PUT one")
+            return Response(known, media_type="application/json")
+        body = await self._body(request)
+        done = self.references.put(
+            model, version, body, lambda profile: self.measures.set_reference(model, version, profile)
+        )
+        await asyncio.wrap_future(done)
+        return JSONResponse({"model": model, "version": version})
+
+    async def push(self, request: Request) -> Response:
+        # The raw path: a slash inside a value is sent percent-encoded, and must not split it.
+        path = request.scope["raw_path"].decode("ascii").split("?")[0].removeprefix("/metrics/")
+        labels = group_labels(path)
+        if request.method == "DELETE":
+            await asyncio.to_thread(self.pushes.delete, labels)
+            return Response(status_code=202)
+        body = (await self._body(request)).decode()
+        kind = request.headers.get("content-type", "")
+        await asyncio.to_thread(self.pushes.put, labels, body, kind, replace=request.method == "PUT")
+        return Response(status_code=200)
+
+    async def _accept(self, request: Request, batch: Batch) -> Response:
+        batch_id = request.headers.get("x-batch-id") or uuid.uuid4().hex
+        if len(batch_id) > MAX_BATCH_ID:
+            raise IntakeError(400, "batch_id", f"X-Batch-Id has {len(batch_id)} characters, at most {MAX_BATCH_ID} fit")
+        if self.measurer.waiting() > MAX_WAITING:
+            raise IntakeError(429, "busy", f"{MAX_WAITING} batches wait to be measured: send again later", 1)
+        accepted = await asyncio.wrap_future(self.log.accept(batch, batch_id))
+        return JSONResponse({"accepted_rows": accepted.accepted_rows, "duplicate": accepted.duplicate})
+
+    async def _body(self, request: Request) -> bytes:
+        """The request's body, decoded. IntakeError 413 as soon as it is too large."""
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self.max_body_bytes:
+            raise IntakeError(413, "too_large", f"the body has {declared} bytes, at most {self.max_body_bytes} fit")
+        parts, size = [], 0
+        async for part in request.stream():
+            parts.append(part)
+            size += len(part)
+            if size > self.max_body_bytes:
+                raise IntakeError(413, "too_large", f"the body has more than {self.max_body_bytes} bytes")
+        encoding = request.headers.get("content-encoding", "")
+        if not encoding:
+            return b"".join(parts)
+        return await asyncio.to_thread(otlp.decoded, b"".join(parts), encoding, self.max_body_bytes)
+
+    def _answered(self, signal: str, handler: Handler) -> Handler:
+        """The handler with its errors as JSON `{"error"}`."""
+
+        async def answered(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except Exception as error:
+                refusal = self._refusal(signal, error)
+                headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else None
+                return JSONResponse({"error": str(refusal)}, status_code=refusal.status, headers=headers)
+
+        return answered
+
+    def _otlp(self, signal: otlp.Signal) -> Handler:
+        """The OTLP handler of a signal: its answers and errors are in the request's own media type."""
+
+        async def answered(request: Request) -> Response:
+            kind = otlp.PROTOBUF
+            try:
+                kind = otlp.media_type(request.headers.get("content-type", ""))
+                body = await self._body(request)
+                message = await _parsed(body, lambda: otlp.read_request(signal, kind, body))
+                rejected = await self._keep(signal, message)
+                return Response(otlp.response_body(signal, kind, rejected), media_type=kind)
+            except Exception as error:
+                refusal = self._refusal(signal, error)
+                headers = {"Retry-After": str(refusal.retry_after)} if refusal.retry_after else None
+                return Response(otlp.status_body(refusal, kind), refusal.status, headers, media_type=kind)
+
+        return answered
+
+    async def _keep(self, signal: otlp.Signal, message: object) -> otlp.Rejected:
+        if signal == "traces":
+            rows, rejected = span_rows(message)
+            await asyncio.wrap_future(self.spans.add_spans(rows))
+            self.signals.metrics[names.SPANS].inc(len(rows))
+        elif signal == "logs":
+            rows, rejected = log_rows(message)
+            await asyncio.wrap_future(self.spans.add_logs(rows))
+        else:
+            translated = translate(message)
+            await asyncio.to_thread(self._store_metrics, translated)
+            rejected = translated.rejected
+        return rejected
+
+    def _store_metrics(self, translated: Translated) -> None:
+        for (target, t_ms), samples in sorted(translated.samples.items(), key=lambda item: item[0][1]):
+            self.store.append(target, t_ms, samples, stale=False)
+        self.store.set_metadata(translated.metadata)
+        for series, labels, value, t_ms in translated.exemplars:
+            self.store.add_exemplar(series, labels, value, t_ms)
+
+    def _refusal(self, signal: str, error: Exception) -> IntakeError:
+        """What an error means to the sender; anything unknown is raised on, and becomes a 500."""
+        if isinstance(error, ClientDisconnect):
+            refusal = IntakeError(400, "disconnected", "the client went away before its body was complete")
+        elif isinstance(error, IntakeError):
+            refusal = error
+        elif isinstance(error, BadBatch | BadExposition | BadGroup | ProfileError | UnicodeDecodeError):
+            refusal = IntakeError(400, "unreadable", str(error))
+        elif isinstance(error, sa.exc.DBAPIError | OSError | JournalClosed):
+            refusal = IntakeError(503, "not_durable", f"the batch could not be made durable: {error}", 5)
+        else:
+            raise error
+        self.signals.metrics[names.EVENT_ERRORS].labels(signal, refusal.reason).inc()
+        return refusal
+
+
+async def _parsed(body: bytes, parse: Callable[[], Parsed]) -> Parsed:
+    return parse() if len(body) <= INLINE_BYTES else await asyncio.to_thread(parse)

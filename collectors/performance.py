@@ -1,0 +1,219 @@
+"""Performance of predictions: latency and errors from panes, scores from labels joined by id, however late."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from collectors.drift.bins import Counts
+from collectors.windows import LATENCY_EDGES, Key, Pane, by_version
+from observability.events import PREDICTION
+
+Floats = npt.NDArray[np.float64]
+
+QUANTILES = (0.5, 0.9, 0.95, 0.99)
+PROBABILITY_FLOOR = 1e-15
+
+
+def latency_quantile(counts: Counts, q: float) -> float:
+    """The q-quantile (seconds) of latencies counted over `LATENCY_EDGES`: the cell's geometric middle; NaN if empty."""
+    total = int(counts.sum())
+    if not total:
+        return math.nan
+    cell = int(np.searchsorted(np.cumsum(counts), q * total, side="left"))
+    low, high = LATENCY_EDGES[max(cell - 1, 0)], LATENCY_EDGES[min(cell, len(LATENCY_EDGES) - 1)]
+    return float(math.sqrt(low * high))
+
+
+def error_ratio(pane: Pane) -> float:
+    """Share of a pane's rows whose outcome is the version's fault; NaN without rows."""
+    return pane.faults() / pane.rows if pane.rows else math.nan
+
+
+def scores(predictions: Floats, labels: Floats) -> dict[str, float]:
+    """Scores of probabilities against 0/1 labels, by name.
+
+    For other labels or predictions only `prediction_mean` has a meaning, and ROC AUC needs both classes; what has no
+    meaning is left out. Log loss is clipped at 1e-15, as in scikit-learn before 1.3's eps="auto".
+    """
+    if not len(labels):
+        return {}
+    found = {"prediction_mean": float(predictions.mean())}
+    binary = bool(np.isin(labels, (0.0, 1.0)).all()) and predictions.min() >= 0 and predictions.max() <= 1
+    if not binary:
+        return found
+    clipped = np.clip(predictions, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
+    found["log_loss"] = float(-np.mean(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped)))
+    found["brier"] = float(np.mean((predictions - labels) ** 2))
+    found["accuracy"] = float(np.mean((predictions >= 0.5) == (labels == 1)))
+    found["positive_ratio"] = float(labels.mean())
+    if 0 < found["positive_ratio"] < 1:
+        found["roc_auc"] = roc_auc(predictions, labels)
+    return found
+
+
+def roc_auc(predictions: Floats, labels: Floats) -> float:
+    """Area under the ROC curve by the rank sum, ties at half (Hanley & McNeil 1982); labels hold both 0 and 1."""
+    _, inverse, counts = np.unique(predictions, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    positives = labels == 1
+    num_positive = int(positives.sum())
+    num_negative = len(labels) - num_positive
+    return float((ranks[positives].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinSettings:
+    """Bounds of the label join, in rows."""
+
+    scored_rows: int = 5_000
+    """The latest labelled predictions (by event time) of a version that its scores are made of."""
+    remembered_rows: int = 200_000
+    """Predictions of a version kept in memory for their labels; older ones are looked up in the lake."""
+    waiting_labels: int = 200_000
+    """Labels of a model kept for predictions that have not come."""
+
+    def __post_init__(self) -> None:
+        if min(self.scored_rows, self.remembered_rows, self.waiting_labels) < 1:
+            raise ValueError(f"every bound of the label join must be at least 1: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Labels that found a prediction, and ids of those that did not, by model."""
+
+    matched: Mapping[str, int]
+    unmatched: Mapping[str, list[str]]
+
+
+@dataclass(slots=True)
+class _Version:
+    """One version's predictions that wait for labels, and its labelled ones: id -> (time, prediction[, label, …])."""
+
+    predictions: OrderedDict[str, tuple[int, float]]
+    labelled: dict[str, tuple[int, float, float, int]]
+
+
+class LabelJoin:
+    """Labels and predictions joined by id, in any order of arrival; the latest label of an id wins.
+
+    A version's scores are a function of its last `scored_rows` labelled predictions by (time, id), so they do not
+    depend on the order in which anything came and equal a batch computation over the same rows. Not thread-safe.
+    """
+
+    def __init__(self, settings: JoinSettings | None = None) -> None:
+        self.settings = settings or JoinSettings()
+        self._versions: dict[Key, _Version] = {}
+        self._waiting: dict[str, OrderedDict[str, tuple[float, int]]] = {}
+
+    def add_predictions(self, events: pa.Table) -> None:
+        """Remembers the predictions of a batch of events and joins the labels that came before them."""
+        for model, version, part in by_version(events):
+            values = predictions_of(part)
+            if values is None:
+                continue
+            ids = part.column("id").to_pylist()
+            times = part.column("time").cast(pa.int64()).to_pylist()
+            state = self._version((model, version))
+            _remember(state.predictions, ids, list(zip(times, values.tolist(), strict=True)))
+            self._join_waiting(model, state, ids)
+            while len(state.predictions) > self.settings.remembered_rows:
+                state.predictions.popitem(last=False)
+
+    def add_labels(self, labels: pa.Table) -> Joined:
+        """Joins a batch of labels; those without a prediction wait for it."""
+        matched: dict[str, int] = {}
+        unmatched: dict[str, list[str]] = {}
+        columns = (labels.column("model"), labels.column("id"), labels.column("label"))
+        times = labels.column("time").cast(pa.int64()).to_pylist()
+        for model, id_, label, time in zip(*(column.to_pylist() for column in columns), times, strict=True):
+            if label is None or math.isnan(label):
+                continue
+            if self._join(model, id_, label, time):
+                matched[model] = matched.get(model, 0) + 1
+            else:
+                unmatched.setdefault(model, []).append(id_)
+            self._wait(model, id_, label, time)
+        return Joined(matched, unmatched)
+
+    def waiting_ids(self, model: str) -> list[str]:
+        """Ids of labels that are kept for predictions yet to come, oldest first."""
+        known = [state.predictions for (name, _), state in self._versions.items() if name == model]
+        return [id_ for id_ in self._waiting.get(model, {}) if not any(id_ in ids for ids in known)]
+
+    def labelled(self, model: str, version: str) -> tuple[Floats, Floats]:
+        """Predictions and labels that the scores of a version are made of, in order of (time, id)."""
+        state = self._versions.get((model, version))
+        rows = self._latest(state) if state else []
+        pairs = [(row[1], row[2]) for _, row in rows if math.isfinite(row[1])]
+        array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
+        return np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
+
+    def versions(self) -> list[Key]:
+        return list(self._versions)
+
+    def _version(self, key: Key) -> _Version:
+        return self._versions.setdefault(key, _Version(OrderedDict(), {}))
+
+    def _join(self, model: str, id_: str, label: float, time: int) -> bool:
+        found = False
+        for (name, _), state in self._versions.items():
+            if name == model and (prediction := state.predictions.get(id_)) is not None:
+                self._keep(state, id_, prediction, label, time)
+                found = True
+        return found
+
+    def _keep(self, state: _Version, id_: str, prediction: tuple[int, float], label: float, time: int) -> None:
+        old = state.labelled.get(id_)
+        if math.isfinite(prediction[1]) and (old is None or (time, label) >= (old[3], old[2])):
+            state.labelled[id_] = (*prediction, label, time)
+        if len(state.labelled) > 2 * self.settings.scored_rows:
+            state.labelled = dict(self._latest(state))
+
+    def _latest(self, state: _Version) -> list[tuple[str, tuple[int, float, float, int]]]:
+        ordered = sorted(state.labelled.items(), key=lambda item: (item[1][0], item[0]))
+        return ordered[-self.settings.scored_rows :]
+
+    def _wait(self, model: str, id_: str, label: float, time: int) -> None:
+        """Keeps a label even when it found a prediction: another version (a shadow) may have answered the same id."""
+        waiting = self._waiting.setdefault(model, OrderedDict())
+        old = waiting.get(id_)
+        if old is None or (time, label) >= (old[1], old[0]):
+            waiting[id_] = (label, time)
+        while len(waiting) > self.settings.waiting_labels:
+            waiting.popitem(last=False)
+
+    def _join_waiting(self, model: str, state: _Version, ids: Iterable[str]) -> None:
+        waiting = self._waiting.get(model)
+        if not waiting:
+            return
+        for id_ in ids:
+            label = waiting.get(id_)
+            if label is not None and id_ in state.predictions:
+                self._keep(state, id_, state.predictions[id_], *label)
+
+
+def _remember(known: OrderedDict[str, tuple[int, float]], ids: list[str], rows: list[tuple[int, float]]) -> None:
+    """Adds predictions; of one id the earliest is kept, as the lake's reader does."""
+    if len(set(ids)) == len(ids) and known.keys().isdisjoint(ids):
+        known.update(zip(ids, rows, strict=True))
+        return
+    for id_, row in zip(ids, rows, strict=True):
+        if id_ not in known or row[0] < known[id_][0]:
+            known[id_] = row
+
+
+def predictions_of(events: pa.Table) -> Floats | None:
+    """The first prediction column of a batch of events as float64, NaN where it failed; None if it has no numbers."""
+    for name in events.schema.names:
+        if name.startswith(PREDICTION) and not pa.types.is_string(events.schema.field(name).type):
+            values = events.column(name).cast(pa.float64())
+            return np.asarray(pc.fill_null(values, math.nan).to_numpy(), np.float64)
+    return None

@@ -1,0 +1,212 @@
+"""The collector's own reading side: drift, traces, logs, reports, page and health, beside the Prometheus API."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from collectors.computed import methods, verdicts_of
+from collectors.measure import Measures
+from collectors.quality import column_quality
+from collectors.query.errors import QueryError
+from collectors.report import NoReport, Reports
+from collectors.scrape import Scraper
+from collectors.signals import Signals
+from collectors.spans import SpanStore
+from collectors.windows import Pane
+from observability.columns import CategoricalColumn, Column, NumericColumn
+from observability.metrics import exposition
+
+MAX_TRACES = 1_000
+MAX_LOGS = 10_000
+PROXY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What the handlers read; `routes()` are added to the query application."""
+
+    measures: Measures
+    spans: SpanStore
+    signals: Signals
+    reports: Reports
+    healthy: Callable[[], bool]
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/api/drift/{model}", self.drift),
+            Route("/api/traces", self.traces),
+            Route("/api/traces/{trace_id}", self.trace),
+            Route("/api/services", self.services),
+            Route("/api/logs", self.logs),
+            Route("/api/reports/drift", self.report),
+            Route("/metrics", self.page),
+            Route("/-/healthy", self.health),
+            Route("/-/ready", self.health),
+        ]
+
+    async def drift(self, request: Request) -> Response:
+        model, version = request.path_params["model"], request.query_params.get("version")
+        limit = _count(request, "windows", 60, self.measures.settings.history_windows)
+        return _json(await asyncio.to_thread(drift_view, self.measures, model, version, limit))
+
+    async def traces(self, request: Request) -> Response:
+        limit = _count(request, "limit", 20, MAX_TRACES)
+        found = await asyncio.to_thread(self.spans.traces, request.query_params.get("service"), limit)
+        return _json({"data": found, "total": len(found), "limit": limit, "offset": 0, "errors": None})
+
+    async def trace(self, request: Request) -> Response:
+        trace_id = request.path_params["trace_id"]
+        found = await asyncio.to_thread(self.spans.trace, trace_id)
+        if found is None:
+            errors = [{"code": 404, "msg": f"trace {trace_id} is not known"}]
+            return _json({"data": None, "total": 0, "limit": 0, "offset": 0, "errors": errors}, 404)
+        return _json({"data": [found], "total": 1, "limit": 0, "offset": 0, "errors": None})
+
+    async def services(self, _: Request) -> Response:
+        found = await asyncio.to_thread(self.spans.services)
+        return _json({"data": found, "total": len(found), "limit": 0, "offset": 0, "errors": None})
+
+    async def logs(self, request: Request) -> Response:
+        limit = _count(request, "limit", 100, MAX_LOGS)
+        return _json({"data": await asyncio.to_thread(self.spans.logs, limit, request.query_params.get("trace_id"))})
+
+    async def report(self, request: Request) -> Response:
+        model = request.query_params.get("model", "")
+        if not model:
+            return _json({"error": "name the model: ?model=NAME, and &version=V for one that is not the latest"}, 400)
+        try:
+            return HTMLResponse(await self.reports.drift(model, request.query_params.get("version")))
+        except NoReport as error:
+            return _json({"error": str(error)}, error.status)
+
+    async def page(self, request: Request) -> Response:
+        body, content_type = exposition(self.signals.registry, request.headers.get("accept"))
+        return Response(body, headers={"Content-Type": content_type})
+
+    async def health(self, _: Request) -> Response:
+        healthy = self.healthy()
+        return PlainTextResponse("ok" if healthy else "not ready", status_code=200 if healthy else 503)
+
+
+def drift_view(measures: Measures, model: str, version: str | None, limit: int) -> dict[str, Any]:
+    """The JSON of `/api/drift`: the last windows of the model's versions, each column judged; the reference beside."""
+    versions = [version] if version else measures.versions(model)
+    windows = [
+        window_json(measures, pane) for name in versions for pane in measures.history(model, name, limit) if pane.rows
+    ]
+    windows.sort(key=lambda window: (window["end"], window["version"]))
+    references = [found for name in versions if (found := measures.reference(model, name)) is not None]
+    reference = {name: column_json(column) for name, column in references[-1].columns.items()} if references else {}
+    return {"model": model, "versions": versions, "reference": reference, "windows": windows[-limit:] if limit else []}
+
+
+def window_json(measures: Measures, pane: Pane) -> dict[str, Any]:
+    """One closed window with its verdicts."""
+    reference = measures.reference(pane.model, pane.version)
+    thresholds = measures.settings.thresholds
+    verdicts = verdicts_of(pane, reference, thresholds)
+    columns: dict[str, Any] = {}
+    for name, column in pane.profile.columns.items() if pane.profile else ():
+        columns[name] = column_json(column)
+        if (verdict := verdicts.get(name)) is not None:
+            columns[name] |= {
+                **methods(verdict),
+                "psi_expected": verdict.psi_expected,
+                "threshold": thresholds.psi,
+                "drifted": verdict.drifted,
+                "reason": verdict.reason,
+                "missing_changed": verdict.missing_changed,
+            }
+    return {
+        "version": pane.version,
+        "start": pane.start,
+        "end": pane.end,
+        "rows": pane.rows,
+        "outcomes": pane.outcomes,
+        "columns": columns,
+    }
+
+
+def column_json(column: Column) -> dict[str, Any]:
+    """A column's counts and what they are counts of. Beside `edges`, counts have a cell for each open tail."""
+    quality = column_quality(column)
+    body: dict[str, Any] = {
+        "kind": column.kind,
+        "counts": column.counts.tolist(),
+        "rows": column.rows,
+        "missing_ratio": quality.missing_ratio,
+    }
+    if isinstance(column, NumericColumn):
+        body["edges"] = column.edges.tolist()
+        body["mean"] = column.mean if column.count else None
+        body["deviation"] = math.sqrt(column.variance) if column.count else None
+        body["minimum"] = column.minimum if column.count else None
+        body["maximum"] = column.maximum if column.count else None
+        body["out_of_range_ratio"] = quality.out_of_range_ratio
+    else:
+        body["categories"] = list(column.labels)
+    if isinstance(column, CategoricalColumn):
+        body["unseen_ratio"] = quality.unseen_ratio
+    return body
+
+
+def targets_json(scraper: Scraper) -> dict[str, Any]:
+    """The `data` of `/api/v1/targets`, as Prometheus has it."""
+    active = []
+    for target in scraper.targets():
+        result = scraper.results.get(target.name)
+        active.append(
+            {
+                "discoveredLabels": {"__address__": target.instance, "job": target.job},
+                "labels": target.series_labels,
+                "scrapePool": target.job,
+                "scrapeUrl": target.url,
+                "globalUrl": target.url,
+                "lastError": (result.error or "") if result else "",
+                "lastScrape": _rfc3339(result.at) if result else "0001-01-01T00:00:00Z",
+                "lastScrapeDuration": result.duration_seconds if result else 0.0,
+                "health": "unknown" if result is None else "up" if result.up else "down",
+                "scrapeInterval": f"{scraper.settings.interval_seconds:g}s",
+                "scrapeTimeout": f"{scraper.settings.patience:g}s",
+            }
+        )
+    return {"activeTargets": active, "droppedTargets": [], "droppedTargetCounts": {}}
+
+
+def passed_on(alerts_url: str, path: str) -> Callable[[], Awaitable[Any]]:
+    """A provider of the `data` that the alerts service answers on `path`."""
+
+    async def provide() -> Any:
+        try:
+            async with httpx.AsyncClient(timeout=PROXY_SECONDS, trust_env=False) as client:
+                answer = await client.get(f"{alerts_url.rstrip('/')}{path}")
+                answer.raise_for_status()
+                return answer.json()["data"]
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise QueryError(f"the alerts service at {alerts_url} did not answer: {error!r}", "unavailable") from error
+
+    return provide
+
+
+def _rfc3339(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _count(request: Request, name: str, default: int, most: int) -> int:
+    text = request.query_params.get(name, "")
+    return min(int(text), most) if text.isdigit() else default
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

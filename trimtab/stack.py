@@ -1,4 +1,4 @@
-"""The stack on one machine: each service a process of its own, started, health-checked, restarted when it dies, stopped.
+"""The stack on one machine: each service a process of its own, started, health-checked, restarted, stopped.
 
 Not a cluster manager: at scale the same commands run under systemd or Kubernetes.
 """
@@ -83,7 +83,8 @@ class Stack:
         return cls(settings, path)
 
     def service(self, name: str) -> Service:
-        argv = (sys.executable, "-m", "trimtab", name, "--settings", str(self.settings_file))
+        command = {"serving": "serve"}.get(name, name)
+        argv = (sys.executable, "-m", "trimtab", command, "--settings", str(self.settings_file))
         return Service(name, argv, ready_url(self.settings, name), self.settings.data / "logs" / f"{name}.log")
 
     def start(self, names: Iterable[str] = SERVICES) -> None:

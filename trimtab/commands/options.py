@@ -1,0 +1,70 @@
+"""Options and failures that the commands share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import httpx
+
+from observability.signing import HEADER, sign
+from trimtab.settings import Settings, SettingsError, load
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _load(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Settings:
+    try:
+        return load(Path(value) if value else None)
+    except SettingsError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def with_settings(command: F) -> F:
+    """Adds `--settings FILE`; the command gets the loaded `settings`."""
+    option = click.option(
+        "--settings", metavar="FILE", callback=_load, help="Settings file; default: trimtab.toml here, if there is one."
+    )
+    return option(command)
+
+
+def with_json(command: F) -> F:
+    """Adds `--json`; the command gets `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def echo_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def fail(message: str) -> NoReturn:
+    raise click.ClickException(message)
+
+
+def call(settings: Settings, method: str, url: str, body: object | None = None, *, key: str | None = None) -> Any:
+    """Call a service's JSON API, signed if there is a secret; a failure is said in one line."""
+    content = json.dumps(body or {}).encode() if method != "GET" else None
+    headers = {"Content-Type": "application/json"} if content is not None else {}
+    if content is not None and settings.secret:
+        headers[HEADER] = sign(settings.secret, content, time.time())
+    if key:
+        headers["Idempotency-Key"] = key
+    try:
+        answer = httpx.request(method, url, content=content, headers=headers, timeout=60.0)
+    except httpx.HTTPError as error:
+        fail(f"no answer from {url}: {error}; is the stack running? (trimtab status, trimtab up)")
+    if answer.status_code >= 400:
+        fail(f"{url} answered {answer.status_code}: {_reason(answer)}")
+    return answer.json() if answer.content else None
+
+
+def _reason(answer: httpx.Response) -> str:
+    try:
+        body = answer.json()
+    except ValueError:
+        return answer.text.strip()[:500]
+    return str(body.get("error", body)) if isinstance(body, dict) else str(body)

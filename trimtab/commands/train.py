@@ -1,0 +1,134 @@
+"""`trimtab train` and `trimtab retrain`: the training package, wired to the registry, the lake and the server."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from serving.policies import PolicyStore
+from serving.registry import Registry
+from training.evaluate import Gate
+from training.loop import TrainConfig
+from training.retrain import Champion, RetrainJob
+from training.retrain import retrain as run_retrain
+from training.run import TrainJob, TrainOutcome
+from training.run import train as run_train
+from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
+from trimtab.settings import ModelSettings, Settings
+
+
+@click.command(epilog="Example: trimtab train flight-delay")
+@click.argument("model")
+@with_settings
+@with_json
+def train(model: str, settings: Settings, as_json: bool) -> None:
+    """Train, evaluate and register a model named in the settings.
+
+    The version is registered only if it beats the base rate of the held-out groups; exit status 2 if it does not.
+    """
+    chosen = _model(settings, model)
+    if not chosen.data:
+        fail(f"models.{model}.data is not set; name a module:callable that returns the training table")
+    torch.set_num_threads(settings.serving.torch_threads)
+    outcome = run_train(
+        TrainJob(
+            task=_load(chosen.task)(),
+            table=_load(chosen.data)(settings.data),
+            source=chosen.data,
+            out=_out(settings, model),
+            config=TrainConfig(seed=chosen.seed),
+            held_out=chosen.holdout_ratio,
+        ),
+        _registry(settings),
+        push_url=settings.intake_url,
+    )
+    _end(outcome, as_json)
+
+
+@click.command(epilog="Example: trimtab retrain flight-delay --json")
+@click.argument("model")
+@with_settings
+@with_json
+def retrain(model: str, settings: Settings, as_json: bool) -> None:
+    """Train a challenger on recent labelled events of the lake, gate it against the champion, release it as a canary.
+
+    Exit status 0: released; 2: the gate refused it; 1: it failed.
+    """
+    chosen = _model(settings, model)
+    registry = _registry(settings)
+    policy = PolicyStore(registry.engine).load(model)
+    if policy is None or policy.stable is None:
+        fail(
+            f"{model} has no stable version to challenge; promote one first: trimtab models promote {model} --version N"
+        )
+    torch.set_num_threads(settings.serving.torch_threads)
+    champion = registry.get(model, policy.stable)
+    outcome = run_retrain(
+        RetrainJob(
+            task=_load(chosen.task)(),
+            lake=settings.lake,
+            out=_out(settings, model),
+            since=time.time() - chosen.window_seconds if chosen.window_seconds else None,
+            min_rows=chosen.min_rows,
+            config=TrainConfig(seed=chosen.seed),
+            held_out=chosen.holdout_ratio,
+            gate=Gate(tolerance=chosen.tolerance),
+            warm_start=chosen.warm_start,
+        ),
+        registry,
+        Champion(champion.version, registry.artifact(champion)),
+        push_url=settings.intake_url,
+    )
+    released: dict[str, Any] = {}
+    if outcome.passed and chosen.canary_weight > 0:
+        body = {"version": outcome.version, "weight": chosen.canary_weight, "reason": f"retrained: {outcome.reason}"}
+        url = f"{settings.serving_url}/api/v1/models/{model}/canary"
+        released = call(settings, "POST", url, body, key=uuid.uuid4().hex)["canary"]
+    _end(outcome, as_json, released)
+
+
+def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None = None) -> None:
+    if as_json:
+        echo_json(outcome.to_json() | {"released": released or None})
+    else:
+        click.echo(f"{outcome.model}: {outcome.outcome}: {outcome.reason}")
+        if outcome.version is not None:
+            click.echo(f"registered as version {outcome.version} (run {outcome.run}, {outcome.rows:,} rows)")
+        if released:
+            click.echo(f"released as {released['release']} with {released['weight']:.0%} of the traffic")
+    sys.exit(outcome.exit_code)
+
+
+def _model(settings: Settings, model: str) -> ModelSettings:
+    if model not in settings.models:
+        known = ", ".join(settings.models) or "none"
+        fail(f"no model {model!r} in the settings (there are: {known}); add a [models.{model}] section")
+    return settings.models[model]
+
+
+def _registry(settings: Settings) -> Registry:
+    settings.data.mkdir(parents=True, exist_ok=True)
+    return Registry(settings.registry_url, settings.artifacts)
+
+
+def _out(settings: Settings, model: str) -> Path:
+    folder = settings.data / "runs" / model / uuid.uuid4().hex[:12]
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _load(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        fail(f"{name!r} cannot be loaded: {error}; give module:callable")
+    return found

@@ -10,7 +10,9 @@ from urllib.parse import quote
 
 import httpx
 
-from alerts.labels import Labels
+from alerts.labels import Labels, labels_of
+from collectors import query
+from collectors.query import PrometheusClient
 
 
 class QueryError(RuntimeError):
@@ -48,6 +50,29 @@ class SampleWriter(Protocol):
 
     def replace(self, group: str, samples: Sequence[Sample], at: float) -> None:
         """Write all samples of a group; its series that are not among them end here."""
+
+
+class ClientQuerier:
+    """A Querier over the Prometheus HTTP API."""
+
+    def __init__(self, client: PrometheusClient) -> None:
+        self._client = client
+
+    def instant(self, expr: str, at: float) -> Sequence[Sample]:
+        try:
+            return samples_of(self._client.instant(expr, at))
+        except query.QueryError as error:
+            away = error.kind in ("unavailable", "timeout")
+            raise StoreAway(str(error)) if away else QueryError(str(error)) from error
+
+
+def samples_of(result: query.Result) -> list[Sample]:
+    """A query's result as samples; QueryError for a string or a matrix, which no rule can use."""
+    if isinstance(result, query.Scalar):
+        return [Sample((), result.value)]
+    if isinstance(result, query.Vector):
+        return [Sample(labels_of(element.labels), element.value) for element in result]
+    raise QueryError(f"the expression gives a {type(result).__name__.lower()}; a rule needs a vector or a scalar")
 
 
 class PushWriter:

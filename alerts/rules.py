@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import promql_parser
 import yaml
 
 from alerts.labels import LABEL_NAME, METRIC_NAME, Labels
 from alerts.templates import Template, TemplateError
+from collectors.query import QueryError, parse
 
 DEFAULT_INTERVAL_SECONDS = 1.0
-SHIPPED_RULES = Path(__file__).parent / "rules.d" / "trimtab.yml"
+_SHIPPED = Path(__file__).parent / "rules.d"
+SHIPPED_RULES = (_SHIPPED / "trimtab.yml", _SHIPPED / "availability.yml")
 
 _GROUP_FIELDS = ("name", "interval", "query_offset", "limit", "labels", "rules")
 _RULE_FIELDS = ("record", "alert", "expr", "for", "keep_firing_for", "labels", "annotations")
 _DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?\Z")
 _UNIT_SECONDS = (365 * 86400.0, 7 * 86400.0, 86400.0, 3600.0, 60.0, 1.0, 0.001)
-_RAW_STRING = re.compile(r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'|`([^`]*)`')
 # With the value in a label, the alert's identity changes with each evaluation.
 _VALUE_IN_LABEL = re.compile(r"\{\{[^}]*(?:\$value|\.Value)\b")
 
@@ -114,19 +114,6 @@ def format_duration(seconds: float) -> str:
         if number:
             parts.append(f"{number}{unit}")
     return "".join(parts) or "0s"
-
-
-def parse_expr(expr: str) -> None:
-    """Check the grammar and the types of a PromQL expression; raises ValueError."""
-    # The grammar's library reads escapes inside raw strings, which Prometheus does not.
-    promql_parser.parse(_RAW_STRING.sub(_cooked, expr))
-
-
-def _cooked(found: re.Match[str]) -> str:
-    raw = found[1]
-    if raw is None:
-        return found[0]
-    return '"' + raw.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
 class _File:
@@ -271,8 +258,8 @@ class _File:
             self.report(rule, "a rule needs an expr")
             return ""
         try:
-            parse_expr(expr)
-        except ValueError as error:
+            parse(expr)
+        except QueryError as error:
             self.report(node, f"cannot parse the expression {expr!r}: {error}")
         return expr
 

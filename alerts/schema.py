@@ -54,7 +54,6 @@ NOTIFIED = sa.Table(
     sa.Column("group_key", sa.String(1000), primary_key=True),
     sa.Column("firing", sa.JSON, nullable=False),
     sa.Column("resolved", sa.JSON, nullable=False),
-    sa.Column("first_seen", sa.Float, nullable=False),
     sa.Column("sent_at", sa.Float, nullable=False),
 )
 

@@ -20,8 +20,8 @@ _OUTPUT_CHARACTERS = 8000
 class CommandHook:
     """Runs `argv` with `{model}`, `{release}`, `{reason}`, `{key}`, `{alert}` and `{action}` filled in.
 
-    The command also finds them as TRIMTAB_MODEL, TRIMTAB_RELEASE, TRIMTAB_REASON, TRIMTAB_IDEMPOTENCY_KEY, TRIMTAB_ALERT
-    and TRIMTAB_ACTION. Exit status 0 is success; the end of its output is kept. It ends with its parent.
+    The command also finds them as TRIMTAB_MODEL, TRIMTAB_RELEASE, TRIMTAB_REASON, TRIMTAB_IDEMPOTENCY_KEY,
+    TRIMTAB_ALERT and TRIMTAB_ACTION. Exit status 0 is success; the end of its output is kept. It ends with its parent.
     """
 
     def __init__(

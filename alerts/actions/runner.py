@@ -128,7 +128,7 @@ class ActionRunner:
         return decided
 
     def request(self, action: str, model: str, *, reason: str, actor: str, release: str = "", key: str = "") -> Action:
-        """A person asks for an action: it runs at once, past modes, cool-downs and budgets. A known key is answered again.
+        """A person asks for an action: it runs at once, past modes, cool-downs and budgets; a known key runs nothing.
 
         Raises ValueError for an unknown action and for one without a hook.
         """
@@ -232,7 +232,7 @@ class ActionRunner:
         ]
         decision = decide(proposal, history, self._policy(draft.action, draft.model), now)
         why = f"{_headline(alert)} ({decision.reason})"
-        if known is not None and isinstance(decision, Hold) and known.reason == why:
+        if known is not None and isinstance(decision, Hold) and known.reason.endswith(f"({decision.reason})"):
             return None
         state = _STATES[type(decision)]
         started = now if state is ActionState.RUNNING else None

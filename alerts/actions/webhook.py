@@ -1,4 +1,4 @@
-"""The HTTP hook: a POST of JSON with an `Idempotency-Key`, signed if there is a secret, retried while it may succeed."""
+"""The HTTP hook: a POST of JSON with an `Idempotency-Key`, signed if there is a secret, retried while that helps."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _RETRYABLE = (408, 425, 429)
 class HttpHook:
     """Posts a call to `url`, in which `{model}` and `{action}` are filled in.
 
-    Connection errors, 5xx, 408, 425 and 429 are tried again (`tries` in all; the wait doubles from `backoff_seconds`, or
-    is what `Retry-After` says). Every other answer from 300 on is final.
+    Connection errors, 5xx, 408, 425 and 429 are tried again (`tries` in all; the wait doubles from `backoff_seconds`,
+    or is what `Retry-After` says). Every other answer from 300 on is final.
     """
 
     def __init__(

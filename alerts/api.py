@@ -1,0 +1,295 @@
+"""The HTTP API of the alerts service, and `serve`, which runs it.
+
+Alertmanager's API v2 and webhook receiver, Prometheus' rules and alerts, evidence, and actions with approvals. What is
+wrong with a request is said in `{"error": …}` with 400, 401, 404, 409 or 422.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route as Path
+
+from alerts.actions import NotWaiting, UnknownAction
+from alerts.channels import rfc3339
+from alerts.config import AlertsConfig
+from alerts.labels import match_all, parse_matcher
+from alerts.received import ReceivedAlert, read_alert
+from alerts.service import AlertsService
+from alerts.silence import UnknownSilence
+from alerts.views import alertmanager_alert, prometheus_alert, read_silence, rule_groups, silence_json
+from observability import signing
+from observability.metrics import exposition
+
+log = logging.getLogger(__name__)
+
+_MAX_BODY_BYTES = 8 * 1024 * 1024
+_STATUS = {UnknownAction: 404, UnknownSilence: 404, NotWaiting: 409, TypeError: 422, ValueError: 400}
+
+
+class Unsigned(PermissionError):
+    """A request that needs a signature and has none that fits."""
+
+
+def serve(config: AlertsConfig) -> None:
+    """Run the service until SIGTERM or SIGINT. Raises RuleError when a rule file cannot be used."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            alerts_app(AlertsService(config)),
+            host=config.host,
+            port=config.port,
+            log_level="warning",
+            timeout_graceful_shutdown=5,
+        )
+    )
+    server.run()
+
+
+def alerts_app(service: AlertsService, *, run: bool = True) -> Starlette:
+    """The application. With `run` it judges each second while it is up; without, `service.tick` is the caller's."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if run:
+            service.start()
+        try:
+            yield
+        finally:
+            await run_in_threadpool(service.close)
+
+    return Starlette(routes=Api(service).routes(), lifespan=lifespan)
+
+
+class Api:
+    """The endpoints. Each works in a thread, since all of them read the database."""
+
+    def __init__(self, service: AlertsService) -> None:
+        self._service = service
+
+    def routes(self) -> list[Path]:
+        """Every path of the API."""
+        get, post = ["GET"], ["POST"]
+        table: list[tuple[str, list[str], Callable[[Request, Any], Any]]] = [
+            ("/-/healthy", get, lambda request, body: PlainTextResponse("OK")),
+            ("/-/ready", get, self._ready),
+            ("/metrics", get, self._metrics),
+            ("/api/v2/status", get, self._status),
+            ("/api/v2/receivers", get, lambda request, body: [{"name": "default"}]),
+            ("/api/v2/alerts", get, self._alerts),
+            ("/api/v2/alerts", post, self._put_alerts),
+            ("/api/v2/silences", get, self._silences),
+            ("/api/v2/silences", post, self._put_silence),
+            ("/api/v2/silence/{id}", get, self._silence),
+            ("/api/v2/silence/{id}", ["DELETE"], self._expire_silence),
+            ("/api/v1/rules", get, self._rules),
+            ("/api/v1/alerts", get, self._prometheus_alerts),
+            ("/api/v1/evidence", get, self._evidence),
+            ("/api/v1/webhook", post, self._webhook),
+            ("/api/v1/actions", get, self._actions),
+            ("/api/v1/actions", post, self._request_action),
+            ("/api/v1/actions/{id}", get, self._action),
+            ("/api/v1/actions/{id}/approve", post, self._approve),
+            ("/api/v1/actions/{id}/reject", post, self._reject),
+        ]
+        return [Path(path, self._endpoint(call), methods=methods) for path, methods, call in table]
+
+    def _endpoint(self, call: Callable[[Request, Any], Any]) -> Callable[[Request], Awaitable[Response]]:
+        async def endpoint(request: Request) -> Response:
+            raw = await request.body()
+            return await run_in_threadpool(self._answer, call, request, raw)
+
+        return endpoint
+
+    def _answer(self, call: Callable[[Request, Any], Any], request: Request, raw: bytes) -> Response:
+        try:
+            if len(raw) > _MAX_BODY_BYTES:
+                return JSONResponse({"error": f"the body is larger than {_MAX_BODY_BYTES} bytes"}, 413)
+            if request.method == "POST" and request.url.path.startswith("/api/v1/"):
+                self._check_signature(request, raw)
+            answer = call(request, _json(raw) if request.method == "POST" else None)
+        except Unsigned as error:
+            return JSONResponse({"error": str(error)}, 401)
+        except (LookupError, TypeError, ValueError) as error:
+            status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+            if status == 500:
+                raise
+            # Alertmanager's own clients expect a bare string from its API.
+            text = str(error)
+            if request.url.path.startswith("/api/v2/"):
+                return JSONResponse({"code": 612, "message": text} if status == 422 else text, status)
+            return JSONResponse({"error": text}, status)
+        return answer if isinstance(answer, Response) else JSONResponse(answer)
+
+    def _check_signature(self, request: Request, raw: bytes) -> None:
+        """Requests that act need the secret: as our signature, or as the bearer token that Alertmanager can send."""
+        secret = self._service.config.secret
+        bearer = request.headers.get("Authorization", "").encode()
+        if not secret or hmac.compare_digest(bearer, f"Bearer {secret}".encode()):
+            return
+        try:
+            signing.verify(secret, request.headers.get(signing.HEADER), raw, self._service.clock())
+        except signing.SignatureError as error:
+            raise Unsigned(str(error)) from error
+
+    def _ready(self, request: Request, body: Any) -> Response:
+        ready = self._service.ticks > 0
+        return PlainTextResponse("OK" if ready else "the first evaluation is not over yet", 200 if ready else 503)
+
+    def _metrics(self, request: Request, body: Any) -> Response:
+        content, kind = exposition(self._service.metrics, request.headers.get("Accept"))
+        return Response(content, media_type=kind)
+
+    # --- Alertmanager's API v2 ---------------------------------------------------------------------------------------
+    def _status(self, request: Request, body: Any) -> Any:
+        return {
+            "cluster": {"status": "disabled", "peers": []},
+            "config": {"original": ""},
+            "uptime": rfc3339(self._service.started_at),
+            "versionInfo": {
+                "version": "trimtab", "revision": "", "branch": "", "buildUser": "", "buildDate": "", "goVersion": "",
+            },
+        }  # fmt: skip
+
+    def _alerts(self, request: Request, body: Any) -> Any:
+        now = self._service.clock()
+        silences, routes = self._service.silences.all(), self._service.config.routes
+        matchers = [parse_matcher(text) for text in request.query_params.getlist("filter")]
+        shown = [
+            alertmanager_alert(alert, silences, routes, now)
+            for alert in self._service.alerts(now)
+            if alert.state == "firing" and match_all(matchers, alert.labels)
+        ]
+        unwanted = {
+            state
+            for state, name in (("active", "active"), ("suppressed", "silenced"))
+            if request.query_params.get(name, "true") == "false"
+        }
+        return [alert for alert in shown if alert["status"]["state"] not in unwanted]
+
+    def _put_alerts(self, request: Request, body: Any) -> Any:
+        if not isinstance(body, list):
+            raise ValueError("the body must be a list of alerts")
+        now = self._service.clock()
+        valid: list[ReceivedAlert] = []
+        wrong: list[str] = []
+        for item in body:
+            try:
+                valid.append(read_alert(item, now))
+            except ValueError as error:
+                wrong.append(str(error))
+        # Like Alertmanager: what is valid is kept even if the rest is refused.
+        self._service.received.put(valid, now)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return Response(status_code=200)
+
+    def _silences(self, request: Request, body: Any) -> Any:
+        now = self._service.clock()
+        wanted = [parse_matcher(text) for text in request.query_params.getlist("filter")]
+        return [
+            silence_json(silence, now)
+            for silence in self._service.silences.all()
+            if match_all(wanted, tuple((m.name, m.value) for m in silence.matchers))
+        ]
+
+    def _put_silence(self, request: Request, body: Any) -> Any:
+        return {"silenceID": self._service.silences.set(read_silence(body), self._service.clock())}
+
+    def _silence(self, request: Request, body: Any) -> Any:
+        return silence_json(self._service.silences.get(request.path_params["id"]), self._service.clock())
+
+    def _expire_silence(self, request: Request, body: Any) -> Any:
+        self._service.silences.expire(request.path_params["id"], self._service.clock())
+        return Response(status_code=200)
+
+    # --- Prometheus' API ---------------------------------------------------------------------------------------------
+    def _rules(self, request: Request, body: Any) -> Any:
+        groups = rule_groups(self._service.rules.groups)
+        kind = request.query_params.get("type")
+        if kind in ("alert", "record"):
+            wanted = {"alert": "alerting", "record": "recording"}[kind]
+            groups = [{**group, "rules": [r for r in group["rules"] if r["type"] == wanted]} for group in groups]
+        return {"status": "success", "data": {"groups": groups}}
+
+    def _prometheus_alerts(self, request: Request, body: Any) -> Any:
+        alerts = [prometheus_alert(a) for a in self._service.rules.alerts() if a.state != "inactive"]
+        return {"status": "success", "data": {"alerts": alerts}}
+
+    # --- releases and actions ----------------------------------------------------------------------------------------
+    def _evidence(self, request: Request, body: Any) -> Any:
+        model = request.query_params.get("model")
+        judgements = self._service.judge.judgements(_limit(request))
+        return {
+            "releases": [j.to_json() for j in judgements if model in (None, j.release.model)],
+            "error": self._service.evidence_error,
+        }
+
+    def _webhook(self, request: Request, body: Any) -> Any:
+        if not isinstance(body, dict) or not isinstance(body.get("alerts"), list):
+            raise ValueError("the body must be Alertmanager's webhook message, version 4, with a list of alerts")
+        now = self._service.clock()
+        alerts = [
+            read_alert({**item, "endsAt": None}, now).as_alert(now)
+            for item in body["alerts"]
+            if isinstance(item, dict) and item.get("status") == "firing"
+        ]
+        decided = [self._service.actions.consider(alert) for alert in self._service.audible(alerts, now)]
+        return {"actions": [action.to_json() for action in decided if action is not None]}
+
+    def _actions(self, request: Request, body: Any) -> Any:
+        model = request.query_params.get("model", "")
+        return [action.to_json() for action in self._service.actions.actions(model=model, limit=_limit(request))]
+
+    def _action(self, request: Request, body: Any) -> Any:
+        return self._service.actions.action(_id(request)).to_json()
+
+    def _request_action(self, request: Request, body: Any) -> Any:
+        fields = {name: _text(body, name) for name in ("action", "model", "reason", "actor")}
+        action = self._service.actions.request(
+            **fields, release=_text(body, "release"), key=request.headers.get("Idempotency-Key", "")
+        )
+        return JSONResponse(action.to_json(), 202)
+
+    def _approve(self, request: Request, body: Any) -> Any:
+        return self._service.actions.approve(_id(request), _text(body, "actor")).to_json()
+
+    def _reject(self, request: Request, body: Any) -> Any:
+        return self._service.actions.reject(_id(request), _text(body, "actor")).to_json()
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError as error:
+        raise ValueError(f"the body is not JSON: {error}") from error
+
+
+def _text(body: Any, name: str) -> str:
+    value = body.get(name, "") if isinstance(body, dict) else None
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be text in a JSON object, got {value!r}")
+    return value
+
+
+def _id(request: Request) -> int:
+    text = request.path_params["id"]
+    if not text.isdigit() or len(text) > 18:
+        raise UnknownAction(f"there is no action {text}")
+    return int(text)
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", "100")
+    if not text.isdigit() or not 0 < int(text) <= 10_000:
+        raise ValueError(f"limit must be a whole number from 1 to 10000, got {text!r}")
+    return int(text)

@@ -1,0 +1,164 @@
+"""The alerts service: judges releases and evaluates rules each second, tells receivers, and lets actions run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from alerts.actions import ActionRunner, Hook, serving_hooks
+from alerts.channels import channel_of
+from alerts.config import AlertsConfig
+from alerts.engine import Evaluation, RuleEngine
+from alerts.evidence import ReleaseJudge
+from alerts.notify import Notifier
+from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
+from alerts.received import ReceivedStore
+from alerts.rules import SHIPPED_RULES, load
+from alerts.schema import open_database
+from alerts.silence import SilenceStore, silenced_by
+from alerts.state_store import StateStore
+from alerts.states import Alert
+from collectors.query import PrometheusClient
+from observability import names
+from observability.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+_FAMILIES = (names.RULE_EVALUATION_DURATION, names.RULE_FAILURES, names.NOTIFICATIONS, names.ACTIONS)
+_QUERY_SECONDS = 5.0
+
+
+class AlertsService:
+    """All parts of the judge, wired. `tick` does one second's work; `start` does it each second in a thread."""
+
+    def __init__(
+        self,
+        config: AlertsConfig,
+        *,
+        querier: Querier | None = None,
+        writer: SampleWriter | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.metrics = Metrics(families=_FAMILIES).register_all()
+        self.database = open_database(config.database_url)
+        self._client = PrometheusClient(config.query_url, timeout_seconds=_QUERY_SECONDS)
+        querier = querier or ClientQuerier(self._client)
+        self._push = PushWriter(config.push_url)
+        writer = writer or self._push
+        files = [*(SHIPPED_RULES if config.shipped_rules else ()), *config.rule_files]
+        self.silences = SilenceStore(self.database)
+        self.received = ReceivedStore(self.database)
+        self.judge = ReleaseJudge(
+            self.database, querier, writer, lambda model: config.verdicts.get(model, config.verdict)
+        )
+        self.rules = RuleEngine(
+            load(files, interval_seconds=config.interval_seconds),
+            querier,
+            writer,
+            StateStore(self.database),
+            metrics=self.metrics,
+            external_url=config.external_url,
+        )
+        self.actions = ActionRunner(
+            self.database,
+            policies=config.policies,
+            hooks=_hooks(config),
+            release_in_progress=self.judge.release_in_progress,
+            evidence_of=self._evidence_of,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        channels = [channel_of(url, config.secret) for url in config.notify_urls]
+        self.notifier = Notifier(
+            self.database,
+            config.routes,
+            {"default": channels},
+            external_url=config.external_url,
+            metrics=self.metrics,
+        )
+        self.evidence_error = ""
+        self.started_at = clock()
+        self.ticks = 0
+        self._looked_at = 0.0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Take up what a crash left running, then judge each second until `close`."""
+        resumed = self.actions.resume()
+        if resumed:
+            log.info("took up %d actions that were running", len(resumed))
+        self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop: the tick under way ends, what runs is stopped and taken up at the next start."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.notifier.close()
+        self.actions.close()
+        self._push.close()
+        self._client.close()
+        self.database.dispose()
+
+    def tick(self, now: float) -> list[Evaluation]:
+        """Judge and evaluate what is due at `now` (unix seconds), then act and tell."""
+        ts = math.floor(now / self.config.interval_seconds + 1e-9) * self.config.interval_seconds
+        if ts > self._looked_at:
+            self._looked_at = ts
+            self._look(ts)
+        evaluations = [self.rules.evaluate(group, at) for group, at in self.rules.due(now)]
+        received = self.received.alerts(now)
+        firing = [alert for evaluation in evaluations for alert in evaluation.firing]
+        firing += [alert for alert in received if alert.state == "firing"]
+        for alert in self.audible(firing, now):
+            self.actions.consider(alert)
+        self.notifier.update(self.audible([*self.rules.alerts(), *received], now), now)
+        self.ticks += 1
+        return evaluations
+
+    def alerts(self, now: float) -> list[Alert]:
+        """Every alert, the engine's and those received."""
+        return [*self.rules.alerts(), *self.received.alerts(now)]
+
+    def audible(self, alerts: Sequence[Alert], now: float) -> list[Alert]:
+        """The alerts that no silence covers."""
+        silences = self.silences.all() if alerts else []
+        return [alert for alert in alerts if not silenced_by(silences, alert.labels, now)]
+
+    def _look(self, ts: float) -> None:
+        try:
+            self.judge.look(ts)
+            self.evidence_error = ""
+        except (QueryError, WriteError) as error:
+            if not self.evidence_error:
+                log.warning("releases cannot be judged now: %s", error)
+            self.evidence_error = str(error)
+
+    def _evidence_of(self, model: str, release: str) -> Mapping[str, Any]:
+        for judgement in self.judge.judgements():
+            if (judgement.release.model, judgement.release.release) == (model, release):
+                return judgement.to_json()
+        return {}
+
+    def _run(self) -> None:
+        interval = self.config.interval_seconds
+        while True:
+            try:
+                self.tick(self.clock())
+            except Exception:  # a lost second is better than a judge that has gone
+                log.exception("a second of judging failed")
+            if self._closing.wait(interval - self.clock() % interval):
+                return
+
+
+def _hooks(config: AlertsConfig) -> dict[str, Hook]:
+    embedded = serving_hooks(config.serving_url, secret=config.secret) if config.serving_url else {}
+    return {**embedded, **config.hooks}

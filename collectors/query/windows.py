@@ -86,7 +86,7 @@ def from_blocks(blocks: list[Block]) -> list[Samples]:
 def split_by_presence(labels: list[Labels], t: Ints, v: Floats, present: Bools) -> list[Samples]:
     """Samples where `present` [n, series] holds, grouped by equal times; series without any sample are left out."""
     if present.all():
-        return [Samples(labels, t, v)] if len(t) else []
+        return [Samples(labels, t, v)] if labels and len(t) else []
     groups: dict[bytes, list[int]] = {}
     for column in range(len(labels)):
         groups.setdefault(present[:, column].tobytes(), []).append(column)

@@ -69,6 +69,7 @@ class Store:
         self._catalog = Catalog()
         self._head = Head(self._floor_ms())
         self._has_older = False
+        self._has_unused = False
         self._metadata: dict[str, MetricMetadata] = {}
         self._exemplars: deque[Exemplar] = deque(maxlen=_EXEMPLARS)
         self._counts = StoreCounts()
@@ -120,8 +121,10 @@ class Store:
         with self._group.turn:
             with self._engine.begin() as connection:
                 deleted = retention.delete_scrapes(connection, cutoff_ms, limit)
-            if 0 < deleted < limit:
+            self._has_unused = self._has_unused or deleted > 0
+            if self._has_unused and deleted < limit:
                 self._forget_unused()
+                self._has_unused = False
         with self._lock:
             if cutoff_ms > self._head.floor_ms:
                 self._head.trim(cutoff_ms)

@@ -54,10 +54,12 @@ class PushGroups:
         """
         page = read_page(body, content_type)
         now_ms = round(self._clock() * 1000)
-        by_time: dict[int, list[tuple[dict[str, str], float]]] = {now_ms: []} if replace else {}
+        by_time: dict[int, list[tuple[dict[str, str], float]]] = {}
         for series, value, t_ms in page.samples:
             merged = {**series, **labels}
             by_time.setdefault(now_ms if t_ms is None else t_ms, []).append((merged, value))
+        if replace and not by_time:
+            by_time[now_ms] = []  # an empty page ends the whole group
         target = _target(labels)
         with self._lock:
             taken = 0

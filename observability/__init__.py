@@ -16,22 +16,12 @@ from observability.events import (
 )
 from observability.exporter import Backoff, BufferedExporter, EventExporter, Exporter
 from observability.inference import InferenceBatch, InferenceMiddleware, InferenceMonitor
-from observability.lake import (
-    events_path,
-    labels_path,
-    read_events,
-    read_labelled,
-    read_labels,
-    write_events,
-    write_labels,
-    write_table,
-)
 from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
 from observability.metrics import Metrics, exposition, observe_many
 from observability.profile import Profile, distribution
 from observability.push import push
 from observability.signing import SignatureError, sign, verify
-from observability.sinks import Batch, DeliveryError, HttpSink, ParquetSink, Rejected, Sink, Unavailable
+from observability.sinks import Batch, DeliveryError, HttpSink, Rejected, Sink, Unavailable
 from observability.tracing import (
     NoTracing,
     OtlpSpanExporter,
@@ -64,7 +54,6 @@ __all__ = [
     "NoTracing",
     "NumericColumn",
     "OtlpSpanExporter",
-    "ParquetSink",
     "Profile",
     "ProfileError",
     "Rejected",
@@ -76,21 +65,16 @@ __all__ = [
     "Unavailable",
     "distribution",
     "event_batch",
-    "events_path",
     "exposition",
     "format_trace_id",
     "format_traceparent",
     "from_ipc",
     "label_batch",
-    "labels_path",
     "log_exporter",
     "names",
     "observe_many",
     "parse_traceparent",
     "push",
-    "read_events",
-    "read_labelled",
-    "read_labels",
     "setup_logging",
     "setup_tracing",
     "sign",
@@ -98,7 +82,4 @@ __all__ = [
     "validate_events",
     "validate_labels",
     "verify",
-    "write_events",
-    "write_labels",
-    "write_table",
 ]

@@ -166,6 +166,9 @@ class BufferedExporter(Generic[Item]):
                 else:
                     self._signals.dropped(reason, len(taken), rows)
                 self._changed.notify_all()
+        close = getattr(self._sink, "close", None)
+        if close is not None:
+            close()
 
     def _take(self) -> list[_Waiting[Item]]:
         """The oldest items that fit in one body; waits for them. Nothing when the exporter is closed."""

@@ -9,7 +9,6 @@ with monitor.batch({"amount": amounts}) as batch:
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
@@ -310,7 +309,8 @@ def _outcomes(predictions: Mapping[str, Any], outcome: str, rows: int) -> Any:
 
 
 def _outcome_of(error: BaseException) -> str:
-    return "cancelled" if isinstance(error, asyncio.CancelledError) else "model_error"
+    # What is no Exception (asyncio's CancelledError, an interrupt) ended the request from outside.
+    return "model_error" if isinstance(error, Exception) else "cancelled"
 
 
 def _outcome_of_status(status: int, outcome: str) -> str:

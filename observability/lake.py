@@ -1,4 +1,7 @@
-"""The event lake: Parquet files by model, version and hour of event time, written whole or not at all."""
+"""The event lake: Parquet files by model, version and hour of event time, written whole or not at all.
+
+Not imported by `import observability`, which need not load Parquet: `from observability.lake import read_labelled`.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from observability.events import LABELS, METADATA, BadBatch
+from observability.events import LABELS, METADATA, BadBatch, from_ipc
+from observability.sinks import Batch, Rejected
 
 Moment = float | datetime  # unix seconds, or an aware datetime
 LABELLED = METADATA.append(LABELS.field("label"))
 
 # A compaction may swap files between our listing and our reading; the next listing sees the new ones.
 _LISTINGS = 5
+
+
+class ParquetSink:
+    """Writes each batch of events or labels (an Arrow IPC body) as a file into one folder, atomically."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._folder = Path(path)
+
+    def send(self, batch: Batch) -> None:
+        try:
+            write_table(from_ipc(batch.body), self._folder, batch.id)
+        except ValueError as error:
+            raise Rejected(str(error)) from error
 
 
 def events_path(lake: str | Path, model: str, version: str, time: Moment) -> Path:

@@ -1,4 +1,4 @@
-"""Where an exporter delivers: the `Sink` protocol, HTTP and Parquet."""
+"""Where an exporter delivers: the `Sink` protocol and HTTP. The sink to Parquet is the lake's."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from observability.events import MEDIA_TYPE, from_ipc
-from observability.lake import write_table
+from observability.events import MEDIA_TYPE
 
 BATCH_ID_HEADER = "X-Batch-Id"
 # The receiver, or a gateway before it, is not there or is too busy: it says nothing about this body.
@@ -92,19 +90,6 @@ class HttpSink:
         response = self._connection.getresponse()
         text = response.read().decode("utf-8", "replace")[:200]
         return response.status, _retry_after(response.headers.get("Retry-After")), text
-
-
-class ParquetSink:
-    """Writes each batch of events or labels (an Arrow IPC body) as a file into one folder, atomically."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._folder = Path(path)
-
-    def send(self, batch: Batch) -> None:
-        try:
-            write_table(from_ipc(batch.body), self._folder, batch.id)
-        except ValueError as error:
-            raise Rejected(str(error)) from error
 
 
 def _raise_for(status: int, retry_after: float | None, message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,7 +47,9 @@ class Receiver:
         self.server.shutdown()
         self.server.server_close()
         for connection in self.server.connections:
-            connection.close()
+            # Not only closed: the handler's files would keep the connection open.
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self.server = None
 
     def wait_for_requests(self, number: int, timeout: float = 20.0) -> None:
@@ -59,7 +63,7 @@ class _Server(ThreadingHTTPServer):
     receiver: Receiver
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self.connections: list[object] = []
+        self.connections: list[socket.socket] = []
         super().__init__(address, handler)
 
 

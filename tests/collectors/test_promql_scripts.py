@@ -1,4 +1,4 @@
-"""Prometheus' own test scripts against our engine, where a checkout of them and their runner lies beside the repository."""
+"""Prometheus' own test scripts against our engine, where they and their runner lie beside the repository."""
 
 from __future__ import annotations
 

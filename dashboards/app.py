@@ -14,11 +14,9 @@ from dashboards.sources import Sign, Sources
 from dashboards.theme import css, palette
 from observability import signing
 
-LOGO = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 132 28" width="132" height="28">'
-    '<path d="M3 20 L17 5 L17 20 Z" fill="{accent}"/><path d="M19.5 14 L24 20 L19.5 20 Z" fill="#E69F00"/>'
-    '<text x="33" y="20.5" font-family="Source Sans, sans-serif" font-size="19" font-weight="650" fill="{text}">Trimtab'
-    "</text></svg>"
+MARK = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 26 24" width="26" height="24">'
+    '<path d="M1 22 L17 3 L17 22 Z" fill="{accent}"/><path d="M19.5 14.5 L25 22 L19.5 22 Z" fill="#E69F00"/></svg>'
 )
 
 
@@ -41,7 +39,7 @@ def main(argv: list[str]) -> None:
     colors = palette(config.theme)
     st.set_page_config(page_title="Trimtab", layout="wide", initial_sidebar_state="expanded")
     st.html(css(config.theme))
-    st.logo(LOGO.format(accent=colors.accent, text=colors.text), size="large")
+    st.logo(MARK.format(accent=colors.accent), size="medium")
     pages = Path(__file__).parent / "pages"
     current = st.navigation(
         [

@@ -19,9 +19,28 @@ from dashboards.timeline import Timeline, runs
 Unit = Literal["number", "seconds", "ratio", "rows"]
 Floats = npt.NDArray[np.float64]
 FONT = "'Source Sans', 'Source Sans Pro', sans-serif"
-# d3 formats: of the axis, and of the value under the pointer
-_AXIS = {"number": ("~s", ""), "seconds": ("~s", "s"), "ratio": (".3~%", ""), "rows": ("~s", "")}
-_HOVER = {"number": ".4~g", "seconds": ".3~s", "ratio": ".3~%", "rows": ".3~s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How values of a unit are written on an axis: multiplied, with a d3 format and a suffix."""
+
+    factor: float
+    ticks: str
+    hover: str
+    suffix: str
+
+
+def scale(unit: Unit, values: Sequence[Floats]) -> Scale:
+    """The scale that suits the greatest of the values."""
+    finite = [x[np.isfinite(x)] for x in map(np.asarray, values)]
+    top = max((float(np.abs(x).max()) for x in finite if len(x)), default=0.0)
+    if unit == "ratio":
+        return Scale(100.0, "~r" if top > 0.01 else ".2~r", ".3~r", " %")
+    if unit == "seconds":
+        factor, suffix = (1e6, " µs") if 0 < top < 1e-3 else (1e3, " ms") if top < 1 else (1.0, " s")
+        return Scale(factor, "~r", ".3~r", suffix)
+    return Scale(1.0, "~s" if top >= 2000 else ".4~r", ".4~s" if top >= 2000 else ".4~r", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +83,18 @@ class Frame:
             showlegend=legend, bargap=0.25, hovermode="x unified" if time_axis else "closest",
             legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
                     "font": {"size": 11.5, "color": colors.muted}, "bgcolor": "rgba(0,0,0,0)",
-                    "itemclick": "toggle", "itemsizing": "constant"},
+                    "itemclick": "toggle", "traceorder": "normal"},
             hoverlabel={"bgcolor": colors.surface, "bordercolor": colors.border,
                         "font": {"family": FONT, "size": 12, "color": colors.text}},
             xaxis=axis, yaxis=axis, uirevision="keep",
         )  # fmt: skip
         if time_axis:
             start, end = self.local([self.span.start, self.span.end])
+            length = self.span.end - self.span.start
             figure.update_xaxes(
-                type="date", range=[str(start), str(end)], showgrid=False, nticks=7, hoverformat="%-d %b %H:%M:%S"
-            )
+                type="date", range=[str(start), str(end)], showgrid=False, nticks=7, hoverformat="%-d %b %H:%M:%S",
+                tickformat="%-d %b" if length > 200_000 else "%H:%M" if length > 600 else "%H:%M:%S",
+            )  # fmt: skip
         return figure
 
 
@@ -90,33 +111,35 @@ def lines(
 ) -> go.Figure:
     """Values over time. `threshold` is a value with the words beside its line."""
     figure = frame.figure(height, legend=len(shown) > 1)
-    suffix = _AXIS[unit][1]
+    how = scale(unit, [line.series.values for line in shown])
     for line in shown:
         times, values = _with_holes(line.series, frame.span.step)
-        style: dict[str, Any] = {"color": line.color, "width": 0.8 if stacked else 1.7, "dash": line.dash}
+        style: dict[str, Any] = {"color": line.color, "width": 0 if stacked else 1.7, "dash": line.dash}
         fill: dict[str, Any] = (
-            {"stackgroup": "one", "fillcolor": _faint(line.color, 0.55)} if stacked else {"connectgaps": False}
+            {"stackgroup": "one", "fillcolor": _faint(line.color, 0.8)} if stacked else {"connectgaps": False}
         )
         figure.add_scatter(
-            x=frame.local(times), y=values, name=line.name, mode="lines", line=style,
-            hovertemplate=f"%{{y:{_HOVER[unit]}}}{suffix}", **fill,
+            x=frame.local(times), y=values * how.factor, name=line.name, mode="lines", line=style,
+            hovertemplate=f"%{{y:{how.hover}}}{how.suffix}", **fill,
         )  # fmt: skip
-    figure.update_yaxes(tickformat=_AXIS[unit][0], ticksuffix=suffix, nticks=6)
+    figure.update_yaxes(tickformat=how.ticks, ticksuffix=how.suffix, nticks=6)
     if log:
-        figure.update_yaxes(type="log", tickformat="~g", dtick=_decades(shown), minor={"ticks": ""})
+        figure.update_yaxes(type="log", tickformat="~g", exponentformat="power", dtick=_decades(shown))
     elif from_zero:
         figure.update_yaxes(rangemode="tozero")
     if threshold:
-        _threshold(figure, frame, *threshold)
+        value, words = threshold
+        _threshold(figure, frame, value * how.factor, words, log)
     return figure
 
 
-def _threshold(figure: go.Figure, frame: Frame, value: float, words: str) -> None:
-    figure.add_hline(
-        y=value, line={"color": frame.colors.critical, "width": 1.2, "dash": "dash"},
-        annotation={"text": words, "font": {"size": 11, "color": frame.colors.critical}, "xanchor": "left",
-                    "yanchor": "bottom", "showarrow": False, "x": 0.005},
-    )  # fmt: skip
+def _threshold(figure: go.Figure, frame: Frame, value: float, words: str, log: bool) -> None:
+    color = frame.colors.critical
+    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=value, y1=value,
+                     line={"color": color, "width": 1.2, "dash": "dash"})  # fmt: skip
+    # An annotation on a log axis counts in exponents, a shape in values.
+    figure.add_annotation(xref="paper", x=0.003, y=np.log10(value) if log else value, text=words, showarrow=False,
+                          xanchor="left", yanchor="bottom", font={"size": 11, "color": color})  # fmt: skip
 
 
 def _decades(shown: Sequence[Line]) -> int:
@@ -189,18 +212,20 @@ def _add_span(
     figure.add_bar(
         x=[(end - start) * 1000], base=[str(frame.local([start])[0])], y=[row], orientation="h", marker={"color": color},
         hovertemplate=hover, text=[inside if wide else ""], textposition="inside", insidetextanchor="start",
-        textfont={"size": 11}, textangle=0, cliponaxis=True,
+        textfont={"size": 11}, textangle=0, constraintext="none",
     )  # fmt: skip
 
 
 def _add_marks(figure: go.Figure, frame: Frame, row: str, marks: Sequence[Any]) -> None:
     colors = frame.colors
     shade = {"failed": colors.critical, "waiting": colors.warning, "running": colors.accent, "done": colors.good}
+    small = marks[0].kind == "traffic"
     symbol = {"failed": "x", "waiting": "circle-open", "running": "circle-open", "held": "square-open"}
     figure.add_scatter(
         x=frame.local([mark.time for mark in marks]), y=[row] * len(marks), mode="markers",
-        marker={"size": 12, "color": [shade.get(mark.state, colors.muted) for mark in marks],
-                "symbol": [symbol.get(mark.state, "diamond") for mark in marks],
+        marker={"size": 10 if small else 13,
+                "color": [colors.muted if small else shade.get(mark.state, colors.muted) for mark in marks],
+                "symbol": [symbol.get(mark.state, "triangle-up" if small else "diamond") for mark in marks],
                 "line": {"width": 1.5, "color": colors.surface}},
         customdata=[(mark.title, _wrap(mark.why), fmt.clock(mark.time, frame.zone)) for mark in marks],
         hovertemplate="<b>%{customdata[0]}</b> at %{customdata[2]}<br>%{customdata[1]}<extra></extra>",
@@ -219,7 +244,7 @@ def _wrap(text: str, width: int = 64) -> str:
 def heat_map(frame: Frame, rows: Sequence[str], starts: Sequence[float], values: Floats, drifted: Any) -> go.Figure:
     """A value by row and window, dark is much; a dot marks the cells that count as drifted."""
     colors = frame.colors
-    figure = frame.figure(46 + 21 * len(rows), legend=False)
+    figure = frame.figure(max(380, 46 + 22 * len(rows)), legend=False)
     figure.update_layout(hovermode="closest")
     labels = [str(t) for t in frame.local(starts)]
     scale = [(i / (len(colors.sequential) - 1), c) for i, c in enumerate(colors.sequential)]
@@ -256,13 +281,13 @@ def compare_shares(
 ) -> go.Figure:
     """Two distributions over the same bins or categories, as shares."""
     figure = frame.figure(height, time_axis=False)
-    hover = "%{x}<br>%{y:.3~%}"
-    figure.add_bar(x=list(labels), y=reference, name="Reference", marker={"color": frame.colors.muted, "opacity": 0.55},
+    hover = "%{x}<br>%{y:.3~r} %"
+    figure.add_bar(x=list(labels), y=reference * 100, name="Reference", marker={"color": frame.colors.muted, "opacity": 0.55},
                    hovertemplate=hover)  # fmt: skip
-    figure.add_bar(x=list(labels), y=current, name="Window", marker={"color": color}, hovertemplate=hover)
+    figure.add_bar(x=list(labels), y=current * 100, name="Window", marker={"color": color}, hovertemplate=hover)
     figure.update_layout(barmode="group", bargap=0.2, bargroupgap=0.05)
     figure.update_xaxes(type="category", showgrid=False, tickangle=-35 if max(map(len, labels), default=0) > 6 else 0)
-    figure.update_yaxes(tickformat=".3~%", nticks=5)
+    figure.update_yaxes(tickformat="~r", ticksuffix=" %", nticks=5)
     return figure
 
 
@@ -270,11 +295,12 @@ def bars(
     frame: Frame, labels: Sequence[str], values: Sequence[float], unit: Unit, *, color: str, height: int = 200
 ) -> go.Figure:
     """One value a category."""
+    how = scale(unit, [np.asarray(values)])
     figure = frame.figure(height, time_axis=False, legend=False)
-    figure.add_bar(x=list(labels), y=list(values), marker={"color": color},
-                   hovertemplate=f"%{{x}}: %{{y:{_HOVER[unit]}}}{_AXIS[unit][1]}<extra></extra>")  # fmt: skip
+    figure.add_bar(x=list(labels), y=np.asarray(values) * how.factor, marker={"color": color},
+                   hovertemplate=f"%{{x}}: %{{y:{how.hover}}}{how.suffix}<extra></extra>")  # fmt: skip
     figure.update_xaxes(type="category", showgrid=False)
-    figure.update_yaxes(tickformat=_AXIS[unit][0], ticksuffix=_AXIS[unit][1], nticks=5)
+    figure.update_yaxes(tickformat=how.ticks, ticksuffix=how.suffix, nticks=5)
     return figure
 
 
@@ -287,16 +313,17 @@ def stacked_bar(
 ) -> go.Figure:
     """Durations that add up, one horizontal bar a row."""
     figure = frame.figure(height, time_axis=False)
+    how = scale("seconds", [np.sum([np.asarray(values) for values in parts.values()], axis=0)])
     for name, values in parts.items():
         figure.add_bar(
-            x=list(values), y=list(rows), name=name, orientation="h", marker={"color": colors[name]},
+            x=np.asarray(values) * how.factor, y=list(rows), name=name, orientation="h", marker={"color": colors[name]},
             text=[fmt.seconds(value) for value in values], textposition="inside", insidetextanchor="middle", textangle=0,
             textfont={"size": 11}, hovertemplate=f"{name}: %{{text}}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(
         barmode="stack", bargap=0.3, uniformtext={"minsize": 10, "mode": "hide"}, legend_traceorder="normal"
     )
-    figure.update_xaxes(tickformat="~s", ticksuffix="s")
+    figure.update_xaxes(tickformat=how.ticks, ticksuffix=how.suffix)
     figure.update_yaxes(showticklabels=len(rows) > 1, autorange="reversed", showgrid=False)
     return figure
 
@@ -313,7 +340,8 @@ def curves(
             line={"color": line.color, "width": 1.8, "dash": line.dash}, hovertemplate="%{y:.4~g}",
         )  # fmt: skip
     figure.update_xaxes(ticksuffix=" s", showgrid=False, hoverformat=".0f")
-    figure.update_yaxes(tickformat=_AXIS[unit][0], nticks=5, type="log" if log else "linear")
+    how = scale(unit, [line.series.values for line in shown])
+    figure.update_yaxes(tickformat=how.ticks, nticks=5, type="log" if log else "linear")
     return figure
 
 
@@ -324,16 +352,17 @@ def waterfall(frame: Frame, spans: Sequence[Mapping[str, Any]]) -> go.Figure:
     shades = dict(zip(services, ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00") * 3, strict=False))
     rows = [f"{'   ' * span['depth']}{span['name']}" for span in spans]
     keys = list(range(len(spans)))
+    whole = max((span["offset"] + span["duration"] for span in spans), default=1.0)
+    how = scale("seconds", [np.array([whole])])
     figure = frame.figure(60 + 27 * len(spans), time_axis=False, legend=False)
     figure.add_bar(
-        base=[span["offset"] for span in spans], x=[max(span["duration"], 1e-7) for span in spans], y=keys, orientation="h",
+        base=[span["offset"] * how.factor for span in spans], x=[max(span["duration"], 1e-7) * how.factor for span in spans], y=keys, orientation="h",
         marker={"color": [colors.critical if span["failed"] else shades[span["service"]] for span in spans]},
         text=[fmt.seconds(span["duration"]) for span in spans], textposition="outside", textfont={"size": 11},
         cliponaxis=False, customdata=[(span["name"], span["service"], span["detail"]) for span in spans],
         hovertemplate="<b>%{customdata[0]}</b> (%{customdata[1]})<br>%{text}<br>%{customdata[2]}<extra></extra>",
     )  # fmt: skip
-    whole = max((span["offset"] + span["duration"] for span in spans), default=1.0)
-    figure.update_xaxes(tickformat="~s", ticksuffix="s", range=[0, whole * 1.12], side="top")
+    figure.update_xaxes(tickformat=how.ticks, ticksuffix=how.suffix, range=[0, whole * how.factor * 1.12], side="top")
     figure.update_yaxes(tickvals=keys, ticktext=rows, autorange="reversed", showgrid=False, tickfont={"size": 12})
     figure.update_layout(bargap=0.35)
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from observability import names
 
 
-def _where(model: str, **labels: str) -> str:
+def _where(model: str, /, **labels: str) -> str:
     pairs = {"model": model, **labels}
     return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in pairs.items()) + "}"
 
@@ -19,7 +19,7 @@ def span_text(seconds: float) -> str:
     return f"{max(1, round(seconds))}s"
 
 
-def gauge(metric: names.Metric, model: str, **labels: str) -> str:
+def gauge(metric: names.Metric, model: str, /, **labels: str) -> str:
     """A metric of the model as it is."""
     return metric.name + _where(model, **labels)
 

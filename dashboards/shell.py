@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards import format as fmt
 from dashboards.charts import Frame
 from dashboards.launch import DashboardConfig
-from dashboards.sources import Refused, SourceError, Sources, Span, Unavailable
+from dashboards.sources import Refused, Series, SourceError, Sources, Span, Unavailable
 from dashboards.theme import Palette, palette
 
 RANGES = {300: "Last 5 minutes", 900: "Last 15 minutes", 3600: "Last hour", 21600: "Last 6 hours",
@@ -202,18 +203,62 @@ def attempt(deed: Callable[[], object], done: str) -> None:
         st.toast(done, icon=":material/check:")
 
 
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """A number that matters: its name, its value in words, what it means, and its course."""
+
+    label: str
+    value: str
+    meaning: str
+    course: Series | None = None
+    detail: str = ""
+
+
+def stats(shown: Sequence[Stat], color: str) -> None:
+    """Numbers side by side, each with a small line of its course; hovering tells what it means."""
+    cells = "".join(
+        f'<div class="tt-stat" title="{html.escape(stat.meaning)}"><div class="tt-sub" style="padding:0">{stat.label}</div>'
+        f'<div class="tt-big">{stat.value}</div>'
+        + (_spark(stat.course, color) if stat.course else f'<div class="tt-sub">{html.escape(stat.detail)}</div>')
+        + "</div>"
+        for stat in shown
+    )
+    st.html(f'<div class="tt-stats">{cells}</div>')
+
+
+def _spark(series: Series, color: str) -> str:
+    """A line without axes; a series that hardly moves is drawn flat, not blown up."""
+    keep = np.isfinite(series.values)
+    times, values = series.times[keep], series.values[keep]
+    if len(times) < 2:
+        return '<svg viewBox="0 0 100 30"></svg>'
+    low, high = float(values.min()), float(values.max())
+    room = max(high - low, 0.1 * abs(high), 1e-12)
+    middle = (high + low) / 2
+    x = (times - times[0]) / (times[-1] - times[0]) * 100
+    y = 15 - (values - middle) / room * 22
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    return (
+        '<svg viewBox="0 0 100 30" preserveAspectRatio="none">'
+        f'<polygon points="0,30 {line} 100,30" fill="{color}" fill-opacity="0.10"/>'
+        f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5" vector-effect="non-scaling-stroke"/>'
+        "</svg>"
+    )
+
+
 def tag(text: str, color: str) -> str:
     """A small outlined label as HTML."""
     return f'<span class="tt-tag" style="color:{color}">{html.escape(text)}</span>'
 
 
-def rows(headings: Sequence[str], body: Sequence[Sequence[str]], numeric: Sequence[int] = ()) -> None:
-    """A plain table. Cells are HTML: escape what others wrote."""
-    head = "".join(f'<th class="{"num" if i in numeric else ""}">{text}</th>' for i, text in enumerate(headings))
+def rows(
+    headings: Sequence[str], body: Sequence[Sequence[str]], numeric: Sequence[int] = (), tight: Sequence[int] = ()
+) -> None:
+    """A plain table; `numeric` columns stand to the right, `tight` ones do not wrap. Cells are HTML: escape what others wrote."""
+    kinds = [f"{'num nw' if i in numeric else ''} {'nw' if i in tight else ''}".strip() for i in range(len(headings))]
+    head = "".join(f'<th class="{kind}">{text}</th>' for kind, text in zip(kinds, headings, strict=True))
     lines = "".join(
-        "<tr>"
-        + "".join(f'<td class="{"num" if i in numeric else ""}">{cell}</td>' for i, cell in enumerate(row))
-        + "</tr>"
+        "<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in body
     )
     st.html(f'<table class="tt-rows"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>')

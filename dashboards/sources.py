@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
@@ -21,7 +21,6 @@ import numpy.typing as npt
 Service = Literal["query", "alerts", "serving"]
 START = {"query": "trimtab collector", "alerts": "trimtab alerts", "serving": "trimtab serve"}
 HEALTH = {"query": "/-/healthy", "alerts": "/-/healthy", "serving": "/v2/health/live"}
-T = TypeVar("T")
 Json = Any
 Sign = Callable[[bytes], Mapping[str, str]]
 
@@ -197,7 +196,7 @@ class Sources:
         """The journal of actions, newest first."""
         parameters = {"limit": limit, **({"model": model} if model else {})}
         answer = self._get("alerts", "/api/v1/actions", parameters)
-        found = answer.get("actions", answer.get("data", [])) if isinstance(answer, dict) else answer
+        found: list[Json] = answer.get("actions") or answer.get("data") or [] if isinstance(answer, dict) else answer
         return sorted(found, key=lambda action: action.get("created_at") or 0, reverse=True)
 
     def request_action(self, action: str, model: str, reason: str, actor: str) -> Json:
@@ -259,7 +258,7 @@ class Sources:
         self.forget()
         return _json(service, answer)
 
-    def _remembered(self, key: Any, ask: Callable[[], T]) -> T:
+    def _remembered(self, key: Any, ask: Callable[[], Json]) -> Json:
         with self._lock:
             expires, answer = self._memory.get(key, (-1.0, None))
         if expires < self._clock():
@@ -270,7 +269,7 @@ class Sources:
             self._remember(key, answer)
         if isinstance(answer, SourceError):
             raise answer
-        return answer  # type: ignore[return-value]  # the key decides the type
+        return answer
 
     def _remember(self, key: Any, answer: Any) -> None:
         now = self._clock()

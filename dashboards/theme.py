@@ -63,16 +63,14 @@ def streamlit_options(theme: Theme) -> dict[str, str]:
     return {
         "theme.base": theme,
         "theme.primaryColor": colors.accent,
-        "theme.backgroundColor": colors.background,
-        "theme.secondaryBackgroundColor": colors.surface,
+        "theme.backgroundColor": colors.surface,
+        "theme.secondaryBackgroundColor": colors.background,
         "theme.textColor": colors.text,
         "theme.borderColor": colors.border,
         "theme.sidebar.backgroundColor": colors.surface,
         "theme.showSidebarBorder": "true",
         "theme.baseRadius": "6px",
         "theme.baseFontSize": "14",
-        "theme.metricValueFontSize": "1.55rem",
-        "theme.metricValueFontWeight": "600",
         "theme.dataframeBorderColor": colors.border,
     }
 
@@ -83,11 +81,17 @@ def css(theme: Theme) -> str:
     return f"""<style>
 :root {{ --tt-border: {colors.border}; --tt-surface: {colors.surface}; --tt-muted: {colors.muted};
   --tt-text: {colors.text}; --tt-good: {colors.good}; --tt-warning: {colors.warning};
-  --tt-critical: {colors.critical}; --tt-accent: {colors.accent}; --tt-grid: {colors.grid}; }}
+  --tt-critical: {colors.critical}; --tt-accent: {colors.accent}; --tt-grid: {colors.grid};
+  --tt-background: {colors.background}; }}
 {_RULES}</style>"""
 
 
 _RULES = """
+[data-testid="stApp"] { background: var(--tt-background); }
+[data-testid="stMain"] [data-baseweb="select"] > div { background: var(--tt-surface); }
+[data-testid="stSidebarHeader"]::after { content: "Trimtab"; font-size: 1.35rem; font-weight: 650; letter-spacing: -.01em;
+  color: var(--tt-text); margin-left: .55rem; flex: 1; }
+[data-testid="stSidebarHeader"] { justify-content: flex-start; align-items: center; }
 header[data-testid="stHeader"] { height: 0; min-height: 0; background: transparent; }
 [data-testid="stToolbar"], [data-testid="stDecoration"], [data-testid="stStatusWidget"], #MainMenu, footer
   { display: none !important; }
@@ -103,10 +107,11 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .st-key-cards [data-testid="stHorizontalBlock"] { gap: .7rem; }
 [class*="st-key-card-"] { background: var(--tt-surface); border: 1px solid var(--tt-border); border-radius: 8px;
   padding: .7rem .9rem .6rem; height: 100%; gap: .35rem !important; }
-[data-testid="stMetric"] { background: var(--tt-surface); border: 1px solid var(--tt-border) !important;
-  border-radius: 8px; padding: .6rem .9rem .5rem; }
-[data-testid="stMetricLabel"] p { font-size: .82rem; color: var(--tt-muted); }
-[data-testid="stMetricValue"] { font-variant-numeric: tabular-nums; }
+.tt-stats { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .7rem; }
+.tt-stat { background: var(--tt-surface); border: 1px solid var(--tt-border); border-radius: 8px; overflow: hidden;
+  padding: .6rem .9rem 0; display: flex; flex-direction: column; min-width: 0; }
+.tt-stat svg { display: block; width: calc(100% + 1.8rem); height: 34px; margin: .25rem -.9rem 0; }
+.tt-stat .tt-sub { padding-bottom: .6rem; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 [data-testid="stPlotlyChart"] { overflow: hidden; }
 .tt-title { font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; line-height: 1.2; margin: 0; }
 .tt-subtitle { color: var(--tt-muted); font-size: .9rem; margin: .1rem 0 0; }
@@ -135,6 +140,9 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-rows .dim { color: var(--tt-muted); }
 .tt-tag { display: inline-block; border-radius: 4px; padding: 0 .42rem; font-size: .77rem; line-height: 1.25rem;
   font-weight: 600; border: 1px solid currentColor; white-space: nowrap; }
+.tt-rows .nw { white-space: nowrap; }
+.tt-rows code, .tt-code { font-family: "Source Code Pro", monospace; font-size: .84rem; background: none; color: inherit;
+  overflow-wrap: anywhere; }
 .tt-bar { height: .5rem; border-radius: 3px; background: var(--tt-grid); overflow: hidden; margin: .35rem 0 .2rem; }
 .tt-bar div { height: 100%; float: left; }
 .tt-big { font-size: 1.45rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.25; }

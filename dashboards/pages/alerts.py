@@ -37,9 +37,9 @@ def body(view: shell.View) -> None:
     shell.notice(problems)
     _waiting(view, [action for action in actions if action.get("state") == "waiting"])
     left, right = st.columns((3, 2))
-    with left, shell.card("alerts", "Active alerts", f"{len(alerts)} of Alertmanager's kind"):
+    with left, shell.card("alerts", "Active alerts", f"{len(alerts)} firing" if alerts else ""):
         _alerts(view, alerts)
-    with right, shell.card("silences", "Silences", "an alert that is silenced still fires, but tells nobody"):
+    with right, shell.card("silences", "Silences", "silenced alerts fire, but tell nobody"):
         _silences(view, silences)
     with shell.card("journal", "Journal of actions", "what the loop and people did, and why; newest first"):
         _journal(view, actions)
@@ -69,9 +69,10 @@ def _waiting(view: shell.View, actions: Items) -> None:
                 f"<div>{html.escape(str(action.get('reason') or ''))}</div>",
                 width="stretch",
             )
-            for decision, label, kind in (("approve", "Approve", "primary"), ("reject", "Reject", "secondary")):
-                if st.button(label, key=f"{decision}-{action['id']}", type=kind):
-                    _decide(view, action, decision)
+            if st.button("Approve", key=f"approve-{action['id']}", type="primary"):
+                _decide(view, action, "approve")
+            if st.button("Reject", key=f"reject-{action['id']}"):
+                _decide(view, action, "reject")
 
 
 def _decide(view: shell.View, action: Mapping[str, Any], decision: Literal["approve", "reject"]) -> None:
@@ -105,7 +106,7 @@ def _alerts(view: shell.View, alerts: Items) -> None:
             html.escape(str(words)), shell.tag(severity, color) if state == "firing" else shell.tag(state, color),
             f'<span title="{fmt.moment(since, view.zone)}">{fmt.ago(since, view.now)}</span>',
         ))  # fmt: skip
-    shell.rows(("Alert", "Summary", "State", "Since"), lines)
+    shell.rows(("Alert", "Summary", "State", "Since"), lines, tight=(2, 3))
 
 
 def _silences(view: shell.View, silences: Items) -> None:
@@ -116,7 +117,7 @@ def _silences(view: shell.View, silences: Items) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             matchers = ", ".join(_matcher(matcher) for matcher in silence.get("matchers") or ())
             end = readings.seconds_of(silence["endsAt"])
-            st.html(f"<code>{html.escape(matchers)}</code><div class='tt-sub'>ends {fmt.ago(end, view.now)}, by "
+            st.html(f"<span class='tt-code'>{html.escape(matchers)}</span><div class='tt-sub'>ends {fmt.ago(end, view.now)}, by "
                     f"{html.escape(str(silence.get('createdBy') or ''))}: {html.escape(str(silence.get('comment') or ''))}"
                     "</div>", width="stretch")  # fmt: skip
             if st.button("Expire", key=f"expire-{silence['id']}"):
@@ -176,7 +177,7 @@ def _journal(view: shell.View, actions: Items) -> None:
                 f"{html.escape(str(action.get('reason') or ''))}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
                 html.escape(_evidence(action.get("evidence"))), took,
             ))  # fmt: skip
-        shell.rows(("When", "Action", "State", "Mode", "Reason", "Evidence", "Took"), lines, numeric=(6,))
+        shell.rows(("When", "Action", "State", "Mode", "Reason", "Evidence", "Took"), lines, numeric=(6,), tight=(0,))
 
 
 def _took(action: Mapping[str, Any]) -> str:
@@ -268,7 +269,9 @@ def _rules(view: shell.View, groups: Items) -> None:
         shell.empty("No rules are loaded", "The alerts service reads Prometheus rule files; it ships some of its own.")
         return
     lines.sort(key=lambda line: line[0])
-    shell.rows(("Rule", "State", "Expression", "For", "Health", "Judged"), [line[1:] for line in lines])
+    shell.rows(
+        ("Rule", "State", "Expression", "For", "Health", "Judged"), [line[1:] for line in lines], tight=(1, 3, 5)
+    )
 
 
 def _rank(state: str) -> int:

@@ -41,11 +41,11 @@ def body(view: shell.View) -> None:
         shell.empty("No drift window is closed yet", "Windows close by event time once predictions arrive and the version "
                     "has a reference profile.")  # fmt: skip
     left, middle, right = st.columns(3)
-    with left, shell.card("score", "Loss with labels", "lower is better"):
-        _performance(view, found["performance"], ("log_loss", "brier"), "number", "score")
-    with middle, shell.card("auc", "Ranking quality", "ROC AUC and accuracy"):
-        _performance(view, found["performance"], ("roc_auc", "accuracy"), "ratio", "auc", from_zero=False)
-    with right, shell.card("base", "Base rate and mean prediction", _labelled(found["labelled"])):
+    with left, shell.card("score", "Log loss", "lower is better"):
+        _performance(view, found["performance"], ("log_loss", "none"), "number", "score", from_zero=False)
+    with middle, shell.card("auc", "ROC AUC", "ranking quality, 0.5 is chance"):
+        _performance(view, found["performance"], ("roc_auc", "none"), "number", "auc", from_zero=False)
+    with right, shell.card("base", "Base rate and predictions", _labelled(found["labelled"])):
         _performance(view, found["performance"], ("positive_ratio", "prediction_mean"), "ratio", "base")
 
 
@@ -132,7 +132,7 @@ def _columns(view: shell.View, columns: list[str], windows: Windows, chosen: Map
               "Missing": ratio, "Out of range": ratio, "Unseen": ratio,
               "Trend": st.column_config.LineChartColumn(width="small", help="PSI over the newest 30 windows", y_min=0)}  # fmt: skip
     st.dataframe(table.astype({name: "float64" for name in config if name != "Trend"}), hide_index=True,
-                 column_config=config, height=35 * (len(table) + 1) + 2, placeholder=fmt.DASH)  # fmt: skip
+                 column_config=config, height="content", placeholder=fmt.DASH)  # fmt: skip
 
 
 def _first(*values: float | None) -> float | None:
@@ -147,10 +147,10 @@ def _performance(
     key: str,
     from_zero: bool = True,
 ) -> None:
-    words = {"log_loss": "log loss", "roc_auc": "ROC AUC", "positive_ratio": "labels", "prediction_mean": "predictions"}
+    words = {"log_loss": "", "roc_auc": "", "positive_ratio": " labels", "prediction_mean": " predicted"}
     dashes = dict(zip(metrics, ("solid", "dot"), strict=True))
     shown = [
-        Line(f"{words.get(item.labels['metric'], item.labels['metric'])} {fmt.version(item.labels.get('version'))}", item,
+        Line(f"{fmt.version(item.labels.get('version'))}{words[item.labels['metric']]}", item,
              version_color(item.labels.get("version", "")), dashes[item.labels["metric"]])
         for group in readings.by(series, "version").values() for item in group
         if item.labels.get("metric") in metrics and len(item.times)
@@ -182,8 +182,8 @@ def _report(view: shell.View, versions: Sequence[str]) -> None:
     if held and held["model"] != view.model:
         held = None
     with st.container(horizontal=True, vertical_alignment="center"):
-        version = st.session_state.get("drift_version")
-        version = version if version in versions else (versions[-1] if versions else "")
+        chosen = str(st.session_state.get("drift_version"))
+        version = chosen if chosen in versions else (versions[-1] if versions else "")
         label = f"Make the report of {fmt.version(version)}" if version else "Make the report"
         if st.button(label, disabled=not version, icon=":material/description:"):
             held = _fetch(view.sources, view.model, version) or held

@@ -69,10 +69,7 @@ def _numbers(view: shell.View, found: dict[str, list[Series]]) -> None:
         ("Log loss", fmt.number(readings.latest(found["log_loss"])), _newest(found["log_loss"]),
          "Of predictions whose labels have come; lower is better"),
     )  # fmt: skip
-    for place, (label, value, series, words) in zip(st.columns(len(cells)), cells, strict=True):
-        points = [float(v) for v in series.values if v == v]
-        place.metric(label, value, help=words, border=True, chart_data=points if len(points) > 1 else None,
-                     chart_type="area")  # fmt: skip
+    shell.stats([shell.Stat(label, value, words, series) for label, value, series, words in cells], view.colors.accent)
 
 
 def _with(text: str, unit: str) -> str:
@@ -99,9 +96,6 @@ def _objectives(view: shell.View, now: dict[str, list[Series]]) -> None:
     quick = p99 is None or p99 <= config.latency_objective_seconds
     left = max(0.0, min(1.0, kept.budget_left or 0.0))
     color = colors.good if left > 0.25 else colors.warning if left > 0 else colors.critical
-    budget = kept.budget_left
-    words = fmt.DASH if budget is None else f"{fmt.percent(budget, 0)} left" if budget >= 0 else "overdrawn"
-    over = f" {fmt.number(1 - budget)} times spent" if budget is not None and budget < 0 else ""
     st.html(
         f'<div class="tt-split"><div><div class="tt-sub">Availability</div>'
         f'<div class="tt-big" style="color:{colors.good if good else colors.critical}">{fmt.percent(kept.ratio, 3)}</div>'
@@ -110,9 +104,17 @@ def _objectives(view: shell.View, now: dict[str, list[Series]]) -> None:
         f'<div class="tt-big" style="color:{colors.good if quick else colors.critical}">{fmt.seconds(p99)}</div>'
         f'<div class="tt-sub">objective {fmt.seconds(config.latency_objective_seconds)}</div></div></div>'
         f'<div class="tt-bar"><div style="width:{left * 100:.1f}%;background:{color}"></div></div>'
-        f'<div class="tt-sub">Error budget: {words}{over}, {fmt.number(kept.faults)} faults in '
-        f"{fmt.number(kept.requests)} requests</div>"
+        f'<div class="tt-sub">{_budget(kept)}</div>'
     )
+
+
+def _budget(kept: readings.Availability) -> str:
+    if kept.budget_left is None:
+        return "No requests, so no error budget was spent."
+    counts = f"{fmt.number(round(kept.faults))} faults in {fmt.number(kept.requests)} requests"
+    if kept.budget_left < 0:
+        return f"Error budget spent {fmt.number(1 - kept.budget_left)} times: {counts}"
+    return f"Error budget {fmt.percent(kept.budget_left, 0)} left: {counts}"
 
 
 def _generation(policy: dict[str, object]) -> str:
@@ -160,7 +162,7 @@ def _alerts(view: shell.View, series: Sequence[Series]) -> None:
         )
         lines.append((f"<b>{html.escape(labels.get('alertname', ''))}</b><div class='tt-sub'>{about}</div>",
                       shell.tag(labels.get("alertstate", ""), color)))  # fmt: skip
-    shell.rows(("Alert", "State"), lines)
+    shell.rows(("Alert", "State"), lines, tight=(1,))
     if len(active) > 6:
         st.html(f'<div class="tt-sub">and {len(active) - 6} more</div>')
 
@@ -173,7 +175,7 @@ def _requests(view: shell.View, requests: Sequence[Series]) -> None:
         )
         return
     shown = [Line(fmt.version(name), readings.total(group), version_color(name)) for name, group in groups.items()]
-    shell.chart("requests", charts.lines(view.frame, shown, "number", stacked=True, height=215))
+    shell.chart("requests", charts.lines(view.frame, shown, "number", stacked=True, height=290))
 
 
 def _happened(view: shell.View, story: Timeline) -> None:
@@ -185,7 +187,7 @@ def _happened(view: shell.View, story: Timeline) -> None:
          f"{html.escape(mark.title)}<div class='tt-sub'>{html.escape(mark.why)}</div>")
         for mark in reversed(story.marks[-5:])
     ]  # fmt: skip
-    shell.rows(("When", "What and why"), lines)
+    shell.rows(("When", "What and why"), lines, tight=(0,))
 
 
 if __name__ == "__main__":

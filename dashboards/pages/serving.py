@@ -164,7 +164,7 @@ def _releases(view: shell.View, series: Sequence[Series], found: dict[str, list[
             f"{fmt.number(sum(counts.values()))}<div class='tt-sub'>{fmt.number(counts.get('error', 0.0))} failed</div>",
             fmt.number(harm), _verdict(view, release, found["verdict"]),
         ))  # fmt: skip
-    shell.rows(("Release", "Requests", "Harm", "Verdict"), lines[:5], numeric=(1, 2))
+    shell.rows(("Release", "Requests", "Harm", "Verdict"), lines[:5], numeric=(1, 2), tight=(3,))
 
 
 def _verdict(view: shell.View, release: str, series: Sequence[Series]) -> str:
@@ -189,7 +189,7 @@ def _traces(view: shell.View) -> None:
         st.session_state["trace_rows"] = table
         st.dataframe(
             _frame(view, table), key="trace_table", on_select=_select, selection_mode="single-row", hide_index=True,
-            height=35 * (min(len(table), 8) + 1) + 2, column_config=_COLUMNS,
+            height=290, column_config=_COLUMNS,
         )  # fmt: skip
         if chosen:
             _waterfall(view, chosen)

@@ -32,7 +32,7 @@ def body(view: shell.View) -> None:
         problems.append(problem)
     shell.notice(problems)
     runs = _runs(found)
-    _numbers(found, now, policy)
+    _numbers(view, found, now, policy)
     left, middle, right = st.columns(3)
     for place, key, title, detail in (
         (left, "loss", "Training loss", "by seconds since the run began"),
@@ -61,20 +61,22 @@ def _runs(found: Mapping[str, Sequence[Series]]) -> list[str]:
 
 
 def _numbers(
-    found: Mapping[str, Sequence[Series]], now: Mapping[str, Sequence[Series]], policy: Mapping[str, Any]
+    view: shell.View,
+    found: Mapping[str, Sequence[Series]],
+    now: Mapping[str, Sequence[Series]],
+    policy: Mapping[str, Any],
 ) -> None:
     ended = {item.labels.get("outcome", ""): item.last or 0.0 for item in now["runs"]}
     words = ", ".join(f"{count:.0f} {name}" for name, count in sorted(ended.items()) if count >= 0.5) or "none ended"
     steps, skipped = readings.latest(now["steps"]), readings.latest(now["skipped"])
     cells = (
         ("Runs in this span", str(len(_runs(found))), words),
-        ("Newest loss", fmt.number(readings.latest(found["loss"])), "training loss of the last recorded step"),
+        ("Newest loss", fmt.number(readings.latest(found["loss"])), "of the last recorded step"),
         ("Throughput", fmt.number(readings.latest(found["throughput"])), "samples a second"),
         ("Steps in this span", fmt.number(steps), f"{fmt.number(skipped or 0)} skipped for NaN or infinity"),
         ("Versions", str(len(policy.get("versions", ()))) if policy else fmt.DASH, _roles_words(policy)),
     )
-    for place, (label, value, detail) in zip(st.columns(len(cells)), cells, strict=True):
-        place.metric(label, value, border=True, delta=detail, delta_color="off", delta_arrow="off")
+    shell.stats([shell.Stat(label, value, detail, detail=detail) for label, value, detail in cells], view.colors.accent)
 
 
 def _roles_words(policy: Mapping[str, Any]) -> str:
@@ -141,7 +143,7 @@ def _versions(view: shell.View, policy: Mapping[str, Any]) -> None:
         return
     lines = [_version_line(view, policy, version) for version in versions[:12]]
     shell.rows(("Version", "Role", "Registered", "Data window", "Rows", "Gate", "Scores", "Parent", "Code", "Digest"),
-               lines, numeric=(4,))  # fmt: skip
+               lines, numeric=(4,), tight=(1, 2, 3))  # fmt: skip
 
 
 def _version_line(view: shell.View, policy: Mapping[str, Any], version: Mapping[str, Any]) -> tuple[str, ...]:

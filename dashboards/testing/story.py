@@ -1,0 +1,318 @@
+"""A story in a quarter of an hour: v1 serves, v2 is released bad and rolled back, the season shifts, v3 replaces v1.
+
+Everything is a function of the time and of `begin`; nothing is random, so pictures and tests repeat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dashboards.testing.promql import Labels, Value
+from observability import names
+
+MODEL = "flight_delay"
+LENGTH = 900.0
+# seconds after the beginning
+TRAINED_1, SERVED_1 = (20.0, 75.0), 80.0
+CANARY_2, BACK_2 = 310.0, 347.0
+SHIFT, DRIFT_PENDING, DRIFT_FIRING, DRIFT_OVER = 460.0, 545.0, 575.0, 800.0
+TRAINED_3, CANARY_3, HALF_3, PROMOTED_3 = (580.0, 632.0), 650.0, 700.0, 752.0
+
+_COLUMNS = {
+    "feature.temp": "numeric", "feature.wind_speed": "numeric", "feature.visib": "numeric", "feature.precip": "numeric",
+    "feature.pressure": "numeric", "feature.distance": "numeric", "feature.dep_hour": "numeric",
+    "feature.carrier": "categorical", "feature.origin": "categorical", "feature.dest": "categorical",
+    "feature.holiday": "boolean", "prediction.delay_probability": "numeric",
+}  # fmt: skip
+_MOVES = {"feature.temp": 1.0, "feature.pressure": 0.45, "feature.visib": 0.3, "feature.wind_speed": 0.22,
+          "prediction.delay_probability": 0.35, "feature.dest": 0.12}  # fmt: skip
+_CARRIERS = ("UA", "B6", "EV", "DL", "AA", "MQ", "US", "9E", "WN", "VX")
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """The story that began at unix second `begin`."""
+
+    begin: float
+
+    def since(self, time: float) -> float:
+        """Seconds since the beginning."""
+        return time - self.begin
+
+    # --- traffic ------------------------------------------------------------------------------------------------------
+    def weight(self, version: str, time: float) -> tuple[float, str]:
+        """Share of requests and role of a version."""
+        t = self.since(time)
+        canary = {"2": 0.1 if CANARY_2 <= t < BACK_2 else 0.0,
+                  "3": 0.1 if CANARY_3 <= t < HALF_3 else 0.5 if HALF_3 <= t < PROMOTED_3 else 0.0}  # fmt: skip
+        stable = "3" if t >= PROMOTED_3 else "1"
+        if version == stable:
+            return (1 - sum(canary.values()) if t >= SERVED_1 else 0.0), "stable"
+        return canary.get(version, 0.0), "canary"
+
+    def requests(self, version: str, outcome: str, time: float) -> float | None:
+        """Requests a second."""
+        t = self.since(time)
+        weight, _ = self.weight(version, time)
+        if weight == 0:
+            return None
+        rate = weight * (58 + 9 * math.sin(t / 90) + 3 * _noise(t))
+        if version == "2":
+            shares = {"non_finite": 0.17, "model_error": 0.02, "ok": 0.81}
+        else:
+            burst = 1.0 if 210 <= t < 235 else 0.0
+            shares = {"rejected": 0.03 * burst, "expired": 0.0004, "invalid": 0.0012, "ok": 0.9984 - 0.03 * burst}
+        return rate * shares[outcome] if outcome in shares else None
+
+    def latency(self, version: str, time: float) -> float:
+        """Median seconds of a request."""
+        burst = 2.2 if 210 <= self.since(time) < 240 else 1.0
+        base = {"1": 0.0042, "2": 0.0061, "3": 0.0038}[version]
+        return base * burst * (1 + 0.07 * _noise(time / 7))
+
+    # --- drift --------------------------------------------------------------------------------------------------------
+    def psi(self, column: str, version: str, time: float) -> float:
+        """Drift of a column: v1's grows with the season, v3 was trained on it."""
+        t = self.since(time)
+        moved = max(0.0, min(1.0, (t - SHIFT) / 160)) * (0.12 if version == "3" else 1.0)
+        return round(0.62 * _MOVES.get(column, 0.02) * moved + 0.012 + 0.008 * _noise(t / 11 + len(column)) ** 2, 4)
+
+    # --- the metrics ----------------------------------------------------------------------------------------------------
+    def world(self) -> dict[str, dict[Labels, Value]]:
+        """Every metric that the dashboard reads, as functions of time."""
+        out: dict[str, dict[Labels, Value]] = {}
+
+        def put(metric: str, value: Value, /, **labels: str) -> None:
+            out.setdefault(metric, {})[tuple(labels.items())] = value
+
+        for version in ("1", "2", "3"):
+            self._put_serving(put, version)
+            self._put_quality(put, version)
+        put(names.QUEUE_LIMIT_ROWS.name, self._served(lambda t: 512.0), model=MODEL)
+        for release, candidate, (start, end) in (("flight_delay-1", "2", (CANARY_2, BACK_2)),
+                                                 ("flight_delay-2", "3", (CANARY_3, PROMOTED_3))):  # fmt: skip
+            self._put_evidence(put, release, candidate, start, end)
+        for run, (start, end) in (("run-20130301-a1", TRAINED_1), ("run-20130715-c4", TRAINED_3)):
+            self._put_training(put, run, start, end)
+        for alert, severity, state, start, end, labels in self._alerts():
+            put("ALERTS", _between(self.begin, start, end, lambda t: 1.0), alertname=alert, alertstate=state,
+                severity=severity, **labels)  # fmt: skip
+        for job in ("trimtab-collector", "trimtab-alerts", "trimtab-serving"):
+            put("up", self._served(lambda t: 1.0), job=job, instance="127.0.0.1")
+        return out
+
+    def _served(self, value: Value) -> Value:
+        return _between(self.begin, SERVED_1, math.inf, value)
+
+    def _put_serving(self, put: Any, version: str) -> None:
+        labels = {"model": MODEL, "version": version}
+        for outcome in names.OUTCOMES:
+            put(names.INFERENCE_REQUESTS.name, lambda t, v=version, o=outcome: self.requests(v, o, t), **labels,
+                outcome=outcome)  # fmt: skip
+        for metric, factor, spread in ((names.INFERENCE_DURATION, 1.0, 0.55), (names.INFERENCE_QUEUE, 0.35, 0.8),
+                                       (names.INFERENCE_COMPUTE, 0.5, 0.3)):  # fmt: skip
+            for bound in (*metric.buckets, math.inf):
+                put(f"{metric.name}_bucket", self._bucket(version, bound, factor, spread), **labels,
+                    le="+Inf" if bound == math.inf else f"{bound:g}")  # fmt: skip
+        for bound in (*names.INFERENCE_BATCH_ROWS.buckets, math.inf):
+            put(f"{names.INFERENCE_BATCH_ROWS.name}_bucket", self._bucket(version, bound, 5 / 0.0042, 0.6), **labels,
+                le="+Inf" if bound == math.inf else f"{bound:g}")  # fmt: skip
+        put(f"{names.INFERENCE_BATCH_ROWS.name}_sum", lambda t: self.requests(version, "ok", t), **labels)
+        put(f"{names.INFERENCE_BATCH_ROWS.name}_count", lambda t: (self.requests(version, "ok", t) or 0) / 5, **labels)
+        for reason, part in (("timeout", 0.62), ("full", 0.23), ("idle", 0.15)):
+            put(names.INFERENCE_BATCHES.name, lambda t, p=part: (self.requests(version, "ok", t) or 0) * p, **labels,
+                close_reason=reason)  # fmt: skip
+        put(names.QUEUE_ROWS.name, lambda t: (
+            None if not self.weight(version, t)[0]
+            else max(0.0, self.weight(version, t)[0] * (3 + 2 * _noise(t) + (40 if 210 <= self.since(t) < 235 else 0)))
+        ), **labels)  # fmt: skip
+        for role in ("stable", "canary"):
+            put(names.TRAFFIC_WEIGHT.name, lambda t, r=role: (
+                self.weight(version, t)[0] or None if self.weight(version, t)[1] == r else None
+            ), **labels, role=role)  # fmt: skip
+
+    def _bucket(self, version: str, bound: float, factor: float, spread: float) -> Value:
+        def value(time: float) -> float | None:
+            rate = self.weight(version, time)[0] * 58
+            if rate == 0:
+                return None
+            if bound == math.inf:
+                return rate
+            z = (math.log(bound) - math.log(self.latency(version, time) * factor)) / spread
+            return rate * 0.5 * (1 + math.erf(z / math.sqrt(2)))
+
+        return value
+
+    def _put_quality(self, put: Any, version: str) -> None:
+        labels = {"model": MODEL, "version": version}
+
+        def live(value: Value) -> Value:
+            return lambda t: value(t) if self.weight(version, t)[0] and self.since(t) > SERVED_1 + 30 else None
+
+        put(names.DRIFT_COLUMNS.name, live(lambda t: self._share(version, t)), **labels)
+        put(names.QUALITY_ROWS.name, live(lambda t: self.requests(version, "ok", t)), **labels)
+        for column in _COLUMNS:
+            put(names.QUALITY_MISSING.name, live(lambda t: 0.18 if version == "2" and column.endswith("probability") else
+                                                 0.004), **labels, column=column)  # fmt: skip
+            put(names.QUALITY_OUT_OF_RANGE.name, live(lambda t, c=column: 0.4 if version == "2" and c.endswith("temp")
+                                                      else 0.001), **labels, column=column)  # fmt: skip
+            if _COLUMNS[column] == "categorical":
+                put(names.QUALITY_UNSEEN.name, live(lambda t: 0.0008), **labels, column=column)
+        shift = {"1": 0.045, "2": 0.4, "3": 0.008}[version]
+
+        def moved(time: float) -> float:
+            return max(0.0, min(1.0, (self.since(time) - SHIFT) / 160))
+
+        for metric, base, slope in (("log_loss", 0.512, shift), ("brier", 0.162, shift / 3), ("roc_auc", 0.712, -shift / 4),
+                                    ("accuracy", 0.781, -shift / 2), ("positive_ratio", 0.213, 0.07),
+                                    ("prediction_mean", 0.217, 0.07 if version == "3" else 0.02)):  # fmt: skip
+            put(names.PERFORMANCE_SCORE.name, live(lambda t, b=base, s=slope: b + s * moved(t) + 0.006 * _noise(t / 13)),
+                **labels, metric=metric)  # fmt: skip
+        put(names.PERFORMANCE_LABELLED.name, live(lambda t: 1840.0), **labels)
+
+    def _share(self, version: str, time: float) -> float:
+        columns = [column for column in _COLUMNS if column.startswith("feature.")]
+        return sum(self.psi(column, version, time) > 0.1 for column in columns) / len(columns)
+
+    def _put_evidence(self, put: Any, release: str, candidate: str, start: float, end: float) -> None:
+        labels = {"model": MODEL, "release": release, "candidate": candidate, "baseline": "1"}
+        bad = candidate == "2"
+
+        def log10(time: float, hypothesis: str) -> float:
+            age = self.since(time) - start
+            if (hypothesis == "harm") == bad:
+                return age * (0.085 if bad else 0.024) + 0.15 * _noise(time / 3)
+            return -0.01 * age + 0.05 * _noise(time / 3)
+
+        def outcome_count(time: float, outcome: str) -> float:
+            count = (self.since(time) - start) * 5.8
+            errors = round(count * (0.19 if bad else 0.0005))
+            return float(errors if outcome == "error" else round(count) - errors)
+
+        lasting = min(end + 60, end + 60)
+        for hypothesis in ("harm", "safety"):
+            put(names.CANARY_EVIDENCE.name, _between(self.begin, start, lasting, lambda t, h=hypothesis: 10 ** log10(min(
+                t, self.begin + end), h)), **labels, check="errors", hypothesis=hypothesis)  # fmt: skip
+        for outcome in ("ok", "error"):
+            put(names.CANARY_REQUESTS.name, _between(self.begin, start, lasting, lambda t, o=outcome: outcome_count(min(
+                t, self.begin + end), o)), **labels, arm="canary", outcome=outcome)  # fmt: skip
+        decided = start + (24 if bad else 84)
+        final = "rollback" if bad else "advance"
+        put(
+            names.CANARY_VERDICT.name, _between(self.begin, start, decided, lambda t: 1.0), **labels, verdict="continue"
+        )
+        put(names.CANARY_VERDICT.name, _between(self.begin, decided, lasting, lambda t: 1.0), **labels, verdict=final)
+
+    def _put_training(self, put: Any, run: str, start: float, end: float) -> None:
+        def live(value: Value) -> Value:
+            return _between(self.begin, start, end, value)
+
+        labels = {"model": MODEL, "run": run}
+        done = end - start
+        put(names.TRAINING_LOSS.name, live(lambda t: 0.497 + 0.2 * math.exp(-(self.since(t) - start) / done * 4)
+                                           + 0.004 * _noise(t)), **labels)  # fmt: skip
+        put(names.TRAINING_GRADIENT_NORM.name, live(lambda t: 0.35 + 0.9 * math.exp(-(self.since(t) - start) / done * 5)
+                                                    + 0.06 * _noise(t)), **labels)  # fmt: skip
+        put(names.TRAINING_THROUGHPUT.name, live(lambda t: 41000 + 2500 * _noise(t / 2)), **labels)
+        final = _between(self.begin, end - 3, end + 2, lambda t: 1.0)
+        for metric, score in (("log_loss", 0.504), ("roc_auc", 0.716), ("accuracy", 0.784), ("brier", 0.161)):
+            put(names.TRAINING_EVALUATION.name, lambda t, s=score: s if final(t) else None, **labels, metric=metric)
+        steps = live(lambda t: 160.0)
+        model = {"model": MODEL, "pid": run}
+        put(names.TRAINING_STEPS.name, steps, **model)
+        put(
+            names.TRAINING_RUNS.name,
+            _between(self.begin, end - 40, end, lambda t: 1 / 40),
+            **model,
+            outcome="completed",
+        )
+        for phase, seconds, often in (("data_wait", 0.0007, 1), ("forward", 0.0019, 1), ("backward", 0.0026, 1),
+                                      ("optimizer", 0.0008, 1), ("checkpoint", 0.045, 0.01), ("evaluation", 0.4, 0.002)):  # fmt: skip
+            put(
+                f"{names.TRAINING_PHASE_DURATION.name}_sum",
+                live(lambda t, s=seconds * often: 160 * s),
+                **model,
+                phase=phase,
+            )
+            put(f"{names.TRAINING_PHASE_DURATION.name}_count", live(lambda t, o=often: 160.0 * o), **model, phase=phase)
+
+    def _alerts(self) -> list[tuple[str, str, str, float, float, dict[str, str]]]:
+        canary = {"model": MODEL, "release": "flight_delay-1", "version": "2"}
+        drift = {"model": MODEL, "version": "1"}
+        return [
+            ("CanaryHarmful", "critical", "firing", CANARY_2 + 24, BACK_2 + 3, canary),
+            ("RequestsRefused", "warning", "pending", 212, 240, {"model": MODEL}),
+            ("FeaturesDrifted", "warning", "pending", DRIFT_PENDING, DRIFT_FIRING, drift),
+            ("FeaturesDrifted", "warning", "firing", DRIFT_FIRING, DRIFT_OVER, drift),
+            ("LabelsLate", "warning", "firing", 835, math.inf, {"model": MODEL}),
+            ("LatencyHigh", "critical", "pending", 880, math.inf, {"model": MODEL, "version": "3"}),
+        ]
+
+
+def _noise(x: float) -> float:
+    return math.sin(x * 1.7) * 0.5 + math.sin(x * 0.613 + 1) * 0.3 + math.sin(x * 3.1 + 2) * 0.2
+
+
+def _between(begin: float, start: float, end: float, value: Value) -> Value:
+    return lambda t: value(t) if start <= t - begin < end else None
+
+
+def reference_column(column: str) -> dict[str, Any]:
+    """A column's part of the reference profile, in the profile's own layout."""
+    kind = _COLUMNS[column]
+    if kind == "boolean":
+        return {"kind": kind, "counts": [5100, 260], "missing": 0}
+    if kind == "categorical":
+        categories = _CARRIERS if column.endswith("carrier") else ("EWR", "JFK", "LGA") if column.endswith(
+            "origin") else tuple(f"D{i:02d}" for i in range(40))  # fmt: skip
+        weights = 1 / np.arange(1.5, len(categories) + 1.5)
+        counts = np.round(5360 * weights / weights.sum()).astype(int)
+        return {"kind": kind, "categories": list(categories), "counts": [*counts.tolist(), 0, 0], "missing": 0}
+    edges = np.round(np.linspace(0, 1, 11) ** (1.5 if column.startswith("prediction") else 1.0) * _scale(column), 3)
+    return {"kind": kind, "edges": edges.tolist(), "counts": [0, *[536] * 10, 0], "missing": 12}
+
+
+def _scale(column: str) -> float:
+    return {"feature.temp": 78.0, "feature.pressure": 40.0, "feature.distance": 2500.0, "feature.dep_hour": 23.0,
+            "prediction.delay_probability": 0.9}.get(column, 10.0)  # fmt: skip
+
+
+def window_column(story: Story, column: str, version: str, start: float) -> Mapping[str, Any]:
+    """A column of a drift window: counts that move with the story, and the scores."""
+    reference = reference_column(column)
+    counts = np.array(reference["counts"], dtype=float)
+    psi = story.psi(column, version, start)
+    tilt = np.exp(np.linspace(-1, 1, len(counts)) * math.sqrt(psi) * 1.6)
+    moved = counts * tilt
+    if column == "feature.temp" and version == "2":
+        moved[0] = moved.sum() * 0.7
+    moved = np.round(moved / moved.sum() * 600)
+    layout = {key: reference[key] for key in ("edges", "categories") if key in reference}
+    return {
+        "psi": psi, "jensen_shannon": round(math.sqrt(psi) / 3, 4), "threshold": 0.1, "drifted": psi > 0.1,
+        "wasserstein": round(psi * 0.9, 4) if "edges" in reference else None,
+        "ks": round(min(1, math.sqrt(psi) * 0.6), 4) if "edges" in reference else None,
+        "missing_ratio": 0.004, "counts": moved.astype(int).tolist(), **layout,
+    }  # fmt: skip
+
+
+def drift_answer(story: Story, now: float, num_windows: int, version: str | None) -> dict[str, Any]:
+    """The answer of `/api/drift/{model}`."""
+    width = 15.0
+    last = math.floor(now / width) * width
+    windows = []
+    for i in range(num_windows, 0, -1):
+        start = last - i * width
+        for name in ("1", "3"):
+            weight, _ = story.weight(name, start)
+            if weight and story.since(start) > SERVED_1 and version in (None, name):
+                windows.append({
+                    "version": name, "start": start, "end": start + width, "rows": round(600 * weight),
+                    "columns": {column: window_column(story, column, name, start) for column in _COLUMNS},
+                })  # fmt: skip
+    return {"model": MODEL, "reference": {column: reference_column(column) for column in _COLUMNS}, "windows": windows}

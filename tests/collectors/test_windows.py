@@ -1,0 +1,183 @@
+"""Windows by event time: which rows fall where, when they close, and that the order of arrival does not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from collectors.windows import Pane, Windows, WindowSettings, latency_counts, merge_panes
+from observability.profile import Profile
+
+T0 = 1_363_000_000.0
+SETTINGS = WindowSettings(window_seconds=10, allowed_lateness_seconds=5, quiet_seconds=5)
+Events = Callable[..., pa.RecordBatch]
+
+
+def table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
+
+
+def content(panes: list[Pane]) -> list[tuple[object, ...]]:
+    return [
+        (
+            pane.model,
+            pane.version,
+            pane.start,
+            pane.rows,
+            sorted(pane.outcomes.items()),
+            pane.latencies.tolist(),
+            [column.counts.tolist() for column in pane.profile.columns.values()] if pane.profile else None,
+        )
+        for pane in panes
+    ]
+
+
+def test_rows_fall_into_the_window_of_their_event_time(events: Events) -> None:
+    windows = Windows(SETTINGS)
+    windows.add(table(events(4, time_s=[T0, T0 + 9.999, T0 + 10, T0 + 31])), now=T0 + 31)
+
+    closed = windows.advance(T0 + 31)
+
+    assert [(pane.start - T0, pane.rows) for pane in closed] == [(0, 2), (10, 1)]
+    assert [(pane.start - T0, pane.rows) for pane in windows.open_panes()] == [(30, 1)]
+
+
+def test_a_row_behind_the_watermark_is_late_and_not_measured(events: Events) -> None:
+    windows = Windows(SETTINGS)
+    windows.add(table(events(1, time_s=T0 + 20)), now=T0 + 20)
+    windows.advance(T0 + 20)
+
+    added = windows.add(table(events(2, time_s=[T0 + 3, T0 + 12])), now=T0 + 20)
+
+    assert added.late == {("delay", "1"): 1}
+    assert added.measured == {("delay", "1"): 1}
+
+
+def test_a_quiet_model_is_closed_by_the_wall_clock(events: Events) -> None:
+    windows = Windows(SETTINGS)
+    windows.add(table(events(3, time_s=T0 + 2)), now=T0 + 100)
+
+    assert windows.advance(T0 + 117) == []
+    assert [pane.rows for pane in windows.advance(T0 + 118.1)] == [3]
+
+
+def test_a_clock_that_runs_ahead_does_not_close_everybodys_windows(events: Events) -> None:
+    windows = Windows(SETTINGS)
+    added = windows.add(table(events(2, time_s=[T0, T0 + 1e6])), now=T0)
+
+    assert added.late == {("delay", "1"): 1}
+    assert windows.watermark("delay", T0) == T0 - 5
+
+
+def test_models_have_watermarks_of_their_own(events: Events) -> None:
+    windows = Windows(SETTINGS)
+    windows.add(table(events(1, time_s=T0)), now=T0)
+    windows.add(table(events(1, time_s=T0 + 60, model="other")), now=T0)
+
+    assert windows.advance(T0) == []
+    assert windows.watermark("other", T0) == T0 + 55
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_any_order_within_the_lateness_gives_the_same_windows(data: st.DataObject) -> None:
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    times = np.sort(T0 + generator.random(300) * 60)
+    reference = Profile.of(pa.table({"feature.x": generator.normal(size=500)}))
+    rows = pa.table(
+        {
+            "time": pa.array((times * 1e9).astype(np.int64)).cast(pa.timestamp("ns", tz="UTC")),
+            "model": ["m"] * 300,
+            "version": generator.choice(["1", "2"], 300),
+            "outcome": generator.choice(["ok", "model_error"], 300),
+            "latency_seconds": generator.random(300),
+            "feature.x": generator.normal(size=300),
+        }
+    )
+    # Each row comes at most the lateness after its time, and so behind any row at most so much later.
+    shuffled = np.argsort(times + generator.random(300) * SETTINGS.allowed_lateness_seconds)
+
+    def closed(order: np.ndarray, batch_rows: int) -> list[tuple[object, ...]]:
+        windows = Windows(SETTINGS)
+        for version in ("1", "2"):
+            windows.set_reference("m", version, reference)
+        found: list[Pane] = []
+        for start in range(0, 300, batch_rows):
+            added = windows.add(rows.take(order[start : start + batch_rows]), now=T0)
+            assert not added.late
+            found += windows.advance(T0)
+        return content(sorted(found + windows.advance(T0 + 1000), key=lambda pane: (pane.start, pane.version)))
+
+    batch_rows = data.draw(st.sampled_from([1, 7, 300]))
+
+    assert closed(shuffled, batch_rows) == closed(np.arange(300), 50)
+
+
+def test_a_sliding_window_is_the_sum_of_its_panes(events: Events) -> None:
+    rows = table(events(400, time_s=T0 + np.linspace(0, 19.9, 400)))
+    reference = Profile.of(rows)
+    windows = Windows(SETTINGS)
+    windows.set_reference("delay", "1", reference)
+    windows.add(rows, now=T0)
+
+    both = merge_panes(windows.advance(T0 + 100))
+
+    assert both.rows == 400
+    assert (both.start, both.end) == (T0, T0 + 20)
+    assert both.profile is not None
+    for name, column in both.profile.columns.items():
+        assert column.counts.tolist() == reference.columns[name].counts.tolist()
+    assert both.latencies.tolist() == latency_counts(rows.column("latency_seconds")).tolist()
+
+
+def test_a_pane_survives_json(events: Events) -> None:
+    windows = Windows(SETTINGS)
+    rows = table(events(50, outcome=["ok", "non_finite"] * 25))
+    windows.set_reference("delay", "1", Profile.of(rows))
+    windows.add(rows, now=T0)
+    (pane,) = windows.advance(T0 + 100)
+
+    again = Pane.from_json(pane.model, pane.version, pane.start, pane.end, pane.to_json())
+
+    assert content([again]) == content([pane])
+    assert again.faults() == 25
+
+
+def test_a_batch_that_does_not_fit_the_reference_spoils_no_other(events: Events) -> None:
+    rows = table(events(50))
+    windows = Windows(SETTINGS)
+    windows.set_reference("delay", "1", Profile.of(rows))
+    text = rows.set_column(rows.schema.get_field_index("feature.x"), "feature.x", pa.array(["?"] * 50))
+    windows.add(text, now=T0)
+    windows.add(rows, now=T0)
+
+    (pane,) = windows.advance(T0 + 100)
+
+    assert pane.rows == 100
+    assert pane.profile is not None
+    assert pane.profile.rows == 50
+
+
+def test_a_new_reference_starts_the_open_windows_profile_anew(events: Events) -> None:
+    rows = table(events(50))
+    windows = Windows(SETTINGS)
+    windows.set_reference("delay", "1", Profile.of(rows))
+    windows.add(rows, now=T0)
+    windows.set_reference("delay", "1", Profile.of(table(events(50, shift=5))))
+    windows.add(rows, now=T0)
+
+    (pane,) = windows.advance(T0 + 100)
+
+    assert pane.rows == 100
+    assert pane.profile is not None
+    assert pane.profile.rows == 50
+
+
+def test_settings_without_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="window_seconds"):
+        WindowSettings(window_seconds=0)

@@ -133,7 +133,9 @@ def encode_rows(task: TabularTask, vocabularies: Mapping[str, tuple[str, ...]], 
     return Rows(encode(task, vocabularies, table), labels, groups)
 
 
-def batches(rows: Rows, size: int, seed: int, epoch: int, start: int = 0) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+def batches(
+    rows: Rows, size: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     """Shuffled batches of an epoch from batch `start` on; the order depends on `(seed, epoch)` alone, so it resumes."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     for first in range(start * size, len(rows), size):
@@ -142,15 +144,12 @@ def batches(rows: Rows, size: int, seed: int, epoch: int, start: int = 0) -> Ite
 
 
 def predict(network: nn.Module, inputs: tuple[Tensor, ...], size: int = 16_384) -> npt.NDArray[np.float64]:
-    """The network's probabilities `[rows]`, in batches of `size`; leaves its training mode as it was."""
-    training = network.training
-    network.eval()
+    """The probabilities `[rows]` of a network in evaluation mode, or of an exported program, in batches of `size`."""
     parts = []
     with torch.inference_mode():
         for first in range(0, len(inputs[0]), size):
             part = network(*(column[first : first + size] for column in inputs))
             parts.append(part.double().cpu().numpy())
-    network.train(training)
     return np.concatenate(parts) if parts else np.empty(0)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
+Rival = Literal["base rate", "champion"]
 _SMALLEST = 1e-7
 
 
@@ -38,7 +39,9 @@ class GateDecision:
 
     passed: bool
     reason: str
-    rival: Literal["base rate", "champion"]
+    rival: Rival
+    candidate_log_loss: float
+    rival_log_loss: float
     difference: float
     upper_bound: float
     tolerance: float
@@ -79,45 +82,54 @@ class Gate:
     def against_base_rate(self, labels: Vector, candidate: Vector, groups: npt.NDArray[Any]) -> GateDecision:
         """A first model: strictly better than the held-out rows' own base rate, the best constant there is."""
         constant = np.full(len(labels), labels.mean() if len(labels) else float("nan"))
-        return self._decide("base rate", 0.0, row_log_loss(labels, candidate) - row_log_loss(labels, constant), groups)
+        return self._decide("base rate", row_log_loss(labels, candidate), row_log_loss(labels, constant), groups)
 
     def against_champion(
         self, labels: Vector, candidate: Vector, champion: Vector, groups: npt.NDArray[Any]
     ) -> GateDecision:
-        """A challenger: no worse than the champion on the same rows."""
-        difference = row_log_loss(labels, candidate) - row_log_loss(labels, champion)
-        return self._decide("champion", self.tolerance, difference, groups)
+        """A challenger: no worse than the champion on the same rows, but for the tolerance."""
+        return self._decide("champion", row_log_loss(labels, candidate), row_log_loss(labels, champion), groups)
 
-    def _decide(
-        self, rival: Literal["base rate", "champion"], tolerance: float, difference: Vector, groups: npt.NDArray[Any]
-    ) -> GateDecision:
-        rows, num_groups = len(difference), len(set(groups.tolist()))
-        mean, bound = float("nan"), float("inf")
+    def _decide(self, rival: Rival, candidate: Vector, other: Vector, groups: npt.NDArray[Any]) -> GateDecision:
+        rows, num_groups = len(candidate), len(set(groups.tolist()))
+        # A constant gains nothing: to tie with the base rate is to have learned nothing, so there is no tolerance.
+        tolerance = self.tolerance if rival == "champion" else 0.0
+        mean = bound = float("nan")
         if rows < self.min_rows or num_groups < self.min_groups:
             passed = False
             reason = f"{rows} rows in {num_groups} groups; {self.min_rows} rows in {self.min_groups} groups are needed"
-        elif not np.isfinite(difference).all():
+        elif not (np.isfinite(candidate).all() and np.isfinite(other).all()):
             passed = False
-            reason = f"{int((~np.isfinite(difference)).sum())} of {rows} predictions are not finite"
+            reason = f"{int((~np.isfinite(candidate)).sum())} of {rows} predictions are not finite"
         else:
-            mean, error = clustered_mean(difference, groups)
+            mean, error = clustered_mean(candidate - other, groups)
             bound = mean + student_t_quantile(self.confidence, num_groups - 1) * error
-            # A constant gains nothing: to tie with the base rate is to have learned nothing.
-            passed = bound < 0.0 if rival == "base rate" else bound <= tolerance
-            relation = ("below" if rival == "base rate" else "no more than") if passed else "not surely within"
+            passed = bound <= tolerance if rival == "champion" else bound < tolerance
             reason = (
-                f"log loss differs from the {rival}'s by {mean:+.4f} (at most {bound:+.4f} at {self.confidence:.0%}), "
-                f"{relation} {tolerance:g}"
+                f"log loss differs from the {rival}'s by {mean:+.4f}, at most {bound:+.4f} at {self.confidence:.0%}: "
+                f"{'within' if passed else 'not surely within'} the tolerance of {tolerance:g}"
             )
         return GateDecision(
-            passed, reason, rival, mean, bound, tolerance, self.confidence, rows, num_groups
-        )  # fmt: skip
+            passed=passed,
+            reason=reason,
+            rival=rival,
+            candidate_log_loss=float(candidate.mean()) if rows else float("nan"),
+            rival_log_loss=float(other.mean()) if rows else float("nan"),
+            difference=mean,
+            upper_bound=bound,
+            tolerance=tolerance,
+            confidence=self.confidence,
+            rows=rows,
+            groups=num_groups,
+        )
 
 
 def score(labels: Vector, probabilities: Vector) -> Scores:
     """All scores of probabilities `[rows]` against labels of 0 and 1 `[rows]`."""
     if len(labels) == 0 or len(labels) != len(probabilities):
-        raise ValueError(f"{len(probabilities)} predictions for {len(labels)} labels: equal and positive numbers needed")
+        raise ValueError(
+            f"{len(probabilities)} predictions for {len(labels)} labels: equal and positive numbers needed"
+        )
     base = float(labels.mean())
     return Scores(
         rows=len(labels),

@@ -1,0 +1,249 @@
+"""The instrumented training loop: phases timed, bad steps skipped on the device, exactly resumable on a CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from observability.training import TrainingMonitor
+from training.checkpoint import Checkpoint, CheckpointStore
+from training.data import Rows, TabularNetwork, batches
+from training.guards import GuardState, judge, nonfinite, skip_if
+
+_log = logging.getLogger(__name__)
+
+
+class ResumeError(RuntimeError):
+    """Checkpoints of another run lie where this one wants to resume; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How a run learns. Two runs of equal configuration and data on a CPU give the same weights, to the bit."""
+
+    epochs: int = 4
+    batch_size: int = 512
+    learning_rate: float = 2e-3
+    """Peak; reached after `warmup` of the steps, then down to zero along a cosine."""
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0
+    """Threads of torch on the CPU; 0 leaves them as they are."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 takes only the last, and none without a store."""
+    report_every: int = 20
+    """Steps between looks at losses and guard flags: the only times that the host waits for the device."""
+    max_nonfinite: int = 10
+    """Skipped steps in a row that end the run."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "report_every", "max_nonfinite"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.checkpoint_every < 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"checkpoint_every {self.checkpoint_every} and warmup {self.warmup}: >= 0 and in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How a run ended. `losses` are (step, mean loss since the report before); `skipped` steps changed no weights."""
+
+    outcome: Literal["completed", "stopped"]
+    reason: str
+    steps: int
+    samples: int
+    skipped: int
+    losses: tuple[tuple[int, float], ...]
+    seconds: float
+    resumed_from: int
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where a run stands. `waiting` holds the losses and flags of steps that the host has not looked at yet."""
+
+    step: int = 0
+    samples: int = 0
+    guard: GuardState = field(default_factory=GuardState)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class Trainer:
+    """Fits `network` to `rows` by fused AdamW on the log loss; with a store it goes on from the newest checkpoint."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        rows: Rows,
+        config: TrainConfig,
+        monitor: TrainingMonitor,
+        checkpoints: CheckpointStore | None = None,
+    ) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self._network = network.to(config.device)
+        self._rows, self._config, self._monitor, self._checkpoints = rows, config, monitor, checkpoints
+        self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._steps_an_epoch = math.ceil(len(rows) / config.batch_size)
+        self._num_steps = self._steps_an_epoch * config.epochs
+        self._progress = _Progress()
+
+    def run(self) -> TrainResult:
+        """Trains to the end, or until the guard stops it. Seeds torch first, or takes its state from the checkpoint."""
+        began = time.monotonic()
+        torch.manual_seed(self._config.seed)
+        newest = self._checkpoints.newest() if self._checkpoints is not None else None
+        progress = self._progress = _Progress() if newest is None else self._restored(newest)
+        first = progress.step
+        self._network.train()
+        stopped = None
+        while progress.step < self._num_steps and stopped is None:
+            stopped = self._epoch()
+        return TrainResult(
+            outcome="completed" if stopped is None else "stopped",
+            reason=stopped or f"{progress.step} steps, {progress.guard.skipped} of them skipped",
+            steps=progress.step,
+            samples=progress.samples,
+            skipped=progress.guard.skipped,
+            losses=tuple(progress.losses),
+            seconds=time.monotonic() - began,
+            resumed_from=first,
+        )
+
+    def _epoch(self) -> str | None:
+        """Goes on to the end of the epoch; gives the reason where the guard stops the run."""
+        config, monitor, progress = self._config, self._monitor, self._progress
+        epoch, start = divmod(progress.step, self._steps_an_epoch)
+        source = batches(self._rows, config.batch_size, config.seed, epoch, start)
+        for _ in range(start, self._steps_an_epoch):
+            monitor.start()
+            inputs, labels = next(source)
+            monitor.mark("data_wait")
+            rate = learning_rate(config, progress.step, self._num_steps)
+            loss, norm = self._step(inputs, labels, rate)
+            progress.step += 1
+            progress.samples += len(labels)
+            stopped = self._after_step()
+            monitor.end(len(labels), loss=loss, gradient_norm=norm, learning_rate=rate)
+            if stopped is not None:
+                return stopped
+        return None
+
+    def _step(self, inputs: Iterable[Tensor], labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """One step on one batch; gives loss and gradient norm, both still on the device."""
+        device, monitor = self._config.device, self._monitor
+        on_device = [column.to(device, non_blocking=True) for column in inputs]
+        wanted = labels.to(device, non_blocking=True)
+        monitor.mark("host_to_device")
+        logits = cast(TabularNetwork, self._network).logits(*on_device)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+        monitor.mark("forward")
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        monitor.mark("backward")
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+        flag = nonfinite(loss.detach(), norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        skip_if(self._optimizer, flag)
+        self._optimizer.step()
+        monitor.mark("optimizer")
+        self._progress.waiting.append((loss.detach(), flag))
+        return loss, norm
+
+    def _after_step(self) -> str | None:
+        """Reads flags and takes a checkpoint where they are due; gives the reason where the guard stops the run."""
+        step, config = self._progress.step, self._config
+        at_end = step == self._num_steps
+        due = at_end or (config.checkpoint_every > 0 and step % config.checkpoint_every == 0)
+        if not (due or step % config.report_every == 0):
+            return None
+        stopped = self._read()
+        # A run that is stopped keeps the checkpoint from before: what led to the stop is not worth resuming.
+        if due and stopped is None and self._checkpoints is not None:
+            self._save(self._checkpoints)
+        return stopped
+
+    def _read(self) -> str | None:
+        """Fetches losses and flags of the steps since the last look, in one copy, and lets the guard judge them."""
+        progress = self._progress
+        losses, flags = torch.stack([torch.stack(pair) for pair in progress.waiting]).double().cpu().unbind(1)
+        progress.waiting.clear()
+        progress.losses.append((progress.step, losses.mean().item()))
+        decision = judge(progress.guard, [flag > 0 for flag in flags.tolist()], self._config.max_nonfinite)
+        progress.guard = decision.state
+        for _ in range(decision.newly_skipped):
+            self._monitor.skipped()
+        return decision.reason if decision.action == "stop" else None
+
+    def _save(self, store: CheckpointStore) -> None:
+        progress = self._progress
+        state = {
+            "run": self._fingerprint(),
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": progress.step,
+            "samples": progress.samples,
+            "guard": (progress.guard.skipped, progress.guard.in_a_row),
+            "losses": progress.losses,
+            "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state_all() if self._config.device.startswith("cuda") else [],
+        }
+        try:
+            store.save(progress.step, state)
+        except OSError as error:
+            # A full disk costs a checkpoint, not the run; the metric and its alert tell.
+            _log.warning("the checkpoint of step %d was not written: %s", progress.step, error)
+            self._monitor.checkpointed("failed")
+        else:
+            self._monitor.checkpointed("ok")
+        self._monitor.mark("checkpoint")
+
+    def _restored(self, checkpoint: Checkpoint) -> _Progress:
+        state = checkpoint.state
+        if state.get("run") != self._fingerprint():
+            raise ResumeError(
+                f"{checkpoint.path} belongs to a run with other settings, data or network; "
+                "give this run a folder of its own, or remove that one"
+            )
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        if state["device_random"]:
+            torch.cuda.set_rng_state_all(state["device_random"])
+        losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        return _Progress(state["step"], state["samples"], GuardState(*state["guard"]), losses)
+
+    def _fingerprint(self) -> str:
+        """What must be equal for a checkpoint to fit: settings that shape the weights, data, network's shapes."""
+        config = {name: value for name, value in asdict(self._config).items() if name not in ("device", "threads")}
+        shapes = {name: list(tensor.shape) for name, tensor in self._network.state_dict().items()}
+        known = [config, len(self._rows), float(self._rows.labels.sum()), shapes]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
+    """The rate of a step (from 0): linear up over the warm-up, then a half cosine down to zero at the end."""
+    warmup = int(num_steps * config.warmup)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))

@@ -1,0 +1,131 @@
+"""Retraining from the lake: a challenger learns from recent labelled events and must not be worse than the champion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from observability import Metrics, TrainingMonitor
+from observability.events import FEATURE
+from observability.lake import read_labelled
+from training.artifact import load_program, read_manifest, read_vocabularies, read_weights
+from training.data import DataError, TabularTask, encode, encode_rows, labelled, predict, split_recent
+from training.evaluate import Gate, score
+from training.lineage import Lineage, code_revision
+from training.loop import TrainConfig
+from training.run import ModelRegistry, TrainOutcome, conclude, fit_candidate, supervised, window
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The version that serves now, and the folder of its artifact."""
+
+    version: int
+    artifact: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrainJob:
+    """A challenger for a model in service."""
+
+    task: TabularTask
+    lake: Path
+    out: Path
+    """Folder for the artifact, and for checkpoints if the configuration asks for any."""
+    since: float | None = None
+    until: float | None = None
+    """Event times, unix seconds: since <= time < until."""
+    min_rows: int = 2000
+    """Labelled events below which nothing is trained."""
+    config: TrainConfig = field(default_factory=TrainConfig)
+    held_out: float = 0.2
+    """Share of the groups, the latest, that only the gate sees."""
+    gate: Gate = field(default_factory=Gate)
+    warm_start: bool = True
+    """Start from the champion's parameters and vocabularies instead of anew."""
+
+
+def retrain(
+    job: RetrainJob,
+    registry: ModelRegistry,
+    champion: Champion,
+    *,
+    metrics: Metrics | None = None,
+    push_url: str | None = None,
+    run: str | None = None,
+) -> TrainOutcome:
+    """Trains a challenger on labelled events and registers it if its log loss on the latest groups is no worse.
+
+    Never raises: a failure is an outcome with its reason. Scores are the challenger's on the held-out groups.
+    """
+
+    def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
+        rows = recent_rows(job)
+        split = split_recent(rows, job.task.group, job.held_out)
+        vocabularies = _vocabularies(job.task, champion)
+        candidate = fit_candidate(
+            job.task,
+            split.train,
+            job.config,
+            monitor,
+            out=job.out,
+            vocabularies=vocabularies if job.warm_start else None,
+            weights=read_weights(champion.artifact) if job.warm_start else None,
+        )
+        held_out = encode_rows(job.task, candidate.vocabularies, split.held_out)
+        labels, probabilities = held_out.labels.double().numpy(), predict(candidate.network, held_out.inputs)
+        before = predict(load_program(champion.artifact), encode(job.task, vocabularies, split.held_out))
+        lineage = Lineage(
+            run=run,
+            code_revision=code_revision(),
+            window=window(rows, job.task.group),
+            rows=len(rows),
+            source=f"lake:{job.task.model}",
+            parent=champion.version,
+            start=candidate.start,
+            config=job.config,
+            scores=score(labels, probabilities),
+            gate=job.gate.against_champion(labels, probabilities, before, held_out.groups),
+        )
+        return conclude(job.task, candidate, lineage, rows, split, job.out, registry, monitor)
+
+    return supervised(learn, job.task.model, metrics, push_url, run)
+
+
+def recent_rows(job: RetrainJob) -> pa.Table:
+    """The labelled events of the window as rows of the task. DataError where there are too few."""
+    events = read_labelled(job.lake, job.task.model, since=job.since, until=job.until)
+    missing = [name for name in job.task.features if FEATURE + name not in events.column_names]
+    if missing and len(events):
+        raise DataError(f"the events of {job.task.model} have no {FEATURE + missing[0]}: was another signature served?")
+    if len(events) < job.min_rows:
+        raise DataError(
+            f"{len(events)} labelled events of {job.task.model} in {job.lake}, {job.min_rows} are needed: "
+            "wait for labels, widen the window or lower min_rows"
+        )
+    columns = {name: events.column(FEATURE + name) for name in job.task.features}
+    columns[job.task.label] = events.column("label")
+    columns[job.task.group] = _attribute(events.column("attributes"), job.task.group)
+    rows = pa.table(columns)
+    return labelled(job.task, rows.filter(pc.is_valid(rows.column(job.task.group))))
+
+
+def _attribute(attributes: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """The value of `name` in each row's JSON object, null where it has none; every distinct text is parsed once."""
+    encoded = attributes.combine_chunks().dictionary_encode()
+    values = [json.loads(text).get(name) for text in encoded.dictionary.to_pylist()]
+    known = pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.chunked_array([known.take(encoded.indices)])
+
+
+def _vocabularies(task: TabularTask, champion: Champion) -> Mapping[str, tuple[str, ...]]:
+    manifest = read_manifest(champion.artifact)
+    inputs = tuple(item["name"] for item in manifest["inputs"])
+    if inputs != task.features:
+        raise DataError(f"version {champion.version} takes {inputs}, the task gives {task.features}: name its own task")
+    return read_vocabularies(manifest)

@@ -15,9 +15,10 @@ from observability.events import (
     validate_labels,
 )
 from observability.exporter import Backoff, BufferedExporter, EventExporter, Exporter
-from observability.inference import InferenceBatch, InferenceMiddleware, InferenceMonitor
+from observability.inference import InferenceBatch, InferenceMonitor
 from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
 from observability.metrics import Metrics, exposition, observe_many
+from observability.middleware import InferenceMiddleware
 from observability.profile import Profile, distribution
 from observability.push import push
 from observability.signing import SignatureError, sign, verify

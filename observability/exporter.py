@@ -125,7 +125,14 @@ class BufferedExporter(Generic[Item]):
         if thread is not None and thread is not threading.current_thread():
             # A delivery in progress ends by the sink's own time limit: the thread is a daemon, nobody need wait for it.
             thread.join(timeout=0.5 if flushed else 0.0)
+        elif thread is None:
+            self._close_sink()
         return flushed
+
+    def _close_sink(self) -> None:
+        close = getattr(self._sink, "close", None)
+        if close is not None:
+            close()
 
     def _reset(self) -> None:
         self._changed = threading.Condition()
@@ -166,9 +173,7 @@ class BufferedExporter(Generic[Item]):
                 else:
                     self._signals.dropped(reason, len(taken), rows)
                 self._changed.notify_all()
-        close = getattr(self._sink, "close", None)
-        if close is not None:
-            close()
+        self._close_sink()
 
     def _take(self) -> list[_Waiting[Item]]:
         """The oldest items that fit in one body; waits for them. Nothing when the exporter is closed."""
@@ -330,5 +335,7 @@ def _forget_in_child(exporter: BufferedExporter[Item]) -> None:
     def reset() -> None:
         if (alive := reference()) is not None:
             alive._reset()
+            # The parent's connection: two writers would tear its requests.
+            alive._close_sink()
 
     os.register_at_fork(after_in_child=reset)

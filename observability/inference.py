@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,20 +20,15 @@ from typing import Any, Self
 from uuid import uuid4
 
 import numpy as np
-from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, get_current_span, use_span
+from opentelemetry.trace import SpanContext, get_current_span
 
 from observability import names
 from observability.events import event_batch
 from observability.exporter import EventExporter
-from observability.metrics import Metrics, exposition
-from observability.tracing import TRACEPARENT, NoTracing, Tracing, format_trace_id, parse_traceparent
+from observability.metrics import Metrics
+from observability.tracing import NoTracing, Tracing, format_trace_id
 
 _log = logging.getLogger(__name__)
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
-_OUTCOME_OF_STATUS = {429: "rejected", 503: "unavailable", 504: "expired", 408: "expired", 499: "cancelled"}
 
 
 @dataclass(slots=True)
@@ -45,13 +40,13 @@ class InferenceBatch:
 
 
 @dataclass(slots=True)
-class _Request:
+class MeasuredRequest:
     """The request being measured: a batch inside it tells it what became of it, and does not count it again."""
 
     outcome: str = "ok"
 
 
-_request: ContextVar[_Request | None] = ContextVar("trimtab_request", default=None)
+current_request: ContextVar[MeasuredRequest | None] = ContextVar("trimtab_request", default=None)
 
 
 class InferenceMonitor:
@@ -95,7 +90,7 @@ class InferenceMonitor:
             yield batch
         except BaseException as error:
             seconds = time.perf_counter() - start
-            self.observe_batch(features, {}, ids, latency_seconds=seconds, outcome=_outcome_of(error))
+            self.observe_batch(features, {}, ids, latency_seconds=seconds, outcome=outcome_of(error))
             raise
         self.observe_batch(features, batch.predictions, ids, latency_seconds=time.perf_counter() - start)
 
@@ -122,16 +117,16 @@ class InferenceMonitor:
     @contextmanager
     def request(self) -> Iterator[None]:
         """Counts and times the block as one request; an exception makes it a `model_error`, and goes on."""
-        request = _Request()
-        token = _request.set(request)
+        request = MeasuredRequest()
+        token = current_request.set(request)
         start = time.perf_counter()
         try:
             yield
         except BaseException as error:
-            request.outcome = _outcome_of(error)
+            request.outcome = outcome_of(error)
             raise
         finally:
-            _request.reset(token)
+            current_request.reset(token)
             self.observe_request(request.outcome, time.perf_counter() - start)
 
     def observe_request(self, outcome: str, seconds: float, trace: SpanContext | None = None) -> None:
@@ -162,6 +157,7 @@ class InferenceMonitor:
         trace: SpanContext | None,
         attributes: Mapping[str, Any] | str | None,
     ) -> None:
+        trace = trace or get_current_span().get_span_context()
         rows = len(next(iter({**features, **predictions}.values()))) if ids is None else len(ids)
         outcomes = _outcomes(predictions, outcome, rows)
         self._count(rows, seconds, outcome if isinstance(outcomes, str) else "non_finite", trace)
@@ -176,7 +172,7 @@ class InferenceMonitor:
                 arm=self._arm,
                 outcome=outcomes,
                 latency_seconds=float(seconds),
-                trace_ids=format_trace_id(trace or get_current_span().get_span_context()),
+                trace_ids=format_trace_id(trace),
                 attributes=json.dumps(attributes) if isinstance(attributes, Mapping) else attributes,
                 features=features,
                 predictions=predictions,
@@ -187,107 +183,10 @@ class InferenceMonitor:
         self._rows.inc(rows)
         self._batch_rows.observe(rows)
         self._compute.observe(seconds)
-        if (request := _request.get()) is not None:
+        if (request := current_request.get()) is not None:
             request.outcome = outcome
         else:
             self.observe_request(outcome, seconds, trace)
-
-
-class InferenceMiddleware:
-    """ASGI middleware: counts, times and traces the requests of the routes that have a monitor, and serves `/metrics`.
-
-    `routes` are exact paths. A `traceparent` of the client is continued; logs and spans made inside a request carry its
-    trace id. ValueError without a route, or when the monitors do not share one registry.
-    """
-
-    def __init__(
-        self,
-        app: Application,
-        routes: Mapping[str, InferenceMonitor],
-        *,
-        metrics_path: str | None = "/metrics",
-    ) -> None:
-        if not routes:
-            raise ValueError("there is no route to measure: give {path: InferenceMonitor}")
-        self._metrics, *others = [monitor.metrics for monitor in routes.values()]
-        if any(metrics.registry is not self._metrics.registry for metrics in others):
-            raise ValueError("the monitors have several registries, a page has one: give them the same Metrics")
-        self._app, self._routes, self._metrics_path = app, dict(routes), metrics_path
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        path = scope.get("path")
-        if scope["type"] == "http" and path == self._metrics_path:
-            await self._answer_metrics(scope, send)
-        elif scope["type"] == "http" and path in self._routes:
-            await self._measure(self._routes[path], scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _answer_metrics(self, scope: Message, send: Send) -> None:
-        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
-        body, content_type = exposition(self._metrics, accept)
-        headers = [(b"content-type", content_type.encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    async def _measure(self, monitor: InferenceMonitor, scope: Message, receive: Receive, send: Send) -> None:
-        parent = parse_traceparent(dict(scope["headers"]).get(TRACEPARENT.encode()))
-        context = monitor.tracing.context(parent)
-        watch = _Watch(receive, send)
-        request = _Request()
-        token = _request.set(request)
-        error: BaseException | None = None
-        try:
-            with use_span(NonRecordingSpan(context), record_exception=False, set_status_on_exception=False):
-                await self._app(scope, watch.receive, watch.send)
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            _request.reset(token)
-            outcome = _outcome_of(error) if error is not None else _outcome_of_status(watch.status, request.outcome)
-            monitor.observe_request(outcome, watch.seconds, context)
-            attributes = {"model": monitor.model, "version": monitor.version, "outcome": outcome}
-            failed = outcome if outcome in names.FAULTS else None
-            end = watch.start_ns + int(watch.seconds * 1e9)
-            monitor.tracing.record(
-                names.SPAN_REQUEST,
-                watch.start_ns,
-                end,
-                parent,
-                attributes,
-                kind=SpanKind.SERVER,
-                context=context,
-                error=failed,
-            )
-
-
-class _Watch:
-    """Passes a request's messages on, and notes when its body was in and when its answer began."""
-
-    def __init__(self, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
-        self.start_ns = time.time_ns()
-        self._start = time.perf_counter()
-        self._answered: float | None = None
-        self.status = 500
-
-    @property
-    def seconds(self) -> float:
-        return (self._answered or time.perf_counter()) - self._start
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if self._answered is None and message["type"] == "http.request" and not message.get("more_body", False):
-            self.start_ns = time.time_ns()
-            self._start = time.perf_counter()
-        return message
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self._answered = time.perf_counter()
-        await self._send(message)
 
 
 def _made_up(rows: int) -> list[str]:
@@ -308,12 +207,6 @@ def _outcomes(predictions: Mapping[str, Any], outcome: str, rows: int) -> Any:
     return "ok" if finite.all() else ["ok" if fine else "non_finite" for fine in finite]
 
 
-def _outcome_of(error: BaseException) -> str:
+def outcome_of(error: BaseException) -> str:
     # What is no Exception (asyncio's CancelledError, an interrupt) ended the request from outside.
     return "model_error" if isinstance(error, Exception) else "cancelled"
-
-
-def _outcome_of_status(status: int, outcome: str) -> str:
-    if status < 400:
-        return outcome
-    return _OUTCOME_OF_STATUS.get(status, "invalid" if status < 500 else "model_error")

@@ -19,8 +19,9 @@ from starlette.routing import Route
 from observability import names
 from observability.events import from_ipc, validate_events
 from observability.exporter import EventExporter
-from observability.inference import InferenceMiddleware, InferenceMonitor
+from observability.inference import InferenceMonitor
 from observability.metrics import Metrics
+from observability.middleware import InferenceMiddleware
 from observability.sinks import Batch, HttpSink
 from observability.tracing import setup_tracing
 

@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 
+from collectors.query.context import PROMETHEUS_3, Context, Semantics, Value
 from collectors.query.errors import QueryError
-from collectors.query.evaluate import PROMETHEUS_3, Context, Semantics, Value, evaluate, sample_windows
+from collectors.query.evaluate import evaluate, sample_windows
 from collectors.query.frame import Frame, Ints
 from collectors.query.parse import parse
 from collectors.query.syntax import Node, RangeSelector, Subquery

@@ -88,6 +88,7 @@ class QueryApi:
 
     # --- queries ------------------------------------------------------------------------------------------------------
     async def query(self, parameters: Parameters, request: Request) -> Any:
+        """One instant."""
         at_ms = parameters.time_ms("time", self._now_ms())
         timeout = self._timeout_seconds(parameters)
         expr = parameters.text("query")
@@ -96,6 +97,7 @@ class QueryApi:
         )
 
     async def query_range(self, parameters: Parameters, request: Request) -> Any:
+        """Every step of a range, at most MAX_POINTS of them."""
         start_ms, end_ms = parameters.time_ms("start"), parameters.time_ms("end")
         step_ms = parameters.duration_ms("step")
         if end_ms < start_ms:
@@ -119,6 +121,7 @@ class QueryApi:
         )
 
     async def query_exemplars(self, parameters: Parameters, request: Request) -> Any:
+        """Exemplars of the series that an expression reads."""
         now = self._now_ms()
         start_ms, end_ms = parameters.time_ms("start", now - 3_600_000), parameters.time_ms("end", now)
         found: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
@@ -132,10 +135,12 @@ class QueryApi:
         return list(found.values())
 
     async def format_query(self, parameters: Parameters, request: Request) -> Any:
+        """The expression, laid out."""
         return format_query(parameters.text("query"))
 
     # --- series and labels --------------------------------------------------------------------------------------------
     async def series(self, parameters: Parameters, request: Request) -> Any:
+        """Label sets of the selected series."""
         selectors = parameters.all("match[]", "match")
         if not selectors:
             raise QueryError("no match[] parameter provided", "bad_data")
@@ -148,6 +153,7 @@ class QueryApi:
         return _limited([found[key] for key in sorted(found)], parameters)
 
     async def labels(self, parameters: Parameters, request: Request) -> Any:
+        """Label names, of the selected series."""
         range_ms = bounds(parameters)
         names: set[str] = set()
         for text in parameters.all("match[]", "match") or [""]:
@@ -156,6 +162,7 @@ class QueryApi:
         return _limited(sorted(names), parameters)
 
     async def label_values(self, parameters: Parameters, request: Request) -> Any:
+        """Values of a label in the selected series."""
         name = request.path_params["name"]
         range_ms = bounds(parameters)
         values: set[str] = set()
@@ -166,6 +173,7 @@ class QueryApi:
         return _limited(sorted(values), parameters)
 
     async def metadata(self, parameters: Parameters, request: Request) -> Any:
+        """Type, help and unit of metric families."""
         wanted = parameters.text("metric", "")
         known = self._reader.metadata().items()
         found = [
@@ -177,15 +185,19 @@ class QueryApi:
 
     # --- what others provide ------------------------------------------------------------------------------------------
     async def targets(self, parameters: Parameters, request: Request) -> Any:
+        """What the targets provider says."""
         return await self._targets() if self._targets else {"activeTargets": [], "droppedTargets": []}
 
     async def rules(self, parameters: Parameters, request: Request) -> Any:
+        """What the rules provider says."""
         return await self._rules() if self._rules else {"groups": []}
 
     async def alerts(self, parameters: Parameters, request: Request) -> Any:
+        """What the alerts provider says."""
         return await self._alerts() if self._alerts else {"alerts": []}
 
     async def buildinfo(self, parameters: Parameters, request: Request) -> Any:
+        """The version that clients probe for."""
         names = ("revision", "branch", "buildUser", "buildDate", "goVersion")
         return {"version": self._version, **dict.fromkeys(names, "")}
 

@@ -166,11 +166,8 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def eof_received(self) -> bool:
-        # A client that has sent all it wants may still read; but one that asks nothing more is done.
-        if not self._exchanges:
-            return False
-        self._closing = True
-        return True
+        # A half-closed connection looks the same as a client that left; nearly all of them have left.
+        return False
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -312,6 +309,9 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answers a request that could not be read, after those before it, and closes: the stream's sense is lost."""
+        if self._closing:
+            # Bytes behind the last request that this connection takes: nobody is owed an answer to them.
+            return
         exchange = self._current or Exchange(self)
         self._current = None
         exchange.keep_alive = False

@@ -31,6 +31,10 @@ class ReferenceSink:
         if answer.status_code >= 300:
             raise DeliveryError(f"{url} answered {answer.status_code}: {answer.text[:200]}")
 
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
 
 class References:
     """`publish` queues a version's profile; without a collector it does nothing."""

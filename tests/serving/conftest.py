@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -54,7 +56,9 @@ def registry(tmp_path: Path, registry_url: str, artifacts: list[Path]) -> Regist
     """Versions 1, 2 and 3 of `fares`; 1 is stable."""
     registry = Registry(registry_url, tmp_path / "artifacts")
     for folder in artifacts:
-        registry.register("fares", folder, lineage={"run": folder.name}, profile=b'{"columns": {}}', metrics={"auc": 0.7})
+        registry.register(
+            "fares", folder, lineage={"run": folder.name}, profile=b'{"columns": {}}', metrics={"auc": 0.7}
+        )
     registry.set_alias("fares", "stable", 1)
     yield registry
     registry.close()
@@ -87,7 +91,7 @@ def gated_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """`module:callable` of a model that waits for the file `open` beside it, and raises for an amount of 666."""
     (tmp_path / "gate_architecture.py").write_text(
         textwrap.dedent(
-            f'''
+            f"""
             import pathlib, time, torch
 
             OPEN = pathlib.Path({str(tmp_path / "open")!r})
@@ -103,20 +107,18 @@ def gated_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
                     if (amount == 666).any():
                         raise RuntimeError("an amount of 666")
                     return amount * self.scale
-            '''
+            """
         )
     )
     monkeypatch.syspath_prepend(tmp_path)
+    # Each test has its own file; the module that the last one imported is not it.
+    monkeypatch.delitem(sys.modules, "gate_architecture", raising=False)
     return "gate_architecture:Gate"
 
 
 @pytest.fixture
-def gate(
-    gated_architecture: str, tmp_path: Path, registry: Registry, signature: Signature
-) -> tuple[str, Path]:
+def gate(gated_architecture: str, tmp_path: Path, registry: Registry, signature: Signature) -> tuple[str, Path]:
     """The model `gate` (version 1 stable) and the file whose presence lets it work; it is open at first."""
-    import importlib
-
     gate_file = tmp_path / "open"
     gate_file.touch()
     module = importlib.import_module(gated_architecture.partition(":")[0]).Gate()

@@ -25,7 +25,9 @@ def artifact(artifacts: list[Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(artifacts[0], tmp_path / "copy"))
 
 
-def altered(content: bytes, change: Callable[[str, bytes], bytes | None], extra: dict[str, bytes] | None = None) -> bytes:
+def altered(
+    content: bytes, change: Callable[[str, bytes], bytes | None], extra: dict[str, bytes] | None = None
+) -> bytes:
     """The archive with each member passed through `change` (None drops it)."""
     source, target = zipfile.ZipFile(io.BytesIO(content)), io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
@@ -131,7 +133,8 @@ def _with_graph(content: bytes, change: Callable[[dict[str, Any]], None]) -> byt
 
 
 @pytest.mark.parametrize(
-    "target", ["torch.os.system", "torch.hub.load", "torch.load", "_operator.methodcaller", "torch.ops.aten.from_file.default"]
+    "target",
+    ["torch.os.system", "torch.hub.load", "torch.load", "_operator.methodcaller", "torch.ops.aten.from_file.default"],
 )
 def test_a_graph_that_calls_outside_the_tensor_operators_is_refused(artifact: Path, target: str) -> None:
     def call(graph: dict[str, Any]) -> None:
@@ -141,10 +144,14 @@ def test_a_graph_that_calls_outside_the_tensor_operators_is_refused(artifact: Pa
         load_exported(_with_graph((artifact / "model.pt2").read_bytes(), call))
 
 
-@pytest.mark.parametrize("text", ["__import__('os').system('true')", "Max(1).func", "s0.__class__", "exec(s0)", "lambda: 1"])
+@pytest.mark.parametrize(
+    "text", ["__import__('os').system('true')", "Max(1).func", "s0.__class__", "exec(s0)", "lambda: 1"]
+)
 def test_a_symbolic_expression_that_is_more_than_arithmetic_is_refused(artifact: Path, text: str) -> None:
     def poison(graph: dict[str, Any]) -> None:
-        sizes = next(iter(v for k, v in graph["graph_module"]["graph"]["tensor_values"].items() if k == "amount"))["sizes"]
+        sizes = next(iter(v for k, v in graph["graph_module"]["graph"]["tensor_values"].items() if k == "amount"))[
+            "sizes"
+        ]
         sizes[0]["as_expr"]["expr_str"] = text
 
     with pytest.raises(ArtifactError, match="expression"):
@@ -154,7 +161,9 @@ def test_a_symbolic_expression_that_is_more_than_arithmetic_is_refused(artifact:
 def test_a_weight_marked_as_a_pickle_is_refused(artifact: Path) -> None:
     content = altered(
         (artifact / "model.pt2").read_bytes(),
-        lambda name, data: data.replace(b'"use_pickle": false', b'"use_pickle": true') if "weights_config" in name else data,
+        lambda name, data: (
+            data.replace(b'"use_pickle": false', b'"use_pickle": true') if "weights_config" in name else data
+        ),
     )
 
     with pytest.raises(ArtifactError, match="as a pickle"):
@@ -192,7 +201,8 @@ def test_inputs_of_every_datatype_reach_the_module_in_order(tmp_path: Path) -> N
             return torch.stack([column.to(torch.float32) * 10**place for place, column in enumerate(columns)], 1)
 
     signature = Signature(
-        (Input.of("f", "FP32"), Input.of("b", "BOOL"), Input.of("i", "INT64"), Input.of("c", "BYTES", ["x"])), (Output("y"),)
+        (Input.of("f", "FP32"), Input.of("b", "BOOL"), Input.of("i", "INT64"), Input.of("c", "BYTES", ["x"])),
+        (Output("y"),),
     )
     save_artifact(tmp_path, Sum(), signature, {"f": [1.5], "b": [True], "i": [3], "c": ["x"]})
     model = load_artifact(tmp_path)

@@ -65,7 +65,7 @@ def test_a_canary_needs_a_stable_version_another_version_and_a_weight_from_0_to_
         with_canary(Policy("m"), 2, 0.1, None, 0.0)
     with pytest.raises(Conflict, match="is stable already"):
         with_canary(STABLE, 1, 0.1, None, 0.0)
-    with pytest.raises(Conflict, match="outside 0..1"):
+    with pytest.raises(Conflict, match=r"outside 0\.\.1"):
         with_canary(STABLE, 2, 1.5, None, 0.0)
     with pytest.raises(Conflict, match="in progress"):
         with_canary(with_canary(STABLE, 2, 0.1, None, 0.0), 3, 0.1, None, 0.0)
@@ -74,7 +74,13 @@ def test_a_canary_needs_a_stable_version_another_version_and_a_weight_from_0_to_
 def test_promotion_keeps_the_old_stable_as_previous_and_the_release_as_its_origin() -> None:
     policy = promoted(with_canary(STABLE, 2, 0.1, None, 0.0), None, "m-2")
 
-    assert (policy.stable, policy.previous, policy.canary, policy.stable_release, policy.generation) == (2, 1, None, "m-2", 3)
+    assert (policy.stable, policy.previous, policy.canary, policy.stable_release, policy.generation) == (
+        2,
+        1,
+        None,
+        "m-2",
+        3,
+    )
     assert promoted(policy, 2, None) is policy
     with pytest.raises(Conflict, match="not in progress"):
         promoted(policy, None, "m-2")
@@ -108,7 +114,15 @@ def test_a_policy_survives_its_json_and_the_store(registry: Registry) -> None:
     assert Policy.from_json(policy.to_json()) == policy
     assert store.load("m") == policy
     assert store.history("m") == [
-        {"generation": 3, "time": 1.0, "event": "canary", "release": "m-2", "version": 2, "reason": "why", "actor": "me"}
+        {
+            "generation": 3,
+            "time": 1.0,
+            "event": "canary",
+            "release": "m-2",
+            "version": 2,
+            "reason": "why",
+            "actor": "me",
+        }
     ]
 
 

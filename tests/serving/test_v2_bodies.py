@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from typing import Any
@@ -45,7 +46,9 @@ def binary(texts: list[str], amounts: np.ndarray[Any, Any]) -> tuple[bytes, int]
     return header + packed + raw, len(header)
 
 
-@given(st.lists(st.tuples(st.text(), st.floats(width=32, allow_nan=False, allow_infinity=False)), min_size=1, max_size=9))
+@given(
+    st.lists(st.tuples(st.text(), st.floats(width=32, allow_nan=False, allow_infinity=False)), min_size=1, max_size=9)
+)
 def test_binary_and_json_forms_of_a_request_mean_the_same(rows: list[tuple[str, float]]) -> None:
     signature = Signature.of(
         {
@@ -108,10 +111,8 @@ def test_what_does_not_fit_is_refused_with_its_name(signature: Signature, change
 
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(-5, 300)))
 def test_no_body_breaks_the_parser(content: bytes, length: int | None) -> None:
-    try:
-        v2.parse(content, length)
-    except InvalidRequest as error:
-        assert str(error)
+    with contextlib.suppress(InvalidRequest):
+        assert v2.parse(content, length).rows >= 1
 
 
 @given(st.data())
@@ -120,10 +121,8 @@ def test_a_damaged_binary_request_is_refused_and_nothing_worse(data: st.DataObje
     place = data.draw(st.integers(0, len(content) - 1))
     damaged = content[:place] + bytes([data.draw(st.integers(0, 255))]) + content[place + 1 :]
     for form, size in ((damaged, length), (content[:place], min(length, place))):
-        try:
-            v2.parse(form, size)
-        except InvalidRequest as error:
-            assert str(error)
+        with contextlib.suppress(InvalidRequest):
+            assert v2.parse(form, size).rows >= 1
 
 
 def answer(signature: Signature, request: v2.InferRequest, scores: Any) -> tuple[dict[str, Any], bytes]:

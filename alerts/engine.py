@@ -162,7 +162,7 @@ class RuleEngine:
         for sample in vector:
             labels = _unnamed(sample.labels)
 
-            def text(template: str, labels: Labels = labels, value: float = sample.value) -> str:
+            def text(template: str, labels: Labels = sample.labels, value: float = sample.value) -> str:
                 return expand(template, labels, value, query=query, external_url=self._external_url)
 
             own = {name: text(template) for name, template in rule.labels}

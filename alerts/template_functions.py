@@ -43,7 +43,7 @@ def go_text(value: Value) -> str:
 
 
 def go_float(value: float) -> str:
-    """Go's `%v` of a float64: shortest digits, an exponent below 1e-4 and from 1e21 on."""
+    """Go's `%v` of a float64: shortest digits, an exponent below 1e-4 and from 1e6 on."""
     if math.isnan(value) or math.isinf(value):
         return "NaN" if math.isnan(value) else ("+Inf" if value > 0 else "-Inf")
     sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
@@ -51,7 +51,7 @@ def go_float(value: float) -> str:
     text = "".join(map(str, digits))
     if value == 0:
         body = "0"
-    elif point - 1 < -4 or point - 1 >= 21:
+    elif point - 1 < -4 or point - 1 >= 6:
         body = text[0] + ("." + text[1:] if len(text) > 1 else "") + f"e{point - 1:+03d}"
     elif point <= 0:
         body = "0." + "0" * -point + text

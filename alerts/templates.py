@@ -93,7 +93,7 @@ class Template:
     def expand(
         self, labels: Labels, value: float, *, query: Callable[[str], Sequence[Sample]], external_url: str = ""
     ) -> str:
-        """The text for an alert with these labels (without the name) and this value; raises TemplateError."""
+        """The text for a result with these labels (its name among them) and this value; raises TemplateError."""
         known = _Labels(labels)
         dot = {"Labels": known, "ExternalLabels": _Labels(()), "ExternalURL": external_url, "Value": value}
         functions: dict[str, Callable[..., Value]] = {

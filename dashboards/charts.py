@@ -72,29 +72,55 @@ class Frame:
         """An empty figure in the project's look."""
         colors = self.colors
         axis = {
-            "gridcolor": colors.grid, "zeroline": False, "linecolor": colors.border, "ticks": "",
-            "tickfont": {"size": 11, "color": colors.muted}, "automargin": True, "fixedrange": True,
-        }  # fmt: skip
+            "gridcolor": colors.grid,
+            "zeroline": False,
+            "linecolor": colors.border,
+            "ticks": "",
+            "tickfont": {"size": 11, "color": colors.muted},
+            "automargin": True,
+            "fixedrange": True,
+        }
         figure = go.Figure()
         figure.update_layout(
-            height=height, margin={"l": 4, "r": 8, "t": 26 if legend else 6, "b": 4},
-            paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+            height=height,
+            margin={"l": 4, "r": 8, "t": 26 if legend else 6, "b": 4},
+            paper_bgcolor="rgba(0,0,0,0)",
+            plot_bgcolor="rgba(0,0,0,0)",
             font={"family": FONT, "size": 12, "color": colors.text},
-            showlegend=legend, bargap=0.25, hovermode="x unified" if time_axis else "closest",
-            legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom",
-                    "font": {"size": 11.5, "color": colors.muted}, "bgcolor": "rgba(0,0,0,0)",
-                    "itemclick": "toggle", "traceorder": "normal"},
-            hoverlabel={"bgcolor": colors.surface, "bordercolor": colors.border,
-                        "font": {"family": FONT, "size": 12, "color": colors.text}},
-            xaxis=axis, yaxis=axis, uirevision="keep",
-        )  # fmt: skip
+            showlegend=legend,
+            bargap=0.25,
+            hovermode="x unified" if time_axis else "closest",
+            legend={
+                "orientation": "h",
+                "x": 0,
+                "xanchor": "left",
+                "y": 1.02,
+                "yanchor": "bottom",
+                "font": {"size": 11.5, "color": colors.muted},
+                "bgcolor": "rgba(0,0,0,0)",
+                "itemclick": "toggle",
+                "traceorder": "normal",
+            },
+            hoverlabel={
+                "bgcolor": colors.surface,
+                "bordercolor": colors.border,
+                "font": {"family": FONT, "size": 12, "color": colors.text},
+            },
+            xaxis=axis,
+            yaxis=axis,
+            uirevision="keep",
+        )
         if time_axis:
             start, end = self.local([self.span.start, self.span.end])
             length = self.span.end - self.span.start
             figure.update_xaxes(
-                type="date", range=[str(start), str(end)], showgrid=False, nticks=7, hoverformat="%-d %b %H:%M:%S",
+                type="date",
+                range=[str(start), str(end)],
+                showgrid=False,
+                nticks=7,
+                hoverformat="%-d %b %H:%M:%S",
                 tickformat="%-d %b" if length > 200_000 else "%H:%M" if length > 600 else "%H:%M:%S",
-            )  # fmt: skip
+            )
         return figure
 
 
@@ -119,9 +145,14 @@ def lines(
             {"stackgroup": "one", "fillcolor": _faint(line.color, 0.8)} if stacked else {"connectgaps": False}
         )
         figure.add_scatter(
-            x=frame.local(times), y=values * how.factor, name=line.name, mode="lines", line=style,
-            hovertemplate=f"%{{y:{how.hover}}}{how.suffix}", **fill,
-        )  # fmt: skip
+            x=frame.local(times),
+            y=values * how.factor,
+            name=line.name,
+            mode="lines",
+            line=style,
+            hovertemplate=f"%{{y:{how.hover}}}{how.suffix}",
+            **fill,
+        )
     figure.update_yaxes(tickformat=how.ticks, ticksuffix=how.suffix, nticks=6)
     if log:
         figure.update_yaxes(type="log", tickformat="~g", exponentformat="power", dtick=_decades(shown))
@@ -135,11 +166,20 @@ def lines(
 
 def _threshold(figure: go.Figure, frame: Frame, value: float, words: str, log: bool) -> None:
     color = frame.colors.critical
-    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=value, y1=value,
-                     line={"color": color, "width": 1.2, "dash": "dash"})  # fmt: skip
+    figure.add_shape(
+        type="line", xref="paper", x0=0, x1=1, y0=value, y1=value, line={"color": color, "width": 1.2, "dash": "dash"}
+    )
     # An annotation on a log axis counts in exponents, a shape in values.
-    figure.add_annotation(xref="paper", x=0.003, y=np.log10(value) if log else value, text=words, showarrow=False,
-                          xanchor="left", yanchor="bottom", font={"size": 11, "color": color})  # fmt: skip
+    figure.add_annotation(
+        xref="paper",
+        x=0.003,
+        y=np.log10(value) if log else value,
+        text=words,
+        showarrow=False,
+        xanchor="left",
+        yanchor="bottom",
+        font={"size": 11, "color": color},
+    )
 
 
 def _decades(shown: Sequence[Line]) -> int:
@@ -188,8 +228,13 @@ def timeline_chart(frame: Frame, story: Timeline) -> go.Figure:
         if marks:
             _add_row(rows, row)
             _add_marks(figure, frame, row, marks)
-    figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1], showgrid=True, tickfont={"size": 12},
-                        range=[-0.6, len(rows) - 0.4])  # fmt: skip
+    figure.update_yaxes(
+        categoryorder="array",
+        categoryarray=rows[::-1],
+        showgrid=True,
+        tickfont={"size": 12},
+        range=[-0.6, len(rows) - 0.4],
+    )
     figure.update_layout(height=44 + 27 * max(len(rows), 2), bargap=0.35)
     return figure
 
@@ -210,10 +255,19 @@ def _add_span(
     )
     wide = (end - start) / (frame.span.end - frame.span.start) > 0.035
     figure.add_bar(
-        x=[(end - start) * 1000], base=[str(frame.local([start])[0])], y=[row], orientation="h", marker={"color": color},
-        hovertemplate=hover, text=[inside if wide else ""], textposition="inside", insidetextanchor="start",
-        textfont={"size": 11}, textangle=0, constraintext="none",
-    )  # fmt: skip
+        x=[(end - start) * 1000],
+        base=[str(frame.local([start])[0])],
+        y=[row],
+        orientation="h",
+        marker={"color": color},
+        hovertemplate=hover,
+        text=[inside if wide else ""],
+        textposition="inside",
+        insidetextanchor="start",
+        textfont={"size": 11},
+        textangle=0,
+        constraintext="none",
+    )
 
 
 def _add_marks(figure: go.Figure, frame: Frame, row: str, marks: Sequence[Any]) -> None:
@@ -222,14 +276,18 @@ def _add_marks(figure: go.Figure, frame: Frame, row: str, marks: Sequence[Any]) 
     small = marks[0].kind == "traffic"
     symbol = {"failed": "x", "waiting": "circle-open", "running": "circle-open", "held": "square-open"}
     figure.add_scatter(
-        x=frame.local([mark.time for mark in marks]), y=[row] * len(marks), mode="markers",
-        marker={"size": 10 if small else 13,
-                "color": [colors.muted if small else shade.get(mark.state, colors.muted) for mark in marks],
-                "symbol": [symbol.get(mark.state, "triangle-up" if small else "diamond") for mark in marks],
-                "line": {"width": 1.5, "color": colors.surface}},
+        x=frame.local([mark.time for mark in marks]),
+        y=[row] * len(marks),
+        mode="markers",
+        marker={
+            "size": 10 if small else 13,
+            "color": [colors.muted if small else shade.get(mark.state, colors.muted) for mark in marks],
+            "symbol": [symbol.get(mark.state, "triangle-up" if small else "diamond") for mark in marks],
+            "line": {"width": 1.5, "color": colors.surface},
+        },
         customdata=[(mark.title, _wrap(mark.why), fmt.clock(mark.time, frame.zone)) for mark in marks],
         hovertemplate="<b>%{customdata[0]}</b> at %{customdata[2]}<br>%{customdata[1]}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _wrap(text: str, width: int = 64) -> str:
@@ -249,19 +307,42 @@ def heat_map(frame: Frame, rows: Sequence[str], starts: Sequence[float], values:
     labels = [str(t) for t in frame.local(starts)]
     scale = [(i / (len(colors.sequential) - 1), c) for i, c in enumerate(colors.sequential)]
     figure.add_heatmap(
-        x=labels, y=list(rows), z=values, colorscale=scale, zmin=0, zmax=max(0.4, float(np.nanmax(values, initial=0.4))),
-        xgap=1, ygap=1, hoverongaps=False, hovertemplate="<b>%{y}</b><br>window from %{x}<br>PSI %{z:.3f}<extra></extra>",
-        colorbar={"thickness": 10, "outlinewidth": 0, "tickfont": {"size": 11, "color": colors.muted},
-                  "title": {"text": "PSI", "font": {"size": 11, "color": colors.muted}}, "len": 1.0, "y": 0.5},
-    )  # fmt: skip
+        x=labels,
+        y=list(rows),
+        z=values,
+        colorscale=scale,
+        zmin=0,
+        zmax=max(0.4, float(np.nanmax(values, initial=0.4))),
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        hovertemplate="<b>%{y}</b><br>window from %{x}<br>PSI %{z:.3f}<extra></extra>",
+        colorbar={
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickfont": {"size": 11, "color": colors.muted},
+            "title": {"text": "PSI", "font": {"size": 11, "color": colors.muted}},
+            "len": 1.0,
+            "y": 0.5,
+        },
+    )
     where = np.argwhere(drifted)
     if len(where):
         figure.add_scatter(
-            x=[labels[j] for _, j in where], y=[rows[i] for i, _ in where], mode="markers", hoverinfo="skip",
+            x=[labels[j] for _, j in where],
+            y=[rows[i] for i, _ in where],
+            mode="markers",
+            hoverinfo="skip",
             marker={"size": 4, "color": colors.warning, "line": {"width": 0}},
-        )  # fmt: skip
-    figure.update_xaxes(type="category", tickvals=_spread(labels), ticktext=_clocks(frame, starts), range=None, tickangle=0,
-                        showgrid=False)  # fmt: skip
+        )
+    figure.update_xaxes(
+        type="category",
+        tickvals=_spread(labels),
+        ticktext=_clocks(frame, starts),
+        range=None,
+        tickangle=0,
+        showgrid=False,
+    )
     figure.update_yaxes(autorange="reversed", showgrid=False, tickfont={"size": 12, "color": colors.text})
     return figure
 
@@ -282,8 +363,13 @@ def compare_shares(
     """Two distributions over the same bins or categories, as shares."""
     figure = frame.figure(height, time_axis=False)
     hover = "%{x}<br>%{y:.3~r} %"
-    figure.add_bar(x=list(labels), y=reference * 100, name="Reference", marker={"color": frame.colors.muted, "opacity": 0.55},
-                   hovertemplate=hover)  # fmt: skip
+    figure.add_bar(
+        x=list(labels),
+        y=reference * 100,
+        name="Reference",
+        marker={"color": frame.colors.muted, "opacity": 0.55},
+        hovertemplate=hover,
+    )
     figure.add_bar(x=list(labels), y=current * 100, name="Window", marker={"color": color}, hovertemplate=hover)
     figure.update_layout(barmode="group", bargap=0.2, bargroupgap=0.05)
     figure.update_xaxes(type="category", showgrid=False, tickangle=-35 if max(map(len, labels), default=0) > 6 else 0)
@@ -297,8 +383,12 @@ def bars(
     """One value a category."""
     how = scale(unit, [np.asarray(values)])
     figure = frame.figure(height, time_axis=False, legend=False)
-    figure.add_bar(x=list(labels), y=np.asarray(values) * how.factor, marker={"color": color},
-                   hovertemplate=f"%{{x}}: %{{y:{how.hover}}}{how.suffix}<extra></extra>")  # fmt: skip
+    figure.add_bar(
+        x=list(labels),
+        y=np.asarray(values) * how.factor,
+        marker={"color": color},
+        hovertemplate=f"%{{x}}: %{{y:{how.hover}}}{how.suffix}<extra></extra>",
+    )
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(tickformat=how.ticks, ticksuffix=how.suffix, nticks=5)
     return figure
@@ -316,10 +406,18 @@ def stacked_bar(
     how = scale("seconds", [np.sum([np.asarray(values) for values in parts.values()], axis=0)])
     for name, values in parts.items():
         figure.add_bar(
-            x=np.asarray(values) * how.factor, y=list(rows), name=name, orientation="h", marker={"color": colors[name]},
-            text=[fmt.seconds(value) for value in values], textposition="inside", insidetextanchor="middle", textangle=0,
-            textfont={"size": 11}, hovertemplate=f"{name}: %{{text}}<extra></extra>",
-        )  # fmt: skip
+            x=np.asarray(values) * how.factor,
+            y=list(rows),
+            name=name,
+            orientation="h",
+            marker={"color": colors[name]},
+            text=[fmt.seconds(value) for value in values],
+            textposition="inside",
+            insidetextanchor="middle",
+            textangle=0,
+            textfont={"size": 11},
+            hovertemplate=f"{name}: %{{text}}<extra></extra>",
+        )
     figure.update_layout(
         barmode="stack", bargap=0.3, uniformtext={"minsize": 10, "mode": "hide"}, legend_traceorder="normal"
     )
@@ -336,9 +434,13 @@ def curves(
     figure.update_layout(hovermode="x unified")
     for line in shown:
         figure.add_scatter(
-            x=line.series.times - line.series.times[0], y=line.series.values, name=line.name, mode="lines",
-            line={"color": line.color, "width": 1.8, "dash": line.dash}, hovertemplate="%{y:.4~g}",
-        )  # fmt: skip
+            x=line.series.times - line.series.times[0],
+            y=line.series.values,
+            name=line.name,
+            mode="lines",
+            line={"color": line.color, "width": 1.8, "dash": line.dash},
+            hovertemplate="%{y:.4~g}",
+        )
     figure.update_xaxes(ticksuffix=" s", showgrid=False, hoverformat=".0f")
     how = scale(unit, [line.series.values for line in shown])
     figure.update_yaxes(tickformat=how.ticks, nticks=5, type="log" if log else "linear")
@@ -356,12 +458,18 @@ def waterfall(frame: Frame, spans: Sequence[Mapping[str, Any]]) -> go.Figure:
     how = scale("seconds", [np.array([whole])])
     figure = frame.figure(60 + 27 * len(spans), time_axis=False, legend=False)
     figure.add_bar(
-        base=[span["offset"] * how.factor for span in spans], x=[max(span["duration"], 1e-7) * how.factor for span in spans], y=keys, orientation="h",
+        base=[span["offset"] * how.factor for span in spans],
+        x=[max(span["duration"], 1e-7) * how.factor for span in spans],
+        y=keys,
+        orientation="h",
         marker={"color": [colors.critical if span["failed"] else shades[span["service"]] for span in spans]},
-        text=[fmt.seconds(span["duration"]) for span in spans], textposition="outside", textfont={"size": 11},
-        cliponaxis=False, customdata=[(span["name"], span["service"], span["detail"]) for span in spans],
+        text=[fmt.seconds(span["duration"]) for span in spans],
+        textposition="outside",
+        textfont={"size": 11},
+        cliponaxis=False,
+        customdata=[(span["name"], span["service"], span["detail"]) for span in spans],
         hovertemplate="<b>%{customdata[0]}</b> (%{customdata[1]})<br>%{text}<br>%{customdata[2]}<extra></extra>",
-    )  # fmt: skip
+    )
     figure.update_xaxes(tickformat=how.ticks, ticksuffix=how.suffix, range=[0, whole * how.factor * 1.12], side="top")
     figure.update_yaxes(tickvals=keys, ticktext=rows, autorange="reversed", showgrid=False, tickfont={"size": 12})
     figure.update_layout(bargap=0.35)

@@ -65,15 +65,23 @@ def command(config: DashboardConfig) -> list[str]:
 def arguments(config: DashboardConfig) -> list[str]:
     """What stands after `--`: the part of the command line that the app itself reads."""
     argv = [
-        "--query-url", config.query_url,
-        "--alerts-url", config.alerts_url,
-        "--serving-url", config.serving_url,
-        "--theme", config.theme,
-        "--refresh-seconds", str(config.refresh_seconds),
-        "--scrape-seconds", str(config.scrape_seconds),
-        "--availability-objective", str(config.availability_objective),
-        "--latency-objective-seconds", str(config.latency_objective_seconds),
-    ]  # fmt: skip
+        "--query-url",
+        config.query_url,
+        "--alerts-url",
+        config.alerts_url,
+        "--serving-url",
+        config.serving_url,
+        "--theme",
+        config.theme,
+        "--refresh-seconds",
+        str(config.refresh_seconds),
+        "--scrape-seconds",
+        str(config.scrape_seconds),
+        "--availability-objective",
+        str(config.availability_objective),
+        "--latency-objective-seconds",
+        str(config.latency_objective_seconds),
+    ]
     if config.model:
         argv += ["--model", config.model]
     if config.secret_file:

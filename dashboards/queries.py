@@ -112,11 +112,6 @@ def batches(model: str, span: float) -> dict[str, str]:
 def drift(model: str) -> dict[str, str]:
     """Range queries of the drift page."""
     return {
-        "share": gauge(names.DRIFT_COLUMNS, model),
-        "missing": gauge(names.QUALITY_MISSING, model),
-        "out_of_range": gauge(names.QUALITY_OUT_OF_RANGE, model),
-        "unseen": gauge(names.QUALITY_UNSEEN, model),
-        "rows": gauge(names.QUALITY_ROWS, model),
         "performance": gauge(names.PERFORMANCE_SCORE, model),
         "labelled": gauge(names.PERFORMANCE_LABELLED, model),
     }

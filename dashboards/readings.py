@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,15 +111,15 @@ class Comparison:
 
 def compare(reference: Mapping[str, Any], window: Mapping[str, Any], most: int = 18) -> Comparison | None:
     """Reference and window side by side; many categories become the `most` weightiest and the rest. None: not alike."""
-    layout = {**reference, **{key: window[key] for key in ("edges", "categories") if window.get(key) is not None}}
     before = np.asarray(reference.get("counts") or (), dtype=np.float64)
     after = np.asarray(window.get("counts") or (), dtype=np.float64)
-    if len(before) != len(after) or not len(before):
+    same = all(reference.get(key) == window.get(key, reference.get(key)) for key in ("edges", "categories"))
+    if not same or len(before) != len(after) or not len(before):
         return None
-    cells = _cells(layout, len(before))
+    cells = _cells(reference, len(before))
     before, after = before / max(before.sum(), 1), after / max(after.sum(), 1)
-    kept = [i for i in range(len(cells)) if before[i] or after[i] or layout.get("edges") is None]
-    if layout.get("edges") is None:
+    kept = [i for i in range(len(cells)) if before[i] or after[i] or reference.get("edges") is None]
+    if reference.get("edges") is None:
         kept = [i for i in kept if before[i] or after[i]]
         weight = np.maximum(before, after)
         kept = sorted(kept, key=lambda i: -weight[i])
@@ -138,7 +139,7 @@ def _cells(layout: Mapping[str, Any], size: int) -> list[str]:
     edges = layout.get("edges")
     if edges is None:
         return ["false", "true"] if size == 2 else [str(i) for i in range(size)]
-    inner = [f"{_edge(a)} – {_edge(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    inner = [f"{_edge(a)} – {_edge(b)}" for a, b in pairwise(edges)]
     if size == len(edges) + 1 and len(edges):
         return [f"< {_edge(edges[0])}", *inner, f"> {_edge(edges[-1])}"]
     return inner if len(inner) == size else [str(i) for i in range(size)]
@@ -178,10 +179,16 @@ def _trace_row(trace: Mapping[str, Any]) -> TraceRow:
     for span in (*spans, root):
         tags |= _tags(span)
     return TraceRow(
-        str(trace.get("traceID", root.get("traceID", ""))), root["operationName"], _service(trace, root),
-        root["startTime"] / 1e6, max(s["startTime"] + s["duration"] for s in spans) / 1e6 - root["startTime"] / 1e6,
-        any(_failed(span) for span in spans), _first(tags, "version"), _first(tags, "outcome"), len(spans),
-    )  # fmt: skip
+        str(trace.get("traceID", root.get("traceID", ""))),
+        root["operationName"],
+        _service(trace, root),
+        root["startTime"] / 1e6,
+        max(s["startTime"] + s["duration"] for s in spans) / 1e6 - root["startTime"] / 1e6,
+        any(_failed(span) for span in spans),
+        _first(tags, "version"),
+        _first(tags, "outcome"),
+        len(spans),
+    )
 
 
 def waterfall_spans(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -198,10 +205,17 @@ def waterfall_spans(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
     while pending:
         span, depth = pending.pop()
         detail = "<br>".join(f"{key}: {str(value)[:80]}" for key, value in list(_tags(span).items())[:10])
-        out.append({
-            "name": span["operationName"], "service": _service(trace, span), "depth": depth, "failed": _failed(span),
-            "offset": (span["startTime"] - begin) / 1e6, "duration": span["duration"] / 1e6, "detail": detail,
-        })  # fmt: skip
+        out.append(
+            {
+                "name": span["operationName"],
+                "service": _service(trace, span),
+                "depth": depth,
+                "failed": _failed(span),
+                "offset": (span["startTime"] - begin) / 1e6,
+                "duration": span["duration"] / 1e6,
+                "detail": detail,
+            }
+        )
         pending += [(child, depth + 1) for child in reversed(children.get(span["spanID"], []))]
     return out
 
@@ -235,7 +249,7 @@ def _first(tags: Mapping[str, Any], word: str) -> str:
 def drift_matrix(
     windows: Sequence[Mapping[str, Any]],
 ) -> tuple[list[str], list[float], Floats, npt.NDArray[np.bool_]]:
-    """Columns (the most drifted first), window starts, PSI by column and window, and which cells count as drifted."""
+    """Predictions and then features, the most drifted first; window starts; PSI; and which cells count as drifted."""
     ordered = sorted(windows, key=lambda window: seconds_of(window["start"]))
     found: dict[str, float] = {}
     for window in ordered:
@@ -250,6 +264,16 @@ def drift_matrix(
             values[i, j] = np.nan if scores.get("psi") is None else scores["psi"]
             drifted[i, j] = bool(scores.get("drifted"))
     return columns, [seconds_of(window["start"]) for window in ordered], values, drifted
+
+
+def busiest(windows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One window a start, in order of time: that of the version with the most rows."""
+    best: dict[float, Mapping[str, Any]] = {}
+    for window in windows:
+        start = seconds_of(window["start"])
+        if start not in best or (window.get("rows") or 0) > (best[start].get("rows") or 0):
+            best[start] = window
+    return [best[start] for start in sorted(best)]
 
 
 def seconds_of(value: Any) -> float:

@@ -113,7 +113,7 @@ class Sources:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
-    # --- Prometheus ---------------------------------------------------------------------------------------------------
+    # --- Prometheus -------------------------------------------------------------------------------------------------
     def ranges(self, queries: Mapping[str, str], span: Span) -> tuple[dict[str, list[Series]], list[SourceError]]:
         """All range queries at once. A query that fails gives no series and stands in the list of problems."""
         parameters = {"start": span.start, "end": span.end, "step": span.step}
@@ -141,7 +141,7 @@ class Sources:
         """All values of a label."""
         return list(self._get("query", f"/api/v1/label/{quote(label)}/values")["data"])
 
-    # --- the collector's own --------------------------------------------------------------------------------------------
+    # --- the collector's own ----------------------------------------------------------------------------------------
     def drift(self, model: str, version: str | None = None, windows: int = 60) -> Json:
         """Drift of the newest windows, and the reference they are compared with."""
         parameters = {"windows": windows, **({"version": version} if version else {})}
@@ -161,7 +161,7 @@ class Sources:
         parameters = {"model": model, "version": version}
         return self._send("query", "GET", "/api/reports/drift", parameters=parameters, timeout=180.0).content
 
-    # --- alerts ---------------------------------------------------------------------------------------------------------
+    # --- alerts -----------------------------------------------------------------------------------------------------
     def rule_groups(self) -> list[Json]:
         """Rule groups with the state of their rules, in Prometheus' JSON."""
         return list(self._get("alerts", "/api/v1/rules")["data"]["groups"])
@@ -208,7 +208,7 @@ class Sources:
         """Approve or reject a waiting action."""
         return self._post("alerts", f"/api/v1/actions/{quote(str(action_id), safe='')}/{decision}", {"actor": actor})
 
-    # --- serving --------------------------------------------------------------------------------------------------------
+    # --- serving ----------------------------------------------------------------------------------------------------
     def models(self) -> list[str]:
         """Names of the models that serving knows."""
         answer = self._get("serving", "/api/v1/models")
@@ -223,8 +223,9 @@ class Sources:
 
     def promote(self, model: str, version: str, reason: str, key: str) -> Json:
         """Make a version the stable one; `key` makes a second call harmless."""
-        return self._post("serving", f"/api/v1/models/{quote(model, safe='')}/promote",
-                          {"version": version, "reason": reason}, key)  # fmt: skip
+        return self._post(
+            "serving", f"/api/v1/models/{quote(model, safe='')}/promote", {"version": version, "reason": reason}, key
+        )
 
     def rollback(self, model: str, reason: str, key: str) -> Json:
         """All traffic to the stable version, or stable back to the one before; straight to serving, without a journal."""
@@ -247,7 +248,7 @@ class Sources:
         with self._lock:
             self._memory.clear()
 
-    # --- one request ----------------------------------------------------------------------------------------------------
+    # --- one request ------------------------------------------------------------------------------------------------
     def _get(self, service: Service, path: str, parameters: Mapping[str, Any] | None = None) -> Json:
         key = (service, path, tuple((parameters or {}).items()))
         return self._remembered(key, lambda: _json(service, self._send(service, "GET", path, parameters=parameters)))

@@ -29,15 +29,31 @@ class Palette:
 
 
 LIGHT = Palette(
-    background="#F6F7F9", surface="#FFFFFF", border="#E1E5EA", text="#1B2733", muted="#5F6C7B", grid="#EBEEF2",
-    accent="#0072B2", good="#00795A", warning="#B97A00", critical="#C2410C",
+    background="#F6F7F9",
+    surface="#FFFFFF",
+    border="#E1E5EA",
+    text="#1B2733",
+    muted="#5F6C7B",
+    grid="#EBEEF2",
+    accent="#0072B2",
+    good="#00795A",
+    warning="#B97A00",
+    critical="#C2410C",
     sequential=("#F3F6F9", "#CFE1EE", "#8FBEDC", "#4592C0", "#0F6297", "#0B3C61"),
-)  # fmt: skip
+)
 DARK = Palette(
-    background="#0F141A", surface="#171D25", border="#2A333E", text="#E4E9EF", muted="#94A1B0", grid="#242C36",
-    accent="#56B4E9", good="#2CC295", warning="#F0B840", critical="#FF7A45",
+    background="#0F141A",
+    surface="#171D25",
+    border="#2A333E",
+    text="#E4E9EF",
+    muted="#94A1B0",
+    grid="#242C36",
+    accent="#56B4E9",
+    good="#2CC295",
+    warning="#F0B840",
+    critical="#FF7A45",
     sequential=("#1B232D", "#1C3C55", "#1F5F8B", "#3A8FC4", "#7CC0EA", "#D3ECFB"),
-)  # fmt: skip
+)
 
 
 def palette(theme: Theme) -> Palette:
@@ -110,7 +126,8 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-stats { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: .7rem; }
 .tt-stat { background: var(--tt-surface); border: 1px solid var(--tt-border); border-radius: 8px; overflow: hidden;
   padding: .6rem .9rem 0; display: flex; flex-direction: column; min-width: 0; }
-.tt-stat svg { display: block; width: calc(100% + 1.8rem); height: 34px; margin: .25rem -.9rem 0; }
+.tt-flat { height: calc(34px + .25rem); }
+.tt-stat img { display: block; width: calc(100% + 1.8rem); max-width: none; height: 34px; margin: .25rem -.9rem 0; }
 .tt-stat .tt-sub { padding-bottom: .6rem; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 [data-testid="stPlotlyChart"] { overflow: hidden; }
 .tt-title { font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; line-height: 1.2; margin: 0; }

@@ -101,11 +101,14 @@ def _alerts(view: shell.View, alerts: Items) -> None:
         about = ", ".join(f"{k}={v}" for k, v in sorted(labels.items()) if k not in ("alertname", "severity"))
         words = notes.get("summary") or notes.get("description") or ""
         since = readings.seconds_of(alert["startsAt"]) if alert.get("startsAt") else None
-        lines.append((
-            f"<b>{html.escape(str(labels.get('alertname')))}</b><div class='tt-sub'>{html.escape(about)}</div>",
-            html.escape(str(words)), shell.tag(severity, color) if state == "firing" else shell.tag(state, color),
-            f'<span title="{fmt.moment(since, view.zone)}">{fmt.ago(since, view.now)}</span>',
-        ))  # fmt: skip
+        lines.append(
+            (
+                f"<b>{html.escape(str(labels.get('alertname')))}</b><div class='tt-sub'>{html.escape(about)}</div>",
+                html.escape(str(words)),
+                shell.tag(severity, color) if state == "firing" else shell.tag(state, color),
+                f'<span title="{fmt.moment(since, view.zone)}">{fmt.ago(since, view.now)}</span>',
+            )
+        )
     shell.rows(("Alert", "Summary", "State", "Since"), lines, tight=(2, 3))
 
 
@@ -117,9 +120,12 @@ def _silences(view: shell.View, silences: Items) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             matchers = ", ".join(_matcher(matcher) for matcher in silence.get("matchers") or ())
             end = readings.seconds_of(silence["endsAt"])
-            st.html(f"<span class='tt-code'>{html.escape(matchers)}</span><div class='tt-sub'>ends {fmt.ago(end, view.now)}, by "
-                    f"{html.escape(str(silence.get('createdBy') or ''))}: {html.escape(str(silence.get('comment') or ''))}"
-                    "</div>", width="stretch")  # fmt: skip
+            st.html(
+                f"<span class='tt-code'>{html.escape(matchers)}</span><div class='tt-sub'>ends {fmt.ago(end, view.now)}, by "
+                f"{html.escape(str(silence.get('createdBy') or ''))}: {html.escape(str(silence.get('comment') or ''))}"
+                "</div>",
+                width="stretch",
+            )
             if st.button("Expire", key=f"expire-{silence['id']}"):
                 identity = str(silence["id"])
                 shell.attempt(lambda: view.sources.expire_silence(identity), "The silence has ended")  # noqa: B023
@@ -141,8 +147,9 @@ def _new_silence(view: shell.View) -> None:
     except SourceError as problem:
         shell.notice([problem])
         return
-    name = st.selectbox("Alert", known, index=0 if known else None, accept_new_options=True,
-                        placeholder="The alert's name")  # fmt: skip
+    name = st.selectbox(
+        "Alert", known, index=0 if known else None, accept_new_options=True, placeholder="The alert's name"
+    )
     only = st.checkbox(f"Only for model {view.model}", value=False) if view.model else False
     seconds = st.selectbox("For", list(_SILENCE_SECONDS), index=1, format_func=_SILENCE_SECONDS.__getitem__)
     creator = st.text_input("Your name", value="dashboard")
@@ -169,14 +176,18 @@ def _journal(view: shell.View, actions: Items) -> None:
         for action in actions[:15]:
             took = _took(action)
             state = str(action.get("state") or "")
-            lines.append((
-                f'<span title="{fmt.moment(action.get("created_at"), view.zone)}">{fmt.ago(action.get("created_at"), view.now)}'
-                "</span>",
-                f"<b>{html.escape(str(action.get('action')))}</b><div class='tt-sub'>{html.escape(str(action.get('model')))}</div>",
-                shell.tag(state, shade.get(state, colors.muted)), html.escape(str(action.get("mode") or "")),
-                f"{html.escape(str(action.get('reason') or ''))}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
-                html.escape(_evidence(action.get("evidence"))), took,
-            ))  # fmt: skip
+            lines.append(
+                (
+                    f'<span title="{fmt.moment(action.get("created_at"), view.zone)}">{fmt.ago(action.get("created_at"), view.now)}'
+                    "</span>",
+                    f"<b>{html.escape(str(action.get('action')))}</b><div class='tt-sub'>{html.escape(str(action.get('model')))}</div>",
+                    shell.tag(state, shade.get(state, colors.muted)),
+                    html.escape(str(action.get("mode") or "")),
+                    f"{html.escape(str(action.get('reason') or ''))}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
+                    html.escape(_evidence(action.get("evidence"))),
+                    took,
+                )
+            )
         shell.rows(("When", "Action", "State", "Mode", "Reason", "Evidence", "Took"), lines, numeric=(6,), tight=(0,))
 
 
@@ -209,16 +220,23 @@ def _in_full(view: shell.View) -> None:
     if not actions:
         shell.empty("Nothing was done yet", "The journal is empty.")
         return
-    chosen = st.selectbox("Action", list(actions), format_func=lambda a: f"{fmt.moment(a.get('created_at'), view.zone)}  "
-                          f"{a.get('action')} {a.get('model')}, {a.get('state')}")  # fmt: skip
+    chosen = st.selectbox(
+        "Action",
+        list(actions),
+        format_func=lambda a: (
+            f"{fmt.moment(a.get('created_at'), view.zone)}  {a.get('action')} {a.get('model')}, {a.get('state')}"
+        ),
+    )
     st.json(chosen)
 
 
 @st.dialog("Act by hand")
 def _confirm(view: shell.View, action: str) -> None:
-    words = {"rollback": "All traffic goes to the last good version: the stable one if a canary runs, otherwise the one "
-                         "before it. No request fails by the switch.",
-             "retrain": "A training run starts on recent labelled events. What it makes must pass the gate and a canary."}  # fmt: skip
+    words = {
+        "rollback": "All traffic goes to the last good version: the stable one if a canary runs, otherwise the one "
+        "before it. No request fails by the switch.",
+        "retrain": "A training run starts on recent labelled events. What it makes must pass the gate and a canary.",
+    }
     st.html(f"<b>{'Roll back' if action == 'rollback' else 'Retrain'} {html.escape(view.model)}?</b> {words[action]}")
     actor = st.text_input("Your name", value="dashboard")
     reason = st.text_input("Reason", placeholder="What you saw; kept in the journal")
@@ -257,14 +275,19 @@ def _rules(view: shell.View, groups: Items) -> None:
             )
             held = float(rule.get("duration") or 0)
             query = str(rule.get("query") or "")
-            lines.append((
-                _rank(state), f"<b>{html.escape(str(rule.get('name')))}</b><div class='tt-sub'>{html.escape(str(group.get('name')))}</div>",
-                shell.tag(state, shade[state]) if state in shade else f'<span class="dim">{html.escape(state)}</span>',
-                f'<code title="{html.escape(query)}">{html.escape(query[:110] + ("…" if len(query) > 110 else ""))}</code>',
-                fmt.seconds(held) if held else fmt.DASH,
-                health + (f"<div class='tt-sub'>{html.escape(error)}</div>" if error else ""),
-                _when(view, rule.get("lastEvaluation")),
-            ))  # fmt: skip
+            lines.append(
+                (
+                    _rank(state),
+                    f"<b>{html.escape(str(rule.get('name')))}</b><div class='tt-sub'>{html.escape(str(group.get('name')))}</div>",
+                    shell.tag(state, shade[state])
+                    if state in shade
+                    else f'<span class="dim">{html.escape(state)}</span>',
+                    f'<code title="{html.escape(query)}">{html.escape(query[:110] + ("…" if len(query) > 110 else ""))}</code>',
+                    fmt.seconds(held) if held else fmt.DASH,
+                    health + (f"<div class='tt-sub'>{html.escape(error)}</div>" if error else ""),
+                    _when(view, rule.get("lastEvaluation")),
+                )
+            )
     if not lines:
         shell.empty("No rules are loaded", "The alerts service reads Prometheus rule files; it ships some of its own.")
         return
@@ -283,5 +306,6 @@ def _when(view: shell.View, time: Any) -> str:
 
 
 if __name__ == "__main__":
-    shell.page("Alerts and actions", "What is wrong, what was done about it, and why", body, levers=levers,
-               needs_model=False)  # fmt: skip
+    shell.page(
+        "Alerts and actions", "What is wrong, what was done about it, and why", body, levers=levers, needs_model=False
+    )

@@ -17,6 +17,7 @@ from dashboards.sources import Refused, Series, SourceError, Sources, Unavailabl
 from dashboards.theme import version_color
 
 Windows = Sequence[Mapping[str, Any]]
+_ALL = "All versions"
 
 
 def body(view: shell.View) -> None:
@@ -35,11 +36,12 @@ def body(view: shell.View) -> None:
         readings.by([Series({"version": str(w["version"])}, np.empty(0), np.empty(0)) for w in every], "version")
     )
     if versions:
-        newest = max(every, key=lambda w: readings.seconds_of(w["end"]))
-        _drift(view, report, every, versions, str(newest["version"]))
+        _drift(view, every, versions)
     else:
-        shell.empty("No drift window is closed yet", "Windows close by event time once predictions arrive and the version "
-                    "has a reference profile.")  # fmt: skip
+        shell.empty(
+            "No drift window is closed yet",
+            "Windows close by event time once predictions arrive and the version has a reference profile.",
+        )
     left, middle, right = st.columns(3)
     with left, shell.card("score", "Log loss", "lower is better"):
         _performance(view, found["performance"], ("log_loss", "none"), "number", "score", from_zero=False)
@@ -49,19 +51,31 @@ def body(view: shell.View) -> None:
         _performance(view, found["performance"], ("positive_ratio", "prediction_mean"), "ratio", "base")
 
 
-def _drift(view: shell.View, report: Mapping[str, Any], every: Windows, versions: list[str], newest: str) -> None:
+def _drift(view: shell.View, every: Windows, versions: list[str]) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        version = st.selectbox("Version", versions, index=versions.index(newest), format_func=fmt.version, width=150,
-                               key="drift_version")  # fmt: skip
-        windows = sorted(
-            (w for w in every if str(w["version"]) == version), key=lambda w: readings.seconds_of(w["start"])
+        version = st.selectbox(
+            "Version",
+            [_ALL, *versions],
+            format_func=lambda v: v if v == _ALL else fmt.version(v),
+            width=170,
+            key="drift_version",
+            help="Of all versions, the one with the most rows",
         )
+        windows = readings.busiest([w for w in every if version in (_ALL, str(w["version"]))])
         columns, starts, values, drifted = readings.drift_matrix(windows)
-        column = st.selectbox("Column", columns, format_func=fmt.column, width=230, key="drift_column")
-        stamps = ["newest", *starts[::-1]]
-        when = st.selectbox("Window", stamps, width=230, key="drift_window", format_func=lambda t: "Newest" if t == "newest"
-                            else f"from {fmt.moment(t, view.zone)}")  # fmt: skip
-    chosen = windows[-1] if when == "newest" or when not in starts else windows[starts.index(when)]
+        if not columns:
+            shell.empty("No column can be compared", "The version needs a reference profile; training registers one.")
+            return
+        column = str(st.selectbox("Column", columns, format_func=fmt.column, width=230, key="drift_column"))
+        when = st.selectbox(
+            "Window",
+            ["newest", *starts[::-1]],
+            width=230,
+            key="drift_window",
+            format_func=lambda t: "Newest" if t == "newest" else f"from {fmt.moment(float(t), view.zone)}",
+        )
+    chosen = windows[-1] if when not in starts else windows[starts.index(when)]
+    scores = chosen["columns"].get(column) or {}
     left, right = st.columns((3, 2))
     with (
         left,
@@ -69,24 +83,24 @@ def _drift(view: shell.View, report: Mapping[str, Any], every: Windows, versions
     ):
         shell.chart("heat", charts.heat_map(view.frame, [fmt.column(c) for c in columns], starts, values, drifted))
     with right:
-        with shell.card("distribution", f"{fmt.column(str(column))}", _window_words(view, chosen)):
-            _distribution(view, report, chosen, str(column), version)
-        with shell.card("scores", "Distances in this window"):
-            _scores(chosen["columns"].get(column) or {})
+        with shell.card("distribution", fmt.column(column), _window_words(view, chosen)):
+            _distribution(view, chosen, column)
+        with shell.card("scores", "Distances in this window", str(scores.get("reason") or "")):
+            _scores(scores)
     with shell.card("columns", "Columns in this window", f"{fmt.number(chosen.get('rows'))} rows"):
-        _columns(view, columns, windows, chosen, version)
+        _columns(columns, windows, chosen)
 
 
 def _window_words(view: shell.View, window: Mapping[str, Any]) -> str:
     start, end = readings.seconds_of(window["start"]), readings.seconds_of(window["end"])
-    return f"{fmt.clock(start, view.zone)} to {fmt.clock(end, view.zone)}, {fmt.number(window.get('rows'))} rows"
+    return f"{fmt.clock(start, view.zone)} to {fmt.clock(end, view.zone)}, {fmt.number(window.get('rows'))} rows of {fmt.version(str(window['version']))}"
 
 
-def _distribution(
-    view: shell.View, report: Mapping[str, Any], window: Mapping[str, Any], column: str, version: str
-) -> None:
-    reference = (report.get("reference") or {}).get(column) or {}
-    both = readings.compare(reference, window["columns"].get(column) or {})
+def _distribution(view: shell.View, window: Mapping[str, Any], column: str) -> None:
+    version = str(window["version"])
+    # Asked for by version: each version has a reference of its own.
+    reference = view.sources.drift(view.model, version, 1).get("reference") or {}
+    both = readings.compare(reference.get(column) or {}, window["columns"].get(column) or {})
     if both is None:
         shell.empty(
             "No comparison", "The window and the reference of this version have different bins for this column."
@@ -99,44 +113,52 @@ def _distribution(
 
 
 def _scores(scores: Mapping[str, Any]) -> None:
-    cells = [("PSI", scores.get("psi")), ("Jensen–Shannon", scores.get("jensen_shannon")),
-             ("Wasserstein", scores.get("wasserstein")), ("KS", scores.get("ks")),
-             ("Threshold", scores.get("threshold"))]  # fmt: skip
+    cells = [
+        ("PSI", scores.get("psi")),
+        ("Jensen–Shannon", scores.get("jensen_shannon")),
+        ("Wasserstein", scores.get("wasserstein")),
+        ("KS", scores.get("ks")),
+        ("Threshold", scores.get("threshold")),
+    ]
     shell.rows([name for name, _ in cells], [[fmt.number(value) for _, value in cells]])
 
 
-def _columns(view: shell.View, columns: list[str], windows: Windows, chosen: Mapping[str, Any], version: str) -> None:
-    found, _ = view.sources.ranges(queries.drift(view.model), view.span)
-    quality = {
-        name: {
-            item.labels.get("column", ""): item.last for item in found[name] if item.labels.get("version") == version
-        }
-        for name in ("missing", "out_of_range", "unseen")
-    }
+def _columns(columns: list[str], windows: Windows, chosen: Mapping[str, Any]) -> None:
     scores = [chosen["columns"].get(column) or {} for column in columns]
-    table = pd.DataFrame({
-        "Column": [fmt.column(column) for column in columns],
-        "State": ["drifted" if score.get("drifted") else "steady" for score in scores],
-        "PSI": [score.get("psi") for score in scores],
-        "Threshold": [score.get("threshold") for score in scores],
-        "Trend": [[(w["columns"].get(c) or {}).get("psi") or 0.0 for w in windows[-30:]] for c in columns],
-        "Jensen–Shannon": [score.get("jensen_shannon") for score in scores],
-        "Wasserstein": [score.get("wasserstein") for score in scores],
-        "KS": [score.get("ks") for score in scores],
-        "Missing": [_first(score.get("missing_ratio"), quality["missing"].get(c)) for c, score in zip(columns, scores, strict=True)],
-        "Out of range": [quality["out_of_range"].get(column) for column in columns],
-        "Unseen": [quality["unseen"].get(column) for column in columns],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "Column": [fmt.column(column) for column in columns],
+            "State": ["drifted" if score.get("drifted") else "steady" for score in scores],
+            "PSI": [score.get("psi") for score in scores],
+            "Threshold": [score.get("threshold") for score in scores],
+            "Trend": [[(w["columns"].get(c) or {}).get("psi") or 0.0 for w in windows[-30:]] for c in columns],
+            "Jensen–Shannon": [score.get("jensen_shannon") for score in scores],
+            "Wasserstein": [score.get("wasserstein") for score in scores],
+            "KS": [score.get("ks") for score in scores],
+            "Missing": [score.get("missing_ratio") for score in scores],
+            "Out of range": [score.get("out_of_range_ratio") for score in scores],
+            "Unseen": [score.get("unseen_ratio") for score in scores],
+        }
+    )
     number, ratio = st.column_config.NumberColumn(format="%.3f"), st.column_config.NumberColumn(format="percent")
-    config = {"PSI": number, "Threshold": number, "Jensen–Shannon": number, "Wasserstein": number, "KS": number,
-              "Missing": ratio, "Out of range": ratio, "Unseen": ratio,
-              "Trend": st.column_config.LineChartColumn(width="small", help="PSI over the newest 30 windows", y_min=0)}  # fmt: skip
-    st.dataframe(table.astype({name: "float64" for name in config if name != "Trend"}), hide_index=True,
-                 column_config=config, height="content", placeholder=fmt.DASH)  # fmt: skip
-
-
-def _first(*values: float | None) -> float | None:
-    return next((value for value in values if value is not None), None)
+    config = {
+        "PSI": number,
+        "Threshold": number,
+        "Jensen–Shannon": number,
+        "Wasserstein": number,
+        "KS": number,
+        "Missing": ratio,
+        "Out of range": ratio,
+        "Unseen": ratio,
+        "Trend": st.column_config.LineChartColumn(width="small", help="PSI over the newest 30 windows", y_min=0),
+    }
+    st.dataframe(
+        table.astype({name: "float64" for name in config if name != "Trend"}),
+        hide_index=True,
+        column_config=config,
+        height="content",
+        placeholder=fmt.DASH,
+    )
 
 
 def _performance(
@@ -150,11 +172,16 @@ def _performance(
     words = {"log_loss": "", "roc_auc": "", "positive_ratio": " labels", "prediction_mean": " predicted"}
     dashes = dict(zip(metrics, ("solid", "dot"), strict=True))
     shown = [
-        Line(f"{fmt.version(item.labels.get('version'))}{words[item.labels['metric']]}", item,
-             version_color(item.labels.get("version", "")), dashes[item.labels["metric"]])
-        for group in readings.by(series, "version").values() for item in group
+        Line(
+            f"{fmt.version(item.labels.get('version'))}{words[item.labels['metric']]}",
+            item,
+            version_color(item.labels.get("version", "")),
+            dashes[item.labels["metric"]],
+        )
+        for group in readings.by(series, "version").values()
+        for item in group
         if item.labels.get("metric") in metrics and len(item.times)
-    ]  # fmt: skip
+    ]
     if not shown:
         shell.empty("No labels yet", "Scores appear when labels of served predictions come in.")
         return
@@ -188,8 +215,14 @@ def _report(view: shell.View, versions: Sequence[str]) -> None:
         if st.button(label, disabled=not version, icon=":material/description:"):
             held = _fetch(view.sources, view.model, version) or held
         if held:
-            st.download_button("Download", held["html"], f"drift-{held['model']}-v{held['version']}.html", "text/html",
-                               on_click="ignore", icon=":material/download:")  # fmt: skip
+            st.download_button(
+                "Download",
+                held["html"],
+                f"drift-{held['model']}-v{held['version']}.html",
+                "text/html",
+                on_click="ignore",
+                icon=":material/download:",
+            )
             if st.button("Close"):
                 st.session_state.pop("evidently", None)
                 held = None
@@ -215,5 +248,6 @@ def _fetch(sources: Sources, model: str, version: str) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    shell.page("Drift", "Inputs against the training reference, data quality, and scores once labels come", body,
-               below=report)  # fmt: skip
+    shell.page(
+        "Drift", "Inputs against the training reference, data quality, and scores once labels come", body, below=report
+    )

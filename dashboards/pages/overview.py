@@ -60,15 +60,31 @@ def _numbers(view: shell.View, found: dict[str, list[Series]]) -> None:
     cells = (
         ("Requests", _with(fmt.number(whole.last), "/s"), whole, f"Requests a second, {look_back}"),
         ("Latency p50", fmt.seconds(readings.latest(found["p50"])), _one(found["p50"]), f"Median, {look_back}"),
-        ("Latency p99", fmt.seconds(readings.latest(found["p99"])), _one(found["p99"]),
-         f"One request in a hundred is slower, {look_back}"),
-        ("Error ratio", fmt.percent(errors.last), errors,
-         f"Share of requests that failed through a version's fault, {look_back}"),
-        ("Drifted features", fmt.percent(readings.latest(found["drift"]), 0), _newest(found["drift"]),
-         "Share of the feature columns that drifted in the last closed window"),
-        ("Log loss", fmt.number(readings.latest(found["log_loss"])), _newest(found["log_loss"]),
-         "Of predictions whose labels have come; lower is better"),
-    )  # fmt: skip
+        (
+            "Latency p99",
+            fmt.seconds(readings.latest(found["p99"])),
+            _one(found["p99"]),
+            f"One request in a hundred is slower, {look_back}",
+        ),
+        (
+            "Error ratio",
+            fmt.percent(errors.last),
+            errors,
+            f"Share of requests that failed through a version's fault, {look_back}",
+        ),
+        (
+            "Drifted features",
+            fmt.percent(readings.latest(found["drift"]), 0),
+            _newest(found["drift"]),
+            "Share of the feature columns that drifted in the last closed window",
+        ),
+        (
+            "Log loss",
+            fmt.number(readings.latest(found["log_loss"])),
+            _newest(found["log_loss"]),
+            "Of predictions whose labels have come; lower is better",
+        ),
+    )
     shell.stats([shell.Stat(label, value, words, series) for label, value, series, words in cells], view.colors.accent)
 
 
@@ -133,17 +149,25 @@ def _traffic(view: shell.View, policy: dict[str, object]) -> None:
     bar = "".join(f'<div style="width:{w * 100:.2f}%;background:{version_color(v)}"></div>' for v, w, _ in parts)
     lines = "".join(
         f'<div><span class="tt-dot" style="background:{version_color(v)}"></span>{fmt.version(v)}&ensp;'
-        f'<span class="tt-sub">{html.escape(role)}</span><i>{fmt.percent(w)}</i></div>' for v, w, role in parts
-    )  # fmt: skip
+        f'<span class="tt-sub">{html.escape(role)}</span><i>{fmt.percent(w)}</i></div>'
+        for v, w, role in parts
+    )
     if isinstance(shadow, dict):
         v = str(shadow["version"])
-        lines += (f'<div><span class="tt-dot" style="background:{version_color(v)}"></span>{fmt.version(v)}&ensp;<span '
-                  f'class="tt-sub">shadow</span><i>{fmt.percent(float(shadow.get("fraction") or 0))} copied</i></div>')  # fmt: skip
+        lines += (
+            f'<div><span class="tt-dot" style="background:{version_color(v)}"></span>{fmt.version(v)}&ensp;<span '
+            f'class="tt-sub">shadow</span><i>{fmt.percent(float(shadow.get("fraction") or 0))} copied</i></div>'
+        )
     previous = fmt.version(str(policy["previous"])) if policy.get("previous") else None
-    note = f"A rollback goes to {previous if not canary else fmt.version(str(policy['stable']))}." if (
-        previous or canary) else "There is no version to roll back to."  # fmt: skip
-    st.html(f'<div class="tt-big">{fmt.version(str(policy["stable"]))}</div><div class="tt-bar">{bar}</div>'
-            f'<div class="tt-services">{lines}</div><div class="tt-sub">{note}</div>')  # fmt: skip
+    note = (
+        f"A rollback goes to {previous if not canary else fmt.version(str(policy['stable']))}."
+        if (previous or canary)
+        else "There is no version to roll back to."
+    )
+    st.html(
+        f'<div class="tt-big">{fmt.version(str(policy["stable"]))}</div><div class="tt-bar">{bar}</div>'
+        f'<div class="tt-services">{lines}</div><div class="tt-sub">{note}</div>'
+    )
 
 
 def _alerts(view: shell.View, series: Sequence[Series]) -> None:
@@ -158,10 +182,14 @@ def _alerts(view: shell.View, series: Sequence[Series]) -> None:
         labels = item.labels
         color = severity_color(labels.get("severity", ""), view.colors)
         about = ", ".join(
-            html.escape(labels[key]) for key in ("version", "release", "column", "service") if labels.get(key)
+            f"{key} {html.escape(labels[key])}" for key in ("version", "release", "column") if labels.get(key)
         )
-        lines.append((f"<b>{html.escape(labels.get('alertname', ''))}</b><div class='tt-sub'>{about}</div>",
-                      shell.tag(labels.get("alertstate", ""), color)))  # fmt: skip
+        lines.append(
+            (
+                f"<b>{html.escape(labels.get('alertname', ''))}</b><div class='tt-sub'>{about}</div>",
+                shell.tag(labels.get("alertstate", ""), color),
+            )
+        )
     shell.rows(("Alert", "State"), lines, tight=(1,))
     if len(active) > 6:
         st.html(f'<div class="tt-sub">and {len(active) - 6} more</div>')
@@ -183,10 +211,12 @@ def _happened(view: shell.View, story: Timeline) -> None:
         shell.empty("No actions yet", "Rollbacks, retrains and promotions are told here, with their reasons.")
         return
     lines = [
-        (f'<span class="dim">{fmt.clock(mark.time, view.zone)}</span>',
-         f"{html.escape(mark.title)}<div class='tt-sub'>{html.escape(mark.why)}</div>")
+        (
+            f'<span class="dim">{fmt.clock(mark.time, view.zone)}</span>',
+            f"{html.escape(mark.title)}<div class='tt-sub'>{html.escape(mark.why)}</div>",
+        )
         for mark in reversed(story.marks[-5:])
-    ]  # fmt: skip
+    ]
     shell.rows(("When", "What and why"), lines, tight=(0,))
 
 

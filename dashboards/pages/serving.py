@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -18,8 +19,13 @@ from dashboards.theme import SERIES, version_color
 from observability import names
 
 ENOUGH_EVIDENCE = 100.0  # an e-value of 100 is evidence at alpha = 1 %
-_OUTCOME_COLORS = dict(zip(names.OUTCOMES, ("#009E73", "#8C8C8C", "#E69F00", "#D55E00", "#CC79A7", "#B8BEC6", "#A5320C",
-                                            "#6B1D5C"), strict=True))  # fmt: skip
+_OUTCOME_COLORS = dict(
+    zip(
+        names.OUTCOMES,
+        ("#009E73", "#8C8C8C", "#E69F00", "#D55E00", "#CC79A7", "#B8BEC6", "#A5320C", "#6B1D5C"),
+        strict=True,
+    )
+)
 
 
 def body(view: shell.View) -> None:
@@ -112,8 +118,8 @@ def _batch_sizes(view: shell.View, buckets: Sequence[Series]) -> None:
         shell.empty("No batches in this span", "Batches form as soon as requests come.")
         return
     bounds = [0.0, *(bound for bound, _ in ordered)]
-    last = max(i for i, count in enumerate(counts) if count > 0)
-    labels = [_bucket(low, high) for low, high in zip(bounds[:-1], bounds[1:], strict=True)][: last + 1]
+    last = max(i for i, count in enumerate(counts) if count >= 0.001 * sum(counts))
+    labels = [_bucket(low, high) for low, high in pairwise(bounds)][: last + 1]
     shares = [count / sum(counts) for count in counts[: last + 1]]
     figure = charts.bars(view.frame, labels, shares, "ratio", color=SERIES[0], height=175)
     shell.chart("batches", figure.update_xaxes(title={"text": "rows", "font": {"size": 11}, "standoff": 2}))
@@ -128,15 +134,18 @@ def _bucket(low: float, high: float) -> str:
 def _evidence(view: shell.View, found: dict[str, list[Series]]) -> None:
     series = [item for item in found["evidence"] if len(item.times)]
     if not series:
-        shell.empty("No canary in this span", "Release one with <code>trimtab models canary</code>: its evidence of harm "
-                    "and of safety mounts here, request by request.")  # fmt: skip
+        shell.empty(
+            "No canary in this span",
+            "Release one with <code>trimtab models canary</code>: its evidence of harm "
+            "and of safety mounts here, request by request.",
+        )
         return
     left, right = st.columns((5, 2))
     shown = []
     for item in series:
         labels, harm = item.labels, item.labels.get("hypothesis") == "harm"
         name = f"{labels.get('release', '')} {labels.get('hypothesis', '')}"
-        positive = Series(labels, item.times, item.values.clip(min=1e-4))
+        positive = Series(labels, item.times, item.values.clip(1e-4, 1e12))
         color = version_color(labels.get("candidate", ""))
         shown.append(Line(name, positive, color, "solid" if harm else "dot"))
     figure = charts.lines(
@@ -159,11 +168,14 @@ def _releases(view: shell.View, series: Sequence[Series], found: dict[str, list[
             f"{fmt.version(group[0].labels.get('candidate'))} against {fmt.version(group[0].labels.get('baseline'))}"
         )
         harm = max((float(i.values.max()) for i in group if i.labels.get("hypothesis") == "harm"), default=None)
-        lines.append((
-            f"{html.escape(release)}<div class='tt-sub'>{versions}</div>",
-            f"{fmt.number(sum(counts.values()))}<div class='tt-sub'>{fmt.number(counts.get('error', 0.0))} failed</div>",
-            fmt.number(harm), _verdict(view, release, found["verdict"]),
-        ))  # fmt: skip
+        lines.append(
+            (
+                f"{html.escape(release)}<div class='tt-sub'>{versions}</div>",
+                f"{fmt.number(sum(counts.values()))}<div class='tt-sub'>{fmt.number(counts.get('error', 0.0))} failed</div>",
+                fmt.number(harm),
+                _verdict(view, release, found["verdict"]),
+            )
+        )
     shell.rows(("Release", "Requests", "Harm", "Verdict"), lines[:5], numeric=(1, 2), tight=(3,))
 
 
@@ -188,9 +200,14 @@ def _traces(view: shell.View) -> None:
             return
         st.session_state["trace_rows"] = table
         st.dataframe(
-            _frame(view, table), key="trace_table", on_select=_select, selection_mode="single-row", hide_index=True,
-            height=290, column_config=_COLUMNS,
-        )  # fmt: skip
+            _frame(view, table),
+            key="trace_table",
+            on_select=_select,
+            selection_mode="single-row",
+            hide_index=True,
+            height=290,
+            column_config=_COLUMNS,
+        )
         if chosen:
             _waterfall(view, chosen)
     except SourceError as problem:
@@ -212,16 +229,18 @@ def _select() -> None:
 
 
 def _frame(view: shell.View, table: Sequence[TraceRow]) -> pd.DataFrame:
-    return pd.DataFrame({
-        "When": [fmt.clock(row.start, view.zone) for row in table],
-        "Duration": [row.duration * 1000 for row in table],
-        "Status": ["failed" if row.failed else "ok" for row in table],
-        "Outcome": [row.outcome.replace("_", " ") for row in table],
-        "Version": [fmt.version(row.version) for row in table],
-        "Spans": [row.num_spans for row in table],
-        "Service": [row.service for row in table],
-        "Trace": [row.trace_id for row in table],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "When": [fmt.clock(row.start, view.zone) for row in table],
+            "Duration": [row.duration * 1000 for row in table],
+            "Status": ["failed" if row.failed else "ok" for row in table],
+            "Outcome": [row.outcome.replace("_", " ") for row in table],
+            "Version": [fmt.version(row.version) for row in table],
+            "Spans": [row.num_spans for row in table],
+            "Service": [row.service for row in table],
+            "Trace": [row.trace_id for row in table],
+        }
+    )
 
 
 def _waterfall(view: shell.View, trace_id: str) -> None:

@@ -16,8 +16,9 @@ from dashboards.sources import Series, SourceError
 from dashboards.theme import SERIES
 from observability import names
 
-_PHASE_COLORS = dict(zip(names.PHASES, ("#8C8C8C", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#D55E00"),
-                         strict=True))  # fmt: skip
+_PHASE_COLORS = dict(
+    zip(names.PHASES, ("#8C8C8C", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#D55E00"), strict=True)
+)
 
 
 def body(view: shell.View) -> None:
@@ -89,10 +90,16 @@ def _roles_words(policy: Mapping[str, Any]) -> str:
 
 def _curve(view: shell.View, key: str, series: Sequence[Series], runs: Sequence[str]) -> None:
     shown = [
-        Line(item.labels.get("run", ""), item, SERIES[runs.index(item.labels.get("run", "")) % len(SERIES)]
-             if item.labels.get("run", "") in runs else SERIES[-1])
-        for item in sorted(series, key=lambda item: float(item.times[0])) if len(item.times)
-    ]  # fmt: skip
+        Line(
+            item.labels.get("run", ""),
+            item,
+            SERIES[runs.index(item.labels.get("run", "")) % len(SERIES)]
+            if item.labels.get("run", "") in runs
+            else SERIES[-1],
+        )
+        for item in sorted(series, key=lambda item: float(item.times[0]))
+        if len(item.times)
+    ]
     if not shown:
         shell.empty("No run in this span", "Start one with <code>trimtab train</code>, or choose a longer time range.")
         return
@@ -114,10 +121,14 @@ def _phases(view: shell.View, now: Mapping[str, Sequence[Series]]) -> None:
     whole = sum(sums[phase] for phase in known)
     counts = {item.labels.get("phase", ""): item.last or 0.0 for item in now["phase_count"]}
     lines = [
-        (html.escape(phase.replace("_", " ")), fmt.percent(sums[phase] / whole, 1),
-         fmt.seconds(sums[phase] / counts[phase]) if counts.get(phase) else fmt.DASH, fmt.number(counts.get(phase)))
+        (
+            html.escape(phase.replace("_", " ")),
+            fmt.percent(sums[phase] / whole, 1),
+            fmt.seconds(sums[phase] / counts[phase]) if counts.get(phase) else fmt.DASH,
+            fmt.number(counts.get(phase)),
+        )
         for phase in known
-    ]  # fmt: skip
+    ]
     shell.rows(("Phase", "Share", "Mean", "Times"), lines, numeric=(1, 2, 3))
 
 
@@ -138,12 +149,18 @@ def _evaluation(series: Sequence[Series]) -> None:
 def _versions(view: shell.View, policy: Mapping[str, Any]) -> None:
     versions = sorted(policy.get("versions", ()), key=lambda v: -float(v.get("created_at") or 0))
     if not versions:
-        shell.empty("No version registered", "A run that passes the gate registers one; so does "
-                    "<code>trimtab models register</code>.")  # fmt: skip
+        shell.empty(
+            "No version registered",
+            "A run that passes the gate registers one; so does <code>trimtab models register</code>.",
+        )
         return
     lines = [_version_line(view, policy, version) for version in versions[:12]]
-    shell.rows(("Version", "Role", "Registered", "Data window", "Rows", "Gate", "Scores", "Parent", "Code", "Digest"),
-               lines, numeric=(4,), tight=(1, 2, 3))  # fmt: skip
+    shell.rows(
+        ("Version", "Role", "Registered", "Data window", "Rows", "Gate", "Scores", "Parent", "Code", "Digest"),
+        lines,
+        numeric=(4,),
+        tight=(1, 2, 3),
+    )
 
 
 def _version_line(view: shell.View, policy: Mapping[str, Any], version: Mapping[str, Any]) -> tuple[str, ...]:
@@ -158,12 +175,17 @@ def _version_line(view: shell.View, policy: Mapping[str, Any], version: Mapping[
     created = version.get("created_at")
     created = readings.seconds_of(created) if created is not None else None
     return (
-        f"<b>{fmt.version(name)}</b>", _role(view, policy, name, str(version.get("state") or "")),
+        f"<b>{fmt.version(name)}</b>",
+        _role(view, policy, name, str(version.get("state") or "")),
         f'<span title="{fmt.moment(created, view.zone)}">{fmt.ago(created, view.now)}</span>',
-        html.escape(words["window"]), words["rows"], _gate(view, lineage.get("gate")), scores or fmt.DASH, words["parent"],
+        html.escape(words["window"]),
+        words["rows"],
+        _gate(view, lineage.get("gate")),
+        scores or fmt.DASH,
+        words["parent"],
         f"<code>{html.escape(words['revision'])}</code>",
         f'<code title="{html.escape(str(version.get("digest")))}">{html.escape(_short(version.get("digest")))}</code>',
-    )  # fmt: skip
+    )
 
 
 def _short(digest: Any) -> str:
@@ -211,14 +233,17 @@ def promotion(view: shell.View) -> None:
 
 @st.dialog("Promote a version")
 def _confirm_promotion(view: shell.View, versions: Sequence[str], preferred: str) -> None:
-    st.html(f"All requests for <b>{html.escape(view.model)}</b> will be answered by the version you choose. "
-            "The one that is stable now stays loaded, so a rollback is at hand.")  # fmt: skip
+    st.html(
+        f"All requests for <b>{html.escape(view.model)}</b> will be answered by the version you choose. "
+        "The one that is stable now stays loaded, so a rollback is at hand."
+    )
     version = st.selectbox("Version", versions, index=versions.index(preferred), format_func=fmt.version)
     reason = st.text_input("Reason", placeholder="What speaks for it; kept in the history")
     if st.button("Promote", type="primary", disabled=not reason):
         key = f"dashboard-{uuid4()}"
-        shell.attempt(lambda: view.sources.promote(view.model, version, reason, key),
-                      f"{fmt.version(version)} is stable now")  # fmt: skip
+        shell.attempt(
+            lambda: view.sources.promote(view.model, version, reason, key), f"{fmt.version(version)} is stable now"
+        )
         st.rerun()
 
 

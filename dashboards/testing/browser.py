@@ -13,9 +13,16 @@ from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 PAGES = ("", "serving", "drift", "training", "alerts")
 CHROMIUM = "/usr/bin/chromium"
 _FLAGS = (
-    "--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
-    "--disable-sync", "--no-first-run", "--disable-domain-reliability", "--metrics-recording-only", "--disable-gpu",
-)  # fmt: skip
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-domain-reliability",
+    "--metrics-recording-only",
+    "--disable-gpu",
+)
 _BROKEN = (
     ("exception", '[data-testid="stException"]'),
     ("error box", '[data-testid="stAlertContentError"]'),

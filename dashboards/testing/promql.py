@@ -48,7 +48,7 @@ def _evaluate(world: World, node: Any, time: float) -> Vector:
         return _evaluate(world, node.expr, time)
     if isinstance(node, pp.VectorSelector):
         found = {labels: value(time) for labels, value in _select(world, node).items()}
-        named = (("__name__", node.name),)
+        named = (("__name__", str(node.name)),)
         return {named + labels: value for labels, value in found.items() if value is not None}
     if isinstance(node, pp.AggregateExpr):
         return _sum(_evaluate(world, node.expr, time), node.modifier.labels if node.modifier else [])
@@ -82,9 +82,11 @@ def _select(world: World, node: Any) -> dict[Labels, Value]:
 def _matches(node: Any, labels: Mapping[str, str]) -> bool:
     for matcher in node.matchers.matchers:
         have, op = labels.get(matcher.name, ""), matcher.op
-        same = have == matcher.value if op in (pp.MatchOp.Equal, pp.MatchOp.NotEqual) else bool(
-            re.fullmatch(matcher.value, have)
-        )  # fmt: skip
+        same = (
+            have == matcher.value
+            if op in (pp.MatchOp.Equal, pp.MatchOp.NotEqual)
+            else bool(re.fullmatch(matcher.value, have))
+        )
         if same != (op in (pp.MatchOp.Equal, pp.MatchOp.Re)):
             return False
     return True

@@ -19,30 +19,68 @@ def action(
     """One action as the API gives it."""
     ended = state in ("done", "failed")
     return {
-        "id": identity, "key": f"{kind}/{MODEL}/{identity}", "action": kind, "model": MODEL, "mode": "auto", "state": state,
-        "alert": alert, "labels": {"model": MODEL}, "reason": reason, "evidence": {}, "created_at": at,
-        "started_at": at + 0.02 if ended else None, "completed_at": at + 0.34 if ended else None, "result": None,
-        "actor": actor, **more,
-    }  # fmt: skip
+        "id": identity,
+        "key": f"{kind}/{MODEL}/{identity}",
+        "action": kind,
+        "model": MODEL,
+        "mode": "auto",
+        "state": state,
+        "alert": alert,
+        "labels": {"model": MODEL},
+        "reason": reason,
+        "evidence": {},
+        "created_at": at,
+        "started_at": at + 0.02 if ended else None,
+        "completed_at": at + 0.34 if ended else None,
+        "result": None,
+        "actor": actor,
+        **more,
+    }
 
 
 def actions(story: Story) -> list[dict[str, Any]]:
     """The journal."""
     begin = story.begin
     return [
-        action(1, begin + tale.BACK_2 - 0.4, "rollback", "done",
-               "Release flight_delay-1 fails 19 % of its requests; v1 fails 0.04 % of its own.", alert="CanaryHarmful",
-               evidence={"e_value": 1287.4, "canary_requests": 215, "canary_errors": 41, "threshold": 100}),
-        action(2, begin + tale.TRAINED_3[0] - 2, "retrain", "done",
-               "4 of 11 features drifted for 30 s: temp, pressure, visib, wind_speed.", alert="FeaturesDrifted",
-               evidence={"drift_columns": 0.364, "psi_temp": 0.64}, completed_at=begin + tale.TRAINED_3[1]),
-        action(3, begin + tale.PROMOTED_3, "promote", "done",
-               "Release flight_delay-2 is proved safe: it fails less than 1 % of its requests.", alert="CanarySafe",
-               evidence={"e_value": 104.2, "canary_requests": 592, "canary_errors": 0}),
-        action(4, begin + 868, "retrain", "waiting",
-               "Labels are late; a retraining now would learn from 1 840 labelled rows only.", alert="LabelsLate",
-               mode="approve", evidence={"labelled_rows": 1840}),
-    ]  # fmt: skip
+        action(
+            1,
+            begin + tale.BACK_2 - 0.4,
+            "rollback",
+            "done",
+            "Release flight_delay-1 fails 19 % of its requests; v1 fails 0.04 % of its own.",
+            alert="CanaryHarmful",
+            evidence={"e_value": 1287.4, "canary_requests": 215, "canary_errors": 41, "threshold": 100},
+        ),
+        action(
+            2,
+            begin + tale.TRAINED_3[0] - 2,
+            "retrain",
+            "done",
+            "4 of 11 features drifted for 30 s: temp, pressure, visib, wind_speed.",
+            alert="FeaturesDrifted",
+            evidence={"drift_columns": 0.364, "psi_temp": 0.64},
+            completed_at=begin + tale.TRAINED_3[1],
+        ),
+        action(
+            3,
+            begin + tale.PROMOTED_3,
+            "promote",
+            "done",
+            "Release flight_delay-2 is proved safe: it fails less than 1 % of its requests.",
+            alert="CanarySafe",
+            evidence={"e_value": 104.2, "canary_requests": 592, "canary_errors": 0},
+        ),
+        action(
+            4,
+            begin + 868,
+            "retrain",
+            "waiting",
+            "Labels are late; a retraining now would learn from 1 840 labelled rows only.",
+            alert="LabelsLate",
+            mode="approve",
+            evidence={"labelled_rows": 1840},
+        ),
+    ]
 
 
 def _stamp(at: float) -> str:
@@ -54,22 +92,36 @@ def silences(story: Story) -> list[dict[str, Any]]:
     matcher = {"name": "alertname", "value": "RequestsRefused", "isRegex": False, "isEqual": True}
     ends = {"active": 5400.0, "expired": 500.0}
     return [
-        {"id": f"s-{state}", "matchers": [matcher], "startsAt": _stamp(story.begin + 300),
-         "endsAt": _stamp(story.begin + end), "updatedAt": _stamp(story.begin + 300), "createdBy": "Ada",
-         "comment": "load test of the afternoon", "status": {"state": state}}
+        {
+            "id": f"s-{state}",
+            "matchers": [matcher],
+            "startsAt": _stamp(story.begin + 300),
+            "endsAt": _stamp(story.begin + end),
+            "updatedAt": _stamp(story.begin + 300),
+            "createdBy": "Ada",
+            "comment": "load test of the afternoon",
+            "status": {"state": state},
+        }
         for state, end in ends.items()
-    ]  # fmt: skip
+    ]
 
 
 def alerts(story: Story) -> list[dict[str, Any]]:
     """What Alertmanager's API would say now."""
     since = _stamp(story.begin + 835)
-    return [{
-        "labels": {"alertname": "LabelsLate", "severity": "warning", "model": MODEL}, "startsAt": since, "updatedAt": since,
-        "annotations": {"summary": "Fewer than 2 000 labels came in the last ten minutes."},
-        "endsAt": _stamp(story.begin + 5000), "fingerprint": "a1b2", "receivers": [{"name": "default"}],
-        "status": {"state": "active", "silencedBy": [], "inhibitedBy": []}, "generatorURL": "",
-    }]  # fmt: skip
+    return [
+        {
+            "labels": {"alertname": "LabelsLate", "severity": "warning", "model": MODEL},
+            "startsAt": since,
+            "updatedAt": since,
+            "annotations": {"summary": "Fewer than 2 000 labels came in the last ten minutes."},
+            "endsAt": _stamp(story.begin + 5000),
+            "fingerprint": "a1b2",
+            "receivers": [{"name": "default"}],
+            "status": {"state": "active", "silencedBy": [], "inhibitedBy": []},
+            "generatorURL": "",
+        }
+    ]
 
 
 def rule_groups(story: Story) -> list[dict[str, Any]]:
@@ -77,36 +129,84 @@ def rule_groups(story: Story) -> list[dict[str, Any]]:
     judged = _stamp(time.time() - 0.6)
 
     def rule(name: str, query: str, state: str, duration: float = 0, error: str = "") -> dict[str, Any]:
-        return {"name": name, "query": query, "duration": duration, "labels": {"severity": "warning"}, "annotations": {},
-                "alerts": [], "health": "err" if error else "ok", "lastError": error, "type": "alerting", "state": state,
-                "lastEvaluation": judged, "evaluationTime": 0.0021}  # fmt: skip
+        return {
+            "name": name,
+            "query": query,
+            "duration": duration,
+            "labels": {"severity": "warning"},
+            "annotations": {},
+            "alerts": [],
+            "health": "err" if error else "ok",
+            "lastError": error,
+            "type": "alerting",
+            "state": state,
+            "lastEvaluation": judged,
+            "evaluationTime": 0.0021,
+        }
 
     evidence = f'{names.CANARY_EVIDENCE.name}{{hypothesis="harm"}} > 100'
-    recording = {"name": "model:requests:rate1m", "query": f"sum by (model) (rate({names.INFERENCE_REQUESTS.name}[1m]))",
-                 "labels": {}, "health": "ok", "lastError": "", "type": "recording", "lastEvaluation": judged,
-                 "evaluationTime": 0.0008}  # fmt: skip
+    recording = {
+        "name": "model:requests:rate1m",
+        "query": f"sum by (model) (rate({names.INFERENCE_REQUESTS.name}[1m]))",
+        "labels": {},
+        "health": "ok",
+        "lastError": "",
+        "type": "recording",
+        "lastEvaluation": judged,
+        "evaluationTime": 0.0008,
+    }
     return [
-        {"name": "canary", "file": "canary.yml", "interval": 1, "rules": [
-            rule("CanaryHarmful", evidence, "inactive"),
-            rule("CanarySafe", f'{names.CANARY_EVIDENCE.name}{{hypothesis="safety"}} > 100', "inactive")]},
-        {"name": "drift", "file": "drift.yml", "interval": 1, "rules": [
-            rule("FeaturesDrifted", f"{names.DRIFT_COLUMNS.name} > 0.25", "inactive", 30),
-            rule("LabelsLate", f"{names.PERFORMANCE_LABELLED.name} < 2000", "firing")]},
-        {"name": "serving", "file": "serving.yml", "interval": 1, "rules": [
-            recording,
-            rule("LatencyHigh", f"histogram_quantile(0.99, sum by (le, version) (rate({names.INFERENCE_DURATION.name}"
-                 "_bucket[1m]))) > 0.01", "pending", 30),
-            rule("TargetDown", "up == on (job) group_left (team) owners", "inactive", 10,
-                 "many-to-many matching: two series of `owners` have job=\"trimtab-serving\"")]},
-    ]  # fmt: skip
+        {
+            "name": "canary",
+            "file": "canary.yml",
+            "interval": 1,
+            "rules": [
+                rule("CanaryHarmful", evidence, "inactive"),
+                rule("CanarySafe", f'{names.CANARY_EVIDENCE.name}{{hypothesis="safety"}} > 100', "inactive"),
+            ],
+        },
+        {
+            "name": "drift",
+            "file": "drift.yml",
+            "interval": 1,
+            "rules": [
+                rule("FeaturesDrifted", f"{names.DRIFT_COLUMNS.name} > 0.25", "inactive", 30),
+                rule("LabelsLate", f"{names.PERFORMANCE_LABELLED.name} < 2000", "firing"),
+            ],
+        },
+        {
+            "name": "serving",
+            "file": "serving.yml",
+            "interval": 1,
+            "rules": [
+                recording,
+                rule(
+                    "LatencyHigh",
+                    f"histogram_quantile(0.99, sum by (le, version) (rate({names.INFERENCE_DURATION.name}"
+                    "_bucket[1m]))) > 0.01",
+                    "pending",
+                    30,
+                ),
+                rule(
+                    "TargetDown",
+                    "up == on (job) group_left (team) owners",
+                    "inactive",
+                    10,
+                    'many-to-many matching: two series of `owners` have job="trimtab-serving"',
+                ),
+            ],
+        },
+    ]
 
 
 def policy(story: Story, now: float) -> dict[str, Any]:
     """A model's traffic policy, versions and history."""
     t = story.since(now)
     canary = None
-    for version, release, start, end in (("2", "flight_delay-1", tale.CANARY_2, tale.BACK_2),
-                                         ("3", "flight_delay-2", tale.CANARY_3, tale.PROMOTED_3)):  # fmt: skip
+    for version, release, start, end in (
+        ("2", "flight_delay-1", tale.CANARY_2, tale.BACK_2),
+        ("3", "flight_delay-2", tale.CANARY_3, tale.PROMOTED_3),
+    ):
         if start <= t < end:
             weight, _ = story.weight(version, now)
             canary = {"version": version, "weight": weight, "release": release, "started_at": story.begin + start}
@@ -119,15 +219,30 @@ def policy(story: Story, now: float) -> dict[str, Any]:
         (tale.PROMOTED_3, "promote", "flight_delay-2", "3", "evidence of safety"),
     )
     history = [
-        {"generation": i, "time": story.begin + at, "event": event, "release": release, "version": version, "reason": reason,
-         "actor": "trimtab alerts" if event != "canary" else "trimtab demo"}
-        for i, (at, event, release, version, reason) in enumerate(events, 1) if at <= t
-    ]  # fmt: skip
+        {
+            "generation": i,
+            "time": story.begin + at,
+            "event": event,
+            "release": release,
+            "version": version,
+            "reason": reason,
+            "actor": "trimtab alerts" if event != "canary" else "trimtab demo",
+        }
+        for i, (at, event, release, version, reason) in enumerate(events, 1)
+        if at <= t
+    ]
     promoted = t >= tale.PROMOTED_3
     return {
-        "model": MODEL, "generation": len(history), "stable": "3" if promoted else "1", "previous": "1" if promoted else None,
-        "canary": canary, "shadow": None, "sticky": False, "versions": _versions(story, t), "history": history,
-    }  # fmt: skip
+        "model": MODEL,
+        "generation": len(history),
+        "stable": "3" if promoted else "1",
+        "previous": "1" if promoted else None,
+        "canary": canary,
+        "shadow": None,
+        "sticky": False,
+        "versions": _versions(story, t),
+        "history": history,
+    }
 
 
 def _versions(story: Story, t: float) -> list[dict[str, Any]]:
@@ -138,13 +253,24 @@ def _versions(story: Story, t: float) -> list[dict[str, Any]]:
         ("3", tale.TRAINED_3[1], "1", 20480),
     )
     return [
-        {"version": version, "digest": "sha256:" + hashlib.sha256(version.encode()).hexdigest(), "state": "ready",
-         "created_at": story.begin + at, "metrics": {"log_loss": 0.504 - 0.004 * i, "roc_auc": 0.716},
-         "lineage": {"run": f"run-{version}", "code_revision": "4e3b51f0c2d1", "parent": parent, "metrics": {},
-                     "data": {"window": list(windows[version]), "rows": rows, "source": "lake"},
-                     "gate": {"passed": True, "reason": "log loss 0.504, base rate 0.531"}}}
-        for i, (version, at, parent, rows) in enumerate(known) if at <= t
-    ]  # fmt: skip
+        {
+            "version": version,
+            "digest": "sha256:" + hashlib.sha256(version.encode()).hexdigest(),
+            "state": "ready",
+            "created_at": story.begin + at,
+            "metrics": {"log_loss": 0.504 - 0.004 * i, "roc_auc": 0.716},
+            "lineage": {
+                "run": f"run-{version}",
+                "code_revision": "4e3b51f0c2d1",
+                "parent": parent,
+                "metrics": {},
+                "data": {"window": list(windows[version]), "rows": rows, "source": "lake"},
+                "gate": {"passed": True, "reason": "log loss 0.504, base rate 0.531"},
+            },
+        }
+        for i, (version, at, parent, rows) in enumerate(known)
+        if at <= t
+    ]
 
 
 def traces(story: Story) -> list[dict[str, Any]]:
@@ -168,14 +294,27 @@ def _trace(story: Story, i: int) -> dict[str, Any]:
         ("5", "4", names.SPAN_MODEL, "trimtab-serving", 0.0010 + whole * 0.36, whole * 0.45),
     )
     outcome = "non_finite" if failed else "ok"
-    tags = [{"key": "model.version", "type": "string", "value": version},
-            {"key": "inference.outcome", "type": "string", "value": outcome}]  # fmt: skip
+    tags = [
+        {"key": "model.version", "type": "string", "value": version},
+        {"key": "inference.outcome", "type": "string", "value": outcome},
+    ]
     spans = [
-        {"traceID": identity, "spanID": span, "operationName": name, "startTime": math.floor((at + offset) * 1e6),
-         "references": [{"refType": "CHILD_OF", "traceID": identity, "spanID": parent}] if parent else [],
-         "duration": math.ceil(duration * 1e6), "processID": process, "logs": [], "warnings": None,
-         "tags": [*tags, *([{"key": "error", "type": "bool", "value": True}] if failed and span in "25" else [])]}
-        for span, parent, name, process, offset, duration in parts if span != "1" or i % 2
-    ]  # fmt: skip
-    processes = {name: {"serviceName": name, "tags": []} for name in ("flights-client", "trimtab-serving")}
+        {
+            "traceID": identity,
+            "spanID": span,
+            "operationName": name,
+            "startTime": math.floor((at + offset) * 1e6),
+            "references": [{"refType": "CHILD_OF", "traceID": identity, "spanID": parent}] if parent else [],
+            "duration": math.ceil(duration * 1e6),
+            "processID": process,
+            "logs": [],
+            "warnings": None,
+            "tags": [*tags, *([{"key": "error", "type": "bool", "value": True}] if failed and span in "25" else [])],
+        }
+        for span, parent, name, process, offset, duration in parts
+        if span != "1" or i % 2
+    ]
+    processes: dict[str, Any] = {
+        name: {"serviceName": name, "tags": []} for name in ("flights-client", "trimtab-serving")
+    }
     return {"traceID": identity, "spans": spans, "processes": processes, "warnings": None}

@@ -79,14 +79,20 @@ class FakeStack:
         urls = {f"{service}_url": self.url(service) for service in self._sockets}
         return DashboardConfig(**{**urls, **settings})
 
-    # --- collector ------------------------------------------------------------------------------------------------------
+    # --- collector --------------------------------------------------------------------------------------------------
     def _query(self) -> Starlette:
-        return Starlette(routes=[
-            Route("/-/healthy", _healthy), Route("/api/v1/query", self._instant), Route("/api/v1/query_range", self._range),
-            Route("/api/v1/label/model/values", lambda r: _prometheus([MODEL] if self._rich else [])),
-            Route("/api/drift/{model}", self._drift), Route("/api/traces", self._traces),
-            Route("/api/traces/{id}", self._trace), Route("/api/reports/drift", self._report),
-        ])  # fmt: skip
+        return Starlette(
+            routes=[
+                Route("/-/healthy", _healthy),
+                Route("/api/v1/query", self._instant),
+                Route("/api/v1/query_range", self._range),
+                Route("/api/v1/label/model/values", lambda r: _prometheus([MODEL] if self._rich else [])),
+                Route("/api/drift/{model}", self._drift),
+                Route("/api/traces", self._traces),
+                Route("/api/traces/{id}", self._trace),
+                Route("/api/reports/drift", self._report),
+            ]
+        )
 
     def _instant(self, request: Request) -> Response:
         at = float(request.query_params["time"])
@@ -124,19 +130,24 @@ class FakeStack:
         version = request.query_params["version"]
         return HTMLResponse(f"<!doctype html><title>Drift</title><h1>Data drift of version {version}</h1>")
 
-    # --- alerts ---------------------------------------------------------------------------------------------------------
+    # --- alerts -----------------------------------------------------------------------------------------------------
     def _alerts(self) -> Starlette:
-        return Starlette(routes=[
-            Route("/-/healthy", _healthy),
-            Route("/api/v1/rules", lambda r: _prometheus({"groups": records.rule_groups(self.story) if self._rich else []})),
-            Route("/api/v2/alerts", lambda r: JSONResponse(records.alerts(self.story) if self._rich else [])),
-            Route("/api/v2/silences", lambda r: JSONResponse(self.silences)),
-            Route("/api/v2/silences", self._new_silence, methods=["POST"]),
-            Route("/api/v2/silence/{id}", self._expire, methods=["DELETE"]),
-            Route("/api/v1/actions", lambda r: JSONResponse(self.actions)),
-            Route("/api/v1/actions", self._act, methods=["POST"]),
-            Route("/api/v1/actions/{id}/{decision}", self._decide, methods=["POST"]),
-        ])  # fmt: skip
+        return Starlette(
+            routes=[
+                Route("/-/healthy", _healthy),
+                Route(
+                    "/api/v1/rules",
+                    lambda r: _prometheus({"groups": records.rule_groups(self.story) if self._rich else []}),
+                ),
+                Route("/api/v2/alerts", lambda r: JSONResponse(records.alerts(self.story) if self._rich else [])),
+                Route("/api/v2/silences", lambda r: JSONResponse(self.silences)),
+                Route("/api/v2/silences", self._new_silence, methods=["POST"]),
+                Route("/api/v2/silence/{id}", self._expire, methods=["DELETE"]),
+                Route("/api/v1/actions", lambda r: JSONResponse(self.actions)),
+                Route("/api/v1/actions", self._act, methods=["POST"]),
+                Route("/api/v1/actions/{id}/{decision}", self._decide, methods=["POST"]),
+            ]
+        )
 
     async def _body(self, request: Request) -> Any:
         body = json.loads(await request.body() or b"null")
@@ -169,14 +180,16 @@ class FakeStack:
         self.actions = [{**a, "state": state} if a["id"] == identity else a for a in self.actions]
         return JSONResponse(next(a for a in self.actions if a["id"] == identity))
 
-    # --- serving --------------------------------------------------------------------------------------------------------
+    # --- serving ----------------------------------------------------------------------------------------------------
     def _serving(self) -> Starlette:
-        return Starlette(routes=[
-            Route("/v2/health/live", _healthy),
-            Route("/api/v1/models", lambda r: JSONResponse({"models": [{"model": MODEL}] if self._rich else []})),
-            Route("/api/v1/models/{model}", self._model),
-            Route("/api/v1/models/{model}/{deed}", self._change, methods=["POST"]),
-        ])  # fmt: skip
+        return Starlette(
+            routes=[
+                Route("/v2/health/live", _healthy),
+                Route("/api/v1/models", lambda r: JSONResponse({"models": [{"model": MODEL}] if self._rich else []})),
+                Route("/api/v1/models/{model}", self._model),
+                Route("/api/v1/models/{model}/{deed}", self._change, methods=["POST"]),
+            ]
+        )
 
     def _model(self, request: Request) -> Response:
         if not self._rich:

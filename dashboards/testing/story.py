@@ -24,13 +24,27 @@ SHIFT, DRIFT_PENDING, DRIFT_FIRING, DRIFT_OVER = 460.0, 545.0, 575.0, 800.0
 TRAINED_3, CANARY_3, HALF_3, PROMOTED_3 = (580.0, 632.0), 650.0, 700.0, 752.0
 
 _COLUMNS = {
-    "feature.temp": "numeric", "feature.wind_speed": "numeric", "feature.visib": "numeric", "feature.precip": "numeric",
-    "feature.pressure": "numeric", "feature.distance": "numeric", "feature.dep_hour": "numeric",
-    "feature.carrier": "categorical", "feature.origin": "categorical", "feature.dest": "categorical",
-    "feature.holiday": "boolean", "prediction.delay_probability": "numeric",
-}  # fmt: skip
-_MOVES = {"feature.temp": 1.0, "feature.pressure": 0.45, "feature.visib": 0.3, "feature.wind_speed": 0.22,
-          "prediction.delay_probability": 0.35, "feature.dest": 0.12}  # fmt: skip
+    "feature.temp": "numeric",
+    "feature.wind_speed": "numeric",
+    "feature.visib": "numeric",
+    "feature.precip": "numeric",
+    "feature.pressure": "numeric",
+    "feature.distance": "numeric",
+    "feature.dep_hour": "numeric",
+    "feature.carrier": "categorical",
+    "feature.origin": "categorical",
+    "feature.dest": "categorical",
+    "feature.holiday": "boolean",
+    "prediction.delay_probability": "numeric",
+}
+_MOVES = {
+    "feature.temp": 1.0,
+    "feature.pressure": 0.45,
+    "feature.visib": 0.3,
+    "feature.wind_speed": 0.22,
+    "prediction.delay_probability": 0.35,
+    "feature.dest": 0.12,
+}
 _CARRIERS = ("UA", "B6", "EV", "DL", "AA", "MQ", "US", "9E", "WN", "VX")
 
 
@@ -44,12 +58,14 @@ class Story:
         """Seconds since the beginning."""
         return time - self.begin
 
-    # --- traffic ------------------------------------------------------------------------------------------------------
+    # --- traffic ----------------------------------------------------------------------------------------------------
     def weight(self, version: str, time: float) -> tuple[float, str]:
         """Share of requests and role of a version."""
         t = self.since(time)
-        canary = {"2": 0.1 if CANARY_2 <= t < BACK_2 else 0.0,
-                  "3": 0.1 if CANARY_3 <= t < HALF_3 else 0.5 if HALF_3 <= t < PROMOTED_3 else 0.0}  # fmt: skip
+        canary = {
+            "2": 0.1 if CANARY_2 <= t < BACK_2 else 0.0,
+            "3": 0.1 if CANARY_3 <= t < HALF_3 else 0.5 if HALF_3 <= t < PROMOTED_3 else 0.0,
+        }
         stable = "3" if t >= PROMOTED_3 else "1"
         if version == stable:
             return (1 - sum(canary.values()) if t >= SERVED_1 else 0.0), "stable"
@@ -75,14 +91,14 @@ class Story:
         base = {"1": 0.0042, "2": 0.0061, "3": 0.0038}[version]
         return base * burst * (1 + 0.07 * _noise(time / 7))
 
-    # --- drift --------------------------------------------------------------------------------------------------------
+    # --- drift ------------------------------------------------------------------------------------------------------
     def psi(self, column: str, version: str, time: float) -> float:
         """Drift of a column: v1's grows with the season, v3 was trained on it."""
         t = self.since(time)
         moved = max(0.0, min(1.0, (t - SHIFT) / 160)) * (0.12 if version == "3" else 1.0)
         return round(0.62 * _MOVES.get(column, 0.02) * moved + 0.012 + 0.008 * _noise(t / 11 + len(column)) ** 2, 4)
 
-    # --- the metrics ----------------------------------------------------------------------------------------------------
+    # --- the metrics ------------------------------------------------------------------------------------------------
     def world(self) -> dict[str, dict[Labels, Value]]:
         """Every metric that the dashboard reads, as functions of time."""
         out: dict[str, dict[Labels, Value]] = {}
@@ -94,14 +110,22 @@ class Story:
             self._put_serving(put, version)
             self._put_quality(put, version)
         put(names.QUEUE_LIMIT_ROWS.name, self._served(lambda t: 512.0), model=MODEL)
-        for release, candidate, (start, end) in (("flight_delay-1", "2", (CANARY_2, BACK_2)),
-                                                 ("flight_delay-2", "3", (CANARY_3, PROMOTED_3))):  # fmt: skip
+        for release, candidate, (start, end) in (
+            ("flight_delay-1", "2", (CANARY_2, BACK_2)),
+            ("flight_delay-2", "3", (CANARY_3, PROMOTED_3)),
+        ):
             self._put_evidence(put, release, candidate, start, end)
         for run, (start, end) in (("run-20130301-a1", TRAINED_1), ("run-20130715-c4", TRAINED_3)):
             self._put_training(put, run, start, end)
         for alert, severity, state, start, end, labels in self._alerts():
-            put("ALERTS", _between(self.begin, start, end, lambda t: 1.0), alertname=alert, alertstate=state,
-                severity=severity, **labels)  # fmt: skip
+            put(
+                "ALERTS",
+                _between(self.begin, start, end, lambda t: 1.0),
+                alertname=alert,
+                alertstate=state,
+                severity=severity,
+                **labels,
+            )
         for job in ("trimtab-collector", "trimtab-alerts", "trimtab-serving"):
             put("up", self._served(lambda t: 1.0), job=job, instance="127.0.0.1")
         return out
@@ -112,29 +136,58 @@ class Story:
     def _put_serving(self, put: Any, version: str) -> None:
         labels = {"model": MODEL, "version": version}
         for outcome in names.OUTCOMES:
-            put(names.INFERENCE_REQUESTS.name, lambda t, v=version, o=outcome: self.requests(v, o, t), **labels,
-                outcome=outcome)  # fmt: skip
-        for metric, factor, spread in ((names.INFERENCE_DURATION, 1.0, 0.55), (names.INFERENCE_QUEUE, 0.35, 0.8),
-                                       (names.INFERENCE_COMPUTE, 0.5, 0.3)):  # fmt: skip
+            put(
+                names.INFERENCE_REQUESTS.name,
+                lambda t, v=version, o=outcome: self.requests(v, o, t),
+                **labels,
+                outcome=outcome,
+            )
+        for metric, factor, spread in (
+            (names.INFERENCE_DURATION, 1.0, 0.55),
+            (names.INFERENCE_QUEUE, 0.35, 0.8),
+            (names.INFERENCE_COMPUTE, 0.5, 0.3),
+        ):
             for bound in (*metric.buckets, math.inf):
-                put(f"{metric.name}_bucket", self._bucket(version, bound, factor, spread), **labels,
-                    le="+Inf" if bound == math.inf else f"{bound:g}")  # fmt: skip
+                put(
+                    f"{metric.name}_bucket",
+                    self._bucket(version, bound, factor, spread),
+                    **labels,
+                    le="+Inf" if bound == math.inf else f"{bound:g}",
+                )
         for bound in (*names.INFERENCE_BATCH_ROWS.buckets, math.inf):
-            put(f"{names.INFERENCE_BATCH_ROWS.name}_bucket", self._bucket(version, bound, 5 / 0.0042, 0.6), **labels,
-                le="+Inf" if bound == math.inf else f"{bound:g}")  # fmt: skip
+            put(
+                f"{names.INFERENCE_BATCH_ROWS.name}_bucket",
+                self._bucket(version, bound, 5 / 0.0042, 0.6),
+                **labels,
+                le="+Inf" if bound == math.inf else f"{bound:g}",
+            )
         put(f"{names.INFERENCE_BATCH_ROWS.name}_sum", lambda t: self.requests(version, "ok", t), **labels)
         put(f"{names.INFERENCE_BATCH_ROWS.name}_count", lambda t: (self.requests(version, "ok", t) or 0) / 5, **labels)
         for reason, part in (("timeout", 0.62), ("full", 0.23), ("idle", 0.15)):
-            put(names.INFERENCE_BATCHES.name, lambda t, p=part: (self.requests(version, "ok", t) or 0) * p, **labels,
-                close_reason=reason)  # fmt: skip
-        put(names.QUEUE_ROWS.name, lambda t: (
-            None if not self.weight(version, t)[0]
-            else max(0.0, self.weight(version, t)[0] * (3 + 2 * _noise(t) + (40 if 210 <= self.since(t) < 235 else 0)))
-        ), **labels)  # fmt: skip
+            put(
+                names.INFERENCE_BATCHES.name,
+                lambda t, p=part: (self.requests(version, "ok", t) or 0) * p,
+                **labels,
+                close_reason=reason,
+            )
+        put(
+            names.QUEUE_ROWS.name,
+            lambda t: (
+                None
+                if not self.weight(version, t)[0]
+                else max(
+                    0.0, self.weight(version, t)[0] * (3 + 2 * _noise(t) + (40 if 210 <= self.since(t) < 235 else 0))
+                )
+            ),
+            **labels,
+        )
         for role in ("stable", "canary"):
-            put(names.TRAFFIC_WEIGHT.name, lambda t, r=role: (
-                self.weight(version, t)[0] or None if self.weight(version, t)[1] == r else None
-            ), **labels, role=role)  # fmt: skip
+            put(
+                names.TRAFFIC_WEIGHT.name,
+                lambda t, r=role: self.weight(version, t)[0] or None if self.weight(version, t)[1] == r else None,
+                **labels,
+                role=role,
+            )
 
     def _bucket(self, version: str, bound: float, factor: float, spread: float) -> Value:
         def value(time: float) -> float | None:
@@ -157,10 +210,18 @@ class Story:
         put(names.DRIFT_COLUMNS.name, live(lambda t: self._share(version, t)), **labels)
         put(names.QUALITY_ROWS.name, live(lambda t: self.requests(version, "ok", t)), **labels)
         for column in _COLUMNS:
-            put(names.QUALITY_MISSING.name, live(lambda t: 0.18 if version == "2" and column.endswith("probability") else
-                                                 0.004), **labels, column=column)  # fmt: skip
-            put(names.QUALITY_OUT_OF_RANGE.name, live(lambda t, c=column: 0.4 if version == "2" and c.endswith("temp")
-                                                      else 0.001), **labels, column=column)  # fmt: skip
+            put(
+                names.QUALITY_MISSING.name,
+                live(lambda t: 0.18 if version == "2" and column.endswith("probability") else 0.004),
+                **labels,
+                column=column,
+            )
+            put(
+                names.QUALITY_OUT_OF_RANGE.name,
+                live(lambda t, c=column: 0.4 if version == "2" and c.endswith("temp") else 0.001),
+                **labels,
+                column=column,
+            )
             if _COLUMNS[column] == "categorical":
                 put(names.QUALITY_UNSEEN.name, live(lambda t: 0.0008), **labels, column=column)
         shift = {"1": 0.045, "2": 0.4, "3": 0.008}[version]
@@ -168,11 +229,20 @@ class Story:
         def moved(time: float) -> float:
             return max(0.0, min(1.0, (self.since(time) - SHIFT) / 160))
 
-        for metric, base, slope in (("log_loss", 0.512, shift), ("brier", 0.162, shift / 3), ("roc_auc", 0.712, -shift / 4),
-                                    ("accuracy", 0.781, -shift / 2), ("positive_ratio", 0.213, 0.07),
-                                    ("prediction_mean", 0.217, 0.07 if version == "3" else 0.02)):  # fmt: skip
-            put(names.PERFORMANCE_SCORE.name, live(lambda t, b=base, s=slope: b + s * moved(t) + 0.006 * _noise(t / 13)),
-                **labels, metric=metric)  # fmt: skip
+        for metric, base, slope in (
+            ("log_loss", 0.512, shift),
+            ("brier", 0.162, shift / 3),
+            ("roc_auc", 0.712, -shift / 4),
+            ("accuracy", 0.781, -shift / 2),
+            ("positive_ratio", 0.213, 0.07),
+            ("prediction_mean", 0.217, 0.07 if version == "3" else 0.02),
+        ):
+            put(
+                names.PERFORMANCE_SCORE.name,
+                live(lambda t, b=base, s=slope: b + s * moved(t) + 0.006 * _noise(t / 13)),
+                **labels,
+                metric=metric,
+            )
         put(names.PERFORMANCE_LABELLED.name, live(lambda t: 1840.0), **labels)
 
     def _share(self, version: str, time: float) -> float:
@@ -196,11 +266,21 @@ class Story:
 
         lasting = min(end + 60, end + 60)
         for hypothesis in ("harm", "safety"):
-            put(names.CANARY_EVIDENCE.name, _between(self.begin, start, lasting, lambda t, h=hypothesis: 10 ** log10(min(
-                t, self.begin + end), h)), **labels, check="errors", hypothesis=hypothesis)  # fmt: skip
+            put(
+                names.CANARY_EVIDENCE.name,
+                _between(self.begin, start, lasting, lambda t, h=hypothesis: 10 ** log10(min(t, self.begin + end), h)),
+                **labels,
+                check="errors",
+                hypothesis=hypothesis,
+            )
         for outcome in ("ok", "error"):
-            put(names.CANARY_REQUESTS.name, _between(self.begin, start, lasting, lambda t, o=outcome: outcome_count(min(
-                t, self.begin + end), o)), **labels, arm="canary", outcome=outcome)  # fmt: skip
+            put(
+                names.CANARY_REQUESTS.name,
+                _between(self.begin, start, lasting, lambda t, o=outcome: outcome_count(min(t, self.begin + end), o)),
+                **labels,
+                arm="canary",
+                outcome=outcome,
+            )
         decided = start + (24 if bad else 84)
         final = "rollback" if bad else "advance"
         put(
@@ -214,10 +294,16 @@ class Story:
 
         labels = {"model": MODEL, "run": run}
         done = end - start
-        put(names.TRAINING_LOSS.name, live(lambda t: 0.497 + 0.2 * math.exp(-(self.since(t) - start) / done * 4)
-                                           + 0.004 * _noise(t)), **labels)  # fmt: skip
-        put(names.TRAINING_GRADIENT_NORM.name, live(lambda t: 0.35 + 0.9 * math.exp(-(self.since(t) - start) / done * 5)
-                                                    + 0.06 * _noise(t)), **labels)  # fmt: skip
+        put(
+            names.TRAINING_LOSS.name,
+            live(lambda t: 0.497 + 0.2 * math.exp(-(self.since(t) - start) / done * 4) + 0.004 * _noise(t)),
+            **labels,
+        )
+        put(
+            names.TRAINING_GRADIENT_NORM.name,
+            live(lambda t: 0.35 + 0.9 * math.exp(-(self.since(t) - start) / done * 5) + 0.06 * _noise(t)),
+            **labels,
+        )
         put(names.TRAINING_THROUGHPUT.name, live(lambda t: 41000 + 2500 * _noise(t / 2)), **labels)
         final = _between(self.begin, end - 3, end + 2, lambda t: 1.0)
         for metric, score in (("log_loss", 0.504), ("roc_auc", 0.716), ("accuracy", 0.784), ("brier", 0.161)):
@@ -231,8 +317,14 @@ class Story:
             **model,
             outcome="completed",
         )
-        for phase, seconds, often in (("data_wait", 0.0007, 1), ("forward", 0.0019, 1), ("backward", 0.0026, 1),
-                                      ("optimizer", 0.0008, 1), ("checkpoint", 0.045, 0.01), ("evaluation", 0.4, 0.002)):  # fmt: skip
+        for phase, seconds, often in (
+            ("data_wait", 0.0007, 1),
+            ("forward", 0.0019, 1),
+            ("backward", 0.0026, 1),
+            ("optimizer", 0.0008, 1),
+            ("checkpoint", 0.045, 0.01),
+            ("evaluation", 0.4, 0.002),
+        ):
             put(
                 f"{names.TRAINING_PHASE_DURATION.name}_sum",
                 live(lambda t, s=seconds * often: 160 * s),
@@ -266,20 +358,35 @@ def reference_column(column: str) -> dict[str, Any]:
     """A column's part of the reference profile, in the profile's own layout."""
     kind = _COLUMNS[column]
     if kind == "boolean":
-        return {"kind": kind, "counts": [5100, 260], "missing": 0}
+        return {"kind": kind, "categories": ["false", "true"], "counts": [5100, 260], "missing": 0}
     if kind == "categorical":
-        categories = _CARRIERS if column.endswith("carrier") else ("EWR", "JFK", "LGA") if column.endswith(
-            "origin") else tuple(f"D{i:02d}" for i in range(40))  # fmt: skip
+        categories = (
+            _CARRIERS
+            if column.endswith("carrier")
+            else ("EWR", "JFK", "LGA")
+            if column.endswith("origin")
+            else tuple(f"D{i:02d}" for i in range(40))
+        )
         weights = 1 / np.arange(1.5, len(categories) + 1.5)
         counts = np.round(5360 * weights / weights.sum()).astype(int)
-        return {"kind": kind, "categories": list(categories), "counts": [*counts.tolist(), 0, 0], "missing": 0}
+        return {
+            "kind": kind,
+            "categories": [*categories, "(unseen)", "(other)"],
+            "counts": [*counts.tolist(), 0, 0],
+            "missing": 0,
+        }
     edges = np.round(np.linspace(0, 1, 11) ** (1.5 if column.startswith("prediction") else 1.0) * _scale(column), 3)
     return {"kind": kind, "edges": edges.tolist(), "counts": [0, *[536] * 10, 0], "missing": 12}
 
 
 def _scale(column: str) -> float:
-    return {"feature.temp": 78.0, "feature.pressure": 40.0, "feature.distance": 2500.0, "feature.dep_hour": 23.0,
-            "prediction.delay_probability": 0.9}.get(column, 10.0)  # fmt: skip
+    return {
+        "feature.temp": 78.0,
+        "feature.pressure": 40.0,
+        "feature.distance": 2500.0,
+        "feature.dep_hour": 23.0,
+        "prediction.delay_probability": 0.9,
+    }.get(column, 10.0)
 
 
 def window_column(story: Story, column: str, version: str, start: float) -> Mapping[str, Any]:
@@ -292,13 +399,21 @@ def window_column(story: Story, column: str, version: str, start: float) -> Mapp
     if column == "feature.temp" and version == "2":
         moved[0] = moved.sum() * 0.7
     moved = np.round(moved / moved.sum() * 600)
-    layout = {key: reference[key] for key in ("edges", "categories") if key in reference}
+    layout: dict[str, Any] = {key: reference[key] for key in ("edges", "categories") if key in reference}
     return {
-        "psi": psi, "jensen_shannon": round(math.sqrt(psi) / 3, 4), "threshold": 0.1, "drifted": psi > 0.1,
+        "psi": psi,
+        "jensen_shannon": round(math.sqrt(psi) / 3, 4),
+        "threshold": 0.1,
+        "drifted": psi > 0.1,
         "wasserstein": round(psi * 0.9, 4) if "edges" in reference else None,
         "ks": round(min(1, math.sqrt(psi) * 0.6), 4) if "edges" in reference else None,
-        "missing_ratio": 0.004, "counts": moved.astype(int).tolist(), **layout,
-    }  # fmt: skip
+        "missing_ratio": 0.004,
+        "out_of_range_ratio": 0.001 if "edges" in reference else None,
+        "unseen_ratio": 0.0008 if reference["kind"] == "categorical" else None,
+        "reason": "",
+        "counts": moved.astype(int).tolist(),
+        **layout,
+    }
 
 
 def drift_answer(story: Story, now: float, num_windows: int, version: str | None) -> dict[str, Any]:
@@ -311,8 +426,13 @@ def drift_answer(story: Story, now: float, num_windows: int, version: str | None
         for name in ("1", "3"):
             weight, _ = story.weight(name, start)
             if weight and story.since(start) > SERVED_1 and version in (None, name):
-                windows.append({
-                    "version": name, "start": start, "end": start + width, "rows": round(600 * weight),
-                    "columns": {column: window_column(story, column, name, start) for column in _COLUMNS},
-                })  # fmt: skip
+                windows.append(
+                    {
+                        "version": name,
+                        "start": start,
+                        "end": start + width,
+                        "rows": round(600 * weight),
+                        "columns": {column: window_column(story, column, name, start) for column in _COLUMNS},
+                    }
+                )
     return {"model": MODEL, "reference": {column: reference_column(column) for column in _COLUMNS}, "windows": windows}

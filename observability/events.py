@@ -39,6 +39,8 @@ LABELS = pa.schema(
         pa.field("label", pa.float64()),
     ]
 )
+# Kept as a list: a schema makes its fields anew each time that it is read.
+_METADATA_FIELDS = list(METADATA)
 VALUE_TYPES = (pa.float64(), pa.utf8(), pa.bool_())
 
 
@@ -71,9 +73,11 @@ def event_batch(
     id_column = _column("id", ids, pa.utf8(), len(ids))
     rows = len(id_column)
     given = (model, version, arm, release, propensity, outcome, latency_seconds, trace_ids, attributes)
-    fields = list(METADATA)
+    fields = [*_METADATA_FIELDS]
     arrays = [id_column, _times("time", time_ns, rows)]
-    arrays += [_column(field.name, value, field.type, rows) for field, value in zip(fields[2:], given, strict=True)]
+    arrays += [
+        _column(field.name, value, field.type, rows) for field, value in zip(_METADATA_FIELDS[2:], given, strict=True)
+    ]
     for prefix, columns in ((FEATURE, features), (PREDICTION, predictions)):
         for name, values in columns.items():
             array = _value_column(prefix + name, values, rows)

@@ -82,20 +82,23 @@ class NumericColumn:
         return replace(self, missing=self.missing + rows)
 
     def _of(self, numbers: Floats, missing: int) -> NumericColumn:
-        finite = numbers[np.isfinite(numbers)]
-        positive = int(np.count_nonzero(numbers == np.inf))
-        negative = int(np.count_nonzero(numbers == -np.inf))
+        is_finite = np.isfinite(numbers)
+        whole = bool(is_finite.all())
+        finite = numbers if whole else numbers[is_finite]
+        positive = 0 if whole else int(np.count_nonzero(numbers == np.inf))
+        negative = 0 if whole else int(np.count_nonzero(numbers == -np.inf))
         nan = len(numbers) - len(finite) - positive - negative
         column = replace(self.empty(), missing=missing, nan=nan, positive_infinite=positive, negative_infinite=negative)
         if not len(finite):
             return column
         with np.errstate(over="ignore", invalid="ignore"):
             mean = float(finite.mean())
-            m2 = float(np.square(finite - mean).sum())
+            deviations = finite - mean
+            m2 = float(np.square(deviations, out=deviations).sum())
         return replace(
             column,
             counts=_binned(finite, self.edges),
-            zeros=len(finite) - int(np.count_nonzero(finite)),
+            zeros=int(np.count_nonzero(finite == 0.0)),
             mean=mean,
             m2=m2,
             minimum=float(finite.min()),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -304,6 +307,27 @@ def test_many_threads_may_put_at_once(receiver: Receiver) -> None:
 
     assert exporter.close(20)
     assert len(set(ids(receiver))) == 400
+
+
+def test_a_forked_child_delivers_its_own_and_not_what_its_parent_had_waiting(receiver: Receiver) -> None:
+    script = (
+        "import os\n"
+        "from observability import Batch, Exporter, HttpSink\n"
+        f"exporter = Exporter(HttpSink({receiver.url!r}), signal='s')\n"
+        "exporter.put(Batch(b'before'))\n"
+        "assert exporter.flush(20)\n"
+        "child = os.fork()\n"
+        "for number in range(20): exporter.put(Batch(b'parent' if child else b'child'))\n"
+        "assert exporter.close(20)\n"
+        "if child: assert os.waitpid(child, 0)[1] == 0\n"
+        "else: os._exit(0)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+    bodies = Counter(request.body for request in receiver.accepted)
+    assert bodies == {b"before": 1, b"parent": 20, b"child": 20}
 
 
 def test_the_parquet_sink_writes_bodies_as_files_and_refuses_others(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import statistics
 import subprocess
 import sys
 
+import pytest
+
 import observability
 
 NEEDED = {"prometheus_client", "opentelemetry", "numpy", "pyarrow"}
@@ -131,6 +133,7 @@ def cpu_seconds(code: str) -> float:
     return float(python(f"import time; start = time.process_time()\n{code}\nprint(time.process_time() - start)"))
 
 
+@pytest.mark.slow
 def test_the_import_takes_at_most_half_as_long_again_as_its_four_packages() -> None:
     four = "import prometheus_client, opentelemetry.sdk.trace, numpy, pyarrow"
     ratios = []

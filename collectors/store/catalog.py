@@ -22,6 +22,8 @@ class Catalog:
 
     def __init__(self) -> None:
         self.index = LabelIndex()
+        # Counts changes of series and layouts.
+        self.generation = 0
         self.layouts: dict[int, Layout] = {}
         self.layouts_of: dict[int, list[int]] = {}
         self.unsaved_series: dict[int, LabelKey] = {}
@@ -69,6 +71,7 @@ class Catalog:
 
     def remove(self, layout_ids: Sequence[int], series_ids: Sequence[int]) -> None:
         """Forgets layouts and series; every series that stays is in another layout."""
+        self.generation += 1
         for layout_id in layout_ids:
             layout = self.layouts.pop(layout_id)
             del self._layout_ids[layout.series_ids.tobytes()]
@@ -79,6 +82,7 @@ class Catalog:
         self.index.remove(series_ids)
 
     def _keep(self, layout: Layout) -> None:
+        self.generation += 1
         self.layouts[layout.id] = layout
         self._layout_ids[layout.series_ids.tobytes()] = layout.id
         self._next_layout = max(self._next_layout, layout.id + 1)
@@ -86,6 +90,7 @@ class Catalog:
             self.layouts_of[series_id].append(layout.id)
 
     def _register(self, series_id: int) -> None:
+        self.generation += 1
         self.layouts_of[series_id] = []
         if series_id >= len(self.last_t):
             size = max(2 * len(self.last_t), series_id + 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,34 +93,55 @@ class Head:
         return {layout_id: part for layout_id, part in found.items() if len(part[0])}
 
 
-def gather(
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Series that are in the same layouts, hence share their times; for each layout, their columns."""
+
+    labels: list[Labels]
+    columns: tuple[tuple[int, slice | NDArray[np.int64]], ...]
+
+
+def group_by_layouts(
     series_ids: Sequence[int],
     labels: Mapping[int, Labels],
     layouts: Mapping[int, Layout],
     layouts_of: Mapping[int, Sequence[int]],
-    parts: Mapping[int, tuple[Times, Floats]],
-) -> list[Block]:
-    """Blocks of the series from row ranges: series that are in the same layouts share their times."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+    active: Container[int],
+) -> list[Group]:
+    """How to gather the series from the active layouts; series in none of them are left out."""
+    members: dict[tuple[int, ...], list[int]] = {}
     for series_id in series_ids:
-        key = tuple(layout_id for layout_id in layouts_of[series_id] if layout_id in parts)
+        key = tuple([layout_id for layout_id in layouts_of[series_id] if layout_id in active])
         if key:
-            groups.setdefault(key, []).append(series_id)
-    return [_block(ids, labels, [layouts[i] for i in key], parts) for key, ids in groups.items()]
+            members.setdefault(key, []).append(series_id)
+    return [
+        Group(
+            [labels[series_id] for series_id in ids],
+            tuple((layout_id, _compact(layouts[layout_id].columns(np.array(ids)))) for layout_id in key),
+        )
+        for key, ids in members.items()
+    ]
 
 
-def _block(
-    ids: Sequence[int],
-    labels: Mapping[int, Labels],
-    layouts: Iterable[Layout],
-    parts: Mapping[int, tuple[Times, Floats]],
-) -> Block:
-    wanted = np.array(ids, dtype=np.int64)
-    pieces = [(parts[layout.id][0], parts[layout.id][1][:, layout.columns(wanted)]) for layout in layouts]
+def _compact(columns: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Neighbouring columns as a slice, which reads them without a copy."""
+    if np.array_equal(columns, np.arange(columns[0], columns[0] + len(columns))):
+        return slice(int(columns[0]), int(columns[0]) + len(columns))
+    return columns
+
+
+def gather(groups: Sequence[Group], parts: Mapping[int, tuple[Times, Floats]]) -> list[Block]:
+    """Blocks of the groups from row ranges; read-only, as they may be views of the head."""
+    return [_block(group, parts) for group in groups]
+
+
+def _block(group: Group, parts: Mapping[int, tuple[Times, Floats]]) -> Block:
+    pieces = [(parts[layout_id][0], parts[layout_id][1][:, columns]) for layout_id, columns in group.columns]
     if len(pieces) == 1:
-        t, v = pieces[0][0].copy(), pieces[0][1]
+        t, v = pieces[0][0][:], pieces[0][1]
     else:
         t = np.concatenate([piece[0] for piece in pieces])
         order = np.argsort(t, kind="stable")
         t, v = t[order], np.concatenate([piece[1] for piece in pieces])[order]
-    return Block([labels[series_id] for series_id in ids], t, v)
+    t.flags.writeable = v.flags.writeable = False
+    return Block(group.labels, t, v)

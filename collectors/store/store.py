@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from collectors.store import retention
 from collectors.store.catalog import Catalog
 from collectors.store.commit import GroupCommit
-from collectors.store.head import Head, gather
+from collectors.store.head import Group, Head, gather, group_by_layouts
 from collectors.store.matchers import Matcher
 from collectors.store.schema import (
     is_in_memory,
@@ -43,6 +43,8 @@ from collectors.store.writer import Append, MarkStale, Writer
 _LAYOUTS_IN_A_STATEMENT = 500
 _TRIM_SLACK = 0.1
 _EXEMPLARS = 100_000
+# Answers to "which series share their times", kept until a series or layout comes or goes.
+_GROUPINGS = 256
 
 
 class Store:
@@ -70,6 +72,8 @@ class Store:
         self._head = Head(self._floor_ms())
         self._has_older = False
         self._has_unused = False
+        self._groups: dict[tuple[tuple[Matcher, ...], frozenset[int]], list[Group]] = {}
+        self._groups_generation = 0
         self._metadata: dict[str, MetricMetadata] = {}
         self._exemplars: deque[Exemplar] = deque(maxlen=_EXEMPLARS)
         self._counts = StoreCounts()
@@ -143,14 +147,13 @@ class Store:
             if not len(ids):
                 return []
             if start_ms >= self._head.floor_ms or not self._has_older:
-                return self._gather(ids.tolist(), self._head.parts(start_ms, end_ms))
+                return self._gather(matchers, self._head.parts(start_ms, end_ms))
             floor_ms = self._head.floor_ms
             parts = self._head.parts(max(start_ms, floor_ms), end_ms)
             wanted = {layout for series_id in ids.tolist() for layout in self._catalog.layouts_of[series_id]}
         older = self._read_older(wanted, start_ms, min(end_ms, floor_ms - 1))
         with self._lock:
-            alive = [i for i in ids.tolist() if i in self._catalog.index.labels]
-            return self._gather(alive, _joined(older, parts))
+            return self._gather(matchers, _joined(older, parts))
 
     def select(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> list[SeriesData]:
         """The same, series by series."""
@@ -250,8 +253,18 @@ class Store:
                 self._has_older = self._has_older or bool(self._head.parts(self._head.floor_ms, floor_ms - 1))
                 self._head.trim(floor_ms)
 
-    def _gather(self, ids: Sequence[int], parts: Mapping[int, tuple[Times, Floats]]) -> list[Block]:
-        return gather(ids, self._catalog.index.labels, self._catalog.layouts, self._catalog.layouts_of, parts)
+    def _gather(self, matchers: Sequence[Matcher], parts: Mapping[int, tuple[Times, Floats]]) -> list[Block]:
+        catalog = self._catalog
+        if self._groups_generation != catalog.generation or len(self._groups) >= _GROUPINGS:
+            self._groups.clear()
+            self._groups_generation = catalog.generation
+        key = tuple(matchers), frozenset(parts)
+        groups = self._groups.get(key)
+        if groups is None:
+            ids = catalog.index.select(matchers).tolist()
+            groups = group_by_layouts(ids, catalog.index.labels, catalog.layouts, catalog.layouts_of, parts)
+            self._groups[key] = groups
+        return gather(groups, parts)
 
     def _read_older(self, layout_ids: set[int], start_ms: int, end_ms: int) -> dict[int, tuple[Times, Floats]]:
         columns = scrapes_table.c

@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,11 @@ def _opened(path: Path) -> bytes:
 
 
 def _loaded(path: Path) -> dict[str, Any]:
-    state = torch.load(io.BytesIO(_opened(path)), map_location="cpu", weights_only=True)
+    payload = io.BytesIO(_opened(path))
+    try:
+        state = torch.load(payload, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise CheckpointError(f"{path} holds more than tensors, numbers and text, which is never loaded") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state")
     return state

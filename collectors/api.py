@@ -130,7 +130,13 @@ class Collector:
 
     async def run(self) -> None:
         """Scrapes and keeps house until cancelled."""
-        keeping = Housekeeping(
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.scraper.run())
+            group.create_task(self.housekeeping().run())
+
+    def housekeeping(self) -> Housekeeping:
+        """The standing work over this collector's parts."""
+        return Housekeeping(
             own_page=self.own_page,
             log=self.log,
             lake=self.config.lake,
@@ -143,9 +149,6 @@ class Collector:
             interval_seconds=self.config.scrape_interval_seconds,
             clock=self.clock,
         )
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.scraper.run())
-            group.create_task(keeping.run())
 
     def close(self) -> None:
         """Ends all threads; what was accepted is in the log or in the lake."""

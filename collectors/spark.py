@@ -21,6 +21,8 @@ def profile_of_lake(path: str | Path, reference: Profile, session: Any = None) -
     own = session is None
     spark = local_session() if own else session
     try:
+        # Event times are nanoseconds, which Spark has no type for: without this it refuses the whole file.
+        spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
         frame = spark.read.option("mergeSchema", "true").option("recursiveFileLookup", "true").parquet(str(path))
         present = [f"`{name}`" for name in reference.columns if name in frame.columns]
         parts = frame.select(*present).mapInArrow(_Partition(reference.empty().to_json()), "profile binary").collect()

@@ -1,0 +1,308 @@
+"""The intake by HTTP: what is accepted is durable and measured once; what is not says why."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import sqlalchemy as sa
+
+from collectors.database import BATCHES, EVENT_LOG
+from collectors.drift import DriftThresholds
+from collectors.events import EventLog, read_batch
+from collectors.journal import Journal, JournalClosed
+from observability import names
+from observability.events import label_batch, to_ipc
+from observability.lake import read_events, read_labels
+from observability.profile import Profile
+
+T0 = 1_363_000_000.0
+Events = Callable[..., pa.RecordBatch]
+
+
+def post(collector: Any, batch: pa.RecordBatch, batch_id: str | None = None, path: str = "/v1/events") -> Any:
+    headers = {"Content-Type": "application/vnd.apache.arrow.stream"} | ({"X-Batch-Id": batch_id} if batch_id else {})
+    return collector.intake.post(path, content=to_ipc(batch), headers=headers)
+
+
+def lake_ids(collector: Any, model: str = "delay") -> list[str]:
+    collector.collector.log.compact()
+    return sorted(read_events(collector.collector.config.lake, model).column("id").to_pylist())
+
+
+def counted(collector: Any, metric: names.Metric, *labels: str) -> float:
+    return float(collector.collector.signals.metrics[metric].labels(*labels)._value.get())
+
+
+def test_events_reach_the_lake_and_the_windows(collector: Any, clock: Any, events: Events) -> None:
+    answer = post(collector, events(100))
+
+    assert (answer.status_code, answer.json()) == (200, {"accepted_rows": 100, "duplicate": False})
+    assert len(lake_ids(collector)) == 100
+    clock.advance(60)
+    collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
+    (window,) = collector.query.get("/api/drift/delay").json()["windows"]
+    assert (window["rows"], window["start"], window["version"]) == (100, T0, "1")
+
+
+def test_a_batch_sent_again_is_acknowledged_and_has_no_second_effect(collector: Any, events: Events) -> None:
+    first = post(collector, events(10), "one")
+    again = post(collector, events(10), "one")
+    collector.collector.log.compact()
+    later = post(collector, events(10), "one")
+
+    assert first.json() == {"accepted_rows": 10, "duplicate": False}
+    assert again.json() == later.json() == {"accepted_rows": 10, "duplicate": True}
+    assert len(lake_ids(collector)) == 10
+    collector.settled(lambda: counted(collector, names.EVENT_ROWS, "delay", "1") == 10)
+
+
+def test_what_cannot_be_read_is_refused_with_the_reason(collector: Any, events: Events) -> None:
+    garbage = collector.intake.post("/v1/events", content=b"not arrow")
+    wrong = post(collector, events(3).drop_columns(["outcome"]))
+
+    assert garbage.status_code == wrong.status_code == 400
+    assert "Arrow IPC" in garbage.json()["error"]
+    assert "'outcome' is missing" in wrong.json()["error"]
+    assert counted(collector, names.EVENT_ERRORS, "events", "unreadable") == 2
+
+
+def test_gzip_is_accepted_and_an_oversized_body_is_not(collector: Any, events: Events) -> None:
+    body = gzip.compress(to_ipc(events(10)))
+    bomb = gzip.compress(b"\0" * (65 * 1024 * 1024))
+
+    accepted = collector.intake.post("/v1/events", content=body, headers={"Content-Encoding": "gzip"})
+    refused = collector.intake.post("/v1/events", content=bomb, headers={"Content-Encoding": "gzip"})
+
+    assert accepted.json()["accepted_rows"] == 10
+    assert refused.status_code == 413
+
+
+def test_labels_come_as_arrow_or_json_and_make_scores(collector: Any, clock: Any, events: Events) -> None:
+    post(collector, events(4))
+    arrow = label_batch(["r/0", "r/1"], "delay", [1.0, 0.0], round((T0 + 50) * 1e9))
+    json_labels = [{"id": "r/2", "model": "delay", "label": 1}, {"id": "r/9", "model": "delay", "label": 0, "time": T0}]
+
+    assert post(collector, arrow, path="/v1/labels").json() == {"accepted_rows": 2, "duplicate": False}
+    assert collector.intake.post("/v1/labels", json=json_labels).json()["accepted_rows"] == 2
+    clock.advance(3)
+    collector.settled(lambda: collector.values("performance_labelled_rows", clock()))
+    assert list(collector.values("performance_labelled_rows", clock()).values()) == [3]
+    assert counted(collector, names.LABEL_ROWS, "delay", "true") == 3
+    assert counted(collector, names.LABEL_ROWS, "delay", "false") == 1
+    collector.collector.log.compact()
+    assert len(read_labels(collector.collector.config.lake, "delay")) == 4
+    assert collector.intake.post("/v1/labels", json=[{"id": 3}]).status_code == 400
+    assert collector.intake.post("/v1/labels", json=[]).status_code == 400
+
+
+def test_a_reference_is_kept_and_drift_is_measured_against_it(
+    config: Any, clock: Any, events: Events, start: Any
+) -> None:
+    reference = Profile.of(pa.Table.from_batches([events(3000, seed=5)]))
+    with start(config, clock) as collector:
+        put = collector.intake.put("/v1/references/delay/1", content=reference.to_json())
+        assert put.json() == {"model": "delay", "version": "1"}
+        assert collector.intake.put("/v1/references/delay/1", content=b"{}").status_code == 400
+        assert collector.intake.get("/v1/references/delay/2").status_code == 404
+
+    with start(config, clock) as collector:
+        assert Profile.from_json(collector.intake.get("/v1/references/delay/1").content) == reference
+        post(collector, events(500, shift=1.5))
+        clock.advance(60)
+        collector.settled(lambda: collector.values("drift_detected", clock()))
+
+        detected = {dict(k)["column"]: v for k, v in collector.values("drift_detected", clock()).items()}
+        view = collector.query.get("/api/drift/delay", params={"version": "1"}).json()
+
+        assert detected == {"feature.x": 1, "feature.carrier": 0, "prediction.p": 0}
+        assert list(collector.values("drift_columns_ratio", clock()).values()) == [0.5]
+        assert set(view["reference"]) == {"feature.x", "feature.carrier", "prediction.p"}
+        column = view["windows"][0]["columns"]["feature.x"]
+        assert column["drifted"]
+        assert column["threshold"] == DriftThresholds().psi
+        assert len(column["edges"]) + 1 == len(column["counts"])
+        assert {"psi", "jensen_shannon", "wasserstein", "ks", "missing_ratio"} <= set(column)
+        assert view["windows"][0]["columns"]["feature.carrier"]["categories"][-2:] == ["unseen", "other"]
+
+
+def test_values_of_a_version_that_is_gone_leave_no_ghosts(collector: Any, clock: Any, events: Events) -> None:
+    post(collector, events(50))
+    clock.advance(60)
+    collector.settled(lambda: collector.values("observed_rows_per_second", clock()))
+
+    clock.advance(101)
+    collector.settled(lambda: ("pane", "delay", "1") not in collector.collector.signals.published())
+
+    collector.settled(lambda: not collector.values("observed_rows_per_second", clock()))
+
+
+def test_a_restart_finds_open_windows_closed_ones_and_waiting_labels(
+    config: Any, clock: Any, events: Events, start: Any
+) -> None:
+    with start(config, clock) as collector:
+        post(collector, events(30, prefix="a"))
+        post(collector, events(20, prefix="b", time_s=T0 + 13))
+        clock.advance(13)
+        collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
+        collector.intake.post("/v1/labels", json=[{"id": "c/0", "model": "delay", "label": 1}])
+
+    with start(config, clock) as collector:
+        post(collector, events(5, prefix="c", time_s=T0 + 14))
+        clock.advance(30)
+        collector.settled(lambda: len(collector.query.get("/api/drift/delay").json()["windows"]) == 2)
+        windows = collector.query.get("/api/drift/delay").json()["windows"]
+        assert [(window["start"], window["rows"]) for window in windows] == [(T0, 30), (T0 + 10, 25)]
+        collector.settled(lambda: collector.values("performance_labelled_rows", clock()))
+        assert list(collector.values("performance_labelled_rows", clock()).values()) == [1]
+
+
+def test_a_label_of_a_prediction_that_memory_forgot_is_joined_from_the_lake(
+    config: Any, clock: Any, events: Events, start: Any
+) -> None:
+    with start(config, clock) as collector:
+        post(collector, events(5, prefix="old"))
+    clock.advance(3 * 24 * 3600)
+
+    with start(config, clock) as collector:
+        collector.intake.post("/v1/labels", json=[{"id": "old/3", "model": "delay", "label": 1}])
+        collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "false") == 1)
+        housekeeping = collector.collector.housekeeping()
+        housekeeping.look_up()
+        collector.settled(lambda: len(collector.collector.measures.join.labelled("delay", "1")[0]) == 1)
+
+
+def test_a_crash_between_lake_and_log_doubles_nothing(collector: Any, events: Events) -> None:
+    post(collector, events(10, prefix="a"))
+    log: EventLog = collector.collector.log
+    engine = collector.collector.journal.engine
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(EVENT_LOG)).one()
+    log.compact()
+    # The crash: the files are there, and the log's rows still are too, with their segment.
+    with engine.begin() as connection:
+        connection.execute(EVENT_LOG.insert(), {**row._mapping, "segment": row.id})
+    post(collector, events(10, prefix="b"))
+
+    log.compact()
+
+    files = list((collector.collector.config.lake / "events").rglob("*.parquet"))
+    assert sum(pa.parquet.read_metadata(file).num_rows for file in files) == 20
+    assert log.waiting_rows() == 0
+
+
+def test_a_full_disk_is_a_503_and_loses_nothing_that_was_accepted(collector: Any, events: Events) -> None:
+    post(collector, events(10, prefix="a"), "a")
+    engine = collector.collector.journal.engine
+    with engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    # What SQLite does on a full disk: the journal's connection may not grow the file.
+    collector.collector.journal.submit(
+        lambda connection: connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+    ).result()
+
+    refused = post(collector, events(20_000, prefix="b"), "b")
+
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) > 0
+    assert "full" in refused.json()["error"]
+    collector.collector.journal.submit(
+        lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1073741823")
+    ).result()
+    assert post(collector, events(20_000, prefix="b"), "b").json() == {"accepted_rows": 20_000, "duplicate": False}
+    assert len(lake_ids(collector)) == 20_010
+
+
+def test_health_is_said(collector: Any) -> None:
+    assert collector.intake.get("/health/live").status_code == 200
+    assert collector.intake.get("/health/ready").status_code == 200
+    assert collector.query.get("/-/healthy").status_code == 200
+    assert collector.query.get("/-/ready").status_code == 200
+    assert "collector_event_rows_total" in collector.query.get("/metrics").text
+
+
+def test_pushes_are_stored_under_their_group_and_what_a_put_leaves_out_ends(collector: Any, clock: Any) -> None:
+    url = "/metrics/job/batch/dir@base64/L3RtcA/shift/night%2Flate"
+    put = collector.intake.put(url, content='# TYPE a gauge\na 1\nb{x="1"} 2\n')
+    ((labels, value),) = collector.values("a", clock()).items()
+
+    assert put.status_code == 200
+    assert (dict(labels), value) == ({"__name__": "a", "job": "batch", "dir": "/tmp", "shift": "night/late"}, 1)
+
+    clock.advance(1)
+    collector.intake.post(url, content="a 3\n")
+    assert list(collector.values("b", clock()).values()) == [2]
+
+    clock.advance(1)
+    collector.intake.put(url, content="a 4\n")
+    assert collector.values("b", clock()) == {}
+    assert list(collector.values("a", clock()).values()) == [4]
+
+    clock.advance(1)
+    assert collector.intake.delete(url).status_code == 202
+    assert collector.values("a", clock()) == {}
+
+
+def test_a_push_may_carry_times(collector: Any, clock: Any) -> None:
+    at = clock() - 30
+    collector.intake.post("/metrics/job/batch", content=f"a 1 {round(at * 1000)}\na 2 {round(clock() * 1000)}\n")
+
+    assert list(collector.values("a", at + 1).values()) == [1]
+    assert list(collector.values("a", clock()).values()) == [2]
+
+
+@pytest.mark.parametrize("path", ["/metrics/group/x", "/metrics/job/x/only", "/metrics/job/x/__name__/y"])
+def test_a_group_without_sense_is_refused(collector: Any, path: str) -> None:
+    assert collector.intake.put(path, content="a 1\n").status_code == 400
+
+
+def test_a_page_that_is_no_exposition_is_refused(collector: Any) -> None:
+    answer = collector.intake.put("/metrics/job/x", content="a{ 1\n")
+
+    assert answer.status_code == 400
+    assert "text format" in answer.json()["error"]
+
+
+def test_rules_and_alerts_are_empty_without_an_alerts_service(collector: Any) -> None:
+    assert collector.query.get("/api/v1/rules").json()["data"] == {"groups": []}
+    assert collector.query.get("/api/v1/alerts").json()["data"] == {"alerts": []}
+
+
+def test_old_batch_ids_are_forgotten(collector: Any, clock: Any, events: Events) -> None:
+    post(collector, events(1), "old")
+    clock.advance(100)
+    post(collector, events(1), "new")
+
+    assert collector.collector.log.forget_batches(clock() - 50) == 1
+    with collector.collector.journal.engine.connect() as connection:
+        assert connection.execute(sa.select(BATCHES.c.batch_id)).scalars().all() == ["new"]
+
+
+def test_a_failing_write_fails_alone(tmp_path: Path) -> None:
+    journal = Journal(sa.create_engine(f"sqlite:///{tmp_path / 'x.db'}"))
+    journal.submit(lambda connection: connection.exec_driver_sql("create table t (x integer primary key)")).result()
+    futures = [
+        journal.submit(lambda connection, x=x: connection.exec_driver_sql(f"insert into t values ({x})"))
+        for x in (1, 2, 2, 3)
+    ]
+
+    failed = [future.exception() is not None for future in futures]
+
+    assert failed == [False, False, True, False]
+    journal.close()
+    with pytest.raises(JournalClosed):
+        journal.submit(lambda connection: None)
+    with journal.engine.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from t").scalar() == 3
+    journal.engine.dispose()
+
+
+def test_a_readable_batch_keeps_its_bytes(events: Events) -> None:
+    body = to_ipc(events(3))
+
+    assert read_batch("events", body).body == body

@@ -26,7 +26,10 @@ groups:
         for: 3s
         keep_firing_for: 5s
         labels: {severity: page}
-        annotations: {summary: "{{ $value | humanizePercentage }} of {{ $labels.model }} at {{ with query \\"sum(requests)\\" }}{{ . | first | value }}{{ end }}"}
+        annotations:
+          summary: >-
+            {{ $value | humanizePercentage }} of {{ $labels.model }} at
+            {{ with query "sum(requests)" }}{{ . | first | value }}{{ end }}
 """
 
 

@@ -65,7 +65,7 @@ def runner(database: sa.Engine, clock: Any, hook: Any, executor: Executor | None
     return ActionRunner(
         database,
         policies={kind: ActionPolicy(**policy) for kind in ("rollback", "promote", "retrain")},
-        hooks={kind: hook for kind in ("rollback", "promote", "retrain")},
+        hooks=dict.fromkeys(("rollback", "promote", "retrain"), hook),
         clock=clock,
         executor=executor or Inline(),
     )
@@ -301,7 +301,9 @@ def test_a_command_that_fails_is_missing_or_takes_too_long_is_an_error() -> None
 @pytest.mark.slow
 def test_a_command_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     beat = tmp_path / "beat"
-    child = f"import pathlib, time\nwhile True: pathlib.Path({str(beat)!r}).write_text(str(time.time())); time.sleep(0.02)"
+    child = (
+        f"import pathlib, time\nwhile True: pathlib.Path({str(beat)!r}).write_text(str(time.time())); time.sleep(0.02)"
+    )
     program = textwrap.dedent(f"""
         import sys
         from alerts.actions import Call, CommandHook

@@ -219,7 +219,7 @@ class Collector:
             reports=Reports(self.measures, self.config.lake, self.clock),
             healthy=self.healthy,
         )
-        compressed = Middleware(GZipMiddleware, minimum_size=1024)
+        compressed = Middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
         return Starlette(routes=[*views.routes(), *self._queries.routes()], middleware=[compressed])
 
 

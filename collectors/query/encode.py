@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from collectors.query.numbers import format_float
 from collectors.query.values import Matrix, Result, Scalar, String
 
@@ -15,9 +18,20 @@ def seconds(t_ms: int) -> float | int:
 
 def sample_text(value: float) -> str:
     """A sample value as Prometheus writes it: plain, or with an exponent when very small or very large."""
-    if value != 0 and not 1e-6 <= abs(value) < 1e21 and abs(value) < float("inf"):
-        return repr(value)
+    text = repr(value)
+    if text.endswith(".0"):
+        return text[:-2]
+    # Go turns to exponents later than Python does.
+    needs_care = "e" in text or "n" in text
+    if not needs_care or (0 < abs(value) < 1e-6 or 1e21 <= abs(value) < float("inf")):
+        return text
     return format_float(value)
+
+
+def _times(t_ms: NDArray[np.int64]) -> list[float]:
+    """Whole seconds stay integers, so that they are written without a fraction."""
+    times: list[float] = (t_ms / 1000 if (t_ms % 1000).any() else t_ms // 1000).tolist()
+    return times
 
 
 def result_data(result: Result) -> dict[str, Any]:
@@ -32,9 +46,7 @@ def result_data(result: Result) -> dict[str, Any]:
             "result": [
                 {
                     "metric": series.labels,
-                    "values": [
-                        [seconds(t), sample_text(v)] for t, v in zip(series.t.tolist(), series.v.tolist(), strict=True)
-                    ],
+                    "values": list(zip(_times(series.t), map(sample_text, series.v.tolist()), strict=True)),
                 }
                 for series in result
             ],

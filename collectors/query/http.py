@@ -23,6 +23,7 @@ from collectors.query.errors import QueryError
 from collectors.query.parameters import Parameters, bounds
 from collectors.query.parse import format_query, parse, parse_selector
 from collectors.query.selectors import selectors_of
+from collectors.query.values import Result
 from collectors.store import Labels, SampleReader
 
 MAX_POINTS = 11_000
@@ -93,7 +94,7 @@ class QueryApi:
         timeout = self._timeout_seconds(parameters)
         expr = parameters.text("query")
         return await self._in_thread(
-            lambda: result_data(self._engine.instant(expr, at_ms, timeout_seconds=timeout)), timeout
+            lambda: _encoded(self._engine.instant(expr, at_ms, timeout_seconds=timeout)), timeout
         )
 
     async def query_range(self, parameters: Parameters, request: Request) -> Any:
@@ -117,7 +118,7 @@ class QueryApi:
         timeout = self._timeout_seconds(parameters)
         expr = parameters.text("query")
         return await self._in_thread(
-            lambda: result_data(self._engine.range(expr, start_ms, end_ms, step_ms, timeout_seconds=timeout)), timeout
+            lambda: _encoded(self._engine.range(expr, start_ms, end_ms, step_ms, timeout_seconds=timeout)), timeout
         )
 
     async def query_exemplars(self, parameters: Parameters, request: Request) -> Any:
@@ -230,12 +231,19 @@ class QueryApi:
 def query_app(engine: Engine, reader: SampleReader, **settings: Any) -> Starlette:
     """An ASGI application with the API alone; `settings` are those of QueryApi."""
     api = QueryApi(engine, reader, **settings)
-    return Starlette(routes=list(api.routes()), middleware=[Middleware(GZipMiddleware, minimum_size=1024)])
+    return Starlette(
+        routes=list(api.routes()), middleware=[Middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)]
+    )
 
 
 def _limited(items: list[Any], parameters: Parameters) -> list[Any]:
     limit = parameters.count("limit")
     return items if limit is None else items[:limit]
+
+
+def _encoded(result: Result) -> msgspec.Raw:
+    """JSON made in the query's own thread: large matrices take longer to write than to compute."""
+    return msgspec.Raw(msgspec.json.encode(result_data(result)))
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> Response:

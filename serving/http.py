@@ -172,8 +172,6 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._closing:
             return
-        if not self._head_done:
-            self._header_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -189,7 +187,9 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(400, f"the request is not HTTP/1.1: {error}")
         else:
-            if not self._head_done and self._header_bytes > self._limits.header_bytes + len(data):
+            # A header that came in one read is bounded by the size of a read.
+            self._header_bytes = 0 if self._current is None or self._head_done else self._header_bytes + len(data)
+            if self._header_bytes > self._limits.header_bytes:
                 self._refuse(431, f"the request's header is over {self._limits.header_bytes} bytes")
 
     # --- parser --------------------------------------------------------------------------------------------------
@@ -201,13 +201,11 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._exchange.target += url
-        self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         headers = self._exchange.headers
         headers[name] = headers[name] + b", " + value if name in headers else value
-        self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
         exchange = self._exchange
@@ -253,11 +251,6 @@ class Connection(asyncio.Protocol):
         if self._current is None:
             raise _Refusal(400, "data outside a request")
         return self._current
-
-    def _count(self, size: int) -> None:
-        self._header_bytes += 0 if self._head_done else size
-        if self._header_bytes > 2 * self._limits.header_bytes:
-            raise _Refusal(431, f"the request's header is over {self._limits.header_bytes} bytes")
 
     def _route(self, exchange: Exchange) -> None:
         if exchange.method == b"POST" and exchange.target.endswith(b"/infer"):

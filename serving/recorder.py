@@ -52,6 +52,10 @@ class Recorder:
 
     def put(self, calls: Sequence[Call]) -> None:
         """Records calls of one version and arm that ended together."""
+        if self._events is None:
+            calls = [call for call in calls if call.span is not None]
+        if not calls:
+            return
         try:
             self._groups.put_nowait((calls, _Anchor(time.perf_counter(), time.time_ns())))
         except queue.Full:

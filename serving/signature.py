@@ -46,6 +46,7 @@ class Input:
     datatype: str
     categories: tuple[str, ...] | None = None
     codes: _Codes | None = None
+    json_types: frozenset[type] = frozenset()
 
     @staticmethod
     def of(name: str, datatype: str, categories: Iterable[str] | None = None) -> Input:
@@ -58,19 +59,20 @@ class Input:
             )
         known = None if categories is None else tuple(categories)
         codes = None if known is None else _Codes({value: 1 + place for place, value in enumerate(known)})
-        return Input(name, datatype, known, codes)
+        return Input(name, datatype, known, codes, _JSON_TYPES[datatype])
 
     def check(self, datatype: str, values: Values, rows: int) -> None:
         """Raises InvalidRequest unless `values` are `rows` values that this input takes."""
-        if datatype not in _ACCEPTS[self.datatype]:
+        if datatype != self.datatype and datatype not in _ACCEPTS[self.datatype]:
             raise InvalidRequest(f"input {self.name!r} has datatype {datatype}, the model takes {self.datatype}")
         if len(values) != rows:
             raise InvalidRequest(f"input {self.name!r} has {len(values)} values, its shape says {rows}")
         if isinstance(values, np.ndarray):
             return
-        strange = set(map(type, values)) - _JSON_TYPES[self.datatype]
-        if strange:
-            kinds = ", ".join(sorted(kind.__name__ for kind in strange))
+        if not self.json_types.issuperset(map(type, values)):
+            kinds = ", ".join(
+                sorted({type(value).__name__ for value in values} - {k.__name__ for k in self.json_types})
+            )
             raise InvalidRequest(f"input {self.name!r} holds {kinds}, the model takes {self.datatype}")
 
     def column(self, parts: Sequence[Values]) -> Array:
@@ -79,7 +81,8 @@ class Input:
         if self.codes is not None:
             return np.fromiter(map(self.codes.__getitem__, values), np.int64, len(values))
         try:
-            return np.asarray(values, _MODEL_TYPES[self.datatype])
+            # A copy: torch takes no read-only memory, which is what a binary tensor's body is.
+            return np.array(values, _MODEL_TYPES[self.datatype])
         except (OverflowError, ValueError, TypeError) as error:
             raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}: {error}") from error
 

@@ -23,23 +23,23 @@ _WIRE_TYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 
 
-class _Tensor(msgspec.Struct):
+class _Tensor(msgspec.Struct, gc=False):
     name: str
     datatype: str
     shape: list[int]
     data: list[Any] | None = None
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
-class _Output(msgspec.Struct):
+class _Output(msgspec.Struct, gc=False):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class _Body(msgspec.Struct):
     inputs: list[_Tensor]
     id: str = ""
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     outputs: list[_Output] | None = None
 
 
@@ -98,7 +98,7 @@ def parse(body: bytes, header_length: int | None = None) -> InferRequest:
     offset = 0
     for tensor in parsed.inputs:
         _check_shape(tensor, rows)
-        size = tensor.parameters.get("binary_data_size")
+        size = None if tensor.parameters is None else tensor.parameters.get("binary_data_size")
         if size is None:
             tensors[tensor.name] = (tensor.datatype, _flat(tensor))
         else:
@@ -112,19 +112,19 @@ def parse(body: bytes, header_length: int | None = None) -> InferRequest:
         raise InvalidRequest(f"{len(tail) - offset} bytes behind the binary tensors belong to none")
     if len(tensors) != len(parsed.inputs):
         raise InvalidRequest("an input is named twice")
-    return InferRequest(parsed.id, rows, tensors, parsed.parameters, *_wanted(parsed))
+    return InferRequest(parsed.id, rows, tensors, parsed.parameters or {}, *_wanted(parsed))
 
 
 def _wanted(parsed: _Body) -> tuple[dict[str, bool] | None, bool]:
-    default = parsed.parameters.get("binary_data_output") is True
+    default = parsed.parameters is not None and parsed.parameters.get("binary_data_output") is True
     if parsed.outputs is None:
         return None, default
-    return {output.name: bool(output.parameters.get("binary_data", default)) for output in parsed.outputs}, default
+    return {o.name: bool((o.parameters or {}).get("binary_data", default)) for o in parsed.outputs}, default
 
 
 def _check_shape(tensor: _Tensor, rows: int) -> None:
     shape = tensor.shape
-    if rows < 1 or shape not in ([rows], [rows, 1]):
+    if rows < 1 or not shape or shape[0] != rows or (len(shape) != 1 and shape[1:] != [1]):
         raise InvalidRequest(
             f"input {tensor.name!r} has shape {shape}; inputs are [n] or [n, 1] with the same n, at least 1"
         )

@@ -175,7 +175,8 @@ def test_any_mix_of_cancels_exceptions_and_deadlines_ends_every_request_once_wit
         assert all(lane.queue.rows >= 0 for lane in lanes)
     for _ in range(200):
         loop.advance(1.0)
-        if not any([executor.finish() for executor in executors]):
+        finished = [executor.finish() for executor in executors]
+        if not any(finished):
             break
 
     assert all(lane.idle for lane in lanes)

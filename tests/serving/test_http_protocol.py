@@ -198,7 +198,7 @@ def test_100_continue_waits_for_the_answers_before_it() -> None:
     handler = Echo()
     handler.hold = True
     _, connection, pipe = connected(handler)
-    head, _, body = post(b"second", b"expect: 100-continue").partition(b"\r\n\r\n")
+    head, _, _ = post(b"second", b"expect: 100-continue").partition(b"\r\n\r\n")
     connection.data_received(post(b"first") + head + b"\r\n\r\n")
     assert pipe.written == b""
     handler.held[0].respond(200, b"", b"first")

@@ -312,8 +312,8 @@ async def test_events_carry_what_was_asked_answered_and_chosen(collector: Collec
     await control(service, "canary", {"version": 2, "weight": 1.0})
     trace = "0af7651916cd43dd8448eb211c80319c"
     async with client_of(service) as client:
-        await client.infer("fares", {"amount": [math.e, 1.0], "carrier": ["UA", "??"]}, id="good", attributes={"day": "d"},
-                           traceparent=f"00-{trace}-b7ad6b7169203331-01")  # fmt: skip
+        two, parent = {"amount": [math.e, 1.0], "carrier": ["UA", "??"]}, f"00-{trace}-b7ad6b7169203331-01"
+        await client.infer("fares", two, id="good", attributes={"day": "d"}, traceparent=parent)
         await client.infer("fares", {"amount": [None], "carrier": ["AA"]}, id="bad")
     await until(lambda: len(collector.events) == 3, "three events")
     first, second, bad = sorted(collector.events, key=lambda event: ("bad" in event["id"], event["id"]))

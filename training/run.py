@@ -221,9 +221,7 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
         found = weights.get(name)
         if found is None or found.shape != parameter.shape:
             seen = "missing" if found is None else f"of shape {list(found.shape)}"
-            raise DataError(
-                f"the champion's {name} is {seen}, {list(parameter.shape)} is needed: train without warm start"
-            )
+            raise DataError(f"the champion's {name} is {seen}, {list(parameter.shape)} is needed: start anew")
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(weights[name])

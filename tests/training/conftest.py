@@ -58,7 +58,9 @@ def make_table():
         label = (generator.random(rows) < 1 / (1 + np.exp(-odds))).astype(float)
         missing = pa.array(numbers["y"], mask=generator.random(rows) < 0.1)
         day = [f"2024-01-{1 + index * days // rows:02d}" for index in range(rows)]
-        return pa.table({"colour": colour, "x": numbers["x"], "y": missing, "z": numbers["z"], "label": label, "day": day})
+        return pa.table(
+            {"colour": colour, "x": numbers["x"], "y": missing, "z": numbers["z"], "label": label, "day": day}
+        )
 
     return make
 

@@ -12,7 +12,12 @@ from training.checkpoint import CheckpointStore
 
 
 def state(step: int) -> dict[str, object]:
-    return {"step": step, "weights": {"w": torch.arange(50.0) + step}, "losses": [(1, 0.5)], "random": torch.get_rng_state()}
+    return {
+        "step": step,
+        "weights": {"w": torch.arange(50.0) + step},
+        "losses": [(1, 0.5)],
+        "random": torch.get_rng_state(),
+    }
 
 
 def test_what_is_saved_comes_back_and_only_the_newest_stay(tmp_path: Path):

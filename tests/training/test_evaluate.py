@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.evaluate import Gate, clustered_mean, roc_auc, row_log_loss, score, student_t_quantile
@@ -27,6 +27,7 @@ def test_scores_equal_those_of_scikit_learn():
     assert (scores.rows, scores.positive_ratio) == (4000, LABELS.mean())
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=2, max_size=60))
 def test_roc_auc_counts_ties_half_as_scikit_learn_does(rows: list[tuple[bool, int]]):
     labels = np.array([float(label) for label, _ in rows])
@@ -136,6 +137,7 @@ def test_a_challenger_that_is_not_finite_is_refused_with_the_count():
     assert (decision.passed, decision.reason) == (False, "7 of 4000 predictions are not finite")
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.booleans())
 def test_row_log_loss_is_finite_for_every_probability(probability: float, label: bool):
     assert np.isfinite(row_log_loss(np.array([float(label)]), np.array([probability]))).all()

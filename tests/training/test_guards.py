@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.guards import GuardState, judge, nonfinite, skip_if
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 5), st.integers(1, 60))
 def test_judging_in_pieces_decides_as_judging_at_once(flags: list[bool], limit: int, size: int):
     whole = judge(GuardState(), flags, limit)
@@ -31,7 +32,9 @@ def test_a_finite_step_between_starts_the_count_anew():
     assert (decision.newly_skipped, decision.state) == (1, GuardState(5, 3))
 
 
-@pytest.mark.parametrize(("loss", "norm", "flag"), [(1.0, 2.0, 0.0), (float("nan"), 1.0, 1.0), (1.0, float("inf"), 1.0)])
+@pytest.mark.parametrize(
+    ("loss", "norm", "flag"), [(1.0, 2.0, 0.0), (float("nan"), 1.0, 1.0), (1.0, float("inf"), 1.0)]
+)
 def test_flags_are_raised_by_loss_and_by_gradient(loss: float, norm: float, flag: float):
     assert nonfinite(torch.tensor(loss), torch.tensor(norm)).item() == flag
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = '''
+SCRIPT = """
+import json
 import sys
 from pathlib import Path
 
@@ -43,8 +44,8 @@ config = TrainConfig(epochs=6, batch_size=64, checkpoint_every=5, report_every=1
 with TrainingMonitor("killed", run="test") as monitor:
     print("running", flush=True)
     result = Trainer(Net(), rows, config, monitor, CheckpointStore(Path(sys.argv[1]))).run()
-print([(step, loss.hex()) for step, loss in result.losses].__repr__().replace("(", "[").replace(")", "]").replace("'", '"'))
-'''
+print(json.dumps([(step, loss.hex()) for step, loss in result.losses]))
+"""
 
 
 def start(script: Path, folder: Path) -> subprocess.Popen[str]:

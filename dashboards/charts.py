@@ -448,7 +448,7 @@ def curves(
 
 
 def waterfall(frame: Frame, spans: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """Spans of a trace under each other. Each has name, service, offset and duration (seconds), depth, failed, detail."""
+    """Spans of a trace under each other: name, service, offset and duration (seconds), depth, failed, detail."""
     colors = frame.colors
     services = list(dict.fromkeys(span["service"] for span in spans))
     shades = dict(zip(services, ("#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00") * 3, strict=False))

@@ -238,7 +238,8 @@ class Stat:
 def stats(shown: Sequence[Stat], color: str) -> None:
     """Numbers side by side, each with a small line of its course; hovering tells what it means."""
     cells = "".join(
-        f'<div class="tt-stat" title="{html.escape(stat.meaning)}"><div class="tt-sub" style="padding:0">{stat.label}</div>'
+        f'<div class="tt-stat" title="{html.escape(stat.meaning)}">'
+        f'<div class="tt-sub" style="padding:0">{stat.label}</div>'
         f'<div class="tt-big">{stat.value}</div>'
         + (_spark(stat.course, color) if stat.course else f'<div class="tt-sub">{html.escape(stat.detail)}</div>')
         + "</div>"
@@ -262,7 +263,8 @@ def _spark(series: Series, color: str) -> str:
     drawing = (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 30" preserveAspectRatio="none">'
         f'<polygon points="0,30 {line} 100,30" fill="{color}" fill-opacity="0.10"/>'
-        f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5" vector-effect="non-scaling-stroke"/>'
+        f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5" '
+        'vector-effect="non-scaling-stroke"/>'
         "</svg>"
     )
     # As an image: Streamlit's sanitizer takes inline SVG out.
@@ -277,7 +279,7 @@ def tag(text: str, color: str) -> str:
 def rows(
     headings: Sequence[str], body: Sequence[Sequence[str]], numeric: Sequence[int] = (), tight: Sequence[int] = ()
 ) -> None:
-    """A plain table; `numeric` columns stand to the right, `tight` ones do not wrap. Cells are HTML: escape what others wrote."""
+    """A plain table; `numeric` columns stand right, `tight` ones do not wrap. Cells are HTML: escape others' words."""
     kinds = [f"{'num nw' if i in numeric else ''} {'nw' if i in tight else ''}".strip() for i in range(len(headings))]
     head = "".join(f'<th class="{kind}">{text}</th>' for kind, text in zip(kinds, headings, strict=True))
     lines = "".join(

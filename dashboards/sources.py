@@ -228,7 +228,7 @@ class Sources:
         )
 
     def rollback(self, model: str, reason: str, key: str) -> Json:
-        """All traffic to the stable version, or stable back to the one before; straight to serving, without a journal."""
+        """All traffic to the stable version, or stable back to the one before; without a journal."""
         return self._post("serving", f"/api/v1/models/{quote(model, safe='')}/rollback", {"reason": reason}, key)
 
     def health(self) -> dict[Service, SourceError | None]:
@@ -328,5 +328,4 @@ def _message(response: httpx.Response) -> str:
 
 def _series(item: Json) -> Series:
     points = np.array(item["values"] if "values" in item else [item["value"]], dtype=np.float64).reshape(-1, 2)
-    labels = {name: value for name, value in item["metric"].items()}
-    return Series(labels, points[:, 0], points[:, 1])
+    return Series(dict(item["metric"]), points[:, 0], points[:, 1])

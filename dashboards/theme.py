@@ -1,4 +1,4 @@
-"""The look: one palette that colour-blind people can tell apart (after Okabe and Ito), fonts, spacing, the page's CSS."""
+"""The look: one palette that colour-blind people can tell apart (after Okabe and Ito), and the pages' CSS."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def css(theme: Theme) -> str:
 _RULES = """
 [data-testid="stApp"] { background: var(--tt-background); }
 [data-testid="stMain"] [data-baseweb="select"] > div { background: var(--tt-surface); }
-[data-testid="stSidebarHeader"]::after { content: "Trimtab"; font-size: 1.35rem; font-weight: 650; letter-spacing: -.01em;
+[data-testid="stSidebarHeader"]::after { content: "Trimtab"; font-size: 1.35rem; font-weight: 650;
+  letter-spacing: -.01em;
   color: var(--tt-text); margin-left: .55rem; flex: 1; }
 [data-testid="stSidebarHeader"] { justify-content: flex-start; align-items: center; }
 header[data-testid="stHeader"] { height: 0; min-height: 0; background: transparent; }
@@ -137,7 +138,8 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-card-title span { color: var(--tt-muted); font-size: .8rem; text-align: right; }
 .tt-notice { border: 1px solid var(--tt-border); border-left: 3px solid var(--tt-warning); border-radius: 6px;
   background: var(--tt-surface); padding: .5rem .8rem; font-size: .88rem; color: var(--tt-text); }
-.tt-notice code, .tt-empty code { font-size: .84em; background: var(--tt-grid); border-radius: 4px; padding: .08em .35em;
+.tt-notice code, .tt-empty code { font-size: .84em; background: var(--tt-grid); border-radius: 4px;
+  padding: .08em .35em;
   color: var(--tt-text); }
 .tt-empty { color: var(--tt-muted); font-size: .9rem; text-align: center; padding: 1.6rem 1rem; line-height: 1.5;
   border: 1px dashed var(--tt-border); border-radius: 6px; }
@@ -146,9 +148,11 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-services { font-size: .84rem; line-height: 1.9; }
 .tt-services div { display: flex; align-items: center; }
 .tt-services i { font-style: normal; color: var(--tt-muted); margin-left: auto; font-size: .8rem; }
-.tt-label { color: var(--tt-muted); font-size: .74rem; letter-spacing: .04em; text-transform: uppercase; font-weight: 600; }
+.tt-label { color: var(--tt-muted); font-size: .74rem; letter-spacing: .04em; text-transform: uppercase;
+  font-weight: 600; }
 .tt-rows { width: 100%; border-collapse: collapse; font-size: .86rem; }
-.tt-rows th { text-align: left; font-weight: 500; color: var(--tt-muted); font-size: .78rem; padding: .25rem .6rem .25rem 0;
+.tt-rows th { text-align: left; font-weight: 500; color: var(--tt-muted); font-size: .78rem;
+  padding: .25rem .6rem .25rem 0;
   border-bottom: 1px solid var(--tt-border); white-space: nowrap; }
 .tt-rows td { padding: .34rem .6rem .34rem 0; border-bottom: 1px solid var(--tt-grid); vertical-align: top;
   font-variant-numeric: tabular-nums; }
@@ -158,7 +162,8 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-tag { display: inline-block; border-radius: 4px; padding: 0 .42rem; font-size: .77rem; line-height: 1.25rem;
   font-weight: 600; border: 1px solid currentColor; white-space: nowrap; }
 .tt-rows .nw { white-space: nowrap; }
-.tt-rows code, .tt-code { font-family: "Source Code Pro", monospace; font-size: .84rem; background: none; color: inherit;
+.tt-rows code, .tt-code { font-family: "Source Code Pro", monospace; font-size: .84rem; background: none;
+  color: inherit;
   overflow-wrap: anywhere; }
 .tt-bar { height: .5rem; border-radius: 3px; background: var(--tt-grid); overflow: hidden; margin: .35rem 0 .2rem; }
 .tt-bar div { height: 100%; float: left; }

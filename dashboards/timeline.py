@@ -1,4 +1,4 @@
-"""What happened, on one axis of time: releases as bands, alerts as spans, actions as marks. Pure: values in, values out."""
+"""What happened, on one axis of time: releases as bands, alerts as spans, actions as marks. Pure."""
 
 from __future__ import annotations
 

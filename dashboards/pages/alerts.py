@@ -63,16 +63,20 @@ def _waiting(view: shell.View, actions: Items) -> None:
     for action in actions:
         with st.container(key=f"card-waiting-{action['id']}", horizontal=True, vertical_alignment="center"):
             st.html(
-                f"{shell.tag('waits for approval', view.colors.warning)}&ensp;<b>{html.escape(str(action.get('action')))} "
+                f"{shell.tag('waits for approval', view.colors.warning)}&ensp;<b>{_say(action, 'action')} "
                 f"{html.escape(str(action.get('model')))}</b> "
-                f"<span class='tt-sub'>{fmt.ago(action.get('created_at'), view.now)}, {html.escape(_cause(action))}</span>"
+                f"<span class='tt-sub'>{_age(view, action)}, {html.escape(_cause(action))}</span>"
                 f"<div>{html.escape(str(action.get('reason') or ''))}</div>",
                 width="stretch",
             )
-            if st.button("Approve", key=f"approve-{action['id']}", type="primary"):
-                _decide(view, action, "approve")
-            if st.button("Reject", key=f"reject-{action['id']}"):
-                _decide(view, action, "reject")
+            st.button(
+                "Approve",
+                key=f"approve-{action['id']}",
+                type="primary",
+                on_click=_decide,
+                args=(view, action, "approve"),
+            )
+            st.button("Reject", key=f"reject-{action['id']}", on_click=_decide, args=(view, action, "reject"))
 
 
 def _decide(view: shell.View, action: Mapping[str, Any], decision: Literal["approve", "reject"]) -> None:
@@ -80,7 +84,18 @@ def _decide(view: shell.View, action: Mapping[str, Any], decision: Literal["appr
     shell.attempt(
         lambda: view.sources.decide(str(action["id"]), decision, "dashboard"), f"{done}: {action.get('action')}"
     )
-    st.rerun(scope="fragment")
+
+
+def _say(item: Mapping[str, Any], key: str) -> str:
+    return html.escape(str(item.get(key) or ""))
+
+
+def _age(view: shell.View, action: Mapping[str, Any]) -> str:
+    return fmt.ago(action.get("created_at"), view.now)
+
+
+def _short(text: str, most: int = 110) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _cause(action: Mapping[str, Any]) -> str:
@@ -121,15 +136,17 @@ def _silences(view: shell.View, silences: Items) -> None:
             matchers = ", ".join(_matcher(matcher) for matcher in silence.get("matchers") or ())
             end = readings.seconds_of(silence["endsAt"])
             st.html(
-                f"<span class='tt-code'>{html.escape(matchers)}</span><div class='tt-sub'>ends {fmt.ago(end, view.now)}, by "
+                f"<span class='tt-code'>{html.escape(matchers)}</span><div class='tt-sub'>ends "
+                f"{fmt.ago(end, view.now)}, by "
                 f"{html.escape(str(silence.get('createdBy') or ''))}: {html.escape(str(silence.get('comment') or ''))}"
                 "</div>",
                 width="stretch",
             )
-            if st.button("Expire", key=f"expire-{silence['id']}"):
-                identity = str(silence["id"])
-                shell.attempt(lambda: view.sources.expire_silence(identity), "The silence has ended")  # noqa: B023
-                st.rerun(scope="fragment")
+            st.button("Expire", key=f"expire-{silence['id']}", on_click=_expire, args=(view, str(silence["id"])))
+
+
+def _expire(view: shell.View, identity: str) -> None:
+    shell.attempt(lambda: view.sources.expire_silence(identity), "The silence has ended")
 
 
 def _matcher(matcher: Mapping[str, Any]) -> str:
@@ -178,12 +195,11 @@ def _journal(view: shell.View, actions: Items) -> None:
             state = str(action.get("state") or "")
             lines.append(
                 (
-                    f'<span title="{fmt.moment(action.get("created_at"), view.zone)}">{fmt.ago(action.get("created_at"), view.now)}'
-                    "</span>",
-                    f"<b>{html.escape(str(action.get('action')))}</b><div class='tt-sub'>{html.escape(str(action.get('model')))}</div>",
+                    f'<span title="{fmt.moment(action.get("created_at"), view.zone)}">{_age(view, action)}</span>',
+                    f"<b>{_say(action, 'action')}</b><div class='tt-sub'>{_say(action, 'model')}</div>",
                     shell.tag(state, shade.get(state, colors.muted)),
                     html.escape(str(action.get("mode") or "")),
-                    f"{html.escape(str(action.get('reason') or ''))}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
+                    f"{_say(action, 'reason')}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
                     html.escape(_evidence(action.get("evidence"))),
                     took,
                 )
@@ -278,11 +294,11 @@ def _rules(view: shell.View, groups: Items) -> None:
             lines.append(
                 (
                     _rank(state),
-                    f"<b>{html.escape(str(rule.get('name')))}</b><div class='tt-sub'>{html.escape(str(group.get('name')))}</div>",
+                    f"<b>{_say(rule, 'name')}</b><div class='tt-sub'>{_say(group, 'name')}</div>",
                     shell.tag(state, shade[state])
                     if state in shade
                     else f'<span class="dim">{html.escape(state)}</span>',
-                    f'<code title="{html.escape(query)}">{html.escape(query[:110] + ("…" if len(query) > 110 else ""))}</code>',
+                    f'<code title="{html.escape(query)}">{html.escape(_short(query))}</code>',
                     fmt.seconds(held) if held else fmt.DASH,
                     health + (f"<div class='tt-sub'>{html.escape(error)}</div>" if error else ""),
                     _when(view, rule.get("lastEvaluation")),

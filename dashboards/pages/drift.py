@@ -93,7 +93,8 @@ def _drift(view: shell.View, every: Windows, versions: list[str]) -> None:
 
 def _window_words(view: shell.View, window: Mapping[str, Any]) -> str:
     start, end = readings.seconds_of(window["start"]), readings.seconds_of(window["end"])
-    return f"{fmt.clock(start, view.zone)} to {fmt.clock(end, view.zone)}, {fmt.number(window.get('rows'))} rows of {fmt.version(str(window['version']))}"
+    rows = f"{fmt.number(window.get('rows'))} rows of {fmt.version(str(window['version']))}"
+    return f"{fmt.clock(start, view.zone)} to {fmt.clock(end, view.zone)}, {rows}"
 
 
 def _distribution(view: shell.View, window: Mapping[str, Any], column: str) -> None:
@@ -237,7 +238,7 @@ def _fetch(sources: Sources, model: str, version: str) -> dict[str, Any] | None:
         with st.spinner("Evidently is comparing the window with the reference…"):
             body = sources.drift_report(model, version)
     except Refused as problem:
-        remedy = "Install it on the collector's machine with <code>pip install 'trimtab[reports]'</code>, or wait for events."
+        remedy = "Reports need events, and on the collector's machine <code>pip install 'trimtab[reports]'</code>."
         shell.empty("The report is not there", f"{html.escape(problem.reason)}<br>{remedy}")
         return None
     except Unavailable as problem:

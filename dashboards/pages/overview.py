@@ -114,7 +114,8 @@ def _objectives(view: shell.View, now: dict[str, list[Series]]) -> None:
     color = colors.good if left > 0.25 else colors.warning if left > 0 else colors.critical
     st.html(
         f'<div class="tt-split"><div><div class="tt-sub">Availability</div>'
-        f'<div class="tt-big" style="color:{colors.good if good else colors.critical}">{fmt.percent(kept.ratio, 3)}</div>'
+        f'<div class="tt-big" style="color:{colors.good if good else colors.critical}">'
+        f"{fmt.percent(kept.ratio, 3)}</div>"
         f'<div class="tt-sub">objective {fmt.percent(config.availability_objective, 3)}</div></div>'
         f'<div><div class="tt-sub">Latency p99</div>'
         f'<div class="tt-big" style="color:{colors.good if quick else colors.critical}">{fmt.seconds(p99)}</div>'

@@ -171,7 +171,8 @@ def _releases(view: shell.View, series: Sequence[Series], found: dict[str, list[
         lines.append(
             (
                 f"{html.escape(release)}<div class='tt-sub'>{versions}</div>",
-                f"{fmt.number(sum(counts.values()))}<div class='tt-sub'>{fmt.number(counts.get('error', 0.0))} failed</div>",
+                f"{fmt.number(sum(counts.values()))}<div class='tt-sub'>"
+                f"{fmt.number(counts.get('error', 0.0))} failed</div>",
                 fmt.number(harm),
                 _verdict(view, release, found["verdict"]),
             )

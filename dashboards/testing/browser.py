@@ -34,7 +34,7 @@ _HARMLESS = re.compile(r"Unrecognized feature|WebGL|GPU stall|Canvas2D|preload",
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong on a page: an exception, an error box, a notice (a service is away), or an error on the console."""
+    """What is wrong on a page: an exception, an error box, a notice (a service is away), an error on the console."""
 
     page: str
     kind: str
@@ -46,10 +46,11 @@ def walk(
 ) -> list[Problem]:
     """Open every page of the dashboard at `base_url`, stay through a refresh, and list the problems; none is good.
 
-    Pages are opened by address and then by the menu. With `notices=False` lines about services that are away are let pass.
+    Pages are opened by address and then by the menu. With `notices=False` lines about services
+    that are away are let pass.
     """
     problems: list[Problem] = []
-    with _browser(chromium) as page:
+    with open_page(chromium) as page:
         where = [""]
         page.on("console", lambda message: problems.extend(_console(where[0], message)))
         page.on("pageerror", lambda error: problems.append(Problem(where[0], "page error", str(error)[:500])))
@@ -76,7 +77,7 @@ def screenshots(
     """A picture of every page as it opens and, as `…-full.png`, one of its whole height."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    with _browser(chromium, size) as page:
+    with open_page(chromium, size) as page:
         for name in pages:
             page.set_viewport_size({"width": size[0], "height": size[1]})
             page.goto(f"{base_url.rstrip('/')}/{name}")
@@ -94,7 +95,8 @@ def screenshots(
 
 
 @contextmanager
-def _browser(chromium: str, size: tuple[int, int] = (1440, 900)) -> Iterator[Page]:
+def open_page(chromium: str = CHROMIUM, size: tuple[int, int] = (1440, 900)) -> Iterator[Page]:
+    """A headless browser with one empty page."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(_FLAGS))
         try:
@@ -106,6 +108,8 @@ def _browser(chromium: str, size: tuple[int, int] = (1440, 900)) -> Iterator[Pag
 def _settle(page: Page, seconds: float) -> None:
     """Wait until the page stands, and then as long as a refresh may need to break it."""
     page.locator(".tt-title").first.wait_for(timeout=60_000)
+    charts = "[...document.querySelectorAll('[data-testid=\"stPlotlyChart\"]')]"
+    page.wait_for_function(f"{charts}.every(chart => chart.querySelector('.main-svg'))", timeout=60_000)
     page.wait_for_function(
         '!document.querySelector(\'[data-testid="stApp"][data-test-script-state="running"]\')', timeout=60_000
     )

@@ -43,7 +43,11 @@ class FakeStack:
         self._sockets = {name: _free_socket() for name in ("query", "alerts", "serving")}
         apps = {"query": self._query(), "alerts": self._alerts(), "serving": self._serving()}
         self._servers = [
-            uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", access_log=False, loop="asyncio"))
+            uvicorn.Server(
+                uvicorn.Config(
+                    app, log_level="error", log_config=None, lifespan="off", access_log=False, loop="asyncio"
+                )
+            )
             for app in apps.values()
         ]
         self._threads = [

@@ -212,13 +212,13 @@ class Story:
         for column in _COLUMNS:
             put(
                 names.QUALITY_MISSING.name,
-                live(lambda t: 0.18 if version == "2" and column.endswith("probability") else 0.004),
+                live(lambda t, c=column: 0.18 if version == "2" and c.endswith("probability") else 0.004),  # type: ignore[misc]
                 **labels,
                 column=column,
             )
             put(
                 names.QUALITY_OUT_OF_RANGE.name,
-                live(lambda t, c=column: 0.4 if version == "2" and c.endswith("temp") else 0.001),
+                live(lambda t, c=column: 0.4 if version == "2" and c.endswith("temp") else 0.001),  # type: ignore[misc]
                 **labels,
                 column=column,
             )
@@ -239,7 +239,7 @@ class Story:
         ):
             put(
                 names.PERFORMANCE_SCORE.name,
-                live(lambda t, b=base, s=slope: b + s * moved(t) + 0.006 * _noise(t / 13)),
+                live(lambda t, b=base, s=slope: b + s * moved(t) + 0.006 * _noise(t / 13)),  # type: ignore[misc]
                 **labels,
                 metric=metric,
             )
@@ -268,7 +268,7 @@ class Story:
         for hypothesis in ("harm", "safety"):
             put(
                 names.CANARY_EVIDENCE.name,
-                _between(self.begin, start, lasting, lambda t, h=hypothesis: 10 ** log10(min(t, self.begin + end), h)),
+                _between(self.begin, start, lasting, lambda t, h=hypothesis: 10 ** log10(min(t, self.begin + end), h)),  # type: ignore[misc]
                 **labels,
                 check="errors",
                 hypothesis=hypothesis,
@@ -276,7 +276,7 @@ class Story:
         for outcome in ("ok", "error"):
             put(
                 names.CANARY_REQUESTS.name,
-                _between(self.begin, start, lasting, lambda t, o=outcome: outcome_count(min(t, self.begin + end), o)),
+                _between(self.begin, start, lasting, lambda t, o=outcome: outcome_count(min(t, self.begin + end), o)),  # type: ignore[misc]
                 **labels,
                 arm="canary",
                 outcome=outcome,
@@ -327,11 +327,11 @@ class Story:
         ):
             put(
                 f"{names.TRAINING_PHASE_DURATION.name}_sum",
-                live(lambda t, s=seconds * often: 160 * s),
+                live(lambda t, s=seconds * often: 160 * s),  # type: ignore[misc]
                 **model,
                 phase=phase,
             )
-            put(f"{names.TRAINING_PHASE_DURATION.name}_count", live(lambda t, o=often: 160.0 * o), **model, phase=phase)
+            put(f"{names.TRAINING_PHASE_DURATION.name}_count", live(lambda t, o=often: 160.0 * o), **model, phase=phase)  # type: ignore[misc]
 
     def _alerts(self) -> list[tuple[str, str, str, float, float, dict[str, str]]]:
         canary = {"model": MODEL, "release": "flight_delay-1", "version": "2"}

@@ -1,0 +1,92 @@
+"""The dashboard as a process, in a real Chromium: every page, a rollback by hand, a trace's spans, the dark theme."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from dashboards import DashboardConfig, command
+from dashboards.testing import FakeStack, browser, walk
+from dashboards.testing.story import MODEL
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path(browser.CHROMIUM).exists(), reason=f"needs Chromium at {browser.CHROMIUM}"),
+]
+
+
+@pytest.fixture
+def stack() -> Iterator[FakeStack]:
+    with FakeStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def dashboard(stack: FakeStack, tmp_path: Path) -> Iterator[str]:
+    """The URL of a dashboard that looks at the stack."""
+    yield from _served(stack.config(port=_free_port(), refresh_seconds=2.0), tmp_path)
+
+
+def _served(config: DashboardConfig, folder: Path) -> Iterator[str]:
+    with (folder / "dashboard.log").open("w") as log:
+        process = subprocess.Popen(command(config), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            url = f"http://{config.host}:{config.port}"
+            _await_health(url, process)
+            yield url
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        try:
+            if httpx.get(f"{url}/_stcore/health").is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.1)
+    raise AssertionError(f"the dashboard ended with {process.returncode}")
+
+
+def test_no_page_has_an_error_box_a_notice_or_a_console_error(dashboard: str) -> None:
+    assert walk(dashboard) == []
+
+
+def test_the_walk_sees_a_service_that_is_away(stack: FakeStack, tmp_path: Path) -> None:
+    config = replace(stack.config(port=_free_port()), alerts_url=f"http://127.0.0.1:{_free_port()}")
+    for url in _served(config, tmp_path):
+        problems = walk(url, settle_seconds=1.0)
+
+    assert {problem.kind for problem in problems} == {"notice"}
+    assert any("trimtab alerts" in problem.text for problem in problems)
+
+
+def test_a_rollback_by_hand_needs_a_reason_and_survives_refreshes(dashboard: str, stack: FakeStack) -> None:
+    with browser.open_page() as page:
+        page.goto(f"{dashboard}/alerts")
+        page.get_by_role("button", name="Roll back").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Reason").wait_for()
+        page.wait_for_timeout(5000)  # two refreshes: the dialog must still be there
+        assert not stack.requests
+        dialog.get_by_label("Reason").fill("p99 doubled since noon")
+        dialog.get_by_label("Reason").press("Enter")
+        dialog.get_by_role("button", name="Roll back").click()
+        dialog.wait_for(state="hidden")
+
+    body = {"action": "rollback", "model": MODEL, "reason": "p99 doubled since noon", "actor": "dashboard"}
+    assert stack.requests == [("POST", "/api/v1/actions", body)]

@@ -1,0 +1,104 @@
+"""Every page in three states: a rich stack, one without data, and no stack at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dashboards.launch import DashboardConfig
+from dashboards.testing import FakeStack
+
+Open = Callable[[DashboardConfig, str], AppTest]
+pytestmark = pytest.mark.slow
+PAGES = ("overview", "serving", "drift", "training", "alerts")
+
+
+def words(test: AppTest) -> str:
+    """Everything that the page wrote as HTML."""
+    bodies = [str(element.proto.body) for element in test.get("html")]
+    return "\n".join(body for body in bodies if not body.startswith("<style>"))
+
+
+def charts(test: AppTest) -> int:
+    return len(test.get("plotly_chart"))
+
+
+@pytest.mark.parametrize(
+    ("page", "num_charts", "said"),
+    [
+        ("overview", 2, ("Service level objectives", "policy 6", "LabelsLate", "A rollback goes to v1")),
+        ("serving", 9, ("flight_delay-1", "rollback", "advance", "Slow and failed requests")),
+        ("drift", 5, ("Distance from the reference", "1 840 labelled rows")),
+        ("training", 4, ("run-20130715-c4", "2013-04-15", "4e3b51f0c2", "stable", "previous")),
+        ("alerts", 0, ("waits for approval", "Fewer than 2 000 labels", "many-to-many", "e value 1 287")),
+    ],
+)
+def test_a_page_shows_what_the_stack_knows(
+    open_page: Open, rich_stack: FakeStack, page: str, num_charts: int, said: tuple[str, ...]
+) -> None:
+    test = open_page(rich_stack.config(), page)
+
+    assert not test.exception
+    assert charts(test) == num_charts
+    for text in said:
+        assert text in words(test)
+    assert "tt-notice" not in words(test)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_without_data_says_what_will_fill_it(open_page: Open, empty_stack: FakeStack, page: str) -> None:
+    test = open_page(empty_stack.config(model="not_there_yet"), page)
+
+    assert not test.exception
+    assert charts(test) == 0
+    assert "tt-empty" in words(test)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_without_services_names_the_url_and_the_remedy(
+    open_page: Open, nobody: DashboardConfig, page: str
+) -> None:
+    test = open_page(nobody, page)
+
+    said = words(test)
+    assert not test.exception
+    assert not test.error
+    assert nobody.alerts_url in said
+    assert "trimtab alerts" in said
+
+
+def test_approving_a_waiting_action_goes_through_the_alerts_api(open_page: Open, changing_stack: FakeStack) -> None:
+    test = open_page(changing_stack.config(), "alerts")
+
+    test.button(key="approve-4").click().run()
+
+    assert changing_stack.requests == [("POST", "/api/v1/actions/4/approve", {"actor": "dashboard"})]
+    assert "waits for approval" not in words(test)
+
+
+def test_rejecting_and_expiring_go_through_the_alerts_api(open_page: Open, changing_stack: FakeStack) -> None:
+    test = open_page(changing_stack.config(), "alerts")
+
+    test.button(key="reject-4").click().run()
+    test.button(key="expire-s-active").click().run()
+
+    assert [(method, path) for method, path, _ in changing_stack.requests] == [
+        ("POST", "/api/v1/actions/4/reject"),
+        ("DELETE", "/api/v2/silence/s-active"),
+    ]
+
+
+def test_the_evidently_report_can_be_had(open_page: Open, rich_stack: FakeStack) -> None:
+    test = open_page(rich_stack.config(), "drift")
+
+    press(test, "Make the report of v3")
+
+    assert not test.exception
+    assert len(test.get("iframe")) == 1
+    assert len(test.get("download_button")) == 1
+
+
+def press(test: AppTest, label: str) -> None:
+    next(button for button in test.button if button.label == label).click().run()

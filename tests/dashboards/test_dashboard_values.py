@@ -1,0 +1,183 @@
+"""Formatting, timelines, readings and queries: pure functions."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC
+from pathlib import Path
+
+import numpy as np
+import promql_parser
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dashboards import DashboardConfig, command, grafana, queries, readings
+from dashboards import format as fmt
+from dashboards.launch import arguments, parse
+from dashboards.sources import Series, Span
+from dashboards.timeline import AlertSpan, Band, runs, timeline
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "grafana"
+SPAN = Span(1000.0, 1100.0, 10.0)
+
+
+def series(labels: dict[str, str], points: dict[float, float]) -> Series:
+    return Series(labels, np.array(list(points)), np.array(list(points.values())))
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        (fmt.seconds(0.000812), "812 µs"), (fmt.seconds(0.0043), "4.3 ms"), (fmt.seconds(200), "3 min 20 s"),
+        (fmt.seconds(7500), "2 h 5 min"), (fmt.seconds(None), "–"), (fmt.seconds(math.nan), "–"),
+        (fmt.number(12345), "12.3 k"), (fmt.number(950), "950"), (fmt.number(4_100_000), "4.1 M"),
+        (fmt.number(1840), "1 840"), (fmt.number(math.inf), "∞"), (fmt.percent(0.00420), "0.42 %"),
+        (fmt.percent(0.00001), "<0.01 %"), (fmt.percent(0), "0 %"), (fmt.percent(1), "100 %"),
+        (fmt.ago(100, 160), "1 min ago"), (fmt.ago(100, 100.5), "just now"), (fmt.ago(400, 100), "in 5 min"),
+        (fmt.clock(3661, UTC), "01:01:01"), (fmt.version("3"), "v3"), (fmt.column("feature.temp"), "temp"),
+    ],
+)  # fmt: skip
+def test_values_are_said_as_people_say_them(said: str, meant: str) -> None:
+    assert said == meant
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_no_value_is_ever_written_as_nan(value: float) -> None:
+    for text in (fmt.number(value), fmt.percent(value), fmt.seconds(value)):
+        assert text
+        assert "nan" not in text
+
+
+def test_the_command_line_carries_the_whole_config() -> None:
+    config = DashboardConfig(query_url="http://q:1", model="m", theme="dark", port=9, secret_file=Path("/s"))
+
+    line = command(config)
+    app = line[line.index("--") + 1 :]
+
+    assert parse(app) == DashboardConfig(query_url="http://q:1", model="m", theme="dark", secret_file=Path("/s"))
+    assert app == arguments(config)
+    assert line[line.index("--server.port") + 1] == "9"
+    assert line[line.index("--browser.gatherUsageStats") + 1] == "false"
+
+
+def test_a_config_without_a_scheme_is_refused() -> None:
+    with pytest.raises(ValueError, match="alerts_url is '127.0.0.1:9093'"):
+        DashboardConfig(alerts_url="127.0.0.1:9093")
+
+
+def test_a_timeline_has_bands_for_weights_and_spans_for_alerts() -> None:
+    weights = [series({"version": "2", "role": "canary"}, {1000: 0.1, 1010: 0.1, 1020: 0.5, 1050: 0.5})]
+    alerts = [series({"alertname": "Bad", "severity": "page", "alertstate": "firing"}, {1020: 1, 1030: 1})]
+    action = {"action": "rollback", "state": "done", "alert": "Bad", "reason": "harm", "completed_at": 1031.0}
+    event = {"time": 1000.0, "event": "canary", "version": "2", "release": "m-1", "reason": None, "actor": "ada"}
+
+    story = timeline(SPAN, weights, alerts, [action, {**action, "completed_at": 10.0}], [event])
+
+    assert story.bands == (
+        Band("2", "canary", 0.1, 1000.0, 1020.0), Band("2", "canary", 0.5, 1020.0, 1030.0),
+        Band("2", "canary", 0.5, 1050.0, 1060.0),
+    )  # fmt: skip
+    assert story.alerts == (AlertSpan("Bad", "page", "firing", 1020.0, 1040.0),)
+    assert [(mark.title, mark.why) for mark in story.marks] == [
+        ("canary v2", "m-1 (ada)"),
+        ("rollback done", "harm (Bad)"),
+    ]
+
+
+@given(st.lists(st.integers(0, 200), unique=True, max_size=40))
+def test_runs_cover_every_point_once_and_split_at_every_hole(ticks: list[int]) -> None:
+    times = np.array(sorted(ticks), dtype=float)
+
+    parts = runs(times, 1.0)
+
+    assert [i for first, last in parts for i in range(first, last + 1)] == list(range(len(times)))
+    for first, last in parts:
+        assert (np.diff(times[first : last + 1]) == 1).all()
+    for (_, last), (first, _) in zip(parts[:-1], parts[1:], strict=True):
+        assert times[first] - times[last] > 1
+
+
+@given(st.floats(1, 1e7), st.floats(1e9, 2e9))
+def test_a_span_ends_on_its_grid_and_has_few_points(duration: float, now: float) -> None:
+    span = Span.last(duration, now)
+
+    assert span.end <= now < span.end + span.step + 1e-6
+    assert (span.end - span.start) / span.step <= 181 or span.step == 86400
+
+
+def test_an_error_budget_counts_faults_only() -> None:
+    counts = {"ok": 9990.0, "model_error": 5.0, "rejected": 400.0}
+    outcomes = [series({"outcome": name}, {1000: count}) for name, count in counts.items()]
+
+    kept = readings.availability(outcomes, 0.999)
+
+    assert kept.ratio == pytest.approx(1 - 5 / 9995)
+    assert kept.budget_left == pytest.approx(1 - 5 / 9.995)
+    assert readings.availability([], 0.999).ratio is None
+
+
+def test_totals_and_shares_follow_the_union_of_times() -> None:
+    whole = readings.total([series({}, {1000: 4, 1010: 8}), series({}, {1010: 2, 1020: 0})])
+    part = series({}, {1010: 5})
+
+    assert whole.values.tolist() == [4, 10, 0]
+    np.testing.assert_array_equal(readings.share(part, whole).values, [0, 0.5, np.nan])
+
+
+def test_distributions_are_compared_over_the_same_bins_only() -> None:
+    reference = {"edges": [0, 1, 2], "counts": [0, 6, 4, 0]}
+
+    both = readings.compare(reference, {"edges": [0, 1, 2], "counts": [5, 5, 0, 0]})
+
+    assert both is not None
+    assert both.labels == ("< 0", "0 – 1", "1 – 2")
+    assert both.current.tolist() == [0.5, 0.5, 0]
+    assert readings.compare(reference, {"edges": [0, 1, 3], "counts": [5, 5, 0, 0]}) is None
+
+
+def test_rare_categories_are_told_as_the_rest() -> None:
+    column = {"categories": [f"c{i}" for i in range(30)], "counts": list(range(30, 0, -1))}
+
+    both = readings.compare(column, column, most=5)
+
+    assert both is not None
+    assert both.labels[-1] == "25 more"
+    assert both.reference.sum() == pytest.approx(1)
+
+
+def test_every_query_is_promql_and_names_only_what_the_catalogue_has() -> None:
+    asked = [
+        *queries.overview("m", 20).values(), *queries.objectives("m", 900).values(), *queries.serving("m", 20).values(),
+        *queries.batches("m", 900).values(), *queries.drift("m").values(), *queries.training("m").values(),
+        *queries.phases("m", 900).values(), queries.gauge(queries.names.TRAINING_LOSS, 'quo"te\\'),
+    ]  # fmt: skip
+
+    for query in asked:
+        promql_parser.parse(query)
+    assert len(asked) > 30
+
+
+@pytest.mark.parametrize("name", ["serving", "drift", "training"])
+def test_the_grafana_export_is_the_golden_one(name: str) -> None:
+    """After a wanted change: `python -m dashboards.grafana tests/golden/grafana` writes them anew."""
+    made = grafana.export("prometheus")[name]
+
+    assert made == json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def test_grafana_panels_ask_the_given_source_in_valid_promql_and_do_not_overlap() -> None:
+    for dashboard in grafana.export("my-uid").values():
+        cells = set()
+        for panel in dashboard["panels"]:
+            grid = panel["gridPos"]
+            own = {
+                (x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])
+            }
+            assert grid["x"] + grid["w"] <= 24
+            assert not own & cells
+            cells |= own
+            assert panel["datasource"]["uid"] == "my-uid"
+            for target in panel["targets"]:
+                promql_parser.parse(target["expr"].replace("$__rate_interval", "1m"))

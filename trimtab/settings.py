@@ -9,11 +9,12 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 FILE = "trimtab.toml"
+ACTIONS = ("rollback", "promote", "retrain")
 
 
 class SettingsError(Exception):
@@ -60,6 +61,8 @@ class CollectorSettings(_Section, frozen=True, kw_only=True):
     scrape_interval_seconds: float = 1.0
     window_seconds: float = 60.0
     allowed_lateness_seconds: float = 5.0
+    judged_windows: int = 1
+    """Drift is read from the sum of this many last windows."""
     drift_threshold: float = 0.25
     """PSI above its null expectation at which a column counts as drifted."""
     drift_min_rows: int = 500
@@ -76,7 +79,7 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
 class ActionSettings(_Section, frozen=True, kw_only=True):
     """`[alerts.actions.NAME]`: how rollback, promote or retrain is carried out, and how freely."""
 
-    mode: str = "auto"
+    mode: Literal["advise", "approve", "auto"] = "auto"
     """advise: only say it; approve: wait for a person; auto: do it."""
     url: str = ""
     """HTTP hook; empty means Trimtab's own serving for rollback and promote."""
@@ -147,6 +150,9 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     tolerance: float = 0.0
     """By how much (log loss) a challenger may be worse than the champion, at the confidence bound."""
     warm_start: bool = True
+    epochs: int = 4
+    batch_size: int = 512
+    learning_rate: float = 1e-3
     seed: int = 0
 
 
@@ -270,11 +276,9 @@ def _scalar(section: str, field: str, value: str, kind: type) -> Any:
 
 
 def _check(settings: Settings) -> None:
-    for name, action in settings.alerts.actions.items():
-        if action.mode not in ("advise", "approve", "auto"):
-            raise SettingsError(f"alerts.actions.{name}.mode is {action.mode!r}; use advise, approve or auto")
-        if name not in ("rollback", "promote", "retrain"):
-            raise SettingsError(f"alerts.actions.{name}: no such action; there are rollback, promote and retrain")
+    for name in settings.alerts.actions:
+        if name not in ACTIONS:
+            raise SettingsError(f"alerts.actions.{name}: no such action; there are {', '.join(ACTIONS)}")
     collector = settings.collector
     if collector.scrape_interval_seconds <= 0 or collector.window_seconds <= 0:
         raise SettingsError("collector.scrape_interval_seconds and collector.window_seconds must be above 0")

@@ -46,7 +46,7 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[serving]\nprot = 1\n", "prot"),
         ("[serving]\nport = 'x'\n", "serving.port"),
         ("[serving\n", "not valid TOML"),
-        ("[alerts.actions.rollback]\nmode = 'maybe'\n", "advise, approve or auto"),
+        ("[alerts.actions.rollback]\nmode = 'maybe'\n", "actions\\[...\\].mode"),
         ("[alerts.actions.reboot]\n", "no such action"),
         ("[serving]\nport = 9090\n", "a port of its own"),
         ("[dashboard]\nport = 0\n", "1 to 65535"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
@@ -20,10 +21,23 @@ def dashboard(settings: Settings) -> None:
             host=settings.trimtab.host,
             port=settings.dashboard.port,
             query_url=settings.query_url,
-            collector_url=settings.collector_url,
             alerts_url=settings.alerts_url,
             serving_url=settings.serving_url,
+            scrape_seconds=settings.collector.scrape_interval_seconds,
+            secret_file=_secret_file(settings),
         )
     )
     # Streamlit takes over this process, so that signals reach it directly.
     os.execv(argv[0], argv)
+
+
+def _secret_file(settings: Settings) -> Path | None:
+    """The secret in a file that only its owner reads: a command line can be read by everybody on the machine."""
+    if not settings.trimtab.secret:
+        return None
+    settings.data.mkdir(parents=True, exist_ok=True)
+    path = settings.data / "secret"
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(settings.trimtab.secret)
+    return path

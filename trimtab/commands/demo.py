@@ -15,7 +15,8 @@ import click
 from trimtab.commands.options import echo_json
 from trimtab.demo.plan import FAST, FULL, demo_settings
 from trimtab.demo.replay import Sample, sample
-from trimtab.demo.story import Report, Story
+from trimtab.demo.report import Report
+from trimtab.demo.story import Story
 from trimtab.demo.tables import all_flights
 from trimtab.demo.timeline import Timeline
 from trimtab.stack import Stack, StackError, with_free_ports

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import httpx
 
+from observability.logs import setup_logging
 from observability.signing import HEADER, sign
 from trimtab.settings import Settings, SettingsError, load
 
@@ -32,13 +34,19 @@ def with_settings(command: F) -> F:
     return option(command)
 
 
+def start_logging(service: str, settings: Settings) -> None:
+    """JSON lines on standard error; the HTTP client's line a request, every second, would drown the rest."""
+    setup_logging(service, settings.trimtab.log_level)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
 def with_json(command: F) -> F:
     """Adds `--json`; the command gets `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def echo_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, default=str))
+def echo_json(value: object, *, indent: int | None = 2) -> None:
+    click.echo(json.dumps(value, indent=indent, default=str))
 
 
 def fail(message: str) -> NoReturn:

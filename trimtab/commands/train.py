@@ -44,7 +44,7 @@ def train(model: str, settings: Settings, as_json: bool) -> None:
             table=_load(chosen.data)(settings.data),
             source=chosen.data,
             out=_out(settings, model),
-            config=TrainConfig(seed=chosen.seed),
+            config=_config(chosen),
             held_out=chosen.holdout_ratio,
         ),
         _registry(settings),
@@ -78,7 +78,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
             out=_out(settings, model),
             since=time.time() - chosen.window_seconds if chosen.window_seconds else None,
             min_rows=chosen.min_rows,
-            config=TrainConfig(seed=chosen.seed),
+            config=_config(chosen),
             held_out=chosen.holdout_ratio,
             gate=Gate(tolerance=chosen.tolerance),
             warm_start=chosen.warm_start,
@@ -95,9 +95,16 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
     _end(outcome, as_json, released)
 
 
+def _config(chosen: ModelSettings) -> TrainConfig:
+    return TrainConfig(
+        epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate, seed=chosen.seed
+    )
+
+
 def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None = None) -> None:
     if as_json:
-        echo_json(outcome.to_json() | {"released": released or None})
+        # One line: whoever runs this as a hook finds it at the end of the output.
+        echo_json(outcome.to_json() | {"released": released or None}, indent=None)
     else:
         click.echo(f"{outcome.model}: {outcome.outcome}: {outcome.reason}")
         if outcome.version is not None:

@@ -26,9 +26,9 @@ class Plan:
     seed: int = 7
     fault: bool = True
     """Without it, v2 is an honest copy of v1 and nothing is wrong with it."""
-    rate: float = 200.0
+    rate: float = 250.0
     """Requests a second, open loop."""
-    share: float = 0.35
+    share: float = 0.25
     """Share of the flights that are replayed; fewer flights a day make the seasons pass faster."""
     since: str = "2013-03-01"
     canary_weight: float = 0.1
@@ -43,7 +43,7 @@ class Plan:
 
 
 FULL = Plan()
-FAST = Plan(rate=250.0, share=0.2, baseline_seconds=6.0, tail_seconds=3.0, rollback_seconds=60.0)
+FAST = Plan(rate=250.0, share=0.25, baseline_seconds=6.0, tail_seconds=3.0, rollback_seconds=60.0)
 
 
 def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
@@ -52,7 +52,13 @@ def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
     quick = ActionSettings(cooldown_seconds=10.0, budget_per_hour=20)
     return Settings(
         trimtab=General(data=str(data), secret=secret),
-        collector=CollectorSettings(window_seconds=10.0, allowed_lateness_seconds=2.0, drift_min_rows=500),
+        collector=CollectorSettings(
+            # Twelve windows of two seconds: about 25 flight days, as a month of live traffic would be judged.
+            window_seconds=2.0,
+            judged_windows=12,
+            allowed_lateness_seconds=2.0,
+            drift_min_rows=5000,
+        ),
         alerts=AlertsSettings(
             actions={
                 "rollback": quick,
@@ -66,6 +72,7 @@ def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
                 task="trimtab.demo.model:flight_delay_task",
                 data="trimtab.demo.tables:training_table",
                 canary_weight=0.25,
+                learning_rate=3e-3,
                 seed=plan.seed,
             )
         },

@@ -147,10 +147,13 @@ class Replay:
     def finished(self) -> bool:
         return self._next >= len(self._flights)
 
+    def summary(self) -> dict[str, Any]:
+        return self.tally.summary() | {"labels": self.labels_sent, "last_flight_day": self.day}
+
     async def run(self, stop: asyncio.Event) -> None:
         labels = asyncio.create_task(self._send_labels(stop))
         start = time.time()
-        while not stop.is_set() and not self.finished:
+        while not stop.is_set() and not self.finished and not labels.done():
             due = start + self._next / self._rate
             delay = due - time.time()
             if delay > 0:
@@ -209,16 +212,16 @@ class Replay:
         now = int(self.position.timestamp() * 1e9)
         while self._due_labels and self._due_labels[0][0] <= now:
             _, identity, label = heapq.heappop(self._due_labels)
-            self._ready_labels.append(
-                {"id": identity, "model": self._model, "label": label, "time": datetime.now(UTC).isoformat()}
-            )
+            self._ready_labels.append({"id": identity, "model": self._model, "label": label, "time": time.time()})
 
     async def _post_labels(self, http: httpx.AsyncClient, body: Iterable[Mapping[str, Any]]) -> bool:
-        # A collector that is away gets the same labels again: a label that comes twice counts once.
+        # A collector that is away or busy gets the same labels again: a label that comes twice counts once.
         try:
             answer = await http.post(
                 self._labels_url, content=json.dumps(list(body)), headers={"Content-Type": "application/json"}
             )
         except httpx.HTTPError:
             return False
+        if answer.status_code >= 400 and answer.status_code not in (429, 503):
+            raise RuntimeError(f"the collector refused labels: {answer.status_code} {answer.text}")
         return answer.status_code < 300

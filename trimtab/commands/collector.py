@@ -1,0 +1,50 @@
+"""`trimtab collector`: intake, store, windows and queries, wired from the settings."""
+
+from __future__ import annotations
+
+import click
+
+from collectors.api import CollectorConfig
+from collectors.api import serve as run
+from collectors.drift.judge import DriftThresholds
+from collectors.targets import ScrapeTarget
+from trimtab.commands.options import start_logging, with_settings
+from trimtab.settings import Settings
+
+
+@click.command(epilog="Example: trimtab collector --settings trimtab.toml")
+@with_settings
+def collector(settings: Settings) -> None:
+    """Run the collector: telemetry intake on one port, the Prometheus API on the other."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    start_logging("collector", settings)
+    own = settings.collector
+    run(
+        CollectorConfig(
+            lake=settings.lake,
+            store_url=settings.store_url,
+            host=settings.trimtab.host,
+            intake_port=own.intake_port,
+            query_port=own.query_port,
+            targets=targets(settings),
+            file_sd=tuple(own.file_sd),
+            scrape_interval_seconds=own.scrape_interval_seconds,
+            alerts_url=settings.alerts_url,
+            window_seconds=own.window_seconds,
+            allowed_lateness_seconds=own.allowed_lateness_seconds,
+            judged_windows=own.judged_windows,
+            drift=DriftThresholds(psi=own.drift_threshold, min_rows=own.drift_min_rows),
+        )
+    )
+
+
+def targets(settings: Settings) -> tuple[ScrapeTarget, ...]:
+    """Trimtab's own services, and those that the settings name."""
+    services = {
+        "trimtab-collector": settings.collector_url,
+        "trimtab-alerts": settings.alerts_url,
+        "trimtab-serving": settings.serving_url,
+    }
+    return tuple(ScrapeTarget(url=f"{url}/metrics", job=job) for job, url in services.items()) + tuple(
+        ScrapeTarget(url=target.url, job=target.job, labels=target.labels) for target in settings.collector.targets
+    )

@@ -13,16 +13,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 METADATA = sa.MetaData()
 
-# A batch stays in the log until its rows are in the lake; `segment` names the lake files it is being written to.
+# A batch stays in the log until its rows are in the lake.
 EVENT_LOG = sa.Table(
     "event_log",
     METADATA,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("signal", sa.String(16), nullable=False),
     sa.Column("rows", sa.Integer, nullable=False),
-    sa.Column("segment", sa.BigInteger, index=True),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sqlite_autoincrement=True,  # an id never comes back, so a segment's file name never does either
+)
+
+# The segment being written: the log up to `last_id`. A table of its own: to mark the rows would rewrite their bodies.
+SEGMENTS = sa.Table(
+    "event_segments",
+    METADATA,
+    sa.Column("last_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
 )
 
 # Ids of accepted batches outlive their log rows: a retry may come after the compaction.

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import sqlalchemy as sa
 
-from collectors.database import BATCHES, EVENT_LOG
+from collectors.database import BATCHES, EVENT_LOG, SEGMENTS
 from collectors.journal import Journal
 from observability.events import BadBatch, from_ipc, label_batch, to_ipc, validate_events, validate_labels
 from observability.lake import write_events, write_labels
@@ -138,7 +138,7 @@ class EventLog:
         """The segment to write: one that a crash left behind, else a new one over the oldest rows."""
 
         def write(connection: sa.Connection) -> int | None:
-            left = connection.execute(sa.select(sa.func.min(EVENT_LOG.c.segment))).scalar()
+            left = connection.execute(sa.select(sa.func.min(SEGMENTS.c.last_id))).scalar()
             if left is not None:
                 return int(left)
             oldest = sa.select(EVENT_LOG.c.id, EVENT_LOG.c.rows).order_by(EVENT_LOG.c.id).limit(SEGMENT_BATCHES)
@@ -148,14 +148,14 @@ class EventLog:
                 if rows >= SEGMENT_ROWS:
                     break
             if last is not None:
-                connection.execute(EVENT_LOG.update().where(EVENT_LOG.c.id <= last).values(segment=last))
+                connection.execute(SEGMENTS.insert(), {"last_id": last})
             return last
 
         segment: int | None = self._journal.submit(write).result()
         return segment
 
     def _write_segment(self, segment: int) -> int:
-        chosen = EVENT_LOG.c.segment == segment
+        chosen = EVENT_LOG.c.id <= segment  # one writer: no id at or below it can still come
         with self._journal.engine.connect() as connection:
             rows = connection.execute(
                 sa.select(EVENT_LOG.c.signal, EVENT_LOG.c.body).where(chosen).order_by(EVENT_LOG.c.id)
@@ -166,7 +166,12 @@ class EventLog:
             for number, table in enumerate(merged(tables)):
                 moved += table.num_rows
                 write_rows(self._lake, table, f"segment-{segment:012d}-{number}")
-        self._journal.submit(lambda connection: connection.execute(EVENT_LOG.delete().where(chosen)).rowcount).result()
+
+        def forget(connection: sa.Connection) -> None:
+            connection.execute(EVENT_LOG.delete().where(chosen))
+            connection.execute(SEGMENTS.delete().where(SEGMENTS.c.last_id == segment))
+
+        self._journal.submit(forget).result()
         return moved
 
 

@@ -207,17 +207,22 @@ class Measurer:
         self._tick_seconds = tick_seconds
         self._closing = threading.Event()
         self._queue: queue.SimpleQueue[tuple[Kind, pa.Table]] = queue.SimpleQueue()
+        self._waiting = 0
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="collector-measurer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def put(self, kind: Kind, table: pa.Table) -> None:
+        with self._lock:
+            self._waiting += 1
         self._queue.put((kind, table))
 
     def waiting(self) -> int:
-        """Batches committed but not measured yet."""
-        return self._queue.qsize()
+        """Batches committed but not measured yet, the one in work included."""
+        with self._lock:
+            return self._waiting
 
     def close(self) -> None:
         """Measures what waits, then ends the thread."""
@@ -235,6 +240,8 @@ class Measurer:
                 item = None
             if item is not None:
                 self._guarded(partial(self._measures.apply, *item))
+                with self._lock:
+                    self._waiting -= 1
             elif self._closing.is_set() and self._queue.empty():
                 return
             if time.monotonic() - ticked_at >= self._tick_seconds:

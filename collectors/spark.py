@@ -24,8 +24,11 @@ def profile_of_lake(path: str | Path, reference: Profile, session: Any = None) -
         # Event times are nanoseconds, which Spark has no type for: without this it refuses the whole file.
         spark.conf.set("spark.sql.legacy.parquet.nanosAsLong", "true")
         frame = spark.read.option("mergeSchema", "true").option("recursiveFileLookup", "true").parquet(str(path))
-        present = [f"`{name}`" for name in reference.columns if name in frame.columns]
-        parts = frame.select(*present).mapInArrow(_Partition(reference.empty().to_json()), "profile binary").collect()
+        present = [name for name in reference.columns if name in frame.columns]
+        # `mapInArrow` takes a dot in a name for a field of a struct, so that columns travel by number.
+        numbered = frame.selectExpr(*(f"`{name}` AS c{number}" for number, name in enumerate(present)))
+        work = _Partition(reference.empty().to_json(), present)
+        parts = numbered.mapInArrow(work, "profile binary").collect()
     finally:
         if own:
             spark.stop()
@@ -56,11 +59,12 @@ def local_session(threads: int = 1) -> Any:
 class _Partition:
     """The work of one partition; carries the layout as JSON, so that it pickles small."""
 
-    def __init__(self, layout: bytes) -> None:
+    def __init__(self, layout: bytes, names: list[str]) -> None:
         self._layout = layout
+        self._names = names
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         profile = Profile.from_json(self._layout)
         for batch in batches:
-            profile = profile.updated(batch)
+            profile = profile.updated(batch.rename_columns(self._names))
         yield pa.record_batch({"profile": pa.array([profile.to_json()], pa.binary())})

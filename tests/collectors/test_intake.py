@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 import sqlalchemy as sa
 
-from collectors.database import BATCHES, EVENT_LOG
+from collectors.database import BATCHES, EVENT_LOG, SEGMENTS
 from collectors.drift import DriftThresholds
 from collectors.events import EventLog, read_batch
 from collectors.journal import Journal, JournalClosed
@@ -27,7 +27,9 @@ Events = Callable[..., pa.RecordBatch]
 
 def post(collector: Any, batch: pa.RecordBatch, batch_id: str | None = None, path: str = "/v1/events") -> Any:
     headers = {"Content-Type": "application/vnd.apache.arrow.stream"} | ({"X-Batch-Id": batch_id} if batch_id else {})
-    return collector.intake.post(path, content=to_ipc(batch), headers=headers)
+    answer = collector.intake.post(path, content=to_ipc(batch), headers=headers)
+    collector.settled(lambda: collector.collector.measurer.waiting() == 0)
+    return answer
 
 
 def lake_ids(collector: Any, model: str = "delay") -> list[str]:
@@ -148,9 +150,9 @@ def test_a_restart_finds_open_windows_closed_ones_and_waiting_labels(
     with start(config, clock) as collector:
         post(collector, events(30, prefix="a"))
         post(collector, events(20, prefix="b", time_s=T0 + 13))
-        clock.advance(13)
         collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
         collector.intake.post("/v1/labels", json=[{"id": "c/0", "model": "delay", "label": 1}])
+        collector.settled(lambda: collector.collector.measurer.waiting() == 0)
 
     with start(config, clock) as collector:
         post(collector, events(5, prefix="c", time_s=T0 + 14))
@@ -184,9 +186,10 @@ def test_a_crash_between_lake_and_log_doubles_nothing(collector: Any, events: Ev
     with engine.connect() as connection:
         row = connection.execute(sa.select(EVENT_LOG)).one()
     log.compact()
-    # The crash: the files are there, and the log's rows still are too, with their segment.
+    # The crash: the files are there, and the log's rows and their segment still are too.
     with engine.begin() as connection:
-        connection.execute(EVENT_LOG.insert(), {**row._mapping, "segment": row.id})
+        connection.execute(EVENT_LOG.insert(), dict(row._mapping))
+        connection.execute(SEGMENTS.insert(), {"last_id": row.id})
     post(collector, events(10, prefix="b"))
 
     log.compact()

@@ -53,6 +53,12 @@ def rolled_back(action: Json, released_at: float, tally: Tally) -> Json:
     }
 
 
+def seen(action: Json) -> str:
+    """The alert behind an action and its summary, as the rule words it."""
+    evidence = action["evidence"] if isinstance(action["evidence"], dict) else {}
+    return f"{action['alert']}: {evidence.get('annotations', {}).get('summary') or action['reason']}"
+
+
 def job_outcome(action: Json) -> Json:
     """What a retraining command printed in its last line; empty if that is no JSON object."""
     result = action["result"] if isinstance(action["result"], dict) else {}

@@ -16,7 +16,7 @@ import httpx
 from serving.client import InferenceClient
 from trimtab.demo.plan import MODEL, Plan
 from trimtab.demo.replay import Replay, Sample
-from trimtab.demo.report import Report, job_outcome, rolled_back
+from trimtab.demo.report import Json, Report, job_outcome, rolled_back, seen
 from trimtab.demo.timeline import Timeline
 from trimtab.demo.watch import StepFailed, Watch, control, run_module
 from trimtab.settings import Settings
@@ -121,11 +121,11 @@ class Story:
         await watch.rest(self.plan.settle_seconds)
         assert self.replay is not None
         found = self.report.rollback = rolled_back(action, released_at, self.replay.tally)
-        self.timeline.add("seen", action["reason"], at=action["created_at"], day=day)
+        self.timeline.add("seen", seen(action), at=action["created_at"], day=day)
         self.timeline.add(
             "done",
-            f"rolled back to v1, {found['seconds']:.1f} s after the release: {found['bad_requests']} bad answers in all, "
-            f"{found['failed_by_switch']} requests failed by the switch",
+            f"rolled back to v1, {found['seconds']:.1f} s after the release: {found['bad_requests']} bad answers "
+            f"in all, {found['failed_by_switch']} requests failed by the switch",
             at=found["completed_at"],
             day=day,
         )
@@ -144,9 +144,9 @@ class Story:
             )
             self._tell_retrain(ended)
 
-    async def _tell_drift(self, watch: Watch, action: dict[str, object]) -> None:
-        drifted = await watch.drifted_columns()
-        columns = ", ".join(f"{name.removeprefix('feature.')} {psi:.2f}" for name, psi in list(drifted.items())[:6])
+    async def _tell_drift(self, watch: Watch, action: Json) -> None:
+        drifted = await watch.drifted_columns("1")
+        columns = ", ".join(f"{name} {psi:.2f}" for name, psi in drifted.items())
         self.report.drift = {
             "alert": action["alert"],
             "fired_at": action["created_at"],
@@ -154,13 +154,11 @@ class Story:
             "reason": action["reason"],
             "columns": drifted,
         }
-        self.timeline.add(
-            "seen", f"{action['reason']}; PSI: {columns}", at=float(str(action["created_at"])), day=self._day
-        )
+        self.timeline.add("seen", f"{seen(action)} (PSI: {columns})", at=action["created_at"], day=self._day)
 
-    def _tell_retrain(self, action: dict[str, object]) -> None:
+    def _tell_retrain(self, action: Json) -> None:
         outcome = job_outcome(action)
-        at = float(str(action["completed_at"]))
+        at = float(action["completed_at"])
         if action["state"] == "failed" or not outcome.get("passed"):
             reason = outcome.get("reason", action["result"])
             self.timeline.add("judged", f"the retrained model is not released: {reason}", at=at, day=self._day)
@@ -170,7 +168,7 @@ class Story:
         self.timeline.add(
             "judged",
             f"v{outcome['version']}, retrained on {outcome['rows']:,} labelled events, passes its gate on their last "
-            f"{gate['groups']} days: log loss {gate['candidate_log_loss']:.4f}, the champion's {gate['rival_log_loss']:.4f}, "
+            f"{gate['groups']} days: log loss {gate['candidate_log_loss']:.4f}, champion {gate['rival_log_loss']:.4f}, "
             f"difference at most {gate['upper_bound']:+.4f} at {gate['confidence']:.0%}",
             at=at,
             day=self._day,
@@ -195,7 +193,7 @@ class Story:
             "evidence": action["evidence"],
             "previous": state["previous"],
         }
-        self.timeline.add("done", f"{action['reason']}: promoted", at=action["completed_at"], day=self._day)
+        self.timeline.add("done", f"{seen(action)}: promoted", at=action["completed_at"], day=self._day)
 
     @property
     def _day(self) -> str | None:

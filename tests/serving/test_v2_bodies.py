@@ -67,6 +67,7 @@ def test_binary_and_json_forms_of_a_request_mean_the_same(rows: list[tuple[str, 
     assert list(forms[0].values(signature)[1]) == texts
     for one, other in zip(*columns, strict=True):
         np.testing.assert_array_equal(one, other)
+        assert one.flags.writeable, "torch takes no read-only memory"
 
 
 def test_nested_data_and_null_numbers_are_taken(signature: Signature) -> None:

@@ -175,10 +175,10 @@ def running(program: str, *arguments: str) -> Iterator[int]:
         process.wait(30)
 
 
-def wrk(port: int, load: Load, seconds: float, script: Path) -> tuple[float, float, float]:
+def wrk(port: int, load: Load, seconds: int, script: Path) -> tuple[float, float, float]:
     """Requests a second, p50 and p99 in ms. Raises when an answer was not 200."""
     shown = subprocess.run(
-        ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds:g}s", "--latency", "-s", str(script),
+        ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds}s", "--latency", "-s", str(script),
          f"http://127.0.0.1:{port}/v2/models/mlp/infer"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
@@ -205,7 +205,7 @@ def script_of(load: Load, folder: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs and prints the table; with --json one object."""
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--seconds", type=float, default=3.0)
+    options.add_argument("--seconds", type=int, default=3, help="of each measurement; wrk takes whole ones")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--collector", default="", help="send events and traces there; by default they are not made")
     options.add_argument("--json", action="store_true")

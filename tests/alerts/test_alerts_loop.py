@@ -98,6 +98,7 @@ def test_a_bad_canary_is_rolled_back_once_within_seconds(
     assert metering.instant('ALERTS{alertname="CanaryHarmful"}', clock.now) == []
 
 
+@pytest.mark.slow
 def test_without_a_fault_there_is_no_rollback_and_the_release_is_promoted(
     make_service: Callable[..., AlertsService], metering: Any, clock: Any, hook_server: Any
 ) -> None:
@@ -112,6 +113,7 @@ def test_without_a_fault_there_is_no_rollback_and_the_release_is_promoted(
     assert judgement.release.verdict is Outcome.ADVANCE
 
 
+@pytest.mark.slow
 def test_an_incident_common_to_both_versions_rolls_nothing_back(
     make_service: Callable[..., AlertsService], metering: Any, clock: Any, hook_server: Any
 ) -> None:

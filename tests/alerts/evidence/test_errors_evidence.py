@@ -120,6 +120,7 @@ def first_crossings(
     return np.where(over.any(axis=1), over.argmax(axis=1) + 1, seconds)
 
 
+@pytest.mark.slow
 def test_peeking_each_second_for_an_hour_rolls_at_most_1_percent_of_harmless_releases_back() -> None:
     runs, seconds = 1500, 3600
 
@@ -154,6 +155,7 @@ def test_about_600_clean_requests_prove_a_rate_below_1_percent() -> None:
     assert 450 < needed < 750
 
 
+@pytest.mark.slow
 def test_an_unsafe_rate_is_proved_safe_in_at_most_1_percent_of_releases() -> None:
     rng = np.random.default_rng(4)
     wrong = 0

@@ -152,7 +152,7 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     warm_start: bool = True
     epochs: int = 4
     batch_size: int = 512
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     seed: int = 0
 
 

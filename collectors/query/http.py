@@ -20,6 +20,7 @@ from starlette.routing import Route
 from collectors.query.encode import result_data, sample_text, seconds
 from collectors.query.engine import Engine
 from collectors.query.errors import QueryError
+from collectors.query.federate import CONTENT_TYPE, federated
 from collectors.query.parameters import Parameters, bounds
 from collectors.query.parse import format_query, parse, parse_selector
 from collectors.query.selectors import selectors_of
@@ -66,7 +67,7 @@ class QueryApi:
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="query")
 
     def routes(self) -> list[Route]:
-        """The routes, all under /api/v1."""
+        """The routes: /api/v1/…, and /federate."""
         both = ["GET", "POST"]
         return [
             self._route("/query", self.query, both),
@@ -81,6 +82,7 @@ class QueryApi:
             self._route("/rules", self.rules, ["GET"]),
             self._route("/alerts", self.alerts, ["GET"]),
             self._route("/status/buildinfo", self.buildinfo, ["GET"]),
+            Route("/federate", self.federate, methods=["GET"]),
         ]
 
     def close(self) -> None:
@@ -201,6 +203,15 @@ class QueryApi:
         """The version that clients probe for."""
         names = ("revision", "branch", "buildUser", "buildDate", "goVersion")
         return {"version": self._version, **dict.fromkeys(names, "")}
+
+    async def federate(self, request: Request) -> Response:
+        """The newest samples of the selected series, as text."""
+        selectors, at_ms = request.query_params.getlist("match[]"), self._now_ms()
+        try:
+            text = await self._in_thread(lambda: federated(self._engine, self._reader.metadata(), selectors, at_ms))
+        except QueryError as error:
+            return Response(f"{error}\n", _STATUS[error.kind], media_type="text/plain")
+        return Response(text, media_type=CONTENT_TYPE)
 
     # --- inside -------------------------------------------------------------------------------------------------------
     def _route(self, path: str, call: Callable[[Parameters, Request], Awaitable[Any]], methods: list[str]) -> Route:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from alerts import slo as objective
 from alerts.rules import check as check_files
-from trimtab.commands.options import echo_json, with_json
+from trimtab.commands.options import echo_json, fail, with_json
 
 
 @click.group()
@@ -38,3 +39,32 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
         if not errors:
             click.echo(f"{len(files)} file{'s' if len(files) > 1 else ''} without errors")
     sys.exit(1 if errors else 0)
+
+
+@click.group()
+def slo() -> None:
+    """Generate SLO burn-rate rules.
+
+    \b
+    Example:
+      trimtab slo generate --availability 0.999 --latency 0.99:0.25 > slo.yml
+    """
+
+
+@slo.command(epilog="Example: trimtab slo generate --availability 0.9995 > slo.yml")
+@click.option("--availability", "target", type=float, help="Share of requests without a fault, e.g. 0.999.")
+@click.option("--latency", metavar="SHARE:SECONDS", help="Share of requests faster than SECONDS, e.g. 0.99:0.25.")
+def generate(target: float | None, latency: str | None) -> None:
+    """Print recording and multi-window burn-rate rules for Trimtab or any Prometheus."""
+    objectives = []
+    try:
+        if target is not None:
+            objectives.append(objective.availability(target))
+        if latency is not None:
+            share, _, seconds = latency.partition(":")
+            objectives.append(objective.latency(float(share), float(seconds)))
+    except ValueError as error:
+        fail(f"{error}; --availability takes a share within (0, 1), --latency SHARE:SECONDS")
+    if not objectives:
+        fail("give --availability, --latency, or both")
+    click.echo(objective.to_yaml(*(objective.rule_group(chosen) for chosen in objectives)), nl=False)

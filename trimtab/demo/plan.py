@@ -72,7 +72,7 @@ def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
                 task="trimtab.demo.model:flight_delay_task",
                 data="trimtab.demo.tables:training_table",
                 canary_weight=0.25,
-                learning_rate=3e-3,
+                holdout_ratio=0.17,
                 seed=plan.seed,
             )
         },

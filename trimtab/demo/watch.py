@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import httpx
 
+from observability import names
 from observability.signing import HEADER, sign
 from trimtab.demo.plan import MODEL
 from trimtab.settings import Settings
@@ -84,7 +85,8 @@ class Watch:
     async def drifted_columns(self, version: str) -> dict[str, float]:
         """PSI of the features of a version that have drifted, the largest first."""
         which = f'model="{MODEL}",version="{version}",column=~"feature[.].+"'
-        promql = f'drift_score{{{which},method="psi"}} and on (column) drift_detected{{{which}}} == 1'
+        score, detected = names.DRIFT_SCORE.name, names.DRIFT_DETECTED.name
+        promql = f'{score}{{{which},method="psi"}} and on (column) {detected}{{{which}}} == 1'
         body = await self.read(f"{self.settings.query_url}/api/v1/query?{urlencode({'query': promql})}")
         series = body["data"]["result"] if body else []
         scores = {row["metric"]["column"].removeprefix("feature."): float(row["value"][1]) for row in series}

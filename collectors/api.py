@@ -102,14 +102,13 @@ class Collector:
         self.measures = Measures(config.measure_settings(), self.signals, clock, self._keep_window)
         self.measurer = Measurer(self.measures, self._page_changed)
         self.log = EventLog(self.journal, config.lake, clock, self.measurer.put)
-        self.scraper = Scraper(
-            self.store,
-            ScrapeSettings(
-                targets=config.targets, file_sd=config.file_sd, interval_seconds=config.scrape_interval_seconds
-            ),
-            clock,
-        )
         own = {"job": OWN_JOB, "instance": f"{config.host}:{config.query_port}"}
+        # The own page comes from the registry; scraped as well, its series would have two sources.
+        targets = [target for target in config.targets if target.instance != own["instance"]]
+        settings = ScrapeSettings(
+            targets=targets, file_sd=config.file_sd, interval_seconds=config.scrape_interval_seconds
+        )
+        self.scraper = Scraper(self.store, settings, clock)
         self.own_page = OwnPage(self.store, self.signals, own, clock)
         self._started = False
         self.intake_app = self._intake()

@@ -42,11 +42,9 @@ def local_session(threads: int = 1) -> Any:
     """A quiet Spark on this machine, with this Python for its workers."""
     from pyspark.sql import SparkSession
 
-    return (
+    session = (
         SparkSession.builder.master(f"local[{threads}]")
         .appName("trimtab-profile")
-        .config("spark.pyspark.python", sys.executable)
-        .config("spark.pyspark.driver.python", sys.executable)
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.session.timeZone", "UTC")
@@ -54,6 +52,9 @@ def local_session(threads: int = 1) -> Any:
         .config("spark.driver.bindAddress", "127.0.0.1")
         .getOrCreate()
     )
+    # PySpark takes the workers' Python from the environment alone, and falls back on any `python3`.
+    session.sparkContext.pythonExec = sys.executable
+    return session
 
 
 class _Partition:

@@ -35,9 +35,11 @@ def test_an_unmodified_span_exporter_delivers_a_trace(collector: Any) -> None:
         SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{collector.intake.base_url}/v1/traces"))
     )
     tracer = provider.get_tracer("test")
-    with tracer.start_as_current_span("outer", attributes={"n": 3, "ok": True}) as outer:
-        with tracer.start_as_current_span("inner") as inner:
-            inner.add_event("half", {"way": 0.5})
+    with (
+        tracer.start_as_current_span("outer", attributes={"n": 3, "ok": True}) as outer,
+        tracer.start_as_current_span("inner") as inner,
+    ):
+        inner.add_event("half", {"way": 0.5})
     provider.shutdown()
 
     trace_id = f"{outer.get_span_context().trace_id:032x}"

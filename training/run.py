@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,6 +27,7 @@ from training.lineage import Lineage, code_revision
 from training.loop import TrainConfig, Trainer
 
 PUSH_JOB = "trimtab-train"
+PUSH_SECONDS = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -173,16 +176,38 @@ def supervised(
     began = time.time()
     run = run or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
     metrics = metrics or Metrics()
-    with TrainingMonitor(model, run=run, metrics=metrics) as monitor:
+    with _pushing(push_url, model, metrics), TrainingMonitor(model, run=run, metrics=metrics) as monitor:
         try:
             outcome = learn(monitor, run)
         except Exception as error:  # a job ends with an outcome, whatever happens: alerts and callers wait for it
             _log.exception("training of %s failed", model)
             outcome = TrainOutcome(model=model, run=run, outcome="failed", reason=f"{type(error).__name__}: {error}")
         monitor.finished(outcome.outcome)
-    if push_url is not None:
-        push(push_url, PUSH_JOB, metrics, grouping={"instance": model})
     return _timed(outcome, time.time() - began)
+
+
+@contextmanager
+def _pushing(url: str | None, model: str, metrics: Metrics) -> Iterator[None]:
+    """Pushes the metrics while the job runs, so that its curves can be watched, and once more at its end."""
+    if url is None:
+        yield
+        return
+    ended = threading.Event()
+    grouping = {"instance": model}
+
+    def repeat() -> None:
+        while not ended.wait(PUSH_SECONDS):
+            if not push(url, PUSH_JOB, metrics, grouping=grouping):
+                return  # said once; the last push tries again
+
+    pusher = threading.Thread(target=repeat, name="push", daemon=True)
+    pusher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        pusher.join()
+        push(url, PUSH_JOB, metrics, grouping=grouping)
 
 
 def fit_candidate(

@@ -17,6 +17,10 @@ from trimtab.settings import (
 )
 
 MODEL = "flight-delay"
+FLIGHTS_A_DAY = 923
+# Drift is judged on this many flight days, about as a month of live traffic would be: a week's weather is no season.
+JUDGED_DAYS = 25
+WINDOW_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +45,14 @@ class Plan:
     retrain_seconds: float = 120.0
     promote_seconds: float = 120.0
 
+    @property
+    def days_a_second(self) -> float:
+        """How many flight days pass in a second of the replay."""
+        return self.rate / (self.share * FLIGHTS_A_DAY)
+
 
 FULL = Plan()
-FAST = Plan(rate=250.0, share=0.25, baseline_seconds=6.0, tail_seconds=3.0, rollback_seconds=60.0)
+FAST = Plan(rate=350.0, baseline_seconds=8.0, tail_seconds=3.0)
 
 
 def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
@@ -53,11 +62,11 @@ def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
     return Settings(
         trimtab=General(data=str(data), secret=secret),
         collector=CollectorSettings(
-            # Twelve windows of two seconds: about 25 flight days, as a month of live traffic would be judged.
-            window_seconds=2.0,
-            judged_windows=12,
+            window_seconds=WINDOW_SECONDS,
+            judged_windows=round(JUDGED_DAYS / (plan.days_a_second * WINDOW_SECONDS)),
             allowed_lateness_seconds=2.0,
-            drift_min_rows=5000,
+            # Less than nearly the whole span is not judged: the first days of March alone are no month.
+            drift_min_rows=round(0.85 * JUDGED_DAYS * plan.share * FLIGHTS_A_DAY),
         ),
         alerts=AlertsSettings(
             actions={

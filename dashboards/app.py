@@ -11,13 +11,10 @@ import streamlit as st
 from dashboards.launch import DashboardConfig, parse
 from dashboards.shell import choose
 from dashboards.sources import Sign, Sources
-from dashboards.theme import css, palette
+from dashboards.theme import css
 from observability import signing
 
-MARK = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 26 24" width="26" height="24">'
-    '<path d="M1 22 L17 3 L17 22 Z" fill="{accent}"/><path d="M19.5 14.5 L25 22 L19.5 22 Z" fill="#E69F00"/></svg>'
-)
+MARK = Path(__file__).with_name("mark.svg")
 
 
 @st.cache_resource(show_spinner=False)
@@ -36,20 +33,23 @@ def _signer(secret_file: Path | None) -> Sign | None:
 def main(argv: list[str]) -> None:
     """Draw the frame, then the page that is open."""
     config = parse(argv)
-    colors = palette(config.theme)
-    st.set_page_config(page_title="Trimtab", layout="wide", initial_sidebar_state="expanded")
     st.html(css(config.theme))
-    st.logo(MARK.format(accent=colors.accent), size="medium")
-    pages = Path(__file__).parent / "pages"
+    st.logo(str(MARK), size="medium")
+    # Not named `pages`: Streamlit runs files of a folder of that name by themselves, without this frame.
+    pages = Path(__file__).parent / "views"
     current = st.navigation(
         [
-            st.Page(pages / "overview.py", title="Overview", icon=":material/monitoring:", default=True),
-            st.Page(pages / "serving.py", title="Serving", icon=":material/bolt:"),
-            st.Page(pages / "drift.py", title="Drift", icon=":material/waves:"),
-            st.Page(pages / "training.py", title="Training", icon=":material/model_training:"),
-            st.Page(pages / "alerts.py", title="Alerts and actions", icon=":material/notifications:"),
+            st.Page(pages / "overview.py", title="Overview", default=True),
+            st.Page(pages / "serving.py", title="Serving"),
+            st.Page(pages / "drift.py", title="Drift"),
+            st.Page(pages / "training.py", title="Training"),
+            st.Page(pages / "alerts.py", title="Alerts and actions"),
         ],
         expanded=True,
+    )
+    # Pages have no Material icons: the browser would fetch each from Google to show it in its tab.
+    st.set_page_config(
+        page_title=f"{current.title} · Trimtab", page_icon=str(MARK), layout="wide", initial_sidebar_state="expanded"
     )
     choose(config, connect(config))
     current.run()

@@ -100,18 +100,20 @@ def open_page(chromium: str = CHROMIUM, size: tuple[int, int] = (1440, 900)) -> 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=list(_FLAGS))
         try:
-            yield browser.new_page(viewport={"width": size[0], "height": size[1]})
+            page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+            page.set_default_timeout(90_000)
+            yield page
         finally:
             browser.close()
 
 
 def _settle(page: Page, seconds: float) -> None:
     """Wait until the page stands, and then as long as a refresh may need to break it."""
-    page.locator(".tt-title").first.wait_for(timeout=60_000)
+    page.locator(".tt-title").first.wait_for(timeout=90_000)
     charts = "[...document.querySelectorAll('[data-testid=\"stPlotlyChart\"]')]"
-    page.wait_for_function(f"{charts}.every(chart => chart.querySelector('.main-svg'))", timeout=60_000)
+    page.wait_for_function(f"{charts}.every(chart => chart.querySelector('.main-svg'))")
     page.wait_for_function(
-        '!document.querySelector(\'[data-testid="stApp"][data-test-script-state="running"]\')', timeout=60_000
+        '!document.querySelector(\'[data-testid="stApp"][data-test-script-state="running"]\')', timeout=90_000
     )
     page.wait_for_timeout(seconds * 1000)
 
@@ -127,6 +129,8 @@ def _look(page: Page, where: str, seconds: float, notices: bool) -> list[Problem
 
 
 def _console(where: str, message: ConsoleMessage) -> list[Problem]:
-    if message.type != "error" or _HARMLESS.search(message.text):
+    # Opened by its address, the frontend first looks for its server under the page's own path.
+    probe = "/_stcore/" in message.location.get("url", "")
+    if message.type != "error" or probe or _HARMLESS.search(message.text):
         return []
     return [Problem(where, "console", message.text[:500])]

@@ -52,6 +52,6 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[[DashboardConfig, str
         monkeypatch.setattr(sys, "argv", [str(APP), *arguments(config)])
         test = AppTest.from_file(str(APP), default_timeout=60)
         test.run()
-        return test if page == "overview" else test.switch_page(str(Path("pages") / f"{page}.py")).run()
+        return test if page == "overview" else test.switch_page(str(Path("views") / f"{page}.py")).run()
 
     return open_

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_the_command_line_carries_the_whole_config() -> None:
 
 
 def test_a_config_without_a_scheme_is_refused() -> None:
-    with pytest.raises(ValueError, match="alerts_url is '127.0.0.1:9093'"):
+    with pytest.raises(ValueError, match=r"alerts_url is '127\.0\.0\.1:9093'"):
         DashboardConfig(alerts_url="127.0.0.1:9093")
 
 
@@ -95,7 +96,7 @@ def test_runs_cover_every_point_once_and_split_at_every_hole(ticks: list[int]) -
     assert [i for first, last in parts for i in range(first, last + 1)] == list(range(len(times)))
     for first, last in parts:
         assert (np.diff(times[first : last + 1]) == 1).all()
-    for (_, last), (first, _) in zip(parts[:-1], parts[1:], strict=True):
+    for (_, last), (first, _) in pairwise(parts):
         assert times[first] - times[last] > 1
 
 

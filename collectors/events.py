@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -54,7 +55,7 @@ class _JsonLabel(msgspec.Struct):
     id: str
     model: str
     label: float
-    time: float | None = None
+    time: float | datetime | None = None
 
 
 def read_batch(signal: Signal, body: bytes) -> Batch:
@@ -68,17 +69,26 @@ def read_batch(signal: Signal, body: bytes) -> Batch:
 
 
 def read_json_labels(body: bytes, now: float) -> Batch:
-    """Reads `[{"id", "model", "label", "time"?}]`; time is unix seconds, or `now` where it is left out. BadBatch."""
+    """Reads `[{"id", "model", "label", "time"?}]`; time is unix seconds or RFC 3339; left out, `now`. BadBatch."""
     try:
         rows = msgspec.json.decode(body, type=list[_JsonLabel])
     except msgspec.DecodeError as error:
         raise BadBatch(f"the body is not a JSON list of labels: {error}") from error
     if not rows:
         raise BadBatch("the list of labels is empty: send at least one")
-    times = np.array([round((now if row.time is None else row.time) * 1e9) for row in rows], dtype=np.int64)
+    times = np.array([round(_unix_seconds(row.time, now) * 1e9) for row in rows], dtype=np.int64)
     ids, models, labels = [row.id for row in rows], [row.model for row in rows], [row.label for row in rows]
     batch = label_batch(ids, models, labels, times)
     return Batch("labels", to_ipc(batch), pa.Table.from_batches([batch]))
+
+
+def _unix_seconds(time: float | datetime | None, now: float) -> float:
+    if time is None:
+        return now
+    if isinstance(time, datetime):
+        # A time that names no zone is taken for UTC, as all times here are.
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return time
 
 
 class EventLog:

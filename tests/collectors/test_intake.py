@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 
 from collectors.database import BATCHES, EVENT_LOG, SEGMENTS
 from collectors.drift import DriftThresholds
-from collectors.events import EventLog, read_batch
+from collectors.events import EventLog, read_batch, read_json_labels
 from collectors.journal import Journal, JournalClosed
 from observability import names
 from observability.events import label_batch, to_ipc
@@ -309,3 +310,17 @@ def test_a_readable_batch_keeps_its_bytes(events: Events) -> None:
     body = to_ipc(events(3))
 
     assert read_batch("events", body).body == body
+
+
+def test_a_json_label_tells_its_time_in_unix_seconds_or_in_rfc_3339_or_not_at_all() -> None:
+    rows = [
+        {"id": "a", "model": "m", "label": 1, "time": 1_700_000_000.5},
+        {"id": "b", "model": "m", "label": 0, "time": "2023-11-14T22:13:20.500Z"},
+        {"id": "c", "model": "m", "label": 0},
+    ]
+
+    table = read_json_labels(json.dumps(rows).encode(), now=1_700_000_001.0).table
+
+    assert table.column("time").cast(pa.int64()).to_pylist() == [1_700_000_000_500_000_000] * 2 + [
+        1_700_000_001_000_000_000
+    ]

@@ -253,6 +253,7 @@ def _add_span(
         f"<b>{title}</b><br>{detail}<br>{fmt.clock(start, frame.zone)} to {fmt.clock(end, frame.zone)}, "
         f"{fmt.seconds(end - start)}<extra></extra>"
     )
+    ink = frame.colors.text if color.startswith("rgba") and float(color[:-1].rsplit(",")[-1]) < 0.7 else "#FFFFFF"
     wide = (end - start) / (frame.span.end - frame.span.start) > 0.035
     figure.add_bar(
         x=[(end - start) * 1000],
@@ -264,7 +265,7 @@ def _add_span(
         text=[inside if wide else ""],
         textposition="inside",
         insidetextanchor="start",
-        textfont={"size": 11},
+        textfont={"size": 11, "color": ink},
         textangle=0,
         constraintext="none",
     )

@@ -18,7 +18,7 @@ import streamlit as st
 from dashboards import format as fmt
 from dashboards.charts import Frame
 from dashboards.launch import DashboardConfig
-from dashboards.sources import Refused, Series, SourceError, Sources, Span, Unavailable
+from dashboards.sources import Refused, Series, Service, SourceError, Sources, Span, Unavailable
 from dashboards.theme import Palette, palette
 
 RANGES = {
@@ -32,6 +32,7 @@ RANGES = {
 REFRESHES = {0.0: "Off", 2.0: "Every 2 s", 5.0: "Every 5 s", 15.0: "Every 15 s", 60.0: "Every minute"}
 TITLES = {"query": "Collector", "alerts": "Alerts", "serving": "Serving"}
 _VIEW = "view"
+_AWAY = "away"
 _PLOTLY = {"displayModeBar": False, "responsive": True}
 
 
@@ -179,6 +180,7 @@ def _no_model(view: View) -> None:
 
 def notice(problems: Sequence[SourceError]) -> None:
     """One calm line for each service that is away, and for each kind of refusal."""
+    st.session_state[_AWAY] = {problem.service for problem in problems if isinstance(problem, Unavailable)}
     lines: dict[str, str] = {}
     for problem in problems:
         name = TITLES[problem.service]
@@ -194,8 +196,18 @@ def notice(problems: Sequence[SourceError]) -> None:
         st.html("".join(f'<div class="tt-notice">{text}</div>' for text in lines))
 
 
-def empty(title: str, remedy: str) -> None:
-    """Says why there is nothing to see and what will change that. `remedy` may hold HTML."""
+def away(service: Service) -> bool:
+    """True when a notice of this run said that the service is away: what it knows is then unknown, not nothing."""
+    return service in st.session_state.get(_AWAY, ())
+
+
+def empty(title: str, remedy: str, needs: Service = "query") -> None:
+    """Says why there is nothing to see and what will change that. `remedy` may hold HTML.
+
+    While the service that would know is away, it says so instead: no answer is not an empty one.
+    """
+    if away(needs):
+        title, remedy = "Not known", f"{TITLES[needs]} is away; what it knows appears when it is back."
     st.html(f'<div class="tt-empty"><b>{title}</b>{remedy}</div>')
 
 

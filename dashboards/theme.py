@@ -141,6 +141,7 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-notice code, .tt-empty code { font-size: .84em; background: var(--tt-grid); border-radius: 4px;
   padding: .08em .35em;
   color: var(--tt-text); }
+.tt-notice + .tt-notice { margin-top: .35rem; }
 .tt-empty { color: var(--tt-muted); font-size: .9rem; text-align: center; padding: 1.6rem 1rem; line-height: 1.5;
   border: 1px dashed var(--tt-border); border-radius: 6px; }
 .tt-empty b { color: var(--tt-text); font-weight: 600; display: block; }

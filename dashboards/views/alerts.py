@@ -104,7 +104,7 @@ def _cause(action: Mapping[str, Any]) -> str:
 
 def _alerts(view: shell.View, alerts: Items) -> None:
     if not alerts:
-        shell.empty("No alert is active", "Rules are judged all the time; what they find appears here.")
+        shell.empty("No alert is active", "Rules are judged all the time; what they find appears here.", "alerts")
         return
     lines = []
     for alert in sorted(alerts, key=lambda a: str(a.get("startsAt")), reverse=True):
@@ -130,7 +130,7 @@ def _alerts(view: shell.View, alerts: Items) -> None:
 def _silences(view: shell.View, silences: Items) -> None:
     alive = [s for s in silences if (s.get("status") or {}).get("state") != "expired"]
     if not alive:
-        shell.empty("No silence is in force", "Silence what you are working on; the loop goes on acting.")
+        shell.empty("No silence is in force", "Silence what you are working on; the loop goes on acting.", "alerts")
     for silence in alive:
         with st.container(horizontal=True, vertical_alignment="center"):
             matchers = ", ".join(_matcher(matcher) for matcher in silence.get("matchers") or ())
@@ -187,7 +187,9 @@ def _journal(view: shell.View, actions: Items) -> None:
     colors = view.colors
     shade = {"done": colors.good, "failed": colors.critical, "waiting": colors.warning, "running": colors.accent}
     if not actions:
-        shell.empty("Nothing was done yet", "Rollbacks and retrainings stand here with their reason and evidence.")
+        shell.empty(
+            "Nothing was done yet", "Rollbacks and retrainings stand here with their reason and evidence.", "alerts"
+        )
     else:
         lines = []
         for action in actions[:15]:
@@ -234,7 +236,7 @@ def _in_full(view: shell.View) -> None:
         shell.notice([problem])
         return
     if not actions:
-        shell.empty("Nothing was done yet", "The journal is empty.")
+        shell.empty("Nothing was done yet", "The journal is empty.", "alerts")
         return
     chosen = st.selectbox(
         "Action",
@@ -305,7 +307,9 @@ def _rules(view: shell.View, groups: Items) -> None:
                 )
             )
     if not lines:
-        shell.empty("No rules are loaded", "The alerts service reads Prometheus rule files; it ships some of its own.")
+        shell.empty(
+            "No rules are loaded", "The alerts service reads Prometheus rule files; it ships some of its own.", "alerts"
+        )
         return
     lines.sort(key=lambda line: line[0])
     shell.rows(

@@ -140,7 +140,7 @@ def _generation(policy: dict[str, object]) -> str:
 
 def _traffic(view: shell.View, policy: dict[str, object]) -> None:
     if not policy.get("stable"):
-        shell.empty("No version serves yet", "Promote one: <code>trimtab models promote</code>.")
+        shell.empty("No version serves yet", "Promote one: <code>trimtab models promote</code>.", "serving")
         return
     canary, shadow = policy.get("canary"), policy.get("shadow")
     weight = float(canary["weight"]) if isinstance(canary, dict) else 0.0
@@ -173,6 +173,9 @@ def _traffic(view: shell.View, policy: dict[str, object]) -> None:
 
 def _alerts(view: shell.View, series: Sequence[Series]) -> None:
     active = [item for item in series if len(item.times) and item.times[-1] >= view.span.end - view.span.step]
+    if not active and shell.away("query"):
+        shell.empty("Not known", "")
+        return
     if not active:
         dot = f'<span class="tt-dot" style="background:{view.colors.good}"></span>'
         st.html(f'<div style="font-size:.95rem">{dot}All quiet: no alert is pending or firing.</div>')
@@ -209,7 +212,7 @@ def _requests(view: shell.View, requests: Sequence[Series]) -> None:
 
 def _happened(view: shell.View, story: Timeline) -> None:
     if not story.marks:
-        shell.empty("No actions yet", "Rollbacks, retrains and promotions are told here, with their reasons.")
+        shell.empty("No actions yet", "Rollbacks, retrains and promotions are told here, with their reasons.", "alerts")
         return
     lines = [
         (

@@ -152,6 +152,7 @@ def _versions(view: shell.View, policy: Mapping[str, Any]) -> None:
         shell.empty(
             "No version registered",
             "A run that passes the gate registers one; so does <code>trimtab models register</code>.",
+            "serving",
         )
         return
     lines = [_version_line(view, policy, version) for version in versions[:12]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -67,6 +68,22 @@ def test_a_page_without_services_names_the_url_and_the_remedy(
     assert not test.error
     assert nobody.alerts_url in said
     assert "trimtab alerts" in said
+    for claim in (
+        "All quiet",
+        "No alert is active",
+        "No rules are loaded",
+        "No version serves",
+        "Every request was ok",
+    ):
+        assert claim not in said
+
+
+def test_a_page_of_a_known_model_claims_nothing_that_it_cannot_know(open_page: Open, nobody: DashboardConfig) -> None:
+    test = open_page(replace(nobody, model="known"), "overview")
+
+    assert "Not known" in words(test)
+    for claim in ("All quiet", "No version serves", "No requests"):
+        assert claim not in words(test)
 
 
 def test_approving_a_waiting_action_goes_through_the_alerts_api(open_page: Open, changing_stack: FakeStack) -> None:

@@ -25,9 +25,9 @@ class Value:
 
 
 def pane_values(last: Pane, judged: Pane, reference: Profile | None, thresholds: DriftThresholds) -> list[Value]:
-    """All that is known of a version when a window closes: `last` is that window, drift is read from `judged`."""
+    """All that is known of a version when a window closes: drift and quality are those of `judged`."""
     version = {"model": last.model, "version": last.version}
-    values = _performance_values(last, version) + _quality_values(last, version)
+    values = _performance_values(last, version) + _quality_values(judged, version)
     verdicts = verdicts_of(judged, reference, thresholds)
     if not verdicts:
         return values

@@ -60,6 +60,7 @@ class Measures:
         self._closed = closed
         self._lock = threading.RLock()
         self._history: dict[Key, deque[Pane]] = {}
+        self._judged: dict[Key, deque[Pane]] = {}
         self._active_at: dict[tuple[str, ...], float] = {}
         self._unmatched: dict[str, list[str]] = {}
         self._to_score: set[Key] = set()
@@ -80,10 +81,10 @@ class Measures:
             known |= {version for name, version in self.windows.references() if name == model}
         return sorted(known, key=lambda version: (len(version), version))
 
-    def history(self, model: str, version: str, limit: int) -> list[Pane]:
-        """The last `limit` closed windows, oldest first."""
+    def judged(self, model: str, version: str, limit: int) -> list[Pane]:
+        """The last `limit` judged windows, oldest first: each the sum of `judged_windows` closed ones."""
         with self._lock:
-            panes = list(self._history.get((model, version), ()))
+            panes = list(self._judged.get((model, version), ()))
         return panes[-limit:] if limit > 0 else []
 
     def restore(self, panes: list[Pane], now: float) -> None:
@@ -165,18 +166,18 @@ class Measures:
         self._remember(pane)
         self._closed(pane)
         key = (pane.model, pane.version)
-        first = pane.end - self.settings.judged_windows * self.settings.windows.window_seconds
-        recent = [old for old in self._history[key] if old.start >= first - 1e-6 and old.end <= pane.end]
         reference = self.windows.reference(*key)
-        values = pane_values(pane, merge_panes(recent), reference, self.settings.thresholds)
+        values = pane_values(pane, self._judged[key][-1], reference, self.settings.thresholds)
         self._signals.publish(("pane", *key), values)
         self._active_at["pane", *key] = now
 
     def _remember(self, pane: Pane) -> None:
-        history = self._history.setdefault(
-            (pane.model, pane.version), deque(maxlen=max(self.settings.history_windows, self.settings.judged_windows))
-        )
+        key = (pane.model, pane.version)
+        history = self._history.setdefault(key, deque(maxlen=self.settings.judged_windows))
         history.append(pane)
+        first = pane.end - self.settings.judged_windows * self.settings.windows.window_seconds
+        recent = [old for old in history if old.start >= first - 1e-6 and old.end <= pane.end]
+        self._judged.setdefault(key, deque(maxlen=self.settings.history_windows)).append(merge_panes(recent))
 
     def _score(self, now: float) -> bool:
         if not self._to_score or now - self._scored_at < self.settings.score_seconds:

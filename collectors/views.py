@@ -103,7 +103,7 @@ def drift_view(measures: Measures, model: str, version: str | None, limit: int) 
     """The JSON of `/api/drift`: the last windows of the model's versions, each column judged; the reference beside."""
     versions = [version] if version else measures.versions(model)
     windows = [
-        window_json(measures, pane) for name in versions for pane in measures.history(model, name, limit) if pane.rows
+        window_json(measures, pane) for name in versions for pane in measures.judged(model, name, limit) if pane.rows
     ]
     windows.sort(key=lambda window: (window["end"], window["version"]))
     references = [found for name in versions if (found := measures.reference(model, name)) is not None]
@@ -112,7 +112,7 @@ def drift_view(measures: Measures, model: str, version: str | None, limit: int) 
 
 
 def window_json(measures: Measures, pane: Pane) -> dict[str, Any]:
-    """One closed window with its verdicts."""
+    """One judged window with its verdicts."""
     reference = measures.reference(pane.model, pane.version)
     thresholds = measures.settings.thresholds
     verdicts = verdicts_of(pane, reference, thresholds)

@@ -76,7 +76,10 @@ def samples_of(result: query.Result) -> list[Sample]:
 
 
 class PushWriter:
-    """A SampleWriter that pushes Prometheus text to the collector, one push group a rule group."""
+    """A SampleWriter that pushes Prometheus text to the collector, one push group a rule group.
+
+    Series arrive with exactly the labels that they have here, as a Prometheus would record them.
+    """
 
     def __init__(self, base_url: str, *, job: str = "trimtab-alerts", timeout_seconds: float = 5.0) -> None:
         self._client = httpx.Client(base_url=base_url, timeout=timeout_seconds)
@@ -93,7 +96,7 @@ class PushWriter:
         self._client.close()
 
     def _send(self, method: str, group: str, samples: Sequence[Sample], at: float) -> None:
-        path = f"/metrics/job/{quote(self._job, safe='')}/group/{quote(group, safe='')}"
+        path = f"/metrics/job/{quote(self._job, safe='')}/group/{quote(group, safe='')}?honor_labels=true"
         try:
             response = self._client.request(
                 method, path, content=exposition(samples, at), headers={"Content-Type": "text/plain; version=0.0.4"}

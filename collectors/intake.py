@@ -120,7 +120,10 @@ class Intake:
             return Response(status_code=202)
         body = (await self._body(request)).decode()
         kind = request.headers.get("content-type", "")
-        await asyncio.to_thread(self.pushes.put, labels, body, kind, replace=request.method == "PUT")
+        # A rule's series are those that the rule names: a job of their own would keep them from being joined by labels.
+        honor = request.query_params.get("honor_labels", "").lower() in ("1", "true")
+        replace = request.method == "PUT"
+        await asyncio.to_thread(self.pushes.put, labels, body, kind, replace=replace, honor_labels=honor)
         return Response(status_code=200)
 
     async def _accept(self, request: Request, batch: Batch) -> Response:

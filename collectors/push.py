@@ -47,16 +47,19 @@ class PushGroups:
         self._clock = clock
         self._lock = threading.Lock()
 
-    def put(self, labels: dict[str, str], body: str, content_type: str, *, replace: bool) -> int:
+    def put(
+        self, labels: dict[str, str], body: str, content_type: str, *, replace: bool, honor_labels: bool = False
+    ) -> int:
         """Stores a page; with `replace` the group's series that are not in it get stale markers. BadExposition.
 
-        Samples without a time get the time of their arrival. The group's labels win over the page's.
+        Samples without a time get the time of their arrival. The group's labels win over the page's; with `honor_labels`
+        the page's series are taken as they are, and the labels only name the group.
         """
         page = read_page(body, content_type)
         now_ms = round(self._clock() * 1000)
         by_time: dict[int, list[tuple[dict[str, str], float]]] = {}
         for series, value, t_ms in page.samples:
-            merged = {**series, **labels}
+            merged = series if honor_labels else {**series, **labels}
             by_time.setdefault(now_ms if t_ms is None else t_ms, []).append((merged, value))
         if replace and not by_time:
             by_time[now_ms] = []  # an empty page ends the whole group

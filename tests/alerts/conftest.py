@@ -72,7 +72,7 @@ class Metering:
     def _write(self, group: str, samples: Sequence[Sample], at: float, stale: bool) -> None:
         if self.away:
             raise WriteError("the store is away")
-        pairs = [({**dict(s.labels), "job": "trimtab-alerts", "group": group}, s.value) for s in samples]
+        pairs = [(dict(s.labels), s.value) for s in samples]
         self.store.append(f"push:{group}", round(at * 1000), pairs, stale=stale)
 
 

@@ -252,6 +252,25 @@ def test_pushes_are_stored_under_their_group_and_what_a_put_leaves_out_ends(coll
     assert collector.values("a", clock()) == {}
 
 
+def test_series_pushed_with_honor_labels_keep_exactly_their_own_and_still_end_with_their_group(
+    collector: Any, clock: Any
+) -> None:
+    url = "/metrics/job/trimtab-alerts/group/mine?honor_labels=true"
+    stamp = round(clock() * 1000)
+    collector.intake.put(url, content=f'ALERTS{{job="serving",group="a"}} 1 {stamp}\nmodel:errors:ratio 2 {stamp}\n')
+
+    (alert,) = collector.values("ALERTS", clock())
+    (recorded,) = collector.values("model:errors:ratio", clock())
+    assert dict(alert) == {"__name__": "ALERTS", "job": "serving", "group": "a"}
+    assert dict(recorded) == {"__name__": "model:errors:ratio"}
+
+    clock.advance(1)
+    collector.intake.put(url, content=f"model:errors:ratio 3 {round(clock() * 1000)}\n")
+
+    assert collector.values("ALERTS", clock()) == {}
+    assert list(collector.values("model:errors:ratio", clock()).values()) == [3]
+
+
 def test_a_push_may_carry_times(collector: Any, clock: Any) -> None:
     at = clock() - 30
     collector.intake.post("/metrics/job/batch", content=f"a 1 {round(at * 1000)}\na 2 {round(clock() * 1000)}\n")

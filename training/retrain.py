@@ -94,7 +94,7 @@ def retrain(
         )
         return conclude(job.task, candidate, lineage, rows, split, job.out, registry, monitor)
 
-    return supervised(learn, job.task.model, metrics, push_url, run)
+    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device)
 
 
 def recent_rows(job: RetrainJob) -> pa.Table:

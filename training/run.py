@@ -162,7 +162,7 @@ def train(
         )
         return conclude(job.task, candidate, lineage, job.table, split, job.out, registry, monitor)
 
-    return supervised(learn, job.task.model, metrics, push_url, run)
+    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device)
 
 
 def supervised(
@@ -171,14 +171,21 @@ def supervised(
     metrics: Metrics | None,
     push_url: str | None,
     run: str | None,
+    device: str,
 ) -> TrainOutcome:
     """Runs `learn` under a monitor; an error becomes a failed outcome. Counts the outcome and pushes the metrics."""
     began = time.time()
     run = run or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began))
     metrics = metrics or Metrics()
-    with _pushing(push_url, model, metrics), TrainingMonitor(model, run=run, metrics=metrics) as monitor:
+    watched = TrainingMonitor(model, run=run, metrics=metrics, device=device)
+    with _pushing(push_url, model, metrics), watched as monitor:
         try:
             outcome = learn(monitor, run)
+        except (
+            DataError,
+            TrainingStopped,
+        ) as error:  # the reader can mend these: the reason says how, a trace would hide it
+            outcome = TrainOutcome(model=model, run=run, outcome="failed", reason=str(error))
         except Exception as error:  # a job ends with an outcome, whatever happens: alerts and callers wait for it
             _log.exception("training of %s failed", model)
             outcome = TrainOutcome(model=model, run=run, outcome="failed", reason=f"{type(error).__name__}: {error}")

@@ -193,7 +193,7 @@ def test_too_few_labelled_events_fail_with_the_remedy(
 def test_an_empty_lake_fails_and_does_not_raise(task, champion: Champion, registry: Registry, tmp_path: Path):
     outcome = retrain(RetrainJob(task=task, lake=tmp_path / "none", out=tmp_path / "o"), registry, champion)
 
-    assert outcome.reason.startswith("DataError: 0 labelled events of tiny")
+    assert outcome.reason.startswith("0 labelled events of tiny")
 
 
 def test_a_window_reads_only_its_events(task, champion: Champion, registry: Registry, fill, make_table, tmp_path: Path):

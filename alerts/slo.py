@@ -158,8 +158,8 @@ def _burn_rule(objective: Objective, windows: list[Window], severity: str) -> di
                 f"objective of {objective.target * 100:g}%"
             ),
             "description": (
-                f"The error budget of {objective.budget:.4g} burns at "
-                f'{{{{ $value | printf "%.4f" }}}} errors a request; see {ratio_name(objective, 3600)}.'
+                f"The budget is {objective.budget:.4g} of the requests, over 30 days; "
+                f'{{{{ $value | printf "%.4f" }}}} of them miss; see {ratio_name(objective, windows[0].long_seconds)}.'
             ),
         },
     }

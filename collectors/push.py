@@ -52,8 +52,8 @@ class PushGroups:
     ) -> int:
         """Stores a page; with `replace` the group's series that are not in it get stale markers. BadExposition.
 
-        Samples without a time get the time of their arrival. The group's labels win over the page's; with `honor_labels`
-        the page's series are taken as they are, and the labels only name the group.
+        Samples without a time get the time of their arrival. The group's labels win over the page's; with
+        `honor_labels` the page's series are taken as they are, and the labels only name the group.
         """
         page = read_page(body, content_type)
         now_ms = round(self._clock() * 1000)

@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "rules": ("trimtab.commands.rules", "rules", "Check Prometheus rule files."),
     "slo": ("trimtab.commands.rules", "slo", "Generate SLO burn-rate rules."),
     "actions": ("trimtab.commands.actions", "actions", "The journal of actions: list, show, approve, reject."),
-    "export": ("trimtab.commands.export", "export", "Files for Grafana and Prometheus."),
+    "export": ("trimtab.commands.export", "export", "Files for Grafana, Prometheus and Alertmanager."),
 }  # fmt: skip
 
 

@@ -154,6 +154,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     batch_size: int = 512
     learning_rate: float = 2e-3
     seed: int = 0
+    device: str = "cpu"
+    """Where torch trains: cpu, cuda or cuda:N."""
 
 
 class Settings(_Section, frozen=True, kw_only=True):
@@ -245,6 +247,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
             tables = tomllib.loads(path.read_text())
         except FileNotFoundError:
             raise SettingsError(f"{path}: no such settings file; `trimtab init` writes one with the defaults") from None
+        except OSError as error:
+            raise SettingsError(f"{path}: cannot be read: {error.strerror or error}; give a TOML file") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path}: not valid TOML: {error}") from None
     _override(tables, environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -71,8 +72,8 @@ def _hook(action: ActionSettings, settings: Settings) -> Hook | None:
 
 
 @alerts.command("list", epilog="Example: trimtab alerts list --json")
+@with_settings
 @with_json
-@click.pass_obj
 def list_(settings: Settings, as_json: bool) -> None:
     """What fires now."""
     rows = call(settings, "GET", f"{settings.alerts_url}/api/v2/alerts")
@@ -90,16 +91,16 @@ def list_(settings: Settings, as_json: bool) -> None:
 @click.argument("matchers", nargs=-1, required=True)
 @click.option("--hours", default=1.0, show_default=True)
 @click.option("--comment", default="", help="Why.")
-@click.option("--actor", default="trimtab", show_default=True)
-@click.pass_obj
-def silence(settings: Settings, matchers: tuple[str, ...], hours: float, comment: str, actor: str) -> None:
+@click.option("--actor", help="Who says so; default: the user at the keyboard.")
+@with_settings
+def silence(matchers: tuple[str, ...], hours: float, comment: str, actor: str | None, settings: Settings) -> None:
     """Neither tell nor act on alerts whose labels match (LABEL=VALUE …)."""
     now = datetime.now(UTC)
     body = {
         "matchers": [_matcher(text) for text in matchers],
         "startsAt": now.isoformat(),
         "endsAt": (now + timedelta(hours=hours)).isoformat(),
-        "createdBy": actor,
+        "createdBy": actor or getpass.getuser(),
         "comment": comment or "by hand",
     }
     click.echo(call(settings, "POST", f"{settings.alerts_url}/api/v2/silences", body)["silenceID"])

@@ -44,10 +44,11 @@ def grafana(folder: Path, datasource: str, settings: Settings) -> None:
     _write(folder / "datasource.yml", yaml.safe_dump({"apiVersion": 1, "datasources": [source]}, sort_keys=False))
 
 
-@export.command(epilog="Example: trimtab export prometheus deploy/prometheus")
+@export.command(epilog="Example: trimtab export prometheus deploy/prometheus --alertmanager am:9093")
 @FOLDER
+@click.option("--alertmanager", metavar="HOST:PORT", help="Where alerts go; default: Trimtab's alerts service.")
 @with_settings
-def prometheus(folder: Path, settings: Settings) -> None:
+def prometheus(folder: Path, alertmanager: str | None, settings: Settings) -> None:
     """A configuration that scrapes the services and evaluates the shipped rules; rules that act go to Alertmanager."""
     folder.mkdir(parents=True, exist_ok=True)
     shipped = files(alerts).joinpath("rules.d").iterdir()
@@ -66,13 +67,15 @@ def prometheus(folder: Path, settings: Settings) -> None:
             "params": {
                 "match[]": ['{__name__=~"drift_.*|quality_.*|performance_.*|observed_.*|training_.*|canary_.*"}']
             },
-            "static_configs": [{"targets": [settings.collector_url.split("://", 1)[1]]}],
+            "static_configs": [{"targets": [_host(settings.collector_url)]}],
         }
     )
     config = {
         "global": {"scrape_interval": "5s", "evaluation_interval": "5s"},
         "rule_files": [path.name for path in rules],
-        "alerting": {"alertmanagers": [{"static_configs": [{"targets": ["127.0.0.1:9093"]}]}]},
+        "alerting": {
+            "alertmanagers": [{"static_configs": [{"targets": [alertmanager or _host(settings.alerts_url)]}]}]
+        },
         "scrape_configs": jobs,
     }
     _write(folder / "prometheus.yml", yaml.safe_dump(config, sort_keys=False))
@@ -98,6 +101,10 @@ def alertmanager(folder: Path, settings: Settings) -> None:
         "receivers": [{"name": "people"}, {"name": "trimtab", "webhook_configs": [receiver]}],
     }  # fmt: skip
     _write(folder / "alertmanager.yml", yaml.safe_dump(config, sort_keys=False))
+
+
+def _host(url: str) -> str:
+    return url.split("://", 1)[1]
 
 
 def _job(job: str, url: str, labels: dict[str, str]) -> dict[str, object]:

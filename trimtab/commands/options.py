@@ -19,7 +19,9 @@ from trimtab.settings import Settings, SettingsError, load
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _load(_ctx: click.Context, _param: click.Parameter, value: str | None) -> Settings:
+def _load(ctx: click.Context, _param: click.Parameter, value: str | None) -> Settings:
+    if value is None and isinstance(ctx.obj, Settings):
+        return ctx.obj  # given to the command's group already
     try:
         return load(Path(value) if value else None)
     except SettingsError as error:
@@ -49,8 +51,10 @@ def echo_json(value: object, *, indent: int | None = 2) -> None:
     click.echo(json.dumps(value, indent=indent, default=str))
 
 
-def fail(message: str) -> NoReturn:
-    raise click.ClickException(message)
+def fail(message: str, *, status: int = 1) -> NoReturn:
+    """End the command with one line about what went wrong, and an exit status."""
+    click.echo(f"Error: {message}", err=True)
+    raise SystemExit(status)
 
 
 def call(settings: Settings, method: str, url: str, body: object | None = None, *, key: str | None = None) -> Any:

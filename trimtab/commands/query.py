@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from datetime import datetime
 
 import click
 import httpx
 
+from collectors.query.parse import parse_duration_ms
 from trimtab.commands.options import echo_json, fail, with_json, with_settings
 from trimtab.settings import Settings
 
@@ -83,11 +83,8 @@ def _time(text: str | None) -> float:
         fail(f"--at {text!r}: give unix seconds or RFC 3339, e.g. 2026-01-31T12:00:00Z")
 
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-
-
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhdw])", text)
-    if found:
-        return float(found[1]) * _UNITS[found[2]]
-    return fail(f"{text!r} is not a duration; give a number and ms, s, m, h, d or w, e.g. 15s")
+    try:
+        return parse_duration_ms(text) / 1000
+    except ValueError:
+        return fail(f"{text!r} is not a duration; give one as PromQL has them, e.g. 15s or 1h30m")

@@ -61,10 +61,17 @@ def generate(target: float | None, latency: str | None) -> None:
         if target is not None:
             objectives.append(objective.availability(target))
         if latency is not None:
-            share, _, seconds = latency.partition(":")
-            objectives.append(objective.latency(float(share), float(seconds)))
+            objectives.append(objective.latency(*_share_and_seconds(latency)))
     except ValueError as error:
-        fail(f"{error}; --availability takes a share within (0, 1), --latency SHARE:SECONDS")
+        fail(str(error))
     if not objectives:
         fail("give --availability, --latency, or both")
     click.echo(objective.to_yaml(*(objective.rule_group(chosen) for chosen in objectives)), nl=False)
+
+
+def _share_and_seconds(text: str) -> tuple[float, float]:
+    share, _, seconds = text.partition(":")
+    try:
+        return float(share), float(seconds)
+    except ValueError:
+        return fail(f"--latency {text!r}: give SHARE:SECONDS, e.g. 0.99:0.25")

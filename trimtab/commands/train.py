@@ -97,7 +97,11 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
 
 def _config(chosen: ModelSettings) -> TrainConfig:
     return TrainConfig(
-        epochs=chosen.epochs, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate, seed=chosen.seed
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        learning_rate=chosen.learning_rate,
+        seed=chosen.seed,
+        device=chosen.device,
     )
 
 

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import httpx
 import msgspec
+import psutil
 
 from trimtab.settings import Settings, dump
 
+PID_FILE = "stack.pid"
 SERVICES = ("collector", "alerts", "serving", "dashboard")
 # A service that dies again and again is restarted ever later, up to this many seconds.
 MAX_RESTART_DELAY_SECONDS = 15.0
@@ -80,6 +82,7 @@ class Stack:
         path = settings.data / "stack.toml"
         path.write_text(dump(settings))
         path.chmod(0o600)  # it may hold the secret
+        (settings.data / PID_FILE).write_text(str(os.getpid()))
         return cls(settings, path)
 
     def service(self, name: str) -> Service:
@@ -134,6 +137,7 @@ class Stack:
         with self._lock:
             # Producers before the collector, so that what they send last still arrives.
             order = [name for name in reversed(SERVICES) if name in self._running]
+            (self.settings.data / PID_FILE).unlink(missing_ok=True)
             for name in order:
                 process = self._running[name].process
                 if process.poll() is None:
@@ -205,6 +209,15 @@ def states(settings: Settings) -> list[State]:
                 ready, detail = False, f"no answer ({type(error).__name__})"
             found.append(State(name, url, ready, "ready" if ready else detail))
     return found
+
+
+def owner(data: Path) -> int | None:
+    """The process id of the stack that runs on the data folder, or None."""
+    try:
+        pid = int((data / PID_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if pid != os.getpid() and psutil.pid_exists(pid) else None
 
 
 def with_free_ports(settings: Settings) -> tuple[Settings, list[str]]:

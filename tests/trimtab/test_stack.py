@@ -1,4 +1,5 @@
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from trimtab.settings import General, Settings, load
-from trimtab.stack import Service, Stack, StackError, states, with_free_ports
+from trimtab.stack import Service, Stack, StackError, owner, states, with_free_ports
 
 # A stand-in for a service: answers every GET with 200, counts its starts in a file, ends cleanly on SIGTERM.
 SERVER = """
@@ -104,3 +105,18 @@ def test_a_service_that_cannot_start_is_reported_with_its_log(tmp_path: Path) ->
             stack.wait_ready(["alerts"], timeout=60)
     finally:
         stack.stop()
+
+
+def test_a_folder_that_a_stack_runs_on_has_an_owner_until_it_stops(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    script = "import sys, time; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as other:
+        (tmp_path / "stack.pid").write_text(str(other.pid))
+        assert owner(tmp_path) == other.pid
+        other.communicate()
+
+    assert owner(tmp_path) is None
+    stack = Stack.prepare(settings)
+    assert owner(tmp_path) is None  # our own
+    stack.stop()
+    assert not (tmp_path / "stack.pid").exists()

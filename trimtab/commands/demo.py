@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
+import signal
 import sys
 import threading
 from dataclasses import replace
@@ -19,7 +20,7 @@ from trimtab.demo.report import Report
 from trimtab.demo.story import Story
 from trimtab.demo.tables import all_flights
 from trimtab.demo.timeline import Timeline
-from trimtab.stack import Stack, StackError, with_free_ports
+from trimtab.stack import Stack, StackError, owner, with_free_ports
 
 
 @click.command(
@@ -58,6 +59,9 @@ def demo(headless: bool, as_json: bool, seed: int, fast: bool, without_fault: bo
         return sample(all_flights(data), plan.since, plan.share, plan.seed)
 
     stack = Stack.prepare(settings)
+    report: Report | None = None
+    # Told to end, it stops its stack as it does for Ctrl-C; otherwise the services would outlive it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         report = asyncio.run(Story(plan, settings, stack, timeline, flights).tell())
         _print(report, timeline, as_json)
@@ -70,10 +74,12 @@ def demo(headless: bool, as_json: bool, seed: int, fast: bool, without_fault: bo
         click.echo("stopping", err=True)
     finally:
         stack.stop()
-    sys.exit(0 if report.complete else 1)
+    sys.exit(0 if report is not None and report.complete else 1)
 
 
 def _clear(data: Path) -> None:
+    if pid := owner(data):
+        raise click.ClickException(f"a demo runs on {data} (process {pid}); stop it, or choose another --data")
     # Only a folder that a demo made is ever removed.
     if (data / "stack.toml").exists():
         shutil.rmtree(data)

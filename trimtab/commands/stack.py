@@ -13,7 +13,7 @@ import msgspec
 from trimtab.commands.options import echo_json, fail, with_json, with_settings
 from trimtab.doctor import examine
 from trimtab.settings import FILE, Settings, dump
-from trimtab.stack import Stack, StackError, states, with_free_ports
+from trimtab.stack import Stack, StackError, owner, states, with_free_ports
 
 
 @click.command(epilog="Example: trimtab init && trimtab up")
@@ -37,6 +37,8 @@ def up(settings: Settings, free_ports: bool) -> None:
         fail("; ".join(note.split(":")[0] for note in notes) + "; stop what uses it, set another, or use --free-ports")
     for note in notes:
         click.echo(note, err=True)
+    if pid := owner(chosen.data):
+        fail(f"a stack runs on {chosen.data} already (process {pid}); stop it, or set another trimtab.data")
     stack = Stack.prepare(chosen)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,357 @@
+"""The commands as a stranger types them: against real servers, and against none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import yaml
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from collectors.query import Engine, query_app
+from collectors.store import Store
+from observability.signing import HEADER, SignatureError, verify
+
+T0 = 1_700_000_000
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Path]:
+    """A settings file with data in a folder of the test's own."""
+
+    def write(text: str = "", *, secret: str = "") -> Path:
+        path = tmp_path / "trimtab.toml"
+        path.write_text(f'[trimtab]\ndata = "{tmp_path / "data"}"\nsecret = "{secret}"\n{text}\n')
+        return path
+
+    return write
+
+
+@pytest.fixture
+def prometheus(served: Callable[[Any], str], settings: Callable[..., Path]) -> Any:
+    """Settings that name a loopback query API with two series of five minutes."""
+    store = Store("sqlite://", clock=lambda: T0 + 300)
+    for step in range(21):
+        at = (T0 + step * 15) * 1000
+        named = [({"__name__": "answers_total", "model": model}, float(step * rate)) for model, rate in MODELS]
+        store.append("t", at, named)
+    url = served(query_app(Engine(store), store, clock=lambda: T0 + 300))
+    yield settings(f'[query]\nurl = "{url}"')
+    store.close()
+
+
+MODELS = (("a", 15), ("b", 30))
+
+
+# --- query -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_vector_is_printed_a_line_a_series(trimtab: Run, prometheus: Path) -> None:
+    found = trimtab("query", "sum by (model) (answers_total) / 100", "--at", T0 + 300, "--settings", prometheus)
+
+    assert found.exit_code == 0
+    assert sorted(found.stdout.splitlines()) == ['{model="a"} => 3', '{model="b"} => 6']
+
+
+def test_a_range_takes_durations_as_promql_has_them(trimtab: Run, prometheus: Path) -> None:
+    arguments = ["answers_total", "--at", T0 + 300, "--range", "1m30s", "--step", "45s", "--settings", prometheus]
+    found = trimtab("query", *arguments, "--json")
+
+    data = json.loads(found.stdout)
+    assert data["resultType"] == "matrix"
+    assert {series["metric"]["model"]: [value for _, value in series["values"]] for series in data["result"]} == {
+        "a": ["210", "255", "300"],
+        "b": ["420", "510", "600"],
+    }
+    assert 'answers_total{model="a"}' in trimtab("query", *arguments).stdout
+
+
+def test_a_scalar_nothing_and_a_time_in_words(trimtab: Run, prometheus: Path) -> None:
+    assert trimtab("query", "1 + 1", "--settings", prometheus).stdout == "2\n"
+    assert trimtab("query", "none", "--settings", prometheus).stdout == "(no series)\n"
+    at = trimtab("query", "answers_total", "--at", "2023-11-14T22:18:20Z", "--settings", prometheus)
+    assert 'answers_total{model="a"} => 300' in at.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["up =="], "bad_data"),
+        (["up", "--at", "noon"], "RFC 3339"),
+        (["up", "--range", "1x"], "1h30m"),
+        (["up", "--range", "1m", "--step", "0s"], "not a duration"),
+        (["answers_total + on () answers_total"], "execution"),
+    ],
+)
+def test_a_wrong_query_is_said_in_a_line(trimtab: Run, prometheus: Path, arguments: list[str], words: str) -> None:
+    found = trimtab("query", *arguments, "--at", T0 + 300, "--settings", prometheus)
+    found = trimtab("query", *arguments, "--settings", prometheus) if "--at" in arguments else found
+
+    assert found.exit_code == 1
+    assert words in found.stderr
+    assert found.stderr.startswith("Error: ")
+
+
+# --- calls of the services -------------------------------------------------------------------------------------------
+
+
+def test_control_calls_are_signed_and_carry_a_key(
+    trimtab: Run, served: Callable[[Any], str], settings: Callable[..., Path]
+) -> None:
+    seen: list[tuple[Any, str]] = []
+
+    async def canary(request: Request) -> Response:
+        body = await request.body()
+        try:
+            verify("s3cret", request.headers.get(HEADER), body, time.time())
+        except SignatureError as error:
+            return JSONResponse({"error": str(error)}, 401)
+        seen.append((json.loads(body), request.headers["Idempotency-Key"]))
+        return JSONResponse({"generation": 3})
+
+    url = served(Starlette(routes=[Route("/api/v1/models/m/canary", canary, methods=["POST"])]))
+    text = f'[serving]\nurl = "{url}"'
+
+    good = trimtab("models", "canary", "m", "2", "--weight", "0.25", "--settings", settings(text, secret="s3cret"))
+    wrong = trimtab("models", "canary", "m", "2", "--settings", settings(text, secret="other"))
+
+    assert (good.exit_code, json.loads(good.stdout)) == (0, {"generation": 3})
+    assert [body for body, _ in seen] == [{"version": "2", "weight": 0.25}]
+    assert len(seen[0][1]) == 32
+    assert wrong.exit_code == 1
+    assert "answered 401: the signature does not match" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (JSONResponse({"error": "there is no action 7"}, 404), "answered 404: there is no action 7"),
+        (JSONResponse(["odd"], 400), "answered 400: ['odd']"),
+        (Response("gateway down", 502), "answered 502: gateway down"),
+    ],
+)
+def test_a_refusal_shows_the_services_own_reason(
+    trimtab: Run, served: Callable[[Any], str], settings: Callable[..., Path], answer: Response, words: str
+) -> None:
+    url = served(Starlette(routes=[Route("/api/v1/actions/7", lambda request: answer)]))
+
+    found = trimtab("actions", "show", "7", "--settings", settings(f"[alerts]\nport = {urlsplit(url).port}"))
+
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert words in found.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["models", "show", "m"],
+        ["models", "rollback", "m"],
+        ["actions", "list"],
+        ["actions", "approve", "1"],
+        ["alerts", "list"],
+        ["alerts", "silence", "a=b"],
+    ],
+)
+def test_a_service_that_is_away_is_named_with_the_remedy(
+    trimtab: Run, settings: Callable[..., Path], arguments: list[str]
+) -> None:
+    away = settings('[alerts]\nport = 9\n[serving]\nurl = "http://127.0.0.1:9"')
+
+    found = trimtab(*arguments, "--settings", away)
+
+    assert found.exit_code == 1
+    assert "http://127.0.0.1:9/" in found.stderr
+    assert "trimtab up" in found.stderr
+
+
+def test_settings_may_stand_before_or_behind_a_subcommand_of_alerts(
+    trimtab: Run, served: Callable[[Any], str], settings: Callable[..., Path]
+) -> None:
+    url = served(Starlette(routes=[Route("/api/v2/alerts", lambda request: JSONResponse([]))]))
+    path = settings(f"[alerts]\nport = {urlsplit(url).port}")
+
+    assert trimtab("alerts", "--settings", path, "list").stdout == "nothing fires\n"
+    assert trimtab("alerts", "list", "--settings", path).stdout == "nothing fires\n"
+
+
+# --- models and training without a server ----------------------------------------------------------------------------
+
+
+def test_an_empty_registry_says_what_makes_a_model(trimtab: Run, settings: Callable[..., Path]) -> None:
+    found = trimtab("models", "list", "--settings", settings())
+
+    assert found.exit_code == 0
+    assert "trimtab train" in found.stdout
+    assert json.loads(trimtab("models", "list", "--json", "--settings", settings()).stdout) == []
+
+
+def test_a_folder_that_is_no_artifact_is_not_registered(
+    trimtab: Run, settings: Callable[..., Path], tmp_path: Path
+) -> None:
+    found = trimtab("models", "register", "m", tmp_path, "--settings", settings())
+
+    assert found.exit_code == 1
+    assert "manifest.json" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"add a [models.m] section"),
+        ('[models.m]\ntask = "x:y"', "models.m.data is not set"),
+        ('[models.m]\ntask = "no_such_module:y"\ndata = "json:loads"', "'no_such_module:y' cannot be loaded"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_says_what_the_settings_lack(
+    trimtab: Run, settings: Callable[..., Path], text: str, words: str
+) -> None:
+    found = trimtab("train", "m", "--settings", settings(text))
+
+    assert found.exit_code == 1
+    assert words in found.stderr
+
+
+# --- drift -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> dict[str, Path]:
+    random = np.random.default_rng(3)
+    same = pa.table({"x": random.normal(size=2000), "kind": random.choice(["a", "b"], 2000)})
+    moved = pa.table({"x": random.normal(1.0, 1.0, size=2000), "kind": random.choice(["a", "b"], 2000)})
+    lost = pa.table({"x": same["x"]})
+    paths = {name: tmp_path / name for name in ("r.csv", "moved.parquet", "file.arrow", "stream.arrow", "lost.parquet")}
+    pyarrow.csv.write_csv(same, paths["r.csv"])
+    pyarrow.parquet.write_table(moved, paths["moved.parquet"])
+    pyarrow.parquet.write_table(lost, paths["lost.parquet"])
+    with pa.ipc.new_file(paths["file.arrow"], same.schema) as file:
+        file.write_table(same)
+    with pa.ipc.new_stream(paths["stream.arrow"], same.schema) as stream:
+        stream.write_table(same)
+    return paths
+
+
+def test_the_column_that_moved_is_named_first_and_the_status_is_one(trimtab: Run, tables: dict[str, Path]) -> None:
+    found = trimtab("drift", tables["r.csv"], tables["moved.parquet"])
+    columns = json.loads(trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--json").stdout)
+
+    assert found.exit_code == 1
+    assert found.stdout.splitlines()[1].split()[0::6] == ["x", "DRIFTED"]
+    assert {column["column"]: column["drifted"] for column in columns} == {"x": True, "kind": False}
+    assert trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--threshold", "5").exit_code == 0
+
+
+@pytest.mark.parametrize("current", ["file.arrow", "stream.arrow"])
+def test_both_formats_of_arrow_are_read(trimtab: Run, tables: dict[str, Path], current: str) -> None:
+    found = trimtab("drift", tables["r.csv"], tables[current])
+
+    assert found.exit_code == 0
+    assert found.stdout.count("within threshold") == 2
+
+
+def test_a_column_that_vanished_is_a_finding(trimtab: Run, tables: dict[str, Path]) -> None:
+    found = trimtab("drift", tables["r.csv"], tables["lost.parquet"])
+
+    assert found.exit_code == 1
+    assert "MISSING CHANGED from 0.0%" in found.stdout
+
+
+def test_what_cannot_be_compared_has_a_status_of_its_own(trimtab: Run, tables: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_text("no table")
+
+    bad = trimtab("drift", tables["r.csv"], tmp_path / "bad.parquet")
+    none = trimtab("drift", tables["r.csv"], tmp_path / "none.csv")
+    negative = trimtab("drift", tables["r.csv"], tables["file.arrow"], "--threshold", "-1")
+
+    assert (bad.exit_code, none.exit_code, negative.exit_code) == (2, 2, 2)
+    assert "bad.parquet" in bad.stderr
+    assert "must be positive" in negative.stderr
+
+
+# --- what is written for the tools that one has ----------------------------------------------------------------------
+
+
+def _checked(*command: object) -> str:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_accepts_the_exported_configuration_with_its_rules(
+    trimtab: Run, settings: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = '[alerts]\nport = 19093\n[[collector.targets]]\njob = "mine"\nurl = "https://h:1/m"\nlabels = {team = "x"}'
+
+    found = trimtab("export", "prometheus", tmp_path / "p", "--settings", settings(text))
+
+    assert found.exit_code == 0
+    assert "2 rule files found" in _checked("promtool", "check", "config", tmp_path / "p" / "prometheus.yml")
+    config = yaml.safe_load((tmp_path / "p" / "prometheus.yml").read_text())
+    assert config["alerting"]["alertmanagers"][0]["static_configs"] == [{"targets": ["127.0.0.1:19093"]}]
+    (mine,) = [job for job in config["scrape_configs"] if job["job_name"] == "mine"]
+    assert (mine["scheme"], mine["metrics_path"]) == ("https", "/m")
+    assert mine["static_configs"] == [{"targets": ["h:1"], "labels": {"team": "x"}}]
+
+
+def test_alerts_go_to_the_alertmanager_that_is_named(
+    trimtab: Run, settings: Callable[..., Path], tmp_path: Path
+) -> None:
+    trimtab("export", "prometheus", tmp_path, "--alertmanager", "am:9093", "--settings", settings())
+
+    config = yaml.safe_load((tmp_path / "prometheus.yml").read_text())
+    assert config["alerting"]["alertmanagers"][0]["static_configs"] == [{"targets": ["am:9093"]}]
+
+
+@pytest.mark.skipif(shutil.which("amtool") is None, reason="amtool is not installed")
+@pytest.mark.parametrize("secret", ["", "s3cret"])
+def test_amtool_accepts_the_exported_configuration_and_the_secret_is_not_in_it(
+    trimtab: Run, settings: Callable[..., Path], tmp_path: Path, secret: str
+) -> None:
+    trimtab("export", "alertmanager", tmp_path / "am", "--settings", settings(secret=secret))
+
+    path = tmp_path / "am" / "alertmanager.yml"
+    assert "SUCCESS" in _checked("amtool", "check-config", path)
+    assert "s3cret" not in path.read_text()
+    assert ("credentials" in path.read_text()) == bool(secret)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_accepts_the_generated_objectives(trimtab: Run, tmp_path: Path) -> None:
+    found = trimtab("slo", "generate", "--availability", "0.995", "--latency", "0.99:0.25")
+    path = tmp_path / "slo.yml"
+    path.write_text(found.stdout)
+
+    assert "20 rules found" in _checked("promtool", "check", "rules", path)
+    assert trimtab("rules", "check", path).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give --availability"),
+        (["--availability", "2"], "within (0, 1)"),
+        (["--latency", "0.99"], "SHARE:SECONDS"),
+        (["--latency", "0.99:0.3"], "not a bucket"),
+    ],
+)
+def test_an_objective_that_makes_no_sense_is_refused(trimtab: Run, arguments: list[str], words: str) -> None:
+    found = trimtab("slo", "generate", *arguments)
+
+    assert (found.exit_code, found.stdout) == (1, "")
+    assert words in found.stderr

@@ -11,8 +11,9 @@ ARGS ?=
 
 .PHONY: demo test check bench setup packages clean
 
+# Nothing but the demo itself writes to standard output, so that `--json` can be piped.
 demo: setup
-	$(BIN)/trimtab demo $(ARGS)
+	@$(BIN)/trimtab demo $(ARGS)
 
 test: setup
 	$(BIN)/ruff check .
@@ -35,10 +36,11 @@ packages:
 	@scripts/debian-packages
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
-	$(BIN)/python -m pip check
+	@echo "installing into .venv; this takes a few minutes the first time" >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade pip >&2
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]' >&2
+	@$(BIN)/python -m pip check >&2
 	@touch $@
 
 clean:

@@ -20,7 +20,13 @@ MARK = Path(__file__).with_name("mark.svg")
 @st.cache_resource(show_spinner=False)
 def connect(config: DashboardConfig) -> Sources:
     """One reader for all sessions of this process."""
-    return Sources(config.query_url, config.alerts_url, config.serving_url, sign=_signer(config.secret_file))
+    return Sources(
+        config.query_url,
+        config.alerts_url,
+        config.serving_url,
+        collector_url=config.collector_url,
+        sign=_signer(config.secret_file),
+    )
 
 
 def _signer(secret_file: Path | None) -> Sign | None:

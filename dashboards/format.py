@@ -22,6 +22,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return _figures(value, digits)
 
 
+def signed(value: float | None, places: int = 4) -> str:
+    """A difference with its sign: `+0.0132`, `-0.1017`."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:+.{places}f}".replace("-", "−")
+
+
 def percent(ratio: float | None, digits: int = 2) -> str:
     """A share of 1 as a percentage: `0.42 %`; what is smaller than can be shown is `<0.01 %`."""
     if ratio is None or not math.isfinite(ratio):

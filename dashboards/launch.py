@@ -19,6 +19,7 @@ class DashboardConfig:
     """What the dashboard must know. It reads the services at these URLs and nothing else."""
 
     query_url: str = "http://127.0.0.1:9090"  # Prometheus HTTP API: the collector, or any Prometheus
+    collector_url: str | None = None  # drift, traces, logs and reports; None: the query URL is the collector's own
     alerts_url: str = "http://127.0.0.1:9093"
     serving_url: str = "http://127.0.0.1:8080"
     host: str = "127.0.0.1"
@@ -29,12 +30,12 @@ class DashboardConfig:
     scrape_seconds: float = 5.0  # the slowest scrape interval: rates look back over four of them
     availability_objective: float = 0.999  # share of requests without a fault
     latency_objective_seconds: float = 0.1  # what p99 shall stay below
-    secret_file: Path | None = None  # holds the secret that signs control calls to serving
+    secret_file: Path | None = None  # holds the secret that signs what is asked of alerts and serving
 
     def __post_init__(self) -> None:
-        for name in ("query_url", "alerts_url", "serving_url"):
+        for name in ("query_url", "collector_url", "alerts_url", "serving_url"):
             url = getattr(self, name)
-            if not url.startswith(("http://", "https://")):
+            if url is not None and not url.startswith(("http://", "https://")):
                 raise ValueError(f"{name} is {url!r}: give a URL that starts with http:// or https://")
         if not 0 < self.availability_objective < 1:
             raise ValueError(f"availability_objective is {self.availability_objective}: give a share between 0 and 1")
@@ -82,6 +83,8 @@ def arguments(config: DashboardConfig) -> list[str]:
         "--latency-objective-seconds",
         str(config.latency_objective_seconds),
     ]
+    if config.collector_url:
+        argv += ["--collector-url", config.collector_url]
     if config.model:
         argv += ["--model", config.model]
     if config.secret_file:
@@ -93,7 +96,7 @@ def parse(argv: Sequence[str]) -> DashboardConfig:
     """The config that `arguments` wrote. Ends the process with a usage line when it cannot be read."""
     parser = argparse.ArgumentParser(prog="streamlit run dashboards/app.py --", allow_abbrev=False)
     default = DashboardConfig()
-    for name in ("query", "alerts", "serving"):
+    for name in ("query", "collector", "alerts", "serving"):
         parser.add_argument(f"--{name}-url", default=getattr(default, f"{name}_url"))
     for name in ("refresh-seconds", "scrape-seconds", "availability-objective", "latency-objective-seconds"):
         parser.add_argument(f"--{name}", type=float, default=getattr(default, name.replace("-", "_")))

@@ -58,7 +58,23 @@ def _sum(by: tuple[str, ...]) -> str:
     return f"sum by ({', '.join(by)})" if by else "sum"
 
 
-def overview(model: str, over: float) -> dict[str, str]:
+def beginnings(model: str) -> dict[str, str]:
+    """Range queries that tell since when there is anything to show on an axis of time."""
+    known = (names.TRAFFIC_WEIGHT, names.INFERENCE_REQUESTS, names.PERFORMANCE_LABELLED)
+    return {metric.name: gauge(metric, model) for metric in known} | {"alerts": active_alerts()}
+
+
+def training_beginnings(model: str) -> dict[str, str]:
+    """Range queries that tell since when there was any training."""
+    return {metric.name: gauge(metric, model) for metric in (names.TRAINING_LOSS, names.TRAINING_RUNS)}
+
+
+def peak(query: str, over: float) -> str:
+    """The greatest value since the point before: what lived for less than a step is still seen."""
+    return f"max_over_time({query}[{span_text(over)}])"
+
+
+def overview(model: str, over: float, step: float) -> dict[str, str]:
     """Range queries of the overview."""
     duration = names.INFERENCE_DURATION
     return {
@@ -67,8 +83,9 @@ def overview(model: str, over: float) -> dict[str, str]:
         "p99": quantile(0.99, duration, model, (), over),
         "drift": gauge(names.DRIFT_COLUMNS, model),
         "log_loss": gauge(names.PERFORMANCE_SCORE, model, metric="log_loss"),
-        "weights": gauge(names.TRAFFIC_WEIGHT, model),
-        "alerts": active_alerts(),
+        "outcomes": gauge(names.INFERENCE_REQUESTS, model),
+        "weights": peak(gauge(names.TRAFFIC_WEIGHT, model), step),
+        "alerts": peak(active_alerts(), step),
     }
 
 
@@ -76,7 +93,6 @@ def objectives(model: str, span: float) -> dict[str, str]:
     """Instant queries of the overview: what the objectives are judged on over the whole span."""
     buckets = increase(names.INFERENCE_DURATION, model, ("le",), span, "_bucket")
     return {
-        "outcomes": increase(names.INFERENCE_REQUESTS, model, ("outcome",), span),
         "p99": f"histogram_quantile(0.99, {buckets})",
         "up": targets(),
     }
@@ -95,9 +111,6 @@ def serving(model: str, over: float) -> dict[str, str]:
         "batch_rows": mean(names.INFERENCE_BATCH_ROWS, model, ("version",), over),
         "queue_rows": gauge(names.QUEUE_ROWS, model),
         "queue_limit": gauge(names.QUEUE_LIMIT_ROWS, model),
-        "evidence": gauge(names.CANARY_EVIDENCE, model),
-        "canary_requests": gauge(names.CANARY_REQUESTS, model),
-        "verdict": gauge(names.CANARY_VERDICT, model),
     }
 
 
@@ -124,6 +137,9 @@ def training(model: str) -> dict[str, str]:
         "throughput": gauge(names.TRAINING_THROUGHPUT, model),
         "gradient_norm": gauge(names.TRAINING_GRADIENT_NORM, model),
         "evaluation": gauge(names.TRAINING_EVALUATION, model),
+        "steps": gauge(names.TRAINING_STEPS, model),
+        "runs": gauge(names.TRAINING_RUNS, model),
+        "skipped": gauge(names.TRAINING_NONFINITE, model),
     }
 
 
@@ -133,6 +149,4 @@ def phases(model: str, span: float) -> dict[str, str]:
         "phase_seconds": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_sum"),
         "phase_count": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_count"),
         "steps": increase(names.TRAINING_STEPS, model, (), span),
-        "runs": increase(names.TRAINING_RUNS, model, ("outcome",), span),
-        "skipped": increase(names.TRAINING_NONFINITE, model, (), span),
     }

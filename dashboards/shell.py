@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards import format as fmt
+from dashboards import queries
 from dashboards.charts import Frame
 from dashboards.launch import DashboardConfig
-from dashboards.sources import Refused, Series, Service, SourceError, Sources, Span, Unavailable
+from dashboards.series import Span
+from dashboards.sources import TITLES, Refused, Service, SourceError, Sources, Unavailable
 from dashboards.theme import Palette, palette
 
 RANGES = {
@@ -30,7 +30,6 @@ RANGES = {
     604800: "Last 7 days",
 }
 REFRESHES = {0.0: "Off", 2.0: "Every 2 s", 5.0: "Every 5 s", 15.0: "Every 15 s", 60.0: "Every minute"}
-TITLES = {"query": "Collector", "alerts": "Alerts", "serving": "Serving"}
 _VIEW = "view"
 _AWAY = "away"
 _PLOTLY = {"displayModeBar": False, "responsive": True}
@@ -67,6 +66,11 @@ class View:
     def at(self, now: float) -> View:
         """The same view at another time."""
         return replace(self, span=Span.last(self.seconds, now), now=now)
+
+    def fitted(self, probes: Mapping[str, str]) -> View:
+        """The same view from where the probes' data begins, if that is later: a young stack fills its plots."""
+        found, _ = self.sources.ranges(probes, self.span)
+        return replace(self, span=self.span.since_first(item for group in found.values() for item in group))
 
 
 def choose(config: DashboardConfig, sources: Sources) -> None:
@@ -141,12 +145,14 @@ def page(
     *,
     levers: Callable[[View], None] | None = None,
     below: Callable[[View], None] | None = None,
+    since: Callable[[str], Mapping[str, str]] = queries.beginnings,
     needs_model: bool = True,
 ) -> None:
     """Run a page's body, again and again as the reader chose. What a service withholds becomes a one-line notice.
 
     `levers` (buttons beside the title) and `below` (under the body) run only when the reader does something: a dialog
-    or an embedded report must not vanish with the next refresh.
+    or an embedded report must not vanish with the next refresh. `since` gives the range queries whose first point is
+    where the page's plots may begin.
     """
     view: View = st.session_state[_VIEW]
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -160,7 +166,7 @@ def page(
             _no_model(current)
             return
         try:
-            body(current)
+            body(current.fitted(since(view.model)) if view.model else current)
         except SourceError as problem:
             notice([problem])
 
@@ -198,7 +204,13 @@ def notice(problems: Sequence[SourceError]) -> None:
 
 def away(service: Service) -> bool:
     """True when a notice of this run said that the service is away: what it knows is then unknown, not nothing."""
-    return service in st.session_state.get(_AWAY, ())
+    return _asked(service) in st.session_state.get(_AWAY, ())
+
+
+def _asked(service: Service) -> Service:
+    """The service that answers in its place: PromQL is the collector's own where no other Prometheus is read."""
+    view: View = st.session_state[_VIEW]
+    return service if service in view.sources.urls else "collector"
 
 
 def empty(title: str, remedy: str, needs: Service = "query") -> None:
@@ -207,7 +219,7 @@ def empty(title: str, remedy: str, needs: Service = "query") -> None:
     While the service that would know is away, it says so instead: no answer is not an empty one.
     """
     if away(needs):
-        title, remedy = "Not known", f"{TITLES[needs]} is away; what it knows appears when it is back."
+        title, remedy = "Not known", f"{TITLES[_asked(needs)]} is away; what it knows appears when it is back."
     st.html(f'<div class="tt-empty"><b>{title}</b>{remedy}</div>')
 
 
@@ -219,9 +231,12 @@ def card(key: str, title: str, detail: str = "") -> Iterator[None]:
         yield
 
 
-def chart(key: str, figure: go.Figure) -> None:
-    """Draw a figure in place: the same key keeps the element, so that a refresh does not blink."""
-    st.plotly_chart(figure, key=key, theme=None, config=_PLOTLY)
+def chart(key: str, figure: go.Figure, *, fill: bool = False) -> None:
+    """Draw a figure in place: the same key keeps the element, so that a refresh does not blink.
+
+    With `fill` it takes the height that its card has, and at least the height that it is drawn for.
+    """
+    st.plotly_chart(figure, key=key, theme=None, config=_PLOTLY, height="stretch" if fill else "content")
 
 
 def attempt(deed: Callable[[], object], done: str) -> None:
@@ -234,53 +249,6 @@ def attempt(deed: Callable[[], object], done: str) -> None:
         st.toast(f"Not done: {problem}", icon=":material/cloud_off:", duration="long")
     else:
         st.toast(done, icon=":material/check:")
-
-
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """A number that matters: its name, its value in words, what it means, and its course."""
-
-    label: str
-    value: str
-    meaning: str
-    course: Series | None = None
-    detail: str = ""
-
-
-def stats(shown: Sequence[Stat], color: str) -> None:
-    """Numbers side by side, each with a small line of its course; hovering tells what it means."""
-    cells = "".join(
-        f'<div class="tt-stat" title="{html.escape(stat.meaning)}">'
-        f'<div class="tt-sub" style="padding:0">{stat.label}</div>'
-        f'<div class="tt-big">{stat.value}</div>'
-        + (_spark(stat.course, color) if stat.course else f'<div class="tt-sub">{html.escape(stat.detail)}</div>')
-        + "</div>"
-        for stat in shown
-    )
-    st.html(f'<div class="tt-stats">{cells}</div>')
-
-
-def _spark(series: Series, color: str) -> str:
-    """A line without axes; a series that hardly moves is drawn flat, not blown up."""
-    keep = np.isfinite(series.values)
-    times, values = series.times[keep], series.values[keep]
-    if len(times) < 2:
-        return '<div class="tt-flat"></div>'
-    low, high = float(values.min()), float(values.max())
-    room = max(high - low, 0.1 * abs(high), 1e-12)
-    middle = (high + low) / 2
-    x = (times - times[0]) / (times[-1] - times[0]) * 100
-    y = 15 - (values - middle) / room * 22
-    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-    drawing = (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 100 30" preserveAspectRatio="none">'
-        f'<polygon points="0,30 {line} 100,30" fill="{color}" fill-opacity="0.10"/>'
-        f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5" '
-        'vector-effect="non-scaling-stroke"/>'
-        "</svg>"
-    )
-    # As an image: Streamlit's sanitizer takes inline SVG out.
-    return f'<img alt="" src="data:image/svg+xml;base64,{base64.b64encode(drawing.encode()).decode()}">'
 
 
 def tag(text: str, color: str) -> str:

@@ -1,4 +1,4 @@
-"""The dashboard's only way out: one HTTP reader for the three services, with batched queries and a short memory.
+"""The dashboard's only way out: one HTTP reader for the services, with batched queries and a short memory.
 
 It holds no opinion about what is shown. A service that cannot be reached is `Unavailable`, a request that the service
 will not answer is `Refused`; both say what to do about it.
@@ -10,17 +10,34 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 
-Service = Literal["query", "alerts", "serving"]
-START = {"query": "trimtab collector", "alerts": "trimtab alerts", "serving": "trimtab serve"}
-HEALTH = {"query": "/-/healthy", "alerts": "/-/healthy", "serving": "/v2/health/live"}
+from dashboards.series import Series, Span
+
+# "query" answers PromQL, "collector" has drift, traces and reports: one service, unless another Prometheus is read.
+Service = Literal["query", "collector", "alerts", "serving"]
+TITLES: dict[Service, str] = {
+    "query": "Prometheus",
+    "collector": "Collector",
+    "alerts": "Alerts",
+    "serving": "Serving",
+}
+START: dict[Service, str] = {
+    "query": "prometheus",
+    "collector": "trimtab collector",
+    "alerts": "trimtab alerts",
+    "serving": "trimtab serve",
+}
+HEALTH: dict[Service, str] = {
+    "query": "/-/healthy",
+    "collector": "/-/healthy",
+    "alerts": "/-/healthy",
+    "serving": "/v2/health/live",
+}
 Json = Any
 Sign = Callable[[bytes], Mapping[str, str]]
 
@@ -50,40 +67,6 @@ class Refused(SourceError):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
-    """One labelled time series. `times` are unix seconds; a point that is missing is simply not there."""
-
-    labels: Mapping[str, str]
-    times: npt.NDArray[np.float64]
-    values: npt.NDArray[np.float64]
-
-    @property
-    def last(self) -> float | None:
-        """The newest finite value."""
-        finite = self.values[np.isfinite(self.values)]
-        return float(finite[-1]) if len(finite) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of time to look at, on the grid of its step, so that a refresh does not make lines tremble."""
-
-    start: float
-    end: float
-    step: float
-
-    @classmethod
-    def last(cls, duration: float, now: float, points: int = 180) -> Span:
-        """The `duration` seconds before `now` in at most `points` steps of a round length."""
-        step = next((s for s in _STEPS if duration / s <= points), _STEPS[-1])
-        end = float(np.floor(now / step) * step)
-        return cls(end - duration, end, step)
-
-
-_STEPS = (1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 7200.0, 21600.0, 86400.0)
-
-
 class Sources:
     """Reads and asks the services. Answers (and failures) are remembered for `memory_seconds`, then asked again."""
 
@@ -93,12 +76,17 @@ class Sources:
         alerts_url: str,
         serving_url: str,
         *,
+        collector_url: str | None = None,
         sign: Sign | None = None,
         memory_seconds: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        query, collector = query_url.rstrip("/"), (collector_url or query_url).rstrip("/")
+        # Where both are one, all is asked of the collector, so that one service that is away is named once.
+        self._query: Service = "collector" if query == collector else "query"
         self.urls: dict[Service, str] = {
-            "query": query_url.rstrip("/"),
+            self._query: query,
+            "collector": collector,
             "alerts": alerts_url.rstrip("/"),
             "serving": serving_url.rstrip("/"),
         }
@@ -128,7 +116,7 @@ class Sources:
     ) -> tuple[dict[str, list[Series]], list[SourceError]]:
         def one(query: str) -> list[Series] | SourceError:
             try:
-                answer = self._get("query", path, {"query": query, **parameters})
+                answer = self._get(self._query, path, {"query": query, **parameters})
                 return [_series(item) for item in answer["data"]["result"]]
             except SourceError as problem:
                 return problem
@@ -139,27 +127,27 @@ class Sources:
 
     def label_values(self, label: str) -> list[str]:
         """All values of a label."""
-        return list(self._get("query", f"/api/v1/label/{quote(label)}/values")["data"])
+        return list(self._get(self._query, f"/api/v1/label/{quote(label)}/values")["data"])
 
     # --- the collector's own ----------------------------------------------------------------------------------------
     def drift(self, model: str, version: str | None = None, windows: int = 60) -> Json:
         """Drift of the newest windows, and the reference they are compared with."""
         parameters = {"windows": windows, **({"version": version} if version else {})}
-        return self._get("query", f"/api/drift/{quote(model, safe='')}", parameters)
+        return self._get("collector", f"/api/drift/{quote(model, safe='')}", parameters)
 
     def traces(self, limit: int = 200) -> list[Json]:
         """The newest traces in Jaeger's JSON."""
-        return list(self._get("query", "/api/traces", {"limit": limit})["data"])
+        return list(self._get("collector", "/api/traces", {"limit": limit})["data"])
 
     def trace(self, trace_id: str) -> Json | None:
         """One trace in Jaeger's JSON."""
-        found = self._get("query", f"/api/traces/{quote(trace_id, safe='')}")["data"]
+        found = self._get("collector", f"/api/traces/{quote(trace_id, safe='')}")["data"]
         return found[0] if found else None
 
     def drift_report(self, model: str, version: str) -> bytes:
         """Evidently's HTML report; it is made while one waits, up to three minutes."""
         parameters = {"model": model, "version": version}
-        return self._send("query", "GET", "/api/reports/drift", parameters=parameters, timeout=180.0).content
+        return self._send("collector", "GET", "/api/reports/drift", parameters=parameters, timeout=180.0).content
 
     # --- alerts -----------------------------------------------------------------------------------------------------
     def rule_groups(self) -> list[Json]:
@@ -191,6 +179,10 @@ class Sources:
         """End a silence now."""
         self._send("alerts", "DELETE", f"/api/v2/silence/{quote(silence_id, safe='')}")
         self.forget()
+
+    def evidence(self, model: str) -> list[Json]:
+        """The model's releases with their e-values, counts and verdict, newest first; ended ones among them."""
+        return list(self._get("alerts", "/api/v1/evidence", {"model": model})["releases"])
 
     def actions(self, model: str | None = None, limit: int = 100) -> list[Json]:
         """The journal of actions, newest first."""
@@ -293,7 +285,7 @@ class Sources:
         request = self._client.build_request(method, url + path, params=parameters, json=body, headers=headers)
         if timeout is not None:
             request.extensions["timeout"] = httpx.Timeout(timeout, connect=1.0).as_dict()
-        if self._sign and service == "serving" and method == "POST":
+        if self._sign and service in ("alerts", "serving") and method == "POST":
             request.headers.update(self._sign(request.content))
         try:
             response = self._client.send(request)

@@ -104,7 +104,7 @@ def css(theme: Theme) -> str:
 
 _RULES = """
 [data-testid="stApp"] { background: var(--tt-background); }
-[data-testid="stMain"] [data-baseweb="select"] > div { background: var(--tt-surface); }
+[data-testid="stMain"] .react-aria-ComboBox > [role="group"] { background: var(--tt-surface); }
 [data-testid="stSidebarHeader"]::after { content: "Trimtab"; font-size: 1.35rem; font-weight: 650;
   letter-spacing: -.01em;
   color: var(--tt-text); margin-left: .55rem; flex: 1; }
@@ -159,6 +159,7 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
   font-variant-numeric: tabular-nums; }
 .tt-rows tr:last-child td { border-bottom: 0; }
 .tt-rows .num { text-align: right; }
+.tt-rows .num + :not(.num) { padding-left: 1.1rem; }
 .tt-rows .dim { color: var(--tt-muted); }
 .tt-tag { display: inline-block; border-radius: 4px; padding: 0 .42rem; font-size: .77rem; line-height: 1.25rem;
   font-weight: 600; border: 1px solid currentColor; white-space: nowrap; }

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dashboards.sources import Series, Span
+from dashboards.journal import is_result_of, reason_words, why
+from dashboards.series import Series, Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Mark:
     title: str
     why: str
     state: str
+    told: bool = True  # False: another mark tells the same in more words
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ def timeline(
     """Put together what the services know; `actions` and `history` are theirs as they come (unix seconds)."""
     bands = [band for series in weights for band in _bands(series, span)]
     spans = [item for series in alerts for item in _alert_spans(series, span)]
-    marks = [*map(_action_mark, actions), *map(_history_mark, history)]
+    deeds = list(actions)
+    marks = [*map(_action_mark, deeds), *(_history_mark(event, not is_result_of(event, deeds)) for event in history)]
     inside = [mark for mark in marks if span.start <= mark.time <= span.end + span.step]
     return Timeline(
         span,
@@ -118,12 +121,14 @@ def _action_mark(action: dict[str, Any]) -> Mark:
     state = str(action.get("state") or "")
     time = float(action.get("completed_at") or action.get("started_at") or action.get("created_at") or 0)
     by = action.get("alert") or action.get("actor") or ""
-    why = str(action.get("reason") or "")
-    return Mark(time, "action", f"{action.get('action')} {state}", f"{why} ({by})" if by else why, state)
+    words = why(action)
+    return Mark(time, "action", f"{action.get('action')} {state}", f"{words} ({by})" if by else words, state)
 
 
-def _history_mark(event: dict[str, Any]) -> Mark:
+def _history_mark(event: dict[str, Any], told: bool) -> Mark:
     title = f"{event.get('event')} v{event.get('version')}" if event.get("version") else str(event.get("event"))
-    why = str(event.get("reason") or event.get("release") or "")
+    words = reason_words(event.get("reason") or event.get("release"))
     actor = event.get("actor")
-    return Mark(float(event.get("time") or 0), "traffic", title, f"{why} ({actor})" if actor else why, "done")
+    # Serving calls whoever does not give a name "api": that says nothing.
+    words = f"{words} ({actor})" if actor and actor != "api" else words
+    return Mark(float(event.get("time") or 0), "traffic", title, words, "done", told)

@@ -48,6 +48,8 @@ def _evaluate(world: World, node: Any, time: float) -> Vector:
         return _evaluate(world, node.expr, time)
     if isinstance(node, pp.VectorSelector):
         found = {labels: value(time) for labels, value in _select(world, node).items()}
+        if str(node.name).endswith("_total"):
+            found = {labels: _counted(_select(world, node)[labels], time) for labels in found}
         named = (("__name__", str(node.name)),)
         return {named + labels: value for labels, value in found.items() if value is not None}
     if isinstance(node, pp.AggregateExpr):
@@ -70,9 +72,19 @@ def _call(world: World, node: Any, time: float) -> Vector:
     out: Vector = {}
     for labels, value in _select(world, matrix.vector_selector).items():
         points = [v for v in map(value, times) if v is not None]
-        if points:
+        if points and node.func.name == "max_over_time":
+            out[labels] = max(points)
+        elif points:
             out[labels] = sum(points) / num_points * (seconds if node.func.name == "increase" else 1.0)
     return out
+
+
+def _counted(rate: Value, time: float, step: float = 10.0) -> float | None:
+    """The counter behind a rate: what came since its series began, an hour back at most."""
+    now, whole, at = rate(time), 0.0, time
+    while now is not None and time - at < 3600 and (then := rate(at)) is not None:
+        whole, at = whole + then * step, at - step
+    return None if now is None else whole
 
 
 def _select(world: World, node: Any) -> dict[Labels, Value]:

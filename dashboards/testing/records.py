@@ -47,9 +47,10 @@ def actions(story: Story) -> list[dict[str, Any]]:
             begin + tale.BACK_2 - 0.4,
             "rollback",
             "done",
-            "Release flight_delay-1 fails 19 % of its requests; v1 fails 0.04 % of its own.",
+            "CanaryHarmful: Version 2 fails more often than version 1 (the mode is auto)",
             alert="CanaryHarmful",
-            evidence={"e_value": 1287.4, "canary_requests": 215, "canary_errors": 41, "threshold": 100},
+            release="flight_delay-1",
+            evidence=_alert_evidence(story, "Version 2 fails more often than version 1", tale.BACK_2, 1),
         ),
         action(
             2,
@@ -66,9 +67,10 @@ def actions(story: Story) -> list[dict[str, Any]]:
             begin + tale.PROMOTED_3,
             "promote",
             "done",
-            "Release flight_delay-2 is proved safe: it fails less than 1 % of its requests.",
+            "CanarySafe: Version 3 is proved safe (the mode is auto)",
             alert="CanarySafe",
-            evidence={"e_value": 104.2, "canary_requests": 592, "canary_errors": 0},
+            release="flight_delay-2",
+            evidence=_alert_evidence(story, "Version 3 is proved safe", tale.PROMOTED_3, 0),
         ),
         action(
             4,
@@ -81,6 +83,52 @@ def actions(story: Story) -> list[dict[str, Any]]:
             evidence={"labelled_rows": 1840},
         ),
     ]
+
+
+def _alert_evidence(story: Story, summary: str, at: float, release: int) -> dict[str, Any]:
+    fired = story.begin + at - 1
+    return {
+        "value": 200.0,
+        "annotations": {"summary": summary},
+        "active_at": fired,
+        "fired_at": fired,
+        "release": evidence(story, math.inf)[release],
+    }
+
+
+def evidence(story: Story, now: float) -> list[dict[str, Any]]:
+    """The releases as `/api/v1/evidence` tells them, newest first."""
+    told = (
+        ("flight_delay-2", "3", tale.CANARY_3, tale.PROMOTED_3, "advance", (0.9, 104.2), (592, 0)),
+        ("flight_delay-1", "2", tale.CANARY_2, tale.BACK_2, "rollback", (1287.4, 0.4), (215, 41)),
+    )
+    return [
+        {
+            "model": MODEL,
+            "release": release,
+            "candidate": candidate,
+            "baseline": "1",
+            "started_at": story.begin + start,
+            "ended_at": story.begin + end,
+            "in_progress": False,
+            "verdict": verdict,
+            "reason": _verdict_reason(verdict, harm, safety, requests, errors),
+            "decided_at": story.begin + end - 1,
+            "evidence": {"errors": {"harm": harm, "safety": safety}},
+            "counts": {
+                "canary": {"requests": requests, "errors": errors},
+                "stable": {"requests": 9 * requests, "errors": 0},
+            },
+        }
+        for release, candidate, start, end, verdict, (harm, safety), (requests, errors) in told
+        if story.begin + end <= now
+    ]
+
+
+def _verdict_reason(verdict: str, harm: float, safety: float, requests: int, errors: int) -> str:
+    proved, e_value = ("harm", harm) if verdict == "rollback" else ("safety", safety)
+    seen = f"{errors} of {requests} canary requests failed, 0 of {9 * requests} stable ones"
+    return f"{proved} is proved (e-value {e_value:.3g} >= 100): {seen}"
 
 
 def _stamp(at: float) -> str:
@@ -265,7 +313,16 @@ def _versions(story: Story, t: float) -> list[dict[str, Any]]:
                 "parent": parent,
                 "metrics": {},
                 "data": {"window": list(windows[version]), "rows": rows, "source": "lake"},
-                "gate": {"passed": True, "reason": "log loss 0.504, base rate 0.531"},
+                "gate": {
+                    "passed": True,
+                    "reason": "log loss differs from the base rate's by -0.0270, at most -0.0102 at 95%",
+                    "rival": "champion" if parent else "base rate",
+                    "candidate_log_loss": 0.504 - 0.004 * i,
+                    "rival_log_loss": 0.531,
+                    "difference": -0.027 - 0.004 * i,
+                    "upper_bound": -0.0102,
+                    "confidence": 0.95,
+                },
             },
         }
         for i, (version, at, parent, rows) in enumerate(known)

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -25,19 +26,23 @@ from dashboards.launch import DashboardConfig
 from dashboards.testing import records
 from dashboards.testing.promql import Evaluator
 from dashboards.testing.story import LENGTH, MODEL, Story, drift_answer
+from observability import signing
 
 Handler = Callable[[Request], Response]
 
 
 class FakeStack:
-    """Three servers in one thread; a context manager. `rich=False` is a stack that has seen nothing yet."""
+    """Three servers in one thread; a context manager. `rich=False` is a stack that has seen nothing yet.
 
-    def __init__(self, *, rich: bool = True, now: float | None = None) -> None:
+    With a secret every POST under `/api/v1/` of alerts and serving must be signed, as theirs must be.
+    """
+
+    def __init__(self, *, rich: bool = True, now: float | None = None, secret: bytes | None = None) -> None:
         self.story = Story((time.time() if now is None else now) - LENGTH)
         self.requests: list[tuple[str, str, Any]] = []
         self.silences: list[dict[str, Any]] = []
         self.actions: list[dict[str, Any]] = []
-        self._rich = rich
+        self._rich, self._secret = rich, secret
         if rich:
             self.silences, self.actions = records.silences(self.story), records.actions(self.story)
         self._sockets = {name: _free_socket() for name in ("query", "alerts", "serving")}
@@ -147,14 +152,24 @@ class FakeStack:
                 Route("/api/v2/silences", lambda r: JSONResponse(self.silences)),
                 Route("/api/v2/silences", self._new_silence, methods=["POST"]),
                 Route("/api/v2/silence/{id}", self._expire, methods=["DELETE"]),
+                Route("/api/v1/evidence", self._evidence),
                 Route("/api/v1/actions", lambda r: JSONResponse(self.actions)),
                 Route("/api/v1/actions", self._act, methods=["POST"]),
                 Route("/api/v1/actions/{id}/{decision}", self._decide, methods=["POST"]),
             ]
         )
 
+    def _evidence(self, request: Request) -> Response:
+        return JSONResponse({"releases": records.evidence(self.story, time.time()) if self._rich else [], "error": ""})
+
     async def _body(self, request: Request) -> Any:
-        body = json.loads(await request.body() or b"null")
+        raw = await request.body()
+        if self._secret and request.method == "POST" and request.url.path.startswith("/api/v1/"):
+            try:
+                signing.verify(self._secret, request.headers.get(signing.HEADER), raw, time.time())
+            except signing.SignatureError as error:
+                raise HTTPException(401, str(error)) from error
+        body = json.loads(raw or b"null")
         self.requests.append((request.method, request.url.path, body))
         return body
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import streamlit as st
 
 from dashboards import format as fmt
 from dashboards import readings, shell
+from dashboards.journal import evidence_words, reason_words
 from dashboards.sources import SourceError
 from dashboards.theme import severity_color
 
@@ -66,7 +66,7 @@ def _waiting(view: shell.View, actions: Items) -> None:
                 f"{shell.tag('waits for approval', view.colors.warning)}&ensp;<b>{_say(action, 'action')} "
                 f"{html.escape(str(action.get('model')))}</b> "
                 f"<span class='tt-sub'>{_age(view, action)}, {html.escape(_cause(action))}</span>"
-                f"<div>{html.escape(str(action.get('reason') or ''))}</div>",
+                f"<div>{html.escape(_reason(action))}</div>",
                 width="stretch",
             )
             st.button(
@@ -201,12 +201,12 @@ def _journal(view: shell.View, actions: Items) -> None:
                     f"<b>{_say(action, 'action')}</b><div class='tt-sub'>{_say(action, 'model')}</div>",
                     shell.tag(state, shade.get(state, colors.muted)),
                     html.escape(str(action.get("mode") or "")),
-                    f"{_say(action, 'reason')}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
-                    html.escape(_evidence(action.get("evidence"))),
+                    f"{html.escape(_reason(action))}<div class='tt-sub'>{html.escape(_cause(action))}</div>",
+                    html.escape(_evidence(action)),
                     took,
                 )
             )
-        shell.rows(("When", "Action", "State", "Mode", "Reason", "Evidence", "Took"), lines, numeric=(6,), tight=(0,))
+        shell.rows(("When", "Action", "State", "Mode", "Reason", "Evidence", "Took"), lines, numeric=(6,), tight=(0, 1))
 
 
 def _took(action: Mapping[str, Any]) -> str:
@@ -214,18 +214,14 @@ def _took(action: Mapping[str, Any]) -> str:
     return fmt.seconds(float(end) - float(start)) if start and end else fmt.DASH
 
 
-def _evidence(evidence: Any) -> str:
-    if not evidence:
-        return fmt.DASH
-    if isinstance(evidence, str):
-        try:
-            evidence = json.loads(evidence)
-        except ValueError:
-            return str(evidence)
-    if not isinstance(evidence, Mapping):
-        return str(evidence)
-    cells = [(k, v) for k, v in evidence.items() if isinstance(v, int | float | str)][:5]
-    return ", ".join(f"{k.replace('_', ' ')} {fmt.number(v) if isinstance(v, int | float) else v}" for k, v in cells)
+def _reason(action: Mapping[str, Any]) -> str:
+    return reason_words(action.get("reason"), str(action.get("alert") or ""))
+
+
+def _evidence(action: Mapping[str, Any]) -> str:
+    """What stands behind the action, unless that is what its reason says already."""
+    words = evidence_words(action.get("evidence"))
+    return words if words and words != _reason(action) else fmt.DASH
 
 
 @st.dialog("An action in full", width="large")

@@ -13,11 +13,15 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
-from dashboards.sources import Refused, Series, SourceError, Sources, Unavailable
+from dashboards.distances import busiest, drift_matrix, newest_judged, verdict_words
+from dashboards.distributions import compare
+from dashboards.series import Series
+from dashboards.sources import Refused, SourceError, Sources, Unavailable
 from dashboards.theme import version_color
 
 Windows = Sequence[Mapping[str, Any]]
 _ALL = "All versions"
+_NEWEST = "Newest with a verdict"
 
 
 def body(view: shell.View) -> None:
@@ -41,6 +45,7 @@ def body(view: shell.View) -> None:
         shell.empty(
             "No drift window is closed yet",
             "Windows close by event time once predictions arrive and the version has a reference profile.",
+            "collector",
         )
     left, middle, right = st.columns(3)
     with left, shell.card("score", "Log loss", "lower is better"):
@@ -61,31 +66,45 @@ def _drift(view: shell.View, every: Windows, versions: list[str]) -> None:
             key="drift_version",
             help="Of all versions, the one with the most rows",
         )
-        windows = readings.busiest([w for w in every if version in (_ALL, str(w["version"]))])
-        columns, starts, values, drifted = readings.drift_matrix(windows)
+        windows = busiest([w for w in every if version in (_ALL, str(w["version"]))])
+        matrix = drift_matrix(windows)
+        columns = list(matrix.columns)
         if not columns:
             shell.empty("No column can be compared", "The version needs a reference profile; training registers one.")
             return
-        column = str(st.selectbox("Column", columns, format_func=fmt.column, width=230, key="drift_column"))
+        column = str(
+            st.selectbox(
+                "Column",
+                columns,
+                index=columns.index(matrix.most_drifted),
+                format_func=fmt.column,
+                width=230,
+                key="drift_column",
+            )
+        )
         when = st.selectbox(
             "Window",
-            ["newest", *starts[::-1]],
+            [_NEWEST, *matrix.ends[::-1]],
             width=230,
             key="drift_window",
-            format_func=lambda t: "Newest" if t == "newest" else f"from {fmt.moment(float(t), view.zone)}",
+            format_func=lambda t: t if t == _NEWEST else f"until {fmt.moment(float(t), view.zone)}",
         )
-    chosen = windows[-1] if when not in starts else windows[starts.index(when)]
+    chosen = newest_judged(windows) if when not in matrix.ends else windows[matrix.ends.index(when)]
     scores = chosen["columns"].get(column) or {}
     left, right = st.columns((3, 2))
-    with (
-        left,
-        shell.card("heat", "Distance from the reference by feature", "population stability index; a dot marks drift"),
-    ):
-        shell.chart("heat", charts.heat_map(view.frame, [fmt.column(c) for c in columns], starts, values, drifted))
+    detail = "population stability index; a dot is drift, a dash was not judged"
+    with left, shell.card("heat", "Distance from the reference by feature", detail):
+        names = [fmt.column(c) for c in columns]
+        shell.chart(
+            "heat",
+            charts.heat_map(
+                view.frame, names, matrix.ends, matrix.values, matrix.drifted, matrix.words, matrix.threshold
+            ),
+        )
     with right:
         with shell.card("distribution", fmt.column(column), _window_words(view, chosen)):
             _distribution(view, chosen, column)
-        with shell.card("scores", "Distances in this window", str(scores.get("reason") or "")):
+        with shell.card("scores", "Distances in this window", verdict_words(scores) if scores else ""):
             _scores(scores)
     with shell.card("columns", "Columns in this window", f"{fmt.number(chosen.get('rows'))} rows"):
         _columns(columns, windows, chosen)
@@ -101,16 +120,18 @@ def _distribution(view: shell.View, window: Mapping[str, Any], column: str) -> N
     version = str(window["version"])
     # Asked for by version: each version has a reference of its own.
     reference = view.sources.drift(view.model, version, 1).get("reference") or {}
-    both = readings.compare(reference.get(column) or {}, window["columns"].get(column) or {})
+    both = compare(reference.get(column) or {}, window["columns"].get(column) or {})
     if both is None:
         shell.empty(
             "No comparison", "The window and the reference of this version have different bins for this column."
         )
         return
-    color = version_color(version)
-    shell.chart(
-        "distribution", charts.compare_shares(view.frame, both.labels, both.reference, both.current, color=color)
-    )
+    shares, color = (both.reference, both.current), version_color(version)
+    if both.edges is None:
+        figure = charts.compare_categories(view.frame, both.labels, shares, color=color)
+    else:
+        figure = charts.compare_bins(view.frame, both.edges, both.labels, shares, color=color)
+    shell.chart("distribution", figure)
 
 
 def _scores(scores: Mapping[str, Any]) -> None:
@@ -129,7 +150,7 @@ def _columns(columns: list[str], windows: Windows, chosen: Mapping[str, Any]) ->
     table = pd.DataFrame(
         {
             "Column": [fmt.column(column) for column in columns],
-            "State": ["drifted" if score.get("drifted") else "steady" for score in scores],
+            "State": [verdict_words(score) if score else fmt.DASH for score in scores],
             "PSI": [score.get("psi") for score in scores],
             "Threshold": [score.get("threshold") for score in scores],
             "Trend": [[(w["columns"].get(c) or {}).get("psi") or 0.0 for w in windows[-30:]] for c in columns],

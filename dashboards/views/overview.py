@@ -10,15 +10,19 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
-from dashboards.sources import Series, SourceError
+from dashboards.series import Series
+from dashboards.sources import SourceError
+from dashboards.stats import Stat, stats
 from dashboards.theme import severity_color, version_color
 from dashboards.timeline import Timeline, timeline
+
+_MOST_TOLD = 7
 
 
 def body(view: shell.View) -> None:
     """The page."""
     sources = view.sources
-    found, problems = sources.ranges(queries.overview(view.model, view.over), view.span)
+    found, problems = sources.ranges(queries.overview(view.model, view.over, view.span.step), view.span)
     now, more = sources.instants(queries.objectives(view.model, view.seconds), view.span.end)
     problems += more
     policy, actions = {}, []
@@ -34,7 +38,7 @@ def body(view: shell.View) -> None:
     _numbers(view, found)
     left, middle, right = st.columns((1, 1, 1))
     with left, shell.card("slo", "Service level objectives", f"over the {shell.RANGES[int(view.seconds)].lower()}"):
-        _objectives(view, now)
+        _objectives(view, found["outcomes"], now)
     with middle, shell.card("traffic", "Traffic split", _generation(policy)):
         _traffic(view, policy)
     with right, shell.card("active", "Active alerts"):
@@ -85,7 +89,7 @@ def _numbers(view: shell.View, found: dict[str, list[Series]]) -> None:
             "Of predictions whose labels have come; lower is better",
         ),
     )
-    shell.stats([shell.Stat(label, value, words, series) for label, value, series, words in cells], view.colors.accent)
+    stats([Stat(label, value, words, series) for label, value, series, words in cells], view.colors.accent)
 
 
 def _with(text: str, unit: str) -> str:
@@ -101,9 +105,9 @@ def _newest(series: Sequence[Series]) -> Series:
     return max(series, key=lambda item: (item.times[-1], len(item.times)), default=readings.total(()))
 
 
-def _objectives(view: shell.View, now: dict[str, list[Series]]) -> None:
+def _objectives(view: shell.View, outcomes: Sequence[Series], now: dict[str, list[Series]]) -> None:
     config, colors = view.config, view.colors
-    kept = readings.availability(now["outcomes"], config.availability_objective)
+    kept = readings.availability(outcomes, config.availability_objective, view.span)
     p99 = readings.latest(now["p99"])
     if kept.ratio is None and p99 is None:
         shell.empty("No requests in this span", "Send one, or choose a longer time range.")
@@ -207,19 +211,20 @@ def _requests(view: shell.View, requests: Sequence[Series]) -> None:
         )
         return
     shown = [Line(fmt.version(name), readings.total(group), version_color(name)) for name, group in groups.items()]
-    shell.chart("requests", charts.lines(view.frame, shown, "number", stacked=True, height=290))
+    shell.chart("requests", charts.lines(view.frame, shown, "number", stacked=True, height=290), fill=True)
 
 
 def _happened(view: shell.View, story: Timeline) -> None:
     if not story.marks:
         shell.empty("No actions yet", "Rollbacks, retrains and promotions are told here, with their reasons.", "alerts")
         return
+    told = [mark for mark in story.marks if mark.told]
     lines = [
         (
             f'<span class="dim">{fmt.clock(mark.time, view.zone)}</span>',
             f"{html.escape(mark.title)}<div class='tt-sub'>{html.escape(mark.why)}</div>",
         )
-        for mark in reversed(story.marks[-5:])
+        for mark in told[: -_MOST_TOLD - 1 : -1]
     ]
     shell.rows(("When", "What and why"), lines, tight=(0,))
 

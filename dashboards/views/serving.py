@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +13,13 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
-from dashboards.readings import TraceRow
-from dashboards.sources import Series, SourceError
+from dashboards.series import Series, Span
+from dashboards.sources import SourceError
 from dashboards.theme import SERIES, version_color
+from dashboards.traces import TraceRow, trace_rows, waterfall_spans
 from observability import names
 
+_MOST_RELEASES = 4
 ENOUGH_EVIDENCE = 100.0  # an e-value of 100 is evidence at alpha = 1 %
 _OUTCOME_COLORS = dict(
     zip(
@@ -32,7 +34,8 @@ def body(view: shell.View) -> None:
     """The page."""
     found, problems = view.sources.ranges(queries.serving(view.model, view.over), view.span)
     now, more = view.sources.instants(queries.batches(view.model, view.seconds), view.span.end)
-    shell.notice(problems + more)
+    releases, not_judged = _releases(view)
+    shell.notice(problems + more + not_judged)
     first, second = st.columns(2)
     with first, shell.card("load", "Requests by version", "per second"):
         _by_version(view, "load", found["requests"], "number", stacked=True)
@@ -40,16 +43,16 @@ def body(view: shell.View) -> None:
         _outcomes(view, found["requests"])
     for place, q in zip(st.columns(3), ("p50", "p95", "p99"), strict=True):
         with place, shell.card(q, f"Latency {q}", "by version"):
-            _by_version(view, q, found[q], "seconds", height=175)
+            _while_served(view, q, found[q], found["requests"], "seconds")
     first, second, third = st.columns(3)
     with first, shell.card("where", "Queue wait and compute", "p95"):
         _queue_and_compute(view, found)
     with second, shell.card("depth", "Queue depth", _limit(found["queue_limit"])):
-        _by_version(view, "depth", found["queue_rows"], "rows", height=175)
+        _while_served(view, "depth", found["queue_rows"], found["requests"], "rows")
     with third, shell.card("batches", "Batch sizes", _reasons(now["close_reasons"])):
         _batch_sizes(view, now["batch_sizes"])
-    with shell.card("evidence", "Canary evidence", "e-values; 100 decides at 1 % false alarms"):
-        _evidence(view, found)
+    with shell.card("evidence", "Canary evidence", "e-values since the release began; 100 decides at 1 % false alarms"):
+        _evidence(view, releases)
     with shell.card("traces", "Slow and failed requests", "failed first, then the slowest; select a row for its spans"):
         _traces(view)
 
@@ -63,6 +66,16 @@ def _by_version(
         return
     shown = [Line(fmt.version(name), readings.total(group), version_color(name)) for name, group in groups.items()]
     shell.chart(key, charts.lines(view.frame, shown, unit, stacked=stacked, height=height))
+
+
+def _while_served(
+    view: shell.View, key: str, series: Sequence[Series], requests: Sequence[Series], unit: charts.Unit
+) -> None:
+    """Lines that end where their version's requests end."""
+    rates = {version: readings.total(group) for version, group in readings.by(requests, "version").items()}
+    nothing = readings.total(())
+    kept = [readings.while_served(item.finite, rates.get(item.labels.get("version", ""), nothing)) for item in series]
+    _by_version(view, key, kept, unit, height=175)
 
 
 def _outcomes(view: shell.View, requests: Sequence[Series]) -> None:
@@ -87,7 +100,7 @@ def _outcomes(view: shell.View, requests: Sequence[Series]) -> None:
 
 def _queue_and_compute(view: shell.View, found: dict[str, list[Series]]) -> None:
     shown = [
-        Line(name, found[key][0], color)
+        Line(name, found[key][0].finite, color)
         for name, key, color in (("queue wait", "queue", "#E69F00"), ("compute", "compute", "#0072B2"))
         if found[key]
     ]
@@ -131,62 +144,78 @@ def _bucket(low: float, high: float) -> str:
     return f"{high:g}" if high - low <= 1 else f"{low + 1:g}–{high:g}"
 
 
-def _evidence(view: shell.View, found: dict[str, list[Series]]) -> None:
-    series = [item for item in found["evidence"] if len(item.times)]
-    if not series:
+def _releases(view: shell.View) -> tuple[list[Any], list[SourceError]]:
+    try:
+        found = view.sources.evidence(view.model)
+    except SourceError as problem:
+        return [], [problem]
+    return sorted(found, key=lambda release: -float(release["started_at"]))[:_MOST_RELEASES], []
+
+
+def _evidence(view: shell.View, releases: Sequence[Any]) -> None:
+    if not releases:
         shell.empty(
-            "No canary in this span",
+            "No canary yet",
             "Release one with <code>trimtab models canary</code>: its evidence of harm "
             "and of safety mounts here, request by request.",
+            "alerts",
         )
         return
-    left, right = st.columns((5, 2))
-    shown = []
-    for item in series:
-        labels, harm = item.labels, item.labels.get("hypothesis") == "harm"
-        name = f"{labels.get('release', '')} {labels.get('hypothesis', '')}"
-        positive = Series(labels, item.times, item.values.clip(1e-4, 1e12))
-        color = version_color(labels.get("candidate", ""))
-        shown.append(Line(name, positive, color, "solid" if harm else "dot"))
-    figure = charts.lines(
-        view.frame, shown, "number", height=250, log=True, threshold=(ENOUGH_EVIDENCE, "100: decided")
-    )
+    left, right = st.columns((3, 2))
+    shown = [line for release in releases for line in _evidence_lines(view, release)]
     with left:
-        shell.chart("evidence", figure)
+        if shown:
+            decided = (ENOUGH_EVIDENCE, "100: decided")
+            shell.chart("evidence", charts.curves(view.frame, shown, height=270, log=True, threshold=decided))
+        else:
+            shell.empty("The course is not known", "The store does not hold these releases' evidence any more.")
     with right:
-        _releases(view, series, found)
+        _verdicts(view, releases)
 
 
-def _releases(view: shell.View, series: Sequence[Series], found: dict[str, list[Series]]) -> None:
-    lines = []
-    for release, group in sorted(readings.by(series, "release").items(), key=lambda g: -float(g[1][0].times[0])):
-        counts: dict[str, float] = {}
-        for item in found["canary_requests"]:
-            if item.labels.get("release") == release and item.labels.get("arm") == "canary":
-                counts[item.labels.get("outcome", "")] = item.last or 0.0
-        versions = (
-            f"{fmt.version(group[0].labels.get('candidate'))} against {fmt.version(group[0].labels.get('baseline'))}"
+def _evidence_lines(view: shell.View, release: Mapping[str, Any]) -> list[Line]:
+    """Both e-values over the release's own life, however short it was and however long ago."""
+    start = float(release["started_at"])
+    end = min(float(release["ended_at"] or view.now), view.now)
+    step = max(1.0, (end - start) // 120)
+    query = queries.gauge(names.CANARY_EVIDENCE, view.model, release=str(release["release"]))
+    found, _ = view.sources.ranges({"evidence": query}, Span(start, end, step))
+    series = [item for item in found["evidence"] if len(item.times)]
+    color = version_color(str(release["candidate"]))
+    return [
+        Line(
+            f"{fmt.version(str(release['candidate']))} {item.labels.get('hypothesis', '')}",
+            Series(item.labels, item.times, item.values.clip(1e-4, 1e12)),
+            color,
+            "solid" if item.labels.get("hypothesis") == "harm" else "dot",
         )
-        harm = max((float(i.values.max()) for i in group if i.labels.get("hypothesis") == "harm"), default=None)
+        for item in sorted(series, key=lambda item: item.labels.get("hypothesis", ""))
+    ]
+
+
+def _verdicts(view: shell.View, releases: Sequence[Any]) -> None:
+    colors = {"rollback": view.colors.critical, "advance": view.colors.good}
+    lines = []
+    for release in releases:
+        verdict = str(release["verdict"])
+        e_values = release.get("evidence", {}).get("errors", {})
+        reason = html.escape(str(release.get("reason") or ""))
+        versions = f"{fmt.version(str(release['candidate']))} against {fmt.version(str(release['baseline']))}"
         lines.append(
             (
-                f"{html.escape(release)}<div class='tt-sub'>{versions}</div>",
-                f"{fmt.number(sum(counts.values()))}<div class='tt-sub'>"
-                f"{fmt.number(counts.get('error', 0.0))} failed</div>",
-                fmt.number(harm),
-                _verdict(view, release, found["verdict"]),
+                f"<b>{versions}</b> <span class='dim'>{html.escape(str(release['release']))}, "
+                f"{_lived(view, release)}</span><div class='tt-sub'>{reason}</div>",
+                fmt.number(e_values.get("harm")),
+                fmt.number(e_values.get("safety")),
+                shell.tag(verdict, colors.get(verdict, view.colors.muted)),
             )
         )
-    shell.rows(("Release", "Requests", "Harm", "Verdict"), lines[:5], numeric=(1, 2), tight=(3,))
+    shell.rows(("Release", "Harm", "Safety", "Verdict"), lines, numeric=(1, 2), tight=(3,))
 
 
-def _verdict(view: shell.View, release: str, series: Sequence[Series]) -> str:
-    of_release = [item for item in series if item.labels.get("release") == release and item.last == 1.0]
-    if not of_release:
-        return fmt.DASH
-    verdict = max(of_release, key=lambda item: item.times[-1]).labels.get("verdict", "")
-    colors = {"rollback": view.colors.critical, "advance": view.colors.good}
-    return shell.tag(verdict, colors.get(verdict, view.colors.muted))
+def _lived(view: shell.View, release: Mapping[str, Any]) -> str:
+    start, end = float(release["started_at"]), release.get("ended_at")
+    return f"ran {fmt.seconds(float(end) - start)}" if end else f"runs since {fmt.clock(start, view.zone)}"
 
 
 def _traces(view: shell.View) -> None:
@@ -194,7 +223,7 @@ def _traces(view: shell.View) -> None:
     table = st.session_state.get("trace_rows") if chosen else None
     try:
         if table is None:
-            found = [row for row in readings.trace_rows(view.sources.traces()) if row.name.startswith("inference")]
+            found = [row for row in trace_rows(view.sources.traces()) if row.name.startswith("inference")]
             table = found[:40]
         if not table:
             shell.empty("No traces yet", "Requests that carry or start a trace appear here, each with its spans.")
@@ -249,7 +278,7 @@ def _waterfall(view: shell.View, trace_id: str) -> None:
     if trace is None:
         shell.empty("This trace is gone", "The collector keeps traces for a while only; choose another one.")
         return
-    spans = readings.waterfall_spans(trace)
+    spans = waterfall_spans(trace)
     st.html(f'<div class="tt-card-title"><b>Trace {html.escape(trace_id)}</b><span>{len(spans)} spans</span></div>')
     shell.chart("waterfall", charts.waterfall(view.frame, spans))
 

@@ -12,10 +12,18 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
-from dashboards.sources import Series, SourceError
+from dashboards.series import Series
+from dashboards.sources import SourceError
+from dashboards.stats import Stat, stats
 from dashboards.theme import SERIES
 from observability import names
 
+_MOST_RUNS = 4
+_VERSION_COLUMNS = (
+    *("Version", "Role", "Registered", "Trained on", "Gate", "Log loss", "Rival", "Difference", "At most", "ROC AUC"),
+    *("Parent", "Code", "Digest"),
+)
+_METRICS = ("log_loss", "base_rate_log_loss", "brier", "roc_auc", "accuracy", "calibration_error")
 _PHASE_COLORS = dict(
     zip(names.PHASES, ("#8C8C8C", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#D55E00"), strict=True)
 )
@@ -33,7 +41,7 @@ def body(view: shell.View) -> None:
         problems.append(problem)
     shell.notice(problems)
     runs = _runs(found)
-    _numbers(view, found, now, policy)
+    _numbers(view, found, policy)
     left, middle, right = st.columns(3)
     for place, key, title, detail in (
         (left, "loss", "Training loss", "by seconds since the run began"),
@@ -46,7 +54,7 @@ def body(view: shell.View) -> None:
     with left, shell.card("phases", "Where a step's time goes", "mean of the steps in this span"):
         _phases(view, now)
     with right, shell.card("evaluation", "Evaluation", "scores on held-out data"):
-        _evaluation(found["evaluation"])
+        _evaluation(found["evaluation"], policy)
     with shell.card("versions", "Registered versions", "with where each one comes from"):
         _versions(view, policy)
 
@@ -64,12 +72,17 @@ def _runs(found: Mapping[str, Sequence[Series]]) -> list[str]:
 def _numbers(
     view: shell.View,
     found: Mapping[str, Sequence[Series]],
-    now: Mapping[str, Sequence[Series]],
     policy: Mapping[str, Any],
 ) -> None:
-    ended = {item.labels.get("outcome", ""): item.last or 0.0 for item in now["runs"]}
+    ended: dict[str, float] = {}
+    for item in found["runs"]:
+        outcome = item.labels.get("outcome", "")
+        ended[outcome] = ended.get(outcome, 0.0) + readings.gained(item, view.span, gaps_restart=True)
     words = ", ".join(f"{count:.0f} {name}" for name, count in sorted(ended.items()) if count >= 0.5) or "none ended"
-    steps, skipped = readings.latest(now["steps"]), readings.latest(now["skipped"])
+    steps, skipped = (
+        sum(readings.gained(item, view.span) for item in found[key]) if found[key] else None
+        for key in ("steps", "skipped")
+    )
     cells = (
         ("Runs in this span", str(len(_runs(found))), words),
         ("Newest loss", fmt.number(readings.latest(found["loss"])), "of the last recorded step"),
@@ -77,7 +90,7 @@ def _numbers(
         ("Steps in this span", fmt.number(steps), f"{fmt.number(skipped or 0)} skipped for NaN or infinity"),
         ("Versions", str(len(policy.get("versions", ()))) if policy else fmt.DASH, _roles_words(policy)),
     )
-    shell.stats([shell.Stat(label, value, detail, detail=detail) for label, value, detail in cells], view.colors.accent)
+    stats([Stat(label, value, detail, detail=detail) for label, value, detail in cells], view.colors.accent)
 
 
 def _roles_words(policy: Mapping[str, Any]) -> str:
@@ -92,7 +105,7 @@ def _curve(view: shell.View, key: str, series: Sequence[Series], runs: Sequence[
     shown = [
         Line(
             item.labels.get("run", ""),
-            item,
+            readings.while_running(item),
             SERIES[runs.index(item.labels.get("run", "")) % len(SERIES)]
             if item.labels.get("run", "") in runs
             else SERIES[-1],
@@ -132,18 +145,31 @@ def _phases(view: shell.View, now: Mapping[str, Sequence[Series]]) -> None:
     shell.rows(("Phase", "Share", "Mean", "Times"), lines, numeric=(1, 2, 3))
 
 
-def _evaluation(series: Sequence[Series]) -> None:
+def _evaluation(series: Sequence[Series], policy: Mapping[str, Any]) -> None:
+    """One column a run, the newest first: scores have long names, and there are many of them."""
     groups = readings.by([item for item in series if len(item.times)], "run")
-    metrics = sorted({item.labels.get("metric", "") for item in series})
     if not groups:
         shell.empty("Nothing evaluated in this span", "A run is scored on held-out days before it may be registered.")
         return
-    ordered = sorted(groups.items(), key=lambda group: -float(group[1][0].times[-1]))
-    lines = []
-    for run, group in ordered[:8]:
-        scores = {item.labels.get("metric", ""): item.last for item in group}
-        lines.append([html.escape(run), *(fmt.number(scores.get(metric)) for metric in metrics)])
-    shell.rows(("Run", *(m.replace("_", " ") for m in metrics)), lines, numeric=range(1, len(metrics) + 1))
+    newest = sorted(groups.items(), key=lambda group: -float(group[1][0].times[-1]))[:_MOST_RUNS]
+    scores = {run: {item.labels.get("metric", ""): item.last for item in group} for run, group in newest}
+    metrics = sorted({metric for found in scores.values() for metric in found}, key=_metric_rank)
+    lines = [
+        [html.escape(metric.replace("_", " ")), *(fmt.number(found.get(metric), 4) for found in scores.values())]
+        for metric in metrics
+    ]
+    headings = [f'<span title="run {html.escape(run)}">{_made(run, policy)}</span>' for run in scores]
+    shell.rows(("Score", *headings), lines, numeric=range(1, len(headings) + 1))
+
+
+def _made(run: str, policy: Mapping[str, Any]) -> str:
+    """The versions that a run made, else the end of its name."""
+    made = [str(v["version"]) for v in policy.get("versions", ()) if (v.get("lineage") or {}).get("run") == run]
+    return ", ".join(map(fmt.version, made)) if made else html.escape(run[-12:])
+
+
+def _metric_rank(metric: str) -> tuple[int, str]:
+    return (_METRICS.index(metric) if metric in _METRICS else len(_METRICS), metric)
 
 
 def _versions(view: shell.View, policy: Mapping[str, Any]) -> None:
@@ -157,10 +183,10 @@ def _versions(view: shell.View, policy: Mapping[str, Any]) -> None:
         return
     lines = [_version_line(view, policy, version) for version in versions[:12]]
     shell.rows(
-        ("Version", "Role", "Registered", "Data window", "Rows", "Gate", "Scores", "Parent", "Code", "Digest"),
+        _VERSION_COLUMNS,
         lines,
-        numeric=(4,),
-        tight=(1, 2, 3),
+        numeric=(5, 6, 7, 8, 9),
+        tight=(1, 2, 3, 4),
     )
 
 
@@ -168,25 +194,30 @@ def _version_line(view: shell.View, policy: Mapping[str, Any], version: Mapping[
     name, lineage = str(version["version"]), version.get("lineage") or {}
     words = readings.lineage_words(lineage)
     metrics = version.get("metrics") or lineage.get("metrics") or {}
-    scores = ", ".join(
-        f"{html.escape(key.replace('_', ' '))} {fmt.number(value)}"
-        for key, value in list(metrics.items())[:3]
-        if isinstance(value, int | float)
-    )
+    judged = lineage.get("gate")
+    gate: Mapping[str, Any] = judged if isinstance(judged, Mapping) else {}
+    rival = html.escape(str(gate.get("rival") or ""))
     created = version.get("created_at")
     created = readings.seconds_of(created) if created is not None else None
     return (
         f"<b>{fmt.version(name)}</b>",
         _role(view, policy, name, str(version.get("state") or "")),
         f'<span title="{fmt.moment(created, view.zone)}">{fmt.ago(created, view.now)}</span>',
-        html.escape(words["window"]),
-        words["rows"],
+        f"{html.escape(words['window'])}<div class='tt-sub'>{words['rows']} rows</div>",
         _gate(view, lineage.get("gate")),
-        scores or fmt.DASH,
+        fmt.number(gate.get("candidate_log_loss", metrics.get("log_loss")), 4),
+        f"{fmt.number(gate.get('rival_log_loss'), 4)}<div class='tt-sub'>{rival}</div>",
+        fmt.signed(gate.get("difference")),
+        f"{fmt.signed(gate.get('upper_bound'))}<div class='tt-sub'>{_confidence(gate)}</div>",
+        fmt.number(metrics.get("roc_auc"), 3),
         words["parent"],
         f"<code>{html.escape(words['revision'])}</code>",
         f'<code title="{html.escape(str(version.get("digest")))}">{html.escape(_short(version.get("digest")))}</code>',
     )
+
+
+def _confidence(gate: Mapping[str, Any]) -> str:
+    return f"at {fmt.percent(gate.get('confidence'), 0)}" if gate.get("confidence") is not None else ""
 
 
 def _short(digest: Any) -> str:
@@ -249,4 +280,10 @@ def _confirm_promotion(view: shell.View, versions: Sequence[str], preferred: str
 
 
 if __name__ == "__main__":
-    shell.page("Training", "Runs, the time their steps take, and the lineage of every version", body, levers=promotion)
+    shell.page(
+        "Training",
+        "Runs, the time their steps take, and the lineage of every version",
+        body,
+        levers=promotion,
+        since=queries.training_beginnings,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC
 from itertools import pairwise
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboards import DashboardConfig, command, grafana, queries, readings
+from dashboards import DashboardConfig, command, distances, grafana, journal, queries, readings
 from dashboards import format as fmt
+from dashboards.distributions import compare
 from dashboards.launch import arguments, parse
-from dashboards.sources import Series, Span
+from dashboards.series import Series, Span
 from dashboards.timeline import AlertSpan, Band, runs, timeline
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "grafana"
@@ -52,12 +54,14 @@ def test_no_value_is_ever_written_as_nan(value: float) -> None:
 
 
 def test_the_command_line_carries_the_whole_config() -> None:
-    config = DashboardConfig(query_url="http://q:1", model="m", theme="dark", port=9, secret_file=Path("/s"))
+    config = DashboardConfig(
+        query_url="http://q:1", collector_url="http://c:1", model="m", theme="dark", port=9, secret_file=Path("/s")
+    )
 
     line = command(config)
     app = line[line.index("--") + 1 :]
 
-    assert parse(app) == DashboardConfig(query_url="http://q:1", model="m", theme="dark", secret_file=Path("/s"))
+    assert parse(app) == replace(config, port=DashboardConfig().port)
     assert app == arguments(config)
     assert line[line.index("--server.port") + 1] == "9"
     assert line[line.index("--browser.gatherUsageStats") + 1] == "false"
@@ -110,13 +114,110 @@ def test_a_span_ends_on_its_grid_and_has_few_points(duration: float, now: float)
 
 def test_an_error_budget_counts_faults_only() -> None:
     counts = {"ok": 9990.0, "model_error": 5.0, "rejected": 400.0}
-    outcomes = [series({"outcome": name}, {1000: count}) for name, count in counts.items()]
+    outcomes = [series({"outcome": name}, {1000: 7, 1010: 7 + count}) for name, count in counts.items()]
 
-    kept = readings.availability(outcomes, 0.999)
+    kept = readings.availability(outcomes, 0.999, SPAN)
 
     assert kept.ratio == pytest.approx(1 - 5 / 9995)
     assert kept.budget_left == pytest.approx(1 - 5 / 9.995)
-    assert readings.availability([], 0.999).ratio is None
+    assert readings.availability([], 0.999, SPAN).ratio is None
+
+
+def test_a_release_that_is_born_with_faults_spends_the_budget() -> None:
+    stable = series({"version": "1", "outcome": "ok"}, {1010: 500, 1020: 600, 1030: 900})
+    bad = series({"version": "2", "outcome": "non_finite"}, {1020: 5, 1030: 5})
+
+    kept = readings.availability([stable, bad], 0.999, SPAN)
+
+    assert (kept.requests, kept.faults) == (405, 5)
+
+
+def test_a_counter_gains_its_first_value_what_follows_a_reset_and_each_run_of_a_job() -> None:
+    runs_ended = series({}, {1010: 1, 1020: 1, 1060: 1, 1070: 1})
+
+    assert readings.gained(runs_ended, SPAN, gaps_restart=True) == 2
+    assert readings.gained(runs_ended, SPAN) == 1
+    assert readings.gained(series({}, {1000: 4, 1010: 6, 1020: 1, 1030: 3}), SPAN) == 5
+    assert readings.gained(series({}, {}), SPAN) == 0
+
+
+def test_a_run_is_drawn_from_its_first_report_to_its_last() -> None:
+    loss = series({}, {1000: 0, 1010: 0, 1020: 0.7, 1030: 0.6, 1040: 0.5, 1050: 0.5, 1060: 0.5})
+
+    assert readings.while_running(loss).times.tolist() == [1020, 1030, 1040]
+    assert len(readings.while_running(series({}, {1000: 0})).times) == 1
+
+
+def test_a_version_without_requests_has_no_latency() -> None:
+    rate = series({}, {1000: 0, 1010: 5, 1020: 0})
+    latency = series({}, {1000: 0, 1010: 0.02, 1020: 0})
+
+    assert readings.while_served(latency, rate).values.tolist() == [0.02]
+    assert readings.total([series({}, {1000: math.nan, 1010: 3})]).times.tolist() == [1010]
+
+
+@given(st.integers(0, 400), st.sampled_from([300.0, 900.0, 3600.0]))
+def test_a_span_starts_where_data_does_and_loses_no_point(age: int, duration: float) -> None:
+    whole = Span.last(duration, 1_000_000.0)
+    known = series({}, {1_000_000.0 - t: 1 for t in range(age, -1, -1)})
+
+    shown = whole.since_first([known])
+
+    assert shown.end == whole.end
+    assert shown.end - shown.start >= 60
+    assert shown.start <= max(whole.start, known.times[0])
+    assert shown.start >= min(whole.start, known.times[0]) - 2 * whole.step or shown.end - shown.start <= 62
+
+
+def test_reasons_are_told_without_alert_and_mode() -> None:
+    release = {"reason": "harm is proved (e-value 1.17e+04 >= 100): 5 of 14 canary requests failed"}
+    notes = {"annotations": {"summary": "Version 2 fails"}, "fired_at": 1.8e9, "value": 200}
+    action = {
+        "alert": "Bad",
+        "reason": "Bad: Version 2 fails (the mode is auto)",
+        "evidence": {**notes, "release": release},
+    }
+
+    assert journal.reason_words(action["reason"], "Bad") == "Version 2 fails"
+    assert journal.why(action) == "harm is proved (e-value 11.7 k ≥ 100): 5 of 14 canary requests failed"
+    assert journal.evidence_words(action["evidence"]) == journal.why(action)
+    assert journal.evidence_words(notes) == "Version 2 fails"
+    assert journal.evidence_words({"fired_at": 1.8e9, "labelled_rows": 1840}) == "labelled rows 1 840"
+    assert journal.why({"reason": "by hand"}) == "by hand"
+
+
+def test_what_was_not_judged_is_no_drift() -> None:
+    scores = {"psi": 9.0, "threshold": 0.25, "drifted": False, "reason": "too_few_rows"}
+    fine = {"psi": 0.3, "threshold": 0.25, "drifted": True, "reason": "drifted"}
+    windows = [
+        {"version": "1", "start": 0, "end": 10, "rows": 9, "columns": {"feature.a": fine, "feature.b": scores}},
+        {"version": "2", "start": 10, "end": 20, "rows": 1, "columns": {"feature.a": scores}},
+    ]
+
+    matrix = distances.drift_matrix(windows)
+
+    assert matrix.most_drifted == "feature.a"
+    np.testing.assert_array_equal(matrix.values, [[0.3, np.nan], [np.nan, np.nan]])
+    assert matrix.words[1, 0] == "not judged: too few rows, version 1"
+    assert distances.newest_judged(windows) is windows[0]
+    assert distances.newest_judged(windows[1:]) is windows[1]
+
+
+@given(st.integers(1, 200), st.integers(0, 2**31))
+def test_joined_bins_are_few_keep_every_share_and_are_true_to_their_labels(size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    edges = np.unique(np.round(random.gamma(2.0, 50.0, size + 1), 2))
+    counts = [random.integers(0, 50, len(edges) + 1).tolist() for _ in range(2)]
+    layout = {"edges": edges.tolist()}
+
+    both = compare({**layout, "counts": counts[0]}, {**layout, "counts": counts[1]})
+
+    assert both is not None
+    assert both.edges is not None
+    assert len(both.labels) == len(both.reference) == len(both.edges) - 1 <= 26
+    for shares, count in ((both.reference, counts[0]), (both.current, counts[1])):
+        assert shares.sum() == pytest.approx(1 if sum(count) else 0)
+    assert set(both.edges[np.isfinite(both.edges)]) <= set(edges)
 
 
 def test_totals_and_shares_follow_the_union_of_times() -> None:
@@ -130,18 +231,18 @@ def test_totals_and_shares_follow_the_union_of_times() -> None:
 def test_distributions_are_compared_over_the_same_bins_only() -> None:
     reference = {"edges": [0, 1, 2], "counts": [0, 6, 4, 0]}
 
-    both = readings.compare(reference, {"edges": [0, 1, 2], "counts": [5, 5, 0, 0]})
+    both = compare(reference, {"edges": [0, 1, 2], "counts": [5, 5, 0, 0]})
 
     assert both is not None
-    assert both.labels == ("< 0", "0 – 1", "1 – 2")
+    assert both.labels == ("below 0", "0 to 1", "1 to 2")
     assert both.current.tolist() == [0.5, 0.5, 0]
-    assert readings.compare(reference, {"edges": [0, 1, 3], "counts": [5, 5, 0, 0]}) is None
+    assert compare(reference, {"edges": [0, 1, 3], "counts": [5, 5, 0, 0]}) is None
 
 
 def test_rare_categories_are_told_as_the_rest() -> None:
     column = {"categories": [f"c{i}" for i in range(30)], "counts": list(range(30, 0, -1))}
 
-    both = readings.compare(column, column, most=5)
+    both = compare(column, column, most_categories=5)
 
     assert both is not None
     assert both.labels[-1] == "25 more"
@@ -150,9 +251,11 @@ def test_rare_categories_are_told_as_the_rest() -> None:
 
 def test_every_query_is_promql_and_names_only_what_the_catalogue_has() -> None:
     asked = [
-        *queries.overview("m", 20).values(), *queries.objectives("m", 900).values(), *queries.serving("m", 20).values(),
+        *queries.overview("m", 20, 5).values(), *queries.objectives("m", 900).values(),
+        *queries.serving("m", 20).values(),
         *queries.batches("m", 900).values(), *queries.drift("m").values(), *queries.training("m").values(),
-        *queries.phases("m", 900).values(), queries.gauge(queries.names.TRAINING_LOSS, 'quo"te\\'),
+        *queries.phases("m", 900).values(), *queries.beginnings("m").values(),
+        *queries.training_beginnings("m").values(), queries.gauge(queries.names.TRAINING_LOSS, 'quo"te\\'),
     ]  # fmt: skip
 
     for query in asked:

@@ -21,6 +21,7 @@ def dashboard(settings: Settings) -> None:
             host=settings.trimtab.host,
             port=settings.dashboard.port,
             query_url=settings.query_url,
+            collector_url=settings.collector_url,
             alerts_url=settings.alerts_url,
             serving_url=settings.serving_url,
             scrape_seconds=settings.collector.scrape_interval_seconds,

@@ -12,6 +12,7 @@ from collectors.query.values import Vector
 from collectors.store import MetricMetadata
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_TYPES = ("counter", "gauge", "histogram", "summary")
 
 
 def federated(engine: Engine, metadata: Mapping[str, MetricMetadata], selectors: Sequence[str], at_ms: int) -> str:
@@ -30,9 +31,14 @@ def federated(engine: Engine, metadata: Mapping[str, MetricMetadata], selectors:
             families.setdefault(name, set()).add(line)
     lines: list[str] = []
     for name, samples in sorted(families.items()):
-        lines.append(f"# TYPE {name} {metadata[name].type if name in metadata else 'untyped'}")
+        lines.append(f"# TYPE {name} {_kind(metadata.get(name))}")
         lines += sorted(samples)
     return "\n".join([*lines, ""])
+
+
+def _kind(metadata: MetricMetadata | None) -> str:
+    # OpenMetrics' types, such as `unknown`, are errors in this format: one of them fails the whole scrape.
+    return metadata.type if metadata is not None and metadata.type in _TYPES else "untyped"
 
 
 def _series(name: str, labels: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ def _client() -> httpx.AsyncClient:
             ({"__name__": "other"}, 1.0),
         ],
     )
-    store.set_metadata({"drift_score": MetricMetadata("gauge", "")})
+    store.set_metadata({"drift_score": MetricMetadata("gauge", ""), "other": MetricMetadata("unknown", "")})
     app = query_app(Engine(store), store, clock=lambda: T0 / 1000 + 1)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://query")
 
@@ -41,3 +41,9 @@ async def test_without_a_selector_or_with_a_wrong_one_the_error_is_said() -> Non
 
     assert (await client.get("/federate")).status_code == 400
     assert (await client.get("/federate", params={"match[]": "sum(x)"})).status_code == 400
+
+
+async def test_a_type_that_the_text_format_lacks_is_given_as_untyped_or_it_would_fail_the_whole_scrape() -> None:
+    answer = await _client().get("/federate", params={"match[]": "other"})
+
+    assert answer.text.splitlines()[0] == "# TYPE other untyped"

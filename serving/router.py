@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from serving.errors import Conflict
+from serving.errors import Conflict, InvalidRequest
 
 Arm = Literal["stable", "canary", "shadow"]
 
@@ -124,9 +124,12 @@ def _key(salt: str) -> bytes:
 
 
 def with_canary(policy: Policy, version: int, weight: float, sticky: str | None, now: float) -> Policy:
-    """The policy with `version` as canary; the same version again only changes the weight of its release. Conflict."""
+    """The policy with `version` as canary; the same version again only changes the weight of its release.
+
+    Raises InvalidRequest, Conflict.
+    """
     if not 0.0 <= weight <= 1.0:
-        raise Conflict(f"weight {weight!r} is outside 0..1")
+        raise InvalidRequest(f"weight is {weight!r}; give a share of the traffic, from 0 to 1")
     if policy.stable is None:
         raise Conflict(f"model {policy.model!r} has no stable version to compare with; promote one first")
     if version == policy.stable:
@@ -147,7 +150,7 @@ def with_canary(policy: Policy, version: int, weight: float, sticky: str | None,
 def with_shadow(policy: Policy, version: int, fraction: float) -> Policy:
     """The policy with a shadow; a fraction of 0 ends it. Raises Conflict."""
     if not 0.0 <= fraction <= 1.0:
-        raise Conflict(f"fraction {fraction!r} is outside 0..1")
+        raise InvalidRequest(f"fraction is {fraction!r}; give a share of the requests, from 0 to 1")
     shadow = Shadow(version, fraction) if fraction > 0 else None
     return replace(policy, generation=policy.generation + 1, shadow=shadow)
 

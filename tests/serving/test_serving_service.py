@@ -270,7 +270,7 @@ async def test_bad_control_calls_say_what_is_wrong(start: Start) -> None:
     for verb, body, status, reason in [
         ("canary", {"version": 9, "weight": 0.1}, 404, "no version 9"),
         ("canary", {"version": 2}, 400, "weight is None"),
-        ("canary", {"version": 2, "weight": 2}, 409, "outside 0..1"),
+        ("canary", {"version": 2, "weight": 2}, 400, "from 0 to 1"),
         ("promote", {}, 409, "no canary"),
         ("rollback", [], 400, "not a JSON object"),
     ]:

@@ -8,7 +8,7 @@ from collectors.api import CollectorConfig
 from collectors.api import serve as run
 from collectors.drift.judge import DriftThresholds
 from collectors.targets import ScrapeTarget
-from trimtab.commands.options import start_logging, with_settings
+from trimtab.commands.options import fail, start_logging, with_settings
 from trimtab.settings import Settings
 
 
@@ -19,23 +19,26 @@ def collector(settings: Settings) -> None:
     settings.data.mkdir(parents=True, exist_ok=True)
     start_logging("collector", settings)
     own = settings.collector
-    run(
-        CollectorConfig(
-            lake=settings.lake,
-            store_url=settings.store_url,
-            host=settings.trimtab.host,
-            intake_port=own.intake_port,
-            query_port=own.query_port,
-            targets=targets(settings),
-            file_sd=tuple(own.file_sd),
-            scrape_interval_seconds=own.scrape_interval_seconds,
-            alerts_url=settings.alerts_url,
-            window_seconds=own.window_seconds,
-            allowed_lateness_seconds=own.allowed_lateness_seconds,
-            judged_windows=own.judged_windows,
-            drift=DriftThresholds(psi=own.drift_threshold, min_rows=own.drift_min_rows),
+    try:
+        run(
+            CollectorConfig(
+                lake=settings.lake,
+                store_url=settings.store_url,
+                host=settings.trimtab.host,
+                intake_port=own.intake_port,
+                query_port=own.query_port,
+                targets=targets(settings),
+                file_sd=tuple(own.file_sd),
+                scrape_interval_seconds=own.scrape_interval_seconds,
+                alerts_url=settings.alerts_url,
+                window_seconds=own.window_seconds,
+                allowed_lateness_seconds=own.allowed_lateness_seconds,
+                judged_windows=own.judged_windows,
+                drift=DriftThresholds(psi=own.drift_threshold, min_rows=own.drift_min_rows),
+            )
         )
-    )
+    except OSError as error:
+        fail(str(error))
 
 
 def targets(settings: Settings) -> tuple[ScrapeTarget, ...]:

@@ -106,6 +106,7 @@ def serving(model: str, over: float) -> dict[str, str]:
     return {
         **latencies,
         "requests": rate(names.INFERENCE_REQUESTS, model, ("version", "outcome"), over),
+        "outcomes": gauge(names.INFERENCE_REQUESTS, model),
         "queue": quantile(0.95, names.INFERENCE_QUEUE, model, (), over),
         "compute": quantile(0.95, names.INFERENCE_COMPUTE, model, (), over),
         "batch_rows": mean(names.INFERENCE_BATCH_ROWS, model, ("version",), over),
@@ -141,6 +142,13 @@ def training(model: str) -> dict[str, str]:
         "runs": gauge(names.TRAINING_RUNS, model),
         "skipped": gauge(names.TRAINING_NONFINITE, model),
     }
+
+
+def run(model: str, run: str) -> dict[str, str]:
+    """Range queries of one training run."""
+    gauges = (names.TRAINING_LOSS, names.TRAINING_GRADIENT_NORM, names.TRAINING_THROUGHPUT)
+    keys = ("loss", "gradient_norm", "throughput")
+    return {key: gauge(metric, model, run=run) for key, metric in zip(keys, gauges, strict=True)}
 
 
 def phases(model: str, span: float) -> dict[str, str]:

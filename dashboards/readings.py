@@ -105,6 +105,17 @@ def gained(series: Series, span: Span, *, watched_since: float = 0.0, gaps_resta
     return gain
 
 
+def counts(counters: Iterable[Series], span: Span, label: str) -> dict[str, float]:
+    """What counters of one metric gained in the span, summed by a label; watching began with the first of them."""
+    known = [item for item in counters if len(item.times)]
+    since = min((float(item.times[0]) for item in known), default=0.0)
+    found: dict[str, float] = {}
+    for item in known:
+        name = item.labels.get(label, "")
+        found[name] = found.get(name, 0.0) + gained(item, span, watched_since=since)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Availability:
     """An availability objective over a span: what was promised, what was kept, what may still fail."""
@@ -126,11 +137,9 @@ class Availability:
 
 def availability(outcomes: Iterable[Series], objective: float, span: Span) -> Availability:
     """The objective's state from the courses of the request counters, one series an outcome and version."""
-    known = [item for item in outcomes if len(item.times)]
-    since = min((float(item.times[0]) for item in known), default=0.0)
-    counts = [(item.labels, gained(item, span, watched_since=since)) for item in known]
-    requests = sum(count for labels, count in counts if is_judged(labels))
-    return Availability(objective, requests, sum(count for labels, count in counts if is_fault(labels)))
+    found = counts(outcomes, span, "outcome")
+    requests = sum(count for name, count in found.items() if name in _JUDGED)
+    return Availability(objective, requests, sum(found.get(name, 0.0) for name in names.FAULTS))
 
 
 def seconds_of(value: Any) -> float:

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 
 from dashboards import format as fmt
 from dashboards.charts.frame import Floats, Frame
+from dashboards.theme import Palette
 
 CAP = 4.0  # thresholds at which the heat map's colours end: far beyond "drifted" they tell nothing more
 
@@ -59,7 +60,7 @@ def heat_map(
         },
     )
     _marks(figure, labels, rows, np.isnan(values), {"symbol": "line-ew", "size": 2.5, "line": _stroke(colors.muted)})
-    _marks(figure, labels, rows, drifted, {"size": 4, "color": colors.warning, "line": {"width": 0}})
+    _marks(figure, labels, rows, drifted, _dot(colors))
     figure.update_xaxes(
         type="category",
         tickvals=_spread(labels),
@@ -76,6 +77,11 @@ def _tick(value: float, threshold: float, top: float) -> str:
     if value == threshold:
         return f"<b>{value:g} drift</b>"
     return f"≥ {value:g}" if value == top else f"{value:g}"
+
+
+def _dot(colors: Palette) -> dict[str, object]:
+    """A rim keeps the dot apart from the palest and the darkest cell alike."""
+    return {"size": 5.5, "color": colors.warning, "line": _stroke(colors.surface)}
 
 
 def _stroke(color: str) -> dict[str, object]:

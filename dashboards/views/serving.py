@@ -40,7 +40,7 @@ def body(view: shell.View) -> None:
     with first, shell.card("load", "Requests by version", "per second"):
         _by_version(view, "load", found["requests"], "number", stacked=True)
     with second, shell.card("outcomes", "Outcomes other than ok", "share of all requests"):
-        _outcomes(view, found["requests"])
+        _outcomes(view, found["requests"], found["outcomes"])
     for place, q in zip(st.columns(3), ("p50", "p95", "p99"), strict=True):
         with place, shell.card(q, f"Latency {q}", "by version"):
             _while_served(view, q, found[q], found["requests"], "seconds")
@@ -78,7 +78,7 @@ def _while_served(
     _by_version(view, key, kept, unit, height=175)
 
 
-def _outcomes(view: shell.View, requests: Sequence[Series]) -> None:
+def _outcomes(view: shell.View, requests: Sequence[Series], counters: Sequence[Series]) -> None:
     whole = readings.total(requests)
     groups = readings.by(requests, "outcome")
     shown = [
@@ -90,12 +90,24 @@ def _outcomes(view: shell.View, requests: Sequence[Series]) -> None:
     ]
     if not len(whole.times):
         shell.empty("No requests in this span", "Shares appear with the first request.")
+    elif not shown and (counts := _failures(view, counters)):
+        shell.empty("Too brief for a rate", f"In this span: {counts}.")
     elif not shown:
         shell.empty("Every request was ok", "No request was refused, late or failed in this span.")
     else:
         figure = charts.lines(view.frame, shown, "ratio", height=210, stacked=True)
         figure.update_layout(showlegend=True, margin={"t": 26})
         shell.chart("outcomes", figure)
+
+
+def _failures(view: shell.View, counters: Sequence[Series]) -> str:
+    """Counts of the outcomes other than ok, those among them that a series was born with."""
+    counts = readings.counts(counters, view.span, "outcome")
+    return ", ".join(
+        f"{fmt.number(count)} {html.escape(name.replace('_', ' '))}"
+        for name, count in counts.items()
+        if name != "ok" and count
+    )
 
 
 def _queue_and_compute(view: shell.View, found: dict[str, list[Series]]) -> None:

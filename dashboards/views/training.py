@@ -12,7 +12,7 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
-from dashboards.series import Series
+from dashboards.series import Series, Span
 from dashboards.sources import SourceError
 from dashboards.stats import Stat, stats
 from dashboards.theme import SERIES
@@ -42,6 +42,7 @@ def body(view: shell.View) -> None:
     shell.notice(problems)
     runs = _runs(found)
     _numbers(view, found, policy)
+    fine = [_fine(view, run, found["loss"]) for run in runs[-_MOST_RUNS:]]
     left, middle, right = st.columns(3)
     for place, key, title, detail in (
         (left, "loss", "Training loss", "by seconds since the run began"),
@@ -49,7 +50,7 @@ def body(view: shell.View) -> None:
         (right, "throughput", "Throughput", "samples a second"),
     ):
         with place, shell.card(key, title, detail):
-            _curve(view, key, found[key], runs)
+            _curve(view, key, [series for run in fine for series in run[key]], runs)
     left, right = st.columns((3, 2))
     with left, shell.card("phases", "Where a step's time goes", "mean of the steps in this span"):
         _phases(view, now)
@@ -67,6 +68,17 @@ def _runs(found: Mapping[str, Sequence[Series]]) -> list[str]:
             run = series.labels.get("run", "")
             begun[run] = min(begun.get(run, float("inf")), float(series.times[0]))
     return sorted(begun, key=begun.__getitem__)
+
+
+def _fine(view: shell.View, run: str, coarse: Sequence[Series]) -> dict[str, list[Series]]:
+    """The course of one run over its own life, however short that is within the span."""
+    lives = [readings.while_running(item) for item in coarse if item.labels.get("run") == run and len(item.times)]
+    if not lives:
+        return {key: [] for key in queries.run("", "")}
+    start = min(float(life.times[0]) for life in lives) - view.span.step
+    end = max(float(life.times[-1]) for life in lives)
+    found, _ = view.sources.ranges(queries.run(view.model, run), Span(start, end, max(1.0, (end - start) // 150)))
+    return found
 
 
 def _numbers(

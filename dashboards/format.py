@@ -6,6 +6,7 @@ import math
 from datetime import datetime, tzinfo
 
 DASH = "–"
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -13,6 +14,9 @@ def number(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return DASH if value is None or math.isnan(value) else ("∞" if value > 0 else "-∞")
     size = abs(value)
+    if size >= 1e12:
+        digits_of, power = f"{value:.1e}".split("e")
+        return f"{digits_of.removesuffix('.0')}·10{str(int(power)).translate(_RAISED)}"
     for bound, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= bound:
             scale = 1e3 if unit == "k" else bound

@@ -26,7 +26,7 @@ def evidence_words(evidence: Any) -> str:
     release, notes = _mapping(found.get("release")), _mapping(found.get("annotations"))
     said = release.get("reason") or _mapping(evidence).get("reason") or notes.get("description") or notes.get("summary")
     if said:
-        return _plain(said)
+        return plain(said)
     if isinstance(evidence, str):
         return evidence
     numbers = [(k, v) for k, v in found.items() if isinstance(v, int | float) and not k.endswith("_at")]
@@ -36,7 +36,7 @@ def evidence_words(evidence: Any) -> str:
 def why(action: Mapping[str, Any]) -> str:
     """One sentence: the verdict on the release that an action is about, else the action's reason."""
     release = _mapping(_mapping(action.get("evidence")).get("release"))
-    return _plain(release.get("reason") or reason_words(action.get("reason"), str(action.get("alert") or "")))
+    return plain(release.get("reason") or reason_words(action.get("reason"), str(action.get("alert") or "")))
 
 
 def is_result_of(event: Mapping[str, Any], actions: Iterable[Mapping[str, Any]]) -> bool:
@@ -51,7 +51,7 @@ def is_result_of(event: Mapping[str, Any], actions: Iterable[Mapping[str, Any]])
     )
 
 
-def _plain(text: Any) -> str:
+def plain(text: Any) -> str:
     """The same without what only machines write: `1.17e+04 >= 100` is `11 700 ≥ 100`."""
     return _EXPONENT.sub(lambda found: fmt.number(float(found[0])), str(text)).replace(">=", "≥")
 

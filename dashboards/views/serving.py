@@ -13,6 +13,7 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
+from dashboards.journal import plain
 from dashboards.series import Series, Span
 from dashboards.sources import SourceError
 from dashboards.theme import SERIES, version_color
@@ -211,7 +212,7 @@ def _verdicts(view: shell.View, releases: Sequence[Any]) -> None:
     for release in releases:
         verdict = str(release["verdict"])
         e_values = release.get("evidence", {}).get("errors", {})
-        reason = html.escape(str(release.get("reason") or ""))
+        reason = html.escape(plain(release.get("reason") or ""))
         versions = f"{fmt.version(str(release['candidate']))} against {fmt.version(str(release['baseline']))}"
         lines.append(
             (

@@ -52,7 +52,8 @@ class Story:
         return self.report
 
     async def _train(self) -> None:
-        self.stack.start(("collector", "alerts", "dashboard"))
+        # All of it from the start, so that no alert about a missing server is the first thing that one sees.
+        self.stack.start()
         self.timeline.add("done", "training v1 on January and February")
         trained = await run_module(self.stack.settings_file, "trimtab", "train", MODEL, "--json")
         if not trained["passed"]:
@@ -69,7 +70,6 @@ class Story:
         self.timeline.add("done", f"registered v{release['version']}: {release['description']}")
 
     async def _start(self, http: httpx.AsyncClient) -> None:
-        self.stack.start()
         await asyncio.to_thread(self.stack.wait_ready)
         self.timeline.add("done", f"collector, alerts, serving and dashboard are up: {self.settings.dashboard_url}")
         await control(self.settings, http, "promote", {"version": 1, "reason": "the first version beats the base rate"})

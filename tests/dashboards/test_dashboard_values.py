@@ -35,7 +35,8 @@ def series(labels: dict[str, str], points: dict[float, float]) -> Series:
     [
         (fmt.seconds(0.000812), "812 µs"), (fmt.seconds(0.0043), "4.3 ms"), (fmt.seconds(200), "3 min 20 s"),
         (fmt.seconds(7500), "2 h 5 min"), (fmt.seconds(None), "–"), (fmt.seconds(math.nan), "–"),
-        (fmt.number(12345), "12.3 k"), (fmt.number(950), "950"), (fmt.number(4_100_000), "4.1 M"), (fmt.number(1.29e14), "1.3·10¹⁴"), (fmt.number(9.99e12), "1·10¹³"),
+        (fmt.number(12345), "12.3 k"), (fmt.number(950), "950"), (fmt.number(4_100_000), "4.1 M"),
+        (fmt.number(1.29e14), "1.3·10¹⁴"), (fmt.number(9.99e12), "1·10¹³"),
         (fmt.number(1840), "1 840"), (fmt.number(math.inf), "∞"), (fmt.percent(0.00420), "0.42 %"),
         (fmt.percent(0.00001), "<0.01 %"), (fmt.percent(0), "0 %"), (fmt.percent(1), "100 %"),
         (fmt.ago(100, 160), "1 min ago"), (fmt.ago(100, 100.5), "just now"), (fmt.ago(400, 100), "in 5 min"),

@@ -60,8 +60,9 @@ def demo(headless: bool, as_json: bool, seed: int, fast: bool, without_fault: bo
 
     stack = Stack.prepare(settings)
     report: Report | None = None
-    # Told to end, it stops its stack as it does for Ctrl-C; otherwise the services would outlive it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Told to end, or left by its terminal, it stops its stack as for Ctrl-C; otherwise the services would outlive it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         report = asyncio.run(Story(plan, settings, stack, timeline, flights).tell())
         _print(report, timeline, as_json)

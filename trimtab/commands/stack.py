@@ -41,7 +41,7 @@ def up(settings: Settings, free_ports: bool) -> None:
         fail(f"a stack runs on {chosen.data} already (process {pid}); stop it, or set another trimtab.data")
     stack = Stack.prepare(chosen)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     try:
         stack.start()

@@ -36,7 +36,8 @@ class Demo:
         argv = [sys.executable, "-m", "trimtab", "demo", "--fast", "--json", "--data", str(data)]
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.told: list[str] = []
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self.process.stderr is not None
@@ -78,6 +79,16 @@ class Demo:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(60)
 
+    def close(self) -> None:
+        """Whatever has happened: the stack is stopped, and the pipes are closed."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(60)
+        self._listener.join(60)
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
 
 def test_the_loop_closes_though_the_collector_is_killed_twice(folder: Path) -> None:
     demo = Demo(folder / "whole")
@@ -96,7 +107,7 @@ def test_the_loop_closes_though_the_collector_is_killed_twice(folder: Path) -> N
             assert walk(demo.settings.dashboard_url) == []
         assert demo.interrupt() == 0
     finally:
-        demo.process.kill()
+        demo.close()
 
     # Every answer that serving gave is in the lake, and so is every label that was sent: the kills lost nothing.
     events = read_events(demo.settings.lake, MODEL)

@@ -65,7 +65,7 @@ def test_a_canary_needs_a_stable_version_another_version_and_a_weight_from_0_to_
         with_canary(Policy("m"), 2, 0.1, None, 0.0)
     with pytest.raises(Conflict, match="is stable already"):
         with_canary(STABLE, 1, 0.1, None, 0.0)
-    with pytest.raises(Conflict, match=r"outside 0\.\.1"):
+    with pytest.raises(InvalidRequest, match="from 0 to 1"):
         with_canary(STABLE, 2, 1.5, None, 0.0)
     with pytest.raises(Conflict, match="in progress"):
         with_canary(with_canary(STABLE, 2, 0.1, None, 0.0), 3, 0.1, None, 0.0)

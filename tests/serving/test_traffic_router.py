@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import Conflict, Policy, Registry, Router
+from serving.errors import InvalidRequest
 from serving.policies import PolicyStore
 from serving.router import position, promoted, rolled_back, with_canary, with_shadow
 

@@ -5,7 +5,6 @@ Not a cluster manager: at scale the same commands run under systemd or Kubernete
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -275,7 +274,3 @@ def running(settings: Settings, names: Iterable[str] = SERVICES) -> Iterator[Sta
         yield stack
     finally:
         stack.stop()
-
-
-def as_json(found: list[State]) -> str:
-    return json.dumps([{"service": s.name, "url": s.url, "ready": s.ready, "detail": s.detail} for s in found])

@@ -14,13 +14,13 @@ import click
 import torch
 
 from serving.policies import PolicyStore
-from serving.registry import Registry
 from training.evaluate import Gate
 from training.loop import TrainConfig
 from training.retrain import Champion, RetrainJob
 from training.retrain import retrain as run_retrain
 from training.run import TrainJob, TrainOutcome
 from training.run import train as run_train
+from trimtab.commands.models import registry as registry_of
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
 from trimtab.settings import ModelSettings, Settings
 
@@ -47,7 +47,7 @@ def train(model: str, settings: Settings, as_json: bool) -> None:
             config=_config(chosen),
             held_out=chosen.holdout_ratio,
         ),
-        _registry(settings),
+        registry_of(settings),
         push_url=settings.intake_url,
     )
     _end(outcome, as_json)
@@ -63,7 +63,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
     Exit status 0: released; 2: the gate refused it; 1: it failed.
     """
     chosen = _model(settings, model)
-    registry = _registry(settings)
+    registry = registry_of(settings)
     policy = PolicyStore(registry.engine).load(model)
     if policy is None or policy.stable is None:
         fail(
@@ -123,11 +123,6 @@ def _model(settings: Settings, model: str) -> ModelSettings:
         known = ", ".join(settings.models) or "none"
         fail(f"no model {model!r} in the settings (there are: {known}); add a [models.{model}] section")
     return settings.models[model]
-
-
-def _registry(settings: Settings) -> Registry:
-    settings.data.mkdir(parents=True, exist_ok=True)
-    return Registry(settings.registry_url, settings.artifacts)
 
 
 def _out(settings: Settings, model: str) -> Path:

@@ -60,6 +60,28 @@ WINDOWS = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
+# What was changed in a model's inferred schema.
+SCHEMA_EDITS = sa.Table(
+    "schema_edits",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("updated_at", sa.Float, nullable=False),
+)
+
+# Rows that broke a rule of their schema, kept aside to be shown; they are in the lake as well.
+VIOLATIONS = sa.Table(
+    "quality_violations",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("event_id", sa.String(300), primary_key=True),
+    sa.Column("column", sa.String(200), primary_key=True),
+    sa.Column("rule", sa.String(16), primary_key=True),
+    sa.Column("version", sa.String(200), nullable=False),
+    sa.Column("time", sa.Float, nullable=False, index=True),
+    sa.Column("value", sa.Text),
+)
+
 SPANS = sa.Table(
     "spans",
     METADATA,

@@ -133,6 +133,25 @@ QUALITY_OUT_OF_RANGE = _gauge(
 QUALITY_UNSEEN = _gauge(
     "quality_unseen_ratio", "Share of categories that the reference does not know.", "model", "version", "column"
 )
+QUALITY_NON_FINITE = _gauge("quality_non_finite_ratio", "Share of infinite values.", "model", "version", "column")
+QUALITY_CONSTANT = _gauge(
+    "quality_constant",
+    "1 when a column that varied in the reference has one value only.",
+    "model", "version", "column",
+)  # fmt: skip
+QUALITY_DUPLICATED = _gauge(
+    "quality_duplicated_rows_ratio", "Share of the latest rows that repeat another's features.", "model", "version"
+)
+QUALITY_VIOLATIONS = _counter(
+    "quality_violations_total",
+    "Rows that broke a rule of the schema; they are measured all the same.",
+    "model", "version", "column", "rule",
+)  # fmt: skip   # rule: type | required | finite | range | categories | unique | unexpected
+QUALITY_VOLUME = _gauge(
+    "quality_volume_ratio", "Rows of the last closed window, divided by the rows expected of it.", "model"
+)
+QUALITY_AGE = _gauge("quality_latest_row_age_seconds", "Time since the event time of the latest row.", "model")
+QUALITY_AGE_LIMIT = _gauge("quality_latest_row_age_limit_seconds", "Age at which a model's data is stale.", "model")
 QUALITY_ROWS = _gauge("quality_rows_per_second", "Events a second in the last closed window.", "model", "version")
 PERFORMANCE_SCORE = _gauge(
     "performance_score", "Score of the predictions whose labels have come.", "model", "version", "metric"

@@ -1,0 +1,133 @@
+"""The quality monitor: every accepted row against its schema, counted and kept aside; volume, age and duplicates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from collectors.quality.aside import KeptRow
+from collectors.quality.duplicates import RecentRows, row_hashes
+from collectors.quality.schema import Schema, SchemaEdit
+from collectors.quality.violations import Violation, check
+from collectors.quality.volume import Volume
+from observability.events import FEATURE
+from observability.profile import Profile
+
+NANOSECONDS = 1_000_000_000
+# Rows of one broken rule that are kept aside of one batch; all are counted.
+KEPT_OF_A_BATCH = 20
+MAX_VALUE = 200
+# Without an age limit in the schema, data is stale after so many usual gaps.
+STALE_WINDOWS = 10
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a batch of one version showed: broken rules with their numbers of rows, by (column, rule)."""
+
+    model: str
+    version: str
+    counts: Mapping[tuple[str, str], int]
+
+
+@dataclass(slots=True)
+class QualityMonitor:
+    """The state of quality over all versions. `keep` is given the rows to keep aside. Not thread-safe."""
+
+    window_seconds: float
+    keep: Callable[[Sequence[KeptRow]], object]
+    edits: dict[str, SchemaEdit] = field(default_factory=dict)
+    _inferred: dict[Key, Schema] = field(default_factory=dict)
+    _recent: dict[Key, RecentRows] = field(default_factory=dict)
+    _volumes: dict[str, Volume] = field(default_factory=dict)
+
+    def set_reference(self, model: str, version: str, reference: Profile) -> None:
+        """Infers the version's schema from its reference."""
+        self._inferred[model, version] = Schema.inferred(reference)
+
+    def edit(self, model: str, edit: SchemaEdit) -> None:
+        """Changes the schema of all versions of a model. SchemaError when that contradicts itself."""
+        for (name, _), schema in self._inferred.items():
+            if name == model:
+                schema.edited(edit)
+        Schema().edited(SchemaEdit(rows_per_second=edit.rows_per_second, max_age_seconds=edit.max_age_seconds))
+        self.edits[model] = edit
+
+    def schema(self, model: str, version: str) -> Schema:
+        """The rules in force for a version: inferred, then edited. Without a reference, what the edit alone says."""
+        inferred = self._inferred.get((model, version), Schema())
+        edit = self.edits.get(model)
+        return inferred.edited(edit) if edit is not None else inferred
+
+    def observe(self, model: str, version: str, events: pa.Table) -> Observed:
+        """Checks a batch of one version's rows; nothing is dropped or changed by what is found."""
+        key = (model, version)
+        times = events.column("time").cast(pa.int64())
+        if events.num_rows:
+            self._volume(model).row_at(pc.max(times).as_py() / NANOSECONDS)
+        features = [name for name in events.schema.names if name.startswith(FEATURE)]
+        if features:
+            self._recent.setdefault(key, RecentRows()).add(row_hashes(events, features))
+        found = check(events, self.schema(model, version))
+        kept = [row for violation in found for row in _kept(model, version, events, violation)]
+        if kept:
+            self.keep(kept)
+        return Observed(model, version, {(item.column, item.rule): len(item.rows) for item in found})
+
+    def closed(self, model: str, end: float, rows: int) -> None:
+        """Says that a window of a version closed with so many rows."""
+        self._volume(model).closed(end, rows, self.window_seconds)
+
+    def duplicated_ratio(self, model: str, version: str) -> float:
+        """Share of the version's latest rows whose features repeat another row's."""
+        recent = self._recent.get((model, version))
+        return recent.duplicated_ratio() if recent else 0.0
+
+    def volume_ratio(self, model: str) -> float:
+        """Rows of the model's last window against what is expected; NaN while nothing can be expected."""
+        return self._volume(model).ratio(self._own(model).rows_per_second)
+
+    def age(self, model: str, now: float) -> float:
+        """Seconds since the latest row; NaN before the first."""
+        return self._volume(model).age(now)
+
+    def age_limit(self, model: str) -> float:
+        """Age in seconds at which the model's data is stale."""
+        limit = self._own(model).max_age_seconds
+        return limit if limit is not None else STALE_WINDOWS * self.window_seconds
+
+    def models(self) -> list[str]:
+        """Models that rows have come of."""
+        return [model for model, volume in self._volumes.items() if math.isfinite(volume.latest)]
+
+    def forget(self, model: str, version: str) -> None:
+        """Forgets the recent rows of a version that has fallen silent."""
+        self._recent.pop((model, version), None)
+
+    def _own(self, model: str) -> SchemaEdit:
+        return self.edits.get(model) or SchemaEdit()
+
+    def _volume(self, model: str) -> Volume:
+        return self._volumes.setdefault(model, Volume())
+
+
+def _kept(model: str, version: str, events: pa.Table, violation: Violation) -> list[KeptRow]:
+    chosen = events.take(pa.array(violation.rows[:KEPT_OF_A_BATCH]))
+    ids = chosen.column("id").to_pylist()
+    times = chosen.column("time").cast(pa.int64()).to_pylist()
+    held = violation.column in events.schema.names
+    values = chosen.column(violation.column).to_pylist() if held else [None] * len(ids)
+    return [
+        KeptRow(model, version, id_, time / NANOSECONDS, violation.column, violation.rule, _text(value))
+        for id_, time, value in zip(ids, times, values, strict=True)
+    ]
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)[:MAX_VALUE]

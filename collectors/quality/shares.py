@@ -1,0 +1,58 @@
+"""Quality of a window's values against the reference: missing, non-finite, out of range, unseen, constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from collectors.drift.judge import missing_ratio
+from observability.columns import CategoricalColumn, Column, NumericColumn
+
+# A window of fewer values may well be all alike.
+CONSTANT_ROWS = 50
+# A reference column in which one cell holds more than this hardly varies itself.
+CONSTANT_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnQuality:
+    """Shares of a column's rows. A share that the column's kind does not have is None."""
+
+    missing_ratio: float
+    out_of_range_ratio: float | None
+    unseen_ratio: float | None
+    non_finite_ratio: float | None
+
+
+def column_quality(window: Column) -> ColumnQuality:
+    """Quality of one column of a window's profile; out of range and unseen are shares of the rows with a value."""
+    return ColumnQuality(missing_ratio(window), _out_of_range(window), _unseen(window), _non_finite(window))
+
+
+def became_constant(reference: Column, window: Column) -> bool:
+    """Whether a column that varied in the reference has one value in all rows of the window (at least fifty)."""
+    if window.count < CONSTANT_ROWS or not reference.count or reference.counts.max() > CONSTANT_SHARE * reference.count:
+        return False
+    if isinstance(window, NumericColumn):
+        return window.minimum == window.maximum
+    return int(np.count_nonzero(window.counts)) == 1
+
+
+def _out_of_range(window: Column) -> float | None:
+    if not isinstance(window, NumericColumn):
+        return None
+    values = window.count + window.positive_infinite + window.negative_infinite
+    return window.out_of_range / values if values else 0.0
+
+
+def _unseen(window: Column) -> float | None:
+    if not isinstance(window, CategoricalColumn):
+        return None
+    return window.unseen / window.count if window.count else 0.0
+
+
+def _non_finite(window: Column) -> float | None:
+    if not isinstance(window, NumericColumn):
+        return None
+    return (window.positive_infinite + window.negative_infinite) / window.rows if window.rows else 0.0

@@ -1,0 +1,295 @@
+"""Schemas inferred and edited, rows checked against them, duplicates, volume, and what is kept aside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from collectors.database import open_database
+from collectors.journal import Journal
+from collectors.quality import (
+    ColumnRules,
+    QualityMonitor,
+    RecentRows,
+    Schema,
+    SchemaEdit,
+    SchemaError,
+    Volume,
+    became_constant,
+    check,
+    row_hashes,
+)
+from collectors.quality.aside import KeptAside, KeptRow
+from observability.profile import Profile
+
+
+def reference() -> Profile:
+    generator = np.random.default_rng(1)
+    return Profile.of(
+        pa.table(
+            {
+                "feature.temp": generator.uniform(10.0, 90.0, 2_000),
+                "feature.gust": pa.array([None, *generator.normal(0, 1, 1_999)]),
+                "feature.carrier": generator.choice(["AA", "DL"], 2_000),
+                "feature.night": generator.random(2_000) < 0.3,
+                "prediction.p": generator.random(2_000),
+            }
+        )
+    )
+
+
+def broken(table: pa.Table, schema: Schema) -> dict[tuple[str, str], list[int]]:
+    return {(item.column, item.rule): item.rows.tolist() for item in check(table, schema)}
+
+
+def rows(**changed: object) -> pa.Table:
+    columns = {
+        "feature.temp": [50.0, 60.0, 70.0],
+        "feature.gust": [0.0, None, 1.0],
+        "feature.carrier": ["AA", "DL", "AA"],
+        "feature.night": [True, False, True],
+        "prediction.p": [0.1, 0.2, 0.3],
+        "outcome": ["ok", "ok", "ok"],
+    }
+    columns |= {name.replace("__", "."): value for name, value in changed.items()}
+    return pa.table({name: value for name, value in columns.items() if value is not None})
+
+
+def test_the_inferred_schema_says_what_the_reference_showed() -> None:
+    schema = Schema.inferred(reference())
+
+    temp, carrier = schema.columns["feature.temp"], schema.columns["feature.carrier"]
+    assert temp.required
+    assert temp.finite
+    assert temp.minimum is not None
+    assert temp.maximum is not None
+    assert -80 < temp.minimum < -60  # the range, doubled on each side: absurd values break it, new extremes do not
+    assert 160 < temp.maximum < 180
+    assert sorted(carrier.categories or ()) == ["AA", "DL"]
+    assert not schema.columns["feature.gust"].required
+    assert not schema.columns["prediction.p"].required
+    assert schema.columns["feature.night"] == ColumnRules(type="boolean", required=True)
+
+
+def test_rows_that_fit_break_nothing() -> None:
+    assert broken(rows(), Schema.inferred(reference())) == {}
+    assert check(rows().slice(0, 0), Schema.inferred(reference())) == []
+
+
+def test_each_rule_names_the_rows_that_break_it() -> None:
+    table = rows(
+        feature__temp=[50.0, float("nan"), 5_000.0],
+        feature__gust=[float("inf"), None, 1.0],
+        feature__carrier=["AA", "ZZ", None],
+        feature__night=["yes", "no", None],
+        feature__new=[1, 2, 3],
+    )
+
+    assert broken(table, Schema.inferred(reference())) == {
+        ("feature.temp", "required"): [1],
+        ("feature.temp", "range"): [2],
+        ("feature.gust", "finite"): [0],
+        ("feature.carrier", "required"): [2],
+        ("feature.carrier", "categories"): [1],
+        ("feature.night", "type"): [0, 1],
+        ("feature.new", "unexpected"): [0, 1, 2],
+    }
+
+
+def test_a_required_column_that_is_absent_is_missing_in_every_row() -> None:
+    assert broken(rows(feature__temp=None), Schema.inferred(reference())) == {("feature.temp", "required"): [0, 1, 2]}
+
+
+def test_dictionary_encoded_and_chunked_columns_are_checked_alike() -> None:
+    schema = Schema.inferred(reference())
+    plain = rows(feature__carrier=["AA", "ZZ", "ZZ"])
+    coded = plain.set_column(
+        plain.schema.get_field_index("feature.carrier"),
+        "feature.carrier",
+        plain.column("feature.carrier").dictionary_encode(),
+    )
+    chunked = pa.concat_tables([plain.slice(0, 2), plain.slice(2)])
+
+    assert broken(plain, schema) == broken(coded, schema) == broken(chunked, schema)
+
+
+def test_a_prediction_is_due_only_where_the_outcome_is_ok() -> None:
+    schema = Schema(columns={"prediction.p": ColumnRules(type="numeric", required=True)})
+    table = pa.table({"prediction.p": [None, None, 0.5], "outcome": ["ok", "model_error", "ok"]})
+
+    assert broken(table, schema) == {("prediction.p", "required"): [0]}
+
+
+def test_a_unique_column_names_the_later_rows() -> None:
+    schema = Schema(columns={"feature.id": ColumnRules(type="categorical", unique=True)})
+    table = pa.table({"feature.id": pa.chunked_array([["a", "b", None], ["a", None, "b", "c"]])})
+
+    assert broken(table, schema) == {("feature.id", "unique"): [3, 5]}
+
+
+def test_an_edit_changes_what_it_names_and_keeps_the_rest() -> None:
+    inferred = Schema.inferred(reference())
+    edit = SchemaEdit.from_json(
+        json.dumps(
+            {
+                "columns": {
+                    "feature.temp": {"maximum": None, "required": False},
+                    "feature.night": None,
+                    "feature.id": {"type": "categorical", "unique": True},
+                },
+                "rows_per_second": 20,
+            }
+        ).encode()
+    )
+
+    edited = inferred.edited(edit)
+
+    assert edited.columns["feature.temp"].maximum is None
+    assert edited.columns["feature.temp"].minimum == inferred.columns["feature.temp"].minimum
+    assert "feature.night" not in edited.columns
+    assert edited.columns["feature.id"].unique
+    assert edited.columns["feature.carrier"] == inferred.columns["feature.carrier"]
+    assert edited.rows_per_second == 20
+    assert SchemaEdit.from_json(edit.to_json()) == edit
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"[]", "the body is not a schema"),
+        (b'{"colums": {}}', "colums"),
+        (b'{"columns": {"x": {"maximun": 1}}}', "maximun"),
+        (b'{"rows_per_second": -1}', "rows_per_second is -1"),
+        (b'{"columns": {"feature.temp": {"minimum": "low"}}}', "minimum"),
+    ],
+)
+def test_an_edit_that_cannot_be_read_says_why(body: bytes, says: str) -> None:
+    with pytest.raises(SchemaError, match=says):
+        SchemaEdit.from_json(body)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"feature.temp": {"minimum": 5.0, "maximum": 1.0}}, "minimum 5.0 above its maximum 1.0"),
+        ({"feature.temp": {"type": "number"}}, "known are numeric"),
+        ({"feature.other": {"minimum": 5.0}}, "give its type"),
+        ({"feature.carrier": {"categories": []}}, "allows no category"),
+    ],
+)
+def test_an_edit_that_contradicts_itself_says_so(columns: dict[str, object], says: str) -> None:
+    edit = SchemaEdit.from_json(json.dumps({"columns": columns}).encode())
+
+    with pytest.raises(SchemaError, match=says):
+        Schema.inferred(reference()).edited(edit)
+
+
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.none(), st.floats(allow_nan=False)), st.one_of(st.none(), st.text(max_size=3))),
+        min_size=1,
+    ),
+    st.integers(0, 10),
+)
+def test_rows_have_equal_hashes_exactly_where_they_are_equal(values: list[tuple[float, str]], cut: int) -> None:
+    table = pa.table(
+        {"a": pa.array([a for a, _ in values], pa.float64()), "b": pa.array([b for _, b in values], pa.utf8())}
+    )
+    chunked = pa.concat_tables([table.slice(0, cut), table.slice(cut)])
+    same = {(None if a is None else np.float64(a).tobytes(), b) for a, b in values}
+
+    hashes = row_hashes(table, ["a", "b"])
+
+    assert len(np.unique(hashes)) == len(same)
+    assert np.array_equal(hashes, row_hashes(chunked, ["a", "b"]))
+
+
+def test_recent_rows_forget_the_oldest_batches() -> None:
+    recent = RecentRows(limit=100)
+    recent.add(np.zeros(100, np.uint64))
+    assert recent.duplicated_ratio() == 0.99
+
+    recent.add(np.arange(100, dtype=np.uint64))
+
+    assert recent.rows == 100
+    assert recent.duplicated_ratio() == 0
+
+
+def test_volume_is_measured_against_the_windows_before_it_and_versions_add_up() -> None:
+    volume = Volume()
+    for minute in range(1, 7):
+        volume.closed(60.0 * minute, 500, 60)
+        volume.closed(60.0 * minute, 100, 60)
+    assert volume.ratio() == pytest.approx(1.0)
+
+    volume.closed(420, 60, 60)
+
+    assert volume.ratio() == pytest.approx(0.1)
+    assert volume.ratio(expected=0.5) == pytest.approx(2.0)
+
+
+def test_a_window_says_when_a_column_became_constant() -> None:
+    known = reference()
+    stuck = known.empty().updated(
+        pa.table({"feature.temp": np.full(60, 20.0), "feature.carrier": ["AA"] * 60, "feature.night": [True] * 60})
+    )
+    few = known.empty().updated(pa.table({"feature.temp": np.full(10, 20.0)}))
+
+    constant = [name for name, column in stuck.columns.items() if became_constant(known.columns[name], column)]
+
+    assert constant == ["feature.temp", "feature.carrier", "feature.night"]
+    assert not became_constant(known.columns["feature.temp"], few.columns["feature.temp"])
+
+
+def test_the_monitor_counts_all_and_keeps_some_once(tmp_path: Path) -> None:
+    journal = Journal(open_database(f"sqlite:///{tmp_path}/q.db"))
+    aside = KeptAside(journal)
+    monitor = QualityMonitor(60.0, aside.put)
+    monitor.set_reference("m", "1", reference())
+    events = pa.table(
+        {
+            "id": [f"r{number}" for number in range(100)],
+            "time": pa.array(np.arange(100) * 1_000_000_000, pa.timestamp("ns", "UTC")),
+            "outcome": ["ok"] * 100,
+            "feature.temp": np.full(100, 1e6),
+            "feature.carrier": ["AA"] * 100,
+            "feature.night": [True] * 100,
+        }
+    )
+
+    for _ in range(2):
+        observed = monitor.observe("m", "1", events)
+    aside.put([]).result()
+
+    assert observed.counts == {("feature.temp", "range"): 100}
+    kept = aside.latest("m", 100)
+    assert len(kept) == 20
+    assert kept[0] == KeptRow("m", "1", "r19", 19.0, "feature.temp", "range", "1000000.0")
+    assert monitor.duplicated_ratio("m", "1") == 0.995
+    assert monitor.age("m", 109.0) == 10
+    assert monitor.age_limit("m") == 600
+    aside.prune(5)
+    assert [row.id for row in aside.latest("m", 100)] == ["r19", "r18", "r17", "r16", "r15"]
+    journal.close()
+
+
+def test_an_edit_outlives_the_process_and_the_version(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/q.db"
+    journal = Journal(open_database(url))
+    edit = SchemaEdit.from_json(b'{"columns": {"feature.temp": {"maximum": 75}}, "max_age_seconds": 5}')
+    KeptAside(journal).edit("m", edit, 1.0).result()
+    journal.close()
+
+    again = Journal(open_database(url))
+    monitor = QualityMonitor(60.0, KeptAside(again).put, KeptAside(again).edits())
+    monitor.set_reference("m", "2", reference())
+
+    assert monitor.schema("m", "2").columns["feature.temp"].maximum == 75
+    assert monitor.age_limit("m") == 5
+    again.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -47,15 +48,43 @@ def test_rows_fall_into_the_window_of_their_event_time(events: Events) -> None:
     assert [(pane.start - T0, pane.rows) for pane in windows.open_panes()] == [(30, 1)]
 
 
-def test_a_row_behind_the_watermark_is_late_and_not_measured(events: Events) -> None:
+def test_a_row_behind_the_watermark_amends_its_closed_window(events: Events) -> None:
     windows = Windows(SETTINGS)
     windows.add(table(events(1, time_s=T0 + 20)), now=T0 + 20)
-    windows.advance(T0 + 20)
+    windows.add(table(events(5, time_s=T0 + 3)), now=T0 + 20)
+    (first,) = windows.advance(T0 + 20)
 
     added = windows.add(table(events(2, time_s=[T0 + 3, T0 + 12])), now=T0 + 20)
 
+    assert added.amended == {("delay", "1"): 1}
+    assert added.measured == {("delay", "1"): 2}
+    assert not added.late
+    (again,) = windows.amended()
+    assert (again.start, again.rows, again.revision) == (T0, 6, 1)
+    assert first.rows == 5
+    assert windows.amended() == []
+
+
+def test_a_window_of_which_nothing_was_known_is_amended_too(events: Events) -> None:
+    windows = Windows(SETTINGS)
+    windows.add(table(events(1, time_s=T0 + 40)), now=T0 + 40)
+    windows.advance(T0 + 40)
+    windows.add(table(events(3, time_s=T0 + 3, version="2")), now=T0 + 40)
+
+    (amended,) = windows.amended()
+
+    assert (amended.version, amended.start, amended.end, amended.rows) == ("2", T0, T0 + 10, 3)
+
+
+def test_a_row_behind_the_horizon_is_late_and_not_measured(events: Events) -> None:
+    windows = Windows(replace(SETTINGS, amend_seconds=20))
+    windows.add(table(events(1, time_s=T0 + 45)), now=T0 + 45)
+    windows.advance(T0 + 45)
+
+    added = windows.add(table(events(3, time_s=[T0 + 19, T0 + 20, T0 + 39])), now=T0 + 45)
+
     assert added.late == {("delay", "1"): 1}
-    assert added.measured == {("delay", "1"): 1}
+    assert added.amended == {("delay", "1"): 2}
 
 
 def test_a_quiet_model_is_closed_by_the_wall_clock(events: Events) -> None:

@@ -1,0 +1,289 @@
+"""One pane: what is known of one version's rows in one tumbling window, whole and by slice; panes add up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from collectors.drift.bins import Counts
+from observability import names
+from observability.columns import CategoricalColumn, Column, ProfileError
+from observability.profile import Profile
+
+logger = logging.getLogger(__name__)
+
+# Cells about 5 % wide from 10 µs to 1000 s: a quantile is read to that precision, and panes add up.
+LATENCY_EDGES = np.geomspace(1e-5, 1e3, 370)
+# Rows wait in a pane until this many are there: one pass over a profile costs about the same for 10 and 1,000 rows.
+FOLD_ROWS = 4_096
+MISSING, OTHER = "missing", "other"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slicing:
+    """By which columns a pane is also kept in parts: text or boolean ones, and at most `values` values of each."""
+
+    columns: tuple[str, ...] = ()
+    values: int = 20
+    """The reference's most frequent values; without the column in the reference, the first in the alphabet. The rest
+    of the rows are pooled as `other`, and rows without a value are the slice `missing`."""
+
+    def __post_init__(self) -> None:
+        if self.values < 1:
+            raise ValueError(f"slices need at least one value a column, not {self.values}")
+        if len(set(self.columns)) != len(self.columns):
+            raise ValueError(f"a column is sliced by twice: {', '.join(self.columns)}")
+
+
+NO_SLICES = Slicing()
+
+
+@dataclass(slots=True)
+class Pane:
+    """What is known of one version's rows in [start, end), unix seconds. Without a reference `profile` is None.
+
+    `slices` has the same by slice column and value. `revision` counts how often the pane was amended after it closed.
+    """
+
+    model: str
+    version: str
+    start: float
+    end: float
+    rows: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    latencies: Counts = field(default_factory=lambda: np.zeros(len(LATENCY_EDGES) + 1, np.int64))
+    profile: Profile | None = None
+    slices: dict[str, dict[str, Pane]] = field(default_factory=dict)
+    revision: int = 0
+    _slicing: Slicing = NO_SLICES
+    _reference: Profile | None = None
+    _waiting: list[pa.Table] = field(default_factory=list)
+    _waiting_rows: int = 0
+
+    def add(self, table: pa.Table, reference: Profile | None, slicing: Slicing = NO_SLICES) -> None:
+        """Adds rows; they are profiled when enough of them wait, or at `folded`."""
+        self.rows += table.num_rows
+        for outcome, count in _value_counts(table.column("outcome")):
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + count
+        self.latencies += latency_counts(table.column("latency_seconds"))
+        if reference is None and not slicing.columns:
+            return
+        if self.profile is None and reference is not None:
+            self.profile = reference.empty()
+        self._reference, self._slicing = reference, slicing
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        if self._waiting_rows >= FOLD_ROWS:
+            self.folded()
+
+    def folded(self) -> Pane:
+        """This pane with every row in its profile and its slices."""
+        waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
+        if not waiting:
+            return self
+        try:
+            self._fold(pa.concat_tables(waiting, promote_options="default"))
+        except (pa.ArrowException, ProfileError):
+            self._fold_singly(waiting)
+        return self
+
+    def without_profile(self) -> None:
+        """Forgets the profiles: what comes from here on is counted against another reference."""
+        self.folded()
+        self.profile = None
+        for part in self.parts():
+            part.profile = None
+
+    def parts(self) -> Iterator[Pane]:
+        """The panes of all slices."""
+        for values in self.slices.values():
+            yield from values.values()
+
+    def copy(self) -> Pane:
+        """A pane of the same rows, to which adding leaves this one as it is."""
+        self.folded()
+        slices = {
+            column: {value: part.copy() for value, part in parts.items()} for column, parts in self.slices.items()
+        }
+        return Pane(
+            self.model,
+            self.version,
+            self.start,
+            self.end,
+            self.rows,
+            dict(self.outcomes),
+            self.latencies.copy(),
+            self.profile,
+            slices,
+            self.revision,
+        )
+
+    def absorb(self, other: Pane) -> None:
+        """Adds the rows of another pane of the same version, whose profile counts if it has this one's layout."""
+        other.folded()
+        self.start, self.end = min(self.start, other.start), max(self.end, other.end)
+        self.rows += other.rows
+        self.latencies = self.latencies + other.latencies
+        for outcome, count in other.outcomes.items():
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + count
+        if self.profile is not None and other.profile is not None and same_layout(self.profile, other.profile):
+            self.profile = self.profile + other.profile
+        for column, values in other.slices.items():
+            own = self.slices.setdefault(column, {})
+            for value, part in values.items():
+                if value in own:
+                    own[value].absorb(part)
+                else:
+                    own[value] = part.copy()
+
+    def faults(self) -> int:
+        """Rows whose outcome is the version's fault."""
+        return sum(self.outcomes.get(outcome, 0) for outcome in names.FAULTS)
+
+    def to_json(self) -> bytes:
+        """The closed pane as JSON."""
+        return msgspec.json.encode(self._stored())
+
+    @staticmethod
+    def from_json(model: str, version: str, start: float, end: float, body: bytes) -> Pane:
+        """The pane that `to_json` wrote."""
+        return _restored(model, version, start, end, msgspec.json.decode(body, type=_StoredPane))
+
+    def _stored(self) -> _StoredPane:
+        self.folded()
+        return _StoredPane(
+            rows=self.rows,
+            outcomes=self.outcomes,
+            latencies=self.latencies.tolist(),
+            profile=self.profile.to_json().decode() if self.profile else None,
+            slices={
+                column: {value: part._stored() for value, part in parts.items()}
+                for column, parts in self.slices.items()
+            },
+            revision=self.revision,
+        )
+
+    def _fold(self, table: pa.Table) -> None:
+        if self.profile is not None:
+            self.profile = self.profile.updated(table)
+        for column in self._slicing.columns:
+            if column in table.schema.names:
+                self._fold_slices(column, table)
+
+    def _fold_singly(self, waiting: list[pa.Table]) -> None:
+        """Batches whose types do not go together; one that does not fit the reference is left out of the profile."""
+        for table in waiting:
+            try:
+                self._fold(table)
+            except (pa.ArrowException, ProfileError) as error:
+                logger.warning("rows of %s version %s do not fit its reference: %s", self.model, self.version, error)
+
+    def _fold_slices(self, column: str, table: pa.Table) -> None:
+        reference = self._reference.columns.get(column) if self._reference else None
+        known = frequent_values(reference, self._slicing.values)
+        parts = self.slices.setdefault(column, {})
+        for value, rows in _by_value(table, column, known):
+            part = parts.get(value)
+            if part is None:
+                part = parts[value] = Pane(self.model, self.version, self.start, self.end)
+            part.add(rows, self._reference)
+            part.folded()
+        if known is None:
+            self._pool(parts)
+
+    def _pool(self, parts: dict[str, Pane]) -> None:
+        """Keeps the first values in the alphabet: which those are does not depend on the order in which rows came."""
+        surplus = sorted(value for value in parts if value not in (MISSING, OTHER))[self._slicing.values :]
+        for value in surplus:
+            part = parts.pop(value)
+            if OTHER in parts:
+                parts[OTHER].absorb(part)
+            else:
+                parts[OTHER] = part
+
+
+class _StoredPane(msgspec.Struct):
+    rows: int
+    outcomes: dict[str, int]
+    latencies: list[int]
+    profile: str | None
+    slices: dict[str, dict[str, _StoredPane]] = {}
+    revision: int = 0
+
+
+def _restored(model: str, version: str, start: float, end: float, stored: _StoredPane) -> Pane:
+    slices = {
+        column: {value: _restored(model, version, start, end, part) for value, part in parts.items()}
+        for column, parts in stored.slices.items()
+    }
+    profile = Profile.from_json(stored.profile.encode()) if stored.profile else None
+    latencies = np.array(stored.latencies, np.int64)
+    return Pane(model, version, start, end, stored.rows, stored.outcomes, latencies, profile, slices, stored.revision)
+
+
+def merge_panes(panes: Iterable[Pane]) -> Pane:
+    """The sliding window over panes of one version, at least one. Panes of another reference's layout are left out."""
+    first, *others = sorted((pane.folded() for pane in panes), key=lambda pane: pane.end, reverse=True)
+    total = first.copy()
+    for pane in others:
+        total.absorb(pane)
+    return total
+
+
+def same_layout(left: Profile, right: Profile) -> bool:
+    """Whether two profiles may be added and compared cell by cell."""
+    try:
+        left.empty() + right.empty()
+    except ProfileError:
+        return False
+    return True
+
+
+def latency_counts(column: pa.ChunkedArray) -> Counts:
+    """Latencies (seconds) counted in the cells of `LATENCY_EDGES`, with open tails; null and NaN are left out."""
+    values = column.drop_null().to_numpy()
+    values = values[~np.isnan(values)]
+    return np.bincount(np.searchsorted(LATENCY_EDGES, values, side="right"), minlength=len(LATENCY_EDGES) + 1)
+
+
+def frequent_values(column: Column | None, most: int) -> frozenset[str] | None:
+    """The values that a reference's column is sliced by: its `most` most frequent. None when it says nothing of them."""
+    if column is None:
+        return None
+    if column.kind == "boolean":
+        return frozenset(("true", "false"))
+    if not isinstance(column, CategoricalColumn):
+        return None
+    counts = column.counts[: len(column.categories)]
+    order = np.argsort(-counts, kind="stable")[:most]
+    return frozenset(str(column.categories[position]) for position in order)
+
+
+def _by_value(table: pa.Table, column: str, known: frozenset[str] | None) -> list[tuple[str, pa.Table]]:
+    """The rows of each slice; a value that is not `known` belongs to `other`."""
+    texts = table.column(column).cast(pa.utf8()).combine_chunks()
+    encoded = pc.dictionary_encode(texts)
+    labels = [value if known is None or value in known else OTHER for value in encoded.dictionary.to_pylist()]
+    names_, position = np.unique(np.array([*labels, MISSING], object).astype(str), return_inverse=True)
+    codes = position[pc.fill_null(encoded.indices, len(labels)).to_numpy(zero_copy_only=False)]
+    order = np.argsort(codes, kind="stable")
+    if len(codes) and codes[order[0]] == codes[order[-1]]:
+        return [(str(names_[codes[0]]), table)]
+    ordered = table.take(pa.array(order))
+    ends = np.searchsorted(codes[order], np.arange(len(names_)), side="right")
+    starts = np.concatenate([[0], ends[:-1]])
+    return [
+        (str(name), ordered.slice(start, end - start))
+        for name, start, end in zip(names_, starts.tolist(), ends.tolist(), strict=True)
+        if end > start
+    ]
+
+
+def _value_counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:
+    return [(item["values"], item["counts"]) for item in pc.value_counts(column).to_pylist()]

@@ -28,6 +28,8 @@ from collectors.journal import Journal
 from collectors.measure import Measurer, Measures, MeasureSettings
 from collectors.performance import JoinSettings
 from collectors.push import PushGroups
+from collectors.quality import QualityMonitor
+from collectors.quality.aside import KeptAside
 from collectors.query import Engine, QueryApi
 from collectors.references import ClosedWindows, References
 from collectors.replay import models_of, tables_since
@@ -99,7 +101,9 @@ class Collector:
         self.windows = ClosedWindows(self.journal)
         self.references = References(self.journal, clock)
         self.spans = SpanStore(self.journal)
-        self.measures = Measures(config.measure_settings(), self.signals, clock, self._keep_window)
+        self.aside = KeptAside(self.journal)
+        quality = QualityMonitor(config.window_seconds, self.aside.put)
+        self.measures = Measures(config.measure_settings(), self.signals, clock, self._keep_window, quality)
         self.measurer = Measurer(self.measures, self._page_changed)
         self.log = EventLog(self.journal, config.lake, clock, self.measurer.put)
         own = {"job": OWN_JOB, "instance": f"{config.host}:{config.query_port}"}
@@ -118,6 +122,7 @@ class Collector:
     def start(self) -> None:
         """Takes up where the last run stopped: references, closed windows, the log, and the lake's latest rows."""
         now = self.clock()
+        self.measures.quality.edits.update(self.aside.edits())
         for model, version, profile in self.references.all():
             self.measures.set_reference(model, version, profile)
         closed = self.windows.all()
@@ -142,6 +147,7 @@ class Collector:
             measures=self.measures,
             measurer=self.measurer,
             windows=self.windows,
+            aside=self.aside,
             spans=self.spans,
             store=self.store,
             settings=self.config.retention,
@@ -189,6 +195,7 @@ class Collector:
             measures=self.measures,
             measurer=self.measurer,
             references=self.references,
+            aside=self.aside,
             spans=self.spans,
             pushes=PushGroups(self.store, self.clock),
             signals=self.signals,
@@ -213,6 +220,7 @@ class Collector:
     def _query(self) -> Starlette:
         views = Views(
             measures=self.measures,
+            aside=self.aside,
             spans=self.spans,
             signals=self.signals,
             reports=Reports(self.measures, self.config.lake, self.clock),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge
 from collectors.performance import QUANTILES, error_ratio, latency_quantile
-from collectors.quality import column_quality
+from collectors.quality import QualityMonitor, became_constant, column_quality
 from collectors.windows import Key, Pane, same_layout
 from observability import names
 from observability.names import Metric
@@ -27,7 +27,7 @@ class Value:
 def pane_values(last: Pane, judged: Pane, reference: Profile | None, thresholds: DriftThresholds) -> list[Value]:
     """All that is known of a version when a window closes: drift and quality are those of `judged`."""
     version = {"model": last.model, "version": last.version}
-    values = _performance_values(last, version) + _quality_values(judged, version)
+    values = _performance_values(last, version) + _quality_values(judged, reference, version)
     verdicts = verdicts_of(judged, reference, thresholds)
     if not verdicts:
         return values
@@ -66,6 +66,22 @@ def score_values(key: Key, rows: int, scored: Mapping[str, float]) -> list[Value
     return values + [Value(names.PERFORMANCE_SCORE, {**version, "metric": m}, s) for m, s in scored.items()]
 
 
+def duplicate_values(key: Key, ratio: float) -> list[Value]:
+    """The share of a version's latest rows that repeat another."""
+    return [Value(names.QUALITY_DUPLICATED, {"model": key[0], "version": key[1]}, ratio)]
+
+
+def traffic_values(quality: QualityMonitor, model: str, now: float) -> list[Value]:
+    """How much comes of a model and how old the latest of it is; what is not known yet is left out."""
+    labels = {"model": model}
+    values = [
+        Value(names.QUALITY_VOLUME, labels, quality.volume_ratio(model)),
+        Value(names.QUALITY_AGE, labels, quality.age(model, now)),
+        Value(names.QUALITY_AGE_LIMIT, labels, quality.age_limit(model)),
+    ]
+    return [value for value in values if not math.isnan(value.value)]
+
+
 def _performance_values(pane: Pane, version: dict[str, str]) -> list[Value]:
     rate = pane.rows / (pane.end - pane.start)
     values = [
@@ -80,7 +96,7 @@ def _performance_values(pane: Pane, version: dict[str, str]) -> list[Value]:
     return values
 
 
-def _quality_values(pane: Pane, version: dict[str, str]) -> list[Value]:
+def _quality_values(pane: Pane, reference: Profile | None, version: dict[str, str]) -> list[Value]:
     profile = pane.folded().profile
     values: list[Value] = []
     for name, column in profile.columns.items() if profile else ():
@@ -91,4 +107,9 @@ def _quality_values(pane: Pane, version: dict[str, str]) -> list[Value]:
             values.append(Value(names.QUALITY_OUT_OF_RANGE, labels, quality.out_of_range_ratio))
         if quality.unseen_ratio is not None:
             values.append(Value(names.QUALITY_UNSEEN, labels, quality.unseen_ratio))
+        if quality.non_finite_ratio is not None:
+            values.append(Value(names.QUALITY_NON_FINITE, labels, quality.non_finite_ratio))
+        if reference is not None and name in reference.columns:
+            constant = became_constant(reference.columns[name], column)
+            values.append(Value(names.QUALITY_CONSTANT, labels, float(constant)))
     return values

@@ -13,6 +13,7 @@ from pathlib import Path
 from collectors.events import EventLog
 from collectors.exposition import page_of, with_target_labels
 from collectors.measure import Measurer, Measures
+from collectors.quality.aside import KeptAside
 from collectors.references import ClosedWindows
 from collectors.replay import predictions_with_ids
 from collectors.scrape import next_tick
@@ -74,6 +75,7 @@ class Housekeeping:
     measures: Measures
     measurer: Measurer
     windows: ClosedWindows
+    aside: KeptAside
     spans: SpanStore
     store: Store
     settings: Retention
@@ -104,6 +106,7 @@ class Housekeeping:
         self.spans.prune(now - self.settings.traces_seconds)
         self.log.forget_batches(now - BATCH_IDS_SECONDS)
         self.windows.prune(self.measures.settings.history_windows)
+        self.aside.prune()
         while self.store.prune(now):
             pass
 

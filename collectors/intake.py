@@ -22,6 +22,8 @@ from collectors.measure import Measurer, Measures
 from collectors.otlp import IntakeError
 from collectors.otlp_metrics import Translated, translate
 from collectors.push import BadGroup, PushGroups, group_labels
+from collectors.quality import SchemaEdit, SchemaError
+from collectors.quality.aside import KeptAside
 from collectors.references import References
 from collectors.signals import Signals
 from collectors.spans import SpanStore, log_rows, span_rows
@@ -50,6 +52,7 @@ class Intake:
     measures: Measures
     measurer: Measurer
     references: References
+    aside: KeptAside
     spans: SpanStore
     pushes: PushGroups
     signals: Signals
@@ -70,6 +73,7 @@ class Intake:
                     self._answered("references", self.reference),
                     methods=["GET", "PUT"],
                 ),
+                Route("/v1/schemas/{model}", self._answered("schemas", self.schema), methods=["GET", "PUT"]),
                 push,
                 Route("/health/live", self.live),
                 Route("/health/ready", self.ready),
@@ -110,6 +114,16 @@ class Intake:
         )
         await asyncio.wrap_future(done)
         return JSONResponse({"model": model, "version": version})
+
+    async def schema(self, request: Request) -> Response:
+        model = request.path_params["model"]
+        if request.method == "PUT":
+            edit = SchemaEdit.from_json(await self._body(request))
+            self.measures.edit_schema(model, edit)
+            await asyncio.wrap_future(self.aside.edit(model, edit, self.clock()))
+        versions = self.measures.versions(model)
+        schema, _ = self.measures.quality_of(model, versions[-1] if versions else "")
+        return JSONResponse(schema.to_json())
 
     async def push(self, request: Request) -> Response:
         # The raw path: a slash inside a value is sent percent-encoded, and must not split it.
@@ -209,7 +223,7 @@ class Intake:
             refusal = IntakeError(400, "disconnected", "the client went away before its body was complete")
         elif isinstance(error, IntakeError):
             refusal = error
-        elif isinstance(error, BadBatch | BadExposition | BadGroup | ProfileError | UnicodeDecodeError):
+        elif isinstance(error, BadBatch | BadExposition | BadGroup | ProfileError | SchemaError | UnicodeDecodeError):
             refusal = IntakeError(400, "unreadable", str(error))
         elif isinstance(error, sa.exc.DBAPIError | OSError | JournalClosed):
             refusal = IntakeError(503, "not_durable", f"the batch could not be made durable: {error}", 5)

@@ -15,11 +15,12 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from collectors.computed import pane_values, score_values
+from collectors.computed import duplicate_values, pane_values, score_values, traffic_values
 from collectors.drift import DriftThresholds
 from collectors.performance import JoinSettings, LabelJoin, scores
+from collectors.quality import QualityMonitor, Schema, SchemaEdit
 from collectors.signals import Signals
-from collectors.windows import Key, Pane, Windows, WindowSettings, merge_panes
+from collectors.windows import Key, Pane, Windows, WindowSettings, by_version, merge_panes
 from observability import names
 from observability.profile import Profile
 
@@ -50,9 +51,15 @@ class Measures:
     """The state of measuring. `closed` is called with each closed pane. Thread-safe; time comes from `clock`."""
 
     def __init__(
-        self, settings: MeasureSettings, signals: Signals, clock: Clock, closed: Callable[[Pane], None]
+        self,
+        settings: MeasureSettings,
+        signals: Signals,
+        clock: Clock,
+        closed: Callable[[Pane], None],
+        quality: QualityMonitor | None = None,
     ) -> None:
         self.settings = settings
+        self.quality = quality or QualityMonitor(settings.windows.window_seconds, keep=lambda _: None)
         self.windows = Windows(settings.windows)
         self.join = LabelJoin(settings.join)
         self._signals = signals
@@ -69,6 +76,7 @@ class Measures:
     def set_reference(self, model: str, version: str, profile: Profile) -> None:
         with self._lock:
             self.windows.set_reference(model, version, profile)
+            self.quality.set_reference(model, version, profile)
 
     def reference(self, model: str, version: str) -> Profile | None:
         with self._lock:
@@ -80,6 +88,24 @@ class Measures:
             known = {version for name, version in self._history if name == model}
             known |= {version for name, version in self.windows.references() if name == model}
         return sorted(known, key=lambda version: (len(version), version))
+
+    def edit_schema(self, model: str, edit: SchemaEdit) -> None:
+        """Changes the schema of all of a model's versions. SchemaError when the outcome contradicts itself."""
+        with self._lock:
+            self.quality.edit(model, edit)
+
+    def quality_of(self, model: str, version: str) -> tuple[Schema, list[dict[str, object]]]:
+        """The schema in force for a version, and how many rows of each version broke which rule since the start."""
+        with self._lock:
+            schema = self.quality.schema(model, version)
+        counted = self._signals.metrics[names.QUALITY_VIOLATIONS].collect()
+        broken = [
+            {**{name: sample.labels[name] for name in ("version", "column", "rule")}, "rows": int(sample.value)}
+            for family in counted
+            for sample in family.samples
+            if sample.labels.get("model") == model and sample.name.endswith("_total")
+        ]
+        return schema, sorted(broken, key=lambda item: -int(str(item["rows"])))
 
     def judged(self, model: str, version: str, limit: int) -> list[Pane]:
         """The last `limit` judged windows, oldest first: each the sum of `judged_windows` closed ones."""
@@ -115,11 +141,13 @@ class Measures:
                 self._to_score.add(key)
             for key, rows in added.late.items():
                 self._signals.metrics[names.LATE_ROWS].labels(*key).inc(rows)
+            self._check(table, counted=True)
 
     def replay(self, events: pa.Table, first_open_ns: int) -> None:
         """Takes in rows of the lake after a restart: those of windows not closed yet are measured, none is counted."""
         with self._lock:
             self.join.add_predictions(events)
+            self._check(events, counted=False)
             limit = pa.scalar(first_open_ns, pa.int64()).cast(events.schema.field("time").type)
             in_open_windows = events.filter(pc.greater_equal(events.column("time"), limit))
             if in_open_windows.num_rows:
@@ -141,6 +169,8 @@ class Measures:
                 self._publish_pane(pane, now)
             for model in {pane.model for pane in self.windows.open_panes()} | {pane.model for pane in closed}:
                 self._signals.metrics[names.WATERMARK].labels(model).set(self.windows.watermark(model, now) or 0.0)
+            for model in self.quality.models():
+                self._signals.publish(("traffic", model), traffic_values(self.quality, model, now))
             scored = self._score(now)
             return bool(self._forget_silent(now) or closed or scored)
 
@@ -149,6 +179,13 @@ class Measures:
         with self._lock:
             taken, self._unmatched = self._unmatched, {}
             return taken
+
+    def _check(self, events: pa.Table, *, counted: bool) -> None:
+        """Checks rows against their schemas; those replayed after a restart were counted before it."""
+        for model, version, part in by_version(events):
+            observed = self.quality.observe(model, version, part)
+            for (column, rule), rows in observed.counts.items() if counted else ():
+                self._signals.metrics[names.QUALITY_VIOLATIONS].labels(model, version, column, rule).inc(rows)
 
     def _apply_labels(self, table: pa.Table, now: float) -> None:
         joined = self.join.add_labels(table)
@@ -167,7 +204,9 @@ class Measures:
         self._closed(pane)
         key = (pane.model, pane.version)
         reference = self.windows.reference(*key)
+        self.quality.closed(pane.model, pane.end, pane.rows)
         values = pane_values(pane, self._judged[key][-1], reference, self.settings.thresholds)
+        values += duplicate_values(key, self.quality.duplicated_ratio(*key))
         self._signals.publish(("pane", *key), values)
         self._active_at["pane", *key] = now
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from collectors.computed import methods, verdicts_of
 from collectors.measure import Measures
 from collectors.quality import column_quality
+from collectors.quality.aside import KeptAside
 from collectors.query.errors import QueryError
 from collectors.report import NoReport, Reports
 from collectors.scrape import Scraper
@@ -29,6 +30,7 @@ from observability.metrics import exposition
 
 MAX_TRACES = 1_000
 MAX_LOGS = 10_000
+MAX_KEPT = 2_000
 PROXY_SECONDS = 10.0
 
 
@@ -37,6 +39,7 @@ class Views:
     """What the handlers read; `routes()` are added to the query application."""
 
     measures: Measures
+    aside: KeptAside
     spans: SpanStore
     signals: Signals
     reports: Reports
@@ -45,6 +48,7 @@ class Views:
     def routes(self) -> list[Route]:
         return [
             Route("/api/drift/{model}", self.drift),
+            Route("/api/quality/{model}", self.quality),
             Route("/api/traces", self.traces),
             Route("/api/traces/{trace_id}", self.trace),
             Route("/api/services", self.services),
@@ -59,6 +63,12 @@ class Views:
         model, version = request.path_params["model"], request.query_params.get("version")
         limit = _count(request, "windows", 60, self.measures.settings.history_windows)
         return _json(await asyncio.to_thread(drift_view, self.measures, model, version, limit))
+
+    async def quality(self, request: Request) -> Response:
+        model, version = request.path_params["model"], request.query_params.get("version")
+        limit = _count(request, "limit", 100, MAX_KEPT)
+        column = request.query_params.get("column")
+        return _json(await asyncio.to_thread(quality_view, self.measures, self.aside, model, version, limit, column))
 
     async def traces(self, request: Request) -> Response:
         limit = _count(request, "limit", 20, MAX_TRACES)
@@ -109,6 +119,27 @@ def drift_view(measures: Measures, model: str, version: str | None, limit: int) 
     references = [found for name in versions if (found := measures.reference(model, name)) is not None]
     reference = {name: column_json(column) for name, column in references[-1].columns.items()} if references else {}
     return {"model": model, "versions": versions, "reference": reference, "windows": windows[-limit:] if limit else []}
+
+
+def quality_view(
+    measures: Measures, aside: KeptAside, model: str, version: str | None, limit: int, column: str | None
+) -> dict[str, Any]:
+    """The JSON of `/api/quality`: the schema in force for a version (the latest), and the rows that broke it."""
+    versions = measures.versions(model)
+    chosen = version or (versions[-1] if versions else None)
+    schema, broken = measures.quality_of(model, chosen or "")
+    kept = [
+        {
+            "version": row.version,
+            "id": row.id,
+            "time": row.time,
+            "column": row.column,
+            "rule": row.rule,
+            "value": row.value,
+        }
+        for row in aside.latest(model, limit, column)
+    ]
+    return {"model": model, "version": chosen, "schema": schema.to_json(), "broken": broken, "rows": kept}
 
 
 def window_json(measures: Measures, pane: Pane) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from collectors.computed import duplicate_values, pane_values, score_values, traffic_values
 from collectors.drift import DriftThresholds
 from collectors.performance import JoinSettings, LabelJoin, scores
-from collectors.quality import QualityMonitor, Schema, SchemaEdit
+from collectors.quality import Observed, QualityMonitor, Schema, SchemaEdit
 from collectors.signals import Signals
 from collectors.windows import Key, Pane, Windows, WindowSettings, by_version, merge_panes
 from observability import names
@@ -169,6 +169,7 @@ class Measures:
                 self._publish_pane(pane, now)
             for model in {pane.model for pane in self.windows.open_panes()} | {pane.model for pane in closed}:
                 self._signals.metrics[names.WATERMARK].labels(model).set(self.windows.watermark(model, now) or 0.0)
+            self._count(self.quality.checked())
             for model in self.quality.models():
                 self._signals.publish(("traffic", model), traffic_values(self.quality, model, now))
             scored = self._score(now)
@@ -182,10 +183,17 @@ class Measures:
 
     def _check(self, events: pa.Table, *, counted: bool) -> None:
         """Checks rows against their schemas; those replayed after a restart were counted before it."""
-        for model, version, part in by_version(events):
-            observed = self.quality.observe(model, version, part)
-            for (column, rule), rows in observed.counts.items() if counted else ():
-                self._signals.metrics[names.QUALITY_VIOLATIONS].labels(model, version, column, rule).inc(rows)
+        observed = [self.quality.observe(*part) for part in by_version(events)]
+        if counted:
+            self._count([found for found in observed if found is not None])
+        else:
+            self.quality.checked()
+
+    def _count(self, observed: list[Observed]) -> None:
+        violations = self._signals.metrics[names.QUALITY_VIOLATIONS]
+        for found in observed:
+            for (column, rule), rows in found.counts.items():
+                violations.labels(found.model, found.version, column, rule).inc(rows)
 
     def _apply_labels(self, table: pa.Table, now: float) -> None:
         joined = self.join.add_labels(table)

@@ -5,7 +5,7 @@ shown.
 """
 
 from collectors.quality.duplicates import RecentRows, row_hashes
-from collectors.quality.monitor import QualityMonitor
+from collectors.quality.monitor import Observed, QualityMonitor
 from collectors.quality.schema import ColumnRules, Schema, SchemaEdit, SchemaError
 from collectors.quality.shares import ColumnQuality, became_constant, column_quality
 from collectors.quality.violations import Violation, check
@@ -14,6 +14,7 @@ from collectors.quality.volume import Volume
 __all__ = [
     "ColumnQuality",
     "ColumnRules",
+    "Observed",
     "QualityMonitor",
     "RecentRows",
     "Schema",

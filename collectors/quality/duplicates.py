@@ -57,20 +57,24 @@ class RecentRows:
 
 
 def _column_hashes(values: pa.ChunkedArray) -> Hashes:
-    parts = [_chunk_hashes(chunk) for chunk in values.chunks]
+    kind = values.type
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        numbers = values if kind == pa.float64() else values.cast(pa.float64(), safe=False)
+        bits = np.ascontiguousarray(numbers.to_numpy()).view(np.uint64)
+        if not values.null_count:
+            return bits
+        bits = bits.copy()
+        bits[values.is_null().to_numpy()] = _MISSING
+        return bits
+    parts = [_named_hashes(chunk) for chunk in values.chunks]
     return np.concatenate(parts) if parts else np.empty(0, np.uint64)
 
 
-def _chunk_hashes(values: pa.Array) -> Hashes:
-    if pa.types.is_floating(values.type) or pa.types.is_integer(values.type):
-        numbers = np.ascontiguousarray(values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(False))
-        hashes = _mixed(numbers.view(np.uint64))
-        hashes[np.asarray(values.is_null(), bool)] = _MISSING
-        return hashes
+def _named_hashes(values: pa.Array) -> Hashes:
     coded = values if pa.types.is_dictionary(values.type) else _texts(values).dictionary_encode()
     known = np.array([_text_hash(value) for value in coded.dictionary.to_pylist()] + [int(_MISSING)], np.uint64)
-    codes = coded.indices.cast(pa.int64()).fill_null(len(known) - 1).to_numpy(False)
-    found: Hashes = known[codes]
+    codes = coded.indices.fill_null(len(known) - 1) if coded.null_count else coded.indices
+    found: Hashes = known[codes.to_numpy(False)]
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ NANOSECONDS = 1_000_000_000
 # Rows of one broken rule that are kept aside of one batch; all are counted.
 KEPT_OF_A_BATCH = 20
 MAX_VALUE = 200
+# A check costs about the same for 10 and for 1,000 rows.
+CHECKED_ROWS = 2_048
 # Without an age limit in the schema, data is stale after so many usual gaps.
 STALE_WINDOWS = 10
 
@@ -46,6 +49,7 @@ class QualityMonitor:
     _inferred: dict[Key, Schema] = field(default_factory=dict)
     _recent: dict[Key, RecentRows] = field(default_factory=dict)
     _volumes: dict[str, Volume] = field(default_factory=dict)
+    _waiting: dict[Key, list[pa.Table]] = field(default_factory=dict)
 
     def set_reference(self, model: str, version: str, reference: Profile) -> None:
         """Infers the version's schema from its reference."""
@@ -65,20 +69,35 @@ class QualityMonitor:
         edit = self.edits.get(model)
         return inferred.edited(edit) if edit is not None else inferred
 
-    def observe(self, model: str, version: str, events: pa.Table) -> Observed:
-        """Checks a batch of one version's rows; nothing is dropped or changed by what is found."""
-        key = (model, version)
-        times = events.column("time").cast(pa.int64())
-        if events.num_rows:
-            self._volume(model).row_at(pc.max(times).as_py() / NANOSECONDS)
-        features = [name for name in events.schema.names if name.startswith(FEATURE)]
-        if features:
-            self._recent.setdefault(key, RecentRows()).add(row_hashes(events, features))
-        found = check(events, self.schema(model, version))
-        kept = [row for violation in found for row in _kept(model, version, events, violation)]
-        if kept:
-            self.keep(kept)
-        return Observed(model, version, {(item.column, item.rule): len(item.rows) for item in found})
+    def observe(self, model: str, version: str, events: pa.Table) -> Observed | None:
+        """Takes in a version's rows; what they break is told once enough of them wait, or by `checked`."""
+        if not events.num_rows:
+            return None
+        latest = pc.max(events.column("time").cast(pa.int64())).as_py()
+        self._volume(model).row_at(latest / NANOSECONDS)
+        waiting = self._waiting.setdefault((model, version), [])
+        waiting.append(events)
+        if sum(table.num_rows for table in waiting) < CHECKED_ROWS:
+            return None
+        return self._check(model, version, self._waiting.pop((model, version)))
+
+    def checked(self) -> list[Observed]:
+        """Checks the rows that wait. Nothing is dropped or changed by what is found."""
+        waiting, self._waiting = self._waiting, {}
+        return [self._check(model, version, tables) for (model, version), tables in waiting.items()]
+
+    def _check(self, model: str, version: str, waiting: list[pa.Table]) -> Observed:
+        counts: Counter[tuple[str, str]] = Counter()
+        for events in _joined(waiting):
+            features = [name for name in events.schema.names if name.startswith(FEATURE)]
+            if features:
+                self._recent.setdefault((model, version), RecentRows()).add(row_hashes(events, features))
+            found = check(events, self.schema(model, version))
+            kept = [row for violation in found for row in _kept(model, version, events, violation)]
+            if kept:
+                self.keep(kept)
+            counts.update({(item.column, item.rule): len(item.rows) for item in found})
+        return Observed(model, version, counts)
 
     def closed(self, model: str, end: float, rows: int) -> None:
         """Says that a window of a version closed with so many rows."""
@@ -115,6 +134,14 @@ class QualityMonitor:
 
     def _volume(self, model: str) -> Volume:
         return self._volumes.setdefault(model, Volume())
+
+
+def _joined(tables: list[pa.Table]) -> list[pa.Table]:
+    """The tables as one; as they are where a column changed its type between them."""
+    try:
+        return [pa.concat_tables(tables, promote_options="default").combine_chunks()]
+    except pa.ArrowException:
+        return tables
 
 
 def _kept(model: str, version: str, events: pa.Table, violation: Violation) -> list[KeptRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -56,33 +57,42 @@ def _column(table: pa.Table, name: str, rules: ColumnRules) -> Iterator[Violatio
     if not _is(rules.type, values.type):
         yield Violation(name, "type", _where(pc.is_valid(values)))
         return
-    present = pc.is_valid(values)
     if rules.type == "numeric":
-        values = values.cast(pa.float64(), safe=False)
-        present = pc.and_(present, pc.invert(pc.fill_null(pc.is_nan(values), False)))
-        yield from _numeric(name, rules, values, present)
+        yield from _numeric(name, rules, values, due)
+    else:
+        yield from _named(name, rules, values, due)
+    if rules.unique:
+        yield from _some(name, "unique", _repeated(values))
+
+
+def _numeric(name: str, rules: ColumnRules, values: pa.ChunkedArray, due: Rows) -> Iterator[Violation]:
+    numbers = _numbers(values)
+    low = -math.inf if rules.minimum is None else rules.minimum
+    high = math.inf if rules.maximum is None else rules.maximum
+    # NaN and infinities show in the extremes, too: one look clears a column that breaks nothing.
+    if low <= numbers.min() and numbers.max() <= high and np.isfinite(numbers.min() + numbers.max()):
+        return
+    infinite, missing = np.isinf(numbers), np.isnan(numbers)
+    if rules.finite:
+        yield from _some(name, "finite", np.flatnonzero(infinite))
+    yield from _some(name, "range", np.flatnonzero(((numbers < low) | (numbers > high)) & ~infinite))
     if rules.required:
-        yield from _some(name, "required", np.intersect1d(_where(pc.invert(present)), due, assume_unique=True))
+        yield from _some(name, "required", due[missing[due]])
+
+
+def _named(name: str, rules: ColumnRules, values: pa.ChunkedArray, due: Rows) -> Iterator[Violation]:
+    if rules.required and values.null_count:
+        yield from _some(name, "required", np.intersect1d(_where(pc.is_null(values)), due, assume_unique=True))
     if rules.categories is not None and rules.type == "categorical":
         known = pc.is_in(values, value_set=pa.array(rules.categories, values.type))
-        yield from _some(name, "categories", _where(pc.and_(present, pc.invert(known))))
-    if rules.unique:
-        yield from _some(name, "unique", _repeated(values, present))
+        if not pc.all(known).as_py():
+            yield from _some(name, "categories", _where(pc.and_(pc.is_valid(values), pc.invert(known))))
 
 
-def _numeric(name: str, rules: ColumnRules, values: pa.ChunkedArray, present: pa.ChunkedArray) -> Iterator[Violation]:
-    finite = pc.fill_null(pc.is_finite(values), False)
-    if rules.finite:
-        yield from _some(name, "finite", _where(pc.and_(present, pc.invert(finite))))
-    outside = []
-    if rules.minimum is not None:
-        outside.append(pc.less(values, rules.minimum))
-    if rules.maximum is not None:
-        outside.append(pc.greater(values, rules.maximum))
-    for number, breaks in enumerate(outside):
-        outside[number] = pc.and_(finite, pc.fill_null(breaks, False))
-    if outside:
-        yield from _some(name, "range", _where(outside[0] if len(outside) == 1 else pc.or_(*outside)))
+def _numbers(values: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """The values as float64, NaN where they are missing."""
+    floats = values if pa.types.is_floating(values.type) else values.cast(pa.float64(), safe=False)
+    return np.asarray(floats.to_numpy(), np.float64)
 
 
 def _some(name: str, rule: Rule, rows: Rows) -> Iterator[Violation]:
@@ -101,9 +111,9 @@ def _where(mask: pa.ChunkedArray) -> Rows:
     return np.flatnonzero(np.asarray(mask.to_numpy(), bool))
 
 
-def _repeated(values: pa.ChunkedArray, present: pa.ChunkedArray) -> Rows:
-    """The rows whose value came in an earlier row already."""
-    rows = _where(present)
+def _repeated(values: pa.ChunkedArray) -> Rows:
+    """The rows whose value came in an earlier row already; missing values repeat nothing."""
+    rows = _where(pc.is_valid(values))
     codes = values.take(pa.array(rows)).dictionary_encode()
     numbers = np.concatenate([np.empty(0, np.int64), *(chunk.indices.to_numpy() for chunk in codes.chunks)])
     _, first = np.unique(numbers, return_index=True)

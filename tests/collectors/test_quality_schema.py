@@ -264,7 +264,8 @@ def test_the_monitor_counts_all_and_keeps_some_once(tmp_path: Path) -> None:
     )
 
     for _ in range(2):
-        observed = monitor.observe("m", "1", events)
+        assert monitor.observe("m", "1", events) is None  # too few to be worth a check yet
+        (observed,) = monitor.checked()
     aside.put([]).result()
 
     assert observed.counts == {("feature.temp", "range"): 100}
@@ -277,6 +278,19 @@ def test_the_monitor_counts_all_and_keeps_some_once(tmp_path: Path) -> None:
     aside.prune(5)
     assert [row.id for row in aside.latest("m", 100)] == ["r19", "r18", "r17", "r16", "r15"]
     journal.close()
+
+
+def test_batches_whose_types_differ_are_checked_one_by_one() -> None:
+    monitor = QualityMonitor(60.0, lambda _: None)
+    monitor.set_reference("m", "1", reference())
+    stamp = pa.array([0], pa.timestamp("ns", "UTC"))
+    for value in (["hot"], [5.0]):
+        monitor.observe("m", "1", pa.table({"id": ["a"], "time": stamp, "feature.temp": value}))
+
+    (observed,) = monitor.checked()
+
+    assert observed.counts[("feature.temp", "type")] == 1
+    assert monitor.checked() == []
 
 
 def test_an_edit_outlives_the_process_and_the_version(tmp_path: Path) -> None:

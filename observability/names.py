@@ -153,9 +153,44 @@ QUALITY_VOLUME = _gauge(
 QUALITY_AGE = _gauge("quality_latest_row_age_seconds", "Time since the event time of the latest row.", "model")
 QUALITY_AGE_LIMIT = _gauge("quality_latest_row_age_limit_seconds", "Age at which a model's data is stale.", "model")
 QUALITY_ROWS = _gauge("quality_rows_per_second", "Events a second in the last closed window.", "model", "version")
+# The scores of probabilities against 0/1 labels, and of other numbers; `positive_ratio` and `prediction_mean` describe.
+CLASSIFICATION_SCORES = (
+    "roc_auc", "pr_auc", "log_loss", "brier", "ece", "accuracy", "precision", "recall", "f1",
+    "positive_ratio", "prediction_mean",
+)  # fmt: skip
+REGRESSION_SCORES = ("mae", "rmse", "r2", "bias", "prediction_mean")
 PERFORMANCE_SCORE = _gauge(
     "performance_score", "Score of the predictions whose labels have come.", "model", "version", "metric"
-)  # metric: log_loss | accuracy | roc_auc | brier | positive_ratio | prediction_mean
+)  # metric: one of CLASSIFICATION_SCORES or REGRESSION_SCORES
+PERFORMANCE_LOW = _gauge(
+    "performance_score_low", "Lower end of the score's 95 % confidence interval.", "model", "version", "metric"
+)
+PERFORMANCE_HIGH = _gauge(
+    "performance_score_high", "Upper end of the score's 95 % confidence interval.", "model", "version", "metric"
+)
+ESTIMATED_SCORE = _gauge(
+    "estimated_performance_score",
+    "Score of the last window expected from its calibrated predictions, before any label comes.",
+    "model", "version", "metric",
+)  # fmt: skip
+ESTIMATED_LOW = _gauge(
+    "estimated_performance_score_low",
+    "Lower end of the range in which the expected score lies while nothing has changed.",
+    "model", "version", "metric",
+)  # fmt: skip
+ESTIMATED_HIGH = _gauge(
+    "estimated_performance_score_high",
+    "Upper end of the range in which the expected score lies while nothing has changed.",
+    "model", "version", "metric",
+)  # fmt: skip
+ESTIMATED_ALERT = _gauge(
+    "estimated_performance_alert", "1 when the expected score has left its range.", "model", "version", "metric"
+)
+ESTIMATED_ERROR = _gauge(
+    "estimated_performance_error",
+    "Expected less realised score of the last window whose labels have come.",
+    "model", "version", "metric",
+)  # fmt: skip
 PERFORMANCE_LABELLED = _gauge("performance_labelled_rows", "Labelled predictions in the score.", "model", "version")
 OBSERVED_LATENCY = _gauge(
     "observed_latency_seconds", "Quantile q of the latency of a version's events.", "model", "version", "q"

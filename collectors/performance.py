@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from collectors.drift.bins import Counts
+from collectors.scores import LabelledRow, LabelledWindows, classification_scores, regression_scores
 from collectors.windows import LATENCY_EDGES, Key, Pane, by_version
 from observability.events import PREDICTION
 
 Floats = npt.NDArray[np.float64]
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
-PROBABILITY_FLOOR = 1e-15
 
 
 def latency_quantile(counts: Counts, q: float) -> float:
@@ -38,35 +38,12 @@ def error_ratio(pane: Pane) -> float:
 
 
 def scores(predictions: Floats, labels: Floats) -> dict[str, float]:
-    """Scores of probabilities against 0/1 labels, by name.
-
-    For other labels or predictions only `prediction_mean` has a meaning, and ROC AUC needs both classes; what has no
-    meaning is left out. Log loss is clipped at 1e-15, as in scikit-learn before 1.3's eps="auto".
-    """
+    """Scores of rows by name: `classification_scores` for probabilities and 0/1 labels, else `regression_scores`."""
     if not len(labels):
         return {}
-    found = {"prediction_mean": float(predictions.mean())}
-    binary = bool(np.isin(labels, (0.0, 1.0)).all()) and predictions.min() >= 0 and predictions.max() <= 1
-    if not binary:
-        return found
-    clipped = np.clip(predictions, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
-    found["log_loss"] = float(-np.mean(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped)))
-    found["brier"] = float(np.mean((predictions - labels) ** 2))
-    found["accuracy"] = float(np.mean((predictions >= 0.5) == (labels == 1)))
-    found["positive_ratio"] = float(labels.mean())
-    if 0 < found["positive_ratio"] < 1:
-        found["roc_auc"] = roc_auc(predictions, labels)
-    return found
-
-
-def roc_auc(predictions: Floats, labels: Floats) -> float:
-    """Area under the ROC curve by the rank sum, ties at half (Hanley & McNeil 1982); labels hold both 0 and 1."""
-    _, inverse, counts = np.unique(predictions, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positives = labels == 1
-    num_positive = int(positives.sum())
-    num_negative = len(labels) - num_positive
-    return float((ranks[positives].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+    if np.isin(labels, (0.0, 1.0)).all() and predictions.min() >= 0 and predictions.max() <= 1:
+        return classification_scores(predictions, labels)
+    return regression_scores(predictions, labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +82,13 @@ class LabelJoin:
     """Labels and predictions joined by id, in any order of arrival; the latest label of an id wins.
 
     A version's scores are a function of its last `scored_rows` labelled predictions by (time, id), so they do not
-    depend on the order in which anything came and equal a batch computation over the same rows. Not thread-safe.
+    depend on the order in which anything came and equal a batch computation over the same rows. Every row that is
+    joined, again or anew, goes to `windows`, too. Not thread-safe.
     """
 
-    def __init__(self, settings: JoinSettings | None = None) -> None:
+    def __init__(self, settings: JoinSettings | None = None, windows: LabelledWindows | None = None) -> None:
         self.settings = settings or JoinSettings()
+        self.windows = windows
         self._versions: dict[Key, _Version] = {}
         self._waiting: dict[str, OrderedDict[str, tuple[float, int]]] = {}
 
@@ -123,7 +102,7 @@ class LabelJoin:
             times = part.column("time").cast(pa.int64()).to_pylist()
             state = self._version((model, version))
             _remember(state.predictions, ids, list(zip(times, values.tolist(), strict=True)))
-            self._join_waiting(model, state, ids)
+            self._join_waiting((model, version), state, ids)
             while len(state.predictions) > self.settings.remembered_rows:
                 state.predictions.popitem(last=False)
 
@@ -134,7 +113,7 @@ class LabelJoin:
         columns = (labels.column("model"), labels.column("id"), labels.column("label"))
         times = labels.column("time").cast(pa.int64()).to_pylist()
         for model, id_, label, time in zip(*(column.to_pylist() for column in columns), times, strict=True):
-            if label is None or math.isnan(label):
+            if label is None or not math.isfinite(label):
                 continue
             if self._join(model, id_, label, time):
                 matched[model] = matched.get(model, 0) + 1
@@ -164,13 +143,17 @@ class LabelJoin:
 
     def _join(self, model: str, id_: str, label: float, time: int) -> bool:
         found = False
-        for (name, _), state in self._versions.items():
+        for (name, version), state in self._versions.items():
             if name == model and (prediction := state.predictions.get(id_)) is not None:
-                self._keep(state, id_, prediction, label, time)
+                self._keep((name, version), state, id_, prediction, label, time)
                 found = True
         return found
 
-    def _keep(self, state: _Version, id_: str, prediction: tuple[int, float], label: float, time: int) -> None:
+    def _keep(
+        self, key: Key, state: _Version, id_: str, prediction: tuple[int, float], label: float, time: int
+    ) -> None:
+        if self.windows is not None:
+            self.windows.put(*key, (id_,), (LabelledRow(*prediction, label, time),))
         old = state.labelled.get(id_)
         if math.isfinite(prediction[1]) and (old is None or (time, label) >= (old[3], old[2])):
             state.labelled[id_] = (*prediction, label, time)
@@ -190,14 +173,14 @@ class LabelJoin:
         while len(waiting) > self.settings.waiting_labels:
             waiting.popitem(last=False)
 
-    def _join_waiting(self, model: str, state: _Version, ids: Iterable[str]) -> None:
-        waiting = self._waiting.get(model)
+    def _join_waiting(self, key: Key, state: _Version, ids: Iterable[str]) -> None:
+        waiting = self._waiting.get(key[0])
         if not waiting:
             return
         for id_ in ids:
             label = waiting.get(id_)
             if label is not None and id_ in state.predictions:
-                self._keep(state, id_, state.predictions[id_], *label)
+                self._keep(key, state, id_, state.predictions[id_], *label)
 
 
 def _remember(known: OrderedDict[str, tuple[int, float]], ids: list[str], rows: list[tuple[int, float]]) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn import metrics
 
 from collectors.performance import JoinSettings, LabelJoin, latency_quantile, predictions_of, scores
 from collectors.windows import latency_counts
@@ -50,8 +51,7 @@ def test_scores_are_the_textbooks(rows: list[tuple[float, bool]]) -> None:
 
     found = scores(predictions, labels)
 
-    clipped = np.clip(predictions, 1e-15, 1 - 1e-15)
-    assert found["log_loss"] == pytest.approx(-np.mean(np.where(labels == 1, np.log(clipped), np.log1p(-clipped))))
+    assert found["log_loss"] == pytest.approx(metrics.log_loss(labels, predictions, labels=[0, 1]), abs=1e-9)
     assert found["brier"] == pytest.approx(np.mean((predictions - labels) ** 2))
     assert found["accuracy"] == np.mean((predictions >= 0.5) == (labels == 1))
     assert found["positive_ratio"] == labels.mean()
@@ -62,8 +62,12 @@ def test_scores_are_the_textbooks(rows: list[tuple[float, bool]]) -> None:
         assert "roc_auc" not in found
 
 
-def test_labels_that_are_not_classes_have_only_a_prediction_mean() -> None:
-    assert scores(np.array([1.0, 3.0]), np.array([2.0, 5.0])) == {"prediction_mean": 2.0}
+def test_labels_that_are_not_classes_are_scored_as_numbers() -> None:
+    found = scores(np.array([1.0, 3.0]), np.array([2.0, 5.0]))
+
+    assert found["mae"] == 1.5
+    assert found["bias"] == -1.5
+    assert "log_loss" not in found
     assert scores(np.array([]), np.array([])) == {}
 
 

@@ -1,0 +1,121 @@
+"""RegressionSums: what is kept of predicted and true numbers, a monoid of exact sums."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from collectors.scores.cells import ScoreError
+from collectors.scores.exact import UNIT_EXPONENT, exact_sum
+from collectors.scores.histogram import Score, mean_score
+from collectors.scores.intervals import normal_quantile
+
+Floats = npt.NDArray[np.float64]
+
+_FORMAT = 1
+# Beyond it a square or a fourth power is infinite.
+LARGEST = 1e75
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionSums:
+    """Rows, and exact sums of prediction p, label y, error e = p - y and their powers.
+
+    `a + b` is that of both, bit for bit, in any order and partition; `a - b` takes rows out again.
+    """
+
+    rows: int = 0
+    sums: tuple[int, ...] = (0,) * 12
+    """Σ of p, p², y, y², y³, y⁴, e, |e|, e², e⁴, y e² and y² e², in units of 2**-1074."""
+
+    @classmethod
+    def of(cls, predictions: Floats, labels: Floats) -> RegressionSums:
+        """Of predictions and labels, shape (rows,) each. Raises ScoreError unless they are as many, and finite."""
+        p, y = np.asarray(predictions, np.float64).ravel(), np.asarray(labels, np.float64).ravel()
+        if len(p) != len(y):
+            raise ScoreError(f"{len(y)} labels for {len(p)} predictions: give one each")
+        if len(p) and not (np.abs(p).max() <= LARGEST and np.abs(y).max() <= LARGEST):
+            raise ScoreError(f"predictions and labels must be finite and at most {LARGEST:g} in size: leave others out")
+        return cls(len(p), tuple(exact_sum(values) for values in _powers(p, y)))
+
+    def __add__(self, other: RegressionSums) -> RegressionSums:
+        if not isinstance(other, RegressionSums):
+            return NotImplemented
+        return RegressionSums(self.rows + other.rows, tuple(map(int.__add__, self.sums, other.sums)))
+
+    def __sub__(self, other: RegressionSums) -> RegressionSums:
+        """Without the rows of `other`, which must have been added. Raises ScoreError when there are too few."""
+        if not isinstance(other, RegressionSums):
+            return NotImplemented
+        if other.rows > self.rows:
+            raise ScoreError("rows can only be taken out of sums that they are in")
+        return RegressionSums(self.rows - other.rows, tuple(map(int.__sub__, self.sums, other.sums)))
+
+    def scores(self, confidence: float = 0.95) -> dict[str, Score]:
+        """`mae`, `bias`, `prediction_mean` (normal intervals), `rmse` (root of the mean square's), `r2` (delta method).
+
+        None without rows; `r2` needs labels that differ. Values are those of the rows but for one rounding.
+        """
+        if not self.rows:
+            return {}
+        z, n = normal_quantile(confidence), self.rows
+        p, p2, y, y2, _, _, e, size, e2, e4, *_ = self.sums
+        found = {
+            "prediction_mean": mean_score(p, p2, n, z),
+            "bias": mean_score(e, e2, n, z),
+            "mae": mean_score(size, e2, n, z),
+        }
+        square = mean_score(e2, e4, n, z)
+        found["rmse"] = Score(*(math.sqrt(max(0.0, value)) for value in (square.value, square.low, square.high)))
+        total = n * (y2 << UNIT_EXPONENT) - y * y  # n² times the variance of y, in units of 2**-2148
+        if total > 0:
+            value = 1 - n * (e2 << UNIT_EXPONENT) / total
+            error = self._r2_error(1 - value)
+            found["r2"] = Score(value, value - z * error, value + z * error)
+        return found
+
+    def _r2_error(self, ratio: float) -> float:
+        """The standard error of R² = 1 - Σe²/Σ(y-ȳ)²: of the mean of e² - ratio (y-ȳ)², over the variance of y."""
+        n = self.rows
+        if n < 3:
+            return math.nan
+        scale = n << UNIT_EXPONENT
+        _, _, y, y2, y3, y4, _, _, e2, e4, ye2, y2e2 = (Fraction(total, scale) for total in self.sums)
+        share, variance = Fraction(ratio), y2 - y * y
+        fourth = y4 - 4 * y * y3 + 6 * y * y * y2 - 3 * y**4
+        cross = y2e2 - 2 * y * ye2 + y * y * e2
+        spread = e4 - 2 * share * cross + share * share * fourth - (e2 - share * variance) ** 2
+        return math.sqrt(max(0.0, float(spread / variance**2 / (n - 1))))
+
+    def to_json(self) -> bytes:
+        """About 3 kB of JSON."""
+        return msgspec.json.encode(_Stored(_FORMAT, self.rows, [format(total, "x") for total in self.sums]))
+
+    @classmethod
+    def from_json(cls, body: bytes) -> RegressionSums:
+        """The sums that `to_json` wrote. Raises ScoreError on any other bytes."""
+        try:
+            stored = msgspec.json.decode(body, type=_Stored)
+            found = cls(stored.rows, tuple(int(total, 16) for total in stored.sums))
+        except (msgspec.DecodeError, ValueError) as wrong:
+            raise ScoreError(f"these are no stored regression sums: {wrong}") from wrong
+        if stored.format != _FORMAT or len(found.sums) != 12:
+            raise ScoreError(f"regression sums of format {stored.format} cannot be read: this is format {_FORMAT}")
+        return found
+
+
+class _Stored(msgspec.Struct):
+    format: int
+    rows: int
+    sums: list[str]
+
+
+def _powers(p: Floats, y: Floats) -> tuple[Floats, ...]:
+    error = p - y
+    square = error * error
+    return (p, p * p, y, y * y, y**3, y**4, error, np.abs(error), square, square * square, y * square, y * y * square)

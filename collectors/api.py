@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import sqlalchemy as sa
 import uvicorn
 import uvloop
@@ -21,7 +23,7 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from collectors.database import intake_url, open_database
 from collectors.drift import DriftThresholds
-from collectors.events import EventLog
+from collectors.events import EventLog, Signal
 from collectors.housekeeping import Housekeeping, OwnPage, Retention
 from collectors.intake import Intake
 from collectors.journal import Journal
@@ -31,7 +33,7 @@ from collectors.push import PushGroups
 from collectors.quality import QualityMonitor
 from collectors.quality.aside import KeptAside
 from collectors.query import Engine, QueryApi
-from collectors.references import ClosedWindows, References
+from collectors.references import ClosedWindows, References, Standing
 from collectors.replay import models_of, tables_since
 from collectors.report import Reports
 from collectors.scrape import Scraper, ScrapeSettings
@@ -40,7 +42,7 @@ from collectors.spans import SpanStore
 from collectors.store import Store
 from collectors.targets import ScrapeTarget
 from collectors.views import Views, passed_on, targets_json
-from collectors.windows import NANOSECONDS, Pane, WindowSettings
+from collectors.windows import ModelTime, Pane, Slicing, WindowSettings
 
 DRAIN_SECONDS = 10
 OWN_JOB = "trimtab-collector"
@@ -71,6 +73,12 @@ class CollectorConfig:
     """None: as long as the lateness. See WindowSettings."""
     judged_windows: int = 1
     """Drift is read from the sum of this many last windows."""
+    amend_seconds: float = 3600.0
+    """Late rows amend the closed windows of this long; 0: none. See WindowSettings."""
+    slices: Sequence[str] = ()
+    """Columns, text or boolean, by whose values windows are also measured: "feature.origin". See Slicing."""
+    slice_values: int = 20
+    """At most this many values of a slice column; the rest are pooled as `other`."""
     drift: DriftThresholds = field(default_factory=DriftThresholds)
     join: JoinSettings = field(default_factory=JoinSettings)
     retention: Retention = field(default_factory=Retention)
@@ -83,9 +91,14 @@ class CollectorConfig:
             window_seconds=self.window_seconds,
             allowed_lateness_seconds=self.allowed_lateness_seconds,
             quiet_seconds=quiet,
+            amend_seconds=self.amend_seconds,
         )
         return MeasureSettings(
-            windows=windows, join=self.join, thresholds=self.drift, judged_windows=self.judged_windows
+            windows=windows,
+            slicing=Slicing(columns=tuple(self.slices), values=self.slice_values),
+            join=self.join,
+            thresholds=self.drift,
+            judged_windows=self.judged_windows,
         )
 
 
@@ -103,9 +116,9 @@ class Collector:
         self.spans = SpanStore(self.journal)
         self.aside = KeptAside(self.journal)
         quality = QualityMonitor(config.window_seconds, self.aside.put)
-        self.measures = Measures(config.measure_settings(), self.signals, clock, self._keep_window, quality)
+        self.measures = Measures(config.measure_settings(), self.signals, clock, self.windows.put, quality)
         self.measurer = Measurer(self.measures, self._page_changed)
-        self.log = EventLog(self.journal, config.lake, clock, self.measurer.put)
+        self.log = EventLog(self.journal, config.lake, clock, self.measurer.put, self._settled)
         own = {"job": OWN_JOB, "instance": f"{config.host}:{config.query_port}"}
         # The own page comes from the registry; scraped as well, its series would have two sources.
         targets = [target for target in config.targets if target.instance != own["instance"]]
@@ -120,15 +133,18 @@ class Collector:
         self.query_app = self._query()
 
     def start(self) -> None:
-        """Takes up where the last run stopped: references, closed windows, the log, and the lake's latest rows."""
+        """Takes up where the last run stopped: references, closed windows, the lake's latest rows, then the log's."""
         now = self.clock()
         self.measures.quality.edits.update(self.aside.edits())
         for model, version, profile in self.references.all():
             self.measures.set_reference(model, version, profile)
         closed = self.windows.all()
-        self.measures.restore(closed, now)
+        standing = self.windows.standing() or self._standing_before(closed)
+        self.measures.restore(closed, standing.times, standing.position, now)
         self.log.compact()
-        self._replay(closed, now)
+        self._replay(standing.times, now)
+        for kind, table, position in self.log.tail():
+            self._measure_again(kind, table, position)
         self.measurer.start()
         self._started = True
 
@@ -169,21 +185,37 @@ class Collector:
     def healthy(self) -> bool:
         return self._started
 
-    def _replay(self, closed: list[Pane], now: float) -> None:
+    def _standing_before(self, closed: list[Pane]) -> Standing:
+        """Where measuring stood in a database that does not say: all of the log belongs to windows not closed yet."""
         until: dict[str, float] = {}
         for pane in closed:
             until[pane.model] = max(until.get(pane.model, pane.end), pane.end)
+        times = {model: ModelTime(end, end) for model, end in until.items()}
+        return Standing(self.log.last_position(), times)
+
+    def _settled(self) -> int:
+        """The log position up to which all that was measured is durable."""
+        position, committed = self.measures.settle()
+        committed.result()
+        return position
+
+    def _replay(self, times: Mapping[str, ModelTime], now: float) -> None:
+        """Reads back what a restart needs of the lake: the rows of windows not closed yet, and labels to wait for."""
         floor = now - self.config.replay_seconds
         for model in models_of(self.config.lake):
-            first_open = until.get(model, floor)
-            for table in tables_since(self.config.lake, "events", model, min(first_open, floor)):
-                self.measures.replay(table, round(first_open * NANOSECONDS))
+            known = times.get(model) or ModelTime(math.inf, floor)
+            for table in tables_since(self.config.lake, "events", model, min(known.closed_until, floor)):
+                self.measures.replay(table, known)
         for model in models_of(self.config.lake, "labels"):
             for table in tables_since(self.config.lake, "labels", model, floor):
                 self.measures.replay_labels(table)
 
-    def _keep_window(self, pane: Pane) -> None:
-        self.windows.put(pane)
+    def _measure_again(self, kind: Signal, table: pa.Table, position: int) -> None:
+        """Measures a batch of the log that the last run had not made durable."""
+        try:
+            self.measures.apply(kind, table, position, counted=False)
+        except Exception:  # as in the last run: its rows are in the log, and go to the lake
+            logger.exception("batch %d of the log could not be measured", position)
 
     def _page_changed(self) -> None:
         self.own_page.append()

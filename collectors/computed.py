@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge
+from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge, missing_ratio
 from collectors.performance import QUANTILES, error_ratio, latency_quantile
 from collectors.quality import QualityMonitor, became_constant, column_quality
 from collectors.windows import Key, Pane, same_layout
@@ -24,11 +24,12 @@ class Value:
     value: float
 
 
-def pane_values(last: Pane, judged: Pane, reference: Profile | None, thresholds: DriftThresholds) -> list[Value]:
+def pane_values(
+    last: Pane, judged: Pane, reference: Profile | None, verdicts: Mapping[str, ColumnDrift]
+) -> list[Value]:
     """All that is known of a version when a window closes: drift and quality are those of `judged`."""
     version = {"model": last.model, "version": last.version}
     values = _performance_values(last, version) + _quality_values(judged, reference, version)
-    verdicts = verdicts_of(judged, reference, thresholds)
     if not verdicts:
         return values
     values.append(Value(names.DRIFT_WINDOW_ROWS, version, judged.rows))
@@ -57,6 +58,30 @@ def methods(verdict: ColumnDrift) -> dict[str, float]:
         "ks": verdict.ks,
     }
     return {method: value for method, value in distances.items() if value is not None}
+
+
+def slice_values(judged: Pane, reference: Profile | None, thresholds: DriftThresholds) -> list[Value]:
+    """Rows, drift and quality of each slice of a judged window."""
+    values: list[Value] = []
+    for column, parts in judged.slices.items():
+        for value, part in parts.items():
+            labels = {"model": judged.model, "version": judged.version, "slice": column, "value": value}
+            values.append(Value(names.DRIFT_SLICE_ROWS, labels, part.rows))
+            values.append(Value(names.SLICE_ERRORS, labels, error_ratio(part)))
+            if (missing := missing_share(part)) is not None:
+                values.append(Value(names.QUALITY_SLICE_MISSING, labels, missing))
+            if verdicts := verdicts_of(part, reference, thresholds):
+                values.append(Value(names.DRIFT_SLICE_COLUMNS, labels, drifted_share(verdicts)))
+    return values
+
+
+def missing_share(pane: Pane) -> float | None:
+    """Share of a pane's values, of all columns together, that are missing; None without a profile or rows."""
+    profile = pane.folded().profile
+    rows = sum(column.rows for column in profile.columns.values()) if profile else 0
+    if profile is None or not rows:
+        return None
+    return sum(missing_ratio(column) * column.rows for column in profile.columns.values()) / rows
 
 
 def score_values(key: Key, rows: int, scored: Mapping[str, float]) -> list[Value]:

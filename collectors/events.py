@@ -2,18 +2,19 @@
 
 The way of a batch: `accept` commits its body and its id in one group transaction; `compact` names a run of log rows a
 segment, writes their lake files under the segment's name, and removes the rows. A crash at any point repeats the
-segment into files of the same names, so every row reaches the lake exactly once.
+segment into files of the same names, so every row reaches the lake exactly once. A batch's position is the id of its
+log row. It leaves the log when what was measured of it is durable: the log is what a restart has to measure again.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -27,7 +28,7 @@ from observability.lake import write_events, write_labels
 
 Signal = Literal["events", "labels"]
 Clock = Callable[[], float]
-Measured = Callable[[Signal, pa.Table], None]
+Measured = Callable[[Signal, pa.Table, int], None]
 
 # Rows of one segment: bounds the memory of a compaction.
 SEGMENT_ROWS = 250_000
@@ -40,6 +41,7 @@ class Accepted:
 
     accepted_rows: int
     duplicate: bool
+    position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,25 @@ def _unix_seconds(time: float | datetime | None, now: float) -> float:
 
 
 class EventLog:
-    """The durable log of accepted batches. `measured(signal, table)` is called in commit order, before the answer."""
+    """The durable log of accepted batches.
 
-    def __init__(self, journal: Journal, lake: Path, clock: Clock, measured: Measured) -> None:
+    `measured(signal, table, position)` is called in commit order, before the answer. `settled()` says up to which
+    position batches may leave the log; None means all of them.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        lake: Path,
+        clock: Clock,
+        measured: Measured,
+        settled: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._journal = journal
         self._lake = lake
         self._clock = clock
         self._measured = measured
+        self._settled = settled
         self._compacting = threading.Lock()
 
     def accept(self, batch: Batch, batch_id: str) -> Future[Accepted]:
@@ -114,12 +128,14 @@ class EventLog:
                 BATCHES.insert(),
                 {"batch_id": batch_id, "signal": batch.signal, "rows": rows, "accepted_at": self._clock()},
             )
-            connection.execute(EVENT_LOG.insert(), {"signal": batch.signal, "rows": rows, "body": batch.body})
-            return Accepted(rows, duplicate=False)
+            logged: Any = connection.execute(
+                EVENT_LOG.insert(), {"signal": batch.signal, "rows": rows, "body": batch.body}
+            )
+            return Accepted(rows, duplicate=False, position=logged.inserted_primary_key[0])
 
         def then(answer: Accepted) -> None:
             if not answer.duplicate:
-                self._measured(batch.signal, batch.table)
+                self._measured(batch.signal, batch.table, answer.position)
 
         return self._journal.submit(write, then)
 
@@ -128,11 +144,25 @@ class EventLog:
         with self._journal.engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(EVENT_LOG.c.rows), 0))).scalar_one())
 
+    def tail(self) -> Iterator[tuple[Signal, pa.Table, int]]:
+        """The batches in the log, in the order of their positions."""
+        with self._journal.engine.connect() as connection:
+            positions = connection.execute(sa.select(EVENT_LOG.c.id).order_by(EVENT_LOG.c.id)).scalars().all()
+            for position in positions:
+                row = connection.execute(sa.select(EVENT_LOG).where(EVENT_LOG.c.id == position)).one()
+                yield row.signal, from_ipc(row.body), position
+
+    def last_position(self) -> int:
+        """The highest position in the log; 0 when it is empty."""
+        with self._journal.engine.connect() as connection:
+            return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(EVENT_LOG.c.id), 0))).scalar_one())
+
     def compact(self) -> int:
-        """Moves everything now in the log into the lake; returns the rows moved."""
+        """Moves what is settled from the log into the lake; returns the rows moved."""
         moved = 0
         with self._compacting:
-            while (segment := self._open_segment()) is not None:
+            until = self._settled()
+            while (segment := self._open_segment(until)) is not None:
                 moved += self._write_segment(segment)
         return moved
 
@@ -144,7 +174,7 @@ class EventLog:
 
         return int(self._journal.submit(write).result())
 
-    def _open_segment(self) -> int | None:
+    def _open_segment(self, until: int | None) -> int | None:
         """The segment to write: one that a crash left behind, else a new one over the oldest rows."""
 
         def write(connection: sa.Connection) -> int | None:
@@ -152,6 +182,8 @@ class EventLog:
             if left is not None:
                 return int(left)
             oldest = sa.select(EVENT_LOG.c.id, EVENT_LOG.c.rows).order_by(EVENT_LOG.c.id).limit(SEGMENT_BATCHES)
+            if until is not None:
+                oldest = oldest.where(EVENT_LOG.c.id <= until)
             last, rows = None, 0
             for row in connection.execute(oldest):
                 last, rows = row.id, rows + row.rows

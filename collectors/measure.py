@@ -6,26 +6,33 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from collectors.computed import duplicate_values, pane_values, score_values, traffic_values
+from collectors.computed import duplicate_values, pane_values, score_values, slice_values, traffic_values
 from collectors.drift import DriftThresholds
+from collectors.history import History, JudgedWindow
 from collectors.performance import JoinSettings, LabelJoin, scores
 from collectors.quality import Observed, QualityMonitor, Schema, SchemaEdit
+from collectors.references import Standing
 from collectors.signals import Signals
-from collectors.windows import Key, Pane, Windows, WindowSettings, by_version, merge_panes
+from collectors.windows import NO_SLICES, Added, Key, ModelTime, Pane, Slicing, Windows, WindowSettings, by_version
 from observability import names
 from observability.profile import Profile
 
 Clock = Callable[[], float]
+Keep = Callable[[Standing], "Future[None]"]
 Kind = Literal["events", "labels", "predictions"]  # predictions: rows found in the lake, for the label join alone
+
+# The furthest that nanoseconds in 64 bits reach.
+MOST_SECONDS = 9.2e9
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +42,7 @@ class MeasureSettings:
     """How events are measured."""
 
     windows: WindowSettings = field(default_factory=WindowSettings)
+    slicing: Slicing = NO_SLICES
     join: JoinSettings = field(default_factory=JoinSettings)
     thresholds: DriftThresholds = field(default_factory=DriftThresholds)
     judged_windows: int = 1
@@ -44,34 +52,47 @@ class MeasureSettings:
     silent_windows: float = 10.0
     """After this many window lengths without rows or labels a version's values are taken off the page."""
     score_seconds: float = 2.0
-    """Scores of a version are computed at most this often."""
+    """Scores of a version are computed, and amended windows are judged again, at most this often."""
+
+    def amendable(self) -> WindowSettings:
+        """The windows, amended no further back than they are kept: of a forgotten one only the late rows are known."""
+        kept = self.history_windows * self.windows.window_seconds
+        return replace(self.windows, amend_seconds=min(self.windows.amend_seconds, kept))
 
 
 class Measures:
-    """The state of measuring. `closed` is called with each closed pane. Thread-safe; time comes from `clock`."""
+    """The state of measuring. Thread-safe; time comes from `clock`.
+
+    `keep` makes closed and amended panes durable together with the log position that they were measured up to; what it
+    could not keep is handed to it again.
+    """
 
     def __init__(
         self,
         settings: MeasureSettings,
         signals: Signals,
         clock: Clock,
-        closed: Callable[[Pane], None],
+        keep: Keep,
         quality: QualityMonitor | None = None,
     ) -> None:
         self.settings = settings
         self.quality = quality or QualityMonitor(settings.windows.window_seconds, keep=lambda _: None)
-        self.windows = Windows(settings.windows)
+        self.windows = Windows(settings.amendable(), settings.slicing)
         self.join = LabelJoin(settings.join)
         self._signals = signals
         self._clock = clock
-        self._closed = closed
+        self._keep = keep
         self._lock = threading.RLock()
-        self._history: dict[Key, deque[Pane]] = {}
-        self._judged: dict[Key, deque[Pane]] = {}
+        self._saving = threading.Lock()
+        self._unsaved: dict[tuple[Key, float], Pane] = {}
+        self._position = 0
+        self._settled = -1
+        self._history = History(settings.windows.window_seconds, settings.judged_windows, settings.history_windows)
         self._active_at: dict[tuple[str, ...], float] = {}
         self._unmatched: dict[str, list[str]] = {}
         self._to_score: set[Key] = set()
         self._scored_at = -1e18
+        self._amended_at = -1e18
 
     def set_reference(self, model: str, version: str, profile: Profile) -> None:
         with self._lock:
@@ -85,7 +106,7 @@ class Measures:
     def versions(self, model: str) -> list[str]:
         """Versions of a model that have closed windows or a reference, in order."""
         with self._lock:
-            known = {version for name, version in self._history if name == model}
+            known = {version for name, version in self._history.versions() if name == model}
             known |= {version for name, version in self.windows.references() if name == model}
         return sorted(known, key=lambda version: (len(version), version))
 
@@ -107,49 +128,45 @@ class Measures:
         ]
         return schema, sorted(broken, key=lambda item: -int(str(item["rows"])))
 
-    def judged(self, model: str, version: str, limit: int) -> list[Pane]:
+    def judged(self, model: str, version: str, limit: int) -> list[JudgedWindow]:
         """The last `limit` judged windows, oldest first: each the sum of `judged_windows` closed ones."""
         with self._lock:
-            panes = list(self._judged.get((model, version), ()))
-        return panes[-limit:] if limit > 0 else []
+            return self._history.judged((model, version), limit)
 
-    def restore(self, panes: list[Pane], now: float) -> None:
-        """Takes over windows that were closed before a restart."""
+    def restore(self, panes: Sequence[Pane], times: Mapping[str, ModelTime], position: int, now: float) -> None:
+        """Takes over windows that were closed before a restart, and where measuring stood then."""
         with self._lock:
-            until: dict[str, float] = {}
             for pane in sorted(panes, key=lambda pane: pane.end):
-                self._remember(pane)
-                until[pane.model] = max(until.get(pane.model, pane.end), pane.end)
-            for model, end in until.items():
-                self.windows.restore(model, end, now)
+                self._history.put(pane)
+            self.windows.restore(times, panes, now)
+            self._position = position
 
-    def apply(self, kind: Kind, table: pa.Table) -> None:
-        """Measures one accepted batch."""
+    def apply(self, kind: Kind, table: pa.Table, position: int | None = None, *, counted: bool = True) -> None:
+        """Measures the accepted batch of a log position; `counted` is False if another process has counted it."""
         with self._lock:
-            now = self._clock()
-            if kind == "labels":
-                self._apply_labels(table, now)
-                return
-            self.join.add_predictions(table)
-            if kind == "predictions":
-                self._to_score.update(self.join.versions())
-                return
-            added = self.windows.add(table, now)
-            for key, rows in added.measured.items():
-                self._signals.metrics[names.EVENT_ROWS].labels(*key).inc(rows + added.late.get(key, 0))
-                self._active_at["pane", *key] = now
-                self._to_score.add(key)
-            for key, rows in added.late.items():
-                self._signals.metrics[names.LATE_ROWS].labels(*key).inc(rows)
-            self._check(table, counted=True)
+            try:
+                self._apply(kind, table, counted)
+            finally:  # one that cannot be measured must not keep those behind it in the log for ever
+                self._position = self._position if position is None else position
 
-    def replay(self, events: pa.Table, first_open_ns: int) -> None:
-        """Takes in rows of the lake after a restart: those of windows not closed yet are measured, none is counted."""
+    def settle(self) -> tuple[int, Future[None]]:
+        """Makes durable what is measured so far; returns its log position and the future of the commit."""
+        with self._lock:
+            return self._position, self._settle()
+
+    def replay(self, events: pa.Table, times: ModelTime) -> None:
+        """Takes in a model's rows of the lake after a restart: those of windows not closed yet are measured again.
+
+        Rows later than all that were believed then were too far ahead of the clock; they are not measured now either.
+        """
         with self._lock:
             self.join.add_predictions(events)
             self._check(events, counted=False)
-            limit = pa.scalar(first_open_ns, pa.int64()).cast(events.schema.field("time").type)
-            in_open_windows = events.filter(pc.greater_equal(events.column("time"), limit))
+            column = events.column("time")
+            seconds = np.clip([times.closed_until, times.latest], -MOST_SECONDS, MOST_SECONDS)
+            limits = pa.array(np.round(seconds * 1e9).astype(np.int64)).cast(column.type)
+            chosen = pc.and_(pc.greater_equal(column, limits[0]), pc.less_equal(column, limits[1]))
+            in_open_windows = events.filter(chosen)
             if in_open_windows.num_rows:
                 self.windows.add(in_open_windows, self._clock())
 
@@ -161,19 +178,21 @@ class Measures:
             self._to_score.update(key for key in self.join.versions() if key[0] in models)
 
     def tick(self) -> bool:
-        """Closes windows, computes scores, forgets silent versions. True when the page's values changed."""
+        """Closes and amends windows, computes scores, forgets silent versions. True when the page's values changed."""
         with self._lock:
             now = self._clock()
+            self._count(self.quality.checked())
             closed = self.windows.advance(now)
             for pane in closed:
-                self._publish_pane(pane, now)
+                self.quality.closed(pane.model, pane.end, pane.rows)
+            amended = self._amended(now) if closed or now - self._amended_at >= self.settings.score_seconds else []
+            self._judge([*closed, *amended], now)
             for model in {pane.model for pane in self.windows.open_panes()} | {pane.model for pane in closed}:
                 self._signals.metrics[names.WATERMARK].labels(model).set(self.windows.watermark(model, now) or 0.0)
-            self._count(self.quality.checked())
             for model in self.quality.models():
                 self._signals.publish(("traffic", model), traffic_values(self.quality, model, now))
             scored = self._score(now)
-            return bool(self._forget_silent(now) or closed or scored)
+            return bool(self._forget_silent(now) or closed or amended or scored)
 
     def take_unmatched(self) -> dict[str, list[str]]:
         """Ids of labels that found no prediction in memory since the last call, by model: to be sought in the lake."""
@@ -195,36 +214,92 @@ class Measures:
             for (column, rule), rows in found.counts.items():
                 violations.labels(found.model, found.version, column, rule).inc(rows)
 
-    def _apply_labels(self, table: pa.Table, now: float) -> None:
+    def _apply_labels(self, table: pa.Table, counted: bool) -> None:
         joined = self.join.add_labels(table)
         for model, ids in joined.unmatched.items():
             waiting = self._unmatched.setdefault(model, [])
             waiting += ids
             del waiting[: -self.settings.join.waiting_labels]
-            self._signals.metrics[names.LABEL_ROWS].labels(model, "false").inc(len(ids))
-        for model, rows in joined.matched.items():
-            self._signals.metrics[names.LABEL_ROWS].labels(model, "true").inc(rows)
+        for matched, found in (("false", {m: len(i) for m, i in joined.unmatched.items()}), ("true", joined.matched)):
+            for model, rows in found.items() if counted else ():
+                self._signals.metrics[names.LABEL_ROWS].labels(model, matched).inc(rows)
         models = set(table.column("model").unique().to_pylist())
         self._to_score.update(key for key in self.join.versions() if key[0] in models)
 
-    def _publish_pane(self, pane: Pane, now: float) -> None:
-        self._remember(pane)
-        self._closed(pane)
-        key = (pane.model, pane.version)
+    def _amended(self, now: float) -> list[Pane]:
+        if self.windows.has_amended():
+            self._amended_at = now
+        return self.windows.amended()
+
+    def _judge(self, panes: Sequence[Pane], now: float) -> None:
+        """Puts closed and amended panes into the history, judges what holds them, and publishes the latest verdicts."""
+        if not panes:
+            return
+        for pane in panes:
+            self._history.put(pane)
+        with self._saving:
+            self._unsaved.update({((pane.model, pane.version), pane.start): pane for pane in panes})
+        for key in dict.fromkeys((pane.model, pane.version) for pane in panes):
+            self._publish(key, now)
+        self._settle()
+
+    def _publish(self, key: Key, now: float) -> None:
+        latest = self._history.latest(key)
+        if latest is None:
+            return
         reference = self.windows.reference(*key)
-        self.quality.closed(pane.model, pane.end, pane.rows)
-        values = pane_values(pane, self._judged[key][-1], reference, self.settings.thresholds)
+        verdicts = latest.verdicts(reference, self.settings.thresholds)
+        values = pane_values(latest.last, latest.pane, reference, verdicts)
+        values += slice_values(latest.pane, reference, self.settings.thresholds)
         values += duplicate_values(key, self.quality.duplicated_ratio(*key))
         self._signals.publish(("pane", *key), values)
         self._active_at["pane", *key] = now
 
-    def _remember(self, pane: Pane) -> None:
-        key = (pane.model, pane.version)
-        history = self._history.setdefault(key, deque(maxlen=self.settings.judged_windows))
-        history.append(pane)
-        first = pane.end - self.settings.judged_windows * self.settings.windows.window_seconds
-        recent = [old for old in history if old.start >= first - 1e-6 and old.end <= pane.end]
-        self._judged.setdefault(key, deque(maxlen=self.settings.history_windows)).append(merge_panes(recent))
+    def _settle(self) -> Future[None]:
+        """Hands to `keep` what is not durable yet; nothing to do gives a future that is done."""
+        with self._saving:
+            if self._position == self._settled and not self._unsaved:
+                done: Future[None] = Future()
+                done.set_result(None)
+                return done
+            panes = dict(self._unsaved)
+        position = self._position
+        committed = self._keep(Standing(position, self.windows.times(), tuple(panes.values())))
+        committed.add_done_callback(lambda future: self._saved(future, position, panes))
+        return committed
+
+    def _saved(self, committed: Future[None], position: int, panes: Mapping[tuple[Key, float], Pane]) -> None:
+        if committed.cancelled() or committed.exception() is not None:
+            return
+        with self._saving:
+            self._settled = max(self._settled, position)
+            for key, pane in panes.items():
+                if self._unsaved.get(key) is pane:
+                    del self._unsaved[key]
+
+    def _apply(self, kind: Kind, table: pa.Table, counted: bool) -> None:
+        now = self._clock()
+        if kind == "labels":
+            self._apply_labels(table, counted)
+            return
+        self.join.add_predictions(table)
+        if kind == "predictions":
+            self._to_score.update(self.join.versions())
+            return
+        added = self.windows.add(table, now)
+        for key in added.measured:
+            self._active_at["pane", *key] = now
+            self._to_score.add(key)
+        if counted:
+            self._count_rows(added)
+        self._check(table, counted=counted)
+
+    def _count_rows(self, added: Added) -> None:
+        for key, rows in added.measured.items():
+            self._signals.metrics[names.EVENT_ROWS].labels(*key).inc(rows + added.late.get(key, 0))
+        for metric, found in ((names.LATE_ROWS, added.late), (names.AMENDED_ROWS, added.amended)):
+            for key, rows in found.items():
+                self._signals.metrics[metric].labels(*key).inc(rows)
 
     def _score(self, now: float) -> bool:
         if not self._to_score or now - self._scored_at < self.settings.score_seconds:
@@ -254,7 +329,7 @@ class Measurer:
         self._changed = changed
         self._tick_seconds = tick_seconds
         self._closing = threading.Event()
-        self._queue: queue.SimpleQueue[tuple[Kind, pa.Table]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Kind, pa.Table, int | None]] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="collector-measurer", daemon=True)
@@ -262,10 +337,10 @@ class Measurer:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, kind: Kind, table: pa.Table) -> None:
+    def put(self, kind: Kind, table: pa.Table, position: int | None = None) -> None:
         with self._lock:
             self._waiting += 1
-        self._queue.put((kind, table))
+        self._queue.put((kind, table, position))
 
     def waiting(self) -> int:
         """Batches committed but not measured yet, the one in work included."""

@@ -253,7 +253,7 @@ def latency_counts(column: pa.ChunkedArray) -> Counts:
 
 
 def frequent_values(column: Column | None, most: int) -> frozenset[str] | None:
-    """The values that a reference's column is sliced by: its `most` most frequent. None when it says nothing of them."""
+    """The values of a reference's column to slice by: its `most` most frequent. None when it says nothing of them."""
     if column is None:
         return None
     if column.kind == "boolean":

@@ -1,17 +1,27 @@
-"""Reference profiles by model and version: kept in SQL, handed to the measures."""
+"""Reference profiles by version, and closed windows with how far measuring had come: kept in SQL for a restart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import sqlalchemy as sa
 
-from collectors.database import REFERENCES, WINDOWS, replace
+from collectors.database import MEASURED, REFERENCES, WINDOWS, replace
 from collectors.journal import Journal
-from collectors.windows import Pane
+from collectors.windows import ModelTime, Pane
 from observability.profile import Profile
+
+STANDING = "windows"
+
+
+class _StoredStanding(msgspec.Struct):
+    position: int
+    times: dict[str, tuple[float | None, float | None]]
 
 
 class References:
@@ -44,21 +54,60 @@ class References:
         return [(row.model, row.version, Profile.from_json(row.profile)) for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where measuring stands: the log position up to which it is in `panes` and in those stored before."""
+
+    position: int
+    times: Mapping[str, ModelTime]
+    panes: Sequence[Pane] = ()
+    """Panes closed or amended since they were stored last."""
+
+
 class ClosedWindows:
-    """Closed windows, kept so that history survives a restart."""
+    """Closed windows, kept so that history survives a restart, and how far measuring had come with them."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    def put(self, pane: Pane) -> Future[None]:
-        row = {
-            "model": pane.model,
-            "version": pane.version,
-            "start": pane.start,
-            "end": pane.end,
-            "body": pane.to_json(),
+    def put(self, standing: Standing) -> Future[None]:
+        """Keeps the panes and the position in one transaction."""
+        rows = [
+            {
+                "model": pane.model,
+                "version": pane.version,
+                "start": pane.start,
+                "end": pane.end,
+                "body": pane.to_json(),
+            }
+            for pane in standing.panes
+        ]
+        stored = _StoredStanding(
+            standing.position,
+            {model: (_finite(time.latest), _finite(time.closed_until)) for model, time in standing.times.items()},
+        )
+        body = msgspec.json.encode(stored)
+
+        def write(connection: sa.Connection) -> None:
+            for row in rows:
+                replace(connection, WINDOWS, row)
+            replace(connection, MEASURED, {"name": STANDING, "body": body})
+
+        return self._journal.submit(write)
+
+    def standing(self) -> Standing | None:
+        """The last standing, without its panes; None in a database that has none."""
+        with self._journal.engine.connect() as connection:
+            chosen = sa.select(MEASURED.c.body).where(MEASURED.c.name == STANDING)
+            body: bytes | None = connection.execute(chosen).scalar()
+        if body is None:
+            return None
+        stored = msgspec.json.decode(body, type=_StoredStanding)
+        times = {
+            model: ModelTime(-math.inf if latest is None else latest, -math.inf if until is None else until)
+            for model, (latest, until) in stored.times.items()
         }
-        return self._journal.submit(lambda connection: replace(connection, WINDOWS, row))
+        return Standing(stored.position, times)
 
     def all(self) -> list[Pane]:
         """Every kept window, oldest first."""
@@ -79,3 +128,8 @@ class ClosedWindows:
 
 def _execute(statement: sa.Delete, connection: sa.Connection) -> None:
     connection.execute(statement)
+
+
+def _finite(time: float) -> float | None:
+    """JSON has no infinity."""
+    return time if math.isfinite(time) else None

@@ -18,6 +18,7 @@ COUNTED = (
     names.EVENT_ERRORS,
     names.LABEL_ROWS,
     names.LATE_ROWS,
+    names.AMENDED_ROWS,
     names.QUALITY_VIOLATIONS,
     names.WATERMARK,
     names.SPANS,

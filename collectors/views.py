@@ -15,7 +15,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from collectors.computed import methods, verdicts_of
+from collectors.computed import methods, missing_share, verdicts_of
+from collectors.drift import ColumnDrift, DriftThresholds, drifted_share
+from collectors.history import JudgedWindow
 from collectors.measure import Measures
 from collectors.quality import column_quality
 from collectors.quality.aside import KeptAside
@@ -27,6 +29,7 @@ from collectors.spans import SpanStore
 from collectors.windows import Pane
 from observability.columns import CategoricalColumn, Column, NumericColumn
 from observability.metrics import exposition
+from observability.profile import Profile
 
 MAX_TRACES = 1_000
 MAX_LOGS = 10_000
@@ -113,7 +116,10 @@ def drift_view(measures: Measures, model: str, version: str | None, limit: int) 
     """The JSON of `/api/drift`: the last windows of the model's versions, each column judged; the reference beside."""
     versions = [version] if version else measures.versions(model)
     windows = [
-        window_json(measures, pane) for name in versions for pane in measures.judged(model, name, limit) if pane.rows
+        window_json(measures, window)
+        for name in versions
+        for window in measures.judged(model, name, limit)
+        if window.pane.rows
     ]
     windows.sort(key=lambda window: (window["end"], window["version"]))
     references = [found for name in versions if (found := measures.reference(model, name)) is not None]
@@ -142,30 +148,56 @@ def quality_view(
     return {"model": model, "version": chosen, "schema": schema.to_json(), "broken": broken, "rows": kept}
 
 
-def window_json(measures: Measures, pane: Pane) -> dict[str, Any]:
-    """One judged window with its verdicts."""
+def window_json(measures: Measures, window: JudgedWindow) -> dict[str, Any]:
+    """One judged window with its verdicts, whole and by slice."""
+    pane = window.pane
     reference = measures.reference(pane.model, pane.version)
     thresholds = measures.settings.thresholds
-    verdicts = verdicts_of(pane, reference, thresholds)
+    verdicts = window.verdicts(reference, thresholds)
     columns: dict[str, Any] = {}
     for name, column in pane.profile.columns.items() if pane.profile else ():
         columns[name] = column_json(column)
         if (verdict := verdicts.get(name)) is not None:
-            columns[name] |= {
-                **methods(verdict),
-                "psi_expected": verdict.psi_expected,
-                "threshold": thresholds.psi,
-                "drifted": verdict.drifted,
-                "reason": verdict.reason,
-                "missing_changed": verdict.missing_changed,
-            }
+            columns[name] |= verdict_json(verdict, thresholds)
     return {
         "version": pane.version,
         "start": pane.start,
         "end": pane.end,
         "rows": pane.rows,
+        "revision": window.revision,
         "outcomes": pane.outcomes,
         "columns": columns,
+        "slices": {
+            name: {value: slice_json(part, reference, thresholds) for value, part in sorted(parts.items())}
+            for name, parts in pane.slices.items()
+        },
+    }
+
+
+def slice_json(part: Pane, reference: Profile | None, thresholds: DriftThresholds) -> dict[str, Any]:
+    """One slice of a window: its rows, what share of the columns drifted in it, and which."""
+    verdicts = verdicts_of(part, reference, thresholds)
+    return {
+        "rows": part.rows,
+        "outcomes": part.outcomes,
+        "missing_ratio": missing_share(part),
+        "drifted_share": drifted_share(verdicts) if verdicts else None,
+        "columns": {
+            name: {**methods(verdict), "drifted": verdict.drifted, "reason": verdict.reason}
+            for name, verdict in verdicts.items()
+        },
+    }
+
+
+def verdict_json(verdict: ColumnDrift, thresholds: DriftThresholds) -> dict[str, Any]:
+    """The distances of one column and what they were judged to mean."""
+    return {
+        **methods(verdict),
+        "psi_expected": verdict.psi_expected,
+        "threshold": thresholds.psi,
+        "drifted": verdict.drifted,
+        "reason": verdict.reason,
+        "missing_changed": verdict.missing_changed,
     }
 
 

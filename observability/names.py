@@ -126,6 +126,22 @@ DRIFT_DETECTED = _gauge(
 )
 DRIFT_COLUMNS = _gauge("drift_columns_ratio", "Share of the feature columns that drifted.", "model", "version")
 DRIFT_WINDOW_ROWS = _gauge("drift_window_rows", "Rows in the last closed drift window.", "model", "version")
+DRIFT_SLICE_COLUMNS = _gauge(
+    "drift_slice_columns_ratio",
+    "Share of the feature columns that drifted in the rows of a slice: those with this value in the slice's column.",
+    "model", "version", "slice", "value",
+)  # fmt: skip
+DRIFT_SLICE_ROWS = _gauge(
+    "drift_slice_window_rows", "Rows of a slice in the last judged window.", "model", "version", "slice", "value"
+)
+SLICE_ERRORS = _gauge(
+    "observed_slice_error_ratio", "Share of a slice's events that failed.", "model", "version", "slice", "value"
+)
+QUALITY_SLICE_MISSING = _gauge(
+    "quality_slice_missing_ratio",
+    "Share of missing or NaN values in the rows of a slice, of all columns together.",
+    "model", "version", "slice", "value",
+)  # fmt: skip
 QUALITY_MISSING = _gauge("quality_missing_ratio", "Share of missing or NaN values.", "model", "version", "column")
 QUALITY_OUT_OF_RANGE = _gauge(
     "quality_out_of_range_ratio", "Share of values outside the reference's range.", "model", "version", "column"
@@ -202,7 +218,14 @@ EVENT_ERRORS = _counter("collector_rejected_batches_total", "Batches refused, by
 LABEL_ROWS = _counter(
     "collector_label_rows_total", "Label rows accepted, by whether a prediction was found.", "model", "matched"
 )
-LATE_ROWS = _counter("collector_late_rows_total", "Event rows behind the watermark.", "model", "version")
+AMENDED_ROWS = _counter(
+    "collector_amended_rows_total", "Event rows behind the watermark that amended a closed window.", "model", "version"
+)
+LATE_ROWS = _counter(
+    "collector_late_rows_total",
+    "Event rows that were not measured: older than every window that is amended, or too far ahead of the clock.",
+    "model", "version",
+)  # fmt: skip
 WATERMARK = _gauge("collector_watermark_timestamp_seconds", "Event time up to which windows are closed.", "model")
 SPANS = _counter("collector_spans_total", "Spans accepted.")
 STORE_SAMPLES = _counter("collector_samples_total", "Samples appended to the store.")

@@ -170,6 +170,8 @@ def test_a_label_of_a_prediction_that_memory_forgot_is_joined_from_the_lake(
 ) -> None:
     with start(config, clock) as collector:
         post(collector, events(5, prefix="old"))
+        clock.advance(60)
+        collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
     clock.advance(3 * 24 * 3600)
 
     with start(config, clock) as collector:

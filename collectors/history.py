@@ -1,0 +1,105 @@
+"""Closed panes of every version in order of time, and the judged windows over them: each the sum of its last few panes.
+
+A pane may be put again, amended: the judged windows that hold it are then made anew.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from collectors.computed import verdicts_of
+from collectors.drift import ColumnDrift, DriftThresholds
+from collectors.windows import Key, Pane, merge_panes
+from observability.profile import Profile
+
+
+class JudgedWindow:
+    """A sum of panes and the verdicts on it, both made when they are asked for first."""
+
+    __slots__ = ("_against", "_merged", "_panes", "_verdicts")
+
+    def __init__(self, panes: list[Pane]) -> None:
+        self._panes = panes
+        self._merged: Pane | None = None
+        self._against: Profile | None = None
+        self._verdicts: dict[str, ColumnDrift] | None = None
+
+    @property
+    def pane(self) -> Pane:
+        """The sum."""
+        if self._merged is None:
+            self._merged = self._panes[0] if len(self._panes) == 1 else merge_panes(self._panes)
+        return self._merged
+
+    @property
+    def last(self) -> Pane:
+        """The last of the panes."""
+        return self._panes[-1]
+
+    @property
+    def revision(self) -> int:
+        """How often a pane of it was amended."""
+        return sum(pane.revision for pane in self._panes)
+
+    def verdicts(self, reference: Profile | None, thresholds: DriftThresholds) -> dict[str, ColumnDrift]:
+        """The verdict on each column; empty without a reference, or when a pane was made under another one."""
+        if self._verdicts is None or self._against is not reference:
+            self._against = reference
+            self._verdicts = verdicts_of(self.pane, reference, thresholds)
+        return self._verdicts
+
+
+class History:
+    """The last `keep` panes of each version and their judged windows of `judged_windows` panes."""
+
+    def __init__(self, window_seconds: float, judged_windows: int, keep: int) -> None:
+        self._seconds = window_seconds
+        self._judged_windows = judged_windows
+        self._keep = keep
+        self._panes: dict[Key, list[Pane]] = {}
+        self._judged: dict[Key, list[JudgedWindow]] = {}
+
+    def versions(self) -> list[Key]:
+        return list(self._panes)
+
+    def put(self, pane: Pane) -> list[JudgedWindow]:
+        """Adds a closed pane, in the place of the one of its time; returns the judged windows that hold it, in order.
+
+        A pane older than everything kept gives none.
+        """
+        key = (pane.model, pane.version)
+        panes, judged = self._panes.setdefault(key, []), self._judged.setdefault(key, [])
+        place = bisect_left(panes, pane.end, key=lambda known: known.end)
+        if place < len(panes) and panes[place].end == pane.end:
+            panes[place] = pane
+        else:
+            if place == 0 and len(panes) >= self._keep:
+                return []
+            panes.insert(place, pane)
+            judged.insert(place, JudgedWindow([pane]))
+        reach = pane.end + (self._judged_windows - 1) * self._seconds + 1e-6
+        changed = []
+        for position in range(place, len(panes)):
+            if panes[position].end > reach:
+                break
+            judged[position] = JudgedWindow(self._recent(panes, position))
+            changed.append(judged[position])
+        surplus = len(panes) - self._keep
+        if surplus > 0:
+            del panes[:surplus], judged[:surplus]
+        return changed
+
+    def judged(self, key: Key, limit: int) -> list[JudgedWindow]:
+        """The last `limit` judged windows of a version, oldest first."""
+        return self._judged.get(key, [])[-limit:] if limit > 0 else []
+
+    def latest(self, key: Key) -> JudgedWindow | None:
+        """The last judged window of a version."""
+        known = self._judged.get(key)
+        return known[-1] if known else None
+
+    def _recent(self, panes: list[Pane], position: int) -> list[Pane]:
+        """The panes of the judged window that ends with the pane at `position`."""
+        first = panes[position].end - self._judged_windows * self._seconds
+        start = max(0, position - self._judged_windows + 1)
+        return [pane for pane in panes[start : position + 1] if pane.start >= first - 1e-6]

@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
             st.Page(pages / "overview.py", title="Overview", default=True),
             st.Page(pages / "serving.py", title="Serving"),
             st.Page(pages / "drift.py", title="Drift"),
+            st.Page(pages / "quality.py", title="Data quality"),
             st.Page(pages / "training.py", title="Training"),
             st.Page(pages / "alerts.py", title="Alerts and actions"),
         ],

@@ -131,6 +131,15 @@ def drift(model: str) -> dict[str, str]:
     }
 
 
+def quality(model: str) -> dict[str, str]:
+    """Range queries of the quality page."""
+    return {
+        "volume": gauge(names.QUALITY_VOLUME, model),
+        "missing": gauge(names.QUALITY_MISSING, model),
+        "duplicated": gauge(names.QUALITY_DUPLICATED, model),
+    }
+
+
 def training(model: str) -> dict[str, str]:
     """Range queries of the training page."""
     return {

@@ -135,6 +135,10 @@ class Sources:
         parameters = {"windows": windows, **({"version": version} if version else {})}
         return self._get("collector", f"/api/drift/{quote(model, safe='')}", parameters)
 
+    def quality(self, model: str, limit: int = 200) -> Json:
+        """The schema in force, the rules that rows broke, and the latest of those rows."""
+        return self._get("collector", f"/api/quality/{quote(model, safe='')}", {"limit": limit})
+
     def traces(self, limit: int = 200) -> list[Json]:
         """The newest traces in Jaeger's JSON."""
         return list(self._get("collector", "/api/traces", {"limit": limit})["data"])

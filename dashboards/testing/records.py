@@ -375,3 +375,44 @@ def _trace(story: Story, i: int) -> dict[str, Any]:
         name: {"serviceName": name, "tags": []} for name in ("flights-client", "trimtab-serving")
     }
     return {"traceID": identity, "spans": spans, "processes": processes, "warnings": None}
+
+
+def quality(story: Story) -> dict[str, Any]:
+    """The answer of `/api/quality/{model}`."""
+    begin = story.begin
+    rows = [
+        {
+            "version": "2",
+            "id": f"flight-{20130301000 + number}",
+            "time": begin + tale.CANARY_2 + number,
+            "column": column,
+            "rule": rule,
+            "value": value,
+        }
+        for number, (column, rule, value) in enumerate(
+            [
+                ("feature.temp", "range", "451.0"),
+                ("feature.dest", "categories", "HDN"),
+                ("feature.temp", "required", None),
+                ("feature.wind_speed", "finite", "inf"),
+            ]
+        )
+    ]
+    columns = {
+        "feature.temp": {"type": "numeric", "required": True, "finite": True, "minimum": -40.0, "maximum": 140.0},
+        "feature.wind_speed": {"type": "numeric", "finite": True, "minimum": -40.0, "maximum": 84.0},
+        "feature.dest": {"type": "categorical", "required": True, "categories": [f"A{i:02d}" for i in range(90)]},
+        "feature.holiday": {"type": "boolean"},
+    }
+    broken = [
+        {"version": "2", "column": "feature.temp", "rule": "range", "rows": 1204},
+        {"version": "1", "column": "feature.dest", "rule": "categories", "rows": 31},
+        {"version": "2", "column": "feature.wind_speed", "rule": "finite", "rows": 2},
+    ]
+    return {
+        "model": MODEL,
+        "version": "3",
+        "schema": {"columns": columns, "rows_per_second": None, "max_age_seconds": None},
+        "broken": broken,
+        "rows": rows[::-1],
+    }

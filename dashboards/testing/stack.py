@@ -97,6 +97,7 @@ class FakeStack:
                 Route("/api/v1/query_range", self._range),
                 Route("/api/v1/label/model/values", lambda r: _prometheus([MODEL] if self._rich else [])),
                 Route("/api/drift/{model}", self._drift),
+                Route("/api/quality/{model}", self._quality),
                 Route("/api/traces", self._traces),
                 Route("/api/traces/{id}", self._trace),
                 Route("/api/reports/drift", self._report),
@@ -125,6 +126,13 @@ class FakeStack:
             return _error(f"model {request.path_params['model']!r} has no reference yet", 404)
         windows = int(request.query_params.get("windows", 60))
         return JSONResponse(drift_answer(self.story, time.time(), windows, request.query_params.get("version")))
+
+    def _quality(self, request: Request) -> Response:
+        if not self._rich:
+            return JSONResponse(
+                {"model": request.path_params["model"], "version": None, "schema": {}, "broken": [], "rows": []}
+            )
+        return JSONResponse(records.quality(self.story))
 
     def _traces(self, request: Request) -> Response:
         return JSONResponse({"data": records.traces(self.story) if self._rich else []})

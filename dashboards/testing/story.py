@@ -209,6 +209,8 @@ class Story:
 
         put(names.DRIFT_COLUMNS.name, live(lambda t: self._share(version, t)), **labels)
         put(names.QUALITY_ROWS.name, live(lambda t: self.requests(version, "ok", t)), **labels)
+        put(names.QUALITY_DUPLICATED.name, live(lambda t: 0.012 + 0.004 * _noise(t / 9)), **labels)
+        put(names.QUALITY_VOLUME.name, self._served(lambda t: 1 + 0.08 * _noise(t / 7)), model=MODEL)
         for column in _COLUMNS:
             put(
                 names.QUALITY_MISSING.name,

@@ -7,34 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from collectors.drift.auto import AutoVerdict, judge_cells
 from collectors.drift.bins import Counts, regroup_categories, regroup_ordered
+from collectors.drift.calibration import Calibration
+from collectors.drift.cells import cells_of
 from collectors.drift.jensen_shannon import jensen_shannon
 from collectors.drift.kolmogorov_smirnov import kolmogorov_smirnov
 from collectors.drift.psi import null_expectation, psi
+from collectors.drift.thresholds import DriftThresholds
 from collectors.drift.wasserstein import wasserstein
 from observability.columns import CategoricalColumn, Column, NumericColumn
 from observability.events import PREDICTION
 from observability.profile import Profile
 
+__all__ = ["ColumnDrift", "DriftThresholds", "drifted_share", "few_bins", "judge", "judge_column", "missing_ratio"]
+
 Reason = Literal["drifted", "within_threshold", "too_few_rows", "no_values", "no_reference_values"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriftThresholds:
-    """When a distance is drift."""
-
-    psi: float = 0.25
-    """PSI less its null expectation, from which a column has drifted; 0.25 is the industry's "major shift"."""
-    missing: float = 0.1
-    """Change of the missing share, from which it is a finding of its own."""
-    min_rows: int = 200
-    """Windows with fewer values are not judged."""
-    bins: int = 10
-    """Bins of about equal reference mass that PSI is computed over."""
-
-    def __post_init__(self) -> None:
-        if self.psi <= 0 or not 0 < self.missing <= 1 or self.min_rows < 1 or self.bins < 2:
-            raise ValueError(f"drift thresholds must be positive, missing at most 1 and bins at least 2: {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +41,12 @@ class ColumnDrift:
     missing_changed: bool
     drifted: bool
     reason: Reason
+    score: float
+    """The calibrated distance: see `auto`."""
+    threshold: float
+    """The score from which it is more than chance and matters."""
+    p_value: float
+    method: str
 
     @property
     def effect(self) -> float:
@@ -60,23 +54,38 @@ class ColumnDrift:
         return self.psi - self.psi_expected
 
 
-def judge(reference: Profile, window: Profile, thresholds: DriftThresholds | None = None) -> dict[str, ColumnDrift]:
-    """The verdict on every column that both profiles have."""
+def judge(
+    reference: Profile,
+    window: Profile,
+    thresholds: DriftThresholds | None = None,
+    calibration: Calibration | None = None,
+) -> dict[str, ColumnDrift]:
+    """The verdict on every column that both profiles have.
+
+    A column has drifted when its PSI is a major shift (`DriftThresholds.psi`) and the shift is more than chance, among
+    all columns and between the reference's own blocks.
+    """
     limits = thresholds or DriftThresholds()
-    return {
-        name: judge_column(name, column, window.columns[name], limits)
-        for name, column in reference.columns.items()
-        if name in window.columns
+    shared = {
+        name: (column, window.columns[name]) for name, column in reference.columns.items() if name in window.columns
     }
+    cells = {name: cells_of(before, now) for name, (before, now) in shared.items()}
+    calibrated = judge_cells(cells, limits, calibration, min_rows=limits.min_rows)
+    return {name: _column(name, before, now, limits, calibrated[name]) for name, (before, now) in shared.items()}
 
 
 def judge_column(name: str, reference: Column, window: Column, thresholds: DriftThresholds) -> ColumnDrift:
     """The verdict on one column of two profiles of one layout."""
+    calibrated = judge_cells({name: cells_of(reference, window)}, thresholds, min_rows=thresholds.min_rows)
+    return _column(name, reference, window, thresholds, calibrated[name])
+
+
+def _column(
+    name: str, reference: Column, window: Column, thresholds: DriftThresholds, calibrated: AutoVerdict
+) -> ColumnDrift:
     expected, score = _psi(reference, window, thresholds.bins)
-    reason = _reason(reference, window, score - expected, thresholds)
+    reason = _reason(reference, window, score - expected, calibrated, thresholds)
     ordered = isinstance(reference, NumericColumn)
-    before, now = missing_ratio(reference), missing_ratio(window)
-    enough = window.rows >= thresholds.min_rows and reference.rows > 0
     return ColumnDrift(
         column=name,
         rows=window.rows,
@@ -85,11 +94,15 @@ def judge_column(name: str, reference: Column, window: Column, thresholds: Drift
         jensen_shannon=jensen_shannon(reference.counts, window.counts),
         wasserstein=_wasserstein(reference, window),
         ks=kolmogorov_smirnov(reference.counts, window.counts) if ordered else None,
-        missing_ratio=now,
-        reference_missing_ratio=before,
-        missing_changed=enough and abs(now - before) >= thresholds.missing,
+        missing_ratio=missing_ratio(window),
+        reference_missing_ratio=missing_ratio(reference),
+        missing_changed=calibrated.missing_changed,
         drifted=reason == "drifted",
         reason=reason,
+        score=calibrated.score,
+        threshold=calibrated.threshold,
+        p_value=calibrated.p_value,
+        method=calibrated.method,
     )
 
 
@@ -109,14 +122,17 @@ def missing_ratio(column: Column) -> float:
     return missing / column.rows if column.rows else 0.0
 
 
-def _reason(reference: Column, window: Column, effect: float, thresholds: DriftThresholds) -> Reason:
+def _reason(
+    reference: Column, window: Column, effect: float, calibrated: AutoVerdict, thresholds: DriftThresholds
+) -> Reason:
     if not reference.count:
         return "no_reference_values"
     if window.rows >= thresholds.min_rows and not window.count:
         return "no_values"
     if window.count < thresholds.min_rows:
         return "too_few_rows"
-    return "drifted" if effect >= thresholds.psi else "within_threshold"
+    large, beyond_chance = effect >= thresholds.psi, calibrated.score >= calibrated.threshold
+    return "drifted" if large and beyond_chance else "within_threshold"
 
 
 def _psi(reference: Column, window: Column, bins: int) -> tuple[float, float]:

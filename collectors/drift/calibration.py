@@ -1,0 +1,183 @@
+"""Calibration: how far the reference's own blocks lie from the rest of it, so that seasons and batches are not drift.
+
+The law of a score that only knows sampling (`null.py`) takes rows for independent. Days and weeks make blocks differ by
+more. The excess of a block's squared score over sampling is a variance between blocks, per column, and a window is
+judged by `E[score²] = between + chance`, where `chance` falls with the rows (`1/n + 1/N`) and `between` does not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from collectors.drift.cells import Cells, cells_of
+from collectors.drift.contingency import compare_categories
+from collectors.drift.laws import normal_isf, normal_sf
+from collectors.drift.null import effective_rows, ordered_test
+from observability.columns import Column
+from observability.profile import Profile
+
+FORMAT = 1
+FEWEST_BLOCKS = 3
+# A variance that few blocks show is drawn towards that of one random factor, as if so many more blocks had shown it.
+PRIOR_BLOCKS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The part of score² that differs between blocks of one column's reference."""
+
+    mean: float = 0.0
+    variance: float = 0.0
+    """Of that part, from block to block."""
+    error: float = 0.0
+    """Standard error of `mean`."""
+    missing: float = 0.0
+    """Variance of the missing share between blocks, beyond sampling."""
+
+    def pvalue(self, squared: float, chance: float, sampling: float) -> float:
+        """`P(score² >= squared)`, given the mean and variance of its sampling part.
+
+        Mean and variance are matched by an F law, its second degrees of freedom the uncertainty of the mean; its tail
+        by Paulson (1942), "An approximate normalization of the analysis of variance distribution".
+        """
+        if not self.mean or not squared:
+            return 0.0
+        expected, first, second = self._law(chance, sampling)
+        root = (squared / expected) ** (1 / 3)
+        top = (1 - second) * root - (1 - first)
+        return float(normal_sf(top / math.sqrt(second * root * root + first)))
+
+    def quantile(self, level: float, chance: float, sampling: float) -> float:
+        """The score² whose `pvalue` is `level`; 0 where blocks do not differ."""
+        if not self.mean:
+            return 0.0
+        expected, first, second = self._law(chance, sampling)
+        z = float(normal_isf(level))
+        # ((1 − b) r − (1 − a))² = z² (b r² + a), solved for r > 0.
+        a, b = first, second
+        square, linear, constant = (1 - b) ** 2 - z * z * b, (1 - a) * (1 - b), (1 - a) ** 2 - z * z * a
+        if square <= 0:
+            return math.inf
+        root = (linear + math.sqrt(max(linear * linear - square * constant, 0.0))) / square
+        return expected * root * root * root
+
+    def _law(self, chance: float, sampling: float) -> tuple[float, float, float]:
+        """Mean, and 2/9 of the reciprocal of both degrees of freedom."""
+        expected = self.mean + chance
+        # The cross term: an offset of squared length `mean` under noise whose largest direction has `√(sampling / 2)`.
+        variance = sampling + 4 * self.mean * math.sqrt(sampling / 2) + self.variance
+        return expected, variance / (9 * expected * expected), self.error**2 / (9 * expected * expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the blocks of a reference say about each of its columns; a few dozen bytes a column."""
+
+    blocks: int
+    rows: int
+    """Rows of a block, on average."""
+    columns: dict[str, Between]
+
+    @staticmethod
+    def of(blocks: Sequence[Profile] | pa.Table, reference: Profile | None = None, *, rows: int = 1000) -> Calibration:
+        """From profiles of consecutive blocks in one layout, or from a table that is cut into blocks of `rows`.
+
+        Each block is compared with the reference without it: one that contains it would look nearer than a new window
+        will. A table needs the `reference` whose layout the windows have, by default its own profile. Blocks should be
+        as long as the live windows and span whole seasons. ValueError with fewer than three blocks.
+        """
+        if isinstance(blocks, pa.Table):
+            blocks = _cut(blocks, reference, rows)
+        if len(blocks) < FEWEST_BLOCKS:
+            raise ValueError(
+                f"calibration needs at least {FEWEST_BLOCKS} blocks of the reference, there are {len(blocks)}"
+            )
+        total = sum(blocks[1:], start=blocks[0])
+        columns = {
+            name: _between(column, [block.columns[name] for block in blocks]) for name, column in total.columns.items()
+        }
+        return Calibration(len(blocks), round(sum(block.rows for block in blocks) / len(blocks)), columns)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, to be kept beside the reference."""
+        columns = {
+            name: [column.mean, column.variance, column.error, column.missing] for name, column in self.columns.items()
+        }
+        return {"format": FORMAT, "blocks": self.blocks, "rows": self.rows, "columns": columns}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any] | bytes | str) -> Calibration:
+        """The calibration that `to_json` gave. ValueError if the value is something else."""
+        try:
+            found = json.loads(value) if isinstance(value, (bytes, str)) else value
+            if found["format"] != FORMAT:
+                raise ValueError(f"the calibration has format {found['format']}, this version reads {FORMAT}")
+            columns = {name: Between(*(float(number) for number in row)) for name, row in found["columns"].items()}
+            return Calibration(int(found["blocks"]), int(found["rows"]), columns)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the value is not a calibration: {type(error).__name__}: {error}") from error
+
+
+def _cut(table: pa.Table, reference: Profile | None, rows: int) -> list[Profile]:
+    if rows < 1:
+        raise ValueError(f"a block has at least one row: {rows}")
+    empty = (reference or Profile.of(table)).empty()
+    # What is left over at the end joins the last block: a short one would say little.
+    count = max(len(table) // rows, 1)
+    ends = [*range(rows, rows * count, rows), len(table)]
+    return [empty.updated(table.slice(start, end - start)) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _between(total: Column, blocks: Sequence[Column]) -> Between:
+    """What the blocks of one column, each against the sum of the others, say about it."""
+    parts = zip(*(cells_of(total, block) for block in blocks), strict=True)
+    found = [_of_part(list(cells)) for cells in parts]
+    # Of a column of several parts the one that differs most stands for all.
+    return max(found, key=lambda between: between.mean)
+
+
+def _of_part(cells: Sequence[Cells]) -> Between:
+    judged = [one for one in cells if one.window.sum() and one.reference.sum() > one.window.sum()]
+    if len(judged) < FEWEST_BLOCKS:
+        return Between(missing=_missing(cells))
+    scored = np.array([_scored(one) for one in judged])
+    squared, chance, sampling, largest = scored.T
+    count = len(judged)
+    # The others have their own offsets, whose mean is 1/(B − 1) of a block's.
+    alone = 1 + 1 / (count - 1)
+    excess = float(np.mean(squared - chance))
+    mean = max(excess, 0.0) / alone
+    spread = float(np.var(squared, ddof=1))
+    found = max(spread - float(np.mean(sampling + 4 * mean * largest)), 0.0) / alone**2
+    variance = ((count - 1) * found + PRIOR_BLOCKS * 2 * mean**2) / (count - 1 + PRIOR_BLOCKS)
+    return Between(mean, variance, math.sqrt(spread / count) / alone if mean else 0.0, _missing(cells))
+
+
+def _scored(cells: Cells) -> tuple[float, float, float, float]:
+    """Score², its mean and variance under sampling, and its largest direction, of a block against the others."""
+    others = cells.reference - cells.window
+    effective = effective_rows(int(cells.window.sum()), int(others.sum()))
+    if cells.ordered:
+        scores, law = ordered_test(others[None], cells.window[None])
+        chance, sampling = float(law.first[0]) / effective, 2 * float(law.second[0]) / effective**2
+        return float(scores[0]) ** 2, chance, sampling, float(law.largest[0]) / effective
+    test = compare_categories(others, cells.window, cells.unseen, look_at_rare=False)
+    return test.score**2, test.chance, 2 * test.chance / effective, 1 / effective
+
+
+def _missing(cells: Sequence[Cells]) -> float:
+    """Variance of the missing share between the blocks, less that of sampling: at least 0."""
+    missing = np.array([one.window_missing for one in cells], float)
+    rows = missing + np.array([one.window.sum() for one in cells], float)
+    if missing.sum() == 0 or not (rows > 0).all():
+        return 0.0
+    share = missing.sum() / rows.sum()
+    sampling = share * (1 - share) * float(np.mean(1 / rows))
+    return float(max(np.var(missing / rows, ddof=1) - sampling, 0.0))

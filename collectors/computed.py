@@ -60,7 +60,7 @@ def methods(verdict: ColumnDrift) -> dict[str, float]:
     return {method: value for method, value in distances.items() if value is not None}
 
 
-def slice_values(judged: Pane, reference: Profile | None, thresholds: DriftThresholds) -> list[Value]:
+def slice_values(judged: Pane, verdicts: Mapping[tuple[str, str], Mapping[str, ColumnDrift]]) -> list[Value]:
     """Rows, drift and quality of each slice of a judged window."""
     values: list[Value] = []
     for column, parts in judged.slices.items():
@@ -70,8 +70,8 @@ def slice_values(judged: Pane, reference: Profile | None, thresholds: DriftThres
             values.append(Value(names.SLICE_ERRORS, labels, error_ratio(part)))
             if (missing := missing_share(part)) is not None:
                 values.append(Value(names.QUALITY_SLICE_MISSING, labels, missing))
-            if verdicts := verdicts_of(part, reference, thresholds):
-                values.append(Value(names.DRIFT_SLICE_COLUMNS, labels, drifted_share(verdicts)))
+            if found := verdicts.get((column, value)):
+                values.append(Value(names.DRIFT_SLICE_COLUMNS, labels, drifted_share(found)))
     return values
 
 

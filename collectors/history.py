@@ -12,17 +12,20 @@ from collectors.drift import ColumnDrift, DriftThresholds
 from collectors.windows import Key, Pane, merge_panes
 from observability.profile import Profile
 
+Slice = tuple[str, str]
+
 
 class JudgedWindow:
     """A sum of panes and the verdicts on it, both made when they are asked for first."""
 
-    __slots__ = ("_against", "_merged", "_panes", "_verdicts")
+    __slots__ = ("_against", "_merged", "_panes", "_slices", "_verdicts")
 
     def __init__(self, panes: list[Pane]) -> None:
         self._panes = panes
         self._merged: Pane | None = None
         self._against: Profile | None = None
         self._verdicts: dict[str, ColumnDrift] | None = None
+        self._slices: dict[Slice, dict[str, ColumnDrift]] | None = None
 
     @property
     def pane(self) -> Pane:
@@ -43,10 +46,28 @@ class JudgedWindow:
 
     def verdicts(self, reference: Profile | None, thresholds: DriftThresholds) -> dict[str, ColumnDrift]:
         """The verdict on each column; empty without a reference, or when a pane was made under another one."""
-        if self._verdicts is None or self._against is not reference:
-            self._against = reference
+        self._judge_against(reference)
+        if self._verdicts is None:
             self._verdicts = verdicts_of(self.pane, reference, thresholds)
         return self._verdicts
+
+    def slice_verdicts(
+        self, reference: Profile | None, thresholds: DriftThresholds
+    ) -> dict[Slice, dict[str, ColumnDrift]]:
+        """The same for each slice, by its column and value."""
+        self._judge_against(reference)
+        if self._slices is None:
+            self._slices = {
+                (column, value): verdicts_of(part, reference, thresholds)
+                for column, parts in self.pane.slices.items()
+                for value, part in parts.items()
+            }
+        return self._slices
+
+    def _judge_against(self, reference: Profile | None) -> None:
+        if self._against is not reference:
+            self._against = reference
+            self._verdicts = self._slices = None
 
 
 class History:

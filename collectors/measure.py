@@ -250,7 +250,7 @@ class Measures:
         reference = self.windows.reference(*key)
         verdicts = latest.verdicts(reference, self.settings.thresholds)
         values = pane_values(latest.last, latest.pane, reference, verdicts)
-        values += slice_values(latest.pane, reference, self.settings.thresholds)
+        values += slice_values(latest.pane, latest.slice_verdicts(reference, self.settings.thresholds))
         values += duplicate_values(key, self.quality.duplicated_ratio(*key))
         self._signals.publish(("pane", *key), values)
         self._active_at["pane", *key] = now

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 LATENCY_EDGES = np.geomspace(1e-5, 1e3, 370)
 # Rows wait in a pane until this many are there: one pass over a profile costs about the same for 10 and 1,000 rows.
 FOLD_ROWS = 4_096
+# The same for slices, each of which gets only its part of the rows.
+SLICE_FOLD_ROWS = 32_768
 MISSING, OTHER = "missing", "other"
 
 
@@ -65,6 +67,8 @@ class Pane:
     _reference: Profile | None = None
     _waiting: list[pa.Table] = field(default_factory=list)
     _waiting_rows: int = 0
+    _unsliced: list[pa.Table] = field(default_factory=list)
+    _unsliced_rows: int = 0
 
     def add(self, table: pa.Table, reference: Profile | None, slicing: Slicing = NO_SLICES) -> None:
         """Adds rows; they are profiled when enough of them wait, or at `folded`."""
@@ -80,17 +84,14 @@ class Pane:
         self._waiting.append(table)
         self._waiting_rows += table.num_rows
         if self._waiting_rows >= FOLD_ROWS:
-            self.folded()
+            self._fold_profile()
+        if self._unsliced_rows >= SLICE_FOLD_ROWS:
+            self._fold_slices()
 
     def folded(self) -> Pane:
         """This pane with every row in its profile and its slices."""
-        waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
-        if not waiting:
-            return self
-        try:
-            self._fold(pa.concat_tables(waiting, promote_options="default"))
-        except (pa.ArrowException, ProfileError):
-            self._fold_singly(waiting)
+        self._fold_profile()
+        self._fold_slices()
         return self
 
     def without_profile(self) -> None:
@@ -169,22 +170,29 @@ class Pane:
             revision=self.revision,
         )
 
-    def _fold(self, table: pa.Table) -> None:
-        if self.profile is not None:
-            self.profile = self.profile.updated(table)
-        for column in self._slicing.columns:
-            if column in table.schema.names:
-                self._fold_slices(column, table)
+    def _fold_profile(self) -> None:
+        waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
+        for table in _joined(waiting) if self.profile is not None else ():
+            self._profile(table)
+        if self._slicing.columns:
+            self._unsliced += waiting
+            self._unsliced_rows += sum(table.num_rows for table in waiting)
 
-    def _fold_singly(self, waiting: list[pa.Table]) -> None:
-        """Batches whose types do not go together; one that does not fit the reference is left out of the profile."""
-        for table in waiting:
-            try:
-                self._fold(table)
-            except (pa.ArrowException, ProfileError) as error:
-                logger.warning("rows of %s version %s do not fit its reference: %s", self.model, self.version, error)
+    def _profile(self, table: pa.Table) -> None:
+        """Adds rows to the profile; rows that do not fit the reference are left out of it."""
+        try:
+            self.profile = self.profile.updated(table) if self.profile is not None else None
+        except (pa.ArrowException, ProfileError) as error:
+            logger.warning("rows of %s version %s do not fit its reference: %s", self.model, self.version, error)
 
-    def _fold_slices(self, column: str, table: pa.Table) -> None:
+    def _fold_slices(self) -> None:
+        unsliced, self._unsliced, self._unsliced_rows = self._unsliced, [], 0
+        for table in _joined(unsliced):
+            for column in self._slicing.columns:
+                if column in table.schema.names:
+                    self._fold_column(column, table)
+
+    def _fold_column(self, column: str, table: pa.Table) -> None:
         reference = self._reference.columns.get(column) if self._reference else None
         known = frequent_values(reference, self._slicing.values)
         parts = self.slices.setdefault(column, {})
@@ -263,6 +271,16 @@ def frequent_values(column: Column | None, most: int) -> frozenset[str] | None:
     counts = column.counts[: len(column.categories)]
     order = np.argsort(-counts, kind="stable")[:most]
     return frozenset(str(column.categories[position]) for position in order)
+
+
+def _joined(tables: list[pa.Table]) -> list[pa.Table]:
+    """The tables as one, or as they are when their types do not go together."""
+    if len(tables) < 2:
+        return tables
+    try:
+        return [pa.concat_tables(tables, promote_options="default")]
+    except pa.ArrowException:
+        return tables
 
 
 def _by_value(table: pa.Table, column: str, known: frozenset[str] | None) -> list[tuple[str, pa.Table]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from collectors.computed import methods, missing_share, verdicts_of
+from collectors.computed import methods, missing_share
 from collectors.drift import ColumnDrift, DriftThresholds, drifted_share
 from collectors.history import JudgedWindow
 from collectors.measure import Measures
@@ -29,7 +29,6 @@ from collectors.spans import SpanStore
 from collectors.windows import Pane
 from observability.columns import CategoricalColumn, Column, NumericColumn
 from observability.metrics import exposition
-from observability.profile import Profile
 
 MAX_TRACES = 1_000
 MAX_LOGS = 10_000
@@ -65,7 +64,8 @@ class Views:
     async def drift(self, request: Request) -> Response:
         model, version = request.path_params["model"], request.query_params.get("version")
         limit = _count(request, "windows", 60, self.measures.settings.history_windows)
-        return _json(await asyncio.to_thread(drift_view, self.measures, model, version, limit))
+        slices = request.query_params.get("slices", "").lower() in ("1", "true")
+        return _json(await asyncio.to_thread(drift_view, self.measures, model, version, limit, slices=slices))
 
     async def quality(self, request: Request) -> Response:
         model, version = request.path_params["model"], request.query_params.get("version")
@@ -112,13 +112,19 @@ class Views:
         return PlainTextResponse("ok" if healthy else "not ready", status_code=200 if healthy else 503)
 
 
-def drift_view(measures: Measures, model: str, version: str | None, limit: int) -> dict[str, Any]:
-    """The JSON of `/api/drift`: the last windows of the model's versions, each column judged; the reference beside."""
+def drift_view(
+    measures: Measures, model: str, version: str | None, limit: int, *, slices: bool = False
+) -> dict[str, Any]:
+    """The JSON of `/api/drift`: the last windows of the model's versions, each column judged; the reference beside.
+
+    The last window of each version has its slices too; with `slices` all windows have.
+    """
     versions = [version] if version else measures.versions(model)
     windows = [
-        window_json(measures, window)
+        window_json(measures, window, slices=slices or window is judged[-1])
         for name in versions
-        for window in measures.judged(model, name, limit)
+        if (judged := measures.judged(model, name, limit))
+        for window in judged
         if window.pane.rows
     ]
     windows.sort(key=lambda window: (window["end"], window["version"]))
@@ -148,8 +154,8 @@ def quality_view(
     return {"model": model, "version": chosen, "schema": schema.to_json(), "broken": broken, "rows": kept}
 
 
-def window_json(measures: Measures, window: JudgedWindow) -> dict[str, Any]:
-    """One judged window with its verdicts, whole and by slice."""
+def window_json(measures: Measures, window: JudgedWindow, *, slices: bool) -> dict[str, Any]:
+    """One judged window with its verdicts, whole and by slice where `slices` are asked for."""
     pane = window.pane
     reference = measures.reference(pane.model, pane.version)
     thresholds = measures.settings.thresholds
@@ -159,7 +165,7 @@ def window_json(measures: Measures, window: JudgedWindow) -> dict[str, Any]:
         columns[name] = column_json(column)
         if (verdict := verdicts.get(name)) is not None:
             columns[name] |= verdict_json(verdict, thresholds)
-    return {
+    body: dict[str, Any] = {
         "version": pane.version,
         "start": pane.start,
         "end": pane.end,
@@ -167,16 +173,18 @@ def window_json(measures: Measures, window: JudgedWindow) -> dict[str, Any]:
         "revision": window.revision,
         "outcomes": pane.outcomes,
         "columns": columns,
-        "slices": {
-            name: {value: slice_json(part, reference, thresholds) for value, part in sorted(parts.items())}
-            for name, parts in pane.slices.items()
-        },
     }
+    if slices and pane.slices:
+        found = window.slice_verdicts(reference, thresholds)
+        body["slices"] = {
+            name: {value: slice_json(part, found[name, value]) for value, part in sorted(parts.items())}
+            for name, parts in pane.slices.items()
+        }
+    return body
 
 
-def slice_json(part: Pane, reference: Profile | None, thresholds: DriftThresholds) -> dict[str, Any]:
+def slice_json(part: Pane, verdicts: Mapping[str, ColumnDrift]) -> dict[str, Any]:
     """One slice of a window: its rows, what share of the columns drifted in it, and which."""
-    verdicts = verdicts_of(part, reference, thresholds)
     return {
         "rows": part.rows,
         "outcomes": part.outcomes,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import click
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
-from collectors.drift.judge import ColumnDrift, DriftThresholds
-from collectors.report import drift_tables
+from collectors.drift.compare import compare
+from collectors.drift.comparison import Comparison
+from collectors.drift.methods import METHODS
+from collectors.drift.source import InputError
 from trimtab.commands.options import echo_json, fail, with_json
 
 
@@ -21,62 +19,54 @@ from trimtab.commands.options import echo_json, fail, with_json
 Examples:
   trimtab drift january.parquet july.parquet
   trimtab drift reference.csv current.csv --json
-  trimtab drift lake/january lake/july --engine spark"""
+  trimtab drift 'lake/2026-01-*.parquet' lake/july --columns age,income --method evidently"""
 )
-@click.argument("reference", type=click.Path(exists=True, path_type=Path))
-@click.argument("current", type=click.Path(exists=True, path_type=Path))
-@click.option("--engine", type=click.Choice(["numpy", "spark"]), default="numpy", show_default=True)
-@click.option("--threshold", default=0.25, show_default=True, help="PSI beyond chance at which a column has drifted.")
+@click.argument("reference")
+@click.argument("current")
+@click.option("--columns", multiple=True, metavar="A,B", help="Only these columns; may be given several times.")
+@click.option("--kinds", multiple=True, metavar="NAME=KIND", help="What a column is, e.g. code=categorical.")
+@click.option("--mode", type=click.Choice(["profile", "exact"]), help="On counts, or on all rows; default: what fits.")
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True, help="What decides.")
+@click.option("--threshold", type=float, help="The score from which it is drift; for auto the smallest effect.")
+@click.option("--alpha", type=float, help="Share of false discoveries (auto), or the level of the tests.")
 @with_json
-def drift(reference: Path, current: Path, engine: str, threshold: float, as_json: bool) -> None:
-    """Compare two tables column by column (Parquet, CSV, Arrow).
+def drift(
+    reference: str,
+    current: str,
+    columns: tuple[str, ...],
+    kinds: tuple[str, ...],
+    mode: str | None,
+    method: str,
+    threshold: float | None,
+    alpha: float | None,
+    as_json: bool,
+) -> None:
+    """Compare two tables column by column (Parquet, CSV, Arrow, Feather; files, folders, patterns, saved profiles).
 
-    Exit status 1 if a column drifted or its share of missing values changed; 2 if the tables cannot be compared.
+    Exit status 0: no drift; 1: drift; 2: the tables cannot be compared.
     """
     try:
-        thresholds = DriftThresholds(psi=threshold)
-        if engine == "spark":
-            found = drift_tables(reference, current, thresholds=thresholds, engine="spark")
-        else:
-            found = drift_tables(_read(reference), _read(current), thresholds=thresholds)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        fail(f"cannot compare {reference} and {current}: {error}", status=2)
+        found = compare(
+            reference,
+            current,
+            mode=mode,  # type: ignore[arg-type]
+            method=method,
+            columns=None,
+            threshold=threshold,
+            alpha=alpha,
+        )
+    except InputError as error:
+        fail(str(error), status=2)
     if as_json:
-        echo_json([asdict(column) for column in found.values()])
+        echo_json(found.to_json())
     else:
         _print(found)
-    sys.exit(1 if any(column.drifted or column.missing_changed for column in found.values()) else 0)
+    sys.exit(1 if found.drifted else 0)
 
 
-def _read(path: Path) -> pa.Table:
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        return pyarrow.csv.read_csv(path)
-    if kind in (".arrow", ".feather", ".ipc"):
-        return _read_arrow(path)
-    return pyarrow.parquet.read_table(path)
+def _print(found: Comparison) -> None:
+    for name, column in found.worst_first:
+        click.echo(f"{name:<28} {column.score} {column.threshold} {column.reason}")
 
 
-def _read_arrow(path: Path) -> pa.Table:
-    """Arrow IPC has a file format and a stream format, and one ending for both."""
-    with pa.memory_map(str(path)) as source:
-        try:
-            return pa.ipc.open_file(source).read_all()
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_stream(source).read_all()
-
-
-def _print(found: dict[str, ColumnDrift]) -> None:
-    click.echo(f"{'column':<28} {'psi':>8} {'by chance':>10} {'KS':>8} {'W1/sd':>8} {'missing':>8}  verdict")
-    for column in sorted(found.values(), key=lambda column: -column.effect):
-        verdict = "DRIFTED" if column.drifted else column.reason.replace("_", " ")
-        verdict += f", MISSING CHANGED from {column.reference_missing_ratio:.1%}" if column.missing_changed else ""
-        click.echo(
-            f"{column.column:<28} {column.psi:>8.4f} {column.psi_expected:>10.4f} {_number(column.ks)} "
-            f"{_number(column.wasserstein)} {column.missing_ratio:>8.1%}  {verdict}"
-        )
-
-
-def _number(value: float | None) -> str:
-    return f"{'-':>8}" if value is None else f"{value:>8.4f}"
+__all__ = ["Path", "drift"]

@@ -1,0 +1,150 @@
+"""CSV files as Arrow: read whole, or block by block with the types that hold to the last row.
+
+A column's type is what all its values are: an integer, a number, a truth value, a date, else text. An empty field and
+the usual words for nothing (`NA`, `null`, `NaN`, …, as pandas has them) are missing values, also in text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as csv
+
+from collectors.drift.source import InputError
+
+BLOCK_BYTES = 1 << 24
+_CONVERSION = re.compile(r"In CSV column #(\d+):.*conversion error to ([^:]+):", re.DOTALL)
+
+
+def read_csv(path: Path) -> pa.Table:
+    """The whole file. InputError when it is not a table, or not UTF-8."""
+    try:
+        table = csv.read_csv(path, parse_options=_parse(path), convert_options=_convert({}))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+    except pa.ArrowException as error:
+        raise _unreadable(path, error) from error
+    _check_text(path, table.schema)
+    return table.cast(_with_known_types(table.schema))
+
+
+def csv_schema(path: Path) -> tuple[pa.Schema, int]:
+    """The types that all rows of the file have, and the number of rows; reads the file once or a few times."""
+    types: dict[str, pa.DataType] = {}
+    while True:
+        try:
+            with _opened(path, types) as reader:
+                schema = reader.schema
+                _check_text(path, schema)
+                rows = sum(batch.num_rows for batch in reader)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
+        except pa.ArrowException as error:
+            found = _CONVERSION.search(str(error))
+            if found is None:
+                raise _unreadable(path, error) from error
+            name = schema.names[int(found[1])]
+            wider = _wider(schema.field(name).type)
+            if wider is None:
+                raise _not_utf8(path) from error
+            types[name] = wider
+        else:
+            return _with_known_types(schema), rows
+
+
+def scan_csv(path: Path, schema: pa.Schema, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The file's rows block by block, in the types of `schema`; a column that the file lacks is null."""
+    types = {field.name: field.type for field in schema}
+    with _opened(path, types, columns) as reader:
+        yield from reader
+
+
+def _opened(path: Path, types: dict[str, pa.DataType], columns: Sequence[str] | None = None) -> csv.CSVStreamingReader:
+    return csv.open_csv(
+        path,
+        read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=_parse(path),
+        convert_options=_convert(types, columns),
+    )
+
+
+def _parse(path: Path) -> csv.ParseOptions:
+    tabs = ".tsv" in path.suffixes or ".tab" in path.suffixes
+    return csv.ParseOptions(delimiter="\t" if tabs else ",", newlines_in_values=True)
+
+
+def _convert(types: dict[str, pa.DataType], columns: Sequence[str] | None = None) -> csv.ConvertOptions:
+    return csv.ConvertOptions(
+        column_types=types,
+        include_columns=list(columns) if columns is not None else None,
+        include_missing_columns=True,
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
+
+
+def _wider(kind: pa.DataType) -> pa.DataType | None:
+    """The next type that takes more values; text takes all, so that None means broken text."""
+    if pa.types.is_integer(kind):
+        return pa.float64()
+    if pa.types.is_null(kind):
+        return pa.int64()
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        return None
+    return pa.string()
+
+
+def _with_known_types(schema: pa.Schema) -> pa.Schema:
+    """A column without any value is a number's, as in pandas."""
+    return pa.schema([field.with_type(pa.float64()) if pa.types.is_null(field.type) else field for field in schema])
+
+
+def _check_text(path: Path, schema: pa.Schema) -> None:
+    """Arrow takes text that is not UTF-8 for bytes, and names in the header as they are."""
+    try:
+        _ = schema.names
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+    if any(pa.types.is_binary(field.type) for field in schema):
+        raise _not_utf8(path)
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    text = str(error).strip()
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return _not_utf8(path)
+    if "Empty CSV file" in text:
+        return InputError(f"{path} is empty: it has no header line")
+    if "invalid UTF8" in text:
+        return _not_utf8(path)
+    return InputError(f"{path} is not a readable CSV file: {text}")
+
+
+def _not_utf8(path: Path) -> InputError:
+    """Says which byte is wrong and where, by reading the file once more."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset, line = 0, 1
+    with pa.input_stream(str(path), compression="detect") as file:
+        while block := file.read(BLOCK_BYTES):
+            held = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                place = offset - held + error.start
+                line += block[: max(error.start - held, 0)].count(b"\n")
+                return InputError(
+                    f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {place} (line {line}); "
+                    f"write it as UTF-8, for example: iconv -f {_guess(block)} -t utf-8 {path.name}"
+                )
+            offset += len(block)
+            line += block.count(b"\n")
+    return InputError(f"{path} has a column of bytes: text must be UTF-8")
+
+
+def _guess(block: bytes) -> str:
+    return "utf-16" if block[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"

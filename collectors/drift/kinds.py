@@ -1,0 +1,103 @@
+"""What a column of a table is compared as, by its Arrow type, and what to do when the two tables disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from collectors.drift.comparison import Sides
+from collectors.drift.source import InputError
+from observability.events import FEATURE, PREDICTION
+
+KINDS = ("numeric", "categorical", "boolean", "datetime", "text", "embedding")
+# More than half of at least so many values distinct: text and not a list of categories (as Evidently has it).
+TEXT_SHARE = 0.5
+TEXT_ROWS = 1000
+
+
+def kind_of(kind: pa.DataType) -> str | None:
+    """The kind that values of an Arrow type are compared as; None for what cannot be compared."""
+    if pa.types.is_dictionary(kind):
+        return "categorical" if kind_of(kind.value_type) != "boolean" else "boolean"
+    if pa.types.is_boolean(kind):
+        return "boolean"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "categorical"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
+        return "numeric"
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "datetime"
+    if pa.types.is_duration(kind) or pa.types.is_time(kind):
+        return "numeric"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return "embedding" if kind_of(kind.value_type) == "numeric" else None
+    return None
+
+
+def comparable_columns(schema: pa.Schema) -> list[str]:
+    """The columns that are compared when none are named: of events the features and predictions, else all."""
+    of_events = [name for name in schema.names if name.startswith((FEATURE, PREDICTION))]
+    return of_events or list(schema.names)
+
+
+def checked_kinds(kinds: Mapping[str, str] | None, known: list[str]) -> dict[str, str]:
+    """`kinds` as given. InputError for a kind or a column that does not exist."""
+    for name, kind in (kinds or {}).items():
+        if kind not in KINDS:
+            raise InputError(f"column {name!r} cannot be of the kind {kind!r}: known are {', '.join(KINDS)}")
+        if name not in known:
+            raise InputError(f"a kind is given for {name!r}, but there is no such column: {_listed(known)}")
+    return dict(kinds or {})
+
+
+def agreed_kind(types: Sides[pa.DataType]) -> tuple[str | None, str]:
+    """The kind that both sides can be compared as, or None and the reason why not."""
+    kinds = Sides(kind_of(types.reference), kind_of(types.current))
+    if kinds.reference is None or kinds.current is None:
+        which = types.reference if kinds.reference is None else types.current
+        return None, f"a column of type {which} cannot be compared"
+    if kinds.reference == kinds.current:
+        return kinds.reference, ""
+    # A side without any value is of the other side's kind.
+    if pa.types.is_null(types.current):
+        return kinds.reference, ""
+    if pa.types.is_null(types.reference):
+        return kinds.current, ""
+    pair = {kinds.reference, kinds.current}
+    if pair == {"numeric", "boolean"}:
+        return "numeric", ""
+    if pair == {"boolean", "categorical"}:
+        return "categorical", ""
+    return None, f"the type changed: {types.reference} in the reference, {types.current} in the current table"
+
+
+def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
+    """Numbers of any column: text is read as numbers, and how many values are none (they become null)."""
+    kind = values.type
+    if pa.types.is_dictionary(kind):
+        values = values.cast(kind.value_type)
+        kind = values.type
+    if pa.types.is_boolean(kind):
+        return values.cast(pa.int8()), 0
+    if pa.types.is_time32(kind):
+        return values.cast(pa.int32()), 0
+    if pa.types.is_duration(kind) or pa.types.is_time64(kind) or pa.types.is_timestamp(kind):
+        return values.cast(pa.int64()), 0
+    if pa.types.is_date(kind):
+        return values.cast(pa.timestamp("s")).cast(pa.int64()), 0
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        return values, 0
+    texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
+    is_number = pc.match_substring_regex(texts, _NUMBER)
+    numbers = pc.if_else(is_number, texts, pa.scalar(None, pa.string()))
+    return numbers.cast(pa.float64()), numbers.null_count - values.null_count
+
+
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    shown = ", ".join(names[:most])
+    return f"there are {shown}" + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,205 @@
+"""One column of both tables, counted and measured: what a verdict is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from collectors.drift.column_scores import Scores, cells_scores, counted_scores, infinite_rows, missing_rows, row_scores
+from collectors.drift.comparison import Sides
+from collectors.drift.evidently_method import (
+    evidently_bins,
+    evidently_categorical,
+    evidently_category_distances,
+    evidently_numeric,
+)
+from collectors.drift.exact import (
+    Counted,
+    Ordered,
+    boolean_cells,
+    categorical_cells,
+    counted,
+    numeric_cells,
+    ordered,
+)
+from collectors.drift.kinds import TEXT_ROWS, TEXT_SHARE, as_numbers
+from collectors.drift.methods import named_verdict
+from collectors.drift.plan import ColumnPlan
+from collectors.drift.source import InputError
+from collectors.drift.verdict import Verdict
+from observability.columns import Column, ProfileError
+from observability.profile import Profile
+
+ORDERED = ("numeric", "text", "embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPair:
+    """What both sides of a column have, and what has been computed of it."""
+
+    kind: str
+    cells: Sides[Column]
+    missing: Sides[int]
+    rows: Sides[int]
+    infinite: Sides[int]
+    scores: Scores
+    distinct: Sides[int] | None = None
+    verdict: Verdict | None = None
+    """The verdict of a method other than "auto"."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def count(self) -> Sides[int]:
+        """Values that the statistics are of."""
+        return Sides(self.cells.reference.count, self.cells.current.count)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The method that exact columns are judged with, unless it is "auto"."""
+
+    method: str = "auto"
+    threshold: float | None = None
+    alpha: float | None = None
+
+
+def exact_pair(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
+    """A column from all its values. InputError, naming it, when they are not of its kind."""
+    try:
+        if column.kind == "numeric":
+            return _numbers(column, reference, current, asked)
+        if column.kind in ("categorical", "boolean"):
+            return _categories(column, reference, current, asked)
+        return _profiled(column, reference, current, asked)
+    except pa.ArrowException as error:
+        raise InputError(f"column {column.name!r} cannot be read as {column.kind}: {error}") from error
+    except ProfileError as error:
+        raise InputError(str(error)) from error
+
+
+def profile_pair(kind: str, reference: Column, current: Column, asked: Asked) -> ColumnPair:
+    """A column from both its profiles."""
+    pair = _of_cells(kind, Sides(reference, current))
+    if not _comparable(pair.count) or asked.method in ("auto", "evidently"):
+        return pair
+    counts = Sides(reference.counts, current.counts)
+    verdict = named_verdict(
+        asked.method, pair.scores, counts, ordered=kind in ORDERED, threshold=asked.threshold, alpha=asked.alpha
+    )
+    return _with(pair, verdict=verdict)
+
+
+def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
+    sides = Sides(*(as_numbers(values) for values in (reference, current)))
+    notes = tuple(
+        f"{number} values of the {name} are not numbers, and count as missing"
+        for name, (_, number) in (("reference", sides.reference), ("current table", sides.current))
+        if number
+    )
+    values = Sides(sides.reference[0], sides.current[0])
+    pair = Sides(ordered(values.reference), ordered(values.current))
+    cells = numeric_cells(pair)
+    rows = Sides(pair.reference.rows, pair.current.rows)
+    missing = Sides(missing_rows(cells.reference), missing_rows(cells.current))
+    infinite = Sides(pair.reference.infinite, pair.current.infinite)
+    found = ColumnPair("numeric", Sides(cells.reference, cells.current), missing, rows, infinite, {}, notes=notes)
+    if not _comparable(found.count):
+        return found
+    scores = row_scores(pair, cells)
+    if asked.method == "evidently":
+        integers = all(pa.types.is_integer(side.type) and not side.null_count for side in (reference, current))
+        bins = evidently_bins(pair, integers)
+        scores |= {"psi": bins.psi, "js_distance": bins.js_distance, "hellinger": bins.hellinger}
+        deviation = cells.reference.variance**0.5
+        return _with(found, scores=scores, verdict=evidently_numeric(pair, deviation, asked.threshold))
+    if asked.method == "auto":
+        return _with(found, scores=scores)
+    counts = Sides(cells.reference.counts, cells.current.counts)
+    verdict = named_verdict(
+        asked.method, scores, counts, ordered=True, rows=pair, threshold=asked.threshold, alpha=asked.alpha
+    )
+    return _with(found, scores=scores, verdict=verdict)
+
+
+def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
+    found = counted(reference, current)
+    if column.kind == "categorical" and not column.given and _is_text(found):
+        return _profiled(column, reference, current, asked, kind="text")
+    cells: Sides[Column] = boolean_cells(found) if column.kind == "boolean" else categorical_cells(found)  # type: ignore[assignment]
+    pair = ColumnPair(
+        str(column.kind),
+        cells,
+        found.missing,
+        Sides(len(reference), len(current)),
+        Sides(0, 0),
+        {},
+        found.distinct,
+    )
+    if not _comparable(pair.count):
+        return pair
+    scores = counted_scores(found)
+    verdict = None
+    if asked.method == "evidently":
+        verdict = evidently_categorical(found, asked.threshold)
+        bins = evidently_category_distances(found)
+        scores |= {"psi": bins.psi, "js_distance": bins.js_distance, "hellinger": bins.hellinger}
+    elif asked.method != "auto":
+        verdict = named_verdict(
+            asked.method, scores, found.counts, ordered=False, threshold=asked.threshold, alpha=asked.alpha
+        )
+    return _with(pair, scores=scores, verdict=verdict)
+
+
+def _profiled(
+    column: ColumnPlan,
+    reference: pa.ChunkedArray,
+    current: pa.ChunkedArray,
+    asked: Asked,
+    kind: str | None = None,
+) -> ColumnPair:
+    """Dates, texts and embeddings: compared by the cells of their profiles, in both modes."""
+    chosen = kind or str(column.kind)
+    name = column.name
+    first = Profile.of(pa.table({name: reference}), {name: chosen})  # type: ignore[dict-item]
+    second = first.empty().updated(pa.table({name: current}))
+    return profile_pair(chosen, first.columns[name], second.columns[name], asked)
+
+
+def _of_cells(kind: str, cells: Sides[Column]) -> ColumnPair:
+    missing = Sides(missing_rows(cells.reference), missing_rows(cells.current))
+    rows = Sides(cells.reference.rows, cells.current.rows)
+    infinite = Sides(infinite_rows(cells.reference), infinite_rows(cells.current))
+    pair = ColumnPair(kind, cells, missing, rows, infinite, {})
+    return _with(pair, scores=cells_scores(cells.reference, cells.current)) if _comparable(pair.count) else pair
+
+
+def _with(pair: ColumnPair, *, scores: Scores | None = None, verdict: Verdict | None = None) -> ColumnPair:
+    return ColumnPair(
+        pair.kind,
+        pair.cells,
+        pair.missing,
+        pair.rows,
+        pair.infinite,
+        pair.scores if scores is None else scores,
+        pair.distinct,
+        pair.verdict if verdict is None else verdict,
+        pair.notes,
+    )
+
+
+def _comparable(count: Sides[int]) -> bool:
+    return count.reference > 0 and count.current > 0
+
+
+def _is_text(found: Counted) -> bool:
+    """Free text repeats little; a list of categories repeats much."""
+    sides = (
+        (found.distinct.reference, int(found.counts.reference.sum())),
+        (found.distinct.current, int(found.counts.current.sum())),
+    )
+    return all(count >= TEXT_ROWS and distinct > TEXT_SHARE * count for distinct, count in sides)
+
+
+__all__ = ["Asked", "ColumnPair", "Mapping", "Ordered", "exact_pair", "profile_pair"]

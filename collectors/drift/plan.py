@@ -1,0 +1,131 @@
+"""Which columns two tables have in common, and what each of them is compared as."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from collectors.drift.comparison import Sides
+from collectors.drift.kinds import agreed_kind, checked_kinds, comparable_columns, kind_of
+from collectors.drift.source import InputError, Source
+from observability.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPlan:
+    """One column of both tables; without a kind it cannot be compared, for a reason."""
+
+    name: str
+    kind: str | None
+    reason: str = ""
+    changed: bool = False
+    """Whether it cannot be compared because its type changed."""
+    parsed: bool = False
+    """Whether one side is text that has to be read as numbers."""
+    given: bool = False
+    """Whether the caller said what the column is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is compared, and what only one table has."""
+
+    columns: tuple[ColumnPlan, ...]
+    only_in_reference: tuple[str, ...]
+    only_in_current: tuple[str, ...]
+
+    @property
+    def compared(self) -> list[str]:
+        return [column.name for column in self.columns if column.kind is not None]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {column.name: column.kind for column in self.columns if column.kind is not None}
+
+
+def planned(
+    sides: Sides[Source | Profile],
+    columns: Sequence[str] | None,
+    kinds: Mapping[str, str] | None,
+    ignored: Sequence[str] = (),
+) -> Plan:
+    """The plan for two tables. InputError when they have nothing in common, or a named column does not exist."""
+    before, now = _names(sides.reference), _names(sides.current)
+    if columns is not None:
+        wanted = list(dict.fromkeys(columns))
+        for name in wanted:
+            absent = [
+                side for side, names in (("the reference", before), ("the current table", now)) if name not in names
+            ]
+            if absent:
+                there = before if "the reference" in absent else now
+                raise InputError(f"column {name!r} is not in {' and not in '.join(absent)}: {_listed(there)}")
+    else:
+        wanted = [name for name in _default(sides.reference) if name in now]
+    wanted = [name for name in wanted if name not in ignored]
+    if not wanted:
+        raise InputError(
+            f"the tables have no column in common: the reference has {', '.join(before[:20])}; "
+            f"the current table has {', '.join(now[:20])}"
+        )
+    given = checked_kinds(kinds, list(dict.fromkeys([*before, *now])))
+    only = (
+        tuple(name for name in _default(sides.reference) if name not in now),
+        tuple(name for name in _default(sides.current) if name not in before),
+    )
+    if columns is not None:
+        only = ((), ())
+    return Plan(tuple(_column(sides, name, given.get(name)) for name in wanted), *only)
+
+
+def _names(side: Source | Profile) -> list[str]:
+    return list(side.columns)
+
+
+def _default(side: Source | Profile) -> list[str]:
+    return list(side.columns) if isinstance(side, Profile) else comparable_columns(side.schema)
+
+
+def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> ColumnPlan:
+    before, now = sides.reference, sides.current
+    if isinstance(before, Profile):
+        kind: str = before.columns[name].kind
+        if given is not None and given != kind:
+            raise InputError(f"column {name!r} is {kind} in the profile: it cannot be compared as {given}")
+        if isinstance(now, Profile):
+            other = now.columns[name].kind
+            if other != kind:
+                reason = f"the type changed: {kind} in the reference, {other} in the current profile"
+                return ColumnPlan(name, None, reason, changed=True)
+            return ColumnPlan(name, kind)
+        current = now.schema.field(name).type
+        if _fits(kind, current):
+            return ColumnPlan(name, kind)
+        reason = f"the type changed: {kind} in the reference, {current} in the current table"
+        return ColumnPlan(name, None, reason, changed=True)
+    if isinstance(now, Profile):
+        raise InputError("a profile can only be compared with a profile: give the reference as a profile, too")
+    types = Sides(before.schema.field(name).type, now.schema.field(name).type)
+    if given is not None:
+        return ColumnPlan(name, given, given=True)
+    agreed, reason = agreed_kind(types)
+    if agreed is None and {kind_of(types.reference), kind_of(types.current)} == {"numeric", "categorical"}:
+        return ColumnPlan(name, "numeric", reason, parsed=True)
+    return ColumnPlan(name, agreed, reason, changed=agreed is None and "changed" in reason)
+
+
+def _fits(kind: str, current: pa.DataType) -> bool:
+    found = kind_of(current)
+    return (
+        found == kind
+        or pa.types.is_null(current)
+        or (kind in ("categorical", "text") and found in ("categorical", "boolean", "numeric"))
+        or (kind == "numeric" and found == "boolean")
+    )
+
+
+def _listed(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"there are {', '.join(names[:most])}{more}"

@@ -22,6 +22,12 @@ def shares(counts: Counts) -> Floats:
     return counts / total if total else np.zeros(len(counts))
 
 
+def shares_each(reference: Counts, window: Counts) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+    """Both sides' counts (…, cells) as shares, and (…) whether both have rows; the shares of no rows are all zero."""
+    n, m = reference.sum(axis=-1, keepdims=True), window.sum(axis=-1, keepdims=True)
+    return reference / np.maximum(n, 1), window / np.maximum(m, 1), ((n > 0) & (m > 0))[..., 0]
+
+
 def equal_mass_groups(reference: Counts, groups: int) -> Counts:
     """Starts of runs of ordered cells with about `1/groups` of the reference each (for `np.add.reduceat`).
 

@@ -1,4 +1,4 @@
-"""Distribution functions in numpy: chi-square, normal, and the limits of Kolmogorov's and Cramér–von Mises' statistics."""
+"""Distribution functions in numpy: chi-square, normal, and the limits of Kolmogorov and of Cramér and von Mises."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def kolmogorov_sf(x: npt.ArrayLike) -> Floats:
 def cramer_von_mises_sf(x: npt.ArrayLike) -> Floats:
     """`P(W² > x)` for the limit of Cramér–von Mises' statistic, by Smirnov's (1936) alternating integrals.
 
-    `(2/π) Σ (−1)^(k−1) ∫ √(−u / sin u) exp(−xu²/2) du / u` over `(2k−1)π … 2kπ`. Both ends are singular like Chebyshev's
-    weight, so Gauss–Chebyshev nodes take them exactly; the far tail keeps its relative accuracy, about 1e-12.
+    `(2/π) Σ (−1)^(k−1) ∫ √(−u / sin u) exp(−xu²/2) du / u` over `(2k−1)π … 2kπ`. Both ends are singular like
+    Chebyshev's weight, which Gauss–Chebyshev nodes take exactly; the far tail keeps a relative accuracy of 1e-12.
     """
     x = np.asarray(x, np.float64)
     flat = np.array([_cramer_von_mises_tail(float(value)) for value in x.ravel()], np.float64)
@@ -127,8 +127,7 @@ def _cramer_von_mises_tail(x: float) -> float:
     terms = math.ceil(math.sqrt(80 / x) / (2 * math.pi)) + 1
     nodes = 64 + 16 * math.ceil(math.sqrt(x))
     angle = (2 * np.arange(1, nodes + 1) - 1) * (math.pi / (2 * nodes))
-    t = np.cos(angle)
-    # Distances from the interval's lower end, π(1+t)/2, and −sin u = cos(πt/2), without cancellation at the ends.
+    # Distances from the interval's lower end, and −sin u from its nearer end, without cancellation.
     above = math.pi * np.cos(angle / 2) ** 2
     weight = np.sin(angle) / np.sqrt(np.sin(np.minimum(above, math.pi * np.sin(angle / 2) ** 2)))
     u = (2 * np.arange(1, terms + 1)[:, None] - 1) * math.pi + above
@@ -199,7 +198,7 @@ def _log_factor(a: Floats, x: Floats) -> Floats:
 
 
 def stirling_error(n: Floats) -> Floats:
-    """`ln Γ(n+1) − [(n + ½) ln n − n + ½ ln 2π]` for n > 0 (Loader 2000, Fast and Accurate Computation of Binomials)."""
+    """`ln Γ(n+1) − [(n + ½) ln n − n + ½ ln 2π]` for n > 0 (Loader 2000, Fast and Accurate Binomials)."""
     n = np.asarray(n, np.float64)
     shifted, correction = n.copy(), np.zeros_like(n)
     while (small := shifted < 16).any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collectors.drift.bins import Counts, shares
+from collectors.drift.bins import Counts, Floats, shares_each
 
 # Stands for an empty bin, as in Evidently, so that the logarithm is finite.
 EMPTY_SHARE = 1e-4
@@ -15,11 +15,14 @@ def psi(reference: Counts, window: Counts) -> float:
 
     Siddiqi 2006, "Credit Risk Scorecards". 0 when either side has no rows.
     """
-    if not reference.sum() or not window.sum():
-        return 0.0
-    r, w = shares(reference), shares(window)
+    return float(psi_each(reference, window))
+
+
+def psi_each(reference: Counts, window: Counts) -> Floats:
+    """PSI of many columns: counts (…, cells), shorter rows padded with zeros; scores (…)."""
+    r, w, known = shares_each(reference, window)
     r, w = np.where(r == 0, EMPTY_SHARE, r), np.where(w == 0, EMPTY_SHARE, w)
-    return float(np.sum((w - r) * np.log(w / r)))
+    return np.asarray(np.where(known, np.sum((w - r) * np.log(w / r), axis=-1), 0.0), np.float64)
 
 
 def null_expectation(bins: int, window_rows: int, reference_rows: int) -> float:

@@ -27,8 +27,8 @@ _LARGE = np.finfo(np.float64).max / 4
 def ks_rows(reference: Floats, current: Floats) -> Test:
     """Kolmogorov–Smirnov: the largest difference of the two distribution functions, `scipy.stats.ks_2samp`.
 
-    Exact p-value up to 10,000 rows a side, asymptotic beyond, as scipy's `method="auto"`. Undefined (NaN) when a side is
-    empty.
+    Exact p-value up to 10,000 rows a side, asymptotic beyond, as scipy's `method="auto"`. Undefined (NaN) when a
+    side is empty.
     """
     n, m = len(reference), len(current)
     if not n or not m:

@@ -4,7 +4,18 @@ It never blocks, slows or breaks its host, and needs only prometheus-client, ope
 """
 
 from observability import names
-from observability.columns import BooleanColumn, CategoricalColumn, Column, NumericColumn, ProfileError
+from observability.columns import (
+    BooleanColumn,
+    CategoricalColumn,
+    Column,
+    DatetimeColumn,
+    EmbeddingColumn,
+    Kind,
+    LogLinearColumn,
+    NumericColumn,
+    ProfileError,
+    TextColumn,
+)
 from observability.events import (
     BadBatch,
     event_batch,
@@ -42,7 +53,9 @@ __all__ = [
     "BufferedExporter",
     "CategoricalColumn",
     "Column",
+    "DatetimeColumn",
     "DeliveryError",
+    "EmbeddingColumn",
     "EventExporter",
     "Exporter",
     "HttpSink",
@@ -50,7 +63,9 @@ __all__ = [
     "InferenceMiddleware",
     "InferenceMonitor",
     "JsonFormatter",
+    "Kind",
     "LogLine",
+    "LogLinearColumn",
     "Metrics",
     "NoTracing",
     "NumericColumn",
@@ -61,6 +76,7 @@ __all__ = [
     "SignatureError",
     "Sink",
     "Step",
+    "TextColumn",
     "Tracing",
     "TrainingMonitor",
     "Unavailable",

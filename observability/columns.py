@@ -6,177 +6,152 @@ summaries of one layout add up to the summary of both sets of rows, exactly on e
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from observability.cells import Counts, Kind, ProfileError
+from observability.calendar_cells import DatetimeColumn
+from observability.categorical import NUM_CATEGORIES, OTHER, UNSEEN, BooleanColumn, CategoricalColumn
+from observability.cells import Kind, ProfileError
+from observability.embedding import EmbeddingColumn
+from observability.kinds import KINDS
+from observability.loglinear import LogLinearColumn
 from observability.numeric import NumericColumn
+from observability.text_shape import Part, TextColumn, part_from_json
 
-__all__ = ["BooleanColumn", "CategoricalColumn", "Column", "Kind", "NumericColumn", "ProfileError"]
+__all__ = [
+    "KINDS",
+    "NUM_CATEGORIES",
+    "OTHER",
+    "UNSEEN",
+    "BooleanColumn",
+    "CategoricalColumn",
+    "Column",
+    "DatetimeColumn",
+    "EmbeddingColumn",
+    "Kind",
+    "LogLinearColumn",
+    "NumericColumn",
+    "ProfileError",
+    "TextColumn",
+    "as_reference",
+    "column_from_json",
+    "free_column",
+    "rebinned",
+    "reference_column",
+]
 
-NUM_CATEGORIES = 256
-UNSEEN, OTHER = "unseen", "other"
+Column = (
+    NumericColumn | LogLinearColumn | CategoricalColumn | BooleanColumn | DatetimeColumn | TextColumn | EmbeddingColumn
+)
+
+_LAYOUTS: dict[str, Any] = {
+    "numeric": NumericColumn.layout,
+    "categorical": CategoricalColumn.layout,
+    "boolean": BooleanColumn.layout,
+    "datetime": DatetimeColumn.layout,
+    "text": TextColumn.layout,
+    "embedding": EmbeddingColumn.layout,
+}
+_READERS: dict[str, Any] = {
+    "numeric": part_from_json,
+    "categorical": CategoricalColumn.from_json,
+    "boolean": BooleanColumn.from_json,
+    "datetime": DatetimeColumn.from_json,
+    "text": TextColumn.from_json,
+    "embedding": EmbeddingColumn.from_json,
+}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CategoricalColumn:
-    """Counts of a text column over its reference's most frequent categories.
+def reference_column(kind: Kind, values: pa.ChunkedArray) -> Column:
+    """An empty column whose bins or categories are those of `values`."""
+    column: Column = _LAYOUTS[kind](values)
+    return column
 
-    The last two cells are `unseen` and `other`: values outside the list are unseen where the list is complete, and
-    `other` where the reference itself had more categories than the list holds (`truncated`).
+
+def free_column(kind: Kind, values: pa.ChunkedArray) -> Column:
+    """An empty column of a layout that needs no reference: log-linear cells, no categories (all are strangers)."""
+    if kind == "numeric":
+        return LogLinearColumn.layout()
+    if kind == "text":
+        return TextColumn.without_layout()
+    if kind == "embedding":
+        return EmbeddingColumn.without_layout(values)
+    return CategoricalColumn.over(()) if kind == "categorical" else reference_column(kind, values)
+
+
+def column_from_json(value: dict[str, Any]) -> Column:
+    """The column that its `to_json` wrote. ProfileError for an unknown kind."""
+    if value["kind"] not in _READERS:
+        raise ProfileError(f"there is no kind of column {value['kind']!r}: known are {', '.join(KINDS)}")
+    column: Column = _READERS[value["kind"]](value)
+    return column
+
+
+def rebinned(column: Column, reference: Column, allowed: float) -> Column:
+    """A column that was counted without a reference, over the reference's bins or categories.
+
+    ProfileError where a bin's edge cuts a log-linear cell of more than the `allowed` share of the values, or where
+    the column had more categories than were kept.
     """
-
-    categories: tuple[str, ...]
-    truncated: bool
-    counts: Counts
-    missing: int = 0
-
-    @staticmethod
-    def layout(values: pa.ChunkedArray, num_categories: int = NUM_CATEGORIES) -> CategoricalColumn:
-        """An empty column with the most frequent categories of `values`, most frequent first."""
-        counted = _texts(values).drop_null().value_counts()
-        pairs = zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True)
-        ordered = [category for category, _ in sorted(pairs, key=lambda pair: (-pair[1], pair[0]))]
-        kept = tuple(ordered[:num_categories])
-        return CategoricalColumn(kept, len(ordered) > num_categories, np.zeros(len(kept) + 2, np.int64))
-
-    def __post_init__(self) -> None:
-        self.counts.setflags(write=False)
-
-    @property
-    def kind(self) -> Kind:
-        return "categorical"
-
-    @property
-    def count(self) -> int:
-        """Values that are not null."""
-        return int(self.counts.sum())
-
-    @property
-    def rows(self) -> int:
-        return self.count + self.missing
-
-    @property
-    def unseen(self) -> int:
-        """Values that the reference does not know."""
-        return int(self.counts[-2])
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What the cells of `counts` are."""
-        return (*self.categories, UNSEEN, OTHER)
-
-    def empty(self) -> CategoricalColumn:
-        return CategoricalColumn(self.categories, self.truncated, np.zeros_like(self.counts))
-
-    def updated(self, values: pa.ChunkedArray) -> CategoricalColumn:
-        # A third as much again as all else that `import observability` loads.
-        import pyarrow.compute as pc
-
-        present = _texts(values).drop_null()
-        codes = pc.index_in(present, value_set=pa.array(self.categories, pa.utf8()))
-        elsewhere = len(self.categories) + (1 if self.truncated else 0)
-        filled = codes.fill_null(elsewhere).to_numpy()
-        counts = np.bincount(filled, minlength=len(self.counts)).astype(np.int64)
-        return self + CategoricalColumn(self.categories, self.truncated, counts, len(values) - len(present))
-
-    def without_values(self, rows: int) -> CategoricalColumn:
-        return replace(self, missing=self.missing + rows)
-
-    def __add__(self, other: CategoricalColumn) -> CategoricalColumn:
-        if (self.categories, self.truncated) != (other.categories, other.truncated):
-            raise ProfileError("the categories differ: profiles add up only within one reference")
-        missing = self.missing + other.missing
-        return CategoricalColumn(self.categories, self.truncated, self.counts + other.counts, missing)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CategoricalColumn) and self.to_json() == other.to_json()
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "categories": list(self.categories),
-            "truncated": self.truncated,
-            "counts": self.counts.tolist(),
-            "missing": self.missing,
-        }
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> CategoricalColumn:
-        categories, counts = tuple(value["categories"]), np.array(value["counts"], np.int64)
-        if len(counts) != len(categories) + 2:
-            raise ProfileError(
-                f"{len(categories)} categories need {len(categories) + 2} counts, there are {len(counts)}"
-            )
-        return CategoricalColumn(categories, bool(value["truncated"]), counts, int(value["missing"]))
+    if isinstance(column, LogLinearColumn) and isinstance(reference, NumericColumn):
+        return _rebinned(column, reference, allowed)
+    if isinstance(column, TextColumn) and isinstance(reference, TextColumn):
+        return TextColumn({name: _part(part, reference.parts[name], allowed) for name, part in column.parts.items()})
+    if isinstance(column, EmbeddingColumn) and isinstance(reference, EmbeddingColumn) and column.fourier is None:
+        raise ProfileError("the mean embedding of vectors needs the reference before it counts: profile them again")
+    if isinstance(column, CategoricalColumn) and isinstance(reference, CategoricalColumn) and not column.categories:
+        return _named(column, reference)
+    return column
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BooleanColumn:
-    """Counts of a boolean column: false, true, and missing beside them."""
-
-    counts: Counts
-    missing: int = 0
-
-    @staticmethod
-    def layout(values: pa.ChunkedArray) -> BooleanColumn:
-        return BooleanColumn(np.zeros(2, np.int64))
-
-    def __post_init__(self) -> None:
-        self.counts.setflags(write=False)
-
-    @property
-    def kind(self) -> Kind:
-        return "boolean"
-
-    @property
-    def count(self) -> int:
-        """Values that are not null."""
-        return int(self.counts.sum())
-
-    @property
-    def rows(self) -> int:
-        return self.count + self.missing
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What the cells of `counts` are."""
-        return ("false", "true")
-
-    def empty(self) -> BooleanColumn:
-        return BooleanColumn(np.zeros(2, np.int64))
-
-    def updated(self, values: pa.ChunkedArray) -> BooleanColumn:
-        booleans = values.cast(pa.bool_())
-        true = sum(chunk.true_count for chunk in booleans.chunks)
-        counts = np.array([len(values) - values.null_count - true, true], np.int64)
-        return self + BooleanColumn(counts, values.null_count)
-
-    def without_values(self, rows: int) -> BooleanColumn:
-        return replace(self, missing=self.missing + rows)
-
-    def __add__(self, other: BooleanColumn) -> BooleanColumn:
-        return BooleanColumn(self.counts + other.counts, self.missing + other.missing)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, BooleanColumn) and self.to_json() == other.to_json()
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "counts": self.counts.tolist(), "missing": self.missing}
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> BooleanColumn:
-        counts = np.array(value["counts"], np.int64)
-        if len(counts) != 2:
-            raise ProfileError(f"a boolean column has 2 counts, there are {len(counts)}")
-        return BooleanColumn(counts, int(value["missing"]))
+def _part(part: Part, reference: Part, allowed: float) -> Part:
+    if isinstance(part, LogLinearColumn) and isinstance(reference, NumericColumn):
+        return _rebinned(part, reference, allowed)
+    return part
 
 
-Column = NumericColumn | CategoricalColumn | BooleanColumn
+def _rebinned(column: LogLinearColumn, reference: NumericColumn, allowed: float) -> NumericColumn:
+    error = column.rebinning_error(reference.edges)
+    if error > allowed:
+        raise ProfileError(
+            f"{error:.1%} of the values lie in one log-linear cell that a bin's edge cuts, allowed are {allowed:.1%}: "
+            "profile the rows against the reference instead"
+        )
+    return column.rebinned(reference.edges)
 
 
-def _texts(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return values if values.type == pa.utf8() else values.cast(pa.utf8())
+def _named(column: CategoricalColumn, reference: CategoricalColumn) -> CategoricalColumn:
+    if sum(column.strangers.values()) != column.count:
+        raise ProfileError(
+            f"it has more categories than the {len(column.strangers)} that are kept without a reference: "
+            "profile the rows against the reference instead"
+        )
+    known = {category: place for place, category in enumerate(reference.categories)}
+    counts = reference.empty().counts.copy()
+    elsewhere = len(known) + (1 if reference.truncated else 0)
+    strangers = {}
+    for text, count in column.strangers.items():
+        counts[known.get(text, elsewhere)] += count
+        if text not in known:
+            strangers[text] = count
+    return CategoricalColumn(reference.categories, reference.truncated, counts, column.missing, strangers)
+
+
+def as_reference(column: Column) -> Column:
+    """A column that was counted without a reference as one of its own: every count stays exact."""
+    if isinstance(column, LogLinearColumn):
+        return column.binned()
+    if isinstance(column, TextColumn):
+        return column.rebuilt(lambda _, part: part.binned() if isinstance(part, LogLinearColumn) else part)
+    if isinstance(column, EmbeddingColumn) and isinstance(column.norm, LogLinearColumn):
+        return replace(column, norm=column.norm.binned())
+    if isinstance(column, CategoricalColumn) and not column.categories:
+        categories = tuple(sorted(column.strangers, key=lambda text: (-column.strangers[text], text)))
+        counts = np.array([*(column.strangers[text] for text in categories), 0, 0], np.int64)
+        rest = column.count - int(counts.sum())
+        counts[-1] = rest
+        return CategoricalColumn(categories, rest > 0, counts, column.missing)
+    return column

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from observability.cells import Counts, Floats, Kind, ProfileError
+from observability.blocks import finite_numbers, number_blocks
+from observability.cells import Counts, Floats, Kind, ProfileError, count_of, counts_of, packed, plain, unpacked
+from observability.tally import Tally
 
 NUM_BINS = 128
+COUNTERS = ("missing", "nan", "positive_infinite", "negative_infinite", "zeros")
+MOMENTS = ("mean", "m2", "minimum", "maximum")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +24,8 @@ class NumericColumn:
 
     `counts` has one cell more than `edges` (ascending): below the first edge (smaller than anything in the
     reference), between each two, and above the last (larger than anything in it). A value on an edge belongs to
-    the bin that it opens, the reference's maximum to the last closed one.
+    the bin that it opens, the reference's maximum to the last closed one. Values are counted as float64: integers
+    beyond 2**53 and decimals as the nearest one.
     """
 
     edges: Floats
@@ -38,9 +43,12 @@ class NumericColumn:
     @staticmethod
     def layout(values: pa.ChunkedArray, num_bins: int = NUM_BINS) -> NumericColumn:
         """An empty column whose bins hold equal shares of `values`; repeated quantiles collapse."""
-        finite, _ = _numbers(values)
-        finite = finite[np.isfinite(finite)]
-        return NumericColumn(edges := _edges(finite, num_bins), np.zeros(len(edges) + 1, np.int64))
+        return NumericColumn.over(quantile_edges(finite_numbers(values), num_bins))
+
+    @staticmethod
+    def over(edges: Floats) -> NumericColumn:
+        """An empty column over the bins between `edges`."""
+        return NumericColumn(edges, np.zeros(len(edges) + 1, np.int64))
 
     def __post_init__(self) -> None:
         self.edges.setflags(write=False)
@@ -72,46 +80,40 @@ class NumericColumn:
         return tails + self.positive_infinite + self.negative_infinite
 
     def empty(self) -> NumericColumn:
-        return NumericColumn(self.edges, np.zeros_like(self.counts))
+        return NumericColumn.over(self.edges)
 
-    def updated(self, values: pa.ChunkedArray) -> NumericColumn:
-        numbers, missing = _numbers(values)
-        return self + self._of(numbers, missing)
+    def updated(self, values: pa.ChunkedArray | pa.Array) -> NumericColumn:
+        """This column with `values` added, read where they lie. Raises pa.ArrowException if they are no numbers."""
+        tally = Tally(self.edges)
+        tally.add_all(number_blocks(values))
+        return self + self.tallied(tally)
 
     def without_values(self, rows: int) -> NumericColumn:
-        return replace(self, missing=self.missing + rows)
+        missing = NumericColumn(self.edges, np.zeros_like(self.counts), missing=rows)
+        return self + missing
 
-    def _of(self, numbers: Floats, missing: int) -> NumericColumn:
-        is_finite = np.isfinite(numbers)
-        whole = bool(is_finite.all())
-        finite = numbers if whole else numbers[is_finite]
-        positive = 0 if whole else int(np.count_nonzero(numbers == np.inf))
-        negative = 0 if whole else int(np.count_nonzero(numbers == -np.inf))
-        nan = len(numbers) - len(finite) - positive - negative
-        column = replace(self.empty(), missing=missing, nan=nan, positive_infinite=positive, negative_infinite=negative)
-        if not len(finite):
-            return column
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = float(finite.mean())
-            deviations = finite - mean
-            m2 = float(np.square(deviations, out=deviations).sum())
-        return replace(
-            column,
-            counts=_binned(finite, self.edges),
-            zeros=int(np.count_nonzero(finite == 0.0)),
-            mean=mean,
-            m2=m2,
-            minimum=float(finite.min()),
-            maximum=float(finite.max()),
+    def tallied(self, tally: Tally) -> NumericColumn:
+        """What a tally over this column's edges has counted, as a column."""
+        found = tally.moments
+        return NumericColumn(
+            edges=self.edges,
+            counts=tally.counts(),
+            missing=tally.missing,
+            nan=tally.nan,
+            positive_infinite=tally.positive_infinite,
+            negative_infinite=tally.negative_infinite,
+            zeros=tally.zeros,
+            mean=found.mean,
+            m2=found.m2,
+            minimum=found.minimum,
+            maximum=found.maximum,
         )
 
     def __add__(self, other: NumericColumn) -> NumericColumn:
-        """Both columns' rows. Moments by Chan, Golub and LeVeque (1979), "Updating formulae", equation 2.1."""
-        if not np.array_equal(self.edges, other.edges):
+        """Both columns' rows."""
+        if self.edges is not other.edges and not np.array_equal(self.edges, other.edges):
             raise ProfileError("the bins differ: profiles add up only within one reference")
-        total = self.count + other.count
-        share = other.count / total if total else 0.0
-        delta = other.mean - self.mean
+        mean, m2 = merged_moments(self.count, self.mean, self.m2, other.count, other.mean, other.m2)
         return NumericColumn(
             edges=self.edges,
             counts=self.counts + other.counts,
@@ -120,9 +122,8 @@ class NumericColumn:
             positive_infinite=self.positive_infinite + other.positive_infinite,
             negative_infinite=self.negative_infinite + other.negative_infinite,
             zeros=self.zeros + other.zeros,
-            # A side without values has no mean: the other's stays as it is, to the bit.
-            mean=_merged_mean(self, other, share),
-            m2=self.m2 + other.m2 + (delta * delta * self.count * share if 0 < share < 1 else 0.0),
+            mean=mean,
+            m2=m2,
             minimum=min(self.minimum, other.minimum),
             maximum=max(self.maximum, other.maximum),
         )
@@ -133,58 +134,63 @@ class NumericColumn:
     def to_json(self) -> dict[str, Any]:
         return {
             "kind": self.kind,
-            "edges": self.edges.tolist(),
+            "edges": packed(self.edges),
             "counts": self.counts.tolist(),
-            "missing": self.missing,
-            "nan": self.nan,
-            "positive_infinite": self.positive_infinite,
-            "negative_infinite": self.negative_infinite,
-            "zeros": self.zeros,
-            **{name: _plain(getattr(self, name)) for name in ("mean", "m2", "minimum", "maximum")},
+            **{name: getattr(self, name) for name in COUNTERS},
+            **{name: plain(getattr(self, name)) for name in MOMENTS},
         }
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> NumericColumn:
-        floats: dict[str, Any] = {name: float(value[name]) for name in ("mean", "m2", "minimum", "maximum")}
-        names = ("missing", "nan", "positive_infinite", "negative_infinite", "zeros")
-        integers: dict[str, Any] = {name: int(value[name]) for name in names}
-        edges, counts = np.array(value["edges"], np.float64), np.array(value["counts"], np.int64)
+        edges, counts = unpacked(value["edges"]), counts_of(value["counts"])
         if len(counts) != len(edges) + 1:
             raise ProfileError(f"{len(edges)} edges need {len(edges) + 1} counts, there are {len(counts)}")
-        return NumericColumn(edges, counts, **integers, **floats)
+        if not (np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
+            raise ProfileError("edges are finite numbers in ascending order")
+        return NumericColumn(edges, counts, **scalars(value))
 
 
-def _numbers(values: pa.ChunkedArray) -> tuple[Floats, int]:
-    """The values that are not null as float64, and how many are null."""
-    present = values.drop_null() if values.null_count else values
-    floats = present if present.type == pa.float64() else present.cast(pa.float64(), safe=False)
-    return np.asarray(floats.to_numpy(), np.float64), values.null_count
+def scalars(value: dict[str, Any]) -> dict[str, Any]:
+    """The counters and moments of a numeric column from its JSON. ProfileError where one is malformed."""
+    found: dict[str, Any] = {name: count_of(value[name]) for name in COUNTERS}
+    for name in MOMENTS:
+        number = value[name]
+        if isinstance(number, bool) or not isinstance(number, int | float | str) or math.isnan(float(number)):
+            raise ProfileError(f"{name} is a number, not {number!r}")
+        found[name] = float(number)
+    return found
 
 
-def _edges(finite: Floats, num_bins: int) -> Floats:
+def quantile_edges(finite: Floats, num_bins: int = NUM_BINS) -> Floats:
+    """Ascending edges of bins that hold equal shares of `finite` (sorted in place); repeated quantiles collapse.
+
+    The edges are values that occur, so that a count of equal values never straddles an interpolated edge; the first
+    is the minimum, the last the maximum.
+    """
     if not len(finite):
         return np.empty(0)
-    # `method="lower"` gives values that occur, so that a count of equal values never straddles an interpolated edge.
-    edges = np.unique(np.quantile(finite, np.linspace(0.0, 1.0, num_bins + 1), method="lower")) + 0.0
+    finite.sort()
+    places = np.floor(np.linspace(0.0, 1.0, num_bins + 1) * (len(finite) - 1)).astype(np.int64)
+    edges = np.unique(finite[places]) + 0.0
     # A constant column still needs a closed bin, or its own value would lie in a tail.
-    return edges if len(edges) > 1 else np.array([edges[0], np.nextafter(edges[0], np.inf)])
+    return edges if len(edges) > 1 else closed_bin(float(edges[0]))
 
 
-def _binned(finite: Floats, edges: Floats) -> Counts:
-    if not len(edges):
-        return np.array([len(finite)], np.int64)
-    # np.histogram sorts blocks and looks the few edges up in them: five times faster than the reverse.
-    inner = np.histogram(finite, edges)[0]
-    below = int(np.count_nonzero(finite < edges[0]))
-    return np.concatenate([[below], inner, [len(finite) - below - int(inner.sum())]]).astype(np.int64)
+def closed_bin(value: float) -> Floats:
+    """The edges of the narrowest bin that holds `value`."""
+    above = np.nextafter(value, np.inf)
+    return np.array([value, above]) if np.isfinite(above) else np.array([np.nextafter(value, -np.inf), value])
 
 
-def _merged_mean(left: NumericColumn, right: NumericColumn, share: float) -> float:
-    if not 0 < share < 1:
-        return right.mean if share else left.mean
-    return left.mean * (1.0 - share) + right.mean * share
-
-
-def _plain(value: float) -> float | str:
-    """JSON has no infinity: `float()` reads both forms back."""
-    return value if math.isfinite(value) else str(value)
+def merged_moments(
+    count: int, mean: float, m2: float, other_count: int, other_mean: float, other_m2: float
+) -> tuple[float, float]:
+    """Mean and squared deviations of two groups. Chan, Golub and LeVeque 1979, "Updating formulae", equation 2.1."""
+    # A side without values has no mean: the other's stays as it is, to the bit.
+    if not other_count:
+        return mean, m2
+    if not count:
+        return other_mean, other_m2
+    share = other_count / (count + other_count)
+    delta = other_mean - mean
+    return mean * (1.0 - share) + other_mean * share, m2 + other_m2 + delta * delta * count * share

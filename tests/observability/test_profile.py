@@ -233,7 +233,7 @@ def test_what_does_not_fit_is_refused_with_the_name_of_its_column() -> None:
         b"",
         b"[]",
         b'{"format":1}',
-        b'{"format":2,"columns":{}}',
+        b'{"format":3,"columns":{}}',
         b'{"format":1,"columns":{"x":{"kind":"odd"}}}',
         b'{"format":1,"columns":{"x":{"kind":"boolean","counts":[1],"missing":0}}}',
         b'{"format":1,"columns":{"x":{"kind":"categorical","categories":["a"],"truncated":false,"counts":[],"missing":0}}}',

@@ -1,0 +1,260 @@
+"""How a profile's layout is taken from a reference: its columns' kinds, bins and categories."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from observability.blocks import number_blocks
+from observability.categorical import NUM_CATEGORIES, CategoricalColumn, add_texts
+from observability.cells import Floats, Kind, ProfileError
+from observability.columns import Column, NumericColumn, free_column, reference_column
+from observability.events import FEATURE, PREDICTION
+from observability.frequent import FrequentTexts
+from observability.joint import MAX_COLUMNS, Joint
+from observability.kinds import KINDS, is_free_text, kind_of_type
+from observability.tables import Rows, Stream
+
+# Rows drawn from a stream for its bins: so many numbers, but no more bytes for all columns, nor fewer rows than that.
+_SAMPLE_ROWS, _SAMPLE_BYTES, _SAMPLE_FLOOR = 262_144, 32 << 20, 16_384
+_SAMPLED: dict[Kind, int] = {"text": 16_384, "embedding": 4_096}
+_SEED = 7
+_JOINT_ROWS, _JOINT_SAMPLE = 4_096, 512
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Empty columns, the empty joint part, and what was left out and why."""
+
+    columns: dict[str, Column]
+    left_out: dict[str, str] = field(default_factory=dict)
+    joint: Joint | None = None
+
+
+def memory_layout(rows: Rows, kinds: Mapping[str, Kind] | None, threads: int = 1) -> Layout:
+    """The layout of a table in memory: exact quantiles, its most frequent categories."""
+    chosen, left_out = _chosen(rows.names, lambda name: rows.column(name).type, kinds)
+
+    def column(name: str) -> Column:
+        values = rows.column(name)
+        kind = _refined(chosen[name], values, kinds)
+        found: Column = fitted(name, kind, values.type, lambda: reference_column(kind, values))
+        return found
+
+    if threads <= 1:
+        return Layout({name: column(name) for name in chosen}, left_out)
+    with ThreadPoolExecutor(threads) as pool:
+        return Layout(dict(zip(chosen, pool.map(column, chosen), strict=True)), left_out)
+
+
+def stream_layout(stream: Stream, kinds: Mapping[str, Kind] | None, joint: bool) -> Layout:
+    """The layout of a table that is read in pieces, from one pass over it.
+
+    Bins are the quantiles of rows drawn one from each of equal stretches, text is told from categories by the first
+    piece. The range of a numeric column and, up to 65,536 different ones, the order of categories are exact.
+    """
+    if stream.rows is None:
+        raise ProfileError("a stream that is read once makes no reference: read it into a table, or give its Parquet")
+    types = {field.name: field.type for field in stream.schema}
+    chosen, left_out = _chosen(stream.names, types.__getitem__, kinds)
+    scouts: dict[str, _Scout] = {}
+    budget = max(_SAMPLE_FLOOR, _SAMPLE_BYTES // (8 * max(len(chosen), 1)))
+    start = 0
+    for piece in stream.pieces(list(chosen)):
+        for name, kind in chosen.items():
+            if name not in piece.names:
+                continue
+            values = piece.column(name)
+            if name not in scouts:
+                found = _refined(kind, values, kinds)
+                scouts[name] = _Scout(found, stream.rows, min(_SAMPLED.get(found, _SAMPLE_ROWS), budget))
+            scout = scouts[name]
+            fitted(name, scout.kind, values.type, lambda s=scout, v=values, o=start: s.add(v, o))  # type: ignore[misc]
+        start += piece.rows
+    columns = {}
+    for name, kind in chosen.items():
+        scout = scouts.get(name) or _Scout(kind, 0, 0)
+        columns[name] = fitted(name, scout.kind, types[name], lambda s=scout, n=name: s.column(types[n]))  # type: ignore[misc]
+    if not joint:
+        return Layout(columns, left_out)
+    samples = Rows(tuple(scouts), 0, lambda name: scouts[name].sample(types[name]))
+    numeric = {
+        name: column.updated(samples.column(name))
+        for name, column in columns.items()
+        if isinstance(column, NumericColumn) and name in scouts
+    }
+    lengths = {len(samples.column(name)) for name in numeric}
+    if len(lengths) > 1:
+        raise ProfileError("the files have different columns: a joint part needs the numeric ones in all of them")
+    sampled = Rows(samples.names, next(iter(lengths), 0), samples.read)
+    return Layout(columns, left_out, joint_layout(numeric, sampled))
+
+
+def free_layout(source: Rows | Stream, kinds: Mapping[str, Kind] | None) -> Layout:
+    """A layout that needs no reference; text is told from categories, and vectors' length taken, by the first piece."""
+    if isinstance(source, Stream):
+        if source.rows is None:
+            raise ProfileError("the kinds of a stream that is read once are not known before it: read it into a table")
+        chosen, _ = _chosen(source.names, {field.name: field.type for field in source.schema}.__getitem__, kinds)
+        first = next(source.pieces(list(chosen)), None)
+        types = {field.name: field.type for field in source.schema}
+        nothing = {name: pa.chunked_array([], types[name]) for name in source.names}
+
+        def read(name: str) -> pa.ChunkedArray:
+            return first.column(name) if first is not None and name in first.names else nothing[name]
+
+        return free_layout(Rows(source.names, 0, read), kinds)
+    chosen, left_out = _chosen(source.names, lambda name: source.column(name).type, kinds)
+    columns = {}
+    for name in chosen:
+        values = source.column(name)
+        kind = _refined(chosen[name], values, kinds)
+        columns[name] = fitted(name, kind, values.type, lambda k=kind, v=values: free_column(k, v))  # type: ignore[misc]
+    return Layout(columns, left_out)
+
+
+def joint_layout(columns: Mapping[str, Column], rows: Rows) -> Joint | None:
+    """The empty joint part over the first 64 numeric columns that hold values, standardised by their moments."""
+    chosen = [(name, column) for name, column in columns.items() if isinstance(column, NumericColumn) and column.count][
+        :MAX_COLUMNS
+    ]
+    if not chosen:
+        return None
+    names = tuple(name for name, _ in chosen)
+    places = np.unique(np.linspace(0, rows.rows - 1, min(rows.rows, _JOINT_SAMPLE)).astype(np.int64))
+    taken = {name: rows.column(name).take(pa.array(places)) for name in names}
+    sample = np.stack([_floats(taken[name], len(places)) for name in names], axis=1)
+    center = np.array([column.mean for _, column in chosen])
+    scale = np.array([math.sqrt(column.variance) for _, column in chosen])
+    return Joint.layout(names, center, scale, sample)
+
+
+def joint_blocks(names: Sequence[str], rows: Rows) -> Iterator[Floats]:
+    """The rows of numeric columns as float64 blocks [n, len(names)], NaN where there is no value."""
+    columns = {name: rows.column(name) for name in names if name in rows.names}
+    for start in range(0, rows.rows, _JOINT_ROWS):
+        block = np.full((min(_JOINT_ROWS, rows.rows - start), len(names)), np.nan)
+        for place, name in enumerate(names):
+            if name in columns:
+                block[:, place] = _floats(columns[name].slice(start, _JOINT_ROWS), len(block))
+        yield block
+
+
+def fitted(name: str, kind: str, found: pa.DataType, make: Callable[[], Any]) -> Any:
+    """What `make` gives; what goes wrong in it becomes a ProfileError that names the column."""
+    try:
+        return make()
+    except ProfileError as error:
+        raise ProfileError(f"column {name!r}: {error}") from error
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ProfileError(f"column {name!r} of type {found} is not {kind}: {error}") from error
+
+
+class _Scout:
+    """What one pass over a column finds out for its layout: rows drawn evenly, the range, the frequent texts."""
+
+    def __init__(self, kind: Kind, rows: int, sampled: int) -> None:
+        self.kind = kind
+        self._places = stretch_places(rows, sampled)
+        self._drawn: list[pa.Array] = []
+        self._frequent = FrequentTexts()
+        self._low, self._high = math.inf, -math.inf
+
+    def add(self, values: pa.ChunkedArray, start: int) -> None:
+        """Adds the values of rows from `start` on."""
+        if self.kind == "categorical":
+            add_texts(self._frequent, values)
+        elif self.kind in ("numeric", "text", "embedding"):
+            first, last = np.searchsorted(self._places, [start, start + len(values)])
+            self._drawn += values.take(pa.array(self._places[first:last] - start)).chunks
+        if self.kind == "numeric":
+            for block, valid in number_blocks(values):
+                self._widen(block if valid is None else block[valid])
+
+    def sample(self, kind: pa.DataType) -> pa.ChunkedArray:
+        """The rows that were drawn."""
+        return pa.chunked_array(self._drawn) if self._drawn else pa.chunked_array([], kind)
+
+    def column(self, kind: pa.DataType) -> Column:
+        """The empty column of what was found."""
+        if self.kind == "categorical":
+            return CategoricalColumn.over(*self._frequent.most(NUM_CATEGORIES))
+        column = reference_column(self.kind, self.sample(kind))
+        return NumericColumn.over(self._widened(column.edges)) if isinstance(column, NumericColumn) else column
+
+    def _widen(self, values: NDArray[Any]) -> None:
+        if not len(values):
+            return
+        low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            finite = values[np.isfinite(values)]
+            if not len(finite):
+                return
+            low, high = float(finite.min()), float(finite.max())
+        self._low, self._high = min(self._low, low), max(self._high, high)
+
+    def _widened(self, edges: Floats) -> Floats:
+        """The edges with the true range for the drawn one, so that nothing of the reference lies in a tail."""
+        if self._low > self._high:
+            return edges
+        inner = edges[1:-1] if len(edges) > 2 else edges
+        widened = np.unique(
+            np.concatenate([[self._low], inner[(inner > self._low) & (inner < self._high)], [self._high]])
+        )
+        return widened if len(widened) > 1 else np.array([widened[0], np.nextafter(widened[0], np.inf)])
+
+
+def stretch_places(rows: int, number: int) -> NDArray[np.int64]:
+    """Ascending row numbers: one drawn from each of `number` equal stretches, always the same; all if there are fewer.
+
+    Drawn, not every so-many-th row, which would see only one phase of what repeats.
+    """
+    if rows <= number:
+        return np.arange(rows)
+    bounds = np.linspace(0, rows, number + 1).astype(np.int64)
+    drawn = np.random.RandomState(_SEED).random_sample(number)
+    return bounds[:-1] + (drawn * np.diff(bounds)).astype(np.int64)
+
+
+def _chosen(
+    names: Sequence[str], kind_of: Callable[[str], pa.DataType], kinds: Mapping[str, Kind] | None
+) -> tuple[dict[str, Kind], dict[str, str]]:
+    """The columns to profile with their kinds, and those that none holds with the reason."""
+    if kinds is not None:
+        lacking = [name for name in kinds if name not in names]
+        if lacking:
+            raise ProfileError(f"column {lacking[0]!r} is not in the table: it has {', '.join(names)}")
+        return dict(kinds), {}
+    of_events = [name for name in names if name.startswith((FEATURE, PREDICTION))]
+    chosen: dict[str, Kind] = {}
+    left_out: dict[str, str] = {}
+    for name in of_events or names:
+        kind = kind_of_type(kind_of(name))
+        if kind in KINDS:
+            chosen[name] = kind
+        else:
+            left_out[name] = kind
+    return chosen, left_out
+
+
+def _refined(kind: Kind, values: pa.ChunkedArray, kinds: Mapping[str, Kind] | None) -> Kind:
+    return "text" if kinds is None and kind == "categorical" and is_free_text(values) else kind
+
+
+def _floats(values: pa.ChunkedArray, length: int) -> Floats:
+    numbers = np.empty(length)
+    place = 0
+    for block, valid in number_blocks(values):
+        part = numbers[place : place + len(block)]
+        part[:] = block
+        if valid is not None:
+            part[~valid] = np.nan
+        place += len(block)
+    return numbers

@@ -1,0 +1,225 @@
+"""One pass over numbers for all that a numeric column keeps: a block is sorted once, and the rest is read off it.
+
+Looking 130 edges up in sorted values costs far less than looking the values up among the edges. A block whose
+values are all finite is sorted as float32, which takes half the time: rounding keeps the order, so only an edge that
+some value rounds to needs a second look at the block.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from observability.blocks import BLOCK, Block
+from observability.cells import Counts, Floats
+
+# Below the first of these are the negative infinities, between the next two the zeros, from the last on what is not
+# finite.
+_ASKED = np.array([-np.finfo(np.float64).max, 0.0, 5e-324, np.inf])
+# Dot products of more elements may start threads, which cost more than they bring here.
+_DOT = 8_192
+# So many edges are looked at again before the block is sorted as float64 instead.
+_AMBIGUOUS = 6
+# The mean lies this many deviations from zero before the sum of squares loses digits that matter (1e-12).
+_OFFSET = 1e3
+_ONES = np.ones(_DOT)
+_EXACT_IN_FLOAT32 = frozenset(np.dtype(name) for name in ("f4", "f2", "i2", "i1", "u2", "u1"))
+
+
+class Moments:
+    """Count, mean, squared deviations and range of finite numbers, merged block by block.
+
+    Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+    """
+
+    __slots__ = ("count", "m2", "maximum", "mean", "minimum")
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.m2 = 0, 0.0, 0.0
+        self.minimum, self.maximum = math.inf, -math.inf
+
+    def add(self, finite: Floats) -> None:
+        """Adds the values of one block, at least one; their range is left to the caller."""
+        size = len(finite)
+        mean, m2 = moments(finite)
+        total = self.count + size
+        delta = mean - self.mean
+        share = size / total
+        self.m2 += m2 + (delta * delta * self.count * share if self.count else 0.0)
+        self.mean = self.mean * (1.0 - share) + mean * share if self.count else mean
+        self.count = total
+
+
+class Tally:
+    """Counts and moments of numbers over given edges; `add` takes blocks, the rest reads what was counted."""
+
+    def __init__(self, edges: Floats) -> None:
+        self.moments = Moments()
+        self.rows, self.missing, self.nan = 0, 0, 0
+        # What is asked of a sorted block is how many values lie below each of these.
+        last = np.nextafter(edges[-1:], np.inf)
+        self._queries = np.concatenate([_ASKED, edges, last])
+        self._below = np.zeros(len(self._queries), np.int64)
+        self._rounded: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._single_sort = True
+
+    def add_all(self, blocks: Iterable[Block]) -> None:
+        """Adds every block."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            for block, valid in blocks:
+                self.add(block, valid)
+
+    def add(self, block: NDArray[np.generic], valid: NDArray[np.bool_] | None = None) -> None:
+        """Adds at most `BLOCK` numbers of any real type; rows that are not `valid` are missing."""
+        size = len(block)
+        if not size:
+            return
+        self.rows += size
+        if valid is None and self._single_sort and size >= 512 and self._add_single(block):
+            return
+        values = _scratch.double()[:size]
+        np.copyto(values, block, casting="unsafe")
+        missing = 0
+        if valid is not None:
+            missing = size - int(np.count_nonzero(valid))
+            np.copyto(values, np.nan, where=~valid)
+        values.sort()
+        below = values.searchsorted(self._queries)
+        self._below += below
+        first, last = int(below[0]), int(below[3])
+        present = size if values[-1] <= np.inf else int(values.searchsorted(np.nan))
+        self.missing += missing
+        self.nan += size - present - missing
+        self._add_moments(values[first:last])
+
+    @property
+    def zeros(self) -> int:
+        return self._answer(2) - self._answer(1)
+
+    @property
+    def negative_infinite(self) -> int:
+        return self._answer(0)
+
+    @property
+    def positive_infinite(self) -> int:
+        return self.rows - self.missing - self.nan - self._answer(3)
+
+    def counts(self) -> Counts:
+        """The finite values by cell: below the first edge, between each two, above the last."""
+        first, last = self._answer(0), self._answer(3)
+        inner = self._below[len(_ASKED) :]
+        if not len(inner):
+            return np.array([last - first], np.int64)
+        # Of the last edge itself only what lies above it counts: the maximum belongs to the last closed cell.
+        bounds = np.concatenate([[first], inner[:-2], inner[-1:], [last]])
+        return np.diff(bounds)
+
+    def _answer(self, asked: int) -> int:
+        return int(self._below[asked])
+
+    def _add_single(self, block: NDArray[np.generic]) -> bool:
+        """Adds a block by its float32 roundings; False if it has NaN or infinities, or too many values on edges."""
+        exact = block.dtype in _EXACT_IN_FLOAT32
+        if not exact and block.dtype != np.float64:
+            return False
+        size = len(block)
+        values = _scratch.single()[:size]
+        np.copyto(values, block, casting="unsafe")
+        values.sort()
+        if not (values[0] > -np.inf and values[-1] < np.inf):
+            return False
+        keys, above = self._keys()
+        if exact:
+            below = values.searchsorted(above)
+        else:
+            found = values.searchsorted(keys)
+            below = found[0::2]
+            unsure = np.flatnonzero(below != found[1::2])
+            if len(unsure) > _AMBIGUOUS:
+                self._single_sort = False
+                return False
+            for place in unsure:
+                below[place] = np.count_nonzero(block < self._queries[place])
+        self._below += below
+        floats = np.asarray(block, np.float64)
+        totals = self.moments
+        # Rounding is monotone: only a block that reaches the old extreme in float32 can have a new one.
+        if values[0] <= totals.minimum:
+            totals.minimum = min(totals.minimum, float(floats.min()))
+        if values[-1] >= totals.maximum:
+            totals.maximum = max(totals.maximum, float(floats.max()))
+        totals.add(floats)
+        return True
+
+    def _add_moments(self, finite: Floats) -> None:
+        if len(finite):
+            totals = self.moments
+            totals.minimum = min(totals.minimum, float(finite[0]))
+            totals.maximum = max(totals.maximum, float(finite[-1]))
+            totals.add(finite)
+
+    def _keys(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The queries in float32: (each rounding with its successor, the smallest float32 that is not below each)."""
+        if self._rounded is None:
+            with np.errstate(over="ignore"):
+                rounded = self._queries.astype(np.float32)
+            pairs = np.stack([rounded, np.nextafter(rounded, np.float32(np.inf))], axis=1).ravel()
+            above = np.where(rounded < self._queries, np.nextafter(rounded, np.float32(np.inf)), rounded)
+            self._rounded = pairs, above.astype(np.float32)
+        return self._rounded
+
+
+class _Scratch(threading.local):
+    """A thread's buffers for sorting: fresh memory for each column would cost more than the sort of a small one."""
+
+    def __init__(self) -> None:
+        self._double: Floats | None = None
+        self._single: NDArray[np.float32] | None = None
+
+    def double(self) -> Floats:
+        if self._double is None:
+            self._double = np.empty(BLOCK)
+        return self._double
+
+    def single(self) -> NDArray[np.float32]:
+        if self._single is None:
+            self._single = np.empty(BLOCK, np.float32)
+        return self._single
+
+
+_scratch = _Scratch()
+
+
+def moments(finite: Floats) -> tuple[float, float]:
+    """The mean of at least one finite value and the sum of squared deviations from it.
+
+    The sums are plain where the mean is not far from zero in deviations, else they are taken about the mean. A mean
+    is finite also where the sum overflows; squares that overflow give infinity.
+    """
+    size = len(finite)
+    total, squares = _sums(finite)
+    mean = total / size
+    m2 = squares - total * mean
+    if squares < math.inf and squares <= _OFFSET * m2:
+        return mean, m2
+    if not math.isfinite(mean):
+        mean = float((finite / size).sum())
+    deviations = finite - mean
+    rest, squares = _sums(deviations)
+    # The second sum corrects the rounding of the first: Björck's two-pass formula.
+    return mean + rest / size if math.isfinite(rest) else mean, max(squares - rest * rest / size, 0.0) if math.isfinite(
+        squares
+    ) else math.inf
+
+
+def _sums(values: Floats) -> tuple[float, float]:
+    total = squares = 0.0
+    for start in range(0, len(values), _DOT):
+        part = values[start : start + _DOT]
+        total += float(np.dot(part, _ONES[: len(part)]))
+        squares += float(np.dot(part, part))
+    return total, squares

@@ -1,17 +1,17 @@
 """Scores of predictions against labels: on rows, from mergeable histograms, by window, and estimated without labels."""
 
-from collectors.scores.calibration import Calibration
+from collectors.scores.calibration import ScoreCalibration
 from collectors.scores.cells import CELLS, ScoreError, score_counts
 from collectors.scores.estimated import Estimate, PerformanceEstimator
 from collectors.scores.histogram import Confusion, Score, ScoreHistogram
 from collectors.scores.regression import RegressionSums
 from collectors.scores.rows import classification_scores, regression_scores
 from collectors.scores.scored import Scored
+from collectors.scores.slices import Slice, SliceSettings, drifted_slices, worst_slices
 from collectors.scores.windows import LabelledRow, LabelledWindow, LabelledWindows
 
 __all__ = [
     "CELLS",
-    "Calibration",
     "Confusion",
     "Estimate",
     "LabelledRow",
@@ -20,10 +20,15 @@ __all__ = [
     "PerformanceEstimator",
     "RegressionSums",
     "Score",
+    "ScoreCalibration",
     "ScoreError",
     "ScoreHistogram",
     "Scored",
+    "Slice",
+    "SliceSettings",
     "classification_scores",
+    "drifted_slices",
     "regression_scores",
     "score_counts",
+    "worst_slices",
 ]

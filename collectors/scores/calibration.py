@@ -19,7 +19,7 @@ _FLOOR = 1e-4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Calibration:
+class ScoreCalibration:
     """Probability of a positive by score cell, shape (CELLS,), never falling with the score."""
 
     probabilities: Floats
@@ -29,7 +29,7 @@ class Calibration:
     """How much lower the log loss of calibrated scores is than that of raw ones, in nats a row, cross-validated."""
 
     @classmethod
-    def learnt(cls, reference: ScoreHistogram, seed: int = 0) -> Calibration:
+    def learnt(cls, reference: ScoreHistogram, seed: int = 0) -> ScoreCalibration:
         """Isotonic regression (Ayer et al. 1955) on the reference's cells, smoothed over 1 % of its ranks.
 
         Kept only if its log loss in ten-fold cross-validation is lower than that of the scores as they are (NannyML
@@ -54,7 +54,7 @@ class Calibration:
         return msgspec.json.encode(_Stored(self.probabilities.tolist(), self.applied, self.gain))
 
     @classmethod
-    def from_json(cls, body: bytes) -> Calibration:
+    def from_json(cls, body: bytes) -> ScoreCalibration:
         """What `to_json` wrote. Raises ScoreError on any other bytes."""
         try:
             stored = msgspec.json.decode(body, type=_Stored)
@@ -99,7 +99,7 @@ def isotonic(values: Floats, weights: Floats) -> Floats:
         means.append(mean)
         masses.append(mass)
         sizes.append(size)
-    return np.repeat(np.array(means, np.float64), sizes)
+    return np.repeat(np.array(means, np.float64), sizes).astype(np.float64)
 
 
 def _smoothed(steps: Floats, ranks: Floats) -> Floats:
@@ -110,7 +110,7 @@ def _smoothed(steps: Floats, ranks: Floats) -> Floats:
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (SMOOTHING * _GRID)) ** 2)
     before, after = 2 * values[0] - values[reach:0:-1], 2 * values[-1] - values[-2 : -reach - 2 : -1]
     smooth = np.convolve(np.concatenate([before, values, after]), kernel / kernel.sum(), "valid")
-    return np.clip(np.interp(ranks, grid, np.maximum.accumulate(smooth)), 0.0, 1.0)
+    return np.asarray(np.clip(np.interp(ranks, grid, np.maximum.accumulate(smooth)), 0.0, 1.0), np.float64)
 
 
 def _folds(counts: Counts, generator: np.random.Generator) -> Counts:

@@ -29,11 +29,11 @@ def _edges() -> Floats:
     return np.unique(np.concatenate([tail, equal, 1 - tail]))
 
 
-EDGES = _edges()
+EDGES: Floats = _edges()
 """Inner edges: cell i holds EDGES[i-1] <= score < EDGES[i]; below 1/24 the cells are 2 % wide, alike near 1."""
 CELLS = len(EDGES) + 1
-MIDDLES = (np.concatenate([[0.0], EDGES]) + np.concatenate([EDGES, [1.0]])) / 2
-COARSE = np.searchsorted(np.arange(1, COARSE_BINS) / COARSE_BINS, MIDDLES, side="right")
+MIDDLES: Floats = (np.concatenate([[0.0], EDGES]) + np.concatenate([EDGES, [1.0]])) / 2
+COARSE: Counts = np.searchsorted(np.arange(1, COARSE_BINS) / COARSE_BINS, MIDDLES, side="right")
 """The coarse bin that each cell lies in."""
 
 

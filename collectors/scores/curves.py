@@ -60,13 +60,10 @@ def average_precision_bound(positives: Numbers, negatives: Numbers) -> float:
     total = float(positives.sum())
     if total <= 0:
         return math.nan
-    above_hits, above_misses = _above(positives), _above(negatives)
-    first = _run(positives, above_hits, above_misses)
-    last = _run(positives, above_hits, above_misses + negatives)
-    tied = np.where(
-        positives > 0, positives * _share(above_hits + positives, above_hits + positives + above_misses + negatives), 0
-    )
-    highest, lowest = float(np.maximum(first, tied).sum()), float(np.minimum(last, tied).sum())
+    hits, misses = _above(positives), _above(negatives)
+    # At best a cell's positives are tied and above its negatives; at worst one by one below them.
+    highest = float(np.dot(positives, _share(hits + positives, hits + positives + misses)))
+    lowest = float(_run(positives, hits, misses + negatives).sum())
     found = average_precision(positives, negatives)
     return max(highest / total - found, found - lowest / total)
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from collectors.scores import curves
-from collectors.scores.calibration import Calibration
+from collectors.scores.calibration import ScoreCalibration
 from collectors.scores.cells import MIDDLES, Counts, ScoreError, edge_index
 from collectors.scores.histogram import ScoreHistogram
 from collectors.scores.intervals import normal_quantile
@@ -59,7 +59,7 @@ class PerformanceEstimator:
     `honesty` says how far off it was. Source: CBPE as in NannyML; Białek et al. 2024 (arXiv 2401.08348).
     """
 
-    calibration: Calibration
+    calibration: ScoreCalibration
     usual: Mapping[str, Usual]
     threshold: float = 0.5
     confidence: float = 0.95
@@ -81,7 +81,7 @@ class PerformanceEstimator:
         """
         blocks = [reference] if isinstance(reference, ScoreHistogram) else list(reference)
         whole = sum(blocks, ScoreHistogram())
-        calibration = Calibration.learnt(whole)
+        calibration = ScoreCalibration.learnt(whole)
         scores = whole.scores(threshold, confidence)
         z = normal_quantile(confidence)
         usual = {}
@@ -129,7 +129,7 @@ class PerformanceEstimator:
             stored = msgspec.json.decode(body, type=_Stored)
         except msgspec.DecodeError as wrong:
             raise ScoreError(f"this is no stored estimator: {wrong}") from wrong
-        calibration = Calibration.from_json(bytes(stored.calibration))
+        calibration = ScoreCalibration.from_json(bytes(stored.calibration))
         return cls(calibration, stored.usual, stored.threshold, stored.confidence, stored.sigmas)
 
 
@@ -141,7 +141,7 @@ class _Stored(msgspec.Struct):
     sigmas: float
 
 
-def expected_scores(counts: Counts, calibration: Calibration, threshold: float = 0.5) -> dict[str, float]:
+def expected_scores(counts: Counts, calibration: ScoreCalibration, threshold: float = 0.5) -> dict[str, float]:
     """The scores of the expected class counts of each cell; NaN where one has no meaning."""
     positives = counts * calibration.probabilities
     negatives = counts - positives

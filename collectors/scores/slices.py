@@ -1,0 +1,287 @@
+"""Slices: the segments of rows, of one column or of two, where a model errs most or where rows came or went."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from collectors.drift.fdr import benjamini_hochberg
+from collectors.drift.laws import normal_sf
+from collectors.scores.cells import Counts, ScoreError
+from collectors.scores.segments import Kind, Rows, Segmented, segmented, together, words_of
+
+Floats = npt.NDArray[np.float64]
+
+# Rows (or a difference), sums (or a statistic), sums of squares (or degrees of freedom) of several slices.
+Moments: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
+
+# Slices that pass the test are compared with each other row by row: no more of them than this.
+_MOST_CANDIDATES = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceSettings:
+    """Which slices are worth telling."""
+
+    bins: int = 8
+    """Quantile bins of a numeric column."""
+    categories: int = 40
+    """The most frequent categories of a column that are looked at."""
+    pairs: bool = True
+    """Whether slices of two columns are looked for, too."""
+    min_rows: int = 50
+    min_share: float = 0.005
+    """Share of all rows that a slice must at least hold."""
+    min_effect: float = 0.1
+    """Least difference from the rest, in standard deviations of the rows' errors."""
+    alpha: float = 0.05
+    """Expected share of false slices among those told (Benjamini-Hochberg over every slice looked at)."""
+    limit: int = 20
+
+    def __post_init__(self) -> None:
+        if min(self.bins, self.categories, self.min_rows, self.limit) < 1 or not 0 < self.alpha < 1:
+            raise ValueError(f"bins, categories, min_rows and limit must be at least 1, alpha in (0, 1): {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A segment that differs from the rest of the rows."""
+
+    conditions: tuple[str, ...]
+    """What its rows have in common, one condition a column."""
+    rows: int
+    share: float
+    mean: float
+    """Mean error of its rows; of a drifted slice, its share of the current rows."""
+    rest: float
+    """Mean error of all other rows; of a drifted slice, its share of the reference's rows."""
+    effect: float
+    """The difference in standard deviations of all rows (Cohen's d)."""
+    qvalue: float
+    """The smallest expected share of false slices at which it is still told."""
+    contribution: float
+    """Part of the total error that is its excess over the rest; of a drifted slice, its term of the PSI."""
+    drift: float = math.nan
+    """Share of the current rows less that of the reference's, where a reference was given."""
+
+    @property
+    def text(self) -> str:
+        return " and ".join(self.conditions)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidates:
+    """Segments of one or two columns: places in `columns`, segment codes, rows, sums and sums of squares of errors."""
+
+    columns: tuple[int, ...]
+    codes: Counts
+    size: int
+
+
+def worst_slices(
+    rows: Rows,
+    errors: Floats,
+    *,
+    reference: Rows | None = None,
+    kinds: Mapping[str, Kind] | None = None,
+    settings: SliceSettings | None = None,
+) -> list[Slice]:
+    """The segments with the largest mean error, worst evidence first; those explained by one before them are left out.
+
+    `errors` has shape (rows,), finite: log losses, absolute errors, 0/1 mistakes. A segment is told when it is large
+    enough, its error is higher than that of the rest by Welch's test (one-sided, Benjamini-Hochberg over all segments
+    of one and two columns), by at least `min_effect`, and still is without the rows of the slices told before it. With
+    `reference` rows each slice says how its share of the rows has changed. Raises ScoreError on unequal lengths.
+    """
+    chosen = settings or SliceSettings()
+    values = np.asarray(errors, np.float64).ravel()
+    if reference is None:
+        columns = segmented(rows, bins=chosen.bins, categories=chosen.categories, kinds=kinds)
+        _check(columns, values)
+        return _found(columns, values, chosen, one_sided=True)
+    before, pooled = _pooled(reference, rows)
+    columns = segmented(pooled, bins=chosen.bins, categories=chosen.categories, kinds=kinds)
+    current = [Segmented(column.name, column.codes[before:], column.words) for column in columns]
+    _check(current, values)
+    found = _found(current, values, chosen, one_sided=True)
+    return [_with_drift(slice_, columns, before) for slice_ in found]
+
+
+def drifted_slices(
+    reference: Rows,
+    current: Rows,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    settings: SliceSettings | None = None,
+) -> list[Slice]:
+    """The segments whose share of the rows has changed most, strongest evidence first, up or down.
+
+    The same search, the 'error' of a row being whether it is a current one: Welch's test of it is that of two shares.
+    `mean` and `rest` are the segment's shares of the current and the reference rows, `contribution` is its PSI term.
+    """
+    chosen = settings or SliceSettings()
+    before, pooled = _pooled(reference, current)
+    columns = segmented(pooled, bins=chosen.bins, categories=chosen.categories, kinds=kinds)
+    is_current = np.zeros(pooled.num_rows)
+    is_current[before:] = 1.0
+    found = _found(columns, is_current, chosen, one_sided=False)
+    return [_as_shares(_with_drift(slice_, columns, before), before, pooled.num_rows - before) for slice_ in found]
+
+
+def _found(columns: Sequence[Segmented], values: Floats, settings: SliceSettings, one_sided: bool) -> list[Slice]:
+    deviation = float(values.std())
+    if not deviation:
+        return []
+    least = max(settings.min_rows, math.ceil(settings.min_share * len(values)))
+    groups = list(_groups(columns, settings.pairs))
+    tests = [_tested(group, values, least, one_sided) for group in groups]
+    pvalues = np.concatenate([test[1] for test in tests]) if tests else np.empty(0)
+    if not len(pvalues):
+        return []
+    qvalues = benjamini_hochberg(pvalues)
+    owners = np.repeat(np.arange(len(groups)), [len(test[0]) for test in tests])
+    segments = np.concatenate([test[0] for test in tests])
+    effects = np.concatenate([test[2] for test in tests]) / deviation
+    strengths = np.concatenate([test[3] for test in tests])
+    sized = effects >= settings.min_effect if one_sided else np.abs(effects) >= settings.min_effect
+    passed = np.flatnonzero((qvalues <= settings.alpha) & sized)
+    # By strength; of equal ones that of fewer columns comes first.
+    order = passed[np.lexsort((owners[passed], -strengths[passed]))][:_MOST_CANDIDATES]
+    left = np.ones(len(values), bool)
+    told: list[Slice] = []
+    for place in order.tolist():
+        group, segment = groups[owners[place]], int(segments[place])
+        inside = group.codes == segment
+        # Slices that overlap pass the test together; of those told only their own number counts.
+        limit = settings.alpha * (len(told) + 1) / len(pvalues)
+        if not _still(values[inside & left], values[~inside & left], least, limit, deviation, settings, one_sided):
+            continue
+        left &= ~inside
+        chosen = [columns[column] for column in group.columns]
+        codes = divmod(segment, len(chosen[1].words)) if len(chosen) == 2 else (segment,)
+        mean, rest = float(values[inside].mean()), float(values[~inside].mean())
+        rows = int(inside.sum())
+        excess = rows * (mean - rest) / float(values.sum()) if values.sum() else math.nan
+        told.append(
+            Slice(
+                words_of(chosen, codes), rows, rows / len(values), mean, rest, float(effects[place]),
+                float(qvalues[place]), excess,
+            )
+        )  # fmt: skip
+        if len(told) == settings.limit:
+            break
+    return told
+
+
+def _groups(columns: Sequence[Segmented], pairs: bool) -> Iterable[_Candidates]:
+    for place, column in enumerate(columns):
+        yield _Candidates((place,), column.codes, len(column.words))
+    for (i, left), (j, right) in itertools.combinations(enumerate(columns), 2) if pairs else ():
+        codes, size = together(left, right)
+        yield _Candidates((i, j), codes, size)
+
+
+def _tested(group: _Candidates, values: Floats, least: int, one_sided: bool) -> tuple[Counts, Floats, Floats, Floats]:
+    """The segments that are large enough, and their p-values, differences from the rest, and absolute statistics."""
+    inside = group.codes >= 0
+    codes, of = (group.codes, values) if inside.all() else (group.codes[inside], values[inside])
+    counts = np.bincount(codes, minlength=group.size)
+    chosen = np.flatnonzero((counts >= least) & (len(values) - counts >= least))
+    n, sums = counts[chosen].astype(np.float64), np.bincount(codes, of, group.size)[chosen]
+    squares = np.bincount(codes, of * of, group.size)[chosen]
+    total, total_squares = float(values.sum()), float(np.dot(values, values))
+    difference, t, degrees = _welch((n, sums, squares), (len(values) - n, total - sums, total_squares - squares))
+    return chosen, _pvalues(t, degrees, one_sided), difference, np.abs(t)
+
+
+def _welch(inside: Moments, outside: Moments) -> Moments:
+    """Difference of means, Welch's t and its degrees of freedom, from rows, sums and sums of squares of either side.
+
+    A slice's sum of squares counts one row of the whole's variance more: otherwise a slice whose errors are all alike
+    would be infinitely certain.
+    """
+    (n, sums, squares), (m, others, other_squares) = inside, outside
+    mean, rest = sums / n, others / m
+    whole = np.maximum((squares + other_squares) / (n + m) - ((sums + others) / (n + m)) ** 2, 0.0)
+    a = (np.maximum(squares - n * mean * mean, 0.0) + whole) / n / (n - 1)
+    b = np.maximum(other_squares / m - rest * rest, 0.0) / (m - 1)
+    difference = mean - rest
+    t = np.divide(difference, np.sqrt(a + b), out=np.zeros_like(difference), where=a + b > 0)
+    degrees = np.divide((a + b) ** 2, a * a / (n - 1) + b * b / (m - 1), out=np.ones_like(a), where=a + b > 0)
+    return difference, t, np.maximum(degrees, 1.0)
+
+
+def _pvalues(t: Floats, degrees: Floats, one_sided: bool) -> Floats:
+    """The upper (or both) tails of Student's t through the normal law (Wallace 1959: within 1 % for 30 degrees on)."""
+    size = np.sqrt(degrees * np.log1p(t * t / degrees)) * (8 * degrees + 1) / (8 * degrees + 3)
+    if one_sided:
+        return normal_sf(np.copysign(size, t))
+    return np.minimum(1.0, 2 * normal_sf(size))
+
+
+def _still(
+    inside: Floats,
+    outside: Floats,
+    least: int,
+    limit: float,
+    deviation: float,
+    settings: SliceSettings,
+    one_sided: bool,
+) -> bool:
+    """Whether a slice still stands out among the rows that no slice before it has taken."""
+    if min(len(inside), len(outside)) < least:
+        return False
+    difference, t, degrees = _welch(_moments(inside), _moments(outside))
+    effect = float(difference[0]) / deviation
+    enough = effect >= settings.min_effect if one_sided else abs(effect) >= settings.min_effect
+    return enough and bool(_pvalues(t, degrees, one_sided)[0] <= limit)
+
+
+def _moments(values: Floats) -> Moments:
+    return np.array([float(len(values))]), np.array([values.sum()]), np.array([np.dot(values, values)])
+
+
+def _pooled(reference: Rows, current: Rows) -> tuple[int, pa.Table]:
+    """Both sides' rows under the columns that both have, the reference's first, and how many those are."""
+    first, second = (rows if isinstance(rows, pa.Table) else pa.table(dict(rows)) for rows in (reference, current))
+    names = [name for name in first.column_names if name in second.column_names]
+    if not names:
+        raise ScoreError("reference and current rows have no column in common")
+    try:
+        both = pa.concat_tables([first.select(names), second.select(names)], promote_options="permissive")
+    except pa.ArrowException as wrong:
+        raise ScoreError(f"reference and current rows do not go together: {wrong}") from wrong
+    return first.num_rows, both
+
+
+def _with_drift(slice_: Slice, columns: Sequence[Segmented], before: int) -> Slice:
+    inside = np.ones(len(columns[0].codes), bool)
+    for condition in slice_.conditions:
+        column = next(column for column in columns if condition in column.words)
+        inside &= column.codes == column.words.index(condition)
+    was, now = float(inside[:before].mean()), float(inside[before:].mean())
+    return replace(slice_, drift=now - was)
+
+
+def _as_shares(slice_: Slice, before: int, after: int) -> Slice:
+    """The slice of a pooled search told as shares of either side."""
+    total = slice_.rows
+    current = slice_.mean * total
+    was, now = (total - current) / before, current / after
+    smallest = 0.5 / max(before, after)
+    term = (now - was) * math.log(max(now, smallest) / max(was, smallest))
+    return Slice(slice_.conditions, round(current), now, now, was, slice_.effect, slice_.qvalue, term, now - was)
+
+
+def _check(columns: Sequence[Segmented], errors: Floats) -> None:
+    if columns and len(columns[0].codes) != len(errors):
+        raise ScoreError(f"{len(errors)} errors for {len(columns[0].codes)} rows: give one each")
+    if not np.isfinite(errors).all():
+        raise ScoreError("errors must be finite: leave out rows whose error is not known")

@@ -18,7 +18,7 @@ import numpy as np
 from collectors.drift.bins import Counts, Floats
 from collectors.drift.calibration import Between, Calibration
 from collectors.drift.cells import Cells, cells_of
-from collectors.drift.contingency import CategoriesTest, compare_categories
+from collectors.drift.contingency import CategoriesTest, compare_tables, needed_scores
 from collectors.drift.fdr import cut
 from collectors.drift.laws import normal_sf
 from collectors.drift.null import FEW_ORDERED, TwoCells, is_sparse, ordered_test
@@ -109,12 +109,54 @@ def judge_cells(
     best = _best(tested)
     pvalues = [test.p_values[place] for test, place in best.values() if test.testable[place]]
     level = cut(np.concatenate([np.array(pvalues), missing.p_values[missing.testable]]), limits.alpha)
-    needed = {id(test): test.thresholds(level, limits) for test in tested}
+    rows = {name: row for test in tested for name, row in _rows(test, level, limits, best).items()}
     changed = missing.changed(level, limits)
+    shares, chances = missing.shares.tolist(), missing.p_values.tolist()
     verdicts = {}
-    for row, (name, (test, place)) in enumerate((name, best[name]) for name in columns):
-        verdicts[name] = _verdict(test, place, float(needed[id(test)][place]), missing, row, changed[row], min_rows)
+    for place, name in enumerate(columns):
+        method, score, threshold, p_value, chance, before, now, testable, part = rows[name]
+        drifted = score >= threshold
+        verdicts[name] = AutoVerdict(
+            name,
+            method,
+            score,
+            threshold,
+            p_value,
+            math.sqrt(max(score * score - chance, 0.0)),
+            shares[place][0],
+            shares[place][1],
+            chances[place],
+            changed[place],
+            drifted or changed[place],
+            _reason(before, now, drifted, changed[place], testable, min_rows),
+            part,
+        )
     return verdicts
+
+
+_Row = tuple[Method, float, float, float, float, int, int, bool, str | None]
+
+
+def _rows(
+    test: _Ordered | _Unordered, level: float, limits: DriftThresholds, best: Mapping[str, tuple[object, int]]
+) -> dict[str, _Row]:
+    """Method, score, threshold, p-value, chance, rows before and now, testable and part of the columns decided here."""
+    lists = (
+        test.methods(),
+        test.scores.tolist(),
+        test.thresholds(level, limits).tolist(),
+        test.p_values.tolist(),
+        test.chance.tolist(),
+        test.before.tolist(),
+        test.now.tolist(),
+        test.testable.tolist(),
+        [one.cells.part for one in test.asked],
+    )
+    rows: dict[str, _Row] = {}
+    for place, (one, *row) in enumerate(zip(test.asked, *lists, strict=True)):
+        if best[one.column] == (test, place):
+            rows[one.column] = tuple(row)
+    return rows
 
 
 NONE = Between()
@@ -135,8 +177,8 @@ class _Ordered:
 
     def __init__(self, asked: Sequence[_Asked], min_rows: int) -> None:
         self.asked = asked
-        reference = np.stack([one.cells.reference for one in asked])
-        window = np.stack([one.cells.window for one in asked])
+        reference = np.concatenate([one.cells.reference for one in asked]).reshape(len(asked), -1)
+        window = np.concatenate([one.cells.window for one in asked]).reshape(len(asked), -1)
         self.before, self.now = reference.sum(axis=1), window.sum(axis=1)
         self.scores, self._law = ordered_test(reference, window)
         total = np.maximum(self.before + self.now, 1)
@@ -182,48 +224,47 @@ class _Ordered:
         smallest = np.sqrt(limits.distance**2 + self.chance)
         return np.where(self.testable, np.maximum(needed, smallest), np.inf)
 
-    def method(self, place: int) -> Method:
-        return "cdf_distance"
+    def methods(self) -> list[Method]:
+        return ["cdf_distance"] * len(self.asked)
 
 
 class _Unordered:
-    """The scores of columns without an order, one by one."""
+    """The scores of columns without an order."""
 
     def __init__(self, asked: Sequence[_Asked], min_rows: int) -> None:
         self.asked = asked
-        self._tests = [compare_categories(one.cells.reference, one.cells.window, one.cells.unseen) for one in asked]
+        self._tests = compare_tables([(one.cells.reference, one.cells.window, one.cells.unseen) for one in asked])
         self.before = np.array([one.cells.reference.sum() for one in asked], np.int64)
         self.now = np.array([one.cells.window.sum() for one in asked], np.int64)
         self.scores = np.array([test.score for test in self._tests])
-        groups = np.array([test.groups for test in self._tests], np.int64)
-        self.testable = (groups > 1) & (np.minimum(self.before, self.now) >= min_rows)
+        testable = np.array([test.testable for test in self._tests], np.bool_)
+        self.testable = testable & (np.minimum(self.before, self.now) >= min_rows)
         found = [_category(test, one) for test, one in zip(self._tests, asked, strict=True)]
         self.chance = np.array([chance for chance, _ in found])
         self.p_values: Floats = np.where(self.testable, np.array([p for _, p in found]), 1.0)
 
     def thresholds(self, level: float, limits: DriftThresholds) -> Floats:
-        needed = np.full(len(self.asked), math.inf)
-        for place in np.flatnonzero(self.testable).tolist():
-            test, one = self._tests[place], self.asked[place]
-            score = test.threshold(level * one.share)
+        # Unordered columns have one part, so that all have the whole level.
+        needed = needed_scores(self._tests, level)
+        for place, (test, one) in enumerate(zip(self._tests, self.asked, strict=True)):
             if one.between.mean:
                 sampling = 2 * test.chance / test.effective
-                squared = one.between.quantile(level * one.share * test.share, test.chance, sampling)
-                score = max(score, math.sqrt(squared))
-            needed[place] = max(score, math.sqrt(limits.association**2 + float(self.chance[place])))
-        return needed
+                squared = one.between.quantile(level * test.share, test.chance, sampling)
+                needed[place] = max(needed[place], math.sqrt(squared))
+        smallest = np.sqrt(limits.association**2 + self.chance)
+        return np.where(self.testable, np.maximum(needed, smallest), np.inf)
 
-    def method(self, place: int) -> Method:
-        return self._tests[place].method
+    def methods(self) -> list[Method]:
+        return [test.method for test in self._tests]
 
 
 def _category(test: CategoriesTest, one: _Asked) -> tuple[float, float]:
     """Mean of score² when nothing changed, and the p-value, between blocks and all."""
-    p_value = test.p_value
-    if one.between.mean:
-        sampling = 2 * test.chance / test.effective
-        p_value = max(p_value, min(one.between.pvalue(test.score**2, test.chance, sampling) / test.share, 1.0))
-    return test.chance + one.between.mean, min(p_value / one.share, 1.0)
+    if not one.between.mean:
+        return test.chance, test.p_value
+    sampling = 2 * test.chance / test.effective
+    seasonal = min(one.between.pvalue(test.score**2, test.chance, sampling) / test.share, 1.0)
+    return test.chance + one.between.mean, max(test.p_value, seasonal)
 
 
 class _Missing:
@@ -271,41 +312,6 @@ def _best(tests: Sequence[_Ordered | _Unordered]) -> dict[str, tuple[_Ordered | 
             if held is None or test.p_values[place] < held[0].p_values[held[1]]:
                 best[one.column] = (test, place)
     return best
-
-
-def _verdict(
-    test: _Ordered | _Unordered,
-    place: int,
-    threshold: float,
-    missing: _Missing,
-    row: int,
-    missing_changed: bool,
-    min_rows: int,
-) -> AutoVerdict:
-    score = float(test.scores[place])
-    drifted = score >= threshold
-    return AutoVerdict(
-        test.asked[place].column,
-        test.method(place),
-        score,
-        threshold,
-        float(test.p_values[place]),
-        math.sqrt(max(score**2 - float(test.chance[place]), 0.0)),
-        float(missing.shares[row, 0]),
-        float(missing.shares[row, 1]),
-        float(missing.p_values[row]),
-        missing_changed,
-        drifted or missing_changed,
-        _reason(
-            int(test.before[place]),
-            int(test.now[place]),
-            drifted,
-            missing_changed,
-            bool(test.testable[place]),
-            min_rows,
-        ),
-        test.asked[place].cells.part,
-    )
 
 
 def _reason(before: int, now: int, drifted: bool, missing_changed: bool, testable: bool, min_rows: int) -> Reason:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -25,31 +26,33 @@ BY_CHANCE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class CategoriesTest:
-    """What two samples over categories say: score, p-value, and the score that a p-value needs."""
+    """What two samples over categories say: score, p-value, and what the score that a p-value needs depends on."""
 
     method: Literal["chi_square", "rare_category"]
     score: float
     """`√(X² / n_eff)`: Cohen's (1988) w between the window and the reference; 0.1 is small, 0.3 medium, 0.5 large."""
     p_value: float
-    chance: float
-    """The mean of score² when nothing changed."""
     effective: float
     groups: int
-    correction: float
     share: float
     """The part of the level that this test was given: thresholds are at `level · share`."""
+    correction: float = 1.0
+    """The mean of X² given the margins is `(groups − 1) · correction`."""
     exact: TwoCells | None = None
     unit: float = 1.0
     """Score of a difference of shares of one, where the law is of that difference."""
+    place: int = -1
+    """The cell that the test of a rare category is about."""
 
-    def threshold(self, level: float) -> float:
-        """The score from which the p-value is at most `level`."""
-        if self.exact is not None:
-            return self.exact.quantile(level * self.share) * self.unit
-        if self.groups < 2:
-            return math.inf
-        quantile = float(chi2_isf(level * self.share, self.groups - 1))
-        return math.sqrt(quantile * self.correction / self.effective)
+    @property
+    def chance(self) -> float:
+        """The mean of score² when nothing changed."""
+        return (self.groups - 1) / self.effective
+
+    @property
+    def testable(self) -> bool:
+        """Whether there are two groups to tell apart."""
+        return self.groups > 1
 
 
 def compare_categories(
@@ -64,24 +67,96 @@ def compare_categories(
     `unseen` is the cell of everything outside the reference's list. The reference has none of it by construction, and a
     category of few rows may lack in it by chance: it is joined with the categories that are as rare in both together.
     """
-    if unseen is not None:
-        reference, window = _with_rare(reference, window, unseen)
-    pooled = reference + window
-    held = pooled > 0
-    reference, window, pooled = reference[held], window[held], pooled[held]
-    before, now = int(reference.sum()), int(window.sum())
-    effective = effective_rows(now, before)
-    if len(pooled) < 2 or not effective:
-        return CategoriesTest("chi_square", 0.0, 1.0, 0.0, max(effective, 1.0), 1, 1.0, 1.0)
-    order = np.argsort(-pooled, kind="stable")
-    reference, window, pooled = reference[order], window[order], pooled[order]
-    expected: Floats = np.asarray(pooled * (min(before, now) / (before + now)), np.float64)
-    rare = expected < EXPECTED
-    # Two cells are one question: looking at the rarer by itself would ask it again.
-    num_rare = int(rare.sum()) if len(pooled) > 2 and look_at_rare else 0
-    starts = _group_starts(expected, rare)
-    main = _main(np.add.reduceat(reference, starts), np.add.reduceat(window, starts), 1 - RARE_SHARE * (num_rare > 0))
-    return _rarest(reference, window, rare, main) if num_rare else main
+    return compare_tables([(reference, window, unseen)], look_at_rare=look_at_rare)[0]
+
+
+def compare_tables(
+    tables: Sequence[tuple[Counts, Counts, int | None]], *, look_at_rare: bool = True
+) -> list[CategoriesTest]:
+    """`compare_categories` of many columns at once."""
+    grouped = [_Grouped.of(*table, look_at_rare=look_at_rare) for table in tables]
+    tests = [one.main for one in grouped]
+    asked = [row for row, test in enumerate(tests) if test.groups > 1 and test.exact is None]
+    if asked:
+        degrees = np.array([tests[row].groups - 1 for row in asked], float)
+        squared = np.array([tests[row].effective * tests[row].score ** 2 / tests[row].correction for row in asked])
+        for row, raw in zip(asked, chi2_sf(squared, degrees).tolist(), strict=True):
+            tests[row] = replace(tests[row], p_value=min(raw / tests[row].share, 1.0))
+    return [one.rarest(test) if one.rare.any() else test for one, test in zip(grouped, tests, strict=True)]
+
+
+def needed_scores(tests: Sequence[CategoriesTest], level: float) -> Floats:
+    """The score of each test from which its p-value is at most `level`; infinity where no table reaches it."""
+    needed = np.full(len(tests), math.inf)
+    asked = [row for row, test in enumerate(tests) if test.groups > 1 and test.exact is None]
+    for row, test in enumerate(tests):
+        if test.exact is not None:
+            needed[row] = test.exact.quantile(level * test.share) * test.unit
+    if asked:
+        # Few different pairs of level and degrees in many columns.
+        pairs = [(level * tests[row].share, tests[row].groups - 1) for row in asked]
+        distinct = sorted(set(pairs))
+        levels, degrees = np.array(distinct, float).T
+        quantiles = dict(zip(distinct, chi2_isf(levels, degrees).tolist(), strict=True))
+        for row, pair in zip(asked, pairs, strict=True):
+            needed[row] = math.sqrt(quantiles[pair] * tests[row].correction / tests[row].effective)
+    return needed
+
+
+@dataclass(frozen=True, slots=True)
+class _Grouped:
+    """A table in descending order of its pooled counts, its rare cells, and the test of its groups, p-value to come."""
+
+    reference: Counts
+    window: Counts
+    places: Counts
+    rare: NDArray[np.bool_]
+    main: CategoriesTest
+
+    @staticmethod
+    def of(reference: Counts, window: Counts, unseen: int | None, *, look_at_rare: bool) -> _Grouped:
+        places = np.arange(len(reference))
+        if unseen is not None:
+            reference, window, places = _with_rare(reference, window, unseen)
+        pooled = reference + window
+        order = np.argsort(-pooled, kind="stable")
+        order = order[: int(np.count_nonzero(pooled))]
+        reference, window, places, pooled = reference[order], window[order], places[order], pooled[order]
+        before, now = int(reference.sum()), int(window.sum())
+        none = np.zeros(len(pooled), np.bool_)
+        if len(pooled) < 2 or not before or not now:
+            effective = max(effective_rows(now, before), 1.0)
+            return _Grouped(reference, window, places, none, CategoriesTest("chi_square", 0.0, 1.0, effective, 1, 1.0))
+        expected: Floats = np.asarray(pooled * (min(before, now) / (before + now)), np.float64)
+        few = expected < EXPECTED
+        starts = _group_starts(expected, few)
+        # Two cells are one question: looking at the rarer by itself would ask it again.
+        rare = few if look_at_rare and len(pooled) > 2 else none
+        share = 1 - RARE_SHARE if rare.any() else 1.0
+        main = _main(np.add.reduceat(reference, starts), np.add.reduceat(window, starts), share)
+        return _Grouped(reference, window, places, rare, main)
+
+    def rarest(self, main: CategoriesTest) -> CategoriesTest:
+        """The rare category that stands out most, if that is more surprising than `main`."""
+        before, now = int(self.reference.sum()), int(self.window.sum())
+        pooled = (self.reference + self.window) / (before + now)
+        difference = self.window / now - self.reference / before
+        away = np.where(self.rare, difference * difference / pooled, -1.0)
+        place = int(np.argmax(away))
+        share = RARE_SHARE / int(self.rare.sum())
+        successes = int(self.reference[place] + self.window[place])
+        # No table of so few rows is rarer than all of them on one side.
+        if successes * math.log(min(now, before) / (now + before)) - math.log(share) > math.log(main.p_value or 1e-300):
+            return main
+        exact = TwoCells.of(successes, now, before)
+        p_value = min(exact.pvalue(float(difference[place])) / share, 1.0)
+        if p_value >= main.p_value:
+            return main
+        unit = 1 / math.sqrt(float(pooled[place] * (1 - pooled[place])))
+        score = abs(float(difference[place])) * unit
+        return CategoriesTest(
+            "rare_category", score, p_value, main.effective, 2, share, 1.0, exact, unit, int(self.places[place])
+        )
 
 
 def _main(reference: Counts, window: Counts, share: float) -> CategoriesTest:
@@ -90,36 +165,13 @@ def _main(reference: Counts, window: Counts, share: float) -> CategoriesTest:
     pooled = (reference + window) / total
     difference = window / now - reference / before
     score = math.sqrt(float(np.sum(difference * difference / pooled)))
-    chance = (groups - 1) / effective
-    if groups == 2 and min(int(reference[1] + window[1]), before, now) < MOST_TABLES:
-        successes = int(reference[1] + window[1])
+    successes = int(reference[-1] + window[-1])
+    if groups == 2 and min(successes, before, now) < MOST_TABLES:
         exact = TwoCells.of(successes, now, before)
         unit = 1 / math.sqrt(float(pooled[0] * pooled[1]))
         p_value = min(exact.pvalue(float(difference[1])) / share, 1.0)
-        return CategoriesTest("chi_square", score, p_value, chance, effective, 2, 1.0, share, exact, unit)
-    # The mean of X² given the margins is (groups − 1) · total / (total − 1).
-    correction = total / (total - 1)
-    p_value = min(float(chi2_sf(effective * score * score / correction, groups - 1)) / share, 1.0)
-    return CategoriesTest("chi_square", score, p_value, chance, effective, groups, correction, share)
-
-
-def _rarest(reference: Counts, window: Counts, rare: NDArray[np.bool_], main: CategoriesTest) -> CategoriesTest:
-    """The rare category that stands out most, if that is more surprising than `main`."""
-    before, now = int(reference.sum()), int(window.sum())
-    pooled = (reference + window) / (before + now)
-    difference = window / now - reference / before
-    away = np.where(rare, difference * difference / pooled, -1.0)
-    place = int(np.argmax(away))
-    share = RARE_SHARE / int(rare.sum())
-    exact = TwoCells.of(int(reference[place] + window[place]), now, before)
-    p_value = min(exact.pvalue(float(difference[place])) / share, 1.0)
-    if p_value >= main.p_value:
-        return main
-    unit = 1 / math.sqrt(float(pooled[place] * (1 - pooled[place])))
-    score = abs(float(difference[place])) * unit
-    return CategoriesTest(
-        "rare_category", score, p_value, 1 / main.effective, main.effective, 2, 1.0, share, exact, unit
-    )
+        return CategoriesTest("chi_square", score, p_value, effective, 2, share, 1.0, exact, unit)
+    return CategoriesTest("chi_square", score, 1.0, effective, groups, share, total / (total - 1))
 
 
 def _group_starts(expected: Floats, rare: NDArray[np.bool_]) -> Counts:
@@ -134,11 +186,12 @@ def _group_starts(expected: Floats, rare: NDArray[np.bool_]) -> Counts:
     return groups.astype(np.int64) if len(groups) > 1 else np.array([0, 1], np.int64)
 
 
-def _with_rare(reference: Counts, window: Counts, unseen: int) -> tuple[Counts, Counts]:
-    """Both counts with the unseen cell joined by every category that is so rare that the reference might lack it."""
+def _with_rare(reference: Counts, window: Counts, unseen: int) -> tuple[Counts, Counts, Counts]:
+    """Counts with the unseen cell joined by every category so rare that the reference might lack it; and the places."""
     before, now = int(reference.sum()), int(window.sum())
+    places = np.arange(len(reference))
     if not window[unseen] or not before or not now:
-        return reference, window
+        return reference, window, places
     pooled = reference + window
     # A category of t rows lies wholly in the window with the probability (n / (n + N))^t.
     joined = (pooled > 0) & (pooled <= math.log(BY_CHANCE) / math.log(now / (now + before)))
@@ -146,4 +199,5 @@ def _with_rare(reference: Counts, window: Counts, unseen: int) -> tuple[Counts, 
     return (
         np.append(reference[~joined], reference[joined].sum()),
         np.append(window[~joined], window[joined].sum()),
+        np.append(places[~joined], unseen),
     )

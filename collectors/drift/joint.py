@@ -68,7 +68,7 @@ def pca_reconstruction(reference: Joint, current: Joint, kept: float = KEPT_VARI
 
     Rows are in the reference's standard deviations. With the residual projector Q of the components left out, the mean
     of `|Q (x − μ)|²` is the trace of Q times the second moment about the reference's mean μ: covariances are enough,
-    and equal to sklearn's PCA on the rows. NaN when a side has no rows. Raises `ValueError` for different references, or
+    and equal to sklearn's PCA on the rows. NaN when a side has no rows. Raises `ValueError` for different references or
     a `kept` share outside 0 … 1.
     """
     _of_one_reference(reference, current)

@@ -20,6 +20,8 @@ from collectors.drift.outcome import UNDEFINED, Test
 _BLOCK = 32_768
 # Intervals that are looked into first, to raise the distance that the others must beat.
 _FIRST_LOOK = 32
+# Below this products of positions are exact in float64, and so are the floors of their quotients.
+_EXACT_PRODUCT = 2**52
 # Beyond this a difference of two finite values can overflow.
 _LARGE = np.finfo(np.float64).max / 4
 
@@ -85,7 +87,7 @@ def _equal_parts(a: Floats, b: Floats) -> Iterator[float]:
 def _unequal_parts(a: Floats, b: Floats) -> Iterator[float]:
     """`a` is the longer: each of its steps overlaps one step of `b`, or two that follow each other."""
     n, m = len(a), len(b)
-    exact = n * m < 2**52
+    exact = n * m < _EXACT_PRODUCT
     for start in range(0, n, _BLOCK):
         stop = min(start + _BLOCK, n)
         if exact:

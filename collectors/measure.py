@@ -152,6 +152,8 @@ class Measures:
     def settle(self) -> tuple[int, Future[None]]:
         """Makes durable what is measured so far; returns its log position and the future of the commit."""
         with self._lock:
+            now = self._clock()
+            self._judge(self._amended(now), now)
             return self._position, self._settle()
 
     def replay(self, events: pa.Table, times: ModelTime) -> None:
@@ -163,7 +165,8 @@ class Measures:
             self.join.add_predictions(events)
             self._check(events, counted=False)
             column = events.column("time")
-            seconds = np.clip([times.closed_until, times.latest], -MOST_SECONDS, MOST_SECONDS)
+            # Seconds in float64 are exact to a quarter of a microsecond.
+            seconds = np.clip([times.closed_until, times.latest + 1e-6], -MOST_SECONDS, MOST_SECONDS)
             limits = pa.array(np.round(seconds * 1e9).astype(np.int64)).cast(column.type)
             chosen = pc.and_(pc.greater_equal(column, limits[0]), pc.less_equal(column, limits[1]))
             in_open_windows = events.filter(chosen)

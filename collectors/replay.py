@@ -22,8 +22,8 @@ def models_of(lake: Path, kind: str = "events") -> list[str]:
 
 
 def tables_since(lake: Path, kind: str, model: str, since: float) -> Iterator[pa.Table]:
-    """A model's stored rows with time >= since (unix seconds), hour by hour, exactly as they were accepted."""
-    limit = pa.scalar(round(since * 1e9), pa.int64()).cast(TIME)
+    """A model's stored rows with time >= since (unix seconds, at least 0), hour by hour, as they were accepted."""
+    limit = pa.scalar(round(max(since, 0.0) * 1e9), pa.int64()).cast(TIME)
     for path in _files(lake, kind, model, since):
         table = pq.read_table(path, partitioning=None)
         chosen = table.filter(pc.greater_equal(table.column("time"), limit))

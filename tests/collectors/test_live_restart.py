@@ -1,0 +1,228 @@
+"""A collector that is killed anywhere and started again has the windows and scores of one that nothing happened to."""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from collectors import api
+from collectors.api import Collector, CollectorConfig
+from collectors.drift import DriftThresholds
+from collectors.events import Batch
+from collectors.measure import Measures
+from collectors.views import drift_view
+from observability.events import event_batch, to_ipc
+from observability.lake import read_events
+from observability.profile import Profile
+
+T0 = 1_363_000_000.0
+ROWS = 240
+SPAN = 60.0
+
+
+@dataclass
+class StepMeasurer:
+    """Measures a batch when it is told to, on the caller's thread; what it has not measured dies with it."""
+
+    measures: Measures
+    changed: Callable[[], None]
+    queue: deque[tuple[Any, pa.Table, int | None]] = field(default_factory=deque)
+
+    def start(self) -> None:
+        pass
+
+    def put(self, kind: Any, table: pa.Table, position: int | None = None) -> None:
+        self.queue.append((kind, table, position))
+
+    def step(self, batches: int) -> None:
+        for _ in range(min(batches, len(self.queue))):
+            self.measures.apply(*self.queue.popleft())
+
+    def waiting(self) -> int:
+        return len(self.queue)
+
+    def close(self) -> None:
+        pass
+
+
+STEPS = ("measure", "all", "tick", "wait", "compact", "again", "kill")
+
+
+class Site:
+    """A collector on a disk. `kill` leaves what is on the disk at that moment, and starts another one on it."""
+
+    def __init__(self, folder: Path, clock: Any) -> None:
+        self.folder = folder
+        self.clock = clock
+        self.lives = 0
+        self.collector = self._start()
+
+    def _start(self) -> Collector:
+        folder = self.folder / str(self.lives)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = CollectorConfig(
+            lake=folder / "lake",
+            store_url=f"sqlite:///{folder / 'store.db'}",
+            window_seconds=5.0,
+            allowed_lateness_seconds=2.0,
+            judged_windows=2,
+            amend_seconds=500.0,
+            slices=("feature.origin",),
+            slice_values=2,
+            drift=DriftThresholds(min_rows=10),
+        )
+        collector = Collector(config, self.clock)
+        collector.start()
+        return collector
+
+    @property
+    def measurer(self) -> Any:
+        return self.collector.measurer
+
+    def accept(self, batch: pa.RecordBatch, name: str) -> bool:
+        table = pa.Table.from_batches([batch])
+        return self.collector.log.accept(Batch("events", to_ipc(batch), table), name).result().duplicate
+
+    def kill(self) -> None:
+        old = self.folder / str(self.lives)
+        self.lives += 1
+        self.collector.journal.submit(lambda _: None).result()
+        shutil.copytree(old, self.folder / str(self.lives))
+        self.end()
+        self.collector = self._start()
+
+    def end(self) -> None:
+        self.collector.journal.close()
+        self.collector.journal.engine.dispose()
+        self.collector._queries.close()
+        self.collector.store.close()
+
+    def finish(self) -> tuple[list[Any], list[Any]]:
+        """Closes all windows; the stored panes and the judged windows."""
+        self.measurer.step(10**6)
+        self.clock.advance(300)
+        self.collector.measures.tick()
+        self.collector.log.compact()
+        panes = [content(pane) for pane in self.collector.windows.all()]
+        return sorted(panes), [
+            scores(window) for window in drift_view(self.collector.measures, "m", None, 500)["windows"]
+        ]
+
+
+def content(pane: Any) -> tuple[Any, ...]:
+    counts = [column.counts.tolist() for column in pane.profile.columns.values()] if pane.profile else None
+    parts = [(name, value, content(part)) for name in pane.slices for value, part in sorted(pane.slices[name].items())]
+    return pane.version, pane.start, pane.rows, sorted(pane.outcomes.items()), pane.latencies.tolist(), counts, parts
+
+
+def scores(window: dict[str, Any]) -> tuple[Any, ...]:
+    columns = {name: (c["counts"], c["psi"], c.get("ks"), c["drifted"]) for name, c in window["columns"].items()}
+    return window["version"], window["start"], window["end"], window["rows"], columns
+
+
+def rows_of(generator: np.random.Generator, rows: int) -> dict[str, np.ndarray]:
+    return {
+        "time": T0 + np.sort(generator.random(rows)) * SPAN,
+        "version": generator.choice(["1", "2"], rows),
+        "outcome": generator.choice(["ok", "model_error"], rows),
+        "x": generator.normal(size=rows),
+        "origin": generator.choice(["A", "B", "C", "D"], rows),
+        "p": generator.random(rows),
+    }
+
+
+def batch_of(rows: dict[str, np.ndarray], chosen: np.ndarray, name: str) -> pa.RecordBatch:
+    part = {key: values[chosen] for key, values in rows.items()}
+    return event_batch(
+        ids=[f"{name}/{row}" for row in range(len(chosen))],
+        time_ns=np.round(part["time"] * 1e9).astype(np.int64),
+        model="m",
+        version=part["version"].tolist(),
+        outcome=part["outcome"].tolist(),
+        latency_seconds=part["p"],
+        features={"x": part["x"], "origin": part["origin"]},
+        predictions={"p": part["p"]},
+    )
+
+
+def learn(site: Site, reference: Profile) -> None:
+    for version in ("1", "2"):
+        measures = site.collector.measures
+        site.collector.references.put("m", version, reference.to_json(), put_into(measures, version)).result()
+
+
+def put_into(measures: Measures, version: str) -> Callable[[Profile], None]:
+    return lambda profile: measures.set_reference("m", version, profile)
+
+
+@pytest.fixture
+def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "Measurer", StepMeasurer)
+
+
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=[Phase.generate],  # an example costs a second, and shrinking takes hundreds
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_any_order_split_and_kill_gives_the_same_windows(data: st.DataObject, stepped: None, clock: Any) -> None:
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    rows = rows_of(generator, ROWS)
+    reference = Profile.of(pa.Table.from_batches([batch_of(rows_of(generator, 500), np.arange(500), "r")]))
+    # A row comes up to 30 s behind its time: 28 s behind the watermark.
+    order = np.argsort(rows["time"] + generator.random(ROWS) * data.draw(st.sampled_from([0.5, 10, 30])))
+    cuts = sorted(data.draw(st.sets(st.integers(1, ROWS - 1), min_size=3, max_size=14)))
+    batches = [(f"b{n}", chosen) for n, chosen in enumerate(np.split(order, cuts))]
+
+    with TemporaryDirectory() as folder:
+        clock.now = T0 + SPAN
+        site = Site(Path(folder) / "killed", clock)
+        learn(site, reference)
+        sent = []
+        for name, chosen in batches:
+            sent.append((name, batch_of(rows, chosen, name)))
+            assert site.accept(sent[-1][1], name) is False
+            for step in data.draw(st.lists(st.sampled_from(STEPS), max_size=4)):
+                if step == "measure":
+                    site.measurer.step(1)
+                elif step == "all":
+                    site.measurer.step(10**6)
+                elif step == "tick":
+                    site.collector.measures.tick()
+                elif step == "wait":
+                    clock.advance(3)
+                elif step == "compact":
+                    site.collector.log.compact()
+                elif step == "again":
+                    again, batch = sent[data.draw(st.integers(0, len(sent) - 1))]
+                    assert site.accept(batch, again) is True
+                else:
+                    site.kill()
+        killed = site.finish()
+        stored = read_events(site.collector.config.lake, "m").num_rows
+        site.end()
+
+        clock.now = T0 + SPAN
+        whole = Site(Path(folder) / "whole", clock)
+        learn(whole, reference)
+        whole.accept(batch_of(rows, np.arange(ROWS), "all"), "all")
+        expected = whole.finish()
+        whole.end()
+
+    assert stored == ROWS
+    assert sum(pane[2] for pane in expected[0]) == ROWS
+    assert killed[0] == expected[0]
+    assert killed[1] == expected[1]

@@ -1,4 +1,4 @@
-"""Drift reports: Evidently's HTML, made in a process of its own, and per-column drift of any two tables.
+"""Drift reports: Evidently's HTML, made in a process of its own.
 
 Evidently takes many seconds to import and a gigabyte for large tables, so the service never imports it: it writes two
 sampled tables and runs `python -m collectors.report REFERENCE CURRENT HTML`. The reference's rows are drawn from its
@@ -9,30 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from collectors.drift import ColumnDrift, DriftThresholds, judge
+from collectors.drift.inputs import opened
+from collectors.drift.kinds import kind_of
+from collectors.drift.source import InputError, Source
 from collectors.measure import Measures
 from collectors.replay import tables_since
-from collectors.spark import profile_of_lake
-from observability.columns import CategoricalColumn, Column, NumericColumn
+from observability.columns import BooleanColumn, CategoricalColumn, NumericColumn
 from observability.profile import Profile
 
 REPORT_ROWS = 5_000
+PAGE_ROWS = 50_000
+INTEGER_CATEGORIES = 10
 REPORT_SECONDS = 300.0
 KEEP_SECONDS = 60.0
 LOOK_BACK_SECONDS = 24 * 3600.0
 _SEED = 20130101
+_DRAWABLE = (NumericColumn, CategoricalColumn, BooleanColumn)
 
 
 class NoReport(Exception):
@@ -43,23 +47,37 @@ class NoReport(Exception):
         self.status = status
 
 
-def drift_tables(
-    reference: pa.Table | str | Path,
-    current: pa.Table | str | Path,
-    *,
-    thresholds: DriftThresholds | None = None,
-    engine: Literal["numpy", "spark"] = "numpy",
-) -> dict[str, ColumnDrift]:
-    """Drift of each column between two tables. With `engine="spark"` both are paths to Parquet and stay on disk."""
-    if engine == "spark":
-        if isinstance(reference, pa.Table) or isinstance(current, pa.Table):
-            raise TypeError("the Spark engine reads Parquet: give paths, or use engine='numpy' for tables in memory")
-        first = Profile.of(pq.read_table(reference).slice(0, 1_000_000))
-        return judge(profile_of_lake(reference, first), profile_of_lake(current, first), thresholds)
-    rows = reference if isinstance(reference, pa.Table) else pq.read_table(reference)
-    others = current if isinstance(current, pa.Table) else pq.read_table(current)
-    profile = Profile.of(rows)
-    return judge(profile, profile.empty().updated(others), thresholds)
+def write_evidently_page(reference: str | Path, current: str | Path, html: Path, columns: Sequence[str]) -> None:
+    """Evidently's report of two tables on disk, on at most `PAGE_ROWS` rows of each, evenly taken.
+
+    NoReport when Evidently is not installed or fails; InputError when a side has no rows.
+    """
+    with tempfile.TemporaryDirectory(prefix="trimtab-report-") as folder:
+        paths = [Path(folder) / "reference.parquet", Path(folder) / "current.parquet", html]
+        for data, name, path in zip((reference, current), ("the reference", "the current table"), paths, strict=False):
+            source = opened(data, name)
+            if isinstance(source, Profile):
+                sampled = sampled_rows(source, REPORT_ROWS)
+                pq.write_table(sampled.select([column for column in columns if column in sampled.schema.names]), path)
+            else:
+                pq.write_table(sampled_source(source, [c for c in columns if c in source.columns]), path)
+        done = subprocess.run(
+            _command(paths), capture_output=True, text=True, timeout=REPORT_SECONDS, env=_environment(), check=False
+        )
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        raise NoReport(f"Evidently could not make its report: {said[-1] if said else 'no output'}", 503)
+
+
+def sampled_source(source: Source, columns: Sequence[str], rows: int = PAGE_ROWS) -> pa.Table:
+    """At most about `rows` rows of a source, every k-th."""
+    step, parts, offset = -(-source.rows // rows) or 1, [], 0
+    for batch in source.scan(columns):
+        parts.append(batch.take(pa.array(range((-offset) % step, batch.num_rows, step))))
+        offset += batch.num_rows
+    if not parts:
+        raise InputError(f"{source.name} has no rows")
+    return pa.Table.from_batches(parts)
 
 
 @dataclass(slots=True)
@@ -118,11 +136,9 @@ class Reports:
 
 async def _run(paths: list[Path]) -> str:
     """Runs the report's process and gives the HTML it wrote. NoReport 503 with the end of its output when it failed."""
-    environment = {**os.environ, "DO_NOT_TRACK": "1", "MPLBACKEND": "Agg"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "collectors.report", *map(str, paths),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment,
-    )  # fmt: skip
+        *_command(paths), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=_environment()
+    )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), REPORT_SECONDS)
     except TimeoutError as error:
@@ -134,13 +150,27 @@ async def _run(paths: list[Path]) -> str:
     return await asyncio.to_thread(paths[2].read_text)
 
 
+def _command(paths: Sequence[Path]) -> list[str]:
+    return [sys.executable, "-m", "collectors.report", *map(str, paths)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "DO_NOT_TRACK": "1", "MPLBACKEND": "Agg"}
+
+
 def sampled_rows(profile: Profile, rows: int) -> pa.Table:
-    """Rows drawn from a profile, each column by itself: the marginal distributions, without what ties columns."""
+    """Rows drawn from a profile, each column by itself: the marginal distributions, without what ties columns.
+
+    Numbers, categories and truth values: of the other kinds Evidently shows nothing that cells could give.
+    """
     generator = np.random.default_rng(_SEED)
-    return pa.table({name: _drawn(column, rows, generator) for name, column in profile.columns.items()})
+    drawable = {name: column for name, column in profile.columns.items() if isinstance(column, _DRAWABLE)}
+    return pa.table({name: _drawn(column, rows, generator) for name, column in drawable.items()})
 
 
-def _drawn(column: Column, rows: int, generator: np.random.Generator) -> pa.Array:
+def _drawn(
+    column: NumericColumn | CategoricalColumn | BooleanColumn, rows: int, generator: np.random.Generator
+) -> pa.Array:
     missing = generator.random(rows) < (1 - column.count / column.rows if column.rows else 1.0)
     if not column.count:
         kind = pa.float64() if isinstance(column, NumericColumn) else pa.utf8()
@@ -153,8 +183,7 @@ def _drawn(column: Column, rows: int, generator: np.random.Generator) -> pa.Arra
         discrete = column.edges.size < 64
         share = 0.0 if discrete else generator.random(rows)
         return pa.array(bounds[cells] + share * (bounds[cells + 1] - bounds[cells]), mask=missing)
-    labels = column.labels if isinstance(column, CategoricalColumn) else ("false", "true")
-    return pa.array(np.array(labels, dtype=object)[cells], pa.utf8(), mask=missing)
+    return pa.array(np.array(column.labels, dtype=object)[cells], pa.utf8(), mask=missing)
 
 
 def write_report(reference: Path, current: Path, html: Path) -> None:
@@ -175,16 +204,26 @@ def write_report(reference: Path, current: Path, html: Path) -> None:
 
 
 def reportable_columns(reference: pa.Table, current: pa.Table) -> tuple[list[str], list[str]]:
-    """Numeric and categorical columns with a value in both tables: Evidently fails on an empty column."""
+    """Numeric and categorical columns with a value in both tables: Evidently fails on an empty column, and on dates."""
     numeric: list[str] = []
     categorical: list[str] = []
     for name in reference.schema.names:
         if name not in current.schema.names:
             continue
-        if any(table.column(name).null_count == table.num_rows for table in (reference, current)):
+        columns = [table.column(name) for table in (reference, current)]
+        if any(column.null_count == len(column) for column in columns):
             continue
-        (numeric if pa.types.is_floating(reference.schema.field(name).type) else categorical).append(name)
+        kinds = {kind_of(column.type) for column in columns}
+        if kinds == {"numeric"} and any(_is_number(column) for column in columns):
+            numeric.append(name)
+        elif kinds <= {"numeric", "categorical", "boolean"}:
+            categorical.append(name)
     return numeric, categorical
+
+
+def _is_number(column: pa.ChunkedArray) -> bool:
+    """Evidently takes integers of up to ten values for categories."""
+    return not pa.types.is_integer(column.type) or len(column.unique()) > INTEGER_CATEGORIES
 
 
 def _as_pandas(table: pa.Table, numeric: list[str], categorical: list[str]) -> object:

@@ -120,12 +120,19 @@ class Comparison:
     only_in_current: tuple[str, ...] = ()
     by: str | None = None
     values: tuple[Part, ...] = ()
-    """With `by`: a comparison for each of its values, worst first."""
+    """With `by`: a comparison for each of its values that both tables have, worst first."""
+    values_only_in: Sides[tuple[str, ...]] = Sides((), ())
+    """With `by`: the values that only one table has."""
     time: str | None = None
     windows: tuple[Part, ...] = ()
     """With `window`: each window of the current table against the reference, in order of time."""
     since: Mapping[str, str] = field(default_factory=dict)
     """With `window`: for each column that drifts in the last window, the start of that run of drifted windows."""
+
+    @property
+    def alarms(self) -> bool:
+        """Whether the tables drifted, or a part of the current one did."""
+        return self.drifted or any(part.comparison.drifted for part in (*self.values, *self.windows))
 
     @property
     def worst_first(self) -> list[tuple[str, ColumnComparison]]:
@@ -148,6 +155,8 @@ class Comparison:
             found["only_in_current"] = list(self.only_in_current)
         if self.by is not None:
             found |= {"by": self.by, "values": [part.to_json() for part in self.values]}
+            found["values_only_in_reference"] = list(self.values_only_in.reference)
+            found["values_only_in_current"] = list(self.values_only_in.current)
         if self.time is not None:
             found |= {
                 "time": self.time,

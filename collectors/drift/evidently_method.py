@@ -51,10 +51,18 @@ class Binned:
     hellinger: float
 
 
-def evidently_numeric(pair: Sides[Ordered], deviation: float, threshold: float | None = None) -> Verdict:
-    """Evidently's default verdict on numbers; both sides have values. `deviation`: the reference's (population) sd."""
+def evidently_numeric(
+    pair: Sides[Ordered], deviation: float, threshold: float | None = None, *, single_precision: bool = False
+) -> Verdict:
+    """Evidently's default verdict on numbers; both sides have values.
+
+    `deviation` is the reference's (population) standard deviation, `single_precision` whether its values are float32.
+    """
     before, now = pair.reference.values, pair.current.values
     distinct = distinct_up_to(before, now, FEW_VALUES)
+    if single_precision:
+        # pandas gives the standard deviation of float32 values as a float32.
+        deviation = float(np.sqrt(np.float32(deviation * deviation)))
     if len(before) <= SMALL_REFERENCE:
         if distinct > FEW_VALUES:
             p = ks_rows(before, now).pvalue
@@ -111,8 +119,7 @@ def evidently_category_distances(found: Counted) -> Binned:
 def sturges_edges(low: float, high: float, size: int, integers: bool) -> Floats:
     """`numpy.histogram_bin_edges(values, "sturges")` from the values' range and number."""
     if low == high:
-        low, high = low - 0.5, high + 0.5
-        return np.linspace(low, high, 2)
+        return np.linspace(low - 0.5, high + 0.5, 2)
     width = (high - low) / (math.log2(size) + 1.0)
     if integers and width < 1:
         width = 1.0

@@ -10,30 +10,30 @@ import pyarrow.compute as pc
 from collectors.drift.comparison import Sides
 from collectors.drift.source import InputError
 from observability.events import FEATURE, PREDICTION
+from observability.kinds import KINDS, is_free_text, is_string, kind_of_type
 
-KINDS = ("numeric", "categorical", "boolean", "datetime", "text", "embedding")
-# More than half of at least so many values distinct: text and not a list of categories (as Evidently has it).
-TEXT_SHARE = 0.5
-TEXT_ROWS = 1000
+SAMPLE = 4096
 
 
 def kind_of(kind: pa.DataType) -> str | None:
     """The kind that values of an Arrow type are compared as; None for what cannot be compared."""
-    if pa.types.is_dictionary(kind):
-        return "categorical" if kind_of(kind.value_type) != "boolean" else "boolean"
-    if pa.types.is_boolean(kind):
-        return "boolean"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "categorical"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
-        return "numeric"
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        return "datetime"
-    if pa.types.is_duration(kind) or pa.types.is_time(kind):
-        return "numeric"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return "embedding" if kind_of(kind.value_type) == "numeric" else None
-    return None
+    found = kind_of_type(kind)
+    return found if found in KINDS else None
+
+
+def is_text(values: pa.ChunkedArray) -> bool:
+    """Whether a column is free text and not a list of categories, by a few thousand of its values."""
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    if not is_string(kind) or not len(values):
+        return False
+    step = -(-len(values) // SAMPLE)
+    sample = values.take(pa.array(range(0, len(values), step)))
+    return is_free_text(as_text(sample))
+
+
+def as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values as Arrow strings."""
+    return values if values.type == pa.string() else values.cast(pa.string())
 
 
 def comparable_columns(schema: pa.Schema) -> list[str]:
@@ -56,8 +56,7 @@ def agreed_kind(types: Sides[pa.DataType]) -> tuple[str | None, str]:
     """The kind that both sides can be compared as, or None and the reason why not."""
     kinds = Sides(kind_of(types.reference), kind_of(types.current))
     if kinds.reference is None or kinds.current is None:
-        which = types.reference if kinds.reference is None else types.current
-        return None, f"a column of type {which} cannot be compared"
+        return None, str(kind_of_type(types.reference if kinds.reference is None else types.current))
     if kinds.reference == kinds.current:
         return kinds.reference, ""
     # A side without any value is of the other side's kind.

@@ -16,7 +16,6 @@ from collectors.drift.evidently_method import (
     evidently_numeric,
 )
 from collectors.drift.exact import (
-    Counted,
     Ordered,
     boolean_cells,
     categorical_cells,
@@ -24,7 +23,7 @@ from collectors.drift.exact import (
     numeric_cells,
     ordered,
 )
-from collectors.drift.kinds import TEXT_ROWS, TEXT_SHARE, as_numbers
+from collectors.drift.kinds import as_numbers, as_text, is_text
 from collectors.drift.methods import named_verdict
 from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
@@ -79,8 +78,9 @@ def exact_pair(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunk
         raise InputError(str(error)) from error
 
 
-def profile_pair(kind: str, reference: Column, current: Column, asked: Asked) -> ColumnPair:
+def profile_pair(reference: Column, current: Column, asked: Asked) -> ColumnPair:
     """A column from both its profiles."""
+    kind = reference.kind
     pair = _of_cells(kind, Sides(reference, current))
     if not _comparable(pair.count) or asked.method in ("auto", "evidently"):
         return pair
@@ -113,7 +113,9 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
         bins = evidently_bins(pair, integers)
         scores |= {"psi": bins.psi, "js_distance": bins.js_distance, "hellinger": bins.hellinger}
         deviation = cells.reference.variance**0.5
-        return _with(found, scores=scores, verdict=evidently_numeric(pair, deviation, asked.threshold))
+        single = pa.types.is_float32(reference.type)
+        verdict = evidently_numeric(pair, deviation, asked.threshold, single_precision=single)
+        return _with(found, scores=scores, verdict=verdict)
     if asked.method == "auto":
         return _with(found, scores=scores)
     counts = Sides(cells.reference.counts, cells.current.counts)
@@ -124,9 +126,9 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
 
 
 def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
-    found = counted(reference, current)
-    if column.kind == "categorical" and not column.given and _is_text(found):
+    if column.kind == "categorical" and not column.given and is_text(reference):
         return _profiled(column, reference, current, asked, kind="text")
+    found = counted(reference, current)
     cells: Sides[Column] = boolean_cells(found) if column.kind == "boolean" else categorical_cells(found)  # type: ignore[assignment]
     pair = ColumnPair(
         str(column.kind),
@@ -162,9 +164,11 @@ def _profiled(
     """Dates, texts and embeddings: compared by the cells of their profiles, in both modes."""
     chosen = kind or str(column.kind)
     name = column.name
+    if chosen in ("text", "categorical"):
+        reference, current = as_text(reference), as_text(current)
     first = Profile.of(pa.table({name: reference}), {name: chosen})  # type: ignore[dict-item]
     second = first.empty().updated(pa.table({name: current}))
-    return profile_pair(chosen, first.columns[name], second.columns[name], asked)
+    return profile_pair(first.columns[name], second.columns[name], asked)
 
 
 def _of_cells(kind: str, cells: Sides[Column]) -> ColumnPair:
@@ -191,15 +195,6 @@ def _with(pair: ColumnPair, *, scores: Scores | None = None, verdict: Verdict | 
 
 def _comparable(count: Sides[int]) -> bool:
     return count.reference > 0 and count.current > 0
-
-
-def _is_text(found: Counted) -> bool:
-    """Free text repeats little; a list of categories repeats much."""
-    sides = (
-        (found.distinct.reference, int(found.counts.reference.sum())),
-        (found.distinct.current, int(found.counts.current.sum())),
-    )
-    return all(count >= TEXT_ROWS and distinct > TEXT_SHARE * count for distinct, count in sides)
 
 
 __all__ = ["Asked", "ColumnPair", "Mapping", "Ordered", "exact_pair", "profile_pair"]

@@ -41,6 +41,11 @@ class Plan:
         return [column.name for column in self.columns if column.kind is not None]
 
     @property
+    def given(self) -> dict[str, str]:
+        """The kinds that the caller gave."""
+        return {column.name: column.kind for column in self.columns if column.kind is not None and column.given}
+
+    @property
     def kinds(self) -> dict[str, str]:
         return {column.name: column.kind for column in self.columns if column.kind is not None}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 
-from collectors.drift.kinds import as_numbers, kind_of
+from collectors.drift.kinds import as_numbers, as_text, is_text, kind_of
 from collectors.drift.plan import Plan
 from collectors.drift.source import InputError, Source
-from observability.columns import ProfileError
+from observability.cells import Kind, ProfileError
 from observability.profile import Profile
 
 # The bins and categories of a reference larger than this come from so many of its rows, evenly spread.
@@ -30,9 +31,18 @@ def layout_of(source: Source, plan: Plan) -> Profile:
             offset += batch.num_rows
         sample = conformed(pa.Table.from_batches(parts), plan)
     try:
-        return Profile.of(sample, plan.kinds).empty()  # type: ignore[arg-type]
+        return Profile.of(sample, _kinds(sample, plan)).empty()
     except ProfileError as error:
         raise InputError(f"{source.name}: {error}") from error
+
+
+def _kinds(sample: pa.Table, plan: Plan) -> dict[str, Kind]:
+    """The plan's kinds; what is free text among the categories shows in the rows."""
+    found: dict[str, Any] = dict(plan.kinds)
+    for name, kind in plan.kinds.items():
+        if kind == "categorical" and name not in plan.given and is_text(sample.column(name)):
+            found[name] = "text"
+    return found
 
 
 def profile_of_rows(source: Source, layout: Profile, plan: Plan, progress: Callable[[int], None]) -> Profile:
@@ -59,5 +69,5 @@ def conformed(table: pa.Table, plan: Plan) -> pa.Table:
         if kind == "numeric":
             table = table.set_column(place, name, as_numbers(values)[0])
         elif kind in ("categorical", "text") and not pa.types.is_string(values.type):
-            table = table.set_column(place, name, values.cast(pa.string()))
+            table = table.set_column(place, name, as_text(values))
     return table

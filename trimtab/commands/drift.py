@@ -2,71 +2,150 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from collectors.drift.compare import compare
-from collectors.drift.comparison import Comparison
+from collectors.drift.compare import Report, compare, saved_profile
 from collectors.drift.methods import METHODS
+from collectors.drift.page import page
 from collectors.drift.source import InputError
+from collectors.drift.terminal import rendered
+from collectors.report import NoReport, write_evidently_page
 from trimtab.commands.options import echo_json, fail, with_json
+
+# A table of drift has eight columns: where nobody looks, it needs not be folded.
+PIPED_WIDTH = 200
 
 
 @click.command(
     epilog="""\b
 Examples:
   trimtab drift january.parquet july.parquet
-  trimtab drift reference.csv current.csv --json
-  trimtab drift 'lake/2026-01-*.parquet' lake/july --columns age,income --method evidently"""
+  trimtab drift reference.csv.gz current.csv --columns age,income --json
+  trimtab drift 'lake/2026-01-*.parquet' lake/july --by country --html drift.html
+  trimtab drift january.parquet july.parquet --window 1d --time created_at
+  trimtab drift january.parquet july.parquet --save-profile january.json
+  trimtab drift january.json august.parquet --method psi --threshold 0.2"""
 )
 @click.argument("reference")
 @click.argument("current")
 @click.option("--columns", multiple=True, metavar="A,B", help="Only these columns; may be given several times.")
 @click.option("--kinds", multiple=True, metavar="NAME=KIND", help="What a column is, e.g. code=categorical.")
+@click.option("--by", metavar="COLUMN", help="Compare also the rows of each value of this column, worst first.")
+@click.option("--window", metavar="LENGTH", help="Compare also each window of CURRENT, e.g. 1d; with --time.")
+@click.option("--time", metavar="COLUMN", help="The column of times that --window goes by.")
+@click.option("--engine", type=click.Choice(["numpy", "spark"]), default="numpy", show_default=True)
 @click.option("--mode", type=click.Choice(["profile", "exact"]), help="On counts, or on all rows; default: what fits.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True, help="What decides.")
 @click.option("--threshold", type=float, help="The score from which it is drift; for auto the smallest effect.")
-@click.option("--alpha", type=float, help="Share of false discoveries (auto), or the level of the tests.")
+@click.option("--alpha", type=float, help="The share of false discoveries (auto), or the level of a test.")
+@click.option("--save-profile", type=click.Path(dir_okay=False), metavar="FILE", help="Save REFERENCE's profile.")
+@click.option("--html", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page to read.")
+@click.option("--evidently", is_flag=True, help="With --html: Evidently's own report beside it, FILE.evidently.html.")
 @with_json
 def drift(
     reference: str,
     current: str,
     columns: tuple[str, ...],
     kinds: tuple[str, ...],
-    mode: str | None,
+    by: str | None,
+    window: str | None,
+    time: str | None,
+    engine: Any,
+    mode: Any,
     method: str,
     threshold: float | None,
     alpha: float | None,
+    save_profile: str | None,
+    html: str | None,
+    evidently: bool,
     as_json: bool,
 ) -> None:
-    """Compare two tables column by column (Parquet, CSV, Arrow, Feather; files, folders, patterns, saved profiles).
+    """Compare two tables column by column.
+
+    REFERENCE and CURRENT are files (Parquet, CSV, Arrow, Feather), folders, patterns, or saved profiles.
 
     Exit status 0: no drift; 1: drift; 2: the tables cannot be compared.
     """
+    if evidently and html is None:
+        fail("--evidently writes its report beside ours: give --html FILE, too", status=2)
     try:
-        found = compare(
-            reference,
-            current,
-            mode=mode,  # type: ignore[arg-type]
-            method=method,
-            columns=None,
-            threshold=threshold,
-            alpha=alpha,
-        )
-    except InputError as error:
+        with _progress() as report:
+            found = compare(
+                reference,
+                current,
+                mode=mode,
+                method=method,
+                columns=_names(columns),
+                kinds=_pairs(kinds),
+                by=by,
+                window=window,
+                time=time,
+                threshold=threshold,
+                alpha=alpha,
+                engine=engine,
+                progress=report,
+            )
+            if save_profile is not None:
+                profile = saved_profile(reference, columns=_names(columns), kinds=_pairs(kinds))
+                Path(save_profile).write_bytes(profile)
+        if html is not None:
+            Path(html).write_text(page(found, f"{reference} → {current}"), encoding="utf-8")
+        if evidently and html is not None:
+            beside = Path(html).with_suffix(".evidently.html")
+            write_evidently_page(reference, current, beside, list(found.columns))
+    except (InputError, NoReport) as error:
         fail(str(error), status=2)
+    except (OSError, MemoryError, subprocess.SubprocessError) as error:
+        fail(f"cannot compare {reference} and {current}: {error or type(error).__name__}", status=2)
     if as_json:
         echo_json(found.to_json())
     else:
-        _print(found)
-    sys.exit(1 if found.drifted else 0)
+        console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+        console.print(rendered(found))
+    sys.exit(1 if found.alarms else 0)
 
 
-def _print(found: Comparison) -> None:
-    for name, column in found.worst_first:
-        click.echo(f"{name:<28} {column.score} {column.threshold} {column.reason}")
+def _names(columns: tuple[str, ...]) -> list[str] | None:
+    """`--columns a,b --columns c` as a list; None when the option was not given."""
+    if not columns:
+        return None
+    names = [name.strip() for entry in columns for name in entry.split(",")]
+    return [name for name in names if name]
 
 
-__all__ = ["Path", "drift"]
+def _pairs(kinds: tuple[str, ...]) -> dict[str, str]:
+    """`--kinds a=categorical,b=text`. InputError for what is no pair."""
+    pairs = {}
+    for entry in (part for kind in kinds for part in kind.split(",")):
+        name, equals, kind = entry.rpartition("=")
+        if not equals or not name:
+            raise InputError(f"--kinds {entry!r}: give NAME=KIND, for example code=categorical")
+        pairs[name.strip()] = kind.strip()
+    return pairs
+
+
+@contextmanager
+def _progress() -> Iterator[Report | None]:
+    """A bar on standard error, where somebody looks at it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield report

@@ -1,0 +1,107 @@
+"""A comparison as a table for the terminal: the worst column first, its distribution before above that of now."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from collectors.drift.comparison import ColumnComparison, Comparison, Part
+from collectors.drift.histogram import bars, sparkline
+
+BARS = 16
+# Longer tables show their worst parts.
+MOST_PARTS = 40
+
+
+def rendered(found: Comparison) -> RenderableType:
+    """What `rich` prints."""
+    pieces: list[RenderableType] = [headline(found), _columns(found)]
+    for side, names in (("the reference", found.only_in_reference), ("the current table", found.only_in_current)):
+        if names:
+            pieces.append(Text(f"Only in {side}: {', '.join(names)}"))
+    if found.by is not None:
+        pieces += [Text(""), _parts(f"{found.by} (worst first)", found.values)]
+        for side, values in (
+            ("the reference", found.values_only_in.reference),
+            ("the current table", found.values_only_in.current),
+        ):
+            if values:
+                pieces.append(Text(f"Only in {side}: {', '.join(values[:20])}" + (" …" if len(values) > 20 else "")))
+    if found.time is not None:
+        pieces += [Text(""), _parts(f"window of {found.time}", found.windows)]
+        pieces += [Text(f"{name} has been drifting since {since}") for name, since in found.since.items()]
+    return Group(*pieces)
+
+
+def headline(found: Comparison) -> Text:
+    """One line: how many columns drifted, of how many rows."""
+    drifted = [name for name, column in found.columns.items() if column.drifted]
+    rows = f"{found.rows.reference:,} rows against {found.rows.current:,}"
+    verdict = f"{len(drifted)} of {len(found.columns)} columns drifted" if drifted else "no column drifted"
+    text = Text(f"{'DRIFT' if found.drifted else 'no drift'}: {verdict}; {rows}, {found.mode}, {found.seconds:.2f} s")
+    text.stylize("bold red" if found.drifted else "bold green", 0, text.plain.index(":"))
+    return text
+
+
+def _columns(found: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for name in ("column", "verdict", "score", "threshold", "method", "PSI", "missing", "reference\ncurrent"):
+        table.add_column(name, justify="right" if name in ("score", "threshold", "PSI") else "left", no_wrap=False)
+    for name, column in found.worst_first:
+        verdict = Text("DRIFTED" if column.drifted else "-" if not column.judged else "ok")
+        verdict.stylize("red" if column.drifted else "green" if column.judged else "dim")
+        said = _reason(column)
+        table.add_row(
+            escape(name) + (f"\n[dim]{column.type}[/]"),
+            Text.assemble(verdict, *([Text(f"\n{said}", style="dim")] if said else [])),
+            number(column.score),
+            number(column.threshold),
+            column.method or "-",
+            number(column.psi),
+            missing(column),
+            _pictures(column),
+        )
+    return table
+
+
+def _reason(column: ColumnComparison) -> str:
+    return "" if column.reason in ("drifted", "within threshold") else column.reason
+
+
+def _pictures(column: ColumnComparison) -> Text:
+    found = bars(column.cells, BARS) if column.cells is not None else None
+    if found is None:
+        return Text("")
+    highest = max(float(found.shares.reference.max(initial=0.0)), float(found.shares.current.max(initial=0.0)))
+    return Text(f"{sparkline(found.shares.reference, highest)}\n{sparkline(found.shares.current, highest)}")
+
+
+def _parts(name: str, parts: tuple[Part, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for title in (name, "rows", "drifted", "worst columns"):
+        table.add_column(title, justify="right" if title == "rows" else "left")
+    for part in parts[:MOST_PARTS]:
+        comparison = part.comparison
+        worst = [column for column, found in comparison.worst_first if found.drifted]
+        table.add_row(
+            escape(part.label),
+            f"{comparison.rows.current:,}",
+            Text("DRIFTED", style="red") if comparison.drifted else Text("ok", style="green"),
+            escape(", ".join(worst[:5]) + (f" and {len(worst) - 5} more" if len(worst) > 5 else "")),
+        )
+    if len(parts) > MOST_PARTS:
+        table.add_row(f"and {len(parts) - MOST_PARTS} more", "", "", "")
+    return table
+
+
+def missing(column: ColumnComparison) -> str:
+    """The missing shares, before and now."""
+    before, now = column.missing_share.reference, column.missing_share.current
+    return f"{before:.1%} → {now:.1%}" if before or now else "0"
+
+
+def number(value: float | None) -> str:
+    """Four digits, or a dash."""
+    return "-" if value is None else f"{value:.4g}"

@@ -5,19 +5,40 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial import distance
 
 from collectors.drift import (
+    Test,
+    chi_square,
+    chi_square_each,
+    chi_square_fit,
+    cramer_von_mises,
+    cramer_von_mises_bound,
+    cramer_von_mises_each,
+    cvm_rows,
     equal_mass_groups,
+    g_test,
+    g_test_each,
+    hellinger,
+    hellinger_each,
     jensen_shannon,
+    jensen_shannon_each,
     kolmogorov_smirnov,
+    kolmogorov_smirnov_bound,
+    kolmogorov_smirnov_each,
+    kolmogorov_smirnov_pvalue,
+    ks_rows,
     null_expectation,
     psi,
+    psi_each,
     regroup_categories,
     regroup_ordered,
+    total_variation,
+    total_variation_each,
+    two_proportion_z,
     wasserstein,
 )
 from observability.profile import Profile
@@ -132,3 +153,178 @@ def test_rare_categories_are_pooled_with_the_unseen() -> None:
     few = regroup_categories(reference, window, 3)
 
     assert [counts.tolist() for counts in few] == [[90, 5, 5], [10, 0, 90]]
+
+
+@given(PAIRS)
+def test_hellinger_and_total_variation_are_their_formulas(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    reference, window = pair
+    if not reference.sum() or not window.sum():
+        assert hellinger(reference, window) == total_variation(reference, window) == 0
+        return
+    r, w = reference / reference.sum(), window / window.sum()
+
+    assert hellinger(reference, window) == pytest.approx(np.sqrt(max(1 - np.sum(np.sqrt(r * w)), 0)), abs=3e-8)
+    assert total_variation(reference, window) == pytest.approx(distance.cityblock(r, w) / 2, abs=1e-14)
+    # Le Cam's inequalities tie the two together.
+    h, tv = hellinger(reference, window), total_variation(reference, window)
+    assert h * h <= tv + 1e-12
+    assert tv <= h * np.sqrt(2 - h * h) + 1e-12
+
+
+@given(PAIRS)
+def test_chi_square_and_g_are_scipys_contingency_tests(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    reference, window = pair
+    held = reference + window > 0
+    for test, name in ((chi_square, "pearson"), (g_test, "log-likelihood")):
+        found = test(reference, window)
+        if not reference.sum() or not window.sum():
+            assert np.isnan([found.statistic, found.pvalue]).all()
+            continue
+        expected = stats.chi2_contingency([reference[held], window[held]], correction=False, lambda_=name)
+        assert found.statistic == pytest.approx(expected.statistic, rel=1e-9, abs=1e-10)
+        assert found.pvalue == pytest.approx(expected.pvalue, rel=1e-8)
+
+
+@given(PAIRS)
+def test_goodness_of_fit_is_scipys_chisquare(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    reference, window = pair
+    reference = reference + 1
+    if not window.sum() or len(window) < 2:
+        return
+    expected = stats.chisquare(window, reference * (window.sum() / reference.sum()))
+
+    found = chi_square_fit(reference, window)
+
+    assert found.statistic == pytest.approx(expected.statistic, rel=1e-9, abs=1e-12)
+    assert found.pvalue == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def test_degenerate_tables_have_a_defined_answer() -> None:
+    none, one, split = np.array([0, 0]), np.array([5, 0]), np.array([3, 4])
+
+    for test in (chi_square, g_test, chi_square_fit):
+        assert np.isnan(test(none, split).pvalue)
+        assert np.isnan(test(split, none).statistic)
+        assert test(one, 9 * one) == Test(0.0, 1.0)
+    assert chi_square_fit(one, split) == Test(np.inf, 0.0)
+    assert chi_square(np.array([10**9, 0]), np.array([0, 10**9])).pvalue == 0
+    for measure in (psi, jensen_shannon, hellinger, total_variation, kolmogorov_smirnov, cramer_von_mises):
+        assert measure(none, split) == measure(split, none) == measure(none, none) == 0
+        assert measure(one, 7 * one) == pytest.approx(0, abs=1e-12)
+    assert two_proportion_z(0, 5, 0, 9) == two_proportion_z(5, 5, 9, 9) == Test(0.0, 1.0)
+    assert np.isnan(two_proportion_z(0, 0, 3, 9).pvalue)
+    with pytest.raises(ValueError, match="between 0 and the rows"):
+        two_proportion_z(6, 5, 3, 9)
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.floats(0, 1), st.floats(0, 1))
+def test_the_z_test_is_the_two_by_two_chi_square_and_evidentlys(n: int, m: int, p: float, q: float) -> None:
+    a, b = round(p * n), round(q * m)
+    found = two_proportion_z(a, n, b, m)
+    table = chi_square(np.array([a, n - a]), np.array([b, m - b]))
+
+    assert found.statistic**2 == pytest.approx(table.statistic, rel=1e-9, abs=1e-12)
+    assert found.pvalue == pytest.approx(table.pvalue, rel=1e-8)
+    if 0 < a + b < n + m:
+        pooled = (a + b) / (n + m)
+        z = (a / n - b / m) / np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / m))
+        # evidently.legacy.calculations.stattests.z_stattest, which loses the far tail to 1 − cdf.
+        assert found.pvalue == pytest.approx(2 * (1 - stats.norm.cdf(abs(z))), abs=1e-14)
+
+
+@settings(max_examples=50)
+@given(
+    st.integers(1, 12).flatmap(
+        lambda cells: st.lists(
+            st.tuples(*(st.lists(st.integers(0, 9), min_size=cells, max_size=cells) for _ in range(2))),
+            min_size=1,
+            max_size=5,
+        )
+    ),
+    st.integers(0, 4),
+)
+def test_many_columns_at_once_and_padded_are_each_by_itself(
+    columns: list[tuple[list[int], list[int]]], padding: int
+) -> None:
+    reference, window = (np.array([column[side] for column in columns]) for side in (0, 1))
+    padded = [np.pad(side, ((0, 0), (0, padding))) for side in (reference, window)]
+    pairs = [
+        (psi, psi_each),
+        (jensen_shannon, jensen_shannon_each),
+        (hellinger, hellinger_each),
+        (total_variation, total_variation_each),
+        (kolmogorov_smirnov, kolmogorov_smirnov_each),
+        (cramer_von_mises, cramer_von_mises_each),
+    ]
+    for one, each in pairs:
+        expected = [one(r, w) for r, w in zip(reference, window, strict=True)]
+        np.testing.assert_allclose(each(*padded), expected, rtol=1e-9, atol=1e-12)
+    for test, each_test in ((chi_square, chi_square_each), (g_test, g_test_each)):
+        found = [test(r, w) for r, w in zip(reference, window, strict=True)]
+        statistics, pvalues = each_test(*padded)
+        np.testing.assert_allclose(statistics, [one.statistic for one in found], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(pvalues, [one.pvalue for one in found], rtol=1e-9)
+
+
+@given(st.permutations(range(40)), st.integers(1, 39))
+def test_over_cells_of_single_values_ks_and_cramer_von_mises_are_exact(order: list[int], cut: int) -> None:
+    a, b = np.sort(order[:cut]).astype(float), np.sort(order[cut:]).astype(float)
+    reference, window = np.isin(np.arange(40), a).astype(int), np.isin(np.arange(40), b).astype(int)
+
+    exact = ks_rows(a, b)
+    assert kolmogorov_smirnov(reference, window) == pytest.approx(exact.statistic, abs=1e-12)
+    assert kolmogorov_smirnov_pvalue(exact.statistic, len(a), len(b)) == exact.pvalue
+    if 1 < cut < 39:
+        scale = 40 / (len(a) * len(b))
+        assert cramer_von_mises(reference, window) == pytest.approx(cvm_rows(a, b).statistic * scale, rel=1e-9)
+
+
+SHAPES = {
+    "normal": lambda g, n: g.normal(size=n),
+    "lognormal": lambda g, n: g.lognormal(size=n),
+    "student 3": lambda g, n: g.standard_t(3, n),
+    "uniform": lambda g, n: g.uniform(size=n),
+    "half zeros": lambda g, n: np.where(g.random(n) < 0.5, 0.0, g.exponential(size=n)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.0), (0.0, 1.5), (3.0, 0.5)])
+def test_scores_of_profiles_are_those_of_rows_within_their_stated_bounds(
+    shape: str, shift: float, scale: float
+) -> None:
+    generator = np.random.default_rng(13)
+    before = SHAPES[shape](generator, 6000)
+    now = SHAPES[shape](generator, 4000) * scale + shift + generator.uniform(0, 1e-9, 4000)
+    reference, window = profiles(before, now)
+    before, now = np.sort(before), np.sort(now)
+
+    ks, bound = (measure(reference.counts, window.counts) for measure in (kolmogorov_smirnov, kolmogorov_smirnov_bound))
+    exact = ks_rows(before, now)
+    assert ks - 1e-12 <= exact.statistic <= ks + bound + 1e-12
+    assert kolmogorov_smirnov_pvalue(ks, 6000, 4000) >= exact.pvalue - 1e-12
+
+    pooled = np.sort(np.concatenate([before, now]))
+    gap = np.searchsorted(before, pooled, "right") / 6000 - np.searchsorted(now, pooled, "right") / 4000
+    cells = cramer_von_mises(reference.counts, window.counts)
+    assert abs(cells - np.mean(gap**2)) <= cramer_von_mises_bound(reference.counts, window.counts) + 1e-12
+
+    values = np.unique(np.concatenate([before, now]))
+    exact_js = jensen_shannon(*(np.histogram(side, np.append(values, np.inf))[0] for side in (before, now)))
+    assert jensen_shannon(reference.counts, window.counts) <= exact_js + 1e-12
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6])
+@pytest.mark.parametrize("spoilt_side", ["reference", "current"])
+def test_one_value_of_a_million_moves_no_score_by_a_twentieth(value: float, spoilt_side: str) -> None:
+    generator = np.random.default_rng(21)
+    before, now = generator.normal(size=50_000), generator.normal(0.5, 1, size=50_000)
+    clean = profiles(before, now)
+    (before if spoilt_side == "reference" else now)[7] = value
+    dirty = profiles(before, now)
+
+    for measure in (psi, jensen_shannon, hellinger, total_variation, kolmogorov_smirnov, cramer_von_mises):
+        few = [regroup_ordered(*(side.counts for side in pair), 10) for pair in (clean, dirty)]
+        fine = [tuple(side.counts for side in pair) for pair in (clean, dirty)]
+        for expected, found in (few, fine):
+            assert measure(*found) == pytest.approx(measure(*expected), rel=0.05), measure

@@ -20,12 +20,12 @@ from collectors.drift.calibration import Between, Calibration
 from collectors.drift.cells import Cells, cells_of
 from collectors.drift.contingency import CategoriesTest, compare_tables, needed_scores
 from collectors.drift.fdr import cut
-from collectors.drift.laws import normal_sf
-from collectors.drift.null import FEW_ORDERED, TwoCells, is_sparse, ordered_test
+from collectors.drift.laws import normal_isf, normal_sf
+from collectors.drift.null import FEW_ORDERED, TwoCells, effective_rows, is_sparse, ordered_test
 from collectors.drift.thresholds import DriftThresholds
 from observability.profile import Profile
 
-Method = Literal["cdf_distance", "chi_square", "rare_category", "missing"]
+Method = Literal["cdf_distance", "chi_square", "rare_category", "mmd", "missing"]
 Reason = Literal[
     "drifted",
     "missing_changed",
@@ -63,7 +63,7 @@ class AutoVerdict:
     drifted: bool
     reason: Reason
     part: str | None = None
-    """Of a column of several parts (text): the one that moved most."""
+    """Of a column of several parts (text, embedding): the one that moved most."""
 
 
 def auto_verdicts(
@@ -104,7 +104,12 @@ def judge_cells(
         share, between = 1 / len(parts), known.get(name, NONE)
         asked += [_Asked(name, cells, share, between) for cells in parts]
     tables = [_Ordered(group, min_rows) for group in _of_equal_length([one for one in asked if one.cells.ordered])]
-    tested: list[_Ordered | _Unordered] = [*tables, _Unordered([a for a in asked if not a.cells.ordered], min_rows)]
+    unordered = [one for one in asked if not one.cells.ordered]
+    tested: list[_Test] = [
+        *tables,
+        _Unordered([one for one in unordered if one.cells.discrepancy is None], min_rows),
+        _Embedded([one for one in unordered if one.cells.discrepancy is not None], min_rows),
+    ]
     missing = _Missing({name: parts[0] for name, parts in columns.items()}, known, min_rows)
     best = _best(tested)
     pvalues = [test.p_values[place] for test, place in best.values() if test.testable[place]]
@@ -138,7 +143,7 @@ _Row = tuple[Method, float, float, float, float, int, int, bool, str | None]
 
 
 def _rows(
-    test: _Ordered | _Unordered, level: float, limits: DriftThresholds, best: Mapping[str, tuple[object, int]]
+    test: _Test, level: float, limits: DriftThresholds, best: Mapping[str, tuple[object, int]]
 ) -> dict[str, _Row]:
     """Method, score, threshold, p-value, chance, rows before and now, testable and part of the columns decided here."""
     lists = (
@@ -267,6 +272,39 @@ def _category(test: CategoriesTest, one: _Asked) -> tuple[float, float]:
     return test.chance + one.between.mean, max(test.p_value, seasonal)
 
 
+class _Embedded:
+    """The distances of mean embeddings: maximum mean discrepancy (Gretton et al. 2012) of many columns.
+
+    `n_eff · MMD²` is a weighted sum of chi-squares whose weights sum to the kernel's variance, which is known; how they
+    are spread is not. All of it in one of them has the heaviest tail: the p-value is too large, never too small.
+    """
+
+    def __init__(self, asked: Sequence[_Asked], min_rows: int) -> None:
+        self.asked = asked
+        self.before = np.array([one.cells.reference.sum() for one in asked], np.int64)
+        self.now = np.array([one.cells.window.sum() for one in asked], np.int64)
+        squared = np.array([one.cells.discrepancy for one in asked], np.float64)
+        self.scores: Floats = np.sqrt(squared)
+        self._spread = np.array([one.cells.spread for one in asked], np.float64)
+        self._share = np.array([one.share for one in asked], np.float64)
+        effective = np.array([effective_rows(n, m) for n, m in zip(self.now, self.before, strict=True)], np.float64)
+        self.testable = (self._spread > 0) & (np.minimum(self.before, self.now) >= min_rows)
+        self.chance: Floats = self._spread / np.maximum(effective, 1.0)
+        raw = 2 * normal_sf(self.scores / np.sqrt(np.where(self.testable, self.chance, 1.0)))
+        self.p_values: Floats = np.where(self.testable, np.minimum(raw / self._share, 1.0), 1.0)
+
+    def thresholds(self, level: float, limits: DriftThresholds) -> Floats:
+        needed = normal_isf(level * self._share / 2) * np.sqrt(self.chance)
+        smallest = np.sqrt(limits.association**2 + self.chance)
+        return np.where(self.testable, np.maximum(needed, smallest), np.inf)
+
+    def methods(self) -> list[Method]:
+        return ["mmd"] * len(self.asked)
+
+
+_Test = _Ordered | _Unordered | _Embedded
+
+
 class _Missing:
     """The difference of the missing shares of all columns."""
 
@@ -303,9 +341,9 @@ def _of_equal_length(asked: Iterable[_Asked]) -> list[list[_Asked]]:
     return list(groups.values())
 
 
-def _best(tests: Sequence[_Ordered | _Unordered]) -> dict[str, tuple[_Ordered | _Unordered, int]]:
+def _best(tests: Sequence[_Test]) -> dict[str, tuple[_Test, int]]:
     """Of each column the part with the smallest p-value."""
-    best: dict[str, tuple[_Ordered | _Unordered, int]] = {}
+    best: dict[str, tuple[_Test, int]] = {}
     for test in tests:
         for place, one in enumerate(test.asked):
             held = best.get(one.column)

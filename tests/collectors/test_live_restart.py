@@ -74,7 +74,7 @@ class Site:
         config = CollectorConfig(
             lake=folder / "lake",
             store_url=f"sqlite:///{folder / 'store.db'}",
-            window_seconds=5.0,
+            window_seconds=15.0,
             allowed_lateness_seconds=2.0,
             judged_windows=2,
             amend_seconds=500.0,
@@ -172,7 +172,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(
-    max_examples=12,
+    max_examples=6,
     deadline=None,
     phases=[Phase.generate],  # an example costs a second, and shrinking takes hundreds
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -64,6 +64,8 @@ class AutoVerdict:
     reason: Reason
     part: str | None = None
     """Of a column of several parts (text, embedding): the one that moved most."""
+    reference_values: int = 0
+    window_values: int = 0
 
 
 def auto_verdicts(
@@ -135,6 +137,8 @@ def judge_cells(
             drifted or changed[place],
             _reason(before, now, drifted, changed[place], testable, min_rows),
             part,
+            before,
+            now,
         )
     return verdicts
 

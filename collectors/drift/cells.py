@@ -46,6 +46,8 @@ def cells_of(reference: Column, window: Column) -> tuple[Cells, ...]:
 
     ProfileError when the columns have different layouts that cannot be brought together.
     """
+    if type(reference) is NumericColumn and type(window) is NumericColumn:
+        return (_numeric(reference, window),)
     reference = as_reference(reference)
     window = rebinned(window, reference, CUT_SHARE)
     if isinstance(reference, NumericColumn) and isinstance(window, NumericColumn):

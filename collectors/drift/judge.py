@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from collectors.drift.auto import AutoVerdict, judge_cells
-from collectors.drift.bins import Counts, regroup_categories, regroup_ordered
 from collectors.drift.calibration import Calibration
 from collectors.drift.cells import cells_of
-from collectors.drift.jensen_shannon import jensen_shannon
-from collectors.drift.kolmogorov_smirnov import kolmogorov_smirnov
-from collectors.drift.psi import null_expectation, psi
+from collectors.drift.distances import Distances, distances_of
 from collectors.drift.thresholds import DriftThresholds
-from collectors.drift.wasserstein import wasserstein
-from observability.columns import CategoricalColumn, Column, NumericColumn
+from observability.columns import Column, LogLinearColumn, NumericColumn
 from observability.events import PREDICTION
 from observability.profile import Profile
 
-__all__ = ["ColumnDrift", "DriftThresholds", "drifted_share", "few_bins", "judge", "judge_column", "missing_ratio"]
+__all__ = ["ColumnDrift", "DriftThresholds", "drifted_share", "judge", "judge_column", "missing_ratio"]
 
 Reason = Literal["drifted", "within_threshold", "too_few_rows", "no_values", "no_reference_values"]
 
@@ -71,38 +66,41 @@ def judge(
     }
     cells = {name: cells_of(before, now) for name, (before, now) in shared.items()}
     calibrated = judge_cells(cells, limits, calibration, min_rows=limits.min_rows)
-    return {name: _column(name, before, now, limits, calibrated[name]) for name, (before, now) in shared.items()}
+    distances = distances_of(shared, limits.bins)
+    return {name: _column(name, now, limits, calibrated[name], distances[name]) for name, (_, now) in shared.items()}
 
 
 def judge_column(name: str, reference: Column, window: Column, thresholds: DriftThresholds) -> ColumnDrift:
     """The verdict on one column of two profiles of one layout."""
-    calibrated = judge_cells({name: cells_of(reference, window)}, thresholds, min_rows=thresholds.min_rows)
-    return _column(name, reference, window, thresholds, calibrated[name])
+    return judge(Profile({name: reference}), Profile({name: window}), thresholds)[name]
 
 
 def _column(
-    name: str, reference: Column, window: Column, thresholds: DriftThresholds, calibrated: AutoVerdict
+    name: str,
+    window: Column,
+    thresholds: DriftThresholds,
+    calibrated: AutoVerdict,
+    distances: Distances,
 ) -> ColumnDrift:
-    expected, score = _psi(reference, window, thresholds.bins)
-    reason = _reason(reference, window, score - expected, calibrated, thresholds)
-    ordered = isinstance(reference, NumericColumn)
+    rows = window.rows
+    reason = _reason(rows, distances.psi - distances.psi_expected, calibrated, thresholds)
     return ColumnDrift(
-        column=name,
-        rows=window.rows,
-        psi=score,
-        psi_expected=expected,
-        jensen_shannon=jensen_shannon(reference.counts, window.counts),
-        wasserstein=_wasserstein(reference, window),
-        ks=kolmogorov_smirnov(reference.counts, window.counts) if ordered else None,
-        missing_ratio=missing_ratio(window),
-        reference_missing_ratio=missing_ratio(reference),
-        missing_changed=calibrated.missing_changed,
-        drifted=reason == "drifted",
-        reason=reason,
-        score=calibrated.score,
-        threshold=calibrated.threshold,
-        p_value=calibrated.p_value,
-        method=calibrated.method,
+        name,
+        rows,
+        distances.psi,
+        distances.psi_expected,
+        distances.jensen_shannon,
+        distances.wasserstein,
+        distances.ks,
+        calibrated.window_missing,
+        calibrated.reference_missing,
+        calibrated.missing_changed,
+        reason == "drifted",
+        reason,
+        calibrated.score,
+        calibrated.threshold,
+        calibrated.p_value,
+        calibrated.method,
     )
 
 
@@ -118,49 +116,16 @@ def drifted_share(columns: Mapping[str, ColumnDrift]) -> float:
 
 def missing_ratio(column: Column) -> float:
     """Share of rows without a value: null, or NaN in a numeric column."""
-    missing = column.missing + (column.nan if isinstance(column, NumericColumn) else 0)
+    missing = column.missing + (column.nan if isinstance(column, NumericColumn | LogLinearColumn) else 0)
     return missing / column.rows if column.rows else 0.0
 
 
-def _reason(
-    reference: Column, window: Column, effect: float, calibrated: AutoVerdict, thresholds: DriftThresholds
-) -> Reason:
-    if not reference.count:
+def _reason(rows: int, effect: float, calibrated: AutoVerdict, thresholds: DriftThresholds) -> Reason:
+    if not calibrated.reference_values:
         return "no_reference_values"
-    if window.rows >= thresholds.min_rows and not window.count:
+    if rows >= thresholds.min_rows and not calibrated.window_values:
         return "no_values"
-    if window.count < thresholds.min_rows:
+    if calibrated.window_values < thresholds.min_rows:
         return "too_few_rows"
     large, beyond_chance = effect >= thresholds.psi, calibrated.score >= calibrated.threshold
     return "drifted" if large and beyond_chance else "within_threshold"
-
-
-def _psi(reference: Column, window: Column, bins: int) -> tuple[float, float]:
-    """The null expectation and the PSI over few bins."""
-    expected, observed = few_bins(reference, window, bins)
-    return null_expectation(len(expected), window.count, reference.count), psi(expected, observed)
-
-
-def few_bins(reference: Column, window: Column, bins: int) -> tuple[Counts, Counts]:
-    """Both columns' counts in the bins that PSI uses; cells that neither has rows in are left out."""
-    if isinstance(reference, NumericColumn):
-        return regroup_ordered(reference.counts, window.counts, bins)
-    if isinstance(reference, CategoricalColumn):
-        held = (reference.counts > 0) | (window.counts > 0)
-        return regroup_categories(reference.counts[held], window.counts[held], 2 * bins)
-    return reference.counts, window.counts
-
-
-def _wasserstein(reference: Column, window: Column) -> float | None:
-    if not isinstance(reference, NumericColumn) or not isinstance(window, NumericColumn):
-        return None
-    if not reference.count or not window.count or not len(reference.edges):
-        return 0.0
-    return wasserstein(
-        reference.counts,
-        window.counts,
-        reference.edges,
-        math.sqrt(reference.variance),
-        (reference.minimum, reference.maximum),
-        (window.minimum, window.maximum),
-    )

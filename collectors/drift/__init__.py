@@ -20,7 +20,7 @@ from collectors.drift.proportions import two_proportion_z
 from collectors.drift.psi import null_expectation, psi, psi_each
 from collectors.drift.rows import cvm_rows, ks_rows, wasserstein_rows
 from collectors.drift.total_variation import total_variation, total_variation_each
-from collectors.drift.wasserstein import wasserstein
+from collectors.drift.wasserstein import wasserstein, wasserstein_bound
 
 __all__ = [
     "ColumnDrift",
@@ -67,5 +67,6 @@ __all__ = [
     "total_variation_each",
     "two_proportion_z",
     "wasserstein",
+    "wasserstein_bound",
     "wasserstein_rows",
 ]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from collectors.drift.bins import Counts, Floats, shares
+from collectors.drift.bins import Counts, Floats, shares, shares_each
 
 # Tails are cut this many reference deviations outside the outermost edges: one absurd value must not be the distance.
 TAIL_DEVIATIONS = 10.0
+# The unit of a constant reference.
+LEAST_DEVIATION = 0.001
+# Rounds in which what a full cell could not take goes to the others.
+_ROUNDS = 4
 
 
 def wasserstein(
@@ -17,27 +21,112 @@ def wasserstein(
     deviation: float,
     reference_range: tuple[float, float],
     window_range: tuple[float, float],
+    means: tuple[float, float] | None = None,
 ) -> float:
-    """`∫ |F − G| dx / sd` with rows spread evenly inside a cell (Vallender 1974 for the one-dimensional form).
+    """`∫ |F − G| dx / sd` from the cells (Vallender 1974 for the one-dimensional form).
 
     `reference` and `window` have `len(edges) + 1` cells, the first and last of them the open tails, which reach to the
-    ranges' ends. 0 when either side has no rows; a constant reference is measured in units of 0.001, as Evidently does.
+    ranges' ends. Rows are spread evenly inside a cell; with the `means` of both sides they are moved, in wide and full
+    cells first, until each side has its mean, so that a pure shift and a tail on one side come out right. Means are not
+    used when a tail is cut. The result is within `wasserstein_bound` of the raw values' distance.
+
+    0 when either side has no rows; a constant reference is measured in units of 0.001, as Evidently does.
+    """
+    distance = wasserstein_each(
+        reference,
+        window,
+        edges,
+        np.float64(deviation),
+        np.float64(min(reference_range[0], window_range[0])),
+        np.float64(max(reference_range[1], window_range[1])),
+        None if means is None else (np.float64(means[0]), np.float64(means[1])),
+    )
+    return float(distance)
+
+
+def wasserstein_each(
+    reference: Counts,
+    window: Counts,
+    edges: Floats,
+    deviation: Floats | np.float64,
+    lowest: Floats | np.float64,
+    highest: Floats | np.float64,
+    means: tuple[Floats | np.float64, Floats | np.float64] | None = None,
+) -> Floats:
+    """`wasserstein` of many columns at once: counts (…, cells), edges (…, cells − 1), and the rest (…): the reference's
+    deviation, the lowest and the highest value of both sides, the means of either side."""
+    r, w, known = shares_each(reference, window)
+    unit = np.maximum(deviation, LEAST_DEVIATION)
+    points = _points(edges, unit, lowest, highest)
+    width = np.diff(points, axis=-1)
+    after = np.cumsum(r - w, axis=-1)
+    before = np.concatenate([np.zeros_like(after[..., :1]), after[..., :-1]], axis=-1)
+    area = width * (before + after) / 2
+    if means is not None:
+        uncut = known & (lowest >= points[..., 0]) & (highest <= points[..., -1])
+        moved = _moved(r, width, points, means[0]) - _moved(w, width, points, means[1])
+        area = np.where(uncut[..., None], area + moved, area)
+    # Where the difference changes its sign inside a cell, the two triangles are added.
+    a, b = np.abs(before), np.abs(after)
+    total = a + b
+    triangles = width * np.divide(a * a + b * b, 2 * total, out=np.zeros_like(total), where=total > 0)
+    parts = np.where(before * after < 0, np.maximum(triangles, np.abs(area)), np.abs(area))
+    return np.asarray(np.where(known, np.sum(parts, axis=-1) / unit, 0.0), np.float64)
+
+
+def wasserstein_bound(
+    reference: Counts,
+    window: Counts,
+    edges: Floats,
+    deviation: float,
+    reference_range: tuple[float, float],
+    window_range: tuple[float, float],
+) -> float:
+    """How far `wasserstein` can be from the distance of the raw values, in the same units; infinite when a tail is cut.
+
+    In a cell |F − G| cannot leave what the counts before and behind it allow, nor can its integral over the width:
+    a cell of width h with shares r and w adds at most `h (r + w)`.
     """
     if not reference.sum() or not window.sum():
         return 0.0
-    unit = max(deviation, 0.001)
-    reach = TAIL_DEVIATIONS * unit
-    low = max(min(reference_range[0], window_range[0], float(edges[0])), float(edges[0]) - reach)
-    high = min(max(reference_range[1], window_range[1], float(edges[-1])), float(edges[-1]) + reach)
-    points = np.concatenate([[low], edges, [high]])
-    difference = np.concatenate([[0.0], np.cumsum(shares(reference) - shares(window))])
-    return _integral_of_absolute(points, difference) / unit
+    unit = max(deviation, LEAST_DEVIATION)
+    ranges = (*reference_range, *window_range)
+    points = _points(edges, np.float64(unit), np.float64(min(ranges)), np.float64(max(ranges)))
+    if min(ranges) < points[0] or max(ranges) > points[-1]:
+        return float("inf")
+    r, w = shares(reference), shares(window)
+    before = np.cumsum(r - w) - (r - w)
+    low, high = before - w, before + r
+    most = np.maximum(np.abs(low), np.abs(high))
+    least = np.where(low * high < 0, 0.0, np.minimum(np.abs(low), np.abs(high)))
+    return float(np.sum(np.diff(points) * (most - least))) / unit
 
 
-def _integral_of_absolute(points: Floats, values: Floats) -> float:
-    """Integral of |v| for v linear between the points; where v changes its sign the two triangles are added."""
-    a, b = np.abs(values[:-1]), np.abs(values[1:])
-    crossing = values[:-1] * values[1:] < 0
-    total = a + b
-    triangles = np.divide(a * a + b * b, total, out=np.zeros_like(total), where=total > 0)
-    return float(np.sum(np.diff(points) * np.where(crossing, triangles, total) / 2))
+def _points(
+    edges: Floats, unit: Floats | np.float64, lowest: Floats | np.float64, highest: Floats | np.float64
+) -> Floats:
+    """The ends of all cells (…, cells + 1), the tails cut. NaN, of empty sides, is passed over."""
+    first, last = edges[..., :1], edges[..., -1:]
+    reach = TAIL_DEVIATIONS * np.asarray(unit)[..., None]
+    low = np.fmax(np.fmin(np.asarray(lowest)[..., None], first), first - reach)
+    high = np.fmin(np.fmax(np.asarray(highest)[..., None], last), last + reach)
+    return np.concatenate([low, edges, high], axis=-1)
+
+
+def _moved(share: Floats, width: Floats, points: Floats, mean: Floats | np.float64) -> Floats:
+    """What to add to the integral of one side's distribution function over each cell, so that the side has its mean.
+
+    `∫ F dx = upper end − mean`. A cell's part can move by half its share times its width either way; the change goes to
+    the cells in proportion to the square of that, the least change in units of each cell's uncertainty.
+    """
+    most = share * width / 2
+    missing = np.sum(share * (points[..., :-1] + points[..., 1:]), axis=-1) / 2 - mean
+    added = np.zeros_like(most)
+    for _ in range(_ROUNDS):
+        room = np.where(np.abs(added) < most, most * most, 0.0)
+        total = np.sum(room, axis=-1, keepdims=True)
+        part = np.divide(room, total, out=np.zeros_like(room), where=total > 0)
+        grown = np.clip(added + np.asarray(missing)[..., None] * part, -most, most)
+        missing = missing - np.sum(grown - added, axis=-1)
+        added = grown
+    return added

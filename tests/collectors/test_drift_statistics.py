@@ -40,6 +40,7 @@ from collectors.drift import (
     total_variation_each,
     two_proportion_z,
     wasserstein,
+    wasserstein_bound,
 )
 from observability.profile import Profile
 
@@ -328,3 +329,55 @@ def test_one_value_of_a_million_moves_no_score_by_a_twentieth(value: float, spoi
         fine = [tuple(side.counts for side in pair) for pair in (clean, dirty)]
         for expected, found in (few, fine):
             assert measure(*found) == pytest.approx(measure(*expected), rel=0.05), measure
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.1, 1.0), (1.0, 1.0), (0.0, 1.4), (0.0, 0.6)])
+def test_wasserstein_of_cells_keeps_its_bound_and_its_mean(shape: str, shift: float, scale: float) -> None:
+    generator = np.random.default_rng(17)
+    before = SHAPES[shape](generator, 20_000)
+    unit = float(before.std())
+    now = SHAPES[shape](generator, 15_000) * scale + shift * unit
+    reference, window = profiles(before, now)
+    ranges = (reference.minimum, reference.maximum), (window.minimum, window.maximum)
+    arguments = (reference.counts, window.counts, reference.edges, unit, *ranges)
+    exact = stats.wasserstein_distance(before, now) / unit
+
+    even, with_means = wasserstein(*arguments), wasserstein(*arguments, (float(before.mean()), float(now.mean())))
+    bound = wasserstein_bound(*arguments)
+
+    assert abs(even - exact) <= bound + 1e-12
+    assert abs(with_means - exact) <= bound + 1e-12
+    if np.isfinite(bound):
+        # A transport plan moves the mean at least as far as the means are apart.
+        assert with_means >= abs(before.mean() - now.mean()) / unit * (1 - 1e-9)
+    if shape in ("normal", "lognormal", "uniform") and shift:
+        assert with_means == pytest.approx(exact, rel=0.02)
+    elif shape in ("normal", "uniform"):
+        assert with_means == pytest.approx(exact, rel=0.1, abs=0.002)
+
+
+def test_wasserstein_with_means_sees_a_shift_inside_a_cell() -> None:
+    generator = np.random.default_rng(1)
+    before = generator.integers(0, 20, 20_000).astype(float)
+    reference, window = profiles(before, before + 0.4)
+    ranges = (reference.minimum, reference.maximum), (window.minimum, window.maximum)
+    arguments = (reference.counts, window.counts, reference.edges, 1.0, *ranges)
+
+    assert wasserstein(*arguments, (float(before.mean()), float(before.mean()) + 0.4)) == pytest.approx(0.4, rel=0.01)
+    assert abs(wasserstein(*arguments) - 0.4) <= wasserstein_bound(*arguments)
+
+
+def test_a_cut_tail_has_no_bound_and_changes_little() -> None:
+    generator = np.random.default_rng(2)
+    before, now = generator.normal(size=50_000), generator.normal(0.5, 1, size=50_000)
+    spoilt = np.append(now[1:], 1e6)
+    scores = []
+    for current in (now, spoilt):
+        reference, window = profiles(before, current)
+        ranges = (reference.minimum, reference.maximum), (window.minimum, window.maximum)
+        arguments = (reference.counts, window.counts, reference.edges, 1.0, *ranges)
+        scores.append(wasserstein(*arguments, (float(before.mean()), float(current.mean()))))
+        assert np.isfinite(wasserstein_bound(*arguments)) == (current is now)
+
+    assert scores[1] == pytest.approx(scores[0], rel=0.05)

@@ -77,8 +77,8 @@ def learned_normal(values: Floats, totals: Floats, squares: Floats, counts: Inte
 
     `totals` and `squares` (C, t) are sums over the samples before each, about the stream's first value, as `values`
     are. With n samples before it, `u = (x − mean) / (s √(1 + 1/n))` has Student's law with n − 1 degrees whatever the
-    mean and the deviation, independently of all earlier u (Basu's theorem), so that the ratio of that law shifted by the
-    alternative and itself is an exact e-value. 1 for the first two samples, which have no deviation.
+    mean and the deviation, independently of all earlier u (Basu's theorem), so that the ratio of that law shifted by
+    the alternative and itself is an exact e-value. 1 for the first two samples, which have no deviation.
     """
     n = np.maximum(counts, 2).astype(np.float64)
     degrees = n - 1.0

@@ -41,12 +41,12 @@ class _State:
 class EDetector:
     """Watches C streams for a change of their mean: `1 / alpha` samples at least, on average, to a false alarm of each.
 
-    That is guaranteed for a known base, for e-values, and for `normal` streams with a learned base (independent normal
-    values of any mean and deviation). For `bernoulli` with a learned rate it is guaranteed on average over rates drawn
-    from Jeffreys' prior: the bets use the predictive rate of all samples so far, whose error shrinks as the stream goes
-    on. For `bounded` with a learned mean it is only measured. A slow creep is learned as well, and so found late: give a
-    known base, or a long reference, where that matters. `update` with any cutting of the same samples into chunks gives
-    the same state and the same alarms.
+    That is guaranteed for a known base, for e-values, and for `normal` streams with a learned base (independent
+    normal values of any mean and deviation). For `bernoulli` with a learned rate it is guaranteed on average over
+    rates drawn from Jeffreys' prior: the bets use the predictive rate of all samples so far, whose error shrinks as
+    the stream goes on. For `bounded` with a learned mean it is only measured. A slow creep is learned as well, and
+    so found late: give a known base, or a long reference, where that matters. `update` with any cutting of the same
+    samples into chunks gives the same state and the same alarms.
     """
 
     streams: int = 1

@@ -89,7 +89,7 @@ class Sums:
         return np.exp(self.change()[0])
 
     def change(self) -> tuple[Floats, Integers, Floats]:
-        """The most likely change (J, C): logarithm of its likelihood ratio, its first sample's index, total before it."""
+        """The most likely change (J, C): logarithm of its likelihood ratio, first sample's index, total before it."""
         within = _log(self.block_peak) - self.drop
         newer = within > self.peak
         ratio = np.where(newer, within, self.peak) + self.drop + np.log(self.product)

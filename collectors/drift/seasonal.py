@@ -1,0 +1,121 @@
+"""A reference by the hour of the week: a window is compared with the same hours, where there is enough of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from observability.cells import Kind, ProfileError
+from observability.profile import Profile
+
+FORMAT = 1
+HOURS = 168
+HOUR_NS = 3_600_000_000_000
+# 1 January 1970 was a Thursday; cell 0 is Monday from 00:00 UTC.
+_THURSDAY = 72
+# A slot seen in fewer weeks, or a mixture of fewer rows, says less than the whole reference.
+FEWEST_WEEKS = 2
+FEWEST_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SeasonalReference:
+    """The whole reference, and its profile in each hour of the week that it has rows in; all of one layout."""
+
+    whole: Profile
+    slots: dict[int, Profile] = field(default_factory=dict)
+    weeks: dict[int, int] = field(default_factory=dict)
+    """In how many different weeks each slot has rows."""
+
+    @staticmethod
+    def of(
+        table: pa.Table, time: str, kinds: Mapping[str, Kind] | None = None, reference: Profile | None = None
+    ) -> SeasonalReference:
+        """From rows with a column of times (timestamps, or nanoseconds since 1970 as integers), in UTC.
+
+        `reference` gives the layout, by default the profile of the table without `time`. ProfileError if there is no
+        such column or it is not of times. Rows without a time are in the whole only.
+        """
+        if time not in table.schema.names:
+            raise ProfileError(f"column {time!r} is not in the table: it has {', '.join(table.schema.names)}")
+        hours = _hours(table.column(time), time)
+        values = table.drop_columns([time]) if kinds is None or time not in kinds else table
+        whole = Profile.of(values, kinds) if reference is None else reference.empty().updated(values)
+        known = np.flatnonzero(hours >= 0)
+        slot = (hours[known] + _THURSDAY) % HOURS
+        order = known[np.argsort(slot, kind="stable")]
+        bounds = np.searchsorted(np.sort(slot), np.arange(HOURS + 1))
+        slots, weeks = {}, {}
+        for place in range(HOURS):
+            rows = order[bounds[place] : bounds[place + 1]]
+            if len(rows):
+                slots[place] = whole.empty().updated(values.take(pa.array(rows)))
+                weeks[place] = len(np.unique(hours[rows]))
+        return SeasonalReference(whole, slots, weeks)
+
+    def during(self, start_ns: int, end_ns: int, *, fewest_rows: int = FEWEST_ROWS) -> Profile:
+        """The reference for a window from `start_ns` up to `end_ns`: the sum of the slots that it touches.
+
+        The whole, where the window is empty or as long as a week, where a slot was seen in fewer than two weeks, or
+        where the sum has fewer than `fewest_rows` rows.
+        """
+        first, last = start_ns // HOUR_NS, -(-end_ns // HOUR_NS)
+        if last <= first or last - first >= HOURS:
+            return self.whole
+        touched = [(hour + _THURSDAY) % HOURS for hour in range(first, last)]
+        if any(self.weeks.get(slot, 0) < FEWEST_WEEKS for slot in touched):
+            return self.whole
+        mixture = sum((self.slots[slot] for slot in touched), start=self.whole.empty())
+        return mixture if mixture.rows >= fewest_rows else self.whole
+
+    def to_json(self) -> bytes:
+        """As UTF-8 JSON; each profile is its own JSON inside."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "whole": json.loads(self.whole.to_json()),
+                "slots": {str(slot): json.loads(profile.to_json()) for slot, profile in self.slots.items()},
+                "weeks": {str(slot): weeks for slot, weeks in self.weeks.items()},
+            },
+            separators=(",", ":"),
+        ).encode()
+
+    @staticmethod
+    def from_json(body: bytes) -> SeasonalReference:
+        """The reference that `to_json` wrote. ProfileError if the body is something else."""
+        try:
+            value = json.loads(body)
+            if value["format"] != FORMAT:
+                raise ProfileError(f"the seasonal reference has format {value['format']}, this version reads {FORMAT}")
+            slots = {int(slot): _profile(profile) for slot, profile in value["slots"].items()}
+            weeks = {int(slot): int(weeks) for slot, weeks in value["weeks"].items()}
+            return SeasonalReference(_profile(value["whole"]), slots, weeks)
+        except ProfileError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ProfileError(f"the body is not a seasonal reference: {type(error).__name__}: {error}") from error
+
+
+def _profile(value: object) -> Profile:
+    return Profile.from_json(json.dumps(value).encode())
+
+
+def _hours(values: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
+    """Whole hours since 1970, −1 for a missing time."""
+    if pa.types.is_date(values.type):
+        values = values.cast(pa.timestamp("s"))
+    if not pa.types.is_timestamp(values.type) and not pa.types.is_integer(values.type):
+        raise ProfileError(f"column {name!r} of type {values.type} is not of times: give timestamps or nanoseconds")
+    nanoseconds = values.cast(pa.int64()) if pa.types.is_integer(values.type) else _nanoseconds(values)
+    hours: NDArray[np.int64] = pc.fill_null(nanoseconds, -HOUR_NS).to_numpy() // HOUR_NS
+    return hours
+
+
+def _nanoseconds(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return values.cast(pa.timestamp("ns", tz=values.type.tz)).cast(pa.int64())

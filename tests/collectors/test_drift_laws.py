@@ -106,8 +106,10 @@ def test_no_distance_has_a_p_value_of_one() -> None:
     assert math.isnan(cramer_von_mises_law.two_sample_pvalue(0.1, 0, 7))
 
 
-def test_the_stride_through_smirnovs_sum_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    strided = kolmogorov_law.smirnov_sf(0.004, 900_000)
+@pytest.mark.parametrize("n", [1500, 4000, 30_000, 200_000])
+def test_the_stride_through_smirnovs_sum_loses_nothing(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    at = [math.sqrt(square / n) for square in (2.2, 4, 20, 100, 360)]
+    strided = [kolmogorov_law.smirnov_sf(d, n) for d in at]
     monkeypatch.setattr(kolmogorov_law, "_STRIDED_FROM", 10**9)
 
-    assert strided == pytest.approx(kolmogorov_law.smirnov_sf(0.004, 900_000), rel=1e-12)
+    assert strided == pytest.approx([kolmogorov_law.smirnov_sf(d, n) for d in at], rel=1e-11)

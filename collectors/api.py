@@ -79,6 +79,8 @@ class CollectorConfig:
     """Columns, text or boolean, by whose values windows are also measured: "feature.origin". See Slicing."""
     slice_values: int = 20
     """At most this many values of a slice column; the rest are pooled as `other`."""
+    alarm_windows: float = 1000.0
+    """Windows between false drift alarms of a version, at least, on average."""
     drift: DriftThresholds = field(default_factory=DriftThresholds)
     join: JoinSettings = field(default_factory=JoinSettings)
     retention: Retention = field(default_factory=Retention)
@@ -99,6 +101,7 @@ class CollectorConfig:
             join=self.join,
             thresholds=self.drift,
             judged_windows=self.judged_windows,
+            alarm_windows=self.alarm_windows,
         )
 
 
@@ -136,11 +139,11 @@ class Collector:
         """Takes up where the last run stopped: references, closed windows, the lake's latest rows, then the log's."""
         now = self.clock()
         self.measures.quality.edits.update(self.aside.edits())
-        for model, version, profile in self.references.all():
-            self.measures.set_reference(model, version, profile)
+        for model, version, reference in self.references.all():
+            self.measures.set_reference(model, version, reference.profile, reference.calibration)
         closed = self.windows.all()
         standing = self.windows.standing() or self._standing_before(closed)
-        self.measures.restore(closed, standing.times, standing.position, now)
+        self.measures.restore(closed, standing, now)
         self.log.compact()
         self._replay(standing.times, now)
         for kind, table, position in self.log.tail():

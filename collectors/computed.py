@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge, missing_ratio
+from collectors.drift.calibration import Calibration
 from collectors.performance import QUANTILES, error_ratio, latency_quantile
 from collectors.quality import QualityMonitor, became_constant, column_quality
 from collectors.windows import Key, Pane, same_layout
@@ -38,15 +39,40 @@ def pane_values(
         column = {**version, "column": name}
         values.append(Value(names.DRIFT_DETECTED, column, float(verdict.drifted)))
         values += [Value(names.DRIFT_SCORE, {**column, "method": m}, s) for m, s in methods(verdict).items()]
-    return values
+        values.append(Value(names.DRIFT_P_VALUE, column, verdict.p_value))
+        values.append(Value(names.DRIFT_THRESHOLD, column, verdict.threshold))
+    return [value for value in values if math.isfinite(value.value)]
 
 
-def verdicts_of(pane: Pane, reference: Profile | None, thresholds: DriftThresholds) -> dict[str, ColumnDrift]:
+def alarm_values(key: Key, columns: Iterable[str], raised: Collection[str], evidence: float) -> list[Value]:
+    """Which columns' alarms stand, and the evidence of all columns together."""
+    version = {"model": key[0], "version": key[1]}
+    values = [Value(names.DRIFT_ALARM, {**version, "column": name}, float(name in raised)) for name in columns]
+    return [*values, Value(names.DRIFT_EVIDENCE, version, evidence)]
+
+
+def skew_values(key: Key, verdicts: Mapping[str, ColumnDrift]) -> list[Value]:
+    """How much of a version's first judged window differs from what it was trained on; nothing while none is judged."""
+    judged = [verdict for verdict in verdicts.values() if verdict.reason in ("drifted", "within_threshold")]
+    if not judged:
+        return []
+    skewed = sum(differs(verdict) for verdict in judged) / len(judged)
+    return [Value(names.TRAINING_SERVING_SKEW, {"model": key[0], "version": key[1]}, skewed)]
+
+
+def differs(verdict: ColumnDrift) -> bool:
+    """Whether a column differs by the calibrated rule, however far: more than chance, and enough to matter."""
+    return verdict.score >= verdict.threshold or verdict.missing_changed
+
+
+def verdicts_of(
+    pane: Pane, reference: Profile | None, thresholds: DriftThresholds, calibration: Calibration | None = None
+) -> dict[str, ColumnDrift]:
     """The verdict on each column of a pane; empty without a reference, or when the pane was made under another one."""
     profile = pane.folded().profile
     if reference is None or profile is None or not same_layout(reference, profile):
         return {}
-    return judge(reference, profile, thresholds)
+    return judge(reference, profile, thresholds, calibration)
 
 
 def methods(verdict: ColumnDrift) -> dict[str, float]:
@@ -56,6 +82,7 @@ def methods(verdict: ColumnDrift) -> dict[str, float]:
         "jensen_shannon": verdict.jensen_shannon,
         "wasserstein": verdict.wasserstein,
         "ks": verdict.ks,
+        "calibrated": verdict.score,
     }
     return {method: value for method, value in distances.items() if value is not None}
 

@@ -82,11 +82,11 @@ VIOLATIONS = sa.Table(
     sa.Column("value", sa.Text),
 )
 
-# What measuring stood at when closed windows were last written: one row, in their transaction.
+# What measuring stood at when closed windows were last written: a row for each part, in their transaction.
 MEASURED = sa.Table(
     "measured_state",
     METADATA,
-    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
     sa.Column("body", sa.LargeBinary, nullable=False),  # JSON
 )
 

@@ -5,14 +5,30 @@ A pane may be put again, amended: the judged windows that hold it are then made 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
 
 from collectors.computed import verdicts_of
 from collectors.drift import ColumnDrift, DriftThresholds
+from collectors.drift.calibration import Calibration
 from collectors.windows import Key, Pane, merge_panes
 from observability.profile import Profile
 
 Slice = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Against:
+    """What the windows of a version are judged against."""
+
+    profile: Profile
+    calibration: Calibration | None
+    thresholds: DriftThresholds
+
+    def verdicts(self, pane: Pane, *, min_rows: int | None = None) -> dict[str, ColumnDrift]:
+        """The verdict on each column of a pane; `min_rows` in place of that of the thresholds."""
+        thresholds = self.thresholds if min_rows is None else replace(self.thresholds, min_rows=min_rows)
+        return verdicts_of(pane, self.profile, thresholds, self.calibration)
 
 
 class JudgedWindow:
@@ -23,7 +39,7 @@ class JudgedWindow:
     def __init__(self, panes: list[Pane]) -> None:
         self._panes = panes
         self._merged: Pane | None = None
-        self._against: Profile | None = None
+        self._against: Against | None = None
         self._verdicts: dict[str, ColumnDrift] | None = None
         self._slices: dict[Slice, dict[str, ColumnDrift]] | None = None
 
@@ -44,29 +60,27 @@ class JudgedWindow:
         """How often a pane of it was amended."""
         return sum(pane.revision for pane in self._panes)
 
-    def verdicts(self, reference: Profile | None, thresholds: DriftThresholds) -> dict[str, ColumnDrift]:
+    def verdicts(self, against: Against | None) -> dict[str, ColumnDrift]:
         """The verdict on each column; empty without a reference, or when a pane was made under another one."""
-        self._judge_against(reference)
+        self._judge_against(against)
         if self._verdicts is None:
-            self._verdicts = verdicts_of(self.pane, reference, thresholds)
+            self._verdicts = against.verdicts(self.pane) if against else {}
         return self._verdicts
 
-    def slice_verdicts(
-        self, reference: Profile | None, thresholds: DriftThresholds
-    ) -> dict[Slice, dict[str, ColumnDrift]]:
+    def slice_verdicts(self, against: Against | None) -> dict[Slice, dict[str, ColumnDrift]]:
         """The same for each slice, by its column and value."""
-        self._judge_against(reference)
+        self._judge_against(against)
         if self._slices is None:
             self._slices = {
-                (column, value): verdicts_of(part, reference, thresholds)
+                (column, value): against.verdicts(part) if against else {}
                 for column, parts in self.pane.slices.items()
                 for value, part in parts.items()
             }
         return self._slices
 
-    def _judge_against(self, reference: Profile | None) -> None:
-        if self._against is not reference:
-            self._against = reference
+    def _judge_against(self, against: Against | None) -> None:
+        if self._against is not against:
+            self._against = against
             self._verdicts = self._slices = None
 
 
@@ -113,6 +127,21 @@ class History:
     def judged(self, key: Key, limit: int) -> list[JudgedWindow]:
         """The last `limit` judged windows of a version, oldest first."""
         return self._judged.get(key, [])[-limit:] if limit > 0 else []
+
+    def ending(self, pane: Pane) -> JudgedWindow | None:
+        """The judged window that ends with a pane."""
+        return self._ending((pane.model, pane.version), pane.end)
+
+    def before(self, key: Key, time: float) -> JudgedWindow | None:
+        """The last judged window that ends at or before a time."""
+        panes = self._panes.get(key, [])
+        place = bisect_right(panes, time, key=lambda known: known.end)
+        return self._judged[key][place - 1] if place else None
+
+    def _ending(self, key: Key, end: float) -> JudgedWindow | None:
+        panes = self._panes.get(key, [])
+        place = bisect_left(panes, end, key=lambda known: known.end)
+        return self._judged[key][place] if place < len(panes) and panes[place].end == end else None
 
     def latest(self, key: Key) -> JudgedWindow | None:
         """The last judged window of a version."""

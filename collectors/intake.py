@@ -110,7 +110,10 @@ class Intake:
             return Response(known, media_type="application/json")
         body = await self._body(request)
         done = self.references.put(
-            model, version, body, lambda profile: self.measures.set_reference(model, version, profile)
+            model,
+            version,
+            body,
+            lambda found: self.measures.set_reference(model, version, found.profile, found.calibration),
         )
         await asyncio.wrap_future(done)
         return JSONResponse({"model": model, "version": version})

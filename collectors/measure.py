@@ -16,9 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from collectors.computed import duplicate_values, pane_values, score_values, slice_values, traffic_values
+from collectors.alarms import Raised
+from collectors.computed import (
+    Value,
+    duplicate_values,
+    pane_values,
+    score_values,
+    skew_values,
+    slice_values,
+    traffic_values,
+)
 from collectors.drift import DriftThresholds
-from collectors.history import History, JudgedWindow
+from collectors.drift.calibration import Calibration
+from collectors.evidence import Evidence
+from collectors.history import Against, History, JudgedWindow
 from collectors.performance import JoinSettings, LabelJoin, scores
 from collectors.quality import Observed, QualityMonitor, Schema, SchemaEdit
 from collectors.references import Standing
@@ -47,6 +58,8 @@ class MeasureSettings:
     thresholds: DriftThresholds = field(default_factory=DriftThresholds)
     judged_windows: int = 1
     """Drift is read from the sum of this many last windows: a sliding window that moves by one window."""
+    alarm_windows: float = 1000.0
+    """Windows between false drift alarms of a version, at least, on average: see `alarms`."""
     history_windows: int = 500
     """Closed windows of a version that are kept."""
     silent_windows: float = 10.0
@@ -85,19 +98,40 @@ class Measures:
         self._lock = threading.RLock()
         self._saving = threading.Lock()
         self._unsaved: dict[tuple[Key, float], Pane] = {}
+        self._unsaved_alarms: dict[Key, bytes] = {}
         self._position = 0
         self._settled = -1
         self._history = History(settings.windows.window_seconds, settings.judged_windows, settings.history_windows)
+        self._evidence = Evidence(settings.alarm_windows, settings.amendable().amend_seconds)
+        self._against: dict[Key, Against] = {}
+        self._skew: dict[Key, list[Value]] = {}
         self._active_at: dict[tuple[str, ...], float] = {}
         self._unmatched: dict[str, list[str]] = {}
         self._to_score: set[Key] = set()
         self._scored_at = -1e18
         self._amended_at = -1e18
 
-    def set_reference(self, model: str, version: str, profile: Profile) -> None:
+    def set_reference(self, model: str, version: str, profile: Profile, calibration: Calibration | None = None) -> None:
+        """Sets what a version's windows are judged against; evidence against another reference is forgotten."""
+        key = (model, version)
         with self._lock:
+            old = self._against.get(key)
             self.windows.set_reference(model, version, profile)
             self.quality.set_reference(model, version, profile)
+            self._against[key] = Against(profile, calibration, self.settings.thresholds)
+            if old is not None and old.profile != profile:
+                self._evidence.forget(key)
+                self._skew.pop(key, None)
+
+    def against(self, model: str, version: str) -> Against | None:
+        """What the windows of a version are judged against; None without a reference."""
+        with self._lock:
+            return self._against.get((model, version))
+
+    def alarms(self, model: str, version: str) -> tuple[float, list[Raised]]:
+        """The evidence of a version's windows together (an alarm at `alarm_windows`), and the alarms that stand."""
+        with self._lock:
+            return self._evidence.standing((model, version))
 
     def reference(self, model: str, version: str) -> Profile | None:
         with self._lock:
@@ -133,13 +167,14 @@ class Measures:
         with self._lock:
             return self._history.judged((model, version), limit)
 
-    def restore(self, panes: Sequence[Pane], times: Mapping[str, ModelTime], position: int, now: float) -> None:
+    def restore(self, panes: Sequence[Pane], standing: Standing, now: float) -> None:
         """Takes over windows that were closed before a restart, and where measuring stood then."""
         with self._lock:
             for pane in sorted(panes, key=lambda pane: pane.end):
                 self._history.put(pane)
-            self.windows.restore(times, panes, now)
-            self._position = position
+            self.windows.restore(standing.times, panes, now)
+            self._evidence.restore(standing.alarms)
+            self._position = standing.position
 
     def apply(self, kind: Kind, table: pa.Table, position: int | None = None, *, counted: bool = True) -> None:
         """Measures the accepted batch of a log position; `counted` is False if another process has counted it."""
@@ -240,8 +275,10 @@ class Measures:
             return
         for pane in panes:
             self._history.put(pane)
+            self._evidence.put(pane, self._against.get((pane.model, pane.version)), self._history)
         with self._saving:
             self._unsaved.update({((pane.model, pane.version), pane.start): pane for pane in panes})
+            self._unsaved_alarms.update(self._evidence.take_changed())
         for key in dict.fromkeys((pane.model, pane.version) for pane in panes):
             self._publish(key, now)
         self._settle()
@@ -250,28 +287,45 @@ class Measures:
         latest = self._history.latest(key)
         if latest is None:
             return
-        reference = self.windows.reference(*key)
-        verdicts = latest.verdicts(reference, self.settings.thresholds)
-        values = pane_values(latest.last, latest.pane, reference, verdicts)
-        values += slice_values(latest.pane, latest.slice_verdicts(reference, self.settings.thresholds))
+        against = self._against.get(key)
+        verdicts = latest.verdicts(against)
+        values = pane_values(latest.last, latest.pane, self.windows.reference(*key), verdicts)
+        values += slice_values(latest.pane, latest.slice_verdicts(against))
+        values += self._evidence.values(key) + self._skew_values(key, against)
         values += duplicate_values(key, self.quality.duplicated_ratio(*key))
         self._signals.publish(("pane", *key), values)
         self._active_at["pane", *key] = now
 
+    def _skew_values(self, key: Key, against: Against | None) -> list[Value]:
+        """What the first windows of a version said of it: they are looked at until one could be judged."""
+        known = self._skew.get(key)
+        if known is None:
+            for window in self._history.judged(key, self.settings.history_windows):
+                if values := skew_values(key, window.verdicts(against)):
+                    known = self._skew[key] = values
+                    break
+        return known or []
+
     def _settle(self) -> Future[None]:
         """Hands to `keep` what is not durable yet; nothing to do gives a future that is done."""
         with self._saving:
-            if self._position == self._settled and not self._unsaved:
+            if self._position == self._settled and not self._unsaved and not self._unsaved_alarms:
                 done: Future[None] = Future()
                 done.set_result(None)
                 return done
-            panes = dict(self._unsaved)
+            panes, alarms = dict(self._unsaved), dict(self._unsaved_alarms)
         position = self._position
-        committed = self._keep(Standing(position, self.windows.times(), tuple(panes.values())))
-        committed.add_done_callback(lambda future: self._saved(future, position, panes))
+        committed = self._keep(Standing(position, self.windows.times(), tuple(panes.values()), alarms))
+        committed.add_done_callback(lambda future: self._saved(future, position, panes, alarms))
         return committed
 
-    def _saved(self, committed: Future[None], position: int, panes: Mapping[tuple[Key, float], Pane]) -> None:
+    def _saved(
+        self,
+        committed: Future[None],
+        position: int,
+        panes: Mapping[tuple[Key, float], Pane],
+        alarms: Mapping[Key, bytes],
+    ) -> None:
         if committed.cancelled() or committed.exception() is not None:
             return
         with self._saving:
@@ -279,6 +333,9 @@ class Measures:
             for key, pane in panes.items():
                 if self._unsaved.get(key) is pane:
                     del self._unsaved[key]
+            for version, body in alarms.items():
+                if self._unsaved_alarms.get(version) is body:
+                    del self._unsaved_alarms[version]
 
     def _apply(self, kind: Kind, table: pa.Table, counted: bool) -> None:
         now = self._clock()

@@ -27,7 +27,15 @@ from collectors.scrape import Scraper
 from collectors.signals import Signals
 from collectors.spans import SpanStore
 from collectors.windows import Pane
-from observability.columns import CategoricalColumn, Column, NumericColumn
+from observability.columns import (
+    BooleanColumn,
+    CategoricalColumn,
+    Column,
+    DatetimeColumn,
+    EmbeddingColumn,
+    NumericColumn,
+    TextColumn,
+)
 from observability.metrics import exposition
 
 MAX_TRACES = 1_000
@@ -130,7 +138,29 @@ def drift_view(
     windows.sort(key=lambda window: (window["end"], window["version"]))
     references = [found for name in versions if (found := measures.reference(model, name)) is not None]
     reference = {name: column_json(column) for name, column in references[-1].columns.items()} if references else {}
-    return {"model": model, "versions": versions, "reference": reference, "windows": windows[-limit:] if limit else []}
+    return {
+        "model": model,
+        "versions": versions,
+        "reference": reference,
+        "alarms": [alarm for name in versions for alarm in alarms_json(measures, model, name)],
+        "windows": windows[-limit:] if limit else [],
+    }
+
+
+def alarms_json(measures: Measures, model: str, version: str) -> list[dict[str, Any]]:
+    """The alarms of a version that stand: which column, how far, since when, what it was like before, and where."""
+    _, raised = measures.alarms(model, version)
+    return [
+        {
+            "version": version,
+            "column": alarm.column,
+            "since": alarm.since,
+            "at": alarm.at,
+            "evidence": alarm.evidence,
+            **alarm.explanation,
+        }
+        for alarm in raised
+    ]
 
 
 def quality_view(
@@ -157,9 +187,9 @@ def quality_view(
 def window_json(measures: Measures, window: JudgedWindow, *, slices: bool) -> dict[str, Any]:
     """One judged window with its verdicts, whole and by slice where `slices` are asked for."""
     pane = window.pane
-    reference = measures.reference(pane.model, pane.version)
+    against = measures.against(pane.model, pane.version)
     thresholds = measures.settings.thresholds
-    verdicts = window.verdicts(reference, thresholds)
+    verdicts = window.verdicts(against)
     columns: dict[str, Any] = {}
     for name, column in pane.profile.columns.items() if pane.profile else ():
         columns[name] = column_json(column)
@@ -175,7 +205,7 @@ def window_json(measures: Measures, window: JudgedWindow, *, slices: bool) -> di
         "columns": columns,
     }
     if slices and pane.slices:
-        found = window.slice_verdicts(reference, thresholds)
+        found = window.slice_verdicts(against)
         body["slices"] = {
             name: {value: slice_json(part, found[name, value]) for value, part in sorted(parts.items())}
             for name, parts in pane.slices.items()
@@ -203,6 +233,10 @@ def verdict_json(verdict: ColumnDrift, thresholds: DriftThresholds) -> dict[str,
         **methods(verdict),
         "psi_expected": verdict.psi_expected,
         "threshold": thresholds.psi,
+        "score": verdict.score,
+        "score_threshold": verdict.threshold,
+        "p_value": verdict.p_value,
+        "method": verdict.method,
         "drifted": verdict.drifted,
         "reason": verdict.reason,
         "missing_changed": verdict.missing_changed,
@@ -218,17 +252,30 @@ def column_json(column: Column) -> dict[str, Any]:
         "rows": column.rows,
         "missing_ratio": quality.missing_ratio,
     }
-    if isinstance(column, NumericColumn):
+    if isinstance(column, TextColumn | EmbeddingColumn):
+        body |= _shape_json(column)
+    elif isinstance(column, NumericColumn):
         body["edges"] = column.edges.tolist()
         body["mean"] = column.mean if column.count else None
         body["deviation"] = math.sqrt(column.variance) if column.count else None
         body["minimum"] = column.minimum if column.count else None
         body["maximum"] = column.maximum if column.count else None
         body["out_of_range_ratio"] = quality.out_of_range_ratio
-    else:
+    elif isinstance(column, CategoricalColumn | BooleanColumn | DatetimeColumn):
         body["categories"] = list(column.labels)
     if isinstance(column, CategoricalColumn):
         body["unseen_ratio"] = quality.unseen_ratio
+    return body
+
+
+def _shape_json(column: TextColumn | EmbeddingColumn) -> dict[str, Any]:
+    """Of text the cells are those of its length, of embeddings those of their norm."""
+    part = column.parts["length"] if isinstance(column, TextColumn) else column.norm
+    body: dict[str, Any] = {} if isinstance(column, TextColumn) else {"dimensions": column.dimensions}
+    if isinstance(part, NumericColumn):
+        body["edges"] = part.edges.tolist()
+        body["mean"] = part.mean if part.count else None
+        body["deviation"] = math.sqrt(part.variance) if part.count else None
     return body
 
 

@@ -132,8 +132,11 @@ def validate_events(table: pa.Table) -> None:
             continue
         if not field.name.startswith((FEATURE, PREDICTION)):
             raise BadBatch(f"column {field.name!r} is unknown: name it {FEATURE}… or {PREDICTION}…")
-        if field.type not in VALUE_TYPES:
-            raise BadBatch(f"column {field.name!r} has type {field.type}: send float64, utf8 or bool")
+        if field.type not in VALUE_TYPES and not is_vector(field.type):
+            raise BadBatch(
+                f"column {field.name!r} has type {field.type}: send float64, utf8, bool or, for an embedding, a "
+                "fixed-size list of float32 or float64"
+            )
 
 
 def validate_labels(table: pa.Table) -> None:
@@ -142,6 +145,11 @@ def validate_labels(table: pa.Table) -> None:
     unknown = [name for name in table.schema.names if name not in LABELS.names]
     if unknown:
         raise BadBatch(f"column {unknown[0]!r} is unknown: a label batch has {', '.join(LABELS.names)}")
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """Whether values of the type are embeddings: a fixed-size list of float32 or float64."""
+    return pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.float32(), pa.float64())
 
 
 def _check_fields(table: pa.Table, schema: pa.Schema, kind: str) -> None:
@@ -205,7 +213,7 @@ def _value_column(name: str, values: Any, rows: int) -> pa.Array:
         if isinstance(values, int | float):
             return pa.repeat(pa.scalar(float(values)), rows)
         array = values if isinstance(values, pa.Array) else _from_array_like(values)
-        fits = array.type in VALUE_TYPES
+        fits = array.type in VALUE_TYPES or is_vector(array.type)
         return _sized(name, array if fits else array.cast(_value_type(array.type)), rows)
     except (pa.ArrowException, TypeError) as error:
         raise BadBatch(f"column {name!r} is neither numbers, text nor booleans: {error}") from error
@@ -215,6 +223,9 @@ def _from_array_like(values: Any) -> pa.Array:
     if isinstance(values, list | tuple):
         return pa.array(values)
     array = np.asarray(values)
+    if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind == "f":
+        kept = array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+        return pa.FixedSizeListArray.from_arrays(pa.array(kept.reshape(-1)), array.shape[1])
     return pa.array(array.reshape(-1) if array.ndim == 2 and array.shape[1] == 1 else array)
 
 

@@ -120,12 +120,41 @@ DRIFT_SCORE = _gauge(
     "drift_score",
     "Distance of the window from the reference profile.",
     "model", "version", "column", "method",
-)  # fmt: skip   # method: psi | jensen_shannon | wasserstein | ks
+)  # fmt: skip   # method: psi | jensen_shannon | wasserstein | ks | calibrated
 DRIFT_DETECTED = _gauge(
     "drift_detected", "1 when the column's drift exceeds its threshold.", "model", "version", "column"
 )
 DRIFT_COLUMNS = _gauge("drift_columns_ratio", "Share of the feature columns that drifted.", "model", "version")
 DRIFT_WINDOW_ROWS = _gauge("drift_window_rows", "Rows in the last closed drift window.", "model", "version")
+DRIFT_P_VALUE = _gauge(
+    "drift_p_value",
+    "Chance of a calibrated distance at least this large if nothing changed.",
+    "model",
+    "version",
+    "column",
+)
+DRIFT_THRESHOLD = _gauge(
+    "drift_score_threshold",
+    "Calibrated distance from which a column differs by more than chance and enough to matter.",
+    "model", "version", "column",
+)  # fmt: skip
+DRIFT_ALARM = _gauge(
+    "drift_alarm",
+    "1 while the windows together are evidence that the column has changed.",
+    "model",
+    "version",
+    "column",
+)
+DRIFT_EVIDENCE = _gauge(
+    "drift_evidence",
+    "Evidence over time that some column has changed; an alarm at collector.alarm_windows.",
+    "model", "version",
+)  # fmt: skip
+TRAINING_SERVING_SKEW = _gauge(
+    "training_serving_skew_ratio",
+    "Share of the columns that differ from the training data in the first judged window of the version.",
+    "model", "version",
+)  # fmt: skip
 DRIFT_SLICE_COLUMNS = _gauge(
     "drift_slice_columns_ratio",
     "Share of the feature columns that drifted in the rows of a slice: those with this value in the slice's column.",

@@ -63,6 +63,14 @@ class CollectorSettings(_Section, frozen=True, kw_only=True):
     allowed_lateness_seconds: float = 5.0
     judged_windows: int = 1
     """Drift is read from the sum of this many last windows."""
+    amend_seconds: float = 3600.0
+    """Late rows amend the closed windows of this long; 0 counts them only."""
+    slices: list[str] = []
+    """Text or boolean columns by whose values windows are also measured, such as `feature.origin`."""
+    slice_values: int = 20
+    """At most this many values of a slice column; the rest are pooled as `other`."""
+    alarm_windows: int = 1000
+    """A version whose data does not change raises a drift alarm at most once in this many windows, on average."""
     drift_threshold: float = 0.25
     """PSI above its null expectation at which a column counts as drifted."""
     drift_min_rows: int = 500
@@ -286,6 +294,14 @@ def _check(settings: Settings) -> None:
     collector = settings.collector
     if collector.scrape_interval_seconds <= 0 or collector.window_seconds <= 0:
         raise SettingsError("collector.scrape_interval_seconds and collector.window_seconds must be above 0")
+    if collector.amend_seconds < 0 or collector.slice_values < 1 or collector.alarm_windows < 2:
+        raise SettingsError(
+            "collector.amend_seconds must be at least 0, collector.slice_values at least 1 and collector.alarm_windows "
+            "at least 2"
+        )
+    repeated = {name for name in collector.slices if collector.slices.count(name) > 1}
+    if repeated:
+        raise SettingsError(f"collector.slices names {min(repeated)} twice; name each column once")
     ports = {
         "collector.intake_port": collector.intake_port,
         "collector.query_port": collector.query_port,

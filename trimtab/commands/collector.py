@@ -34,6 +34,10 @@ def collector(settings: Settings) -> None:
                 window_seconds=own.window_seconds,
                 allowed_lateness_seconds=own.allowed_lateness_seconds,
                 judged_windows=own.judged_windows,
+                amend_seconds=own.amend_seconds,
+                slices=tuple(own.slices),
+                slice_values=own.slice_values,
+                alarm_windows=own.alarm_windows,
                 drift=DriftThresholds(psi=own.drift_threshold, min_rows=own.drift_min_rows),
             )
         )

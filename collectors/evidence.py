@@ -1,0 +1,157 @@
+"""The alarms of all versions: fed pane by pane, told as metrics, and explained when they are raised."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from collectors.alarms import EVIDENCE_ROWS, Raised, VersionAlarms, step_of
+from collectors.computed import Value, alarm_values, differs
+from collectors.drift import ColumnDrift
+from collectors.history import Against, History, JudgedWindow
+from collectors.windows import Key, Pane
+from observability.columns import Column, NumericColumn
+from observability.profile import Profile
+
+# Slices and categories that an explanation names at most.
+NAMED = 5
+
+logger = logging.getLogger(__name__)
+
+
+class Evidence:
+    """The evidence of every version that has a reference. Not thread-safe."""
+
+    def __init__(self, alarm_windows: float, amend_seconds: float) -> None:
+        self._alpha = 1 / alarm_windows
+        self._amend_seconds = amend_seconds
+        self._versions: dict[Key, VersionAlarms] = {}
+        self._changed: set[Key] = set()
+
+    def restore(self, stored: Mapping[Key, bytes]) -> None:
+        """Takes over what `take_changed` gave before a restart; what cannot be read begins anew."""
+        for key, body in stored.items():
+            try:
+                alarms = VersionAlarms.from_json(body, self._amend_seconds)
+            except ValueError as error:
+                logger.warning("the evidence of %s version %s begins anew: %s", *key, error)
+                continue
+            if alarms.alpha == self._alpha:
+                self._versions[key] = alarms
+
+    def forget(self, key: Key) -> None:
+        """Begins anew: what a version is compared with is another."""
+        self._versions.pop(key, None)
+
+    def put(self, pane: Pane, against: Against | None, history: History) -> None:
+        """Takes in a closed or amended pane that is in the history; explains the alarms that it raises."""
+        if against is None or pane.profile is None or not against.profile.columns:
+            return
+        key, columns = (pane.model, pane.version), tuple(against.profile.columns)
+        alarms = self._versions.get(key)
+        if alarms is None or alarms.columns != columns:
+            alarms = self._versions[key] = VersionAlarms(columns, self._alpha, self._amend_seconds)
+        verdicts = _verdicts(pane, against, history)
+        if not verdicts:
+            return
+        self._changed.add(key)
+        for raised in alarms.put(step_of(pane.start, pane.end, columns, verdicts, against.thresholds)):
+            alarms.explain(raised, _explanation(raised, pane, verdicts, against, history))
+
+    def standing(self, key: Key) -> tuple[float, list[Raised]]:
+        """The evidence of a version, and its alarms that stand."""
+        alarms = self._versions.get(key)
+        return (alarms.evidence, alarms.active()) if alarms else (0.0, [])
+
+    def values(self, key: Key) -> list[Value]:
+        """The samples of a version."""
+        alarms = self._versions.get(key)
+        if alarms is None:
+            return []
+        return alarm_values(key, alarms.columns, {raised.column for raised in alarms.active()}, alarms.evidence)
+
+    def take_changed(self) -> dict[Key, bytes]:
+        """The states that changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return {key: self._versions[key].to_json() for key in changed if key in self._versions}
+
+
+def summary(column: Column) -> dict[str, Any]:
+    """What a column looks like in a few numbers: its middle and spread, or its most frequent values."""
+    body: dict[str, Any] = {"rows": column.rows, "missing_ratio": column.missing / column.rows if column.rows else 0.0}
+    if isinstance(column, NumericColumn):
+        if column.count:
+            deviation = math.sqrt(column.variance)
+            body |= {
+                "mean": column.mean,
+                "deviation": deviation,
+                "minimum": column.minimum,
+                "maximum": column.maximum,
+            }
+    elif hasattr(column, "labels"):
+        order = np.argsort(-column.counts, kind="stable")[:NAMED]
+        total = max(int(column.counts.sum()), 1)
+        body["shares"] = {str(column.labels[place]): float(column.counts[place] / total) for place in order}
+    return body
+
+
+def _verdicts(pane: Pane, against: Against, history: History) -> dict[str, ColumnDrift]:
+    """The verdicts on the pane alone: those of its judged window where that is the pane."""
+    window = history.ending(pane)
+    if window is not None and window.pane is pane and pane.rows >= against.thresholds.min_rows:
+        return window.verdicts(against)
+    if pane.rows < EVIDENCE_ROWS:
+        return {}
+    return against.verdicts(pane, min_rows=min(EVIDENCE_ROWS, against.thresholds.min_rows))
+
+
+def _explanation(
+    raised: Raised, pane: Pane, verdicts: Mapping[str, ColumnDrift], against: Against, history: History
+) -> dict[str, Any]:
+    """How far the column is, what it looked like before and looks like now, and where in the data that is."""
+    verdict, key = verdicts[raised.column], (pane.model, pane.version)
+    before = history.before(key, raised.since)
+    assert pane.profile is not None
+    return {
+        "score": verdict.score,
+        "threshold": verdict.threshold,
+        "p_value": verdict.p_value,
+        "method": verdict.method,
+        "psi": verdict.psi,
+        "reference": summary(against.profile.columns[raised.column]),
+        "before": _summary_in(before, raised.column),
+        "now": summary(pane.profile.columns[raised.column]),
+        "columns": _with(raised.column, verdicts),
+        "slices": _slices(raised.column, pane, against),
+    }
+
+
+def _summary_in(window: JudgedWindow | None, column: str) -> dict[str, Any] | None:
+    profile: Profile | None = window.last.profile if window else None
+    return summary(profile.columns[column]) if profile and column in profile.columns else None
+
+
+def _with(column: str, verdicts: Mapping[str, ColumnDrift]) -> list[dict[str, Any]]:
+    """The columns that differ in the same pane, furthest first by their score in thresholds."""
+    found = [(name, verdict) for name, verdict in verdicts.items() if name != column and differs(verdict)]
+    found.sort(key=lambda item: -item[1].score / max(item[1].threshold, 1e-12))
+    return [{"column": name, "score": verdict.score, "threshold": verdict.threshold} for name, verdict in found[:NAMED]]
+
+
+def _slices(column: str, pane: Pane, against: Against) -> list[dict[str, Any]]:
+    """The slices in which the column differs from the reference most, by score times rows."""
+    found: list[tuple[float, dict[str, Any]]] = []
+    for name, parts in pane.slices.items():
+        for value, part in parts.items():
+            if name == column or part.rows < EVIDENCE_ROWS:
+                continue
+            verdict = against.verdicts(part, min_rows=EVIDENCE_ROWS).get(column)
+            if verdict is not None and differs(verdict):
+                body = {"slice": name, "value": value, "rows": part.rows, "score": verdict.score}
+                found.append((verdict.score * part.rows, {**body, "threshold": verdict.threshold}))
+    found.sort(key=lambda item: -item[0])
+    return [body for _, body in found[:NAMED]]

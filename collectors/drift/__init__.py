@@ -1,9 +1,14 @@
 """Drift: distances between two profiles, and the verdict on each column."""
 
 from collectors.drift.bins import equal_mass_groups, regroup_categories, regroup_ordered
+from collectors.drift.calibration import Calibration
 from collectors.drift.chi_square import chi_square, chi_square_each, chi_square_fit, g_test, g_test_each
+from collectors.drift.compare import compare
+from collectors.drift.comparison import ColumnComparison, Comparison
 from collectors.drift.cramer_von_mises import cramer_von_mises, cramer_von_mises_bound, cramer_von_mises_each
+from collectors.drift.detector import EDetector
 from collectors.drift.domain_classifier import Separation, domain_classifier
+from collectors.drift.fdr import benjamini_hochberg, e_bh
 from collectors.drift.hellinger import hellinger, hellinger_each
 from collectors.drift.jensen_shannon import jensen_shannon, jensen_shannon_each
 from collectors.drift.joint import Discrepancy, Reconstruction, mmd, mmd_squared, pca_reconstruction
@@ -23,21 +28,28 @@ from collectors.drift.total_variation import total_variation, total_variation_ea
 from collectors.drift.wasserstein import wasserstein, wasserstein_bound
 
 __all__ = [
+    "Calibration",
+    "ColumnComparison",
     "ColumnDrift",
+    "Comparison",
     "Discrepancy",
     "DriftThresholds",
+    "EDetector",
     "Reconstruction",
     "Separation",
     "Test",
+    "benjamini_hochberg",
     "chi_square",
     "chi_square_each",
     "chi_square_fit",
+    "compare",
     "cramer_von_mises",
     "cramer_von_mises_bound",
     "cramer_von_mises_each",
     "cvm_rows",
     "domain_classifier",
     "drifted_share",
+    "e_bh",
     "equal_mass_groups",
     "g_test",
     "g_test_each",

@@ -20,7 +20,7 @@ SIDES = st.tuples(SIDE, SIDE).map(lambda pair: tuple(np.sort(np.array(side, np.f
 
 # Where its exact p-value rounds to a little above 1, scipy warns and takes the asymptotic one.
 @pytest.mark.filterwarnings("ignore:ks_2samp. Exact calculation unsuccessful")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SIDES)
 def test_all_three_are_scipys(sides: tuple[np.ndarray, np.ndarray]) -> None:
     a, b = sides
@@ -29,7 +29,8 @@ def test_all_three_are_scipys(sides: tuple[np.ndarray, np.ndarray]) -> None:
     expected_cvm = stats.cramervonmises_2samp(a, b)
 
     assert ks.statistic == pytest.approx(expected.statistic, abs=1e-14)
-    assert ks.pvalue == pytest.approx(expected.pvalue, rel=1e-9)
+    # An exact 1 that scipy's rounding takes to above 1 is where it falls back on its asymptotic law.
+    assert ks.pvalue == pytest.approx(expected.pvalue, rel=1e-9 if ks.pvalue < 1 else 0.01)
     assert cvm.statistic == pytest.approx(expected_cvm.statistic, rel=1e-9, abs=1e-12)
     # scipy cuts its series at terms of 1e-7, and says that it is of no use for T > 4.
     assert cvm.pvalue == pytest.approx(expected_cvm.pvalue, abs=1e-9 if cvm.statistic < 4 else 1e-6)

@@ -244,11 +244,12 @@ def lost(table: pa.Table, streams: int) -> None:
     rows = generator.choice(watched, 1_000_000)
     alarms = quiet.update((before[rows] - labels[rows]) ** 2)
     print(f"4. the hour moved by twelve after {ONSET} labels, {streams} streams of rows of unseen days")
-    watched_base, hurt = ((p[watched] - labels[watched]) ** 2 for p in (before, after))
+    unhurt, hurt = ((p[watched] - labels[watched]) ** 2 for p in (before, after))
+    shift = (hurt.mean() - unhurt.mean()) / unhurt.std()
     print(
-        f"   ROC AUC {auc['before']:.3f}, with the moved hour {auc['after']:.3f}; squared error {watched_base.mean():.4f} "
-        f"-> {hurt.mean():.4f},\n   {(hurt.mean() - watched_base.mean()) / watched_base.std():.3f} deviations; on the "
-        f"reference's days, where the detector learns its base, {base.mean():.4f}"
+        f"   ROC AUC {auc['before']:.3f}, with the moved hour {auc['after']:.3f}; squared error {unhurt.mean():.4f} -> "
+        f"{hurt.mean():.4f},\n   {shift:.3f} deviations; on the reference's days, where the detector learns its base, "
+        f"{base.mean():.4f}"
     )
     per_day = len(watched) / len(np.unique(days[watched]))
     median = float(np.median(delays))

@@ -28,7 +28,10 @@ def judged_columns(
     pairs: Mapping[str, ColumnPair], method: str, thresholds: DriftThresholds
 ) -> dict[str, ColumnComparison]:
     """Every column with its verdict. With "evidently" a change of the missing share is told, but does not decide."""
-    cells = {name: cells_of(pair.cells.reference, pair.cells.current) for name, pair in pairs.items()}
+    cells = {
+        name: (pair.all_cells,) if pair.all_cells else cells_of(pair.cells.reference, pair.cells.current)
+        for name, pair in pairs.items()
+    }
     automatic = judge_cells(cells, thresholds) if cells else {}
     return {name: _column(pair, automatic[name], method) for name, pair in pairs.items()}
 

@@ -15,7 +15,7 @@ from collectors.drift.bins import Counts, regroup_ordered, shares
 from collectors.drift.comparison import Sides
 from collectors.drift.exact import Counted, Ordered
 from collectors.drift.jensen_shannon import jensen_shannon
-from collectors.drift.kolmogorov_law import two_sample_pvalue
+from collectors.drift.kolmogorov_law import one_sample_sf
 from collectors.drift.laws import chi2_sf
 from collectors.drift.psi import psi
 from collectors.drift.rows import ks_rows, wasserstein_rows
@@ -39,6 +39,7 @@ class Scores(TypedDict, total=False):
     cramer_von_mises: float
     wasserstein: float
     wasserstein_normed: float
+    wasserstein_error: float
     chi2_pvalue: float
 
 
@@ -59,8 +60,9 @@ def row_scores(pair: Sides[Ordered], cells: Sides[NumericColumn]) -> Scores:
 def cell_scores(reference: NumericColumn, current: NumericColumn) -> Scores:
     """The statistics of numbers from two columns of one layout; both sides have values.
 
-    `ks` is a lower bound of the exact one and at most `ks_error` below it; its p-value is that of the bound. The
-    Wasserstein distance spreads the rows of a cell evenly and is off by at most the mean width of the cells.
+    `ks` is a lower bound of the exact one and at most `ks_error` below it; its p-value is that of the bound, by the
+    law for many rows. The Wasserstein distance spreads the rows of a cell evenly and is off by at most
+    `wasserstein_error`.
     """
     difference = np.cumsum(shares(reference.counts) - shares(current.counts))
     n, m = reference.count, current.count
@@ -77,12 +79,26 @@ def cell_scores(reference: NumericColumn, current: NumericColumn) -> Scores:
     return {
         **binned_scores(reference.counts, current.counts),
         "ks": largest,
-        "ks_pvalue": two_sample_pvalue(round(largest * n * m), n, m),
+        "ks_pvalue": one_sample_sf(largest, max(round(n * m / (n + m)), 1)),
         "ks_error": ks_error(reference.counts, current.counts),
         "cramer_von_mises": distribution_distance(reference.counts, current.counts),
         "wasserstein": normed * max(deviation, LEAST_DEVIATION),
         "wasserstein_normed": normed,
+        "wasserstein_error": wasserstein_error(reference, current),
     }
+
+
+def wasserstein_error(reference: NumericColumn, current: NumericColumn) -> float:
+    """How far the distance from cells can be from that of the values, in the column's unit.
+
+    Inside a cell a distribution function differs from the straight line by at most its share of the cell, and by half
+    of that on average over the width; in the tails, which are cut where they are absurdly long, by all of it.
+    """
+    low = min(reference.minimum, current.minimum, float(reference.edges[0]))
+    high = max(reference.maximum, current.maximum, float(reference.edges[-1]))
+    widths = np.diff(np.concatenate([[low], reference.edges, [high]]))
+    widths[1:-1] /= 2
+    return float(np.sum(widths * (shares(reference.counts) + shares(current.counts))))
 
 
 def ks_error(reference: Counts, current: Counts) -> float:

@@ -51,6 +51,8 @@ class ColumnComparison:
     """In the column's own unit."""
     wasserstein_normed: float | None = None
     """In standard deviations of the reference, at least 0.001 of the unit."""
+    wasserstein_error: float | None = None
+    """In profile mode: how far `wasserstein` can be from the exact one."""
     chi2_pvalue: float | None = None
     method: str | None = None
     """The method that gave `score`."""

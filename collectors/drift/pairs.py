@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from collectors.drift.cells import Cells
 from collectors.drift.column_scores import Scores, cells_scores, counted_scores, infinite_rows, missing_rows, row_scores
 from collectors.drift.comparison import Sides
 from collectors.drift.evidently_method import (
@@ -15,8 +15,9 @@ from collectors.drift.evidently_method import (
     evidently_category_distances,
     evidently_numeric,
 )
+from collectors.drift.evidently_text import evidently_text
 from collectors.drift.exact import (
-    Ordered,
+    Counted,
     boolean_cells,
     categorical_cells,
     counted,
@@ -48,6 +49,8 @@ class ColumnPair:
     verdict: Verdict | None = None
     """The verdict of a method other than "auto"."""
     notes: tuple[str, ...] = field(default=())
+    all_cells: Cells | None = None
+    """All categories, where there are more than a profile keeps."""
 
     @property
     def count(self) -> Sides[int]:
@@ -138,6 +141,7 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
         Sides(0, 0),
         {},
         found.distinct,
+        all_cells=_all_cells(found) if getattr(cells.reference, "truncated", False) else None,
     )
     if not _comparable(pair.count):
         return pair
@@ -154,6 +158,11 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
     return _with(pair, scores=scores, verdict=verdict)
 
 
+def _all_cells(found: Counted) -> Cells:
+    counts, missing = found.counts, found.missing
+    return Cells(counts.reference, counts.current, False, missing.reference, missing.current)
+
+
 def _profiled(
     column: ColumnPlan,
     reference: pa.ChunkedArray,
@@ -168,7 +177,10 @@ def _profiled(
         reference, current = as_text(reference), as_text(current)
     first = Profile.of(pa.table({name: reference}), {name: chosen})  # type: ignore[dict-item]
     second = first.empty().updated(pa.table({name: current}))
-    return profile_pair(first.columns[name], second.columns[name], asked)
+    pair = profile_pair(first.columns[name], second.columns[name], asked)
+    if asked.method == "evidently" and chosen == "text" and _comparable(pair.count):
+        return _with(pair, verdict=evidently_text(reference, current, asked.threshold))
+    return pair
 
 
 def _of_cells(kind: str, cells: Sides[Column]) -> ColumnPair:
@@ -180,21 +192,12 @@ def _of_cells(kind: str, cells: Sides[Column]) -> ColumnPair:
 
 
 def _with(pair: ColumnPair, *, scores: Scores | None = None, verdict: Verdict | None = None) -> ColumnPair:
-    return ColumnPair(
-        pair.kind,
-        pair.cells,
-        pair.missing,
-        pair.rows,
-        pair.infinite,
-        pair.scores if scores is None else scores,
-        pair.distinct,
-        pair.verdict if verdict is None else verdict,
-        pair.notes,
+    return replace(
+        pair,
+        scores=pair.scores if scores is None else scores,
+        verdict=pair.verdict if verdict is None else verdict,
     )
 
 
 def _comparable(count: Sides[int]) -> bool:
     return count.reference > 0 and count.current > 0
-
-
-__all__ = ["Asked", "ColumnPair", "Mapping", "Ordered", "exact_pair", "profile_pair"]

@@ -1,17 +1,18 @@
-"""Drift of any two tables, rows drawn from a profile, and Evidently's report in a process of its own."""
+"""Rows drawn from a profile or a table, and Evidently's report in a process of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from collectors.report import drift_tables, reportable_columns, sampled_rows
+from collectors.drift.compare import compare
+from collectors.drift.inputs import opened
+from collectors.drift.source import Source
+from collectors.report import reportable_columns, sampled_rows, sampled_source
 from observability.events import to_ipc
 from observability.profile import Profile
 
@@ -31,30 +32,14 @@ def flights(rows: int, shift: float = 0.0, seed: int = 0) -> pa.Table:
     )
 
 
-def test_two_tables_are_compared_column_by_column(tmp_path: Path) -> None:
-    before, now = flights(5000), flights(2000, 1.0, seed=1)
-    pq.write_table(now, tmp_path / "now.parquet")
-
-    found = drift_tables(before, tmp_path / "now.parquet")
-
-    assert {name: verdict.drifted for name, verdict in found.items()} == {
-        "temp": True, "carrier": False, "late": False, "rain": False,
-    }  # fmt: skip
-
-
-def test_the_spark_engine_wants_paths() -> None:
-    with pytest.raises(TypeError, match="give paths"):
-        drift_tables(flights(10), flights(10), engine="spark")
-
-
 def test_rows_drawn_from_a_profile_have_its_distributions() -> None:
     profile = Profile.of(flights(20_000))
 
     drawn = sampled_rows(profile, 20_000)
 
     again = profile.empty().updated(drawn.set_column(2, "late", drawn.column("late").cast(pa.bool_())))
-    for name, verdict in drift_tables(flights(20_000), again_as_table(drawn)).items():
-        assert verdict.effect < 0.01, name
+    for name, verdict in compare(flights(20_000), again_as_table(drawn)).columns.items():
+        assert not verdict.drifted, name
     for name, column in again.columns.items():
         expected = profile.columns[name]
         assert column.missing == pytest.approx(expected.missing, abs=250), name
@@ -70,6 +55,29 @@ def test_an_empty_column_is_left_out_of_the_report() -> None:
     now = pa.table({"a": [1.0, 2.0], "b": [1.0, 2.0], "c": ["x", "y"]})
 
     assert reportable_columns(before, now) == (["a"], ["c"])
+
+
+def test_what_evidently_calls_a_number_and_a_category() -> None:
+    table = pa.table(
+        {
+            "code": np.arange(50) % 4,
+            "number": np.arange(50),
+            "truth": np.arange(50) % 2 == 0,
+            "at": np.arange(50).astype("datetime64[s]"),
+            "vector": pa.array([[1.0, 2.0]] * 50),
+        }
+    )
+
+    assert reportable_columns(table, table) == (["number"], ["code", "truth"])
+
+
+def test_a_large_table_is_sampled_evenly() -> None:
+    source = opened(pa.table({"n": np.arange(1000)}), "the reference")
+    assert isinstance(source, Source)
+
+    sample = sampled_source(source, ["n"], rows=100)
+
+    assert sample.column("n").to_pylist() == list(range(0, 1000, 10))
 
 
 def test_a_report_without_a_reference_or_rows_says_what_is_missing(collector: Any, events: Events) -> None:

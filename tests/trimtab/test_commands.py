@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import pytest
 import yaml
 from starlette.applications import Starlette
@@ -224,63 +220,6 @@ def test_a_model_that_cannot_be_trained_says_what_the_settings_lack(
 
     assert found.exit_code == 1
     assert words in found.stderr
-
-
-# --- drift -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tables(tmp_path: Path) -> dict[str, Path]:
-    random = np.random.default_rng(3)
-    same = pa.table({"x": random.normal(size=2000), "kind": random.choice(["a", "b"], 2000)})
-    moved = pa.table({"x": random.normal(1.0, 1.0, size=2000), "kind": random.choice(["a", "b"], 2000)})
-    lost = pa.table({"x": same["x"]})
-    paths = {name: tmp_path / name for name in ("r.csv", "moved.parquet", "file.arrow", "stream.arrow", "lost.parquet")}
-    pyarrow.csv.write_csv(same, paths["r.csv"])
-    pyarrow.parquet.write_table(moved, paths["moved.parquet"])
-    pyarrow.parquet.write_table(lost, paths["lost.parquet"])
-    with pa.ipc.new_file(paths["file.arrow"], same.schema) as file:
-        file.write_table(same)
-    with pa.ipc.new_stream(paths["stream.arrow"], same.schema) as stream:
-        stream.write_table(same)
-    return paths
-
-
-def test_the_column_that_moved_is_named_first_and_the_status_is_one(trimtab: Run, tables: dict[str, Path]) -> None:
-    found = trimtab("drift", tables["r.csv"], tables["moved.parquet"])
-    columns = json.loads(trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--json").stdout)
-
-    assert found.exit_code == 1
-    assert found.stdout.splitlines()[1].split()[0::6] == ["x", "DRIFTED"]
-    assert {column["column"]: column["drifted"] for column in columns} == {"x": True, "kind": False}
-    assert trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--threshold", "5").exit_code == 0
-
-
-@pytest.mark.parametrize("current", ["file.arrow", "stream.arrow"])
-def test_both_formats_of_arrow_are_read(trimtab: Run, tables: dict[str, Path], current: str) -> None:
-    found = trimtab("drift", tables["r.csv"], tables[current])
-
-    assert found.exit_code == 0
-    assert found.stdout.count("within threshold") == 2
-
-
-def test_a_column_that_vanished_is_a_finding(trimtab: Run, tables: dict[str, Path]) -> None:
-    found = trimtab("drift", tables["r.csv"], tables["lost.parquet"])
-
-    assert found.exit_code == 1
-    assert "MISSING CHANGED from 0.0%" in found.stdout
-
-
-def test_what_cannot_be_compared_has_a_status_of_its_own(trimtab: Run, tables: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "bad.parquet").write_text("no table")
-
-    bad = trimtab("drift", tables["r.csv"], tmp_path / "bad.parquet")
-    none = trimtab("drift", tables["r.csv"], tmp_path / "none.csv")
-    negative = trimtab("drift", tables["r.csv"], tables["file.arrow"], "--threshold", "-1")
-
-    assert (bad.exit_code, none.exit_code, negative.exit_code) == (2, 2, 2)
-    assert "bad.parquet" in bad.stderr
-    assert "must be positive" in negative.stderr
 
 
 # --- what is written for the tools that one has ----------------------------------------------------------------------

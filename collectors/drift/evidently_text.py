@@ -1,0 +1,73 @@
+"""Evidently's verdict on a text column: how well a linear classifier tells the current texts from the reference's.
+
+Follows `evidently` 0.7.23, `legacy/utils/data_drift_utils.py`: the same split, the same features and model of
+scikit-learn, with the same seeds, hence the same area under the curve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from collectors.drift.source import InputError
+from collectors.drift.verdict import Verdict
+
+SMALL_REFERENCE = 1000
+ABSOLUTE, PERCENTILE = "Absolute text content drift", "Percentile text content drift"
+THRESHOLD, LEVEL = 0.55, 0.95
+_SEED = 42
+_DRAWS = 1000
+
+
+def evidently_text(reference: pa.ChunkedArray, current: pa.ChunkedArray, threshold: float | None = None) -> Verdict:
+    """The verdict on two columns of strings. InputError without scikit-learn, or where the text is too little.
+
+    Above 1,000 reference rows the area must exceed 0.55, below that the 95th percentile of random guesses.
+    """
+    before, now = (side.drop_null().to_pylist() for side in (reference, current))
+    area, truth = _area(before, now)
+    if len(before) > SMALL_REFERENCE:
+        limit = THRESHOLD if threshold is None else threshold
+        return Verdict(ABSOLUTE, area, limit, area > limit)
+    level = LEVEL if threshold is None else threshold
+    return Verdict(PERCENTILE, area, level, area > _random_area(truth, level))
+
+
+def _area(before: list[str], now: list[str]) -> tuple[float, Any]:
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import SGDClassifier
+        from sklearn.metrics import roc_auc_score
+        from sklearn.model_selection import train_test_split
+        from sklearn.pipeline import Pipeline
+    except ModuleNotFoundError as error:
+        raise InputError("Evidently's method for text needs scikit-learn: pip install 'trimtab[reports]'") from error
+    texts, sides = np.array([*before, *now], dtype=object), np.array([0] * len(before) + [1] * len(now))
+    try:
+        split = train_test_split(texts, sides, test_size=0.5, random_state=_SEED, shuffle=True)
+        features, unseen, labels, truth = split
+        model = Pipeline(
+            [
+                ("vectorization", TfidfVectorizer(sublinear_tf=True, max_df=0.5, stop_words="english")),
+                (
+                    "classification",
+                    SGDClassifier(alpha=0.0001, max_iter=50, penalty="l1", loss="modified_huber", random_state=_SEED),
+                ),
+            ]
+        )
+        model.fit(features, labels)
+        return float(roc_auc_score(truth, model.predict_proba(unseen)[:, 1])), truth
+    except ValueError as error:
+        raise InputError(f"Evidently's method for text cannot learn from so little text: {error}") from error
+
+
+def _random_area(truth: Any, level: float) -> float:
+    """The area under the curve that so large a share of random guesses stays below."""
+    from sklearn.metrics import roc_auc_score
+
+    seeds = np.random.RandomState(_SEED).randint(0, _DRAWS * 10, size=_DRAWS)
+    areas = [roc_auc_score(truth, np.random.RandomState(seed).rand(len(truth))) for seed in seeds]
+    # Evidently passes the level as one minus a p-value and takes it back: the rounding is part of the percentile.
+    return float(np.percentile(areas, 100 * (1 - (1 - level))))

@@ -1,0 +1,228 @@
+"""Whatever is handed over: files, folders and patterns are read, and what cannot be compared is named and explained."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from collectors.drift import inputs
+from collectors.drift.compare import compare
+from collectors.drift.csv_files import csv_schema
+from collectors.drift.source import InputError
+
+
+def table(rows: int = 400, seed: int = 0) -> pa.Table:
+    random = np.random.default_rng(seed)
+    return pa.table({"x": random.normal(size=rows), "kind": random.choice(["a", "b"], rows), "n": np.arange(rows)})
+
+
+WRITERS: dict[str, Callable[[pa.Table, Path], object]] = {
+    "t.parquet": pq.write_table,
+    "t.csv": pyarrow.csv.write_csv,
+    "t.csv.gz": lambda t, path: pyarrow.csv.write_csv(t, pa.output_stream(str(path), compression="gzip")),
+    "t.csv.zst": lambda t, path: pyarrow.csv.write_csv(t, pa.output_stream(str(path), compression="zstd")),
+    "t.feather": lambda t, path: pyarrow.feather.write_feather(t, str(path)),
+    "t.arrow": lambda t, path: _ipc(t, path, pa.ipc.new_file),
+    "stream.arrow": lambda t, path: _ipc(t, path, pa.ipc.new_stream),
+    "parquet_without_ending": pq.write_table,
+}
+
+
+def _ipc(rows: pa.Table, path: Path, new: Callable[..., Any]) -> None:
+    with new(str(path), rows.schema) as file:
+        file.write_table(rows)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_is_read(tmp_path: Path, name: str) -> None:
+    WRITERS[name](table(), tmp_path / name)
+
+    found = compare(tmp_path / name, table())
+
+    assert list(found.columns) == ["x", "kind", "n"]
+    assert found.rows.reference == 400
+    assert found.columns["x"].ks == 0
+    assert not found.drifted
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "arrow"])
+def test_folders_patterns_and_partitions_are_read(tmp_path: Path, ending: str) -> None:
+    for number in range(3):
+        for folder in (tmp_path / "flat", tmp_path / "hive" / f"day={number}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            WRITERS[f"t.{ending}"](table(seed=number), folder / f"part{number}.{ending}")
+    (tmp_path / "flat" / "_SUCCESS").write_text("")
+    (tmp_path / "flat" / ".hidden.parquet").write_text("no table")
+
+    whole = compare(tmp_path / "flat", tmp_path / "flat" / f"*.{ending}")
+    two = compare(tmp_path / "flat", str(tmp_path / "flat" / f"part[01].{ending}"))
+
+    assert (whole.rows.reference, whole.rows.current, two.rows.current) == (1200, 1200, 800)
+    assert whole.columns["x"].wasserstein == pytest.approx(0, abs=1e-12)
+    if ending != "csv":
+        split = compare(tmp_path / "hive", tmp_path / "hive", by="day")
+        assert sorted(part.label for part in split.values) == ["0", "1", "2"]
+
+
+def test_files_of_one_folder_may_differ_in_type_and_columns(tmp_path: Path) -> None:
+    for folder, ending in ((tmp_path / "p", "parquet"), (tmp_path / "c", "csv")):
+        folder.mkdir()
+        WRITERS[f"t.{ending}"](pa.table({"x": [1, 2, 3], "k": ["a", "b", "c"]}), folder / f"1.{ending}")
+        WRITERS[f"t.{ending}"](pa.table({"x": [1.5, 2.5], "extra": [1, 2]}), folder / f"2.{ending}")
+
+        found = compare(folder, folder)
+
+        assert found.columns["x"].type == "numeric"
+        assert found.columns["k"].missing.reference == 2
+        assert found.columns["extra"].missing.reference == 3
+
+
+def test_csv_larger_than_memory_is_streamed_with_the_types_of_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["x,code,day,kind", *(f"{n},{n},2026-01-01,a" for n in range(20_000)), "0.5,x7,never,b", ",,,"]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    whole = compare(tmp_path / "t.csv", tmp_path / "t.csv", mode="profile")
+    monkeypatch.setattr(inputs, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("collectors.drift.csv_files.BLOCK_BYTES", 1 << 14)
+
+    schema, rows = csv_schema(tmp_path / "t.csv")
+    found = compare(tmp_path / "t.csv", tmp_path / "t.csv", mode="profile")
+
+    assert [str(kind) for kind in schema.types] == ["double", "string", "string", "string"]
+    assert rows == 20_002
+    assert found.to_json()["columns"]["x"] == whole.to_json()["columns"]["x"]
+    assert found.columns["kind"].missing.current == 1
+
+
+def test_pandas_frames_with_objects_of_several_types_are_read() -> None:
+    frame = pd.DataFrame({"mixed": [1, "a", None, 2.5] * 50, "cat": pd.Categorical(["u", "v"] * 100), "i": range(200)})
+
+    found = compare(frame, frame)
+
+    assert found.columns["mixed"].type == "categorical"
+    assert found.columns["mixed"].missing.current == 50
+    assert found.columns["cat"].distinct.to_json() == {"reference": 2, "current": 2}
+
+
+def test_a_type_that_changed_is_compared_where_it_can_be_and_told_where_not() -> None:
+    numbers = np.arange(500.0)
+    before = pa.table({"a": numbers, "b": numbers, "c": numbers > 3, "d": numbers, "e": numbers.astype("i4")})
+    words = ["w"] * 500
+    texts = [str(number) for number in numbers[:-2]] + ["none", "?"]
+    times = numbers.astype("datetime64[s]")
+    now = pa.table({"a": texts, "b": words, "c": words, "d": times, "e": numbers.astype("f4")})
+
+    found = compare(before, now)
+
+    assert found.columns["a"].missing.current == 2
+    assert "2 values of the current table are not numbers" in found.columns["a"].reason
+    assert not found.columns["a"].drifted
+    for name in ("b", "c", "d"):
+        assert found.columns[name].drifted, name
+    assert "type changed" in found.columns["d"].reason
+    assert found.columns["e"].type == "numeric"
+    assert not found.columns["e"].drifted
+
+
+def test_columns_of_one_side_are_named_and_one_that_vanished_is_a_finding() -> None:
+    found = compare(table(), table().rename_columns(["x", "sort", "n"]))
+    added = compare(table().select(["x"]), table())
+
+    assert (found.only_in_reference, found.only_in_current) == (("kind",), ("sort",))
+    assert found.to_json()["only_in_current"] == ["sort"]
+    assert found.drifted
+    assert added.only_in_current == ("kind", "n")
+    assert not added.drifted
+
+
+def test_a_million_categories_are_counted() -> None:
+    codes = np.arange(1_000_000).astype(str)
+    half = np.where(np.arange(1_000_000) % 2, codes, "same")
+
+    found = compare({"k": pa.array(codes)}, {"k": pa.array(half)}, columns=["k"])
+
+    column = found.columns["k"]
+    assert column.distinct is not None
+    assert (column.distinct.reference, column.distinct.current) == (1_000_000, 500_001)
+    assert column.total_variation == pytest.approx(0.5, abs=1e-9)
+    assert column.drifted
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "broken.parquet": (b"PAR1 no table at all", "not readable Parquet"),
+    "broken.arrow": (b"ARROW1 no table at all", "not a readable Arrow or Feather"),
+    "latin.csv": (b"a,b\n1,caf\xe9\n", r"not UTF-8: byte 0xe9 at offset 9 \(line 2\); write it as UTF-8"),
+    "header.csv": (b"a,caf\xe9\n1,2\n", r"not UTF-8: byte 0xe9 at offset 5 \(line 1\)"),
+    "packed.csv.gz": (gzip.compress(b"a,b\n1,caf\xe9\n"), r"byte 0xe9 at offset 9 \(line 2\)"),
+    "wide.csv": ("a,b\n1,x\n".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
+    "empty.csv": (b"", "is empty"),
+    "rows.csv": (b"x,kind,n\n", "has no rows"),
+    "ragged.csv": (b"a,b\n1,2,3\n", "Expected 2 columns, got 3"),
+    "twice.csv": (b"x,x\n1,2\n", "more than one column named 'x'"),
+    "other.json": (b"{}", "not a saved profile"),
+    "notes.txt": (b"hello", "of no known format"),
+    "foreign.csv": (b"p,q\n1,2\n", "no column in common"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, name: str) -> None:
+    body, words = BAD[name]
+    (tmp_path / name).write_bytes(body)
+
+    with pytest.raises(InputError, match=words):
+        compare(table(), tmp_path / name)
+
+
+def test_what_is_not_there_or_no_table_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mixed").mkdir()
+    pq.write_table(table(), tmp_path / "mixed" / "a.parquet")
+    pyarrow.csv.write_csv(table(), tmp_path / "mixed" / "b.csv")
+    cases: list[tuple[Any, str]] = [
+        (tmp_path / "none.csv", "does not exist"),
+        (tmp_path / "folder", "folder without"),
+        (str(tmp_path / "*.nothing"), "no file matches"),
+        (tmp_path / "mixed", "several formats"),
+        (table().slice(0, 0), "has no rows"),
+        (pa.table({}), "has no columns"),
+        (pa.table([pa.array([1]), pa.array([2])], names=["x", "x"]), "more than one column named 'x'"),
+        (pd.DataFrame([[1, 2]], columns=["x", "x"]), "more than one column named 'x'"),
+        ({"x": [1, 2], "kind": ["a"]}, "different lengths: x 2, kind 1"),
+        (42, "is a int: give a table"),
+    ]
+
+    for current, words in cases:
+        with pytest.raises(InputError, match=words):
+            compare(table(), current)
+
+
+def test_a_profile_cannot_do_what_needs_rows(tmp_path: Path) -> None:
+    from collectors.drift.compare import saved_profile
+
+    (tmp_path / "p.json").write_bytes(saved_profile(table()))
+    profile = tmp_path / "p.json"
+
+    for arguments, words in (
+        ({"method": "evidently"}, "works on rows"),
+        ({"mode": "exact"}, "has no rows"),
+        ({"kinds": {"x": "categorical"}}, "is numeric in the profile"),
+    ):
+        with pytest.raises(InputError, match=words):
+            compare(profile, table(), **arguments)
+    with pytest.raises(InputError, match="give the reference as a profile"):
+        compare(table(), profile)
+    with pytest.raises(InputError, match="cannot be split"):
+        compare(profile, profile, by="kind")
+    assert not compare(profile, profile).drifted

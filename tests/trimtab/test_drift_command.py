@@ -1,0 +1,218 @@
+"""`trimtab drift`: exit status, JSON, table, page and profile of real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from click.testing import Result
+
+Run = Callable[..., Result]
+
+
+def made(rows: int, shift: float, seed: int) -> pa.Table:
+    random = np.random.default_rng(seed)
+    at = np.datetime64("2026-01-01", "s") + (np.arange(rows) * 4 * 86_400 // rows).astype("timedelta64[s]")
+    moved = np.where(np.arange(rows) >= rows // 2, shift, 0.0)
+    return pa.table(
+        {
+            "x": random.normal(size=rows) + moved,
+            "kind": random.choice(["a", "b"], rows),
+            "code": random.integers(0, 4, rows),
+            "at": at,
+        }
+    )
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> dict[str, Path]:
+    same, moved = made(2000, 0.0, 3), made(2000, 2.0, 3)
+    paths = {name: tmp_path / name for name in ("r.csv", "moved.parquet", "file.arrow", "stream.arrow", "lost.parquet")}
+    pyarrow.csv.write_csv(same, paths["r.csv"])
+    pyarrow.parquet.write_table(moved, paths["moved.parquet"])
+    pyarrow.parquet.write_table(same.select(["x", "code", "at"]), paths["lost.parquet"])
+    with pa.ipc.new_file(paths["file.arrow"], same.schema) as file:
+        file.write_table(same)
+    with pa.ipc.new_stream(paths["stream.arrow"], same.schema) as stream:
+        stream.write_table(same)
+    return paths
+
+
+def test_the_column_that_moved_is_named_first_and_the_status_is_one(trimtab: Run, tables: dict[str, Path]) -> None:
+    found = trimtab("drift", tables["r.csv"], tables["moved.parquet"])
+
+    lines = found.stdout.splitlines()
+    assert found.exit_code == 1
+    assert lines[0].startswith("DRIFT: 1 of 4 columns drifted; 2,000 rows against 2,000")
+    assert lines[3].split()[:2] == ["x", "DRIFTED"]
+    assert any(block in lines[3] for block in "▃▄▅▆▇█")
+    assert found.stdout.count(" ok ") == 3
+
+
+def test_json_is_the_documented_shape(trimtab: Run, tables: dict[str, Path]) -> None:
+    found = json.loads(trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--json").stdout)
+
+    assert found["rows"] == {"reference": 2000, "current": 2000}
+    assert {"columns", "drifted_share", "drifted", "seconds"} <= set(found)
+    assert found["drifted_share"] == 0.25
+    assert found["drifted"] is True
+    numbers, categories = found["columns"]["x"], found["columns"]["kind"]
+    shared = {"type", "missing", "psi", "js_distance", "hellinger", "method", "score", "threshold", "drifted"}
+    assert shared | {"ks", "ks_pvalue", "wasserstein"} <= set(numbers)
+    assert shared | {"chi2_pvalue"} <= set(categories)
+    assert "chi2_pvalue" not in numbers
+    assert "ks" not in categories
+    assert (numbers["type"], categories["type"], found["columns"]["at"]["type"]) == (
+        "numeric", "categorical", "datetime",
+    )  # fmt: skip
+    assert numbers["missing"] == {"reference": 0, "current": 0}
+
+
+@pytest.mark.parametrize("current", ["file.arrow", "stream.arrow"])
+def test_both_formats_of_arrow_are_read(trimtab: Run, tables: dict[str, Path], current: str) -> None:
+    found = trimtab("drift", tables["r.csv"], tables[current])
+
+    assert found.exit_code == 0
+    assert found.stdout.startswith("no drift: no column drifted")
+
+
+def test_a_column_that_vanished_is_a_finding(trimtab: Run, tables: dict[str, Path]) -> None:
+    found = trimtab("drift", tables["r.csv"], tables["lost.parquet"])
+
+    assert found.exit_code == 1
+    assert "Only in the reference: kind" in found.stdout
+
+
+def test_a_saved_profile_stands_for_the_reference(trimtab: Run, tables: dict[str, Path], tmp_path: Path) -> None:
+    profile = tmp_path / "january.json"
+
+    saved = trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--save-profile", profile, "--json")
+    found = trimtab("drift", profile, tables["moved.parquet"], "--json")
+
+    first, second = json.loads(saved.stdout), json.loads(found.stdout)
+    assert (saved.exit_code, found.exit_code) == (1, 1)
+    assert (first["mode"], second["mode"]) == ("exact", "profile")
+    assert second["columns"]["x"]["score"] == pytest.approx(first["columns"]["x"]["score"], abs=1e-12)
+    assert second["columns"]["x"]["ks_error"] >= 0
+
+
+def test_parts_are_printed_worst_first_and_windows_with_since_when(trimtab: Run, tables: dict[str, Path]) -> None:
+    found = trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--by", "code", "--window", "1d", "--time", "at")
+
+    assert found.exit_code == 1
+    assert "code (worst first)" in found.stdout
+    assert "2026-01-03T00:00:00Z" in found.stdout
+    assert "x has been drifting since 2026-01-03T00:00:00Z" in found.stdout
+
+
+def test_options_reach_the_comparison(trimtab: Run, tables: dict[str, Path]) -> None:
+    def run(*options: str) -> dict[str, Any]:
+        answer = trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--json", *options)
+        found: dict[str, Any] = json.loads(answer.stdout)
+        return {**found, "status": answer.exit_code}
+
+    assert list(run("--columns", "x,kind", "--columns", "code")["columns"]) == ["x", "kind", "code"]
+    assert run("--kinds", "code=categorical")["columns"]["code"]["type"] == "categorical"
+    assert run("--method", "psi", "--columns", "x")["columns"]["x"]["threshold"] == 0.25
+    assert run("--method", "ks", "--columns", "x", "--alpha", "0.001")["columns"]["x"]["threshold"] == 0.001
+    assert run("--threshold", "5")["status"] == 0
+    assert run("--mode", "profile")["mode"] == "profile"
+    evidently = run("--method", "evidently")
+    assert evidently["columns"]["x"]["method"] == "Wasserstein distance (normed)"
+    assert (evidently["drifted_share"], evidently["drifted"], evidently["status"]) == (pytest.approx(1 / 3), False, 0)
+
+
+def test_the_page_holds_everything_and_loads_nothing(trimtab: Run, tables: dict[str, Path], tmp_path: Path) -> None:
+    page = tmp_path / "drift.html"
+
+    trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--html", page, "--by", "kind")
+
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert text.index("<h2>x ") < text.index("<h2>kind ")
+    assert text.count("<svg") == 4
+    assert "prefers-color-scheme: dark" in text
+    assert "By kind, worst first" in text
+    assert not {"<script", "src=", "http://", "https://", "@import"} & set(text.split("<style>")[0].split())
+    assert "<script" not in text
+    assert "http" not in text
+    assert len(text) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("r.csv", "bad.parquet"), "bad.parquet is not readable Parquet"),
+        (("r.csv", "none.csv"), "none.csv does not exist"),
+        (("r.csv", "file.arrow", "--threshold", "-1"), "must be positive"),
+        (("r.csv", "latin.csv"), "latin.csv is not UTF-8: byte 0xe9"),
+        (("r.csv", "file.arrow", "--columns", "nosuch"), "'nosuch' is not in the reference"),
+        (("r.csv", "file.arrow", "--by", "nosuch"), "no column 'nosuch'"),
+        (("r.csv", "file.arrow", "--window", "1d"), "--window 1d --time COLUMN"),
+        (("r.csv", "file.arrow", "--window", "soon", "--time", "at"), "not a length of time"),
+        (("r.csv", "file.arrow", "--window", "1d", "--time", "kind"), "no times to make windows from"),
+        (("r.csv", "file.arrow", "--kinds", "code"), "give NAME=KIND"),
+        (("r.csv", "file.arrow", "--evidently"), "give --html FILE"),
+        (("r.csv", "file.arrow", "--html", "no/such/folder/x.html"), "No such file"),
+        (("r.csv", "file.arrow", "--save-profile", "no/such/p.json"), "No such file"),
+    ],
+)
+def test_what_cannot_be_compared_has_a_status_and_a_line_of_its_own(
+    trimtab: Run, tables: dict[str, Path], tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "bad.parquet").write_text("no table")
+    (tmp_path / "latin.csv").write_bytes(b"x,kind\n1,caf\xe9\n")
+    given = [tmp_path / word if "." in word else word for word in arguments]
+
+    found = trimtab("drift", *given)
+
+    assert found.exit_code == 2
+    assert words in found.stderr
+    assert found.stderr.startswith("Error: ")
+    assert found.stdout == ""
+
+
+def test_progress_is_shown_on_a_terminal_only(tables: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "trimtab", "drift", str(tables["r.csv"]), str(tables["moved.parquet"]), "--json"]
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            block = os.read(ours, 4096)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    output = child.communicate(timeout=60)[0]
+    os.close(ours)
+
+    assert child.returncode == 1
+    assert json.loads(output)["drifted"] is True
+    assert b"columns" in shown
+
+
+@pytest.mark.slow
+def test_evidentlys_report_is_written_beside_ours(trimtab: Run, tables: dict[str, Path], tmp_path: Path) -> None:
+    found = trimtab(
+        "drift", tables["r.csv"], tables["moved.parquet"], "--columns", "x,kind", "--html", tmp_path / "d.html",
+        "--evidently",
+    )  # fmt: skip
+
+    assert found.exit_code == 1, found.stderr
+    assert (tmp_path / "d.html").exists()
+    assert "evidently" in (tmp_path / "d.evidently.html").read_text().lower()

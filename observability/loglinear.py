@@ -124,7 +124,7 @@ class LogLinearColumn:
         edges = np.concatenate([[self.minimum], inner[keep], [self.maximum]])
         shares = np.diff(np.concatenate([[0], below[places[keep]], [self.count]]))
         if edges[-1] == edges[-2]:
-            edges[-1] = np.nextafter(edges[-2], np.inf)
+            edges[-1] = math.nextafter(float(edges[-2]), math.inf)
         return self._over(edges, np.concatenate([[0], shares, [0]]).astype(np.int64))
 
     def rebinned(self, edges: Floats) -> NumericColumn:
@@ -148,8 +148,8 @@ class LogLinearColumn:
         if not len(edges) or not self.count:
             return 0.0
         low, high = _bounds(self.cells)
-        low, high = np.maximum(low, self.minimum), np.minimum(high, np.nextafter(self.maximum, np.inf))
-        bounds = np.concatenate([edges[:-1], [np.nextafter(edges[-1], np.inf)]])
+        low, high = np.maximum(low, self.minimum), np.minimum(high, math.nextafter(self.maximum, math.inf))
+        bounds = np.concatenate([edges[:-1], [math.nextafter(float(edges[-1]), math.inf)]])
         # The first bound above the cell's lowest value cuts it unless it lies behind the cell's highest.
         first = np.searchsorted(bounds, low, side="right")
         cut = (first < len(bounds)) & (bounds[np.minimum(first, len(bounds) - 1)] < high)

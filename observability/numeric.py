@@ -86,27 +86,28 @@ class NumericColumn:
         """This column with `values` added, read where they lie. Raises pa.ArrowException if they are no numbers."""
         tally = Tally(self.edges)
         tally.add_all(number_blocks(values))
-        return self + self.tallied(tally)
+        return self.tallied(tally)
 
     def without_values(self, rows: int) -> NumericColumn:
         missing = NumericColumn(self.edges, np.zeros_like(self.counts), missing=rows)
         return self + missing
 
     def tallied(self, tally: Tally) -> NumericColumn:
-        """What a tally over this column's edges has counted, as a column."""
+        """This column with what a tally over its edges has counted added."""
         found = tally.moments
+        mean, m2 = merged_moments(self.count, self.mean, self.m2, found.count, found.mean, found.m2)
         return NumericColumn(
             edges=self.edges,
-            counts=tally.counts(),
-            missing=tally.missing,
-            nan=tally.nan,
-            positive_infinite=tally.positive_infinite,
-            negative_infinite=tally.negative_infinite,
-            zeros=tally.zeros,
-            mean=found.mean,
-            m2=found.m2,
-            minimum=found.minimum,
-            maximum=found.maximum,
+            counts=self.counts + tally.counts(),
+            missing=self.missing + tally.missing,
+            nan=self.nan + tally.nan,
+            positive_infinite=self.positive_infinite + tally.positive_infinite,
+            negative_infinite=self.negative_infinite + tally.negative_infinite,
+            zeros=self.zeros + tally.zeros,
+            mean=mean,
+            m2=m2,
+            minimum=min(self.minimum, found.minimum),
+            maximum=max(self.maximum, found.maximum),
         )
 
     def __add__(self, other: NumericColumn) -> NumericColumn:
@@ -145,7 +146,7 @@ class NumericColumn:
         edges, counts = unpacked(value["edges"]), counts_of(value["counts"])
         if len(counts) != len(edges) + 1:
             raise ProfileError(f"{len(edges)} edges need {len(edges) + 1} counts, there are {len(counts)}")
-        if not (np.isfinite(edges).all() and (np.diff(edges) > 0).all()):
+        if not (np.isfinite(edges).all() and (edges[1:] > edges[:-1]).all()):
             raise ProfileError("edges are finite numbers in ascending order")
         return NumericColumn(edges, counts, **scalars(value))
 
@@ -178,8 +179,8 @@ def quantile_edges(finite: Floats, num_bins: int = NUM_BINS) -> Floats:
 
 def closed_bin(value: float) -> Floats:
     """The edges of the narrowest bin that holds `value`."""
-    above = np.nextafter(value, np.inf)
-    return np.array([value, above]) if np.isfinite(above) else np.array([np.nextafter(value, -np.inf), value])
+    above = math.nextafter(value, math.inf)
+    return np.array([value, above] if math.isfinite(above) else [math.nextafter(value, -math.inf), value])
 
 
 def merged_moments(

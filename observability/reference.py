@@ -20,6 +20,7 @@ from observability.events import FEATURE, PREDICTION
 from observability.frequent import FrequentTexts
 from observability.joint import MAX_COLUMNS, Joint
 from observability.kinds import KINDS, is_free_text, kind_of_type
+from observability.numeric import closed_bin
 from observability.tables import Rows, Stream
 
 # Rows drawn from a stream for its bins: so many numbers, but no more bytes for all columns, nor fewer rows than that.
@@ -208,7 +209,7 @@ class _Scout:
         widened = np.unique(
             np.concatenate([[self._low], inner[(inner > self._low) & (inner < self._high)], [self._high]])
         )
-        return widened if len(widened) > 1 else np.array([widened[0], np.nextafter(widened[0], np.inf)])
+        return widened if len(widened) > 1 else closed_bin(float(widened[0]))
 
 
 def stretch_places(rows: int, number: int) -> NDArray[np.int64]:

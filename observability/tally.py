@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from observability.blocks import BLOCK, Block
 from observability.cells import Counts, Floats
 
-# Below the first of these are the negative infinities, between the next two the zeros, from the last on what is not
-# finite.
-_ASKED = np.array([-np.finfo(np.float64).max, 0.0, 5e-324, np.inf])
+_LOWEST = np.array([-np.finfo(np.float64).max])
+_HIGHEST_AND_ZEROS = np.array([np.inf, 0.0, 5e-324])
 # Dot products of more elements may start threads, which cost more than they bring here.
 _DOT = 8_192
 # So many edges are looked at again before the block is sorted as float64 instead.
-_AMBIGUOUS = 6
+_AMBIGUOUS = 12
 # The mean lies this many deviations from zero before the sum of squares loses digits that matter (1e-12).
 _OFFSET = 1e3
 _ONES = np.ones(_DOT)
@@ -59,10 +58,13 @@ class Tally:
 
     def __init__(self, edges: Floats) -> None:
         self.moments = Moments()
-        self.rows, self.missing, self.nan = 0, 0, 0
-        # What is asked of a sorted block is how many values lie below each of these.
-        last = np.nextafter(edges[-1:], np.inf)
-        self._queries = np.concatenate([_ASKED, edges, last])
+        self.rows = self.missing = self.nan = 0
+        # What is asked of a sorted block is how many values lie below each of these. Below the first are the negative
+        # infinities; a cell lies between each two up to +∞, the last edge belonging to the last closed one; the zeros
+        # lie between the last two.
+        with np.errstate(over="ignore"):
+            above = np.nextafter(edges[-1:], np.inf)
+        self._queries = np.concatenate([_LOWEST, edges[:-1], above, _HIGHEST_AND_ZEROS])
         self._below = np.zeros(len(self._queries), np.int64)
         self._rounded: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
         self._single_sort = True
@@ -90,7 +92,7 @@ class Tally:
         values.sort()
         below = values.searchsorted(self._queries)
         self._below += below
-        first, last = int(below[0]), int(below[3])
+        first, last = int(below[0]), int(below[-3])
         present = size if values[-1] <= np.inf else int(values.searchsorted(np.nan))
         self.missing += missing
         self.nan += size - present - missing
@@ -98,28 +100,19 @@ class Tally:
 
     @property
     def zeros(self) -> int:
-        return self._answer(2) - self._answer(1)
+        return int(self._below[-1] - self._below[-2])
 
     @property
     def negative_infinite(self) -> int:
-        return self._answer(0)
+        return int(self._below[0])
 
     @property
     def positive_infinite(self) -> int:
-        return self.rows - self.missing - self.nan - self._answer(3)
+        return self.rows - self.missing - self.nan - int(self._below[-3])
 
     def counts(self) -> Counts:
         """The finite values by cell: below the first edge, between each two, above the last."""
-        first, last = self._answer(0), self._answer(3)
-        inner = self._below[len(_ASKED) :]
-        if not len(inner):
-            return np.array([last - first], np.int64)
-        # Of the last edge itself only what lies above it counts: the maximum belongs to the last closed cell.
-        bounds = np.concatenate([[first], inner[:-2], inner[-1:], [last]])
-        return np.diff(bounds)
-
-    def _answer(self, asked: int) -> int:
-        return int(self._below[asked])
+        return self._below[1:-2] - self._below[:-3]
 
     def _add_single(self, block: NDArray[np.generic]) -> bool:
         """Adds a block by its float32 roundings; False if it has NaN or infinities, or too many values on edges."""
@@ -132,13 +125,11 @@ class Tally:
         values.sort()
         if not (values[0] > -np.inf and values[-1] < np.inf):
             return False
-        keys, above = self._keys()
-        if exact:
-            below = values.searchsorted(above)
-        else:
-            found = values.searchsorted(keys)
-            below = found[0::2]
-            unsure = np.flatnonzero(below != found[1::2])
+        rounded, above = self._keys()
+        below = values.searchsorted(above if exact else rounded)
+        if not exact:
+            # Where a value equals the rounding of what is asked, it may lie on either side of it.
+            unsure = np.flatnonzero(values.take(below, mode="clip") == rounded)
             if len(unsure) > _AMBIGUOUS:
                 self._single_sort = False
                 return False
@@ -163,13 +154,12 @@ class Tally:
             totals.add(finite)
 
     def _keys(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The queries in float32: (each rounding with its successor, the smallest float32 that is not below each)."""
+        """What is asked in float32: (rounded, the smallest float32 that is not below)."""
         if self._rounded is None:
             with np.errstate(over="ignore"):
                 rounded = self._queries.astype(np.float32)
-            pairs = np.stack([rounded, np.nextafter(rounded, np.float32(np.inf))], axis=1).ravel()
             above = np.where(rounded < self._queries, np.nextafter(rounded, np.float32(np.inf)), rounded)
-            self._rounded = pairs, above.astype(np.float32)
+            self._rounded = rounded, above.astype(np.float32)
         return self._rounded
 
 

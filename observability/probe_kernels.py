@@ -113,24 +113,24 @@ def count_codes_with_torch(columns: list[Tensor], sizes: list[int], booleans: li
 
 def count_on_cpu(values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor) -> None:
     """`count` in C where it could be compiled, else in numpy."""
-    if not values.numel():
+    count_rows_on_cpu(values.t(), edges, counts, moments)
+
+
+def count_rows_on_cpu(values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor) -> None:
+    """`count_on_cpu` of values of shape [rows, columns]."""
+    rows, columns = values.shape
+    if not rows or not columns:
         return
-    native = library()
+    native, at = library(), counts.data_ptr()
     # Threads that call one module at once add to the same memory, and neither C nor numpy holds the GIL.
-    with _LOCKS[(counts.data_ptr() >> 6) % len(_LOCKS)]:
+    with _LOCKS[(at >> 6) % len(_LOCKS)]:
         if native is None:
-            count_with_numpy(values.numpy(), edges.numpy(), counts.numpy(), moments.numpy())
+            count_with_numpy(values.t().numpy(), edges.numpy(), counts.numpy(), moments.numpy())
             return
         function = native.trimtab_count_float if values.dtype == torch.float32 else native.trimtab_count_double
-        function(
-            values.data_ptr(),
-            *values.shape,
-            *values.stride(),
-            edges.data_ptr(),
-            edges.shape[1],
-            counts.data_ptr(),
-            moments.data_ptr(),
-        )
+        by_row, by_column = values.stride()
+        width = edges.shape[1]
+        function(values.data_ptr(), columns, rows, by_column, by_row, edges.data_ptr(), width, at, moments.data_ptr())
 
 
 def count_codes_on_cpu(columns: list[Tensor], sizes: list[int], booleans: list[bool], counts: Tensor) -> None:

@@ -127,6 +127,7 @@ def drift(model: str) -> dict[str, str]:
     """Range queries of the drift page."""
     return {
         "performance": gauge(names.PERFORMANCE_SCORE, model),
+        "estimated": gauge(names.ESTIMATED_SCORE, model),
         "labelled": gauge(names.PERFORMANCE_LABELLED, model),
     }
 

@@ -245,6 +245,13 @@ class Story:
                 **labels,
                 metric=metric,
             )
+        for metric, base in (("log_loss", 0.509), ("roc_auc", 0.715)):
+            put(
+                names.ESTIMATED_SCORE.name,
+                live(lambda t, b=base: b + 0.004 * _noise(t / 17)),  # type: ignore[misc]
+                **labels,
+                metric=metric,
+            )
         put(names.PERFORMANCE_LABELLED.name, live(lambda t: 1840.0), **labels)
 
     def _share(self, version: str, time: float) -> float:
@@ -437,4 +444,44 @@ def drift_answer(story: Story, now: float, num_windows: int, version: str | None
                         "columns": {column: window_column(story, column, name, start) for column in _COLUMNS},
                     }
                 )
-    return {"model": MODEL, "reference": {column: reference_column(column) for column in _COLUMNS}, "windows": windows}
+    return {
+        "model": MODEL,
+        "reference": {column: reference_column(column) for column in _COLUMNS},
+        "windows": windows,
+        "alarms": drift_alarms(story) if version in (None, "1") else [],
+    }
+
+
+def drift_alarms(story: Story) -> list[dict[str, Any]]:
+    """The alarms that stand: one of a number and one of a category, both since the season turned."""
+    since = story.begin + SHIFT
+    return [
+        {
+            "version": "1",
+            "column": "feature.temp",
+            "since": since,
+            "at": since + 45,
+            "evidence": 2.4e4,
+            "score": 0.214,
+            "threshold": 0.031,
+            "reference": {"rows": 24_000, "mean": 36.2, "deviation": 11.4},
+            "before": {"rows": 600, "mean": 37.1, "deviation": 10.9},
+            "now": {"rows": 600, "mean": 78.4, "deviation": 8.2},
+            "columns": [{"column": "feature.pressure", "score": 0.09, "threshold": 0.03}],
+            "slices": [{"slice": "feature.origin", "value": "EWR", "rows": 220, "score": 0.22, "threshold": 0.05}],
+        },
+        {
+            "version": "1",
+            "column": "feature.dest",
+            "since": since + 30,
+            "at": since + 90,
+            "evidence": 1.9e3,
+            "score": 0.17,
+            "threshold": 0.11,
+            "reference": {"rows": 24_000, "shares": {"ATL": 0.06, "FLL": 0.05}},
+            "before": None,
+            "now": {"rows": 600, "shares": {"ATL": 0.05, "BOS": 0.05, "FLL": 0.02}},
+            "columns": [{"column": "feature.temp", "score": 0.2, "threshold": 0.03}],
+            "slices": [],
+        },
+    ]

@@ -41,6 +41,8 @@ def body(view: shell.View) -> None:
     )
     if versions:
         _drift(view, every, versions)
+        with shell.card("alarms", "Drift alarms", "columns whose windows together are evidence of a lasting change"):
+            _alarms(view, report.get("alarms") or ())
     else:
         shell.empty(
             "No drift window is closed yet",
@@ -49,11 +51,11 @@ def body(view: shell.View) -> None:
         )
     left, middle, right = st.columns(3)
     with left, shell.card("score", "Log loss", "lower is better"):
-        _performance(view, found["performance"], ("log_loss", "none"), "number", "score", from_zero=False)
+        _performance(view, found, "log_loss", "score")
     with middle, shell.card("auc", "ROC AUC", "ranking quality, 0.5 is chance"):
-        _performance(view, found["performance"], ("roc_auc", "none"), "number", "auc", from_zero=False)
+        _performance(view, found, "roc_auc", "auc")
     with right, shell.card("base", "Base rate and predictions", _labelled(found["labelled"])):
-        _performance(view, found["performance"], ("positive_ratio", "prediction_mean"), "ratio", "base")
+        _base_rate(view, found["performance"])
 
 
 def _drift(view: shell.View, every: Windows, versions: list[str]) -> None:
@@ -183,27 +185,81 @@ def _columns(columns: list[str], windows: Windows, chosen: Mapping[str, Any]) ->
     )
 
 
-def _performance(
-    view: shell.View,
-    series: Sequence[Series],
-    metrics: tuple[str, str],
-    unit: charts.Unit,
-    key: str,
-    from_zero: bool = True,
-) -> None:
-    words = {"log_loss": "", "roc_auc": "", "positive_ratio": " labels", "prediction_mean": " predicted"}
-    dashes = dict(zip(metrics, ("solid", "dot"), strict=True))
-    shown = [
+def _alarms(view: shell.View, alarms: Sequence[Mapping[str, Any]]) -> None:
+    if not alarms:
+        shell.empty(
+            "No alarm stands",
+            "An alarm is raised when a column's windows, taken together, cannot be chance; single windows may differ.",
+            "collector",
+        )
+        return
+    body = [
+        [
+            html.escape(fmt.column(str(alarm["column"]))),
+            html.escape(fmt.version(str(alarm["version"]))),
+            fmt.clock(readings.seconds_of(alarm["since"]), view.zone),
+            f"{fmt.number(alarm.get('score'))} of {fmt.number(alarm.get('threshold'))}",
+            html.escape(change_words(alarm.get("before") or alarm.get("reference") or {}, alarm.get("now") or {})),
+            html.escape(where_words(alarm)),
+        ]
+        for alarm in alarms
+    ]
+    shell.rows(
+        ["Column", "Version", "Since", "Distance, threshold", "Before and now", "Most of it in"],
+        body,
+        numeric=(3,),
+        tight=(0, 1, 2),
+    )
+
+
+def change_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What a column was like and is like: its mean and deviation, or the value whose share changed most."""
+    if before.get("mean") is not None and now.get("mean") is not None:
+        words = [f"{fmt.number(each['mean'])} ± {fmt.number(each.get('deviation'))}" for each in (before, now)]
+        return " → ".join(words)
+    old, new = before.get("shares") or {}, now.get("shares") or {}
+    if not (old or new):
+        return fmt.DASH
+    moved = max({*old, *new}, key=lambda value: abs(new.get(value, 0.0) - old.get(value, 0.0)))
+    return f"{moved}: {fmt.percent(old.get(moved, 0.0))} → {fmt.percent(new.get(moved, 0.0))}"
+
+
+def where_words(alarm: Mapping[str, Any]) -> str:
+    """The slices that show an alarm most, else the columns that moved with it."""
+    slices = [f"{fmt.column(str(item['slice']))} {item['value']}" for item in alarm.get("slices") or ()]
+    others = [fmt.column(str(item["column"])) for item in alarm.get("columns") or ()]
+    if slices:
+        return ", ".join(slices[:3])
+    return "with " + ", ".join(others[:3]) if others else fmt.DASH
+
+
+def _performance(view: shell.View, found: Mapping[str, Sequence[Series]], metric: str, key: str) -> None:
+    """A score as labels tell it, and as it was expected before they came."""
+    scored = _lines(found["performance"], metric, "", "solid")
+    expected = _lines(found["estimated"], metric, " expected", "dot")
+    _scored(view, scored + expected, "number", key, from_zero=False)
+
+
+def _base_rate(view: shell.View, series: Sequence[Series]) -> None:
+    labels = _lines(series, "positive_ratio", " labels", "solid")
+    _scored(view, labels + _lines(series, "prediction_mean", " predicted", "dot"), "ratio", "base")
+
+
+def _lines(series: Sequence[Series], metric: str, words: str, dash: str) -> list[Line]:
+    return [
         Line(
-            f"{fmt.version(item.labels.get('version'))}{words[item.labels['metric']]}",
+            f"{fmt.version(item.labels.get('version'))}{words}",
             item,
             version_color(item.labels.get("version", "")),
-            dashes[item.labels["metric"]],
+            dash,
         )
         for group in readings.by(series, "version").values()
         for item in group
-        if item.labels.get("metric") in metrics and len(item.times)
+        if item.labels.get("metric") == metric and len(item.times)
     ]
+
+
+def _scored(view: shell.View, shown: Sequence[Line], unit: charts.Unit, key: str, from_zero: bool = True) -> None:
     if not shown:
         shell.empty("No labels yet", "Scores appear when labels of served predictions come in.")
         return

@@ -4,6 +4,7 @@ from collectors.scores.calibration import ScoreCalibration
 from collectors.scores.cells import CELLS, ScoreError, score_counts
 from collectors.scores.estimated import Estimate, PerformanceEstimator
 from collectors.scores.histogram import Confusion, Score, ScoreHistogram
+from collectors.scores.monitor import MonitorSettings, Performance, PerformanceMonitor
 from collectors.scores.regression import RegressionSums
 from collectors.scores.rows import classification_scores, regression_scores
 from collectors.scores.scored import Scored
@@ -17,7 +18,10 @@ __all__ = [
     "LabelledRow",
     "LabelledWindow",
     "LabelledWindows",
+    "MonitorSettings",
+    "Performance",
     "PerformanceEstimator",
+    "PerformanceMonitor",
     "RegressionSums",
     "Score",
     "ScoreCalibration",

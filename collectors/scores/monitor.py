@@ -65,7 +65,7 @@ class PerformanceMonitor:
         self._versions: dict[Key, _Version] = {}
 
     def count(self, model: str, version: str, times_ns: Counts, predictions: Floats) -> None:
-        """Counts predictions, shape (rows,), by the window of their times, leaving out those that are no probability."""
+        """Counts predictions, shape (rows,), by the window of their times, those that are no probability left out."""
         state = self._versions.setdefault((model, version), _Version())
         values, times = np.asarray(predictions, np.float64), np.asarray(times_ns, np.int64)
         fit = (values >= 0) & (values <= 1)

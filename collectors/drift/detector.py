@@ -19,7 +19,7 @@ __all__ = ["Alarm", "DetectorError", "DetectorSettings", "EDetector"]
 
 FORMAT = 1
 # Values that one pass works on: about what the second-level cache holds.
-PASS = 1 << 16
+PASS = 1 << 15
 
 
 @dataclass(slots=True)

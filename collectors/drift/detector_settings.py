@@ -16,7 +16,7 @@ Side = Literal["up", "down", "both"]
 Base = float | tuple[float, float] | None
 
 DEFAULT_ALTERNATIVES: dict[Kind, tuple[float, ...]] = {
-    "bernoulli": (1.4, 2.0, 4.0),
+    "bernoulli": (1.5, 2.5),
     "bounded": (1.5, 3.0, 12.0),
     "normal": (0.25, 0.5, 1.0, 2.0),
     "evalue": (1.0,),

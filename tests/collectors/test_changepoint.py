@@ -115,14 +115,14 @@ def test_changes_are_reported_once_and_soon() -> None:
 
 def test_nothing_is_found_where_nothing_is() -> None:
     rng = np.random.default_rng(5)
-    white = [len(found(rng.normal(7, 3, 300))) for _ in range(20)]
-    trends = [len(found(0.05 * np.arange(300) + rng.normal(0, 1, 300))) for _ in range(10)]
+    white = [len(found(rng.normal(7, 3, 200))) for _ in range(12)]
+    trends = [len(found(0.05 * np.arange(200) + rng.normal(0, 1, 200))) for _ in range(6)]
 
     assert sum(white) <= 1
     assert sum(trends) <= 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_any_chunking_and_any_restart_give_the_same(data: st.DataObject) -> None:
     values = np.stack([steps(data.draw(st.integers(0, 50))), np.random.default_rng(1).normal(size=225)], axis=1)
@@ -140,7 +140,7 @@ def test_any_chunking_and_any_restart_give_the_same(data: st.DataObject) -> None
     assert json.loads(parts.to_json()) == json.loads(whole.to_json())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.floats(1e-6, 1e6), st.floats(-1e5, 1e5), st.integers(0, 20))
 def test_units_do_not_matter(scale: float, offset: float, seed: int) -> None:
     assert found(steps(seed, scale, offset * scale)) == found(steps(seed))

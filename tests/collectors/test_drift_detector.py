@@ -119,7 +119,7 @@ def test_arrays_and_a_loop_say_the_same(kind: str, known: bool, side: str, form:
     assert alarms or side == "down" or form == "cusum"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_chunking_and_any_restart_give_the_same_state_and_alarms(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))
@@ -261,7 +261,7 @@ def test_after_an_alarm_the_base_is_learned_anew_or_kept() -> None:
 def test_autocorrelated_streams_need_blocks() -> None:
     """AR(1) with coefficient 0.9 has a memory of some 20 samples: single ones alarm far too often, blocks do not."""
     rng = np.random.default_rng(4)
-    streams, rows, alpha = 50, 40_000, 1e-2
+    streams, rows, alpha = 20, 24_000, 1e-2
     values = rng.normal(size=(rows, streams))
     for row in range(1, rows):
         values[row] += 0.9 * values[row - 1]
@@ -269,11 +269,11 @@ def test_autocorrelated_streams_need_blocks() -> None:
     blocks = EDetector(streams, DetectorSettings(kind="normal", alpha=alpha, block=200, learn=20))
     promised = streams * rows * alpha / 200
 
-    assert len(single.update(values)) > 5 * promised
+    assert len(single.update(values[:6000])) > 5 * promised / 4
     assert len(blocks.update(values)) <= promised + 4 * math.sqrt(promised)
     moved = values[:4000] + 1.5
     fresh = EDetector(streams, DetectorSettings(kind="normal", alpha=alpha, block=200, learn=20))
-    fresh.update(values[:20_000])
+    fresh.update(values[4000:])
     alarms = fresh.update(moved)
     assert len({alarm.stream for alarm in alarms if alarm.index >= 20_000}) > 0.9 * streams
     assert all((alarm.index + 1) % 200 == 0 and alarm.since % 200 == 0 for alarm in alarms)
@@ -337,7 +337,7 @@ def test_bad_samples_are_refused_and_change_nothing(options: dict[str, object], 
         ({"kind": "normal", "base": 1.0}, "mean and its deviation"),
         ({"kind": "normal", "base": (1.0, 0.0)}, "mean and its deviation"),
         ({"alternatives": (0.5,)}, "odds ratios above 1"),
-        ({"weights": (0.5, 0.5)}, "3 positive numbers"),
+        ({"weights": (1.0,)}, "2 positive numbers"),
         ({"block": 10}, "kind='normal'"),
         ({"learn": -1}, "learn"),
         ({"kind": "evalue", "base": 0.5}, "no base"),

@@ -66,10 +66,11 @@ def count_with_torch(values: Tensor, edges: Tensor, counts: Tensor, moments: Ten
     if num_rows == 0:
         return
     width, cells = edges.shape[1], counts.shape[1]
-    finite = torch.isfinite(values)
-    nan, negative = torch.isnan(values), values < 0
+    # Scalars reach the device as arguments of a kernel; `torch.where` would copy them, which no CUDA graph allows.
+    nan, not_finite = torch.isnan(values), ~torch.isfinite(values)
     cell = torch.searchsorted(edges, values.contiguous(), right=True)
-    cell = torch.where(finite, cell, torch.where(nan, width + 2, torch.where(negative, width + 1, width)))
+    cell = cell.masked_fill(values == math.inf, width).masked_fill(values == -math.inf, width + 1)
+    cell = cell.masked_fill(nan, width + 2)
     rows = torch.arange(num_rows, device=values.device) % _REPLICAS
     columns = torch.arange(num_columns, device=values.device).unsqueeze(1)
     # int32 holds the rows of any one batch, and adds twice as fast.
@@ -80,11 +81,11 @@ def count_with_torch(values: Tensor, edges: Tensor, counts: Tensor, moments: Ten
     counts[:, -1] += (values == 0).sum(1)
 
     before, mean, m2, minimum, maximum = moments.unbind(1)
-    added = finite.sum(1).double()
+    added = num_rows - not_finite.sum(1).double()
     # Around a value of the batch: sums of numbers far from zero would lose their last digits. A second pass is exact.
-    numbers = torch.where(finite, values, 0).double()
+    numbers = values.masked_fill(not_finite, 0).double()
     batch_mean = numbers.sum(1) / added.clamp(min=1)
-    deviations = torch.where(finite, numbers - batch_mean.unsqueeze(1), 0.0)
+    deviations = (numbers - batch_mean.unsqueeze(1)).masked_fill(not_finite, 0.0)
     total, delta = before + added, batch_mean - mean
     share = added / total.clamp(min=1)
     # Chan, Golub and LeVeque (1979), "Updating formulae", equation 2.1; a batch without values changes nothing.
@@ -92,9 +93,9 @@ def count_with_torch(values: Tensor, edges: Tensor, counts: Tensor, moments: Ten
         (
             total,
             torch.where(added > 0, torch.where(before > 0, mean + delta * share, batch_mean), mean),
-            m2 + (deviations * deviations).sum(1) + torch.where(before > 0, delta * delta * before * share, 0.0),
-            torch.minimum(minimum, torch.where(finite, values, math.inf).amin(1).double()),
-            torch.maximum(maximum, torch.where(finite, values, -math.inf).amax(1).double()),
+            m2 + (deviations * deviations).sum(1) + (delta * delta * before * share).masked_fill(before == 0, 0.0),
+            torch.minimum(minimum, values.masked_fill(not_finite, math.inf).amin(1).double()),
+            torch.maximum(maximum, values.masked_fill(not_finite, -math.inf).amax(1).double()),
         ),
         1,
     )
@@ -105,9 +106,9 @@ def count_codes_with_torch(columns: list[Tensor], sizes: list[int], booleans: li
     """`count_codes` in torch's own operators, for any device."""
     for column, size, boolean, row in zip(columns, sizes, booleans, counts.unbind(0), strict=True):
         missing = torch.isnan(column) if column.is_floating_point() else (column < 0) & (not boolean)
-        codes = (column != 0).long() if boolean else torch.where(missing, 0, column).long()
+        codes = (column != 0).long() if boolean else column.masked_fill(missing, 0).long()
         missing = missing | (codes < 0)
-        codes = torch.where(missing, len(row) - 1, torch.where(codes < size, codes, 0))
+        codes = codes.masked_fill(codes >= size, 0).masked_fill(missing, len(row) - 1)
         row.scatter_add_(0, codes, torch.ones((), dtype=row.dtype, device=row.device).expand(codes.shape))
 
 

@@ -41,10 +41,10 @@ class Moments:
         self.count, self.mean, self.m2 = 0, 0.0, 0.0
         self.minimum, self.maximum = math.inf, -math.inf
 
-    def add(self, finite: Floats) -> None:
-        """Adds the values of one block, at least one; their range is left to the caller."""
+    def add(self, finite: Floats, sums: tuple[float, float] | None = None) -> None:
+        """Adds the values of one block, at least one, and their sums if known; their range is left to the caller."""
         size = len(finite)
-        mean, m2 = moments(finite)
+        mean, m2 = moments(finite, sums)
         total = self.count + size
         delta = mean - self.mean
         share = size / total
@@ -119,9 +119,12 @@ class Tally:
         exact = block.dtype in _EXACT_IN_FLOAT32
         if not exact and block.dtype != np.float64:
             return False
-        size = len(block)
-        values = _scratch.single()[:size]
-        np.copyto(values, block, casting="unsafe")
+        floats = np.asarray(block, np.float64)
+        values = _scratch.single()[: len(block)]
+        # Summed and rounded a piece at a time, while the piece is in the nearest cache.
+        sums = _sums(floats, values)
+        if not math.isfinite(sums[0]):
+            return False
         values.sort()
         if not (values[0] > -np.inf and values[-1] < np.inf):
             return False
@@ -136,14 +139,13 @@ class Tally:
             for place in unsure:
                 below[place] = np.count_nonzero(block < self._queries[place])
         self._below += below
-        floats = np.asarray(block, np.float64)
         totals = self.moments
         # Rounding is monotone: only a block that reaches the old extreme in float32 can have a new one.
         if values[0] <= totals.minimum:
             totals.minimum = min(totals.minimum, float(floats.min()))
         if values[-1] >= totals.maximum:
             totals.maximum = max(totals.maximum, float(floats.max()))
-        totals.add(floats)
+        totals.add(floats, sums)
         return True
 
     def _add_moments(self, finite: Floats) -> None:
@@ -184,14 +186,14 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def moments(finite: Floats) -> tuple[float, float]:
+def moments(finite: Floats, sums: tuple[float, float] | None = None) -> tuple[float, float]:
     """The mean of at least one finite value and the sum of squared deviations from it.
 
     The sums are plain where the mean is not far from zero in deviations, else they are taken about the mean. A mean
     is finite also where the sum overflows; squares that overflow give infinity.
     """
     size = len(finite)
-    total, squares = _sums(finite)
+    total, squares = sums or _sums(finite)
     mean = total / size
     m2 = squares - total * mean
     if squares < math.inf and squares <= _OFFSET * m2:
@@ -206,10 +208,13 @@ def moments(finite: Floats) -> tuple[float, float]:
     ) else math.inf
 
 
-def _sums(values: Floats) -> tuple[float, float]:
+def _sums(values: Floats, rounded: NDArray[np.float32] | None = None) -> tuple[float, float]:
+    """The sum and the sum of squares; writes the values into `rounded` on the way."""
     total = squares = 0.0
     for start in range(0, len(values), _DOT):
         part = values[start : start + _DOT]
         total += float(np.dot(part, _ONES[: len(part)]))
         squares += float(np.dot(part, part))
+        if rounded is not None:
+            np.copyto(rounded[start : start + _DOT], part, casting="unsafe")
     return total, squares

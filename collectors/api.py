@@ -140,7 +140,7 @@ class Collector:
         now = self.clock()
         self.measures.quality.edits.update(self.aside.edits())
         for model, version, reference in self.references.all():
-            self.measures.set_reference(model, version, reference.profile, reference.calibration)
+            self.measures.set_reference(model, version, reference)
         closed = self.windows.all()
         standing = self.windows.standing() or self._standing_before(closed)
         self.measures.restore(closed, standing, now)

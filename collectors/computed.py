@@ -10,6 +10,7 @@ from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge,
 from collectors.drift.calibration import Calibration
 from collectors.performance import QUANTILES, error_ratio, latency_quantile
 from collectors.quality import QualityMonitor, became_constant, column_quality
+from collectors.scores import Performance
 from collectors.windows import Key, Pane, same_layout
 from observability import names
 from observability.names import Metric
@@ -118,6 +119,24 @@ def score_values(key: Key, rows: int, scored: Mapping[str, float]) -> list[Value
     return values + [Value(names.PERFORMANCE_SCORE, {**version, "metric": m}, s) for m, s in scored.items()]
 
 
+def performance_values(key: Key, performance: Performance) -> list[Value]:
+    """The intervals of realised scores, and the expected ones with the band that they have left or not."""
+    version = {"model": key[0], "version": key[1]}
+    values: list[Value] = []
+    for name, score in performance.realised.items():
+        labels = {**version, "metric": name}
+        values += [Value(names.PERFORMANCE_LOW, labels, score.low), Value(names.PERFORMANCE_HIGH, labels, score.high)]
+    for name, estimate in performance.expected.items():
+        labels = {**version, "metric": name}
+        values.append(Value(names.ESTIMATED_SCORE, labels, estimate.value))
+        values.append(Value(names.ESTIMATED_LOW, labels, estimate.band_low))
+        values.append(Value(names.ESTIMATED_HIGH, labels, estimate.band_high))
+        values.append(Value(names.ESTIMATED_ALERT, labels, float(estimate.alert)))
+    for name, error in performance.honesty.items():
+        values.append(Value(names.ESTIMATED_ERROR, {**version, "metric": name}, error))
+    return [value for value in values if math.isfinite(value.value)]
+
+
 def duplicate_values(key: Key, ratio: float) -> list[Value]:
     """The share of a version's latest rows that repeat another."""
     return [Value(names.QUALITY_DUPLICATED, {"model": key[0], "version": key[1]}, ratio)]
@@ -131,7 +150,7 @@ def traffic_values(quality: QualityMonitor, model: str, now: float) -> list[Valu
         Value(names.QUALITY_AGE, labels, quality.age(model, now)),
         Value(names.QUALITY_AGE_LIMIT, labels, quality.age_limit(model)),
     ]
-    return [value for value in values if not math.isnan(value.value)]
+    return [value for value in values if math.isfinite(value.value)]
 
 
 def _performance_values(pane: Pane, version: dict[str, str]) -> list[Value]:

@@ -10,17 +10,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from collectors.events import EventLog
 from collectors.exposition import page_of, with_target_labels
 from collectors.measure import Measurer, Measures
+from collectors.performance import predictions_of
 from collectors.quality.aside import KeptAside
 from collectors.references import ClosedWindows
 from collectors.replay import predictions_with_ids
+from collectors.scores import Scored
 from collectors.scrape import next_tick
 from collectors.signals import Signals
 from collectors.spans import SpanStore
 from collectors.store import Store
 from observability import names
+from observability.lake import read_labelled
 
 SELF_TARGET = "self"
 LOOK_UP_SECONDS = 15.0
@@ -88,6 +93,7 @@ class Housekeeping:
             group.create_task(self._scrape_self())
             group.create_task(self._every(self.settings.compaction_seconds, self.log.compact))
             group.create_task(self._every(LOOK_UP_SECONDS, self.look_up))
+            group.create_task(self._every(LOOK_UP_SECONDS, self.rescore))
             group.create_task(self._every(PRUNE_SECONDS, self.prune))
 
     def look_up(self) -> None:
@@ -99,6 +105,20 @@ class Housekeeping:
         for model, ids in waiting.items():
             for table in predictions_with_ids(self.lake, model, ids, since):
                 self.measurer.put("predictions", table)
+
+    def rescore(self) -> None:
+        """Scores windows anew from the lake whose labels came after memory had let go of their rows."""
+        stale = self.measures.take_stale()
+        if stale:
+            self.log.compact()
+        seconds = self.measures.settings.windows.window_seconds
+        for window in stale:
+            versions, until = [window.version], window.start + seconds
+            rows = read_labelled(self.lake, window.model, since=window.start, until=until, versions=versions)
+            predictions, labels = predictions_of(rows), rows.column("label").to_numpy()
+            if predictions is not None:
+                known = np.isfinite(predictions) & np.isfinite(labels)
+                self.measures.score_again(window, Scored.of(predictions[known], labels[known]))
 
     def prune(self) -> None:
         """Drops what is past its retention."""

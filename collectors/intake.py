@@ -113,7 +113,7 @@ class Intake:
             model,
             version,
             body,
-            lambda found: self.measures.set_reference(model, version, found.profile, found.calibration),
+            lambda found: self.measures.set_reference(model, version, found),
         )
         await asyncio.wrap_future(done)
         return JSONResponse({"model": model, "version": version})

@@ -21,18 +21,26 @@ from collectors.computed import (
     Value,
     duplicate_values,
     pane_values,
+    performance_values,
     score_values,
     skew_values,
     slice_values,
     traffic_values,
 )
 from collectors.drift import DriftThresholds
-from collectors.drift.calibration import Calibration
 from collectors.evidence import Evidence
 from collectors.history import Against, History, JudgedWindow
-from collectors.performance import JoinSettings, LabelJoin, scores
+from collectors.performance import JoinSettings, LabelJoin, predictions_of, scores
 from collectors.quality import Observed, QualityMonitor, Schema, SchemaEdit
-from collectors.references import Standing
+from collectors.references import Reference, Standing, StateKey
+from collectors.scores import (
+    LabelledWindow,
+    LabelledWindows,
+    Performance,
+    PerformanceEstimator,
+    PerformanceMonitor,
+    Scored,
+)
 from collectors.signals import Signals
 from collectors.windows import NO_SLICES, Added, Key, ModelTime, Pane, Slicing, Windows, WindowSettings, by_version
 from observability import names
@@ -40,6 +48,7 @@ from observability.profile import Profile
 
 Clock = Callable[[], float]
 Keep = Callable[[Standing], "Future[None]"]
+EVIDENCE, ESTIMATOR = "evidence", "estimator"
 Kind = Literal["events", "labels", "predictions"]  # predictions: rows found in the lake, for the label join alone
 
 # The furthest that nanoseconds in 64 bits reach.
@@ -91,19 +100,22 @@ class Measures:
         self.settings = settings
         self.quality = quality or QualityMonitor(settings.windows.window_seconds, keep=lambda _: None)
         self.windows = Windows(settings.amendable(), settings.slicing)
-        self.join = LabelJoin(settings.join)
+        self.scored = LabelledWindows(settings.windows.window_seconds, settings.history_windows)
+        self.performance = PerformanceMonitor(self.scored)
+        self.join = LabelJoin(settings.join, self.scored)
         self._signals = signals
         self._clock = clock
         self._keep = keep
         self._lock = threading.RLock()
         self._saving = threading.Lock()
         self._unsaved: dict[tuple[Key, float], Pane] = {}
-        self._unsaved_alarms: dict[Key, bytes] = {}
+        self._unsaved_states: dict[StateKey, bytes] = {}
         self._position = 0
         self._settled = -1
         self._history = History(settings.windows.window_seconds, settings.judged_windows, settings.history_windows)
         self._evidence = Evidence(settings.alarm_windows, settings.amendable().amend_seconds)
         self._against: dict[Key, Against] = {}
+        self._estimators: set[Key] = set()
         self._skew: dict[Key, list[Value]] = {}
         self._active_at: dict[tuple[str, ...], float] = {}
         self._unmatched: dict[str, list[str]] = {}
@@ -111,14 +123,16 @@ class Measures:
         self._scored_at = -1e18
         self._amended_at = -1e18
 
-    def set_reference(self, model: str, version: str, profile: Profile, calibration: Calibration | None = None) -> None:
+    def set_reference(self, model: str, version: str, reference: Reference) -> None:
         """Sets what a version's windows are judged against; evidence against another reference is forgotten."""
-        key = (model, version)
+        key, profile = (model, version), reference.profile
         with self._lock:
+            if reference.estimator is not None:
+                self.performance.set_estimator(model, version, reference.estimator)
             old = self._against.get(key)
             self.windows.set_reference(model, version, profile)
             self.quality.set_reference(model, version, profile)
-            self._against[key] = Against(profile, calibration, self.settings.thresholds)
+            self._against[key] = Against(profile, reference.calibration, self.settings.thresholds)
             if old is not None and old.profile != profile:
                 self._evidence.forget(key)
                 self._skew.pop(key, None)
@@ -173,7 +187,11 @@ class Measures:
             for pane in sorted(panes, key=lambda pane: pane.end):
                 self._history.put(pane)
             self.windows.restore(standing.times, panes, now)
-            self._evidence.restore(standing.alarms)
+            self._evidence.restore({key[1:]: body for key, body in standing.states.items() if key[0] == EVIDENCE})
+            for (kind, model, version), body in standing.states.items():
+                if kind == ESTIMATOR:
+                    self.performance.set_estimator(model, version, PerformanceEstimator.from_json(body))
+                    self._estimators.add((model, version))
             self._position = standing.position
 
     def apply(self, kind: Kind, table: pa.Table, position: int | None = None, *, counted: bool = True) -> None:
@@ -198,6 +216,7 @@ class Measures:
         """
         with self._lock:
             self.join.add_predictions(events)
+            self._count_predictions(events)
             self._check(events, counted=False)
             column = events.column("time")
             # Seconds in float64 are exact to a quarter of a microsecond.
@@ -278,7 +297,9 @@ class Measures:
             self._evidence.put(pane, self._against.get((pane.model, pane.version)), self._history)
         with self._saving:
             self._unsaved.update({((pane.model, pane.version), pane.start): pane for pane in panes})
-            self._unsaved_alarms.update(self._evidence.take_changed())
+            self._unsaved_states.update(
+                {(EVIDENCE, *key): state for key, state in self._evidence.take_changed().items()}
+            )
         for key in dict.fromkeys((pane.model, pane.version) for pane in panes):
             self._publish(key, now)
         self._settle()
@@ -309,14 +330,14 @@ class Measures:
     def _settle(self) -> Future[None]:
         """Hands to `keep` what is not durable yet; nothing to do gives a future that is done."""
         with self._saving:
-            if self._position == self._settled and not self._unsaved and not self._unsaved_alarms:
+            if self._position == self._settled and not self._unsaved and not self._unsaved_states:
                 done: Future[None] = Future()
                 done.set_result(None)
                 return done
-            panes, alarms = dict(self._unsaved), dict(self._unsaved_alarms)
+            panes, states = dict(self._unsaved), dict(self._unsaved_states)
         position = self._position
-        committed = self._keep(Standing(position, self.windows.times(), tuple(panes.values()), alarms))
-        committed.add_done_callback(lambda future: self._saved(future, position, panes, alarms))
+        committed = self._keep(Standing(position, self.windows.times(), tuple(panes.values()), states))
+        committed.add_done_callback(lambda future: self._saved(future, position, panes, states))
         return committed
 
     def _saved(
@@ -324,7 +345,7 @@ class Measures:
         committed: Future[None],
         position: int,
         panes: Mapping[tuple[Key, float], Pane],
-        alarms: Mapping[Key, bytes],
+        states: Mapping[StateKey, bytes],
     ) -> None:
         if committed.cancelled() or committed.exception() is not None:
             return
@@ -333,9 +354,9 @@ class Measures:
             for key, pane in panes.items():
                 if self._unsaved.get(key) is pane:
                     del self._unsaved[key]
-            for version, body in alarms.items():
-                if self._unsaved_alarms.get(version) is body:
-                    del self._unsaved_alarms[version]
+            for name, body in states.items():
+                if self._unsaved_states.get(name) is body:
+                    del self._unsaved_states[name]
 
     def _apply(self, kind: Kind, table: pa.Table, counted: bool) -> None:
         now = self._clock()
@@ -346,6 +367,7 @@ class Measures:
         if kind == "predictions":
             self._to_score.update(self.join.versions())
             return
+        self._count_predictions(table)
         added = self.windows.add(table, now)
         for key in added.measured:
             self._active_at["pane", *key] = now
@@ -353,6 +375,13 @@ class Measures:
         if counted:
             self._count_rows(added)
         self._check(table, counted=counted)
+
+    def _count_predictions(self, events: pa.Table) -> None:
+        for model, version, part in by_version(events):
+            predictions = predictions_of(part)
+            if predictions is not None:
+                times = part.column("time").cast(pa.int64()).to_numpy()
+                self.performance.count(model, version, times, predictions)
 
     def _count_rows(self, added: Added) -> None:
         for key, rows in added.measured.items():
@@ -367,10 +396,53 @@ class Measures:
         chosen, self._to_score, self._scored_at = self._to_score, set(), now
         for key in chosen:
             predictions, labels = self.join.labelled(*key)
+            found = self.performance.performance(*key, complete_until=self.windows.closed_until(key[0]))
             if len(labels):
-                self._signals.publish(("score", *key), score_values(key, len(labels), scores(predictions, labels)))
+                # The intervals are of the rows that the scores are of.
+                found = replace(found, realised=Scored.of(predictions, labels).scores())
+            values = performance_values(key, found)
+            if len(labels):
+                values += score_values(key, len(labels), scores(predictions, labels))
+            if values:
+                self._signals.publish(("score", *key), values)
                 self._active_at["score", *key] = now
+            self._keep_estimator(key)
         return True
+
+    def _keep_estimator(self, key: Key) -> None:
+        """Keeps an estimator that was learned, so that a restart does not learn another from later windows."""
+        estimator = self.performance.estimator(*key) if key not in self._estimators else None
+        if estimator is not None:
+            self._estimators.add(key)
+            with self._saving:
+                self._unsaved_states[ESTIMATOR, *key] = estimator.to_json()
+
+    def scored_windows(self, model: str, version: str, limit: int) -> list[tuple[LabelledWindow, Scored]]:
+        """The last `limit` windows of a version that have labels, oldest first."""
+        with self._lock:
+            windows = self.scored.windows(model, version)[-limit:] if limit > 0 else []
+            return [(window, self.scored.scored(window)) for window in windows]
+
+    def estimator(self, model: str, version: str) -> PerformanceEstimator | None:
+        """What a version's scores are expected from; None while nothing was learned."""
+        with self._lock:
+            return self.performance.estimator(model, version)
+
+    def expected_of(self, model: str, version: str) -> Performance:
+        """What is known of a version's performance now."""
+        with self._lock:
+            return self.performance.performance(model, version, complete_until=self.windows.closed_until(model))
+
+    def take_stale(self) -> list[LabelledWindow]:
+        """Windows whose labels came too late to be joined in memory: to be scored anew from the lake."""
+        with self._lock:
+            return self.scored.take_stale()
+
+    def score_again(self, window: LabelledWindow, scored: Scored) -> None:
+        """Sets a window to what was computed from all its rows in the lake."""
+        with self._lock:
+            self.scored.replace(window, scored)
+            self._to_score.add((window.model, window.version))
 
     def _forget_silent(self, now: float) -> bool:
         limit = self.settings.silent_windows * self.settings.windows.window_seconds

@@ -16,12 +16,13 @@ import sqlalchemy as sa
 from collectors.database import MEASURED, REFERENCES, WINDOWS, replace
 from collectors.drift.calibration import Calibration
 from collectors.journal import Journal
+from collectors.scores import PerformanceEstimator
 from collectors.windows import ModelTime, Pane
 from observability.columns import ProfileError
 from observability.profile import Profile
 
+StateKey = tuple[str, str, str]
 STANDING = "windows"
-EVIDENCE = "evidence/"
 
 
 class _StoredStanding(msgspec.Struct):
@@ -31,26 +32,29 @@ class _StoredStanding(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a version was registered with: the profile of its training data and what its blocks say of chance."""
+    """What a version was registered with: the profile of its training data, what that data's blocks say of chance,
+    and what its scores are expected from."""
 
     profile: Profile
     calibration: Calibration | None = None
+    estimator: PerformanceEstimator | None = None
 
     @staticmethod
     def from_json(body: bytes) -> Reference:
-        """A profile's JSON, which may carry `"calibration"`. ProfileError when it is something else."""
+        """A profile's JSON, which may carry `"calibration"` and `"estimator"`. ProfileError if it is something else."""
         profile = Profile.from_json(body)
-        value = msgspec.json.decode(body, type=_CalibrationOnly).calibration
-        if value is None:
-            return Reference(profile)
         try:
-            return Reference(profile, Calibration.from_json(value))
-        except ValueError as error:
-            raise ProfileError(f"the reference's calibration cannot be read: {error}") from error
+            beside = msgspec.json.decode(body, type=_Beside)
+            calibration = Calibration.from_json(beside.calibration) if beside.calibration else None
+            estimator = PerformanceEstimator.from_json(bytes(beside.estimator)) if beside.estimator else None
+        except (ValueError, msgspec.DecodeError) as error:
+            raise ProfileError(f"what comes beside the profile cannot be read: {error}") from error
+        return Reference(profile, calibration, estimator)
 
 
-class _CalibrationOnly(msgspec.Struct):
+class _Beside(msgspec.Struct):
     calibration: dict[str, Any] | None = None
+    estimator: msgspec.Raw | None = None
 
 
 class References:
@@ -91,8 +95,8 @@ class Standing:
     times: Mapping[str, ModelTime]
     panes: Sequence[Pane] = ()
     """Panes closed or amended since they were stored last."""
-    alarms: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
-    """The evidence of versions, as JSON, that changed since it was stored last."""
+    states: Mapping[StateKey, bytes] = field(default_factory=dict)
+    """What else is known of versions, as JSON, that changed since it was stored last: by kind, model and version."""
 
 
 class ClosedWindows:
@@ -123,8 +127,8 @@ class ClosedWindows:
             for row in rows:
                 replace(connection, WINDOWS, row)
             replace(connection, MEASURED, {"name": STANDING, "body": body})
-            for key, evidence in standing.alarms.items():
-                replace(connection, MEASURED, {"name": _evidence_name(key), "body": evidence})
+            for key, state in standing.states.items():
+                replace(connection, MEASURED, {"name": "/".join(quote(part, safe="") for part in key), "body": state})
 
         return self._journal.submit(write)
 
@@ -140,15 +144,15 @@ class ClosedWindows:
             model: ModelTime(-math.inf if latest is None else latest, -math.inf if until is None else until)
             for model, (latest, until) in stored.times.items()
         }
-        return Standing(stored.position, times, alarms=self._evidence())
+        return Standing(stored.position, times, states=self._states())
 
-    def _evidence(self) -> dict[tuple[str, str], bytes]:
+    def _states(self) -> dict[StateKey, bytes]:
         with self._journal.engine.connect() as connection:
-            rows = connection.execute(sa.select(MEASURED).where(MEASURED.c.name.startswith(EVIDENCE))).all()
+            rows = connection.execute(sa.select(MEASURED).where(MEASURED.c.name != STANDING)).all()
         found = {}
         for row in rows:
-            model, version = (unquote(part) for part in row.name.removeprefix(EVIDENCE).split("/"))
-            found[model, version] = row.body
+            kind, model, version = (unquote(part) for part in row.name.split("/"))
+            found[kind, model, version] = row.body
         return found
 
     def all(self) -> list[Pane]:
@@ -170,10 +174,6 @@ class ClosedWindows:
 
 def _execute(statement: sa.Delete, connection: sa.Connection) -> None:
     connection.execute(statement)
-
-
-def _evidence_name(key: tuple[str, str]) -> str:
-    return EVIDENCE + "/".join(quote(part, safe="") for part in key)
 
 
 def _finite(time: float) -> float | None:

@@ -23,6 +23,7 @@ from collectors.quality import column_quality
 from collectors.quality.aside import KeptAside
 from collectors.query.errors import QueryError
 from collectors.report import NoReport, Reports
+from collectors.scores import Estimate, Score
 from collectors.scrape import Scraper
 from collectors.signals import Signals
 from collectors.spans import SpanStore
@@ -58,6 +59,7 @@ class Views:
     def routes(self) -> list[Route]:
         return [
             Route("/api/drift/{model}", self.drift),
+            Route("/api/performance/{model}", self.performance),
             Route("/api/quality/{model}", self.quality),
             Route("/api/traces", self.traces),
             Route("/api/traces/{trace_id}", self.trace),
@@ -74,6 +76,11 @@ class Views:
         limit = _count(request, "windows", 60, self.measures.settings.history_windows)
         slices = request.query_params.get("slices", "").lower() in ("1", "true")
         return _json(await asyncio.to_thread(drift_view, self.measures, model, version, limit, slices=slices))
+
+    async def performance(self, request: Request) -> Response:
+        model, version = request.path_params["model"], request.query_params.get("version")
+        limit = _count(request, "windows", 60, self.measures.settings.history_windows)
+        return _json(await asyncio.to_thread(performance_view, self.measures, model, version, limit))
 
     async def quality(self, request: Request) -> Response:
         model, version = request.path_params["model"], request.query_params.get("version")
@@ -161,6 +168,67 @@ def alarms_json(measures: Measures, model: str, version: str) -> list[dict[str, 
         }
         for alarm in raised
     ]
+
+
+def performance_view(measures: Measures, model: str, version: str | None, limit: int) -> dict[str, Any]:
+    """The JSON of `/api/performance`: realised and expected scores of each version now, and by window."""
+    versions = [version] if version else measures.versions(model)
+    now = {}
+    for name in versions:
+        found = measures.expected_of(model, name)
+        now[name] = {
+            "labels": found.labels,
+            "scores": {metric: score_json(score) for metric, score in found.realised.items()},
+            "expected": {metric: estimate_json(estimate) for metric, estimate in found.expected.items()},
+            "expected_error": found.honesty,
+        }
+    windows = [window for name in versions for window in scored_json(measures, model, name, limit)]
+    windows.sort(key=lambda window: (window["start"], window["version"]))
+    return {"model": model, "versions": versions, "now": now, "windows": windows[-limit:] if limit else []}
+
+
+def scored_json(measures: Measures, model: str, version: str, limit: int) -> list[dict[str, Any]]:
+    """The windows of a version that have labels: their scores so far, what was expected of the same rows, and how many
+    of the window's rows are labelled."""
+    estimator = measures.estimator(model, version)
+    rows = {window.last.start: window.last.rows for window in measures.judged(model, version, limit)}
+    seconds = measures.settings.windows.window_seconds
+    bodies = []
+    for window, scored in measures.scored_windows(model, version, limit):
+        found, total = scored.scores(), rows.get(window.start)
+        honesty = estimator.honesty(scored.classes) if estimator and scored.binary else {}
+        bodies.append(
+            {
+                "version": version,
+                "start": window.start,
+                "end": window.start + seconds,
+                "rows": total,
+                "labelled_rows": scored.rows,
+                "labelled_ratio": min(1.0, scored.rows / total) if total else None,
+                "scores": {metric: score_json(score) for metric, score in found.items()},
+                "expected": {metric: found[metric].value + error for metric, error in honesty.items()},
+                "expected_error": honesty,
+            }
+        )
+    return bodies
+
+
+def score_json(score: Score) -> dict[str, float]:
+    """A realised score with its 95 % confidence interval and the bound of its binning error."""
+    return {"value": score.value, "low": score.low, "high": score.high, "error": score.error}
+
+
+def estimate_json(estimate: Estimate) -> dict[str, Any]:
+    """An expected score, where the realised one will lie, and the band that it has left if there is an alert."""
+    return {
+        "value": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "band_low": estimate.band_low,
+        "band_high": estimate.band_high,
+        "alert": estimate.alert,
+        "worse": estimate.worse,
+    }
 
 
 def quality_view(

@@ -141,6 +141,11 @@ class Windows:
                 found[2][key] = part.num_rows - in_time - amending
         return Added(*found)
 
+    def closed_until(self, model: str) -> float | None:
+        """The end of the model's last closed window; None before there is one."""
+        time = self._times.get(model)
+        return time.closed_until if time is not None and np.isfinite(time.closed_until) else None
+
     def watermark(self, model: str, now: float) -> float | None:
         """Event time up to which windows are closed or to be closed; it never goes back. None before the first row."""
         time = self._times.get(model)

@@ -21,6 +21,7 @@ from collectors.api import Collector, CollectorConfig
 from collectors.drift import DriftThresholds
 from collectors.events import Batch
 from collectors.measure import Measures
+from collectors.references import Reference
 from collectors.views import drift_view
 from observability.events import event_batch, to_ipc
 from observability.lake import read_events
@@ -162,8 +163,8 @@ def learn(site: Site, reference: Profile) -> None:
         site.collector.references.put("m", version, reference.to_json(), put_into(measures, version)).result()
 
 
-def put_into(measures: Measures, version: str) -> Callable[[Profile], None]:
-    return lambda profile: measures.set_reference("m", version, profile)
+def put_into(measures: Measures, version: str) -> Callable[[Reference], None]:
+    return lambda reference: measures.set_reference("m", version, reference)
 
 
 @pytest.fixture

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from observability.cells import Counts, Floats, ProfileError
 from observability.columns import BooleanColumn, CategoricalColumn, NumericColumn
 from observability.profile import Profile
+from observability.strangers import Sample
 
 Counted = NumericColumn | CategoricalColumn | BooleanColumn
 
@@ -107,7 +109,18 @@ class ProbeLayout:
     def _coded(self, number: int, column: Any, row: Counts) -> Any:
         counts = np.zeros(len(column.counts), np.int64)
         np.add.at(counts, self.cells[number], row[: self.sizes[number]])
-        return replace(column, counts=counts, missing=int(row[-1]))
+        found = replace(column, counts=counts, missing=int(row[-1]))
+        return found if isinstance(column, BooleanColumn) else replace(found, strangers=self._strangers(number, row))
+
+    def _strangers(self, number: int, row: Counts) -> dict[str, int]:
+        """The listed texts that the reference does not know, as far as they came, with their counts."""
+        known = len(self.columns[self.coded[number]].counts) - 2
+        times = row[1 : self.sizes[number]]
+        places = np.flatnonzero((self.cells[number][1:] >= known) & (times > 0))
+        sample = Sample()
+        if len(places):
+            sample.add(pa.array([self.listed[number][place] for place in places], pa.utf8()), times[places])
+        return sample.result()
 
 
 def _counted(reference: Profile, name: str) -> Counted:

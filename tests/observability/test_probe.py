@@ -98,6 +98,8 @@ def test_the_serving_contract_reaches_the_references_cells() -> None:
     wanted, found = reference.empty().updated(rows_seen), probe.profile()
     assert counts_of(found) == {name: counts_of(wanted)[name] for name in ("size", "city", "flag")}
     assert {name: column.missing for name, column in found.columns.items()} == {"size": 0, "city": 1, "flag": 1}
+    # Of what code 0 stood for nobody knows the name.
+    assert getattr(found.columns["city"], "strangers", None) == {"cairo": 1}
 
 
 def test_nan_is_missing_where_that_is_what_it_means(reference: Profile) -> None:

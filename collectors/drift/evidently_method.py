@@ -26,7 +26,7 @@ from collectors.drift.bins import Counts, Floats
 from collectors.drift.comparison import Sides
 from collectors.drift.exact import Counted, Ordered, distinct_up_to, per_value
 from collectors.drift.laws import chi2_sf, normal_cdf
-from collectors.drift.rows import ks_rows, wasserstein_rows
+from collectors.drift.rows import ks_rows
 from collectors.drift.verdict import Verdict
 
 SMALL_REFERENCE = 1000
@@ -35,6 +35,7 @@ FEW_BINNED = 20
 ALPHA = 0.05
 DISTANCE = 0.1
 DRIFT_SHARE = 0.5
+_BLOCK = 1 << 16
 # Evidently's unit of a column that hardly varies.
 LEAST_DEVIATION = 0.001
 
@@ -52,11 +53,17 @@ class Binned:
 
 
 def evidently_numeric(
-    pair: Sides[Ordered], deviation: float, threshold: float | None = None, *, single_precision: bool = False
+    pair: Sides[Ordered],
+    distance: float,
+    deviation: float,
+    threshold: float | None = None,
+    *,
+    single_precision: bool = False,
 ) -> Verdict:
     """Evidently's default verdict on numbers; both sides have values.
 
-    `deviation` is the reference's (population) standard deviation, `single_precision` whether its values are float32.
+    `distance` is their Wasserstein distance, `deviation` the reference's (population) standard deviation,
+    `single_precision` whether the reference's values are float32.
     """
     before, now = pair.reference.values, pair.current.values
     distinct = distinct_up_to(before, now, FEW_VALUES)
@@ -71,8 +78,7 @@ def evidently_numeric(
         return _few_values(per_value(pair).reference, per_value(pair).current, threshold)
     limit = DISTANCE if threshold is None else threshold
     if distinct > FEW_VALUES:
-        distance = wasserstein_rows(before, now) / max(deviation, LEAST_DEVIATION)
-        return Verdict.of_distance(WASSERSTEIN, distance, limit)
+        return Verdict.of_distance(WASSERSTEIN, distance / max(deviation, LEAST_DEVIATION), limit)
     counts = per_value(pair)
     return Verdict.of_distance(JENSEN_SHANNON, _jensen_shannon(counts.reference, counts.current), limit)
 
@@ -99,7 +105,7 @@ def evidently_bins(pair: Sides[Ordered], integers: bool) -> Binned:
     else:
         counts = per_value(pair)
     # Its Hellinger distance counts bins from the number of distinct values.
-    edges = sturges_edges(low, high, _distinct(before, now), integers)
+    edges = sturges_edges(low, high, _size_for_bins(before, now, low, high, integers), integers)
     spread = Sides(_histogram(before, edges), _histogram(now, edges))
     return Binned(
         _psi(counts.reference, counts.current),
@@ -185,7 +191,20 @@ def _histogram(values: Floats, edges: Floats) -> Counts:
     return np.diff(starts).astype(np.int64)
 
 
-def _distinct(first: Floats, second: Floats) -> int:
-    merged = np.concatenate([first, second])
-    merged.sort(kind="stable")  # Two sorted runs: one merge.
-    return 1 + int(np.count_nonzero(merged[1:] != merged[:-1]))
+def _size_for_bins(first: Floats, second: Floats, low: float, high: float, integers: bool) -> int:
+    """A number that gives as many bins as the number of distinct values of both sorted arrays would.
+
+    The values of the shorter array that the longer one lacks are counted only until the number of bins is certain.
+    """
+    longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
+    known = 1 + int(np.count_nonzero(longer[1:] != longer[:-1]))
+    for start in range(0, len(shorter), _BLOCK):
+        most = known + len(shorter) - start
+        if len(sturges_edges(low, high, known, integers)) == len(sturges_edges(low, high, most, integers)):
+            break
+        block = shorter[start : start + _BLOCK]
+        is_first = np.diff(block, prepend=shorter[start - 1] if start else -np.inf) > 0
+        block = block[is_first]
+        places = np.minimum(np.searchsorted(longer, block), len(longer) - 1)
+        known += int(np.count_nonzero(longer[places] != block))
+    return known

@@ -10,10 +10,9 @@ import glob
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from collectors.drift.csv_files import csv_schema, read_csv, scan_csv
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
@@ -154,7 +153,10 @@ def _arrow_table(path: Path) -> pa.Table:
 
 
 def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Path | None) -> Source:
-    kind = "ipc" if format_name == "arrow" else "parquet"
+    # It imports pandas, which takes longer than all else here.
+    import pyarrow.dataset as ds
+
+    kind: Any = "ipc" if format_name == "arrow" else "parquet"
     label = {"ipc": "Arrow", "parquet": "Parquet"}[kind]
     partitioning = ds.HivePartitioning.discover(infer_dictionary=True) if root is not None else None
     paths = [str(file) for file in files]
@@ -190,7 +192,7 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
     return Source(name=name, schema=schema, rows=rows, size=rows * _row_bytes(schema), scan=scan, read=read)
 
 
-def _guarded_schema(fragment: ds.Fragment, label: str) -> pa.Schema:
+def _guarded_schema(fragment: Any, label: str) -> pa.Schema:
     try:
         return fragment.physical_schema
     except (pa.ArrowException, OSError) as error:

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 import psutil
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from collectors.drift.files import files_of, format_of, source_of_path
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
@@ -33,7 +32,7 @@ def opened(data: Data, name: str) -> Source | Profile:
         return Source.of_table(name, pa.Table.from_batches([data]))
     if isinstance(data, pa.RecordBatchReader):
         return Source.of_table(name, data.read_all())
-    if isinstance(data, ds.Dataset):
+    if hasattr(data, "scanner") and hasattr(data, "count_rows"):
         return _of_dataset(name, data)
     if isinstance(data, Mapping):
         return Source.of_table(name, _of_mapping(name, data))
@@ -63,7 +62,7 @@ def read_profile(path: Path) -> Profile:
         raise InputError(f"{path} is not a saved profile: {error}") from error
 
 
-def _of_dataset(name: str, data: ds.Dataset) -> Source:
+def _of_dataset(name: str, data: Any) -> Source:
     checked_names(name, data.schema)
     rows = data.count_rows()
 

@@ -117,7 +117,7 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
         scores |= {"psi": bins.psi, "js_distance": bins.js_distance, "hellinger": bins.hellinger}
         deviation = cells.reference.variance**0.5
         single = pa.types.is_float32(reference.type)
-        verdict = evidently_numeric(pair, deviation, asked.threshold, single_precision=single)
+        verdict = evidently_numeric(pair, scores["wasserstein"], deviation, asked.threshold, single_precision=single)
         return _with(found, scores=scores, verdict=verdict)
     if asked.method == "auto":
         return _with(found, scores=scores)

@@ -26,6 +26,7 @@ from observability.profile import Profile
 # More parts than this are no overview, and each costs a profile.
 MOST_PARTS = 10_000
 MISSING = "(missing)"
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
 _DAY = 86_400_000_000
 # 1970-01-05 was a Monday: windows of whole weeks begin on Mondays.
 _MONDAY = 4 * _DAY
@@ -70,8 +71,6 @@ def by_time(source: Source, column: str, width_ms: int) -> Windows:
             f"there is no column {column!r} in the current table to take times from: "
             f"there are {', '.join(source.columns)}"
         )
-    if width_ms < 1:
-        raise InputError("a window must be longer than nothing")
     return Windows(width_ms * 1000)
 
 
@@ -103,6 +102,16 @@ def profiles_of_parts(
                 )
         done += table.num_rows
         progress(done)
+    return found
+
+
+def duration_ms(text: str) -> int:
+    """A length of time as PromQL writes it, such as `15m`, `1d` or `1h30m`, in ms. InputError when it is none."""
+    if not re.fullmatch(r"(\d+(ms|[smhdwy]))+", text):
+        raise InputError(f"{text!r} is not a length of time: give one like 15m, 6h, 1d or 1w")
+    found = sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)(ms|[smhdwy])", text))
+    if not found:
+        raise InputError(f"a window of {text} is empty: give a length of time like 15m, 6h, 1d or 1w")
     return found
 
 

@@ -13,10 +13,11 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from collectors.drift.compare import Report, compare, saved_profile
+from collectors.drift.compare import compare, saved_profile
 from collectors.drift.methods import METHODS
 from collectors.drift.page import page
 from collectors.drift.source import InputError
+from collectors.drift.tables import Report
 from collectors.drift.terminal import rendered
 from collectors.report import NoReport, write_evidently_page
 from trimtab.commands.options import echo_json, fail, with_json

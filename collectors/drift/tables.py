@@ -1,0 +1,200 @@
+"""Two opened tables compared as a whole: every column measured, then all judged together."""
+
+from __future__ import annotations
+
+import os
+import time as clock
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import psutil
+
+from collectors.drift.automatic import judged_columns, with_threshold
+from collectors.drift.comparison import ColumnComparison, Comparison, Mode, Sides
+from collectors.drift.evidently_method import DRIFT_SHARE
+from collectors.drift.methods import METHODS
+from collectors.drift.pairs import Asked, ColumnPair, exact_pair, profile_pair
+from collectors.drift.plan import ColumnPlan, Plan, planned
+from collectors.drift.profiling import layout_of, profile_of_rows
+from collectors.drift.source import InputError, Source
+from collectors.drift.thresholds import DriftThresholds
+from observability.profile import Profile
+
+# Exact mode by default when both tables take at most this share of the memory that is free.
+MEMORY_SHARE = 0.25
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, and how much of how much of it."""
+Engine = Literal["numpy", "spark"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to compare."""
+
+    method: str = "auto"
+    threshold: float | None = None
+    alpha: float | None = None
+    thresholds: DriftThresholds | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"there is no method {self.method!r}: known are {', '.join(METHODS)}")
+        if self.threshold is not None and not self.threshold > 0:
+            raise InputError(f"the threshold must be positive, it is {self.threshold}")
+        if self.alpha is not None and not 0 < self.alpha < 1:
+            raise InputError(f"alpha lies between 0 and 1, it is {self.alpha}")
+
+    @property
+    def asked(self) -> Asked:
+        return Asked(self.method, self.threshold, self.alpha)
+
+    @property
+    def limits(self) -> DriftThresholds:
+        """The thresholds of the calibrated verdict."""
+        return with_threshold(self.thresholds or DriftThresholds(), self.threshold, self.alpha)
+
+
+def compare_sides(
+    sides: Sides[Source | Profile],
+    mode: Mode | None,
+    options: Options,
+    columns: Sequence[str] | None,
+    kinds: Mapping[str, str] | None,
+    progress: Report,
+    started: float,
+    ignored: Sequence[str] = (),
+) -> Comparison:
+    """The comparison of what `opened` gave."""
+    rows = Sides(sides.reference.rows, sides.current.rows)
+    for name, number in (("reference", rows.reference), ("current table", rows.current)):
+        if not number:
+            raise InputError(f"the {name} has no rows: there is nothing to compare")
+    chosen = chosen_mode(sides, mode, options)
+    plan = planned(sides, columns, kinds, ignored)
+    work = exact_pairs if chosen == "exact" else profile_pairs
+    return concluded(work(sides, plan, options, progress), plan, rows, chosen, options, started)
+
+
+def chosen_mode(sides: Sides[Source | Profile], mode: Mode | None, options: Options) -> Mode:
+    """The mode that was asked for, or the one that fits. InputError when it cannot be had."""
+    if mode not in (None, "exact", "profile"):
+        raise InputError(f"there is no mode {mode!r}: known are exact and profile")
+    both = (sides.reference, sides.current)
+    has_rows = all(isinstance(side, Source) for side in both)
+    if options.method == "evidently":
+        if not has_rows:
+            raise InputError("method 'evidently' works on rows: give the tables, not a profile")
+        if mode == "profile":
+            raise InputError("method 'evidently' works on rows: leave out the mode, or give --mode exact")
+        return "exact"
+    if mode == "exact" and not has_rows:
+        raise InputError("a profile has no rows: leave out the mode, or give --mode profile")
+    if mode is not None:
+        return mode
+    budget = psutil.virtual_memory().available * MEMORY_SHARE
+    size = sum(side.size for side in both if isinstance(side, Source))
+    return "exact" if has_rows and size <= budget else "profile"
+
+
+def exact_pairs(
+    sides: Sides[Source | Profile], plan: Plan, options: Options, progress: Report
+) -> dict[str, ColumnPair]:
+    """Every column from its values, a thread a processor; a few columns in memory at a time."""
+    before, now = sides.reference, sides.current
+    assert isinstance(before, Source)
+    assert isinstance(now, Source)
+    compared = [column for column in plan.columns if column.kind is not None]
+    found: dict[str, ColumnPair] = {}
+    workers, asked = os.cpu_count() or 1, options.asked
+    with ThreadPoolExecutor(workers) as pool:
+        for group in _groups(compared, before, now):
+            names = [column.name for column in group]
+            tables = (before.read(names), now.read(names))
+            progress("columns", len(found), len(compared))
+            work = [
+                pool.submit(exact_pair, column, tables[0].column(column.name), tables[1].column(column.name), asked)
+                for column in group
+            ]
+            for column, result in zip(group, work, strict=True):
+                found[column.name] = result.result()
+                progress("columns", len(found), len(compared))
+    return found
+
+
+def profile_pairs(
+    sides: Sides[Source | Profile], plan: Plan, options: Options, progress: Report
+) -> dict[str, ColumnPair]:
+    """Every column from counts over the reference's bins, read batch by batch."""
+    profiles = profiles_of(sides, plan, progress)
+    return {
+        name: profile_pair(profiles.reference.columns[name], profiles.current.columns[name], options.asked)
+        for name in plan.compared
+    }
+
+
+def profiles_of(sides: Sides[Source | Profile], plan: Plan, progress: Report) -> Sides[Profile]:
+    """Both tables as profiles of one layout: the reference's."""
+    before, now = sides.reference, sides.current
+    if isinstance(before, Profile):
+        names = plan.compared
+        reference = replace(before, columns={name: before.columns[name] for name in names})
+    else:
+        layout = layout_of(before, plan)
+        reference = profile_of_rows(before, layout, plan, lambda done: progress("reference", done, before.rows))
+    if now is before:
+        return Sides(reference, reference)
+    if isinstance(now, Profile):
+        return Sides(reference, now)
+    return Sides(
+        reference,
+        profile_of_rows(now, reference.empty(), plan, lambda done: progress("current", done, now.rows)),
+    )
+
+
+def concluded(
+    pairs: Mapping[str, ColumnPair], plan: Plan, rows: Sides[int], mode: Mode, options: Options, started: float
+) -> Comparison:
+    """The verdicts on all columns, and on the tables."""
+    columns = judged_columns(pairs, options.method, options.limits)
+    found = {column.name: columns.get(column.name) or _incomparable(column) for column in plan.columns}
+    judged = [column for column in found.values() if column.judged]
+    share = sum(column.drifted for column in judged) / len(judged) if judged else 0.0
+    # A column that vanished is a finding, too; Evidently would refuse to compare at all.
+    evidently = options.method == "evidently"
+    drifted = share >= DRIFT_SHARE if evidently else share > 0 or bool(plan.only_in_reference)
+    return Comparison(
+        rows=rows,
+        columns=found,
+        drifted_share=share,
+        drifted=drifted,
+        seconds=clock.perf_counter() - started,
+        mode=mode,
+        method=options.method,
+        only_in_reference=plan.only_in_reference,
+        only_in_current=plan.only_in_current,
+    )
+
+
+def _incomparable(column: ColumnPlan) -> ColumnComparison:
+    nothing = Sides(0, 0)
+    return ColumnComparison(
+        type="unknown",
+        missing=nothing,
+        missing_share=Sides(0.0, 0.0),
+        drifted=column.changed,
+        reason=column.reason,
+    )
+
+
+def _groups(columns: Sequence[ColumnPlan], before: Source, now: Source) -> Iterable[Sequence[ColumnPlan]]:
+    """Columns that are read together: as many as take a quarter of the free memory."""
+    budget = psutil.virtual_memory().available * MEMORY_SHARE
+    each = before.size / max(len(before.columns), 1) + now.size / max(len(now.columns), 1)
+    step = max(1, int(budget / each)) if each else len(columns)
+    return (columns[at : at + step] for at in range(0, len(columns), step))
+
+
+def silent(_what: str, _done: int, _all: int) -> None:
+    """No progress is shown."""

@@ -11,8 +11,9 @@ from collectors.scores.cells import CELLS, MIDDLES, Counts, Floats, ScoreError
 from collectors.scores.histogram import ScoreHistogram
 
 FOLDS = 10
-# The width, in ranks of the reference, over which the isotonic steps are averaged. Chosen on the references of five
-# data sets by cross-validated log loss: among 0, 0.5, 1, 2 and 3 % it has the smallest worst excess over the best.
+# The width, in ranks of the reference, over which the isotonic steps are averaged. Among 0, 0.5, 1, 2 and 3 % it has
+# the smallest worst excess of cross-validated log loss on five references of 50,000 to 69,000 rows (census, car loans,
+# three kinds of cards; each alone would take 0.5 to 3 %). A small one of 5,832 rows would rather have 3 %.
 SMOOTHING = 0.01
 _GRID = 2_000
 _FLOOR = 1e-4

@@ -22,6 +22,7 @@ from observability.joint import Joint
 from observability.kinds import KINDS
 from observability.reference import (
     Layout,
+    column_groups,
     fitted,
     free_layout,
     joint_blocks,
@@ -179,14 +180,32 @@ class Profile:
     def _added(self, source: Rows | Stream, threads: int) -> Profile:
         if isinstance(source, Rows):
             return self._with(source, map)
-        names = [name for name in self.columns if name in source.names]
+        if source.rows is None:
+            # It is read once, so all columns are read together.
+            names = [name for name in self.columns if name in source.names]
+            return self._over(source.pieces(names), threads)
+        columns: dict[str, Column] = {}
+        distinct: dict[str, Distinct] = {}
+        for group in column_groups(list(self.columns)):
+            sketches = None if self.distinct is None else {name: self.distinct[name] for name in group}
+            part = Profile({name: self.columns[name] for name in group}, None, sketches)
+            part = part._over(source.pieces([name for name in group if name in source.names]), threads)
+            columns |= part.columns
+            distinct |= part.distinct or {}
+        joint = self.joint
+        if joint is not None:
+            for piece in source.pieces([name for name in joint.columns if name in source.names]):
+                joint = _joined(joint, piece)
+        return Profile(columns, joint, None if self.distinct is None else distinct, self.left_out)
+
+    def _over(self, pieces: Iterable[Rows], threads: int) -> Profile:
         profile = self
         if threads <= 1:
-            for piece in source.pieces(names):
+            for piece in pieces:
                 profile = profile._with(piece, map)
             return profile
         with ThreadPoolExecutor(threads) as pool:
-            for piece in source.pieces(names):
+            for piece in pieces:
                 profile = profile._with(piece, pool.map)
         return profile
 
@@ -205,10 +224,8 @@ class Profile:
     def _with(self, rows: Rows, each: Callable[..., Iterable[Any]]) -> Profile:
         names = list(self.columns)
         columns = dict(zip(names, each(lambda name: _updated(name, self.columns[name], rows), names), strict=True))
-        joint, distinct = self.joint, None
-        if joint is not None:
-            for block in joint_blocks(joint.columns, rows):
-                joint = joint.updated(block)
+        joint = None if self.joint is None else _joined(self.joint, rows)
+        distinct = None
         if self.distinct is not None:
             distinct = {name: _distinct(name, sketch, rows) for name, sketch in self.distinct.items()}
         return Profile(columns, joint, distinct, self.left_out)
@@ -226,9 +243,12 @@ def _started(layout: Layout, distinct: bool) -> Profile:
 
 def _joint(profile: Profile, rows: Rows) -> Joint | None:
     joint = joint_layout(profile.columns, rows)
-    if joint is not None:
-        for block in joint_blocks(joint.columns, rows):
-            joint = joint.updated(block)
+    return None if joint is None else _joined(joint, rows)
+
+
+def _joined(joint: Joint, rows: Rows) -> Joint:
+    for block in joint_blocks(joint.columns, rows):
+        joint = joint.updated(block)
     return joint
 
 

@@ -28,6 +28,7 @@ _SAMPLE_ROWS, _SAMPLE_BYTES, _SAMPLE_FLOOR = 262_144, 32 << 20, 16_384
 _SAMPLED: dict[Kind, int] = {"text": 16_384, "embedding": 4_096}
 _SEED = 7
 _JOINT_ROWS, _JOINT_SAMPLE = 4_096, 512
+_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +67,16 @@ def stream_layout(stream: Stream, kinds: Mapping[str, Kind] | None, joint: bool)
     types = {field.name: field.type for field in stream.schema}
     chosen, left_out = _chosen(stream.names, types.__getitem__, kinds)
     scouts: dict[str, _Scout] = {}
-    budget = max(_SAMPLE_FLOOR, _SAMPLE_BYTES // (8 * max(len(chosen), 1)))
-    start = 0
-    for piece in stream.pieces(list(chosen)):
-        for name, kind in chosen.items():
-            if name not in piece.names:
-                continue
-            values = piece.column(name)
-            if name not in scouts:
-                found = _refined(kind, values, kinds)
-                scouts[name] = _Scout(found, stream.rows, min(_SAMPLED.get(found, _SAMPLE_ROWS), budget))
-            scout = scouts[name]
-            fitted(name, scout.kind, values.type, lambda s=scout, v=values, o=start: s.add(v, o))  # type: ignore[misc]
-        start += piece.rows
-    columns = {}
-    for name, kind in chosen.items():
-        scout = scouts.get(name) or _Scout(kind, 0, 0)
-        columns[name] = fitted(name, scout.kind, types[name], lambda s=scout, n=name: s.column(types[n]))  # type: ignore[misc]
+    columns: dict[str, Column] = {}
+    # The same for every group: the joint part needs the same rows of all columns.
+    budget = max(_SAMPLE_FLOOR, _SAMPLE_BYTES // (8 * min(max(len(chosen), 1), _GROUP)))
+    for group in column_groups(list(chosen)):
+        found = _scouted(stream, {name: chosen[name] for name in group}, kinds, budget)
+        for name in group:
+            scout = found.get(name) or _Scout(chosen[name], 0, 0)
+            columns[name] = fitted(name, scout.kind, types[name], lambda s=scout, n=name: s.column(types[n]))  # type: ignore[misc]
+        if joint and len(scouts) < MAX_COLUMNS:
+            scouts |= {name: scout for name, scout in found.items() if scout.kind == "numeric"}
     if not joint:
         return Layout(columns, left_out)
     samples = Rows(tuple(scouts), 0, lambda name: scouts[name].sample(types[name]))
@@ -96,6 +90,31 @@ def stream_layout(stream: Stream, kinds: Mapping[str, Kind] | None, joint: bool)
         raise ProfileError("the files have different columns: a joint part needs the numeric ones in all of them")
     sampled = Rows(samples.names, next(iter(lengths), 0), samples.read)
     return Layout(columns, left_out, joint_layout(numeric, sampled))
+
+
+def column_groups(names: list[str]) -> Iterator[list[str]]:
+    """The columns in groups that are read together: few enough that their pieces are long, which counting wants."""
+    for start in range(0, len(names), _GROUP):
+        yield names[start : start + _GROUP]
+
+
+def _scouted(
+    stream: Stream, chosen: Mapping[str, Kind], kinds: Mapping[str, Kind] | None, budget: int
+) -> dict[str, _Scout]:
+    scouts: dict[str, _Scout] = {}
+    start = 0
+    for piece in stream.pieces(list(chosen)):
+        for name, kind in chosen.items():
+            if name not in piece.names:
+                continue
+            values = piece.column(name)
+            if name not in scouts:
+                refined = _refined(kind, values, kinds)
+                scouts[name] = _Scout(refined, stream.rows or 0, min(_SAMPLED.get(refined, _SAMPLE_ROWS), budget))
+            scout = scouts[name]
+            fitted(name, scout.kind, values.type, lambda s=scout, v=values, o=start: s.add(v, o))  # type: ignore[misc]
+        start += piece.rows
+    return scouts
 
 
 def free_layout(source: Rows | Stream, kinds: Mapping[str, Kind] | None) -> Layout:

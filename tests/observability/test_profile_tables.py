@@ -398,3 +398,16 @@ def test_a_numeric_column_is_two_kilobytes_of_state() -> None:
     assert column.counts.nbytes + 10 * 8 <= 2_048
     assert len(base64.b64decode(json.loads(profile.to_json())["columns"]["x"]["edges"])) == 8 * 129
     assert len(profile.to_json()) < 3_000
+
+
+def test_columns_read_in_groups_have_one_joint_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("observability.reference._SAMPLE_FLOOR", 64)
+    monkeypatch.setattr("observability.reference._SAMPLE_BYTES", 8 * 32 * 100)
+    table = pa.table({f"x{i}": np.random.default_rng(i).normal(size=500) for i in range(40)})
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    profile = Profile.of(tmp_path / "x.parquet", joint=True)
+
+    assert list(profile.columns) == table.schema.names
+    assert profile.joint is not None
+    assert (len(profile.joint.columns), profile.joint.count, profile.rows) == (40, 500, 500)

@@ -1,5 +1,6 @@
 """Drift: distances between two profiles, and the verdict on each column."""
 
+from collectors.drift.auto import AutoVerdict, auto_verdicts, judge_cells
 from collectors.drift.bins import equal_mass_groups, regroup_categories, regroup_ordered
 from collectors.drift.calibration import Calibration
 from collectors.drift.chi_square import chi_square, chi_square_each, chi_square_fit, g_test, g_test_each
@@ -8,6 +9,7 @@ from collectors.drift.comparison import ColumnComparison, Comparison
 from collectors.drift.cramer_von_mises import cramer_von_mises, cramer_von_mises_bound, cramer_von_mises_each
 from collectors.drift.detector import EDetector
 from collectors.drift.domain_classifier import Separation, domain_classifier
+from collectors.drift.explain import Explanation, explain
 from collectors.drift.fdr import benjamini_hochberg, e_bh
 from collectors.drift.hellinger import hellinger, hellinger_each
 from collectors.drift.jensen_shannon import jensen_shannon, jensen_shannon_each
@@ -24,10 +26,12 @@ from collectors.drift.outcome import Test
 from collectors.drift.proportions import two_proportion_z
 from collectors.drift.psi import null_expectation, psi, psi_each
 from collectors.drift.rows import cvm_rows, ks_rows, wasserstein_rows
+from collectors.drift.seasonal import SeasonalReference
 from collectors.drift.total_variation import total_variation, total_variation_each
 from collectors.drift.wasserstein import wasserstein, wasserstein_bound
 
 __all__ = [
+    "AutoVerdict",
     "Calibration",
     "ColumnComparison",
     "ColumnDrift",
@@ -35,9 +39,12 @@ __all__ = [
     "Discrepancy",
     "DriftThresholds",
     "EDetector",
+    "Explanation",
     "Reconstruction",
+    "SeasonalReference",
     "Separation",
     "Test",
+    "auto_verdicts",
     "benjamini_hochberg",
     "chi_square",
     "chi_square_each",
@@ -51,6 +58,7 @@ __all__ = [
     "drifted_share",
     "e_bh",
     "equal_mass_groups",
+    "explain",
     "g_test",
     "g_test_each",
     "hellinger",
@@ -58,6 +66,7 @@ __all__ = [
     "jensen_shannon",
     "jensen_shannon_each",
     "judge",
+    "judge_cells",
     "judge_column",
     "kolmogorov_smirnov",
     "kolmogorov_smirnov_bound",

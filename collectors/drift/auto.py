@@ -135,7 +135,7 @@ def judge_cells(
             chances[place],
             changed[place],
             drifted or changed[place],
-            _reason(before, now, drifted, changed[place], testable, min_rows),
+            _reason(before, now, drifted, changed[place], testable, _several(columns[name][0]), min_rows),
             part,
             before,
             now,
@@ -242,7 +242,7 @@ class _Unordered:
 
     def __init__(self, asked: Sequence[_Asked], min_rows: int) -> None:
         self.asked = asked
-        self._tests = compare_tables([(one.cells.reference, one.cells.window, one.cells.unseen) for one in asked])
+        self._tests = compare_tables([(one.cells.reference, one.cells.window, one.cells.rest) for one in asked])
         self.before = np.array([one.cells.reference.sum() for one in asked], np.int64)
         self.now = np.array([one.cells.window.sum() for one in asked], np.int64)
         self.scores = np.array([test.score for test in self._tests])
@@ -356,7 +356,9 @@ def _best(tests: Sequence[_Test]) -> dict[str, tuple[_Test, int]]:
     return best
 
 
-def _reason(before: int, now: int, drifted: bool, missing_changed: bool, testable: bool, min_rows: int) -> Reason:
+def _reason(
+    before: int, now: int, drifted: bool, missing_changed: bool, testable: bool, several: bool, min_rows: int
+) -> Reason:
     if not before:
         return "no_reference_values"
     if not now:
@@ -367,7 +369,12 @@ def _reason(before: int, now: int, drifted: bool, missing_changed: bool, testabl
         return "missing_changed"
     if min(before, now) < min_rows:
         return "too_few_rows"
-    return "within_threshold" if testable else "constant"
+    return "within_threshold" if testable or several else "constant"
+
+
+def _several(cells: Cells) -> bool:
+    """Whether rows lie in several cells, though none can be told from the others: a list too short for its tail."""
+    return cells.rest is not None and bool(np.count_nonzero(cells.reference + cells.window) > 1)
 
 
 def _one_sided(name: str, reason: Reason) -> AutoVerdict:

@@ -168,7 +168,7 @@ def _scored(cells: Cells) -> tuple[float, float, float, float]:
         scores, law = ordered_test(others[None], cells.window[None])
         chance, sampling = float(law.first[0]) / effective, 2 * float(law.second[0]) / effective**2
         return float(scores[0]) ** 2, chance, sampling, float(law.largest[0]) / effective
-    test = compare_categories(others, cells.window, cells.unseen, look_at_rare=False)
+    test = compare_categories(others, cells.window, cells.rest, look_at_rare=False)
     return test.score**2, test.chance, 2 * test.chance / effective, 1 / effective
 
 

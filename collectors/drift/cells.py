@@ -31,7 +31,7 @@ class Cells:
     ordered: bool
     reference_missing: int = 0
     window_missing: int = 0
-    unseen: int | None = None
+    rest: int | None = None
     """Categories: the cell of everything outside the reference's list, if there is one."""
     part: str | None = None
     """Of a column that is several (text, embedding): which of them these are."""
@@ -58,10 +58,10 @@ def cells_of(reference: Column, window: Column) -> tuple[Cells, ...]:
         return _embedding(reference, window)
     if type(reference) is not type(window) or len(reference.counts) != len(window.counts):
         raise ProfileError(f"a {reference.kind} column of another layout cannot be compared with a {window.kind} one")
-    unseen = len(reference.counts) - 2 if isinstance(reference, CategoricalColumn) else None
-    if isinstance(reference, CategoricalColumn) and reference.truncated:
-        unseen = None
-    return (Cells(reference.counts, window.counts, False, reference.missing, window.missing, unseen),)
+    rest = None
+    if isinstance(reference, CategoricalColumn):
+        rest = len(reference.counts) - (1 if reference.truncated else 2)
+    return (Cells(reference.counts, window.counts, False, reference.missing, window.missing, rest),)
 
 
 def _part(reference: Column, window: Column, part: str) -> Cells:

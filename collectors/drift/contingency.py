@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collectors.drift.bins import Counts, Floats
-from collectors.drift.laws import chi2_isf, chi2_sf
+from collectors.drift.laws import chi2_isf, chi2_sf, normal_isf
 from collectors.drift.null import TwoCells, effective_rows
 
 # Cochran's (1954) rule: groups in which the smaller sample expects at least so many rows.
@@ -56,7 +56,7 @@ class CategoriesTest:
 
 
 def compare_categories(
-    reference: Counts, window: Counts, unseen: int | None = None, *, look_at_rare: bool = True
+    reference: Counts, window: Counts, rest: int | None = None, *, look_at_rare: bool = True
 ) -> CategoriesTest:
     """The test of equal shares, given the pooled counts of each category (conditional on both margins).
 
@@ -64,10 +64,10 @@ def compare_categories(
     until the smaller sample expects five rows in each; a table of two is tested exactly, by mid-p. Categories too rare
     to stand alone are also looked at one by one, at a tenth of the level, so that a new one is not lost among others.
 
-    `unseen` is the cell of everything outside the reference's list. The reference has none of it by construction, and a
-    category of few rows may lack in it by chance: it is joined with the categories that are as rare in both together.
+    `rest` is the cell of everything outside the reference's list. Who is on the list was decided by the reference's own
+    counts, so the cell is joined with the categories that are as rare in both together: chance may have left them out.
     """
-    return compare_tables([(reference, window, unseen)], look_at_rare=look_at_rare)[0]
+    return compare_tables([(reference, window, rest)], look_at_rare=look_at_rare)[0]
 
 
 def compare_tables(
@@ -114,12 +114,14 @@ class _Grouped:
     main: CategoriesTest
 
     @staticmethod
-    def of(reference: Counts, window: Counts, unseen: int | None, *, look_at_rare: bool) -> _Grouped:
+    def of(reference: Counts, window: Counts, rest: int | None, *, look_at_rare: bool) -> _Grouped:
         places = np.arange(len(reference))
-        if unseen is not None:
-            reference, window, places = _with_rare(reference, window, unseen)
+        if rest is not None:
+            reference, window, places = _with_rare(reference, window, rest)
         pooled = reference + window
-        order = np.argsort(-pooled, kind="stable")
+        # Ties are broken by lot: cells often come in the order of the reference's counts, which is half the outcome.
+        lot = np.random.default_rng(0).permutation(len(pooled))
+        order = lot[np.argsort(-pooled[lot], kind="stable")]
         order = order[: int(np.count_nonzero(pooled))]
         reference, window, places, pooled = reference[order], window[order], places[order], pooled[order]
         before, now = int(reference.sum()), int(window.sum())
@@ -186,18 +188,39 @@ def _group_starts(expected: Floats, rare: NDArray[np.bool_]) -> Counts:
     return groups.astype(np.int64) if len(groups) > 1 else np.array([0, 1], np.int64)
 
 
-def _with_rare(reference: Counts, window: Counts, unseen: int) -> tuple[Counts, Counts, Counts]:
-    """Counts with the unseen cell joined by every category so rare that the reference might lack it; and the places."""
+def _with_rare(reference: Counts, window: Counts, rest: int) -> tuple[Counts, Counts, Counts]:
+    """Counts with the `rest` joined by every category that by chance might not be listed; and the cells' places.
+
+    A list was chosen by the reference's counts, so those that made it are too large there. Joined by pooled count, rest
+    and list are told apart by what says nothing about the difference.
+    """
     before, now = int(reference.sum()), int(window.sum())
     places = np.arange(len(reference))
-    if not window[unseen] or not before or not now:
-        return reference, window, places
     pooled = reference + window
-    # A category of t rows lies wholly in the window with the probability (n / (n + N))^t.
-    joined = (pooled > 0) & (pooled <= math.log(BY_CHANCE) / math.log(now / (now + before)))
-    joined[unseen] = True
+    listed = np.delete(reference, rest)
+    complete = not reference[rest]
+    if not before or not now or (complete and not window[rest]) or not listed.any():
+        return reference, window, places
+    share = before / (before + now)
+    if complete:
+        # A category of t rows lies wholly in the window with the probability (n / (n + N))^t.
+        most = math.log(BY_CHANCE) / math.log1p(-share)
+    else:
+        # A category of t rows has a mean of t · share in the reference; below the least of the listed by chance.
+        spread = float(normal_isf(BY_CHANCE)) * math.sqrt(share * (1 - share))
+        least = int(listed[listed > 0].min()) + 0.5
+        most = ((spread + math.sqrt(spread * spread + 4 * share * least)) / (2 * share)) ** 2
+    joined = (pooled > 0) & (pooled <= most)
+    joined[rest] = True
+    if not complete and joined[pooled > 0].all():
+        # Nothing is left but list against rest: the list, which was chosen for its counts, at the least it can be.
+        least_listed = int(np.maximum(listed - float(normal_isf(BY_CHANCE)) * np.sqrt(listed), 0.0).sum())
+        if (now - int(window[rest])) * before < least_listed * now:
+            ends = np.array([0, rest])
+            counts = np.array([[least_listed, before - least_listed], [now - window[rest], window[rest]]], np.int64)
+            return counts[0], counts[1], ends
     return (
         np.append(reference[~joined], reference[joined].sum()),
         np.append(window[~joined], window[joined].sum()),
-        np.append(places[~joined], unseen),
+        np.append(places[~joined], rest),
     )

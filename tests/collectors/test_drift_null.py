@@ -218,3 +218,23 @@ def test_a_column_that_cannot_vary_has_no_p_value_below_one() -> None:
     assert isinstance(law[:1], NullLaw)
     assert compare_categories(np.array([0, 0]), np.array([0, 0])).p_value == 1.0
     assert compare_categories(np.array([5, 0]), np.array([7, 0])).testable is False
+
+
+@pytest.mark.parametrize(("number", "rows"), [(300, 500), (1000, 500), (1000, 5000)])
+def test_a_list_of_the_most_frequent_is_not_drift_for_having_been_chosen(number: int, rows: int) -> None:
+    random, tables = np.random.default_rng(number), []
+    for _ in range(300):
+        before, now = (
+            random.multinomial(5000, np.ones(number) / number),
+            random.multinomial(rows, np.ones(number) / number),
+        )
+        order = np.argsort(-before, kind="stable")
+        kept, others = order[:256], order[256:]
+        tables.append((np.append(before[kept], before[others].sum()), np.append(now[kept], now[others].sum()), 256))
+    p = np.array([test.p_value for test in compare_tables(tables)])
+
+    assert np.mean(p <= 0.01) <= 0.03
+    assert np.mean(p <= 0.05) <= 0.09
+    # None of the known ones any more.
+    before, now, rest = tables[0]
+    assert compare_categories(before, np.append(np.zeros(256, int), rows), rest).p_value < 0.01

@@ -52,11 +52,16 @@ def compare(
     started = clock.perf_counter()
     options = Options(method, threshold, alpha, thresholds)
     width = _window(window, time)
-    sides = Sides(opened(reference, "the reference"), opened(current, "the current table"))
-    if engine == "spark":
-        sides = spark_profiles(sides, Sides(reference, current), columns, kinds)
-    elif engine != "numpy":
+    if engine not in ("numpy", "spark"):
         raise InputError(f"there is no engine {engine!r}: known are numpy and spark")
+    if engine == "spark":
+        if mode == "exact" or method == "evidently" or by is not None or width is not None:
+            raise InputError("the Spark engine compares whole tables by their profiles: leave out the rest")
+        counted = spark_profiles(reference, current, columns, kinds)
+        sides: Sides[Source | Profile] = Sides(counted.reference, counted.current)
+        columns = kinds = None
+    else:
+        sides = Sides(opened(reference, "the reference"), opened(current, "the current table"))
     show = progress or silent
     found = compare_sides(sides, mode, options, columns, kinds, show, started)
     if by is not None:

@@ -1,51 +1,61 @@
-"""Both tables counted by Spark instead of here: Parquet of any size, the same integers."""
+"""Both tables counted by Spark instead of here: tables of any size, the same integers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from collectors.drift.comparison import Sides
-from collectors.drift.plan import planned
-from collectors.drift.profiling import layout_of
-from collectors.drift.source import InputError, Source
-from collectors.spark import profile_of_lake
+from collectors.drift.inputs import read_profile
+from collectors.drift.kinds import checked_kinds
+from collectors.drift.source import InputError
+from collectors.spark import SparkError, profile_of_lake, reference_of_lake
+from observability.cells import ProfileError
 from observability.profile import Profile
 
 
 def spark_profiles(
-    sides: Sides[Source | Profile],
-    given: Sides[Any],
-    columns: Sequence[str] | None,
-    kinds: Mapping[str, str] | None,
-) -> Sides[Source | Profile]:
-    """The profiles of two paths (the reference may be a profile already), in a layout from the reference's rows.
+    reference: Any, current: Any, columns: Sequence[str] | None, kinds: Mapping[str, str] | None
+) -> Sides[Profile]:
+    """The profiles of two paths, or whatever else Spark reads by name; the reference may be a profile already.
 
     InputError for what is no path, or a table that Spark cannot read.
     """
-    plan = planned(sides, columns, kinds)
-    if isinstance(sides.reference, Profile):
-        layout = replace(sides.reference, columns={name: sides.reference.columns[name] for name in plan.compared})
-        reference = layout
-        layout = layout.empty()
-    else:
-        layout = layout_of(sides.reference, plan)
-        reference = _counted(given.reference, "the reference", layout)
-    if isinstance(sides.current, Profile):
-        raise InputError("the Spark engine reads Parquet: give the current table as a path")
-    return Sides(reference, _counted(given.current, "the current table", layout))
+    with _explained():
+        before = _reference(reference, columns, kinds)
+        if not isinstance(current, str | Path):
+            raise InputError("the Spark engine reads files: give the current table as a path, or use the numpy engine")
+        return Sides(before, profile_of_lake(current, before.empty()))
 
 
-def _counted(path: Any, name: str, layout: Profile) -> Profile:
-    if not isinstance(path, str | Path):
-        raise InputError(f"the Spark engine reads Parquet: give {name} as a path, or use the numpy engine")
+def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str] | None) -> Profile:
+    if isinstance(data, str | Path) and Path(data).suffix.lower() == ".json":
+        data = read_profile(Path(data))
+    if not isinstance(data, Profile | str | Path):
+        raise InputError("the Spark engine reads files: give the reference as a path, or use the numpy engine")
+    found = data if isinstance(data, Profile) else reference_of_lake(data)
+    given: dict[str, Any] = checked_kinds(kinds, list(found.columns))
+    different = {name: kind for name, kind in given.items() if found.columns[name].kind != kind}
+    if different and not isinstance(data, Profile):
+        every: dict[str, Any] = {name: column.kind for name, column in found.columns.items()}
+        found = reference_of_lake(data, {**every, **given})
+    elif different:
+        raise InputError(f"the profile has other kinds for {', '.join(different)}")
+    absent = [name for name in columns or () if name not in found.columns]
+    if absent:
+        raise InputError(f"column {absent[0]!r} is not in the reference: there are {', '.join(found.columns)}")
+    chosen = dict.fromkeys(columns) if columns is not None else found.columns
+    return Profile({name: found.columns[name] for name in chosen})
+
+
+@contextmanager
+def _explained() -> Any:
+    """What goes wrong in Spark, in the words of a comparison."""
     try:
-        return profile_of_lake(path, layout)
+        yield
+    except (SparkError, ProfileError) as error:
+        raise InputError(str(error)) from error
     except ModuleNotFoundError as error:
         raise InputError("the Spark engine needs pyspark: pip install 'trimtab[spark]'") from error
-    except Exception as error:
-        # Spark has no type of its own for what goes wrong in Java: the first line says it.
-        text = str(error).strip().splitlines()
-        raise InputError(f"Spark cannot read {path}: {text[0] if text else type(error).__name__}") from error

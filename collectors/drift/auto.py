@@ -315,7 +315,7 @@ class _Missing:
     def __init__(self, columns: Mapping[str, Cells], known: Mapping[str, Between], min_rows: int) -> None:
         cells = list(columns.values())
         self._missing = np.array([[c.reference_missing, c.window_missing] for c in cells], np.int64).reshape(-1, 2)
-        values = np.array([[c.reference.sum(), c.window.sum()] for c in cells], np.int64).reshape(-1, 2)
+        values = np.stack([_totals([c.reference for c in cells]), _totals([c.window for c in cells])], axis=1)
         self._rows = values + self._missing
         total, pooled = self._rows.sum(axis=1), self._missing.sum(axis=1)
         self.shares = self._missing / np.maximum(self._rows, 1)
@@ -336,6 +336,12 @@ class _Missing:
     def changed(self, level: float, limits: DriftThresholds) -> list[bool]:
         found = self.testable & (self.p_values <= level) & (self.differences >= limits.missing)
         return [bool(one) for one in found]
+
+
+def _totals(counts: Sequence[Counts]) -> Counts:
+    """The sum of each array; none is empty."""
+    starts = np.cumsum([0, *(len(one) for one in counts[:-1])])
+    return np.add.reduceat(np.concatenate(counts), starts) if counts else np.zeros(0, np.int64)
 
 
 def _of_equal_length(asked: Iterable[_Asked]) -> list[list[_Asked]]:

@@ -1,6 +1,6 @@
 """What profiles cost: a column's state against numpy's sort and histogram and a KLL sketch; tables; files.
 
-    OMP_NUM_THREADS=1 python benchmarks/profile.py [--rows 1000000] [--columns 20] [--wide 1000 --wide-rows 3000000]
+    OMP_NUM_THREADS=1 python benchmarks/profiles.py [--rows 1000000] [--columns 20] [--wide 1000 --wide-rows 3000000]
 
 Times are processor seconds, the least of several runs that take turns, so that other work on the machine meets them all
 alike. `--wide` writes a Parquet file of that shape (8 bytes a value) and profiles it with two threads: wall seconds.

@@ -24,7 +24,7 @@ from collectors.drift.exact import (
     numeric_cells,
     ordered,
 )
-from collectors.drift.kinds import as_numbers, as_text, is_text
+from collectors.drift.kinds import SAMPLE, as_numbers, as_text, is_text
 from collectors.drift.methods import named_verdict
 from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
@@ -129,9 +129,9 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
 
 
 def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
-    if column.kind == "categorical" and not column.given and is_text(reference):
-        return _profiled(column, reference, current, asked, kind="text")
     found = counted(reference, current)
+    if column.kind == "categorical" and not column.given and _may_be_text(found) and is_text(reference):
+        return _profiled(column, reference, current, asked, kind="text")
     cells: Sides[Column] = boolean_cells(found) if column.kind == "boolean" else categorical_cells(found)  # type: ignore[assignment]
     pair = ColumnPair(
         str(column.kind),
@@ -156,6 +156,11 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
             asked.method, scores, found.counts, ordered=False, threshold=asked.threshold, alpha=asked.alpha
         )
     return _with(pair, scores=scores, verdict=verdict)
+
+
+def _may_be_text(found: Counted) -> bool:
+    """Whether enough values differ that it is worth a look at some: in free text half of a sample do."""
+    return 2 * found.distinct.reference >= min(int(found.counts.reference.sum()), SAMPLE)
 
 
 def _all_cells(found: Counted) -> Cells:

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 from collectors.drift.bins import Counts, Floats
 from collectors.drift.comparison import Sides
 from observability.columns import BooleanColumn, CategoricalColumn, NumericColumn
+from observability.numeric import NUM_BINS, quantile_edges
 
-NUM_BINS = 128
 NUM_CATEGORIES = 256
 _BLOCK = 1 << 15
 
@@ -176,11 +176,9 @@ def _flat(values: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def _quantile_edges(values: Floats) -> Floats:
-    if not len(values):
-        return np.empty(0)
+    """The edges that a profile takes from sorted values, which need not be sorted again."""
     at = np.floor(np.linspace(0.0, 1.0, NUM_BINS + 1) * (len(values) - 1)).astype(np.intp)
-    edges = np.unique(values[at]) + 0.0
-    return edges if len(edges) > 1 else np.array([edges[0], np.nextafter(edges[0], np.inf)])
+    return quantile_edges(values[at] if len(values) else values)
 
 
 def _cells(side: Ordered, edges: Floats) -> NumericColumn:

@@ -50,6 +50,10 @@ def compare(
 
 
 def _bins(edges: Floats, before: Floats, after: Floats, most: int) -> Comparison:
+    if len(edges) > 2 and edges[-1] == np.nextafter(edges[-2], np.inf):
+        # The greatest of a few values is a bin of no width: it is drawn with what lies above it.
+        edges = edges[:-1]
+        before, after = (np.append(shares[:-2], shares[-2:].sum()) for shares in (before, after))
     bounds = np.concatenate(([-np.inf], edges, [np.inf]))
     kept = np.array(_kept_bounds(edges, before, most))
     first = np.searchsorted(bounds, kept[:-1])

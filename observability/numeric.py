@@ -163,18 +163,27 @@ def scalars(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantile_edges(finite: Floats, num_bins: int = NUM_BINS) -> Floats:
-    """Ascending edges of bins that hold equal shares of `finite` (sorted in place); repeated quantiles collapse.
-
-    The edges are values that occur, so that a count of equal values never straddles an interpolated edge; the first
-    is the minimum, the last the maximum.
-    """
-    if not len(finite):
-        return np.empty(0)
+    """Ascending edges of bins that hold equal shares of `finite` (sorted in place); repeated quantiles collapse."""
     finite.sort()
-    places = np.floor(np.linspace(0.0, 1.0, num_bins + 1) * (len(finite) - 1)).astype(np.int64)
-    edges = np.unique(finite[places]) + 0.0
-    # A constant column still needs a closed bin, or its own value would lie in a tail.
-    return edges if len(edges) > 1 else closed_bin(float(edges[0]))
+    return edges_of_sorted(finite, num_bins)
+
+
+def edges_of_sorted(ascending: Floats, num_bins: int = NUM_BINS) -> Floats:
+    """The same of values that are in order.
+
+    The edges are values that occur, so that a count of equal values never straddles an interpolated edge. The first is
+    the minimum, the last the maximum; of few values the greatest is a cell of its own, closed by the next number above:
+    in one cell with the value below it, a change between the two would not show.
+    """
+    if not len(ascending):
+        return np.empty(0)
+    places = np.arange(num_bins + 1) * (len(ascending) - 1) // num_bins
+    edges = np.unique(ascending[places]) + 0.0
+    if len(edges) == 1:
+        # A constant column still needs a closed bin, or its own value would lie in a tail.
+        return closed_bin(float(edges[0]))
+    top = math.nextafter(float(edges[-1]), math.inf)
+    return np.append(edges, top) if len(edges) <= num_bins and math.isfinite(top) else edges
 
 
 def closed_bin(value: float) -> Floats:

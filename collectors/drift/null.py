@@ -16,6 +16,7 @@ import numpy as np
 
 from collectors.drift.bins import Counts, Floats
 from collectors.drift.laws import chi2_sf, normal_isf, normal_sf
+from observability.numeric import edges_of_sorted
 
 # Below this many expected rows outside the largest cell (or in a group of categories) an exact law takes over.
 FEW_ORDERED = 10.0
@@ -223,11 +224,9 @@ def cells_of_sorted(reference: Floats, window: Floats, cells: int = 128) -> tupl
     """
     if not len(reference):
         return np.zeros(1, np.int64), np.array([len(window)], np.int64)
-    edges = np.unique(reference[(np.arange(cells + 1) * (len(reference) - 1)) // cells])
-    # The last edge closes its cell: the maximum itself is inside.
+    edges = edges_of_sorted(reference, cells)
+    # The last edge closes its cell: a value on it is inside.
     closed = np.append(edges[:-1], np.nextafter(edges[-1], np.inf))
-    if len(edges) == 1:
-        closed = np.array([edges[0], np.nextafter(edges[0], np.inf)])
     return _counts_between(reference, closed), _counts_between(window, closed)
 
 

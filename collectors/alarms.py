@@ -1,7 +1,8 @@
 """Alarms over time: the panes of a version as evidence for a change, column by column, with few false ones for long.
 
-Each closed pane gives an e-value a column: what its p-value against the reference is worth as evidence, and no evidence
-where the difference is too small to matter. An e-detector adds them up over all possible beginnings of a change, and
+Each closed pane gives an e-value a column: what the p-values of its values and of its missing share against the
+reference are worth as evidence, and no evidence where the difference is too small to matter. A column that a pane says
+nothing about keeps the sum that it has. An e-detector adds e-values up over all possible beginnings of a change, and
 e-BH decides over the columns together, so that a version whose data does not change raises an alarm once in `1 / alpha`
 panes at most. Amended panes are taken back and counted anew, as far back as windows are amended.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -29,12 +30,15 @@ QUIET_P_VALUE = 0.2
 REMEMBERED = 512
 
 
+Cause = Literal["values", "missing"]
+
+
 class Step(msgspec.Struct, frozen=True):
     """One pane as evidence: an e-value a column, and whether the column looks like the reference (None: cannot say)."""
 
     start: float
     end: float
-    evalues: tuple[float, ...]
+    evalues: tuple[float | None, ...]
     quiet: tuple[bool | None, ...]
 
 
@@ -54,17 +58,32 @@ def step_of(
     start: float, end: float, columns: Sequence[str], verdicts: Mapping[str, ColumnDrift], thresholds: DriftThresholds
 ) -> Step:
     """The evidence of one pane in the verdicts on it."""
-    pvalues, informative = np.ones(len(columns)), np.zeros(len(columns), bool)
-    for place, name in enumerate(columns):
-        verdict = verdicts.get(name)
-        if verdict is None or verdict.reason not in ("drifted", "within_threshold") or math.isnan(verdict.p_value):
-            continue
+    evalues: list[float | None] = []
+    quiet: list[bool | None] = []
+    for name in columns:
+        known = _p_values(verdicts[name], thresholds) if name in verdicts else {}
+        # The mean of e-values is one, however they depend on each other.
+        evalues.append(float(np.mean(e_value(np.array(list(known.values()))))) if known else None)
+        quiet.append(min(known.values()) >= QUIET_P_VALUE if known else None)
+    return Step(start, end, tuple(evalues), tuple(quiet))
+
+
+def cause_of(verdict: ColumnDrift, thresholds: DriftThresholds) -> Cause:
+    """Which of the two is the stronger evidence in a verdict: where the values lie, or how many are missing."""
+    known = _p_values(verdict, thresholds)
+    return "missing" if known.get("missing", 1.0) < known.get("values", 1.0) else "values"
+
+
+def _p_values(verdict: ColumnDrift, thresholds: DriftThresholds) -> dict[Cause, float]:
+    """The p-values of what could be judged; 1 where the difference is too small to matter."""
+    found: dict[Cause, float] = {}
+    if verdict.reason in ("drifted", "within_threshold") and not math.isnan(verdict.p_value):
         smallest = thresholds.distance if verdict.method == "cdf_distance" else thresholds.association
-        informative[place] = True
-        pvalues[place] = min(verdict.p_value, 1.0) if verdict.score >= smallest else 1.0
-    evalues = np.where(informative, e_value(pvalues), 1.0)
-    quiet = [bool(p >= QUIET_P_VALUE) if known else None for p, known in zip(pvalues, informative, strict=True)]
-    return Step(start, end, tuple(evalues.tolist()), tuple(quiet))
+        found["values"] = min(verdict.p_value, 1.0) if verdict.score >= smallest else 1.0
+    if verdict.missing_p_value < 1:
+        change = abs(verdict.missing_ratio - verdict.reference_missing_ratio)
+        found["missing"] = verdict.missing_p_value if change >= thresholds.missing else 1.0
+    return found
 
 
 class VersionAlarms:
@@ -176,7 +195,7 @@ class _State:
                 raised.quiet = raised.quiet + 1 if quiet else 0
                 if raised.quiet >= QUIET_PANES:
                     del self.active[column]
-        for alarm in self.detector.update(np.array(step.evalues)[None]):
+        for alarm in self.detector.update(np.array(step.evalues, np.float64)[None]):
             column = columns[alarm.stream]
             age = min(alarm.index - alarm.since, len(self.starts) - 1)
             if column not in self.active:

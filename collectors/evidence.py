@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from collectors.alarms import EVIDENCE_ROWS, Raised, VersionAlarms, step_of
+from collectors.alarms import EVIDENCE_ROWS, Raised, VersionAlarms, cause_of, step_of
 from collectors.computed import Value, alarm_values, differs
 from collectors.drift import ColumnDrift
 from collectors.history import Against, History, JudgedWindow
@@ -117,6 +117,12 @@ def _explanation(
     before = history.before(key, raised.since)
     assert pane.profile is not None
     return {
+        "cause": cause_of(verdict, against.thresholds),
+        "missing": {
+            "reference": verdict.reference_missing_ratio,
+            "now": verdict.missing_ratio,
+            "p_value": verdict.missing_p_value,
+        },
         "score": verdict.score,
         "threshold": verdict.threshold,
         "p_value": verdict.p_value,

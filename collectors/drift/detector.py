@@ -106,8 +106,9 @@ class EDetector:
     def update(self, values: ArrayLike) -> list[Alarm]:
         """Take samples, (time,) for one stream or (time, streams), and return the alarms in them, by index and stream.
 
-        After an alarm the stream's evidence begins again from 0. Raises DetectorError, and changes nothing, for values
-        that are not finite or not of the kind that was promised.
+        After an alarm the stream's evidence begins again from 0. Among e-values NaN stands for "could not be judged"
+        and leaves the stream's sum as it is. Raises DetectorError, and changes nothing, for values that are not finite
+        or not of the kind that was promised.
         """
         observed = self._blocked(self._checked(values))
         block = self._bets.block
@@ -182,6 +183,10 @@ class EDetector:
     def _scan(self, state: _State, observed: Floats, clock: int) -> tuple[_State, Floats]:
         """The state after the observations (C, t) and the sum after each; pure."""
         settings, bets = self.settings, self._bets
+        judged: Booleans | None = None
+        if settings.kind == "evalue" and np.isnan(observed).any():
+            judged = ~np.isnan(observed)
+            observed = np.where(judged, observed, 1.0)
         seen = _begun(state.seen, observed) if settings.kind == "normal" else state.seen
         shifted = observed - seen.shift[:, None] if settings.kind == "normal" else observed
         totals = prefix_sums(seen.total, shifted)
@@ -206,6 +211,9 @@ class EDetector:
             evalues = bounded(observed, means, bets.values)
         if settings.base is None and settings.kind != "evalue" and int(seen.count.min()) < settings.learn:
             may_change = counts >= settings.learn
+        elif judged is not None:
+            may_change = judged
+        if may_change is not None:
             evalues = np.where(may_change, evalues, 1.0)
         sums, shown = advance(
             state.sums,
@@ -256,8 +264,12 @@ class EDetector:
         if array.ndim != 2 or array.shape[1] != self.streams:
             raise DetectorError(f"samples must have the shape (time, {self.streams}), not {np.shape(values)}")
         kind = self.settings.kind
-        if not np.isfinite(array).all():
-            place = np.argwhere(~np.isfinite(array))[0]
+        kind = self.settings.kind
+        known = np.isfinite(array)
+        if kind == "evalue":
+            known |= np.isnan(array)
+        if not known.all():
+            place = np.argwhere(~known)[0]
             raise DetectorError(
                 f"sample {place[0]} of stream {place[1]} is {array[tuple(place)]}: leave out what is missing"
             )

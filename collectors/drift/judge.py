@@ -42,6 +42,8 @@ class ColumnDrift:
     """The score from which it is more than chance and matters."""
     p_value: float
     method: str
+    missing_p_value: float = 1.0
+    """Of the missing share; 1 where nothing is missing on either side, or everything on both."""
 
     @property
     def effect(self) -> float:
@@ -101,6 +103,7 @@ def _column(
         calibrated.threshold,
         calibrated.p_value,
         calibrated.method,
+        calibrated.missing_p_value,
     )
 
 

@@ -23,6 +23,7 @@ from observability.profile import Profile
 
 StateKey = tuple[str, str, str]
 STANDING = "windows"
+_NOTHING = b"null"
 
 
 class _StoredStanding(msgspec.Struct):
@@ -46,7 +47,8 @@ class Reference:
         try:
             beside = msgspec.json.decode(body, type=_Beside)
             calibration = Calibration.from_json(beside.calibration) if beside.calibration else None
-            estimator = PerformanceEstimator.from_json(bytes(beside.estimator)) if beside.estimator else None
+            stored = bytes(beside.estimator)
+            estimator = PerformanceEstimator.from_json(stored) if stored != _NOTHING else None
         except (ValueError, msgspec.DecodeError) as error:
             raise ProfileError(f"what comes beside the profile cannot be read: {error}") from error
         return Reference(profile, calibration, estimator)
@@ -54,7 +56,7 @@ class Reference:
 
 class _Beside(msgspec.Struct):
     calibration: dict[str, Any] | None = None
-    estimator: msgspec.Raw | None = None
+    estimator: msgspec.Raw = msgspec.Raw(_NOTHING)
 
 
 class References:

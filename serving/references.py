@@ -1,4 +1,4 @@
-"""Sends reference profiles of loaded versions to the collector, in the background, until it takes them."""
+"""Sends the references of loaded versions to the collector, in the background, until it takes them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class References:
         self._exporter = None if sink is None else Exporter(sink, signal="references", metrics=metrics)
 
     def publish(self, version: ModelVersion, profile: bytes) -> None:
-        """Queues `Profile.to_json()` of a version."""
+        """Queues the reference of a version as it was registered: `Profile.to_json()`, and what came beside it."""
         if self._exporter is not None:
             self._exporter.put(Batch(profile, 1, f"{version.model}/{version.version}"))
 

@@ -6,12 +6,14 @@ from training.data import DataError, Encoding, Rows, Split, TabularNetwork, Tabu
 from training.evaluate import Gate, GateDecision, Scores, score
 from training.lineage import Lineage, code_revision
 from training.loop import ResumeError, TrainConfig, Trainer, TrainResult
+from training.reference import Beside, HeldOut, ReferenceData
 from training.retrain import Champion, RetrainJob, retrain
 from training.run import ModelRegistry, RegisteredVersion, TrainingStopped, TrainJob, TrainOutcome, train
 
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "Beside",
     "Champion",
     "Checkpoint",
     "CheckpointError",
@@ -20,8 +22,10 @@ __all__ = [
     "Encoding",
     "Gate",
     "GateDecision",
+    "HeldOut",
     "Lineage",
     "ModelRegistry",
+    "ReferenceData",
     "RegisteredVersion",
     "ResumeError",
     "RetrainJob",

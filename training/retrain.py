@@ -14,11 +14,12 @@ from observability import Metrics, TrainingMonitor
 from observability.events import FEATURE
 from observability.lake import read_labelled
 from training.artifact import load_program, read_manifest, read_vocabularies, read_weights
-from training.data import DataError, TabularTask, encode, encode_rows, labelled, predict, split_recent
+from training.data import DataError, TabularTask, encode, labelled, predict, split_recent
 from training.evaluate import Gate, score
 from training.lineage import Lineage, code_revision
 from training.loop import TrainConfig
-from training.run import ModelRegistry, TrainOutcome, conclude, fit_candidate, supervised, window
+from training.reference import Beside
+from training.run import ModelRegistry, TrainOutcome, conclude, fit_candidate, predicted, supervised, window
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,12 @@ def retrain(
     metrics: Metrics | None = None,
     push_url: str | None = None,
     run: str | None = None,
+    beside: Beside | None = None,
 ) -> TrainOutcome:
     """Trains a challenger on labelled events and registers it if its log loss on the latest groups is no worse.
 
     Never raises: a failure is an outcome with its reason. Scores are the challenger's on the held-out groups.
+    `beside` makes what is registered beside the reference profile.
     """
 
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
@@ -77,8 +80,8 @@ def retrain(
             vocabularies=vocabularies if job.warm_start else None,
             weights=read_weights(champion.artifact) if job.warm_start else None,
         )
-        held_out = encode_rows(job.task, candidate.vocabularies, split.held_out)
-        labels, probabilities = held_out.labels.double().numpy(), predict(candidate.network, held_out.inputs)
+        held_out = predicted(job.task, candidate, split.held_out)
+        labels, probabilities = held_out.labels, held_out.probabilities
         before = predict(load_program(champion.artifact), encode(job.task, vocabularies, split.held_out))
         lineage = Lineage(
             run=run,
@@ -92,7 +95,7 @@ def retrain(
             scores=score(labels, probabilities),
             gate=job.gate.against_champion(labels, probabilities, before, held_out.groups),
         )
-        return conclude(job.task, candidate, lineage, rows, split, job.out, registry, monitor)
+        return conclude(job.task, candidate, lineage, rows, held_out, job.out, registry, monitor, beside)
 
     return supervised(learn, job.task.model, metrics, push_url, run, job.config.device)
 

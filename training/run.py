@@ -17,14 +17,14 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from observability import Metrics, Profile, TrainingMonitor, push
-from observability.events import FEATURE, PREDICTION
+from observability import Metrics, TrainingMonitor, push
 from training.artifact import write_artifact
 from training.checkpoint import CheckpointStore
-from training.data import DataError, Split, TabularTask, encode, encode_rows, fit, labelled, predict, split_recent
+from training.data import DataError, TabularTask, encode_rows, fit, labelled, predict, split_recent
 from training.evaluate import Gate, GateDecision, Scores, score
 from training.lineage import Lineage, code_revision
 from training.loop import TrainConfig, Trainer
+from training.reference import Beside, HeldOut, reference_body
 
 PUSH_JOB = "trimtab-train"
 PUSH_SECONDS = 1.0
@@ -135,19 +135,20 @@ def train(
     metrics: Metrics | None = None,
     push_url: str | None = None,
     run: str | None = None,
+    beside: Beside | None = None,
 ) -> TrainOutcome:
     """Trains a first version; it is registered only if it beats the base rate of the held-out groups. Never raises.
 
-    `push_url` takes the metrics of this short-lived job (a Pushgateway or the collector's intake).
+    `push_url` takes the metrics of this short-lived job (a Pushgateway or the collector's intake). `beside` makes what
+    is registered beside the reference profile.
     """
 
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
         rows = labelled(job.task, job.table)
         split = split_recent(rows, job.task.group, job.held_out)
         candidate = fit_candidate(job.task, split.train, job.config, monitor, out=job.out)
-        held_out = encode_rows(job.task, candidate.vocabularies, split.held_out)
-        probabilities = predict(candidate.network, held_out.inputs)
-        decision = job.gate.against_base_rate(held_out.labels.double().numpy(), probabilities, held_out.groups)
+        held_out = predicted(job.task, candidate, split.held_out)
+        labels, probabilities = held_out.labels, held_out.probabilities
         lineage = Lineage(
             run=run,
             code_revision=code_revision(),
@@ -157,10 +158,10 @@ def train(
             parent=None,
             start=candidate.start,
             config=job.config,
-            scores=score(held_out.labels.double().numpy(), probabilities),
-            gate=decision,
+            scores=score(labels, probabilities),
+            gate=job.gate.against_base_rate(labels, probabilities, held_out.groups),
         )
-        return conclude(job.task, candidate, lineage, job.table, split, job.out, registry, monitor)
+        return conclude(job.task, candidate, lineage, job.table, held_out, job.out, registry, monitor, beside)
 
     return supervised(learn, job.task.model, metrics, push_url, run, job.config.device)
 
@@ -259,28 +260,35 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
             parameter.copy_(weights[name])
 
 
+def predicted(task: TabularTask, candidate: Candidate, table: pa.Table) -> HeldOut:
+    """The candidate's probabilities of rows whose labels are known."""
+    rows = encode_rows(task, candidate.vocabularies, table)
+    return HeldOut(table, rows.labels.double().numpy(), predict(candidate.network, rows.inputs), rows.groups)
+
+
 def conclude(
     task: TabularTask,
     candidate: Candidate,
     lineage: Lineage,
     reference: pa.Table,
-    split: Split,
+    held_out: HeldOut,
     out: Path,
     registry: ModelRegistry,
     monitor: TrainingMonitor,
+    beside: Beside | None,
 ) -> TrainOutcome:
-    """Reports the scores and, where the gate passed, writes the artifact and registers it with lineage and profile."""
+    """Reports the scores and, where the gate passed, registers the artifact with lineage and reference."""
     monitor.evaluated(**{name: float(value) for name, value in lineage.scores.to_json().items()})
     version = None
     if lineage.gate.passed:
         artifact = write_artifact(
-            out / "artifact", task, candidate.network, candidate.vocabularies, example(task, split.held_out)
+            out / "artifact", task, candidate.network, candidate.vocabularies, example(task, held_out.table)
         )
         version = registry.register(
             task.model,
             artifact.folder,
             lineage=lineage.to_json(),
-            profile=reference_profile(task, candidate, reference).to_json(),
+            profile=reference_body(task, candidate.network, candidate.vocabularies, reference, held_out, beside),
             metrics=lineage.scores.to_json(),
         ).version
     return TrainOutcome(
@@ -296,15 +304,6 @@ def conclude(
         scores=lineage.scores,
         gate=lineage.gate,
     )
-
-
-def reference_profile(task: TabularTask, candidate: Candidate, table: pa.Table) -> Profile:
-    """The profile of the rows and of what the candidate says of them, with columns named as events name them."""
-    columns = {FEATURE + name: table.column(name) for name in task.features}
-    columns[PREDICTION + task.output] = pa.array(
-        predict(candidate.network, encode(task, candidate.vocabularies, table)), pa.float64()
-    )
-    return Profile.of(pa.table(columns))
 
 
 def example(task: TabularTask, table: pa.Table) -> dict[str, list[Any]]:

@@ -155,6 +155,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     """How far back a retraining reads the lake; 0 means all of it."""
     holdout_ratio: float = 0.2
     """Share of the newest groups that is held out for the gate."""
+    window_groups: int = 1
+    """Groups (days) of training rows that are as long as a judged window: such blocks say how windows differ anyway."""
     tolerance: float = 0.0
     """By how much (log loss) a challenger may be worse than the champion, at the confidence bound."""
     warm_start: bool = True
@@ -299,6 +301,9 @@ def _check(settings: Settings) -> None:
             "collector.amend_seconds must be at least 0, collector.slice_values at least 1 and collector.alarm_windows "
             "at least 2"
         )
+    for name, model in settings.models.items():
+        if model.window_groups < 1:
+            raise SettingsError(f"models.{name}.window_groups must be at least 1, it is {model.window_groups}")
     repeated = {name for name in collector.slices if collector.slices.count(name) > 1}
     if repeated:
         raise SettingsError(f"collector.slices names {min(repeated)} twice; name each column once")

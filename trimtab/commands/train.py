@@ -16,10 +16,12 @@ import torch
 from serving.policies import PolicyStore
 from training.evaluate import Gate
 from training.loop import TrainConfig
+from training.reference import Beside
 from training.retrain import Champion, RetrainJob
 from training.retrain import retrain as run_retrain
 from training.run import TrainJob, TrainOutcome
 from training.run import train as run_train
+from trimtab.baseline import baseline
 from trimtab.commands.models import registry as registry_of
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
 from trimtab.settings import ModelSettings, Settings
@@ -49,6 +51,7 @@ def train(model: str, settings: Settings, as_json: bool) -> None:
         ),
         registry_of(settings),
         push_url=settings.intake_url,
+        beside=_baseline(settings, chosen),
     )
     _end(outcome, as_json)
 
@@ -86,6 +89,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
         registry,
         Champion(champion.version, registry.artifact(champion)),
         push_url=settings.intake_url,
+        beside=_baseline(settings, chosen),
     )
     released: dict[str, Any] = {}
     if outcome.passed and chosen.canary_weight > 0:
@@ -103,6 +107,10 @@ def _config(chosen: ModelSettings) -> TrainConfig:
         seed=chosen.seed,
         device=chosen.device,
     )
+
+
+def _baseline(settings: Settings, chosen: ModelSettings) -> Beside:
+    return baseline(chosen.window_groups, settings.collector.drift_min_rows)
 
 
 def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None = None) -> None:

@@ -82,6 +82,7 @@ def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
                 data="trimtab.demo.tables:training_table",
                 canary_weight=0.25,
                 holdout_ratio=0.17,
+                window_groups=JUDGED_DAYS,
                 seed=plan.seed,
             )
         },

@@ -17,7 +17,11 @@ import pytest
 import uvicorn
 
 from collectors.api import Collector, CollectorConfig, build
+from collectors.spark import local_session
 from observability.events import event_batch
+
+# Quick to start rather than quick to run: the plain compiler, the plain collector, and no check of Spark's own classes.
+QUICK_JAVA = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -XX:+UnlockDiagnosticVMOptions -XX:-BytecodeVerificationRemote"
 
 
 class FakeClock:
@@ -140,3 +144,20 @@ def collector(config: CollectorConfig, clock: FakeClock) -> Iterator[Running]:
 def events_of() -> Callable[..., pa.RecordBatch]:
     """The same, for tests that Hypothesis runs many times."""
     return make_events
+
+
+@pytest.fixture(scope="session")
+def java() -> Iterator[None]:
+    """Every Java machine that a test starts is quick to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JDK_JAVA_OPTIONS", QUICK_JAVA)
+        yield
+
+
+@pytest.fixture(scope="session")
+def spark(java: None) -> Iterator[Any]:
+    """One Spark on two cores for all that needs one: its Java machine takes longer to start than most tests."""
+    session = local_session(2)
+    session.conf.set("spark.sql.shuffle.partitions", "2")
+    yield session
+    session.stop()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,14 @@ import pytest
 
 from collectors import spark as engine
 from collectors.drift.compare import compare
-from collectors.spark import SparkError, local_session, profile_of_frame, profile_of_lake, reference_of_lake
+from collectors.spark import SparkError, profile_of_frame, profile_of_lake, reference_of_lake
+from observability.cells import ProfileError
 from observability.columns import NumericColumn
 from observability.lake import write_events
-from observability.profile import Profile, ProfileError
+from observability.profile import Profile
 
 Events = Callable[..., pa.RecordBatch]
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[Any]:
-    spark = local_session(2)
-    yield spark
-    spark.stop()
 
 
 def every_kind(rows: int, seed: int) -> pa.Table:
@@ -82,25 +76,25 @@ def lake(tables: list[pa.Table], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def test_every_kind_of_column_is_counted_as_numpy_counts_it(session: Any, lake: Path, tables: list[pa.Table]) -> None:
+def test_every_kind_of_column_is_counted_as_numpy_counts_it(spark: Any, lake: Path, tables: list[pa.Table]) -> None:
     reference = Profile.of(tables[0], joint=True)
     wanted = reference.empty()
     for table in tables:
         wanted = wanted.updated(table)
-    nanos = session.conf.get("spark.sql.legacy.parquet.nanosAsLong")
+    nanos = spark.conf.get("spark.sql.legacy.parquet.nanosAsLong")
 
-    found = profile_of_lake(lake, reference, session)
+    found = profile_of_lake(lake, reference, spark)
 
     assert_same(found, wanted)
     assert found.joint is not None
     assert wanted.joint is not None
     np.testing.assert_allclose(found.joint.covariance.comoment, wanted.joint.covariance.comoment, rtol=1e-9)
-    assert session.conf.get("spark.sql.legacy.parquet.nanosAsLong") == nanos
+    assert spark.conf.get("spark.sql.legacy.parquet.nanosAsLong") == nanos
 
 
-def test_a_frame_of_many_partitions_is_merged_by_the_workers(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_of_many_partitions_is_merged_by_the_workers(spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MERGED_BY_DRIVER", 2)
-    frame = session.range(0, 1000, 1, 9).selectExpr("id AS n", "id % 3 = 0 AS third")
+    frame = spark.range(0, 1000, 1, 9).selectExpr("id AS n", "id % 3 = 0 AS third")
     table = pa.table({"n": np.arange(1000), "third": np.arange(1000) % 3 == 0})
     reference = Profile.of(table.slice(0, 500))
 
@@ -108,18 +102,18 @@ def test_a_frame_of_many_partitions_is_merged_by_the_workers(session: Any, monke
 
 
 def test_spark_makes_the_reference_that_numpy_makes(
-    session: Any, lake: Path, tables: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+    spark: Any, lake: Path, tables: list[pa.Table], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = pa.concat_tables(
         [table.drop_columns(["small"]) if "small" in table.schema.names else table for table in tables]
     )
 
     chosen = {name: column.kind for name, column in Profile.of(whole).columns.items()}
-    assert_same(reference_of_lake(lake, chosen, session), Profile.of(whole))
+    assert_same(reference_of_lake(lake, chosen, spark), Profile.of(whole))
 
     # From a sample: bins differ a little, but the range, the categories and every count are exact.
     monkeypatch.setattr(engine, "SAMPLE_ROWS", 300)
-    found, wanted = reference_of_lake(lake, chosen, session), Profile.of(whole)
+    found, wanted = reference_of_lake(lake, chosen, spark), Profile.of(whole)
     numbers = found.columns["x.y"]
     assert isinstance(numbers, NumericColumn)
     assert (numbers.minimum, numbers.maximum) == (numbers.edges[0], numbers.edges[-1])
@@ -128,7 +122,7 @@ def test_spark_makes_the_reference_that_numpy_makes(
     assert {name: column.rows for name, column in found.columns.items()} == dict.fromkeys(chosen, 1800)
 
 
-def test_the_lake_of_events_and_the_drift_of_two_files(tmp_path: Path, session: Any, events: Events) -> None:
+def test_the_lake_of_events_and_the_drift_of_two_files(tmp_path: Path, spark: Any, events: Events) -> None:
     reference = Profile.of(pa.Table.from_batches([events(2000)]))
     parts = [
         pa.Table.from_batches([events(500, seed=i, prefix=str(i), time_s=1.363e9 + 3600 * i, shift=i / 3)])
@@ -148,7 +142,7 @@ def test_the_lake_of_events_and_the_drift_of_two_files(tmp_path: Path, session: 
     assert not verdict.drifted
 
 
-def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path, session: Any) -> None:
+def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path, spark: Any) -> None:
     mixed = tmp_path / "mixed"
     mixed.mkdir()
     parts = [pa.table({"v": [1, 2, 3]}), pa.table({"v": [1.5, 2.5], "w": ["a", "b"]})]
@@ -158,13 +152,13 @@ def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path,
     (tmp_path / "rows.jsonl").write_text('{"v": 1.5, "w": "a"}\n{"v": 2.5, "w": "b"}\n')
     reference = Profile.of(pa.table({"v": [1.0, 2.0], "w": ["a", "a"]}))
 
-    assert_same(profile_of_lake(mixed, reference, session), reference.empty().updated(parts[0]).updated(parts[1]))
+    assert_same(profile_of_lake(mixed, reference, spark), reference.empty().updated(parts[0]).updated(parts[1]))
     wanted = reference.empty().updated(parts[1])
-    assert_same(profile_of_lake(tmp_path / "rows.csv", reference, session), wanted)
-    assert_same(profile_of_lake(tmp_path / "rows.jsonl", reference, session), wanted)
+    assert_same(profile_of_lake(tmp_path / "rows.csv", reference, spark), wanted)
+    assert_same(profile_of_lake(tmp_path / "rows.jsonl", reference, spark), wanted)
 
 
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, session: Any, lake: Path) -> None:
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, spark: Any, lake: Path) -> None:
     reference = Profile.of(pa.table({"v": [1.0, 2.0]}))
     empty, broken = tmp_path / "empty", tmp_path / "broken"
     empty.mkdir()
@@ -180,6 +174,6 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, session: Any, l
         (lake, r"none of the reference's columns \(v\): it has x.y, "),
     ):
         with pytest.raises(SparkError, match=message):
-            profile_of_lake(path, reference, session)
+            profile_of_lake(path, reference, spark)
     with pytest.raises(ProfileError, match="column 'v' of type string is not numeric"):
-        profile_of_lake(tmp_path / "texts.parquet", reference, session)
+        profile_of_lake(tmp_path / "texts.parquet", reference, spark)

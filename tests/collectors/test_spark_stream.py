@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from collectors import spark_stream
-from collectors.spark import SparkError, local_session
+from collectors.spark import SparkError
 from collectors.spark_stream import profile_of_stream, profiles_of_stream, stream_profiles
 from observability.profile import Profile
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 START = int(datetime(2026, 3, 1, tzinfo=UTC).timestamp())
-
-
-@pytest.fixture(scope="module")
-def session() -> Iterator[Any]:
-    spark = local_session(2)
-    yield spark
-    spark.stop()
 
 
 def rows(seed: int, hour: float = 0.0) -> pa.Table:
@@ -55,7 +47,7 @@ def counts_of(profile: Profile) -> dict[str, list[int]]:
     return {name: column.counts.tolist() for name, column in profile.columns.items()}
 
 
-def test_a_restart_counts_no_row_twice(tmp_path: Path, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_counts_no_row_twice(tmp_path: Path, spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = Profile.of(rows(99).select(["x", "kind"]))
     folder, checkpoint, sink = tmp_path / "in", tmp_path / "checkpoint", tmp_path / "sink"
     tables = [rows(seed) for seed in range(6)]
@@ -63,7 +55,7 @@ def test_a_restart_counts_no_row_twice(tmp_path: Path, session: Any, monkeypatch
         put(folder, str(number), table)
 
     def run() -> None:
-        stream_profiles(session, folder, reference, checkpoint, sink, max_files=1).awaitTermination()
+        stream_profiles(spark, folder, reference, checkpoint, sink, max_files=1).awaitTermination()
 
     # Dies after its file is written and before Spark knows that the batch is done: the batch comes again.
     really = spark_stream._write
@@ -89,20 +81,20 @@ def test_a_restart_counts_no_row_twice(tmp_path: Path, session: Any, monkeypatch
     # Old batches were added up into one file.
     assert len(list(sink.glob("batch-*.json"))) <= 2
     with pytest.raises(Exception, match="another checkpoint"):
-        stream_profiles(session, folder, reference, tmp_path / "fresh", sink).awaitTermination()
+        stream_profiles(spark, folder, reference, tmp_path / "fresh", sink).awaitTermination()
     assert profile_of_stream(sink).rows == 1800
 
 
-def test_late_rows_amend_their_window(tmp_path: Path, session: Any) -> None:
+def test_late_rows_amend_their_window(tmp_path: Path, spark: Any) -> None:
     reference = Profile.of(rows(99).select(["x", "kind"]))
     folder, checkpoint, sink = tmp_path / "in", tmp_path / "checkpoint", tmp_path / "sink"
     first, second, late = rows(1, 0), rows(2, 1), rows(3, 0)
     late = late.set_column(2, "time", pa.array([None, *late["time"].to_pylist()[1:]], pa.timestamp("ns")))
     for name, table in (("a", first), ("b", second)):
         put(folder, name, table)
-    stream_profiles(session, folder, reference, checkpoint, sink, time="time").awaitTermination()
+    stream_profiles(spark, folder, reference, checkpoint, sink, time="time").awaitTermination()
     put(folder, "c", late)
-    stream_profiles(session, folder, reference, checkpoint, sink, time="time").awaitTermination()
+    stream_profiles(spark, folder, reference, checkpoint, sink, time="time").awaitTermination()
 
     found = profiles_of_stream(sink)
 
@@ -114,7 +106,7 @@ def test_late_rows_amend_their_window(tmp_path: Path, session: Any) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_process_is_continued(tmp_path: Path, session: Any) -> None:
+def test_a_killed_process_is_continued(tmp_path: Path, spark: Any) -> None:
     reference = Profile.of(rows(99).select(["x", "kind"]))
     folder, checkpoint, sink = tmp_path / "in", tmp_path / "checkpoint", tmp_path / "sink"
     tables = [rows(seed) for seed in range(5)]
@@ -141,21 +133,21 @@ def test_a_killed_process_is_continued(tmp_path: Path, session: Any) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    stream_profiles(session, folder, reference, checkpoint, sink).awaitTermination()
+    stream_profiles(spark, folder, reference, checkpoint, sink).awaitTermination()
 
     assert counts_of(profile_of_stream(sink)) == counts_of(reference.empty().updated(pa.concat_tables(tables)))
 
 
-def test_a_stream_of_nothing_says_so(tmp_path: Path, session: Any) -> None:
+def test_a_stream_of_nothing_says_so(tmp_path: Path, spark: Any) -> None:
     reference = Profile.of(rows(99).select(["x", "kind"]))
     (tmp_path / "in").mkdir()
     with pytest.raises(SparkError, match="give their schema"):
-        stream_profiles(session, tmp_path / "in", reference, tmp_path / "c", tmp_path / "s")
+        stream_profiles(spark, tmp_path / "in", reference, tmp_path / "c", tmp_path / "s")
     put(tmp_path / "in", "a", rows(1))
     with pytest.raises(SparkError, match="no column 'when' for the time"):
-        stream_profiles(session, tmp_path / "in", reference, tmp_path / "c", tmp_path / "s", time="when")
+        stream_profiles(spark, tmp_path / "in", reference, tmp_path / "c", tmp_path / "s", time="when")
     other = Profile.of(pa.table({"z": [1.0]}))
     with pytest.raises(SparkError, match="none of the reference's columns: x, kind, time"):
-        stream_profiles(session, tmp_path / "in", other, tmp_path / "c", tmp_path / "s")
+        stream_profiles(spark, tmp_path / "in", other, tmp_path / "c", tmp_path / "s")
     with pytest.raises(SparkError, match="holds no profiles"):
         profile_of_stream(tmp_path / "s")

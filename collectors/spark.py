@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 
 from observability.cells import Kind, ProfileError
 from observability.columns import NUM_CATEGORIES, CategoricalColumn, NumericColumn
@@ -206,8 +205,10 @@ def _temporal_types(path: str, format: str) -> Types:
     """Of local Parquet, the times that Spark gives as plain numbers: what its own types cannot hold."""
     if format != "parquet" or not Path(path).exists():
         return {}
+    import pyarrow.dataset as datasets
+
     try:
-        schema = pa.dataset.dataset(path).schema
+        schema = datasets.dataset(path).schema
     except (pa.ArrowException, OSError):
         return {}
     is_a = pa.types

@@ -3,11 +3,13 @@
 from collectors.drift.auto import AutoVerdict, auto_verdicts, judge_cells
 from collectors.drift.bins import equal_mass_groups, regroup_categories, regroup_ordered
 from collectors.drift.calibration import Calibration
+from collectors.drift.changepoint import ChangePointDetector, ChangePointSettings
 from collectors.drift.chi_square import chi_square, chi_square_each, chi_square_fit, g_test, g_test_each
 from collectors.drift.compare import compare
 from collectors.drift.comparison import ColumnComparison, Comparison
 from collectors.drift.cramer_von_mises import cramer_von_mises, cramer_von_mises_bound, cramer_von_mises_each
 from collectors.drift.detector import EDetector
+from collectors.drift.detector_settings import Alarm, DetectorSettings
 from collectors.drift.domain_classifier import Separation, domain_classifier
 from collectors.drift.explain import Explanation, explain
 from collectors.drift.fdr import benjamini_hochberg, e_bh
@@ -31,11 +33,15 @@ from collectors.drift.total_variation import total_variation, total_variation_ea
 from collectors.drift.wasserstein import wasserstein, wasserstein_bound
 
 __all__ = [
+    "Alarm",
     "AutoVerdict",
     "Calibration",
+    "ChangePointDetector",
+    "ChangePointSettings",
     "ColumnComparison",
     "ColumnDrift",
     "Comparison",
+    "DetectorSettings",
     "Discrepancy",
     "DriftThresholds",
     "EDetector",

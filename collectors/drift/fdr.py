@@ -30,7 +30,8 @@ def cut(pvalues: Floats, alpha: float) -> float:
     if not len(pvalues):
         return alpha
     rejected = int(np.count_nonzero(benjamini_hochberg(pvalues) <= alpha))
-    return alpha * max(rejected, 1) / len(pvalues)
+    # Rounded, 3 α / 3 can be above α.
+    return min(alpha * max(rejected, 1) / len(pvalues), alpha)
 
 
 def e_bh(evalues: Floats, alpha: float) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
@@ -24,6 +24,7 @@ def test_q_values_are_scipys(pvalues: list[float]) -> None:
 
 
 @given(pvalues=chances, alpha=st.sampled_from([0.01, 0.05, 0.2]))
+@example(pvalues=[0.0, 0.0, 0.0], alpha=0.05)
 def test_the_cut_selects_what_the_q_values_select(pvalues: list[float], alpha: float) -> None:
     p = np.array(pvalues)
     at = cut(p, alpha)

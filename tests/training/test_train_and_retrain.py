@@ -19,6 +19,7 @@ from training import (
     DataError,
     Encoding,
     Gate,
+    ReferenceData,
     RetrainJob,
     TrainConfig,
     TrainJob,
@@ -95,6 +96,33 @@ def test_a_first_version_is_registered_with_lineage_profile_and_scores(first_job
     page = exposition(metrics)[0].decode()
     assert 'training_runs_total{model="tiny",outcome="completed"} 1.0' in page
     assert 'training_evaluation_score{metric="log_loss",model="tiny",run="r1"}' in page
+
+
+def test_what_the_front_door_makes_is_registered_beside_the_profile(
+    task, first_job: TrainJob, registry: Registry, fill, make_table, tmp_path: Path
+):
+    seen: list[ReferenceData] = []
+
+    def beside(data: ReferenceData) -> dict[str, object]:
+        seen.append(data)
+        return {"calibration": {"rows": len(data.rows)}}
+
+    first = train(first_job, registry, beside=beside)
+    champion = Champion(1, registry.artifact(registry.get("tiny", 1)))
+    job = RetrainJob(task=task, lake=fill(make_table(seed=2)), out=tmp_path / "second", config=CONFIG, gate=GATE)
+    second = retrain(replace(job, gate=replace(GATE, tolerance=1.0)), registry, champion, beside=beside)
+
+    assert (first.version, second.version) == (1, 2), second.reason
+    for version, data in zip((1, 2), seen, strict=True):
+        body = registry.profile("tiny", version) or b""
+        assert json.loads(body)["calibration"] == {"rows": 2000}
+        assert Profile.from_json(body) == data.profile == Profile.of(data.rows)
+        assert data.groups.to_pylist() == make_table()["day"].to_pylist()
+        # The last fifth of the days is held out; nothing of it was trained on.
+        assert set(data.held_out.groups) == {f"2024-01-{day}" for day in range(17, 21)}
+        assert data.held_out.labels.tolist() == data.held_out.table["label"].to_pylist()
+        predictions = data.rows["prediction.probability"].to_numpy()[-400:]
+        np.testing.assert_allclose(data.held_out.probabilities, predictions, atol=1e-6)
 
 
 def test_the_artifact_answers_as_the_network_for_any_batch_and_the_server_accepts_it(

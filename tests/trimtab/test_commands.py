@@ -19,8 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from collectors.query import Engine, query_app
+from collectors.references import Reference
 from collectors.store import Store
 from observability.signing import HEADER, SignatureError, verify
+from serving.registry import Registry
 
 T0 = 1_700_000_000
 Run = Callable[..., Any]
@@ -220,6 +222,54 @@ def test_a_model_that_cannot_be_trained_says_what_the_settings_lack(
 
     assert found.exit_code == 1
     assert words in found.stderr
+
+
+TRAINABLE = """
+import numpy as np
+import pyarrow as pa
+import torch
+from training import TabularTask
+
+class Line(torch.nn.Module):
+    def __init__(self, encoding):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+    def logits(self, x):
+        return self.layer(x[:, None]).squeeze(1)
+    def forward(self, x):
+        return torch.sigmoid(self.logits(x))
+
+def task():
+    return TabularTask(model="line", categorical=(), numeric=("x",), label="y", group="day", output="p", network=Line)
+
+def table(data):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=6000)
+    day = [f"2024-01-{1 + row // 200:02d}" for row in range(6000)]
+    return pa.table({"x": x, "y": (rng.normal(size=6000) < 2 * x).astype(float), "day": day})
+"""
+
+
+def test_a_trained_version_carries_what_the_collector_judges_it_by(
+    trimtab: Run, settings: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "line_to_learn.py").write_text(TRAINABLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = '[models.line]\ntask = "line_to_learn:task"\ndata = "line_to_learn:table"\nlearning_rate = 0.05\n'
+    chosen = settings(model + "window_groups = 4\n[collector]\ndrift_min_rows = 300\nintake_port = 1")
+
+    found = trimtab("train", "line", "--json", "--settings", chosen)
+
+    assert found.exit_code == 0, found.output
+    registry = Registry(f"sqlite:///{tmp_path / 'data' / 'registry.db'}", tmp_path / "data" / "artifacts")
+    reference = Reference.from_json(registry.profile("line", 1) or b"")
+    registry.close()
+    assert reference.profile.rows == 6000
+    assert reference.calibration is not None
+    # Thirty days in blocks of four: what is left over joins the last.
+    assert (reference.calibration.blocks, reference.calibration.rows) == (7, 857)
+    assert reference.estimator is not None
+    assert reference.estimator.usual["roc_auc"].value > 0.8
 
 
 # --- what is written for the tools that one has ----------------------------------------------------------------------

@@ -172,6 +172,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "Measurer", StepMeasurer)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=6,
     deadline=None,

@@ -7,19 +7,23 @@ about ten bins of equal reference mass in both modes, so that they are comparabl
 from __future__ import annotations
 
 import math
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 
-from collectors.drift.bins import Counts, regroup_ordered, shares
+from collectors.drift.bins import Counts, Floats, regroup_ordered, shares
+from collectors.drift.chi_square import chi_square, chi_square_each
 from collectors.drift.comparison import Sides
+from collectors.drift.distances import few_bins
 from collectors.drift.exact import Counted, Ordered
-from collectors.drift.jensen_shannon import jensen_shannon
-from collectors.drift.kolmogorov_law import one_sample_sf
-from collectors.drift.laws import chi2_sf
-from collectors.drift.psi import psi
+from collectors.drift.hellinger import hellinger_each
+from collectors.drift.jensen_shannon import jensen_shannon_each
+from collectors.drift.kolmogorov_law import one_sample_sf_each
+from collectors.drift.psi import psi_each
 from collectors.drift.rows import ks_rows, wasserstein_rows
-from collectors.drift.wasserstein import wasserstein
+from collectors.drift.total_variation import total_variation_each
+from collectors.drift.wasserstein import wasserstein_each
 from observability.columns import CategoricalColumn, Column, NumericColumn
 
 BINS = 10
@@ -64,54 +68,67 @@ def cell_scores(reference: NumericColumn, current: NumericColumn) -> Scores:
     law for many rows. The Wasserstein distance spreads the rows of a cell evenly and is off by at most
     `wasserstein_error`.
     """
-    difference = np.cumsum(shares(reference.counts) - shares(current.counts))
-    n, m = reference.count, current.count
-    largest = float(np.max(np.abs(difference)))
-    deviation = math.sqrt(reference.variance)
-    normed = wasserstein(
-        reference.counts,
-        current.counts,
-        reference.edges,
-        deviation,
-        (reference.minimum, reference.maximum),
-        (current.minimum, current.maximum),
-    )
-    return {
-        **binned_scores(reference.counts, current.counts),
-        "ks": largest,
-        "ks_pvalue": one_sample_sf(largest, max(round(n * m / (n + m)), 1)),
-        "ks_error": ks_error(reference.counts, current.counts),
-        "cramer_von_mises": distribution_distance(reference.counts, current.counts),
-        "wasserstein": normed * max(deviation, LEAST_DEVIATION),
+    return cell_scores_each([(reference, current)])[0]
+
+
+def cell_scores_each(pairs: Sequence[tuple[NumericColumn, NumericColumn]]) -> list[Scores]:
+    """`cell_scores` of many columns that have one number of cells; O(cells) a column, all columns at once."""
+    first, second = [before for before, _ in pairs], [now for _, now in pairs]
+    reference, current = stacked([one.counts for one in first]), stacked([one.counts for one in second])
+    edges = np.concatenate([one.edges for one in first]).reshape(len(pairs), -1)
+    n, m = reference.sum(axis=1), current.sum(axis=1)
+    r, w = reference / n[:, None], current / m[:, None]
+    after = np.cumsum(r - w, axis=1)
+    before = np.zeros_like(after)
+    before[:, 1:] = after[:, :-1]
+    ks = np.max(np.abs(after), axis=1)
+    # How far the exact distance can be above that at the cells' edges: inside a cell the difference moves from its
+    # left edge up by the reference's share, down by the current one's.
+    inside = np.maximum(np.abs(before + r).max(axis=1), np.abs(before - w).max(axis=1))
+    weights = r.copy()
+    weights[:, :-1] += r[:, 1:]
+    deviation = np.sqrt(np.array([one.m2 for one in first]) / n)
+    lowest = np.array([min(one.minimum, other.minimum) for one, other in pairs])
+    highest = np.array([max(one.maximum, other.maximum) for one, other in pairs])
+    normed = wasserstein_each(reference, current, edges, deviation, lowest, highest)
+    found = {
+        **_distances_each(*few_bins(reference, current, BINS)[:2]),
+        "ks": ks,
+        "ks_pvalue": one_sample_sf_each(ks, np.maximum(np.rint(n * (m / (n + m))), 1)),
+        "ks_error": np.maximum(inside - ks, 0.0),
+        "cramer_von_mises": np.sum(weights * after * after, axis=1) / 2,
+        "wasserstein": normed * np.maximum(deviation, LEAST_DEVIATION),
         "wasserstein_normed": normed,
-        "wasserstein_error": wasserstein_error(reference, current),
+        "wasserstein_error": _wasserstein_errors(r + w, edges, lowest, highest),
     }
+    return _rows(found)
 
 
-def wasserstein_error(reference: NumericColumn, current: NumericColumn) -> float:
-    """How far the distance from cells can be from that of the values, in the column's unit.
+def _wasserstein_errors(both: Floats, edges: Floats, lowest: Floats, highest: Floats) -> Floats:
+    """How far the distances from cells can be from those of the values, in the columns' units.
 
     Inside a cell a distribution function differs from the straight line by at most its share of the cell, and by half
     of that on average over the width; in the tails, which are cut where they are absurdly long, by all of it.
     """
-    low = min(reference.minimum, current.minimum, float(reference.edges[0]))
-    high = max(reference.maximum, current.maximum, float(reference.edges[-1]))
-    widths = np.diff(np.concatenate([[low], reference.edges, [high]]))
-    widths[1:-1] /= 2
-    return float(np.sum(widths * (shares(reference.counts) + shares(current.counts))))
+    inner = np.sum(np.diff(edges, axis=1) * both[:, 1:-1], axis=1) / 2
+    below = np.maximum(edges[:, 0] - lowest, 0.0) * both[:, 0]
+    return np.asarray(inner + below + np.maximum(highest - edges[:, -1], 0.0) * both[:, -1], np.float64)
 
 
-def ks_error(reference: Counts, current: Counts) -> float:
-    """How far the exact Kolmogorov–Smirnov distance can be above that at the cells' edges.
+def _distances_each(reference: Counts, current: Counts) -> dict[str, Floats]:
+    """PSI, JS, Hellinger and total variation of `(columns, cells)` counts."""
+    return {
+        "psi": psi_each(reference, current),
+        "js_distance": jensen_shannon_each(reference, current),
+        "hellinger": hellinger_each(reference, current),
+        "total_variation": total_variation_each(reference, current),
+    }
 
-    Inside a cell the difference of the distribution functions starts and ends at the edges' differences and moves by
-    at most either side's share of the cell; what exceeds the largest difference at an edge is the error's bound.
-    """
-    before, now = shares(reference), shares(current)
-    difference = np.concatenate([[0.0], np.cumsum(before - now)])
-    # From the left edge up by the reference's share, down by the current one's.
-    highest = np.maximum(np.abs(difference[:-1] + before), np.abs(difference[:-1] - now))
-    return max(float(highest.max() - np.abs(difference).max()), 0.0)
+
+def _rows(found: Mapping[str, Floats]) -> list[Scores]:
+    """One dictionary a column of one array a statistic."""
+    rows = zip(*(values.tolist() for values in found.values()), strict=True)
+    return [dict(zip(found, row, strict=True)) for row in rows]  # type: ignore[misc]
 
 
 def binned_scores(reference: Counts, current: Counts) -> Scores:
@@ -122,18 +139,30 @@ def binned_scores(reference: Counts, current: Counts) -> Scores:
 
 def category_scores(reference: Counts, current: Counts) -> Scores:
     """The statistics of categories from their counts; both sides have values."""
-    return {**category_distances(reference, current), "chi2_pvalue": chi_square_pvalue(reference, current)}
+    return category_scores_each([(reference, current)])[0]
+
+
+def category_scores_each(pairs: Sequence[tuple[Counts, Counts]]) -> list[Scores]:
+    """`category_scores` of many columns, those with about as many categories at once."""
+    groups: dict[int, list[int]] = {}
+    for place, (reference, _) in enumerate(pairs):
+        groups.setdefault(len(reference).bit_length(), []).append(place)
+    found: list[Scores] = [{} for _ in pairs]
+    for places in groups.values():
+        widest = max(len(pairs[place][0]) for place in places)
+        counts = np.zeros((2, len(places), widest), np.int64)
+        for row, place in enumerate(places):
+            reference, current = pairs[place]
+            counts[0, row, : len(reference)], counts[1, row, : len(current)] = reference, current
+        pvalues = chi_square_each(counts[0], counts[1])[1]
+        for place, scores in zip(places, _rows({**_distances_each(*counts), "chi2_pvalue": pvalues}), strict=True):
+            found[place] = scores
+    return found
 
 
 def category_distances(reference: Counts, current: Counts) -> Scores:
     """PSI, JS, Hellinger and total variation of two count vectors."""
-    r, c = shares(reference), shares(current)
-    return {
-        "psi": psi(reference, current),
-        "js_distance": jensen_shannon(reference, current),
-        "hellinger": math.sqrt(max(1.0 - float(np.sum(np.sqrt(r * c))), 0.0)),
-        "total_variation": float(np.sum(np.abs(r - c))) / 2,
-    }
+    return _rows(_distances_each(reference[None], current[None]))[0]
 
 
 def counted_scores(found: Counted) -> Scores:
@@ -143,24 +172,37 @@ def counted_scores(found: Counted) -> Scores:
 
 def cells_scores(reference: Column, current: Column) -> Scores:
     """The statistics of any two columns of one layout; both sides have values."""
-    if isinstance(reference, NumericColumn) and isinstance(current, NumericColumn):
-        return cell_scores(reference, current)
-    held = (reference.counts > 0) | (current.counts > 0)
-    return category_scores(reference.counts[held], current.counts[held])
+    return cells_scores_each([(reference, current)])[0]
+
+
+def cells_scores_each(pairs: Sequence[tuple[Column, Column]]) -> list[Scores]:
+    """`cells_scores` of many columns, those of a kind and number of cells at once."""
+    ordered: dict[int, list[int]] = {}
+    unordered: list[int] = []
+    for place, (reference, current) in enumerate(pairs):
+        if isinstance(reference, NumericColumn) and isinstance(current, NumericColumn):
+            ordered.setdefault(len(reference.counts), []).append(place)
+        else:
+            unordered.append(place)
+    found: list[Scores] = [{} for _ in pairs]
+    for places in ordered.values():
+        numbers: Any = [pairs[place] for place in places]
+        for place, scores in zip(places, cell_scores_each(numbers), strict=True):
+            found[place] = scores
+    counts = [(pairs[place][0].counts, pairs[place][1].counts) for place in unordered]
+    for place, scores in zip(unordered, category_scores_each(counts), strict=True):
+        found[place] = scores
+    return found
 
 
 def chi_square_pvalue(reference: Counts, current: Counts) -> float:
     """p-value of the two-sample chi-square test (`scipy.stats.chi2_contingency`, without correction)."""
-    held = (reference + current) > 0
-    before, now = reference[held].astype(np.float64), current[held].astype(np.float64)
-    if len(before) < 2:
-        return 1.0
-    pooled = (before + now) / (before.sum() + now.sum())
-    statistic = 0.0
-    for side in (before, now):
-        expected = pooled * side.sum()
-        statistic += float(np.sum(np.square(side - expected) / expected))
-    return float(chi2_sf(statistic, len(before) - 1))
+    return chi_square(reference, current).pvalue
+
+
+def stacked(counts: Sequence[Counts]) -> Counts:
+    """Counts of one length as `(columns, cells)`."""
+    return np.concatenate(counts).reshape(len(counts), -1)
 
 
 def distribution_distance(reference: Counts, current: Counts) -> float:

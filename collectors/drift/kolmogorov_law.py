@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 
-from collectors.drift.bins import Floats
+from collectors.drift.bins import Counts, Floats
 from collectors.drift.laws import stirling_error
 
 # Both samples at most so large: the p-value counts lattice paths, exactly. Beyond, the one-sample law stands in.
 EXACT_ROWS = 10_000
-# Terms of Smirnov's sum from which it is taken with a stride: the summand is smooth on a scale far above it.
-_STRIDED_FROM = 1000
+# About how many terms of Smirnov's sum are taken: the summand is smooth on a scale far above their distance.
+_TERMS = 200
 # The errors of Stirling's formula at 1 … 15; nothing asks for 0.
 _SMALL = np.concatenate([[0.0], stirling_error(np.arange(1.0, 16.0))])
 # Rows from which the one-sided tail is Maag & Dicaire's, as in scipy: nobody acts on a p-value's fourth digit.
@@ -42,45 +42,79 @@ def one_sample_sf(d: float, n: int) -> float:
     Simard & L'Ecuyer (2011) choose among the exact matrix power (Durbin; Marsaglia, Tsang & Wang 2003), Pelz & Good's
     (1976) expansion and twice Smirnov's one-sided tail.
     """
-    t = n * d
-    if d >= 1:
-        return 0.0
-    if t <= 0.5:
-        return 1.0
-    if t <= 1:
-        return 1 - math.exp(math.lgamma(n + 1) + n * (math.log(2 * t - 1) - math.log(n))) if t > 0.5 else 1.0
-    if t >= n - 1:
-        return float(2 * (1 - d) ** n)
+    return float(one_sample_sf_each(np.array([d]), np.array([n]))[0])
+
+
+def one_sample_sf_each(d: Floats, n: Counts) -> Floats:
+    """`one_sample_sf` of many distances `(columns,)`, each of its own number of values."""
+    d, rows = np.asarray(d, np.float64), np.asarray(n, np.float64)
+    t = rows * d
     square = t * d
-    if d >= 0.5 or square > (4 if n <= 140 else 2.2):
-        return min(2 * smirnov_sf(d, n), 1.0) if square < 370 or n <= 140 or d >= 0.5 else 0.0
-    if n <= 140 or (n <= 100_000 and n * d**1.5 <= 1.4):
-        return min(max(1 - _matrix_cdf(d, n), 0.0), 1.0)
-    return min(max(1 - _expansion_cdf(d, n), 0.0), 1.0)
+    found = np.ones(len(d))
+    found[d >= 1] = 0.0
+    left = (t > 0.5) & (d < 1)
+    for place in np.flatnonzero(left & ((t <= 1) | (t >= rows - 1))).tolist():
+        found[place] = _at_the_ends(float(d[place]), int(rows[place]))
+    left &= (t > 1) & (t < rows - 1)
+    tail = left & ((d >= 0.5) | (square > np.where(rows <= 140, 4, 2.2)))
+    beyond = tail & (square >= 370) & (rows > 140) & (d < 0.5)
+    found[beyond] = 0.0
+    tail &= ~beyond
+    found[tail] = np.minimum(2 * _smirnov_sf_each(d[tail], rows[tail]), 1.0)
+    left &= ~(tail | beyond)
+    exact = left & ((rows <= 140) | ((rows <= 100_000) & (t * np.sqrt(d) <= 1.4)))
+    for place in np.flatnonzero(exact).tolist():
+        found[place] = min(max(1 - _matrix_cdf(float(d[place]), int(rows[place])), 0.0), 1.0)
+    left &= ~exact
+    found[left] = np.clip(1 - _expansion_cdf(d[left], rows[left]), 0.0, 1.0)
+    return found
+
+
+def _at_the_ends(d: float, n: int) -> float:
+    """Up to `t = n d = 1`, and from `n − 1`."""
+    t = n * d
+    if t <= 1:
+        return 1 - math.exp(math.lgamma(n + 1) + n * (math.log(2 * t - 1) - math.log(n)))
+    return float(2 * (1 - d) ** n)
 
 
 def smirnov_sf(d: float, n: int) -> float:
     """`P(D⁺ ≥ d)`, one-sided: `d Σ C(n, j) (d + j/n)^(j−1) (1 − d − j/n)^(n−j)` (Smirnov 1944; Birnbaum & Tingey 1951).
 
-    Each term is a binomial probability in Loader's form; above 1,000 terms every k-th is taken, which is exact to
-    rounding because the summand is smooth and vanishes at both ends (the trapezoidal rule). Above a million rows it is
-    `exp(−(6nd + 1)² / 18n)` (Maag & Dicaire 1971), which scipy takes there too; it is 0.04 % off at 1e-33.
+    Each term is a binomial probability in Loader's form; above 400 terms every k-th is taken, about 200 in all, which
+    is off by 1e-13 of the sum because the summand is smooth and vanishes at both ends (the trapezoidal rule). Above a
+    million rows it is `exp(−(6nd + 1)² / 18n)` (Maag & Dicaire 1971), which scipy takes there too; it is 0.04 % off at
+    1e-33.
     """
-    if n > _APPROXIMATE_FROM:
-        return math.exp(-((6 * n * d + 1) ** 2) / (18 * n))
+    return float(_smirnov_sf_each(np.array([d]), np.array([float(n)]))[0])
+
+
+def _smirnov_sf_each(d: Floats, n: Floats) -> Floats:
+    found = np.exp(-((6 * n * d + 1) ** 2) / (18 * n))
+    few = n <= _APPROXIMATE_FROM
+    if few.any():
+        rows = n[few, None]
+        # What depends on the number of rows alone is computed once where all columns have one.
+        found[few] = _smirnov_sum(d[few, None], rows[:1] if (rows == rows[0]).all() else rows)
+    return found
+
+
+def _smirnov_sum(d: Floats, n: Floats) -> Floats:
+    """Smirnov's sum; `d` is `(columns, 1)`, `n` too or one for all."""
     t = n * d
-    last = min(math.floor(n - t), n - 1)
-    stride = max(1, n // _STRIDED_FROM)
-    j = np.arange(1, last + 1, stride, dtype=np.float64)
-    rest = n - j
+    last = np.minimum(np.floor(n - t), n - 1)
+    stride = np.maximum(np.floor(n / _TERMS), 1)
+    j: Floats = 1 + stride * np.arange(max(int(np.max((last - 1) // stride)) + 1, 0), dtype=np.float64)
+    within = j <= last
+    j = np.minimum(j, np.maximum(n - 1, 1.0))
+    rest = np.maximum(n - j, 1.0)
     with np.errstate(divide="ignore", invalid="ignore", under="ignore"):
         deviance = -j * np.log1p(t / j) - rest * np.log1p(-np.minimum(t / rest, 1.0))
         size = np.sqrt(n / (2 * math.pi * j * rest)) * (t / (j + t))
-        correction = (
-            float(_stirling_of_whole(np.array([float(n)]))[0]) - _stirling_of_whole(j) - _stirling_of_whole(rest)
-        )
-        terms = size * np.exp(correction - deviance)
-    return float((1 - d) ** n + stride * np.sum(terms))
+        correction = _stirling_of_whole(n) - _stirling_of_whole(j) - _stirling_of_whole(rest)
+        terms = np.where(within, size * np.exp(correction - deviance), 0.0)
+        first = (1 - d) ** n
+    return np.asarray((first + stride * np.sum(terms, axis=1, keepdims=True))[:, 0], np.float64)
 
 
 def _stirling_of_whole(n: Floats) -> Floats:
@@ -163,13 +197,14 @@ def _rescaled(matrix: Floats, exponent: int) -> tuple[Floats, int]:
     return np.ldexp(matrix, -shift), exponent + shift
 
 
-def _expansion_cdf(d: float, n: int) -> float:
-    z = math.sqrt(n) * d
+def _expansion_cdf(d: Floats, n: Floats) -> Floats:
+    """Pelz and Good's expansion; `(columns,)` of both."""
+    if not len(d):
+        return np.zeros(0)
+    root_n = np.sqrt(n)
+    z = np.maximum(root_n * d, 1e-3)[:, None]
     pi2 = math.pi**2
-    q = math.exp(-pi2 / 8 / z**2) if z > 0.0418 else 0.0
-    if q == 0:
-        return 0.0
-    top = math.ceil(16 * z / math.pi)
+    top = int(np.ceil(16 * np.max(z) / math.pi))
     odd = (2 * np.arange(1, top + 1) - 1).astype(np.float64)
     whole = np.arange(1, top + 1, dtype=np.float64)
     with np.errstate(under="ignore"):
@@ -177,12 +212,14 @@ def _expansion_cdf(d: float, n: int) -> float:
         pairs = np.exp(-pi2 / 2 / z**2 * whole**2) * whole**2
     root = math.sqrt(2 * math.pi)
     s = odd**2
-    zeroth = root / z * np.sum(weight)
-    first = root / (6 * z**4) * np.sum(weight * (pi2 / 4 * s - z**2))
-    second = root / (72 * z**7) * np.sum(
-        weight * (6 * z**6 + 2 * z**4 + (2 * z**4 - 5 * z**2) * pi2 / 4 * s + pi2**2 * (1 - 2 * z**2) / 16 * s**2)
-    ) - root * pi2 / (36 * z**3) * np.sum(pairs)
-    third = root / (6480 * z**10) * np.sum(
+    z1 = z[:, 0]
+    zeroth = root / z1 * np.sum(weight, axis=1)
+    first = root / (6 * z1**4) * np.sum(weight * (pi2 / 4 * s - z**2), axis=1)
+    second = root / (72 * z1**7) * np.sum(
+        weight * (6 * z**6 + 2 * z**4 + (2 * z**4 - 5 * z**2) * pi2 / 4 * s + pi2**2 * (1 - 2 * z**2) / 16 * s**2),
+        axis=1,
+    ) - root * pi2 / (36 * z1**3) * np.sum(pairs, axis=1)
+    third = root / (6480 * z1**10) * np.sum(
         weight
         * (
             -30 * z**6
@@ -190,6 +227,8 @@ def _expansion_cdf(d: float, n: int) -> float:
             + pi2 * (135 * z**4 - 96 * z**6) / 4 * s
             + pi2**2 * (212 * z**4 - 60 * z**2) / 16 * s**2
             + pi2**3 * (5 - 30 * z**2) / 64 * s**3
-        )
-    ) + root * pi2 / (216 * z**6) * np.sum((3 * z**2 - pi2 * whole**2) * pairs)
-    return float(zeroth + first / math.sqrt(n) + second / n + third / n**1.5)
+        ),
+        axis=1,
+    ) + root * pi2 / (216 * z1**6) * np.sum((3 * z**2 - pi2 * whole**2) * pairs, axis=1)
+    # Below 0.0418 nothing is left of the first term.
+    return np.where(z1 > 0.0418, zeroth + first / root_n + second / n + third / n**1.5, 0.0)

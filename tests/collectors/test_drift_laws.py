@@ -106,10 +106,22 @@ def test_no_distance_has_a_p_value_of_one() -> None:
     assert math.isnan(cramer_von_mises_law.two_sample_pvalue(0.1, 0, 7))
 
 
+def test_many_distances_at_once_have_the_p_values_that_they_have_alone() -> None:
+    random = np.random.default_rng(1)
+    n = (10 ** random.uniform(0, 6.3, 400)).astype(np.int64)
+    d = np.concatenate([np.minimum(random.uniform(0, 5, 396) / np.sqrt(n[:396]), 1.0), [0.0, 0.5, 1.0, 0.25]])
+
+    together = kolmogorov_law.one_sample_sf_each(d, n)
+
+    np.testing.assert_allclose(together, stats.kstwo.sf(d, n), rtol=1e-6, atol=1e-13)
+    alone = [kolmogorov_law.one_sample_sf(float(a), int(b)) for a, b in zip(d, n, strict=True)]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
 @pytest.mark.parametrize("n", [1500, 4000, 30_000, 200_000])
 def test_the_stride_through_smirnovs_sum_loses_nothing(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     at = [math.sqrt(square / n) for square in (2.2, 4, 20, 100, 360)]
     strided = [kolmogorov_law.smirnov_sf(d, n) for d in at]
-    monkeypatch.setattr(kolmogorov_law, "_STRIDED_FROM", 10**9)
+    monkeypatch.setattr(kolmogorov_law, "_TERMS", 10**9)
 
     assert strided == pytest.approx([kolmogorov_law.smirnov_sf(d, n) for d in at], rel=1e-11)

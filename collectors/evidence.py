@@ -102,11 +102,12 @@ def summary(column: Column) -> dict[str, Any]:
 def _verdicts(pane: Pane, against: Against, history: History) -> dict[str, ColumnDrift]:
     """The verdicts on the pane alone: those of its judged window where that is the pane."""
     window = history.ending(pane)
-    if window is not None and window.pane is pane and pane.rows >= against.thresholds.min_rows:
+    one_pane = window is not None and window.pane is pane and against.pane_calibration is None
+    if window is not None and one_pane and pane.rows >= against.thresholds.min_rows:
         return window.verdicts(against)
     if pane.rows < EVIDENCE_ROWS:
         return {}
-    return against.verdicts(pane, min_rows=min(EVIDENCE_ROWS, against.thresholds.min_rows))
+    return against.pane_verdicts(pane, min(EVIDENCE_ROWS, against.thresholds.min_rows))
 
 
 def _explanation(
@@ -155,7 +156,7 @@ def _slices(column: str, pane: Pane, against: Against) -> list[dict[str, Any]]:
         for value, part in parts.items():
             if name == column or part.rows < EVIDENCE_ROWS:
                 continue
-            verdict = against.verdicts(part, min_rows=EVIDENCE_ROWS).get(column)
+            verdict = against.pane_verdicts(part, EVIDENCE_ROWS).get(column)
             if verdict is not None and differs(verdict):
                 body = {"slice": name, "value": value, "rows": part.rows, "score": verdict.score}
                 found.append((verdict.score * part.rows, {**body, "threshold": verdict.threshold}))

@@ -24,11 +24,17 @@ class Against:
     profile: Profile
     calibration: Calibration | None
     thresholds: DriftThresholds
+    pane_calibration: Calibration | None = None
+    """Of single panes, which differ by more than the sums of them that are judged; None: the same."""
 
-    def verdicts(self, pane: Pane, *, min_rows: int | None = None) -> dict[str, ColumnDrift]:
-        """The verdict on each column of a pane; `min_rows` in place of that of the thresholds."""
-        thresholds = self.thresholds if min_rows is None else replace(self.thresholds, min_rows=min_rows)
-        return verdicts_of(pane, self.profile, thresholds, self.calibration)
+    def verdicts(self, judged: Pane) -> dict[str, ColumnDrift]:
+        """The verdict on each column of a judged window."""
+        return verdicts_of(judged, self.profile, self.thresholds, self.calibration)
+
+    def pane_verdicts(self, pane: Pane, min_rows: int) -> dict[str, ColumnDrift]:
+        """The verdict on each column of a single pane; `min_rows` in place of that of the thresholds."""
+        thresholds = replace(self.thresholds, min_rows=min_rows)
+        return verdicts_of(pane, self.profile, thresholds, self.pane_calibration or self.calibration)
 
 
 class JudgedWindow:

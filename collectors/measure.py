@@ -132,7 +132,9 @@ class Measures:
             old = self._against.get(key)
             self.windows.set_reference(model, version, profile)
             self.quality.set_reference(model, version, profile)
-            self._against[key] = Against(profile, reference.calibration, self.settings.thresholds)
+            self._against[key] = Against(
+                profile, reference.calibration, self.settings.thresholds, reference.pane_calibration
+            )
             if old is not None and old.profile != profile:
                 self._evidence.forget(key)
                 self._skew.pop(key, None)

@@ -38,24 +38,32 @@ class Reference:
 
     profile: Profile
     calibration: Calibration | None = None
+    """From blocks as long as judged windows."""
     estimator: PerformanceEstimator | None = None
+    pane_calibration: Calibration | None = None
+    """From blocks as long as single windows, where judged ones are sums of several."""
 
     @staticmethod
     def from_json(body: bytes) -> Reference:
-        """A profile's JSON, which may carry `"calibration"` and `"estimator"`. ProfileError if it is something else."""
+        """A profile's JSON, which may carry `"calibration"`, `"pane_calibration"` and `"estimator"`.
+
+        ProfileError if it is something else.
+        """
         profile = Profile.from_json(body)
         try:
             beside = msgspec.json.decode(body, type=_Beside)
             calibration = Calibration.from_json(beside.calibration) if beside.calibration else None
+            panes = Calibration.from_json(beside.pane_calibration) if beside.pane_calibration else None
             stored = bytes(beside.estimator)
             estimator = PerformanceEstimator.from_json(stored) if stored != _NOTHING else None
         except (ValueError, msgspec.DecodeError) as error:
             raise ProfileError(f"what comes beside the profile cannot be read: {error}") from error
-        return Reference(profile, calibration, estimator)
+        return Reference(profile, calibration, estimator, panes)
 
 
 class _Beside(msgspec.Struct):
     calibration: dict[str, Any] | None = None
+    pane_calibration: dict[str, Any] | None = None
     estimator: msgspec.Raw = msgspec.Raw(_NOTHING)
 
 

@@ -1,4 +1,4 @@
-"""What the collector knows of a version before its first row: how the reference's own blocks differ, and its scores.
+"""What the collector knows of a version before its first row: how its reference's own blocks differ, and its scores.
 
 Both are made from what a training run leaves, and registered with the version beside its profile.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,38 +22,54 @@ from training.reference import Beside, HeldOut, ReferenceData
 logger = logging.getLogger(__name__)
 
 
-def baseline(groups: int, rows: int) -> Beside:
-    """Calibration and estimator of a reference; judged windows are as long as `groups` groups, and have `rows` rows."""
-    return partial(_baseline, num_groups=groups, num_rows=rows)
+def baseline(groups: int, rows: int, windows: int = 1) -> Beside:
+    """Calibrations and estimator of a reference.
+
+    Judged windows are as long as `groups` groups, have at least `rows` rows, and are sums of so many `windows`: single
+    ones, which alarms look at, differ by more.
+    """
+    lengths = {"calibration": Length(groups, rows)}
+    if windows > 1:
+        lengths["pane_calibration"] = Length(max(1, round(groups / windows)), max(1, rows // windows))
+    return partial(_baseline, lengths=lengths)
 
 
-def _baseline(data: ReferenceData, *, num_groups: int, num_rows: int) -> Mapping[str, Any]:
-    found = {"calibration": calibration_of(data, num_groups, num_rows), "estimator": estimator_of(data.held_out)}
-    return {name: json.loads(body) for name, body in found.items() if body is not None}
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a block is at least."""
+
+    groups: int
+    rows: int
 
 
-def calibration_of(data: ReferenceData, num_groups: int, num_rows: int) -> bytes | None:
-    """What blocks of whole groups say, in their order, of at least so many groups and rows each; None of too few.
+def _baseline(data: ReferenceData, *, lengths: Mapping[str, Length]) -> Mapping[str, Any]:
+    calibrated = {name: calibration_of(data, length) for name, length in lengths.items()}
+    found: dict[str, Any] = {name: one.to_json() for name, one in calibrated.items() if one is not None}
+    estimator = estimator_of(data.held_out)
+    return found if estimator is None else {**found, "estimator": json.loads(estimator.to_json())}
+
+
+def calibration_of(data: ReferenceData, length: Length) -> Calibration | None:
+    """What blocks of whole groups say, in their order; None of too few.
 
     A block that is shorter than the windows differs by more than they do, and would hide their drift.
     """
-    blocks = blocks_of(data.groups.to_numpy(zero_copy_only=False), num_groups, num_rows)
+    blocks = blocks_of(data.groups.to_numpy(zero_copy_only=False), length)
     if len(blocks) < FEWEST_BLOCKS:
         logger.info(
-            "the reference is as long as %d judged windows (%d groups, %d rows), %d are needed to tell how they differ "
-            "by themselves: they are judged by chance alone",
+            "the reference is as long as %d windows (of %d groups and %d rows), %d are needed to tell how they differ "
+            "by themselves: they are judged by chance among rows alone",
             len(blocks),
-            num_groups,
-            num_rows,
+            length.groups,
+            length.rows,
             FEWEST_BLOCKS,
         )
         return None
     empty = data.profile.empty()
-    calibration = Calibration.of([empty.updated(data.rows.take(block)) for block in blocks])
-    return json.dumps(calibration.to_json()).encode()
+    return Calibration.of([empty.updated(data.rows.take(block)) for block in blocks])
 
 
-def blocks_of(groups: npt.NDArray[Any], num_groups: int, num_rows: int) -> list[npt.NDArray[np.int64]]:
+def blocks_of(groups: npt.NDArray[Any], length: Length) -> list[npt.NDArray[np.int64]]:
     """The rows of each block, given the group of each row; rows without one are in none.
 
     What is left over joins the last block.
@@ -62,24 +79,24 @@ def blocks_of(groups: npt.NDArray[Any], num_groups: int, num_rows: int) -> list[
     block, taken, held = 0, 0, 0
     block_of_group = np.zeros(len(counts), np.int64)
     for place, count in enumerate(counts.tolist()):
-        if taken >= num_groups and held >= num_rows:
+        if taken >= length.groups and held >= length.rows:
             block, taken, held = block + 1, 0, 0
         block_of_group[place] = block
         taken, held = taken + 1, held + count
-    if block and (taken < num_groups or held < num_rows):
+    if block and (taken < length.groups or held < length.rows):
         block_of_group[block_of_group == block] = block - 1
         block -= 1
     return [known[block_of_group[code] == number] for number in range(block + 1)] if len(known) else []
 
 
-def estimator_of(held_out: HeldOut) -> bytes | None:
+def estimator_of(held_out: HeldOut) -> PerformanceEstimator | None:
     """What scores are expected from, learned group by group on rows that training did not see; None of one class."""
     blocks = [
         ScoreHistogram.of(held_out.probabilities[chosen], held_out.labels[chosen])
-        for chosen in blocks_of(held_out.groups, 1, 1)
+        for chosen in blocks_of(held_out.groups, Length(1, 1))
     ]
     try:
-        return PerformanceEstimator.learnt(blocks).to_json()
+        return PerformanceEstimator.learnt(blocks)
     except ScoreError as error:
         logger.warning("no scores can be expected of this version: %s", error)
         return None

@@ -9,6 +9,7 @@ import pytest
 
 from collectors.alarms import Step, VersionAlarms, cause_of, step_of
 from collectors.drift import ColumnDrift, DriftThresholds, judge
+from collectors.drift.calibration import Calibration
 from collectors.drift.detector import DetectorSettings, EDetector
 from collectors.evidence import Evidence
 from collectors.history import Against, History
@@ -128,3 +129,31 @@ def test_an_alarm_of_missing_values_says_so() -> None:
     assert explained["missing"]["reference"] == 0
     assert explained["missing"]["now"] == pytest.approx(0.4, abs=0.15)
     assert explained["missing"]["p_value"] < 1e-6
+
+
+def test_single_panes_are_judged_by_what_single_panes_differ_by() -> None:
+    """Days that each have an offset of their own: without knowing so, every day would alarm."""
+    rng = np.random.default_rng(9)
+
+    def day(shift: float = 0.0) -> dict[str, np.ndarray]:
+        return {"x": rng.normal(0, 0.4) + shift + rng.normal(size=300), "y": rng.normal(size=300)}
+
+    days = [day() for _ in range(40)]
+    reference = Profile.of({name: np.concatenate([one[name] for one in days]) for name in ("x", "y")})
+    empty = reference.empty()
+    daily = Calibration.of([empty.updated(one) for one in days])
+
+    def standing_after(live: list[dict[str, np.ndarray]], calibration: Calibration | None) -> list[str]:
+        against, history = Against(reference, None, LIMITS, calibration), History(WINDOW, 8, 100)
+        evidence = Evidence(1000.0, 60.0)
+        for number, values in enumerate(live):
+            start = T0 + WINDOW * number
+            pane = Pane("m", "1", start, start + WINDOW, rows=300, profile=empty.updated(values))
+            history.put(pane)
+            evidence.put(pane, against, history)
+        return [raised.column for raised in evidence.standing(("m", "1"))[1]]
+
+    same, warmer = [day() for _ in range(30)], [day(1.5) for _ in range(15)]
+    assert standing_after(same, None) == ["x"]
+    assert standing_after(same, daily) == []
+    assert standing_after(warmer, daily) == ["x"]

@@ -14,7 +14,7 @@ from collectors.references import Reference
 from collectors.scores import score_counts
 from observability.profile import Profile
 from training.reference import HeldOut, ReferenceData
-from trimtab.baseline import baseline, blocks_of
+from trimtab.baseline import Length, baseline, blocks_of
 from trimtab.settings import SettingsError, load
 
 DAYS = 40
@@ -41,9 +41,9 @@ def data(seed: int = 0, weather: float = 0.6, positives: float = 0.5) -> Referen
     return ReferenceData(Profile.of(rows), rows, pa.chunked_array([groups[order]]), held_out)
 
 
-def reference(found: ReferenceData, groups: int, rows: int) -> Reference:
+def reference(found: ReferenceData, groups: int, rows: int, windows: int = 1) -> Reference:
     """As the collector reads it."""
-    body = {**json.loads(found.profile.to_json()), **baseline(groups, rows)(found)}
+    body = {**json.loads(found.profile.to_json()), **baseline(groups, rows, windows)(found)}
     return Reference.from_json(json.dumps(body).encode())
 
 
@@ -65,15 +65,15 @@ def test_blocks_are_whole_groups_in_their_order_and_hold_every_row() -> None:
     groups = np.array(["c", "a", None, "b", "a", "e", "d", "c", "f", "g"], object)
 
     def names(num_groups: int, num_rows: int) -> list[str]:
-        return ["".join(sorted(set(groups[block]))) for block in blocks_of(groups, num_groups, num_rows)]
+        return ["".join(sorted(set(groups[block]))) for block in blocks_of(groups, Length(num_groups, num_rows))]
 
     assert names(1, 1) == list("abcdefg")
     assert names(2, 1) == ["ab", "cd", "efg"]
     assert names(1, 3) == ["ab", "cd", "efg"]
     assert names(9, 1) == ["abcdefg"]
-    held = np.concatenate(blocks_of(groups, 2, 1))
+    held = np.concatenate(blocks_of(groups, Length(2, 1)))
     assert sorted(held.tolist()) == [0, 1, 3, 4, 5, 6, 7, 8, 9]
-    assert blocks_of(np.array([None], object), 1, 1) == []
+    assert blocks_of(np.array([None], object), Length(1, 1)) == []
 
 
 def test_a_reference_of_fewer_than_three_windows_is_not_calibrated(caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +82,18 @@ def test_a_reference_of_fewer_than_three_windows_is_not_calibrated(caplog: pytes
 
     assert found.calibration is None
     assert found.estimator is not None
-    assert "as long as 2 judged windows" in caplog.text
+    assert "as long as 2 windows" in caplog.text
+
+
+def test_single_windows_have_a_calibration_of_their_own_length() -> None:
+    found = reference(data(), 10, 60, windows=5)
+
+    assert found.calibration is not None
+    assert found.pane_calibration is not None
+    assert (found.calibration.blocks, found.pane_calibration.blocks) == (4, 20)
+    # Days that differ on their own: the shorter the block, the further it may be off.
+    assert found.pane_calibration.columns["feature.x"].mean > 1.5 * found.calibration.columns["feature.x"].mean
+    assert reference(data(), 10, 60).pane_calibration is None
 
 
 def test_labels_of_one_class_give_no_estimator_and_say_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -110,7 +110,8 @@ def _config(chosen: ModelSettings) -> TrainConfig:
 
 
 def _baseline(settings: Settings, chosen: ModelSettings) -> Beside:
-    return baseline(chosen.window_groups, settings.collector.drift_min_rows)
+    collector = settings.collector
+    return baseline(chosen.window_groups, collector.drift_min_rows, collector.judged_windows)
 
 
 def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None = None) -> None:

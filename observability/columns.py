@@ -102,8 +102,9 @@ def rebinned(column: Column, reference: Column, allowed: float) -> Column:
         return TextColumn({name: _part(part, reference.parts[name], allowed) for name, part in column.parts.items()})
     if isinstance(column, EmbeddingColumn) and isinstance(reference, EmbeddingColumn) and column.fourier is None:
         raise ProfileError("the mean embedding of vectors needs the reference before it counts: profile them again")
-    if isinstance(column, CategoricalColumn) and isinstance(reference, CategoricalColumn) and not column.categories:
-        return _named(column, reference)
+    if isinstance(column, CategoricalColumn) and isinstance(reference, CategoricalColumn):
+        # A list that no value was frequent enough for is empty, too, and truncated.
+        return column if column.categories or column.truncated else _named(column, reference)
     return column
 
 
@@ -148,7 +149,7 @@ def as_reference(column: Column) -> Column:
         return column.rebuilt(lambda _, part: part.binned() if isinstance(part, LogLinearColumn) else part)
     if isinstance(column, EmbeddingColumn) and isinstance(column.norm, LogLinearColumn):
         return replace(column, norm=column.norm.binned())
-    if isinstance(column, CategoricalColumn) and not column.categories:
+    if isinstance(column, CategoricalColumn) and not column.categories and not column.truncated:
         categories = tuple(sorted(column.strangers, key=lambda text: (-column.strangers[text], text)))
         counts = np.array([*(column.strangers[text] for text in categories), 0, 0], np.int64)
         rest = column.count - int(counts.sum())

@@ -25,7 +25,7 @@ from collectors.drift.null import FEW_ORDERED, TwoCells, effective_rows, is_spar
 from collectors.drift.thresholds import DriftThresholds
 from observability.profile import Profile
 
-Method = Literal["cdf_distance", "chi_square", "rare_category", "mmd", "missing"]
+Method = Literal["cdf_distance", "chi_square", "rare_category", "new_categories", "mmd", "missing"]
 Reason = Literal[
     "drifted",
     "missing_changed",

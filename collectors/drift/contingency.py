@@ -18,17 +18,60 @@ from collectors.drift.null import TwoCells, effective_rows
 EXPECTED = 5.0
 # Up to so many possible tables of two cells their law is summed, not approximated.
 MOST_TABLES = 4096
-# The share of the level that is spent on looking at each rare category by itself.
+# The share of the level that is spent on looking at each rare category by itself, and on all new ones together.
 RARE_SHARE = 0.1
+NEW_SHARE = 0.1
 # A category that the reference lacks by chance has at most so many rows, but for this probability.
 BY_CHANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """The law of how many rows of the window are of categories that the reference lacks; a bound from above.
+
+    Given its pooled count t, a category lies wholly in the window with the probability q(t) = (n / (n + N))^t. Those
+    that do not, which are listed, say how many do: t · q / (1 − q) rows for each (Horvitz and Thompson 1952), with a
+    variance of t² · q / (1 − q)². What no listed category is evidence of has the probability (n / (n + N))^rows; both
+    are joined as in Bernstein's inequality.
+    """
+
+    rows: int
+    """Of the window."""
+    expected: float
+    variance: float
+    unit: float
+    """Rows that make it e times as improbable."""
+
+    @staticmethod
+    def of(listed: Counts, before: int, now: int) -> NewRows:
+        """From the pooled counts of the categories that the reference has."""
+        decay = math.log1p(before / now)
+        absent = np.exp(-decay * listed[listed > 0])
+        odds = absent / (1 - absent)
+        sizes = listed[listed > 0].astype(np.float64)
+        return NewRows(now, float(sizes @ odds), float(np.sum(sizes * sizes * odds * (1 + odds))), 1 / decay)
+
+    def pvalue(self, difference: float) -> float:
+        """At a share of new rows, in the window."""
+        excess = abs(difference) * self.rows - self.expected
+        if excess <= 0:
+            return 1.0
+        spread = 2 * self.variance
+        root = 2 * excess / (math.sqrt(spread) + math.sqrt(spread + 4 * self.unit * excess))
+        return math.exp(-root * root)
+
+    def quantile(self, pvalue: float) -> float:
+        """The share of new rows whose p-value is `pvalue`; infinity beyond all rows."""
+        depth = -math.log(max(pvalue, 1e-300))
+        share = (self.expected + math.sqrt(2 * depth * self.variance) + depth * self.unit) / self.rows
+        return share if share <= 1 else math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class CategoriesTest:
     """What two samples over categories say: score, p-value, and what the score that a p-value needs depends on."""
 
-    method: Literal["chi_square", "rare_category"]
+    method: Literal["chi_square", "rare_category", "new_categories"]
     score: float
     """`√(X² / n_eff)`: Cohen's (1988) w between the window and the reference; 0.1 is small, 0.3 medium, 0.5 large."""
     p_value: float
@@ -38,7 +81,7 @@ class CategoriesTest:
     """The part of the level that this test was given: thresholds are at `level · share`."""
     correction: float = 1.0
     """The mean of X² given the margins is `(groups − 1) · correction`."""
-    exact: TwoCells | None = None
+    exact: TwoCells | NewRows | None = None
     unit: float = 1.0
     """Score of a difference of shares of one, where the law is of that difference."""
     place: int = -1
@@ -66,6 +109,8 @@ def compare_categories(
 
     `rest` is the cell of everything outside the reference's list. Who is on the list was decided by the reference's own
     counts, so the cell is joined with the categories that are as rare in both together: chance may have left them out.
+    Where all categories of the reference are listed, the rest is also tested for more new rows than those rare ones
+    let expect, at a tenth of the level.
     """
     return compare_tables([(reference, window, rest)], look_at_rare=look_at_rare)[0]
 
@@ -82,7 +127,7 @@ def compare_tables(
         squared = np.array([tests[row].effective * tests[row].score ** 2 / tests[row].correction for row in asked])
         for row, raw in zip(asked, chi2_sf(squared, degrees).tolist(), strict=True):
             tests[row] = replace(tests[row], p_value=min(raw / tests[row].share, 1.0))
-    return [one.rarest(test) if one.rare.any() else test for one, test in zip(grouped, tests, strict=True)]
+    return [one.chosen(test) for one, test in zip(grouped, tests, strict=True)]
 
 
 def needed_scores(tests: Sequence[CategoriesTest], level: float) -> Floats:
@@ -112,12 +157,17 @@ class _Grouped:
     places: Counts
     rare: NDArray[np.bool_]
     main: CategoriesTest
+    new: CategoriesTest | None = None
+    """The test of all new categories together, where the table has no other cell that tells them apart."""
 
     @staticmethod
     def of(reference: Counts, window: Counts, rest: int | None, *, look_at_rare: bool) -> _Grouped:
-        places = np.arange(len(reference))
+        places, new = np.arange(len(reference)), None
         if rest is not None:
+            listed = reference, window
             reference, window, places = _with_rare(reference, window, rest)
+            if len(reference) < len(listed[0]) and not listed[0][rest]:
+                new = _new_categories(*listed, rest, 1.0 if len(reference) < 2 else NEW_SHARE)
         pooled = reference + window
         # Ties are broken by lot: cells often come in the order of the reference's counts, which is half the outcome.
         lot = np.random.default_rng(0).permutation(len(pooled))
@@ -128,15 +178,22 @@ class _Grouped:
         none = np.zeros(len(pooled), np.bool_)
         if len(pooled) < 2 or not before or not now:
             effective = max(effective_rows(now, before), 1.0)
-            return _Grouped(reference, window, places, none, CategoriesTest("chi_square", 0.0, 1.0, effective, 1, 1.0))
+            return _Grouped(
+                reference, window, places, none, new or CategoriesTest("chi_square", 0.0, 1.0, effective, 1, 1.0)
+            )
         expected: Floats = np.asarray(pooled * (min(before, now) / (before + now)), np.float64)
         few = expected < EXPECTED
         starts = _group_starts(expected, few)
         # Two cells are one question: looking at the rarer by itself would ask it again.
         rare = few if look_at_rare and len(pooled) > 2 else none
-        share = 1 - RARE_SHARE if rare.any() else 1.0
+        share = 1 - (RARE_SHARE if rare.any() else 0.0) - (NEW_SHARE if new else 0.0)
         main = _main(np.add.reduceat(reference, starts), np.add.reduceat(window, starts), share)
-        return _Grouped(reference, window, places, rare, main)
+        return _Grouped(reference, window, places, rare, main, new)
+
+    def chosen(self, main: CategoriesTest) -> CategoriesTest:
+        """The most surprising of the tests of this table."""
+        best = self.rarest(main) if self.rare.any() else main
+        return self.new if self.new is not None and self.new.p_value < best.p_value else best
 
     def rarest(self, main: CategoriesTest) -> CategoriesTest:
         """The rare category that stands out most, if that is more surprising than `main`."""
@@ -186,6 +243,18 @@ def _group_starts(expected: Floats, rare: NDArray[np.bool_]) -> Counts:
     if len(groups) > 1 and expected[groups[-1] :].sum() < EXPECTED / 2:
         groups = groups[:-1]
     return groups.astype(np.int64) if len(groups) > 1 else np.array([0, 1], np.int64)
+
+
+def _new_categories(reference: Counts, window: Counts, rest: int, share: float) -> CategoriesTest:
+    """The test of the `rest`, which the reference lacks, against all that it has."""
+    before, now = int(reference.sum()), int(window.sum())
+    law = NewRows.of(np.delete(reference + window, rest), before, now)
+    difference = float(window[rest]) / now
+    pooled = float(window[rest]) / (before + now)
+    unit = 1 / math.sqrt(pooled * (1 - pooled))
+    p_value = min(law.pvalue(difference) / share, 1.0)
+    effective = effective_rows(now, before)
+    return CategoriesTest("new_categories", difference * unit, p_value, effective, 2, share, 1.0, law, unit, rest)
 
 
 def _with_rare(reference: Counts, window: Counts, rest: int) -> tuple[Counts, Counts, Counts]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +14,7 @@ from observability.events import FEATURE, PREDICTION
 from observability.kinds import KINDS, is_free_text, is_string, kind_of_type
 
 SAMPLE = 4096
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def kind_of(kind: pa.DataType) -> str | None:
@@ -36,10 +38,13 @@ def as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values if values.type == pa.string() else values.cast(pa.string())
 
 
-def comparable_columns(schema: pa.Schema) -> list[str]:
-    """The columns that are compared when none are named: of events the features and predictions, else all."""
-    of_events = [name for name in schema.names if name.startswith((FEATURE, PREDICTION))]
-    return of_events or list(schema.names)
+def comparable_columns(names: Sequence[str]) -> list[str]:
+    """The columns that are compared when none are named: of events the features and predictions, else all.
+
+    Left out is what pandas writes for a frame's nameless index, row numbers, unless there is nothing else.
+    """
+    of_events = [name for name in names if name.startswith((FEATURE, PREDICTION))]
+    return of_events or [name for name in names if not _INDEX.fullmatch(name)] or list(names)
 
 
 def checked_kinds(kinds: Mapping[str, str] | None, known: list[str]) -> dict[str, str]:

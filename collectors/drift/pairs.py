@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 
 from collectors.drift.cells import Cells
@@ -29,10 +30,17 @@ from collectors.drift.methods import named_verdict
 from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
 from collectors.drift.verdict import Verdict
-from observability.columns import Column, ProfileError
+from observability.columns import CategoricalColumn, Column, ProfileError
+from observability.frequent import CAPACITY
 from observability.profile import Profile
 
 ORDERED = ("numeric", "text", "embedding")
+# From this share on of new values a verdict says so.
+MANY_NEW = 0.5
+# Columns of so many rows, of which this share have a value of their own, are taken for identifiers.
+MANY_ROWS, MOSTLY_DISTINCT = 50, 0.9
+# A value outside the list stands alone with so many rows, and so many times the share of the least that is listed.
+LEAST_HEAVY, HEAVY = 20, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +141,10 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
     if column.kind == "categorical" and not column.given and _may_be_text(found) and is_text(reference):
         return _profiled(column, reference, current, asked, kind="text")
     cells: Sides[Column] = boolean_cells(found) if column.kind == "boolean" else categorical_cells(found)  # type: ignore[assignment]
+    before, now = found.counts.reference, found.counts.current
+    identifier = _is_identifier(found.distinct.reference, int(before.sum())) and _is_identifier(
+        len(before), int(before.sum() + now.sum())
+    )
     pair = ColumnPair(
         str(column.kind),
         cells,
@@ -141,7 +153,9 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
         Sides(0, 0),
         {},
         found.distinct,
-        all_cells=_all_cells(found) if getattr(cells.reference, "truncated", False) else None,
+        notes=_newcomers(int(now[before == 0].sum()), int(now.sum()), identifier),
+        # Of values that occur once, none says anything about the others.
+        all_cells=_all_cells(found) if getattr(cells.reference, "truncated", False) and not identifier else None,
     )
     if not _comparable(pair.count):
         return pair
@@ -156,6 +170,19 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
             asked.method, scores, found.counts, ordered=False, threshold=asked.threshold, alpha=asked.alpha
         )
     return _with(pair, scores=scores, verdict=verdict)
+
+
+def _is_identifier(distinct: int, rows: int) -> bool:
+    return rows >= MANY_ROWS and distinct >= MOSTLY_DISTINCT * rows
+
+
+def _newcomers(new: int, rows: int, identifier: bool) -> tuple[str, ...]:
+    """What there is to say about values that the reference lacks."""
+    if identifier:
+        return ("nearly every value occurs once: an identifier?",)
+    if new == rows > 0:
+        return ("every value is new",)
+    return (f"{new / rows:.0%} of the values are new",) if rows and new >= MANY_NEW * rows else ()
 
 
 def _may_be_text(found: Counted) -> bool:
@@ -192,8 +219,44 @@ def _of_cells(kind: str, cells: Sides[Column]) -> ColumnPair:
     missing = Sides(missing_rows(cells.reference), missing_rows(cells.current))
     rows = Sides(cells.reference.rows, cells.current.rows)
     infinite = Sides(infinite_rows(cells.reference), infinite_rows(cells.current))
-    pair = ColumnPair(kind, cells, missing, rows, infinite, {})
+    pair = ColumnPair(kind, cells, missing, rows, infinite, {}, notes=_outside(cells), all_cells=_with_strangers(cells))
     return _with(pair, scores=cells_scores(cells.reference, cells.current)) if _comparable(pair.count) else pair
+
+
+def _outside(cells: Sides[Column]) -> tuple[str, ...]:
+    """What there is to say about values outside the reference's list."""
+    before, now = cells.reference, cells.current
+    if not isinstance(before, CategoricalColumn) or not isinstance(now, CategoricalColumn):
+        return ()
+    if not before.truncated:
+        return _newcomers(now.unseen, now.count, False)
+    rows, listed = before.count + now.count, int(before.counts[:-2].sum() + now.counts[:-2].sum())
+    sample = [*before.strangers.values(), *now.strangers.values()]
+    few = listed <= max((1 - MOSTLY_DISTINCT) * rows, len(before.categories) / MOSTLY_DISTINCT)
+    identifier = few and MOSTLY_DISTINCT * sum(sample) <= len(sample) and rows >= MANY_ROWS
+    return _newcomers(0, now.count, identifier)
+
+
+def _with_strangers(cells: Sides[Column]) -> Cells | None:
+    """Cells in which values outside a truncated list stand alone that are far too many now not to have been listed."""
+    before, now = cells.reference, cells.current
+    if not isinstance(before, CategoricalColumn) or not isinstance(now, CategoricalColumn) or not before.truncated:
+        return None
+    listed = before.counts[:-2][before.counts[:-2] > 0]
+    # A value that is not listed occurred at most so often in the reference.
+    most = int(listed.min(initial=before.count)) if len(listed) else 0
+    most += -(-before.count // CAPACITY)
+    heavy = [
+        count
+        for count in now.strangers.values()
+        if count >= LEAST_HEAVY and count * before.count > HEAVY * most * now.count
+    ]
+    most = min(most, int(before.counts[-1]) // max(len(heavy), 1))
+    if not heavy:
+        return None
+    first = np.concatenate([before.counts[:-2], np.full(len(heavy), most), [before.counts[-1] - most * len(heavy)]])
+    second = np.concatenate([now.counts[:-2], heavy, [now.counts[-1] - sum(heavy)]])
+    return Cells(first, second, False, before.missing, now.missing, len(first) - 1)
 
 
 def _with(pair: ColumnPair, *, scores: Scores | None = None, verdict: Verdict | None = None) -> ColumnPair:

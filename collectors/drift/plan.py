@@ -90,7 +90,7 @@ def _names(side: Source | Profile) -> list[str]:
 
 
 def _default(side: Source | Profile) -> list[str]:
-    return list(side.columns) if isinstance(side, Profile) else comparable_columns(side.schema)
+    return list(side.columns) if isinstance(side, Profile) else comparable_columns(side.columns)
 
 
 def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> ColumnPlan:

@@ -36,7 +36,7 @@ def baseline(groups: int, rows: int, windows: int = 1) -> Beside:
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """How long a block is at least."""
+    """How long a block is at least: as so many groups are on average, and so many rows."""
 
     groups: int
     rows: int
@@ -50,7 +50,7 @@ def _baseline(data: ReferenceData, *, lengths: Mapping[str, Length]) -> Mapping[
 
 
 def calibration_of(data: ReferenceData, length: Length) -> Calibration | None:
-    """What blocks of whole groups say, in their order; None of too few.
+    """What blocks say that follow one another; None of too few.
 
     A block that is shorter than the windows differs by more than they do, and would hide their drift.
     """
@@ -72,25 +72,22 @@ def calibration_of(data: ReferenceData, length: Length) -> Calibration | None:
 def blocks_of(groups: npt.NDArray[Any], length: Length) -> list[npt.NDArray[np.int64]]:
     """The rows of each block, given the group of each row; rows without one are in none.
 
-    What is left over joins the last block.
+    Rows go by their groups, within one as they come, and blocks are equally long: as windows do, they begin and end
+    anywhere in a group.
     """
     known = np.flatnonzero([group is not None for group in groups.tolist()])
-    _, code, counts = np.unique(groups[known].astype(str), return_inverse=True, return_counts=True)
-    block, taken, held = 0, 0, 0
-    block_of_group = np.zeros(len(counts), np.int64)
-    for place, count in enumerate(counts.tolist()):
-        if taken >= length.groups and held >= length.rows:
-            block, taken, held = block + 1, 0, 0
-        block_of_group[place] = block
-        taken, held = taken + 1, held + count
-    if block and (taken < length.groups or held < length.rows):
-        block_of_group[block_of_group == block] = block - 1
-        block -= 1
-    return [known[block_of_group[code] == number] for number in range(block + 1)] if len(known) else []
+    if not len(known):
+        return []
+    found, code = np.unique(groups[known].astype(str), return_inverse=True)
+    size = max(length.rows, round(length.groups * len(known) / len(found)))
+    return np.array_split(known[np.argsort(code, kind="stable")], max(len(known) // size, 1))
 
 
 def estimator_of(held_out: HeldOut) -> PerformanceEstimator | None:
-    """What scores are expected from, learned group by group on rows that training did not see; None of one class."""
+    """What scores are expected from, learned on rows that training did not see, in blocks as long as a group.
+
+    None of one class.
+    """
     blocks = [
         ScoreHistogram.of(held_out.probabilities[chosen], held_out.labels[chosen])
         for chosen in blocks_of(held_out.groups, Length(1, 1))

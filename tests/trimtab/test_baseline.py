@@ -61,18 +61,18 @@ def test_the_collector_reads_a_calibration_of_the_days_and_an_estimator() -> Non
     assert expected["brier"].value == pytest.approx(1 / 6, abs=0.02)
 
 
-def test_blocks_are_whole_groups_in_their_order_and_hold_every_row() -> None:
-    groups = np.array(["c", "a", None, "b", "a", "e", "d", "c", "f", "g"], object)
+def test_blocks_follow_the_groups_are_equally_long_and_hold_every_row() -> None:
+    groups = np.array(["c", "a", None, "b", "a", "e", "d", "c", "f", "g", "g"], object)
 
-    def names(num_groups: int, num_rows: int) -> list[str]:
-        return ["".join(sorted(set(groups[block]))) for block in blocks_of(groups, Length(num_groups, num_rows))]
+    def cut(num_groups: int, num_rows: int) -> list[list[int]]:
+        return [block.tolist() for block in blocks_of(groups, Length(num_groups, num_rows))]
 
-    assert names(1, 1) == list("abcdefg")
-    assert names(2, 1) == ["ab", "cd", "efg"]
-    assert names(1, 3) == ["ab", "cd", "efg"]
-    assert names(9, 1) == ["abcdefg"]
-    held = np.concatenate(blocks_of(groups, Length(2, 1)))
-    assert sorted(held.tolist()) == [0, 1, 3, 4, 5, 6, 7, 8, 9]
+    # Ten rows in seven groups.
+    assert cut(7, 1) == [[1, 4, 3, 0, 7, 6, 5, 8, 9, 10]]
+    assert cut(2, 1) == [[1, 4, 3, 0], [7, 6, 5], [8, 9, 10]]
+    assert cut(1, 5) == [[1, 4, 3, 0, 7], [6, 5, 8, 9, 10]]
+    assert len(cut(1, 1)) == 10
+    assert len(cut(9, 99)) == 1
     assert blocks_of(np.array([None], object), Length(1, 1)) == []
 
 

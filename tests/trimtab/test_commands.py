@@ -266,7 +266,7 @@ def test_a_trained_version_carries_what_the_collector_judges_it_by(
     registry.close()
     assert reference.profile.rows == 6000
     assert reference.calibration is not None
-    # Thirty days in blocks of four: what is left over joins the last.
+    # Thirty days in blocks of four at least.
     assert (reference.calibration.blocks, reference.calibration.rows) == (7, 857)
     assert reference.estimator is not None
     assert reference.estimator.usual["roc_auc"].value > 0.8

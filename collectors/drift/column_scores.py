@@ -88,8 +88,8 @@ def cell_scores_each(pairs: Sequence[tuple[NumericColumn, NumericColumn]]) -> li
     weights = r.copy()
     weights[:, :-1] += r[:, 1:]
     deviation = np.sqrt(np.array([one.m2 for one in first]) / n)
-    lowest = np.array([min(one.minimum, other.minimum) for one, other in pairs])
-    highest = np.array([max(one.maximum, other.maximum) for one, other in pairs])
+    lowest = np.minimum([one.minimum for one in first], [one.minimum for one in second])
+    highest = np.maximum([one.maximum for one in first], [one.maximum for one in second])
     normed = wasserstein_each(reference, current, edges, deviation, lowest, highest)
     found = {
         **_distances_each(*few_bins(reference, current, BINS)[:2]),
@@ -198,6 +198,12 @@ def cells_scores_each(pairs: Sequence[tuple[Column, Column]]) -> list[Scores]:
 def chi_square_pvalue(reference: Counts, current: Counts) -> float:
     """p-value of the two-sample chi-square test (`scipy.stats.chi2_contingency`, without correction)."""
     return chi_square(reference, current).pvalue
+
+
+def totals(counts: Sequence[Counts]) -> list[int]:
+    """The sum of each of some counts of any lengths, none of them empty."""
+    starts = np.cumsum([0, *map(len, counts[:-1])])
+    return np.add.reduceat(np.concatenate(counts), starts).tolist() if counts else []
 
 
 def stacked(counts: Sequence[Counts]) -> Counts:

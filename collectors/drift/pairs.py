@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 
 from collectors.drift.cells import Cells
-from collectors.drift.column_scores import Scores, cells_scores, counted_scores, infinite_rows, missing_rows, row_scores
+from collectors.drift.column_scores import (
+    Scores,
+    cells_scores_each,
+    counted_scores,
+    infinite_rows,
+    missing_rows,
+    row_scores,
+    totals,
+)
 from collectors.drift.comparison import Sides
 from collectors.drift.evidently_method import (
     evidently_bins,
@@ -30,7 +39,7 @@ from collectors.drift.methods import named_verdict
 from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
 from collectors.drift.verdict import Verdict
-from observability.columns import CategoricalColumn, Column, ProfileError
+from observability.columns import CategoricalColumn, Column, NumericColumn, ProfileError
 from observability.frequent import CAPACITY
 from observability.profile import Profile
 
@@ -59,11 +68,12 @@ class ColumnPair:
     notes: tuple[str, ...] = field(default=())
     all_cells: Cells | None = None
     """All categories, where there are more than a profile keeps."""
+    counted: Sides[int] | None = None
 
     @property
     def count(self) -> Sides[int]:
         """Values that the statistics are of."""
-        return Sides(self.cells.reference.count, self.cells.current.count)
+        return self.counted or Sides(self.cells.reference.count, self.cells.current.count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +101,31 @@ def exact_pair(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunk
 
 def profile_pair(reference: Column, current: Column, asked: Asked) -> ColumnPair:
     """A column from both its profiles."""
-    kind = reference.kind
-    pair = _of_cells(kind, Sides(reference, current))
-    if not _comparable(pair.count) or asked.method in ("auto", "evidently"):
-        return pair
-    counts = Sides(reference.counts, current.counts)
-    verdict = named_verdict(
-        asked.method, pair.scores, counts, ordered=kind in ORDERED, threshold=asked.threshold, alpha=asked.alpha
+    return profile_pairs({"": Sides(reference, current)}, asked)[""]
+
+
+def profile_pairs(columns: Mapping[str, Sides[Column]], asked: Asked) -> dict[str, ColumnPair]:
+    """Every column from both its profiles; all are measured together."""
+    sums = zip(
+        totals([cells.reference.counts for cells in columns.values()]),
+        totals([cells.current.counts for cells in columns.values()]),
+        strict=True,
     )
-    return _with(pair, verdict=verdict)
+    pairs = {name: _of_cells(cells, Sides(*sides)) for (name, cells), sides in zip(columns.items(), sums, strict=True)}
+    named = asked.method not in ("auto", "evidently")
+    compared = [name for name, pair in pairs.items() if _comparable(pair.count)]
+    measured = cells_scores_each([(columns[name].reference, columns[name].current) for name in compared])
+    for name, scores in zip(compared, measured, strict=True):
+        pair, verdict = pairs[name], None
+        pair.scores.update(scores)
+        if named:
+            counts = Sides(pair.cells.reference.counts, pair.cells.current.counts)
+            ordered = pair.kind in ORDERED
+            verdict = named_verdict(
+                asked.method, scores, counts, ordered=ordered, threshold=asked.threshold, alpha=asked.alpha
+            )
+            pairs[name] = _with(pair, verdict=verdict)
+    return pairs
 
 
 def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
@@ -215,12 +241,23 @@ def _profiled(
     return pair
 
 
-def _of_cells(kind: str, cells: Sides[Column]) -> ColumnPair:
-    missing = Sides(missing_rows(cells.reference), missing_rows(cells.current))
-    rows = Sides(cells.reference.rows, cells.current.rows)
-    infinite = Sides(infinite_rows(cells.reference), infinite_rows(cells.current))
-    pair = ColumnPair(kind, cells, missing, rows, infinite, {}, notes=_outside(cells), all_cells=_with_strangers(cells))
-    return _with(pair, scores=cells_scores(cells.reference, cells.current)) if _comparable(pair.count) else pair
+def _of_cells(cells: Sides[Column], count: Sides[int]) -> ColumnPair:
+    """A column that has been counted, `count` values in its cells, not yet measured."""
+    before, now = cells.reference, cells.current
+    if type(before) is NumericColumn and type(now) is NumericColumn:
+        # What the properties of a column say, without counting again.
+        missing = Sides(before.missing + before.nan, now.missing + now.nan)
+        infinite = Sides(infinite_rows(before), infinite_rows(now))
+        rows = Sides(
+            count.reference + missing.reference + infinite.reference, count.current + missing.current + infinite.current
+        )
+        return ColumnPair("numeric", cells, missing, rows, infinite, {}, counted=count)
+    count = Sides(before.count, now.count)
+    missing = Sides(missing_rows(before), missing_rows(now))
+    infinite = Sides(infinite_rows(before), infinite_rows(now))
+    rows = Sides(before.rows, now.rows)
+    notes, all_cells = _outside(cells), _with_strangers(cells)
+    return ColumnPair(before.kind, cells, missing, rows, infinite, {}, notes=notes, all_cells=all_cells, counted=count)
 
 
 def _outside(cells: Sides[Column]) -> tuple[str, ...]:

@@ -58,6 +58,7 @@ def planned(
 ) -> Plan:
     """The plan for two tables. InputError when they have nothing in common, or a named column does not exist."""
     before, now = _names(sides.reference), _names(sides.current)
+    known, present = set(before), set(now)
     if columns is not None:
         wanted = list(dict.fromkeys(columns))
         for name in wanted:
@@ -68,7 +69,7 @@ def planned(
                 there = before if "the reference" in absent else now
                 raise InputError(f"column {name!r} is not in {' and not in '.join(absent)}: {_listed(there)}")
     else:
-        wanted = [name for name in _default(sides.reference) if name in now]
+        wanted = [name for name in _default(sides.reference) if name in present]
     wanted = [name for name in wanted if name not in ignored]
     if not wanted:
         raise InputError(
@@ -77,8 +78,8 @@ def planned(
         )
     given = checked_kinds(kinds, list(dict.fromkeys([*before, *now])))
     only = (
-        tuple(name for name in _default(sides.reference) if name not in now),
-        tuple(name for name in _default(sides.current) if name not in before),
+        tuple(name for name in _default(sides.reference) if name not in present),
+        tuple(name for name in _default(sides.current) if name not in known),
     )
     if columns is not None:
         only = ((), ())

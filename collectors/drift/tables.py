@@ -15,7 +15,8 @@ from collectors.drift.automatic import judged_columns, with_threshold
 from collectors.drift.comparison import ColumnComparison, Comparison, Mode, Sides
 from collectors.drift.evidently_method import DRIFT_SHARE
 from collectors.drift.methods import METHODS
-from collectors.drift.pairs import Asked, ColumnPair, exact_pair, profile_pair
+from collectors.drift.pairs import Asked, ColumnPair, exact_pair
+from collectors.drift.pairs import profile_pairs as measured_together
 from collectors.drift.plan import ColumnPlan, Plan, planned
 from collectors.drift.profiling import layout_of, profile_of_rows
 from collectors.drift.source import InputError, Source
@@ -128,10 +129,8 @@ def profile_pairs(
 ) -> dict[str, ColumnPair]:
     """Every column from counts over the reference's bins, read batch by batch."""
     profiles = profiles_of(sides, plan, progress)
-    return {
-        name: profile_pair(profiles.reference.columns[name], profiles.current.columns[name], options.asked)
-        for name in plan.compared
-    }
+    before, now = profiles.reference.columns, profiles.current.columns
+    return measured_together({name: Sides(before[name], now[name]) for name in plan.compared}, options.asked)
 
 
 def profiles_of(sides: Sides[Source | Profile], plan: Plan, progress: Report) -> Sides[Profile]:

@@ -86,13 +86,13 @@ def blocks_of(groups: npt.NDArray[Any], length: Length) -> list[npt.NDArray[np.i
 def estimator_of(held_out: HeldOut) -> PerformanceEstimator | None:
     """What scores are expected from, learned on rows that training did not see, in blocks as long as a group.
 
-    None of one class.
+    None of one class, or of predictions that are no probabilities.
     """
-    blocks = [
-        ScoreHistogram.of(held_out.probabilities[chosen], held_out.labels[chosen])
-        for chosen in blocks_of(held_out.groups, Length(1, 1))
-    ]
     try:
+        blocks = [
+            ScoreHistogram.of(held_out.probabilities[chosen], held_out.labels[chosen])
+            for chosen in blocks_of(held_out.groups, Length(1, 1))
+        ]
         return PerformanceEstimator.learnt(blocks)
     except ScoreError as error:
         logger.warning("no scores can be expected of this version: %s", error)

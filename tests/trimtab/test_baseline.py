@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,16 @@ def test_labels_of_one_class_give_no_estimator_and_say_so(caplog: pytest.LogCapt
 
     assert found.estimator is None
     assert "no scores can be expected" in caplog.text
+
+
+def test_predictions_that_are_no_probabilities_give_no_estimator_and_no_error() -> None:
+    good = data()
+    amounts = replace(good.held_out, probabilities=good.held_out.probabilities * 30)
+
+    found = reference(replace(good, held_out=amounts), 1, 1)
+
+    assert found.estimator is None
+    assert found.calibration is not None
 
 
 def test_a_window_of_no_group_is_refused(tmp_path: Path) -> None:

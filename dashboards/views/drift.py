@@ -199,7 +199,7 @@ def _alarms(view: shell.View, alarms: Sequence[Mapping[str, Any]]) -> None:
             html.escape(fmt.version(str(alarm["version"]))),
             fmt.clock(readings.seconds_of(alarm["since"]), view.zone),
             f"{fmt.number(alarm.get('score'))} of {fmt.number(alarm.get('threshold'))}",
-            html.escape(change_words(alarm.get("before") or alarm.get("reference") or {}, alarm.get("now") or {})),
+            html.escape(alarm_words(alarm)),
             html.escape(where_words(alarm)),
         ]
         for alarm in alarms
@@ -210,6 +210,14 @@ def _alarms(view: shell.View, alarms: Sequence[Mapping[str, Any]]) -> None:
         numeric=(3,),
         tight=(0, 1, 2),
     )
+
+
+def alarm_words(alarm: Mapping[str, Any]) -> str:
+    """What an alarm is about: how the values changed, or what share of them is missing now."""
+    if alarm.get("cause") == "missing":
+        missing = alarm.get("missing") or {}
+        return f"missing: {fmt.percent(missing.get('reference'))} → {fmt.percent(missing.get('now'))}"
+    return change_words(alarm.get("before") or alarm.get("reference") or {}, alarm.get("now") or {})
 
 
 def change_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from dashboards.distributions import compare
 from dashboards.launch import arguments, parse
 from dashboards.series import Series, Span
 from dashboards.timeline import AlertSpan, Band, runs, timeline
+from dashboards.views.drift import alarm_words
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "grafana"
 SPAN = Span(1000.0, 1100.0, 10.0)
@@ -286,3 +287,12 @@ def test_grafana_panels_ask_the_given_source_in_valid_promql_and_do_not_overlap(
             assert panel["datasource"]["uid"] == "my-uid"
             for target in panel["targets"]:
                 promql_parser.parse(target["expr"].replace("$__rate_interval", "1m"))
+
+
+def test_an_alarm_of_missing_values_is_told_as_one() -> None:
+    looks = {"before": {"mean": 1.0, "deviation": 2.0}, "now": {"mean": 1.5, "deviation": 2.0}}
+    missing = {"reference": 0.0, "now": 0.4, "p_value": 1e-9}
+
+    assert alarm_words({**looks, "cause": "missing", "missing": missing}) == f"missing: {fmt.percent(0.0)} → {fmt.percent(0.4)}"
+    assert "→" in alarm_words({**looks, "cause": "values", "missing": missing})
+    assert "missing" not in alarm_words(looks)

@@ -11,8 +11,10 @@ from collectors.drift.bins import Floats
 from collectors.drift.comparison import Sides
 from observability.columns import Column, NumericColumn
 
-# The range that is shown leaves out so much of the reference's and the current table's mass on either side.
+# The range that is shown leaves out so much of the reference's mass on either side, at least, in the outermost bars.
 TAIL = 0.005
+# With more of the current table's mass than this beyond that, the range is wider.
+FAR = 0.03
 # Columns of at most so many bins are shown by their values: there are no others between them.
 FEW = 24
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -68,8 +70,7 @@ def _of_numbers(pair: Sides[NumericColumn], most: int) -> Bars | None:
         starts = np.concatenate([[-math.inf], edges])
         names = [_number(start) if math.isfinite(start) else f"< {_number(edges[0])}" for start in starts[held]]
         return Bars(tuple(names), Sides(_shares(pair.reference.counts[held]), _shares(pair.current.counts[held])), True)
-    low = min(_quantile(side, TAIL) for side in (pair.reference, pair.current) if side.count)
-    high = max(_quantile(side, 1 - TAIL) for side in (pair.reference, pair.current) if side.count)
+    low, high = _range(pair)
     if not math.isfinite(high - low) or high <= low:
         return None
     at = np.linspace(low, high, most + 1)
@@ -80,7 +81,33 @@ def _of_numbers(pair: Sides[NumericColumn], most: int) -> Bars | None:
         # What lies outside the range belongs to the outermost bars.
         inside[0], inside[-1] = 0.0, 1.0 if side.count else 0.0
         found.append(np.diff(inside))
-    return Bars(tuple(_number(value) for value in at[:-1]), Sides(found[0], found[1]), True)
+    names = [_number(value) for value in at[:-1]]
+    if min(pair.reference.minimum, pair.current.minimum) < low:
+        names[0] = f"< {_number(at[1])}"
+    return Bars(tuple(names), Sides(found[0], found[1]), True)
+
+
+def _range(pair: Sides[NumericColumn]) -> tuple[float, float]:
+    """Where the bulk of the reference lies; wider, to three times that, where more of the current values lie outside.
+
+    Whole bins are taken or left: in the outermost one a value may be absurdly far away.
+    """
+    column = pair.reference if pair.reference.count else pair.current
+    edges = column.edges
+    below = np.cumsum(column.counts)[:-1] / max(column.count, 1)
+    inner = edges[(below >= TAIL) & (below <= 1 - TAIL)]
+    if len(inner) < 2 or inner[-1] <= inner[0]:
+        return min(_quantile(side, TAIL) for side in (pair.reference, pair.current) if side.count), max(
+            _quantile(side, 1 - TAIL) for side in (pair.reference, pair.current) if side.count
+        )
+    low, high = float(inner[0]), float(inner[-1])
+    width = high - low
+    if pair.current.count:
+        if np.interp(low, *_distribution(pair.current)) > FAR:
+            low = max(low - width, min(_quantile(pair.current, TAIL), low))
+        if np.interp(high, *_distribution(pair.current)) < 1 - FAR:
+            high = min(high + width, max(_quantile(pair.current, 1 - TAIL), high))
+    return low, high
 
 
 def _of_categories(labels: tuple[str, ...], pair: Sides[Column], most: int) -> Bars:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -11,13 +14,15 @@ from collectors.drift.comparison import ColumnComparison, Comparison, Part
 from collectors.drift.histogram import bars, sparkline
 
 BARS = 16
+# Longer names go on in the next line.
+_FOLDED = {"column": 32, "method": 18}
 # Longer tables show their worst parts.
 MOST_PARTS = 40
 
 
 def rendered(found: Comparison) -> RenderableType:
     """What `rich` prints."""
-    pieces: list[RenderableType] = [headline(found), _columns(found)]
+    pieces: list[RenderableType] = [headline(found), _columns(found), *_reasons(found)]
     for side, names in (("the reference", found.only_in_reference), ("the current table", found.only_in_current)):
         if names:
             pieces.append(Text(f"Only in {side}: {', '.join(names)}"))
@@ -39,8 +44,13 @@ def headline(found: Comparison) -> Text:
     """One line: how many columns drifted, of how many rows."""
     drifted = [name for name, column in found.columns.items() if column.drifted]
     rows = f"{found.rows.reference:,} rows against {found.rows.current:,}"
-    verdict = f"{len(drifted)} of {len(found.columns)} columns drifted" if drifted else "no column drifted"
-    text = Text(f"{'DRIFT' if found.drifted else 'no drift'}: {verdict}; {rows}, {found.mode}, {found.seconds:.2f} s")
+    said = [f"{len(drifted)} of {len(found.columns)} columns drifted"] if drifted else []
+    gone = found.only_in_reference
+    if gone:
+        said.append(f"{len(gone)} column{'s are' if len(gone) > 1 else ' is'} gone: {_listed(gone)}")
+    verdict = ", ".join(said) or "no column drifted"
+    begun = "DRIFT" if found.drifted else "no drift"
+    text = Text(f"{begun}: {verdict}; {rows}, {found.method}, {found.mode}, {found.seconds:.2f} s")
     text.stylize("bold red" if found.drifted else "bold green", 0, text.plain.index(":"))
     return text
 
@@ -48,14 +58,16 @@ def headline(found: Comparison) -> Text:
 def _columns(found: Comparison) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("column", "verdict", "score", "threshold", "method", "PSI", "missing", "reference\ncurrent"):
-        table.add_column(name, justify="right" if name in ("score", "threshold", "PSI") else "left", no_wrap=False)
+        justify: Literal["left", "right"] = "right" if name in ("score", "threshold", "PSI") else "left"
+        table.add_column(
+            name, justify=justify, no_wrap=name not in _FOLDED, overflow="fold", max_width=_FOLDED.get(name)
+        )
     for name, column in found.worst_first:
         verdict = Text("DRIFTED" if column.drifted else "-" if not column.judged else "ok")
         verdict.stylize("red" if column.drifted else "green" if column.judged else "dim")
-        said = _reason(column)
         table.add_row(
             escape(name) + (f"\n[dim]{column.type}[/]"),
-            Text.assemble(verdict, *([Text(f"\n{said}", style="dim")] if said else [])),
+            verdict,
             number(column.score),
             number(column.threshold),
             column.method or "-",
@@ -64,6 +76,16 @@ def _columns(found: Comparison) -> Table:
             _pictures(column),
         )
     return table
+
+
+def _reasons(found: Comparison) -> list[Text]:
+    """A line for each column that has more to say than its verdict."""
+    said = [(name, _reason(column)) for name, column in found.worst_first]
+    return [Text.assemble((name, "bold"), f": {reason}") for name, reason in said if reason]
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _reason(column: ColumnComparison) -> str:

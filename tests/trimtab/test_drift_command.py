@@ -91,7 +91,52 @@ def test_a_column_that_vanished_is_a_finding(trimtab: Run, tables: dict[str, Pat
     found = trimtab("drift", tables["r.csv"], tables["lost.parquet"])
 
     assert found.exit_code == 1
+    assert found.stdout.startswith("DRIFT: 1 column is gone: kind; 2,000 rows")
     assert "Only in the reference: kind" in found.stdout
+
+
+def test_the_table_fits_into_120_columns(trimtab: Run, tmp_path: Path) -> None:
+    random, long = np.random.default_rng(0), "a_column_of_which_the_name_is_long_" * 3
+    before = {long: random.normal(size=500), "text": [str(value) for value in random.normal(size=500)]}
+    now = {long: np.where(random.random(500) < 0.5, np.inf, before[long]), "text": ["?"] * 250 + before["text"][250:]}
+    for name, columns in (("r.parquet", before), ("c.parquet", now)):
+        pa.parquet.write_table(pa.table(columns), tmp_path / name)
+
+    for method in ("auto", "evidently"):
+        found = trimtab(
+            "drift", tmp_path / "r.parquet", tmp_path / "c.parquet", "--method", method,
+            "--kinds", "text=numeric",
+        )  # fmt: skip
+
+        assert max(map(len, found.stdout.splitlines())) <= 120
+        assert "text: " in found.stdout
+        assert "250 values of the current table are not numbers" in " ".join(found.stdout.split())
+
+
+def test_an_unexpected_error_is_one_line_unless_the_trace_is_asked_for(
+    trimtab: Run, tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of two\nlines")
+
+    monkeypatch.setattr("trimtab.commands.drift.compare", broken)
+
+    found = trimtab("drift", tables["r.csv"], tables["moved.parquet"])
+    with pytest.raises(ZeroDivisionError):
+        trimtab("drift", tables["r.csv"], tables["moved.parquet"], "--traceback")
+
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert found.stderr.startswith("Error: unexpected: ZeroDivisionError: of two lines; please report it")
+    assert found.stderr.count("\n") == 1
+
+
+def test_a_histogram_shows_the_bulk_and_not_the_outliers(trimtab: Run, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=5000)
+    pa.parquet.write_table(pa.table({"x": np.append(values, 1e6)}), tmp_path / "x.parquet")
+
+    found = trimtab("drift", tmp_path / "x.parquet", tmp_path / "x.parquet").stdout
+
+    assert sum(character in "▁▂▃▄▅▆▇█" for character in found) >= 28
 
 
 def test_a_saved_profile_stands_for_the_reference(trimtab: Run, tables: dict[str, Path], tmp_path: Path) -> None:
@@ -155,6 +200,9 @@ def test_the_page_holds_everything_and_loads_nothing(trimtab: Run, tables: dict[
     [
         (("r.csv", "bad.parquet"), "bad.parquet is not readable Parquet"),
         (("r.csv", "none.csv"), "none.csv does not exist"),
+        (("r.csv", "zero.csv"), "zero.csv is empty"),
+        (("r.csv", "zero.csv", "--mode", "exact"), "zero.csv is empty"),
+        (("zero.csv", "r.csv", "--mode", "profile"), "zero.csv is empty"),
         (("r.csv", "file.arrow", "--threshold", "-1"), "must be positive"),
         (("r.csv", "latin.csv"), "latin.csv is not UTF-8: byte 0xe9"),
         (("r.csv", "file.arrow", "--columns", "nosuch"), "'nosuch' is not in the reference"),
@@ -172,6 +220,7 @@ def test_what_cannot_be_compared_has_a_status_and_a_line_of_its_own(
     trimtab: Run, tables: dict[str, Path], tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     (tmp_path / "bad.parquet").write_text("no table")
+    (tmp_path / "zero.csv").touch()
     (tmp_path / "latin.csv").write_bytes(b"x,kind\n1,caf\xe9\n")
     given = [tmp_path / word if "." in word else word for word in arguments]
 

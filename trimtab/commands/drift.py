@@ -22,8 +22,8 @@ from collectors.drift.terminal import rendered
 from collectors.report import NoReport, write_evidently_page
 from trimtab.commands.options import echo_json, fail, with_json
 
-# A table of drift has eight columns: where nobody looks, it needs not be folded.
-PIPED_WIDTH = 200
+# Where nobody looks, and at most: longer lines are hard to read.
+WIDTH = 120
 
 
 @click.command(
@@ -51,6 +51,7 @@ Examples:
 @click.option("--save-profile", type=click.Path(dir_okay=False), metavar="FILE", help="Save REFERENCE's profile.")
 @click.option("--html", type=click.Path(dir_okay=False), metavar="FILE", help="Write a page to read.")
 @click.option("--evidently", is_flag=True, help="With --html: Evidently's own report beside it, FILE.evidently.html.")
+@click.option("--traceback", is_flag=True, help="Show where an unexpected error comes from.")
 @with_json
 def drift(
     reference: str,
@@ -68,11 +69,16 @@ def drift(
     save_profile: str | None,
     html: str | None,
     evidently: bool,
+    traceback: bool,
     as_json: bool,
 ) -> None:
     """Compare two tables column by column.
 
     REFERENCE and CURRENT are files (Parquet, CSV, Arrow, Feather), folders, patterns, or saved profiles.
+
+    --method auto judges numbers by cdf_distance (how far the distribution functions are apart), categories by
+    chi_square (Cohen's w, also of one rare_category, or of all new_categories) and embeddings by mmd. The method column
+    says by which.
 
     Exit status 0: no drift; 1: drift; 2: the tables cannot be compared.
     """
@@ -107,11 +113,17 @@ def drift(
         fail(str(error), status=2)
     except (OSError, MemoryError, subprocess.SubprocessError) as error:
         fail(f"cannot compare {reference} and {current}: {error or type(error).__name__}", status=2)
+    except Exception as error:
+        if traceback:
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        fail(f"unexpected: {said}; please report it, with what --traceback shows", status=2)
     if as_json:
         echo_json(found.to_json())
     else:
-        console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-        console.print(rendered(found))
+        console = Console()
+        console.width = min(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
+        console.print(rendered(found), soft_wrap=False)
     sys.exit(1 if found.alarms else 0)
 
 

@@ -2,6 +2,7 @@
 
     python benchmarks/drift.py                        # small: about a minute
     python benchmarks/drift.py --rows 1000000         # the full size: about ten minutes, most of it Evidently's
+    python benchmarks/drift.py --only profiles --columns 1000    # two saved profiles of a thousand columns
 
 Every way answers the same question on the same columns, in one process, data in memory (as pandas has it for Evidently,
 as Arrow has it for us; scipy gets numpy arrays). Before anything is timed, scores are compared with Evidently's.
@@ -25,6 +26,7 @@ import pyarrow as pa
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
+from collectors.drift.auto import auto_verdicts
 from collectors.drift.compare import compare, saved_profile
 from collectors.drift.inputs import opened
 from observability.profile import Profile
@@ -120,15 +122,41 @@ def bench(title: str, before: pa.Table, now: pa.Table, numeric: bool, peers: boo
         assert furthest <= 1e-9, "the scores must be Evidently's"
 
 
+def bench_profiles(rows: int, columns: int, repeats: int) -> None:
+    """Two profiles of many columns; scipy gets the rows themselves, and only some of the columns."""
+    before, now = numbers(rows, columns, 0), numbers(rows, columns, 1)
+    first = Profile.of(before)
+    second = first.empty().updated(now)
+    print(f"\nTwo profiles of {columns:,} numeric columns (of {rows:,} rows each)", flush=True)
+    ours = {}
+    for method in ("auto", "psi", "ks", "wasserstein"):
+        ours[method], found = spent(lambda method=method: compare(first, second, method=method), repeats)
+        assert len(found.columns) == columns
+        print(f"  ours, method {method:<39} {1000 * ours[method]:10.1f} CPU ms (goal 50 for 1,000)", flush=True)
+    verdicts, _ = spent(lambda: auto_verdicts(first, second), repeats)
+    print(f"  ours, the calibrated verdicts alone                  {1000 * verdicts:10.1f} CPU ms")
+    sample = before.schema.names[:: max(columns // 20, 1)]
+    for name, work in (("ks_2samp", stats.ks_2samp), ("wasserstein_distance", stats.wasserstein_distance)):
+        pairs = [(before.column(column).to_numpy(), now.column(column).to_numpy()) for column in sample]
+        alone, _ = spent(lambda work=work, pairs=pairs: [work(*pair) for pair in pairs])
+        whole = alone * columns / len(sample)
+        told = f"scipy {name} on the rows, from {len(sample)} columns"
+        print(f"  {told:<52} {1000 * whole:10.1f} CPU ms {whole / ours['auto']:10.1f} x ours", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--columns", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=["numeric", "dictionary", "text", "unequal"], action="append")
+    parser.add_argument("--only", choices=["numeric", "dictionary", "text", "unequal", "profiles"], action="append")
     parser.add_argument("--no-peers", action="store_true", help="Leave Evidently out.")
     options = parser.parse_args()
     rows, columns, chosen = options.rows, options.columns, options.only or ["numeric", "dictionary", "text", "unequal"]
+    if "profiles" in chosen:
+        bench_profiles(rows, columns, max(options.repeats, 10))
+    if chosen == ["profiles"]:
+        return
     if not options.no_peers:
         import evidently as _  # noqa: F401  # its import is not what is measured
     if "numeric" in chosen:

@@ -89,7 +89,7 @@ def few_bins(reference: Counts, window: Counts, bins: int) -> tuple[Counts, Coun
     cells = reference.shape[1]
     rows, others = reference.sum(axis=1, keepdims=True), window.sum(axis=1, keepdims=True)
     middle = np.cumsum(reference, axis=1) - reference / 2
-    group = np.minimum(middle * bins // np.maximum(rows, 1), bins - 1)
+    group = np.minimum(np.floor(middle * bins / np.maximum(rows, 1)), bins - 1)
     starts = np.ones(reference.shape, np.bool_)
     starts[:, 1:] = np.diff(group, axis=1) > 0
     if cells > 1:

@@ -60,17 +60,20 @@ def wasserstein_each(
     points = _points(edges, unit, lowest, highest)
     width = np.diff(points, axis=-1)
     after = np.cumsum(r - w, axis=-1)
-    before = np.concatenate([np.zeros_like(after[..., :1]), after[..., :-1]], axis=-1)
+    before = np.zeros_like(after)
+    before[..., 1:] = after[..., :-1]
     area = width * (before + after) / 2
     if means is not None:
         uncut = known & (lowest >= points[..., 0]) & (highest <= points[..., -1])
         moved = _moved(r, width, points, means[0]) - _moved(w, width, points, means[1])
         area = np.where(uncut[..., None], area + moved, area)
     # Where the difference changes its sign inside a cell, the two triangles are added.
-    a, b = np.abs(before), np.abs(after)
-    total = a + b
-    triangles = width * np.divide(a * a + b * b, 2 * total, out=np.zeros_like(total), where=total > 0)
-    parts = np.where(before * after < 0, np.maximum(triangles, np.abs(area)), np.abs(area))
+    parts = np.abs(area)
+    crossed = before * after < 0
+    if crossed.any():
+        a, b = np.abs(before[crossed]), np.abs(after[crossed])
+        wide = np.broadcast_to(width, crossed.shape)[crossed]
+        parts[crossed] = np.maximum(wide * (a * a + b * b) / (2 * (a + b)), parts[crossed])
     return np.asarray(np.where(known, np.sum(parts, axis=-1) / unit, 0.0), np.float64)
 
 

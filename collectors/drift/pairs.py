@@ -279,6 +279,9 @@ def _with_strangers(cells: Sides[Column]) -> Cells | None:
     before, now = cells.reference, cells.current
     if not isinstance(before, CategoricalColumn) or not isinstance(now, CategoricalColumn) or not before.truncated:
         return None
+    if np.any(np.diff(before.counts[:-2]) > 0):
+        # The list is that of a larger table, of which this is a part: here others may be more frequent.
+        return None
     listed = before.counts[:-2][before.counts[:-2] > 0]
     # A value that is not listed occurred at most so often in the reference.
     most = int(listed.min(initial=before.count)) if len(listed) else 0

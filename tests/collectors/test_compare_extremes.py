@@ -53,6 +53,17 @@ def test_identifiers_are_told_and_are_no_drift(mode: str, rows: int) -> None:
     assert "an identifier?" in found.reason
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_parts_of_a_table_against_themselves_have_not_drifted(mode: Any) -> None:
+    random, rows = np.random.default_rng(0), 30_000
+    part = random.integers(0, 3, rows)
+    # Each part has its own frequent values, most of them outside the list of the whole.
+    code = np.minimum(random.zipf(1.1, rows), 1500) * 3 + part
+    table = pa.table({"part": part, "code": [f"c{value}" for value in code.tolist()]})
+
+    assert not compare(table, table, mode=mode, by="part").alarms
+
+
 def test_new_categories_are_drift_no_more_often_than_their_level() -> None:
     random, alarms, draws = np.random.default_rng(0), 0, 400
     for share in (0.001, 0.01):

@@ -315,8 +315,11 @@ class _Missing:
     def __init__(self, columns: Mapping[str, Cells], known: Mapping[str, Between], min_rows: int) -> None:
         cells = list(columns.values())
         self._missing = np.array([[c.reference_missing, c.window_missing] for c in cells], np.int64).reshape(-1, 2)
-        values = np.stack([_totals([c.reference for c in cells]), _totals([c.window for c in cells])], axis=1)
-        self._rows = values + self._missing
+        # Only where something is missing is there a share to be told from another.
+        self._rows = self._missing.copy()
+        holes = np.flatnonzero(self._missing.any(axis=1))
+        self._rows[holes, 0] += _totals([cells[place].reference for place in holes])
+        self._rows[holes, 1] += _totals([cells[place].window for place in holes])
         total, pooled = self._rows.sum(axis=1), self._missing.sum(axis=1)
         self.shares = self._missing / np.maximum(self._rows, 1)
         self.differences = np.abs(self.shares[:, 1] - self.shares[:, 0])

@@ -61,20 +61,19 @@ def _both(pair: Sides[int]) -> tuple[int, int]:
 
 
 def _column(pair: ColumnPair, automatic: AutoVerdict, method: str, infinite_changed: bool) -> ColumnComparison:
-    both = pair.count.reference > 0 and pair.count.current > 0
+    count, missing, rows = pair.count, pair.missing, pair.rows
+    both = count.reference > 0 and count.current > 0
     verdict = pair.verdict if method != "auto" else _of_auto(automatic) if both else None
     changed = automatic.missing_changed
     # A side without any value is a finding, however few its rows.
-    emptied = (pair.count.reference > 0) != (pair.count.current > 0)
+    emptied = (count.reference > 0) != (count.current > 0)
     drifted = verdict.drifted if verdict is not None else emptied
     if method != "evidently":
         drifted = drifted or changed or infinite_changed
-    shares = Sides(
-        share_of(pair.missing.reference, pair.rows.reference), share_of(pair.missing.current, pair.rows.current)
-    )
+    shares = Sides(share_of(missing.reference, rows.reference), share_of(missing.current, rows.current))
     return ColumnComparison(
         type=pair.kind,
-        missing=pair.missing,
+        missing=missing,
         missing_share=shares,
         infinite=pair.infinite if pair.kind == "numeric" else None,
         distinct=pair.distinct,

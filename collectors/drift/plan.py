@@ -61,6 +61,8 @@ def planned(
     known, present = set(before), set(now)
     if columns is not None:
         wanted = list(dict.fromkeys(columns))
+        if not wanted:
+            raise InputError(f"no column is named to compare: {_listed(before)}")
         for name in wanted:
             absent = [
                 side for side, names in (("the reference", before), ("the current table", now)) if name not in names

@@ -206,6 +206,7 @@ def test_the_page_holds_everything_and_loads_nothing(trimtab: Run, tables: dict[
         (("r.csv", "file.arrow", "--threshold", "-1"), "must be positive"),
         (("r.csv", "latin.csv"), "latin.csv is not UTF-8: byte 0xe9"),
         (("r.csv", "file.arrow", "--columns", "nosuch"), "'nosuch' is not in the reference"),
+        (("r.csv", "file.arrow", "--columns", ","), "no column is named to compare: there are x"),
         (("r.csv", "file.arrow", "--by", "nosuch"), "no column 'nosuch'"),
         (("r.csv", "file.arrow", "--window", "1d"), "--window 1d --time COLUMN"),
         (("r.csv", "file.arrow", "--window", "soon", "--time", "at"), "not a length of time"),

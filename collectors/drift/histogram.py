@@ -69,6 +69,8 @@ def _of_numbers(pair: Sides[NumericColumn], most: int) -> Bars | None:
         held = pair.reference.counts + pair.current.counts > 0
         starts = np.concatenate([[-math.inf], edges])
         names = [_number(start) if math.isfinite(start) else f"< {_number(edges[0])}" for start in starts[held]]
+        # The greatest value's cell is closed by the next number above.
+        names = [f"> {name}" if place and name == names[place - 1] else name for place, name in enumerate(names)]
         return Bars(tuple(names), Sides(_shares(pair.reference.counts[held]), _shares(pair.current.counts[held])), True)
     low, high = _range(pair)
     if not math.isfinite(high - low) or high <= low:

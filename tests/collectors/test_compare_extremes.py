@@ -13,6 +13,7 @@ import pytest
 from collectors.drift.compare import compare
 from collectors.drift.comparison import ColumnComparison
 from collectors.drift.contingency import NewRows, compare_tables
+from collectors.drift.histogram import bars
 
 MODES = ["exact", "profile"]
 
@@ -117,3 +118,13 @@ def test_the_row_numbers_that_pandas_writes_are_no_column(mode: str, tmp_path: P
     assert list(found.columns) == ["x"]
     assert not found.drifted
     assert not compare(tmp_path / "r.parquet", tmp_path / "plain.parquet").only_in_reference
+
+
+def test_above_the_only_value_of_the_reference_has_a_name_of_its_own() -> None:
+    cells = column(np.full(50, 1.0), np.full(50, 7.0), "exact").cells
+    assert cells is not None
+
+    drawn = bars(cells, 16)
+
+    assert drawn is not None
+    assert drawn.labels == ("1", "> 1")

@@ -293,6 +293,7 @@ def test_an_alarm_of_missing_values_is_told_as_one() -> None:
     looks = {"before": {"mean": 1.0, "deviation": 2.0}, "now": {"mean": 1.5, "deviation": 2.0}}
     missing = {"reference": 0.0, "now": 0.4, "p_value": 1e-9}
 
-    assert alarm_words({**looks, "cause": "missing", "missing": missing}) == f"missing: {fmt.percent(0.0)} → {fmt.percent(0.4)}"
+    said = f"missing: {fmt.percent(0.0)} → {fmt.percent(0.4)}"
+    assert alarm_words({**looks, "cause": "missing", "missing": missing}) == said
     assert "→" in alarm_words({**looks, "cause": "values", "missing": missing})
     assert "missing" not in alarm_words(looks)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -50,6 +51,17 @@ class Journal:
                 raise JournalClosed("the collector is shutting down: send the batch again after its restart")
             self._queue.put(entry)
         return entry.done
+
+    def keep_latest(self, table: sa.Table, groups: Sequence[str], time: str, keep: int) -> None:
+        """Keeps the last `keep` rows by the column `time` of each group of equal values in the columns `groups`."""
+        columns = [table.c[name] for name in groups]
+        with self.engine.connect() as connection:
+            found = connection.execute(sa.select(*columns).distinct()).all()
+        for values in found:
+            own = sa.and_(*(column == value for column, value in zip(columns, values, strict=True)))
+            oldest = sa.select(table.c[time]).where(own).order_by(table.c[time].desc()).offset(keep).limit(1)
+            statement = table.delete().where(own & (table.c[time] <= oldest.scalar_subquery()))
+            self.submit(partial(_execute, statement)).result()
 
     def waiting(self) -> int:
         """Writes not yet committed."""
@@ -106,3 +118,7 @@ class Journal:
             entry.done.set_exception(error)
             return
         entry.done.set_result(result)
+
+
+def _execute(statement: sa.Delete, connection: sa.Connection) -> None:
+    connection.execute(statement)

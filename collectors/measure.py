@@ -218,8 +218,9 @@ class Measures:
         """
         with self._lock:
             self.join.add_predictions(events)
-            self._count_predictions(events)
-            self._check(events, counted=False)
+            parts = by_version(events)
+            self._count_predictions(parts)
+            self._check(parts, counted=False)
             column = events.column("time")
             # Seconds in float64 are exact to a quarter of a microsecond.
             seconds = np.clip([times.closed_until, times.latest + 1e-6], -MOST_SECONDS, MOST_SECONDS)
@@ -259,9 +260,9 @@ class Measures:
             taken, self._unmatched = self._unmatched, {}
             return taken
 
-    def _check(self, events: pa.Table, *, counted: bool) -> None:
+    def _check(self, parts: Sequence[tuple[str, str, pa.Table]], *, counted: bool) -> None:
         """Checks rows against their schemas; those replayed after a restart were counted before it."""
-        observed = [self.quality.observe(*part) for part in by_version(events)]
+        observed = [self.quality.observe(*part) for part in parts]
         if counted:
             self._count([found for found in observed if found is not None])
         else:
@@ -369,17 +370,18 @@ class Measures:
         if kind == "predictions":
             self._to_score.update(self.join.versions())
             return
-        self._count_predictions(table)
+        parts = by_version(table)
+        self._count_predictions(parts)
         added = self.windows.add(table, now)
         for key in added.measured:
             self._active_at["pane", *key] = now
             self._to_score.add(key)
         if counted:
             self._count_rows(added)
-        self._check(table, counted=counted)
+        self._check(parts, counted=counted)
 
-    def _count_predictions(self, events: pa.Table) -> None:
-        for model, version, part in by_version(events):
+    def _count_predictions(self, parts: Sequence[tuple[str, str, pa.Table]]) -> None:
+        for model, version, part in parts:
             predictions = predictions_of(part)
             if predictions is not None:
                 times = part.column("time").cast(pa.int64()).to_numpy()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -173,17 +172,7 @@ class ClosedWindows:
 
     def prune(self, keep: int) -> None:
         """Keeps the last `keep` windows of each version."""
-        with self._journal.engine.connect() as connection:
-            versions = connection.execute(sa.select(WINDOWS.c.model, WINDOWS.c.version).distinct()).all()
-        for model, version in versions:
-            own = (WINDOWS.c.model == model) & (WINDOWS.c.version == version)
-            oldest = sa.select(WINDOWS.c.end).where(own).order_by(WINDOWS.c.end.desc()).offset(keep).limit(1)
-            statement = WINDOWS.delete().where(own & (WINDOWS.c.end <= oldest.scalar_subquery()))
-            self._journal.submit(partial(_execute, statement)).result()
-
-
-def _execute(statement: sa.Delete, connection: sa.Connection) -> None:
-    connection.execute(statement)
+        self._journal.keep_latest(WINDOWS, ("model", "version"), "end", keep)
 
 
 def _finite(time: float) -> float | None:

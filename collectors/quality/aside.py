@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -66,13 +65,7 @@ class KeptAside:
 
     def prune(self, keep: int = KEPT) -> None:
         """Keeps the latest `keep` rows of each model."""
-        with self._journal.engine.connect() as connection:
-            models = connection.execute(sa.select(VIOLATIONS.c.model).distinct()).scalars().all()
-        for model in models:
-            own = VIOLATIONS.c.model == model
-            last = sa.select(VIOLATIONS.c.time).where(own).order_by(VIOLATIONS.c.time.desc()).offset(keep).limit(1)
-            statement = VIOLATIONS.delete().where(own & (VIOLATIONS.c.time <= last.scalar_subquery()))
-            self._journal.submit(partial(_execute, statement)).result()
+        self._journal.keep_latest(VIOLATIONS, ("model",), "time", keep)
 
     def edit(self, model: str, edit: SchemaEdit, now: float) -> Future[None]:
         """Keeps the edit of a model's schema in the place of the last one."""
@@ -84,7 +77,3 @@ class KeptAside:
         with self._journal.engine.connect() as connection:
             rows = connection.execute(sa.select(SCHEMA_EDITS)).all()
         return {row.model: SchemaEdit.from_json(row.body) for row in rows}
-
-
-def _execute(statement: sa.Delete, connection: sa.Connection) -> None:
-    connection.execute(statement)

@@ -60,7 +60,6 @@ class QualityMonitor:
         for (name, _), schema in self._inferred.items():
             if name == model:
                 schema.edited(edit)
-        Schema().edited(SchemaEdit(rows_per_second=edit.rows_per_second, max_age_seconds=edit.max_age_seconds))
         self.edits[model] = edit
 
     def schema(self, model: str, version: str) -> Schema:
@@ -124,10 +123,6 @@ class QualityMonitor:
     def models(self) -> list[str]:
         """Models that rows have come of."""
         return [model for model, volume in self._volumes.items() if math.isfinite(volume.latest)]
-
-    def forget(self, model: str, version: str) -> None:
-        """Forgets the recent rows of a version that has fallen silent."""
-        self._recent.pop((model, version), None)
 
     def _own(self, model: str) -> SchemaEdit:
         return self.edits.get(model) or SchemaEdit()

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from collectors.drift.judge import missing_ratio
 from observability.columns import CategoricalColumn, Column, NumericColumn
 from observability.events import FEATURE
 from observability.profile import Profile
@@ -76,7 +77,7 @@ class Schema:
     def to_json(self) -> dict[str, Any]:
         """The schema as plain values; rules that allow anything are left out."""
         columns = {
-            name: {key: value for key, value in msgspec.to_builtins(rules).items() if value is not None and value != ()}
+            name: {key: value for key, value in msgspec.to_builtins(rules).items() if value is not None}
             for name, rules in self.columns.items()
         }
         return {
@@ -154,9 +155,8 @@ def _checked(name: str, rules: ColumnRules) -> ColumnRules:
 
 
 def _inferred(name: str, column: Column) -> ColumnRules:
-    missing = column.missing + (column.nan if isinstance(column, NumericColumn) else 0)
     # A failed prediction has no value, and that is the release's fault, not the data's.
-    required = name.startswith(FEATURE) and missing == 0 and column.rows >= REQUIRED_ROWS
+    required = name.startswith(FEATURE) and missing_ratio(column) == 0 and column.rows >= REQUIRED_ROWS
     if isinstance(column, NumericColumn):
         return _numeric(column, required)
     if isinstance(column, CategoricalColumn) and column.categories and not column.truncated:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, tzinfo
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import plotly.graph_objects as go
@@ -200,6 +201,17 @@ def notice(problems: Sequence[SourceError]) -> None:
         lines[text] = text
     if lines:
         st.html("".join(f'<div class="tt-notice">{text}</div>' for text in lines))
+
+
+def answered(ask: Callable[[], dict[str, Any]], problems: list[SourceError]) -> dict[str, Any]:
+    """A service's answer about the model; nothing where it does not know the model yet, or is away (a problem)."""
+    try:
+        return ask()
+    except Refused:  # it does not know this model yet: that is 'no data', not a failure
+        return {}
+    except Unavailable as problem:
+        problems.append(problem)
+        return {}
 
 
 def away(service: Service) -> bool:

@@ -27,13 +27,7 @@ _NEWEST = "Newest with a verdict"
 def body(view: shell.View) -> None:
     """The page."""
     found, problems = view.sources.ranges(queries.drift(view.model), view.span)
-    try:
-        report: dict[str, Any] = view.sources.drift(view.model)
-    except Refused:  # the collector does not know this model yet: that is 'no data', not a failure
-        report = {}
-    except Unavailable as problem:
-        problems.append(problem)
-        report = {}
+    report = shell.answered(lambda: view.sources.drift(view.model), problems)
     shell.notice(problems)
     every: Windows = report.get("windows") or ()
     versions = list(

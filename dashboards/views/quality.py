@@ -13,7 +13,6 @@ from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
 from dashboards.series import Series
-from dashboards.sources import Refused, Unavailable
 from dashboards.theme import version_color
 
 # What each rule of a schema means to somebody who reads it for the first time.
@@ -33,21 +32,15 @@ _SHOWN_ROWS = 8
 def body(view: shell.View) -> None:
     """The page."""
     found, problems = view.sources.ranges(queries.quality(view.model), view.span)
-    try:
-        answer: dict[str, Any] = view.sources.quality(view.model)
-    except Refused:  # the collector does not know this model yet: that is 'no data', not a failure
-        answer = {}
-    except Unavailable as problem:
-        problems.append(problem)
-        answer = {}
+    answer = shell.answered(lambda: view.sources.quality(view.model), problems)
     shell.notice(problems)
     left, middle, right = st.columns(3)
     with left, shell.card("volume", "Rows against the usual", _usual(found["volume"])):
-        _line("volume", view, found["volume"], "ratio", "Rows", "Volume is compared with the five windows before.")
+        _volume(view, found["volume"])
     with middle, shell.card("missing", "Missing values", "the columns with most"):
-        _columns("missing", view, found["missing"])
+        _columns(view, found["missing"])
     with right, shell.card("duplicated", "Repeated rows", "share of the latest rows, features alike"):
-        _versions("duplicated", view, found["duplicated"])
+        _versions(view, found["duplicated"])
     left, right = st.columns((2, 3))
     with left, shell.card("broken", "Broken rules", "rows since the collector's start"):
         _broken(answer.get("broken") or ())
@@ -62,15 +55,12 @@ def _usual(series: Sequence[Series]) -> str:
     return "" if ratio is None else f"{fmt.percent(ratio)} now"
 
 
-def _line(key: str, view: shell.View, series: Sequence[Series], unit: charts.Unit, name: str, remedy: str) -> None:
-    shown = [Line(name, item, version_color("1")) for item in series if len(item.times)]
-    if not shown:
-        shell.empty("Not known yet", remedy, "collector")
-        return
-    shell.chart(key, charts.lines(view.frame, shown, unit))
+def _volume(view: shell.View, series: Sequence[Series]) -> None:
+    shown = [Line("Rows", item, version_color("1")) for item in series if len(item.times)]
+    _plot("volume", view, shown, "Volume is compared with the five windows before.")
 
 
-def _columns(key: str, view: shell.View, series: Sequence[Series]) -> None:
+def _columns(view: shell.View, series: Sequence[Series]) -> None:
     """The columns with the greatest values, of the version with the latest of them."""
     held = sorted((item for item in series if len(item.times)), key=lambda item: -float(item.values.max()))
     names: dict[str, Series] = {}
@@ -80,20 +70,21 @@ def _columns(key: str, view: shell.View, series: Sequence[Series]) -> None:
         Line(fmt.column(name), item, version_color(str(number + 1)))
         for number, (name, item) in enumerate(list(names.items())[:_SHOWN_COLUMNS])
     ]
-    if not shown:
-        shell.empty("Not known yet", "Shares appear with the first closed window.", "collector")
-        return
-    shell.chart(key, charts.lines(view.frame, shown, "ratio"))
+    _plot("missing", view, shown, "Shares appear with the first closed window.")
 
 
-def _versions(key: str, view: shell.View, series: Sequence[Series]) -> None:
+def _versions(view: shell.View, series: Sequence[Series]) -> None:
     shown = [
         Line(fmt.version(item.labels.get("version")), item, version_color(item.labels.get("version", "")))
         for item in series
         if len(item.times)
     ]
+    _plot("duplicated", view, shown, "Shares appear with the first closed window.")
+
+
+def _plot(key: str, view: shell.View, shown: Sequence[Line], remedy: str) -> None:
     if not shown:
-        shell.empty("Not known yet", "Shares appear with the first closed window.", "collector")
+        shell.empty("Not known yet", remedy, "collector")
         return
     shell.chart(key, charts.lines(view.frame, shown, "ratio"))
 

@@ -5,25 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import numpy as np
-
-from serving.batcher import Batch, BatchQueue, Pending, Result, State, Wait
-from serving.errors import Cancelled, Expired, InvalidRequest, ModelFailed, NonFinite, Refused, ServingError
+from serving.batcher import Batch, BatchQueue, Pending, State, Wait
+from serving.errors import Cancelled, Expired, Refused, ServingError
+from serving.execution import Executed, Runnable, execute
 from serving.models import WarmUp
-from serving.signature import Array, Signature, Values
-
-
-class Runnable(Protocol):
-    """What a lane needs of a loaded model."""
-
-    signature: Signature
-
-    def run(self, columns: Sequence[Array]) -> list[Array]:
-        """Columns [rows] in, outputs [rows] or [rows, k] out."""
 
 
 class Loop(Protocol):
@@ -40,15 +28,6 @@ class Executor(Protocol):
     def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None: ...
 
     def stop(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """A batch's results, one a request in order, and when the model worked on it (lane clock, seconds)."""
-
-    results: tuple[Result, ...]
-    started: float
-    ended: float
 
 
 class InferenceThread:
@@ -225,55 +204,3 @@ def _expire(pending: Pending, clock: Callable[[], float]) -> None:
     if pending.state is not State.DONE:
         where = "in the queue" if pending.state is State.QUEUED else "with the model"
         pending.lane.end_early(pending, Expired(f"the deadline passed after {clock() - pending.arrived:.3f} s {where}"))
-
-
-def execute(model: Runnable, requests: Sequence[Pending], max_rows: int, clock: Callable[[], float]) -> Executed:
-    """Runs the requests as one batch; never raises. A request that makes the model fail is found by halving."""
-    started = clock()
-    results = _run(model, [(pending.values, pending.rows) for pending in requests], max_rows)
-    return Executed(tuple(results), started, clock())
-
-
-def _run(model: Runnable, requests: Sequence[tuple[Sequence[Values], int]], max_rows: int) -> list[Result]:
-    try:
-        outputs = _outputs(model, model.signature.columns([values for values, _ in requests]), max_rows)
-        total = sum(rows for _, rows in requests)
-        if any(len(output) != total for output in outputs):
-            raise ModelFailed(f"the model gave {[len(output) for output in outputs]} rows for {total}")
-    except Exception as error:
-        if len(requests) > 1:
-            half = len(requests) // 2
-            return _run(model, requests[:half], max_rows) + _run(model, requests[half:], max_rows)
-        known = isinstance(error, (InvalidRequest, ModelFailed))
-        return [error if known else ModelFailed(f"the model failed: {type(error).__name__}: {error}")]  # type: ignore[list-item]
-    return _split(outputs, [rows for _, rows in requests], model.signature)
-
-
-def _outputs(model: Runnable, columns: list[Array], max_rows: int) -> list[Array]:
-    rows = len(columns[0])
-    if rows <= max_rows:
-        return model.run(columns)
-    chunks = [model.run([column[at : at + max_rows] for column in columns]) for at in range(0, rows, max_rows)]
-    return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
-
-
-def _split(outputs: Sequence[Array], rows: Sequence[int], signature: Signature) -> list[Result]:
-    finite = all(np.isfinite(output).all() for output in outputs)
-    results: list[Result] = []
-    start = 0
-    for count in rows:
-        parts = [output[start : start + count] for output in outputs]
-        results.append(
-            parts if finite or all(np.isfinite(part).all() for part in parts) else _non_finite(parts, signature)
-        )
-        start += count
-    return results
-
-
-def _non_finite(parts: Sequence[Array], signature: Signature) -> NonFinite:
-    bad = [
-        f"{output.name} of row {int(row)}"
-        for output, part in zip(signature.outputs, parts, strict=True)
-        for row in np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))[:3]
-    ]
-    return NonFinite(f"the model's output is NaN or infinite: {', '.join(bad)}")

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.batcher import Batch, BatchQueue, Pending, Result, State, Wait
-from serving.engine import Executed, Lane, execute
+from serving.engine import Lane
+from serving.execution import Executed, execute
 from serving.errors import Cancelled, Expired, InvalidRequest, ModelFailed, NonFinite, Refused, ServingError
 from serving.signature import Array, Input, Output, Signature
 

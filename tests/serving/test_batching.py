@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from serving.batcher import Batch, BatchQueue, Pending, Result, State, Wait
 from serving.engine import Lane
-from serving.execution import Executed, execute
 from serving.errors import Cancelled, Expired, InvalidRequest, ModelFailed, NonFinite, Refused, ServingError
+from serving.execution import Executed, execute
 from serving.signature import Array, Input, Output, Signature
 
 SIGNATURE = Signature((Input.of("x", "FP32"),), (Output("y"),))

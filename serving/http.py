@@ -260,7 +260,7 @@ class Connection(asyncio.Protocol):
                 version = parts[5].decode("latin-1") if len(parts) == 7 else None
                 self._server.handler.infer(exchange, parts[3].decode("latin-1"), version)
                 return
-        task = asyncio.get_running_loop().create_task(_run_app(self._server.app, exchange, self._peer()))
+        task = asyncio.get_running_loop().create_task(run_app(self._server.app, exchange, self._peer()))
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
 
@@ -358,7 +358,8 @@ def decoded_body(exchange: Exchange, limit: int) -> bytes:
     return body
 
 
-async def _run_app(app: ASGIApp, exchange: Exchange, peer: tuple[str, int] | None) -> None:
+async def run_app(app: ASGIApp, exchange: Exchange, peer: tuple[str, int] | None) -> None:
+    """Answers the exchange with what the ASGI app says; 500 when the app raises."""
     path, _, query = exchange.target.partition(b"?")
     scope: Scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",

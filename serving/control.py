@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from serving import router
 from serving.deployment import Deployment, Loaded, Version
@@ -20,6 +20,32 @@ from serving.router import Policy
 _log = logging.getLogger(__name__)
 _RUNNING_BATCH_SECONDS = 2.0
 _POLICY_FIELDS = ("model", "generation", "stable", "previous", "canary", "shadow", "sticky")
+
+
+class Peers(Protocol):
+    """The other replicas of this server, which follow the changes made here."""
+
+    async def prepare(self, policy: Policy) -> None:
+        """Each has the policy's versions loaded and verified. Raises ServingError: then nothing changes."""
+
+    async def abort(self, policy: Policy) -> None:
+        """What was prepared is not coming."""
+
+    async def commit(self, policy: Policy, move: bool) -> None:
+        """All switch to the stored policy; one that cannot is taken out of the traffic. Never raises."""
+
+
+class Alone:
+    """No other replicas."""
+
+    async def prepare(self, policy: Policy) -> None:
+        """Nothing to do."""
+
+    async def abort(self, policy: Policy) -> None:
+        """Nothing to do."""
+
+    async def commit(self, policy: Policy, move: bool) -> None:
+        """Nothing to do."""
 
 
 class Control:
@@ -34,7 +60,9 @@ class Control:
         load: Callable[[str, int], Loaded],
         publish_reference: Callable[[ModelVersion, bytes], None],
         clock: Callable[[], float] = time.time,
+        peers: Peers | None = None,
     ) -> None:
+        self._peers = peers or Alone()
         self._registry = registry
         self._store = store
         self._deployments = deployments
@@ -98,6 +126,48 @@ class Control:
                     if policy.shadow is not None and policy.shadow.version == number:
                         policy = replace(policy, shadow=None)
             deployment.switch(policy)
+
+    # --- following the changes that another replica makes ----------------------------------------------------------
+    async def prepare(self, policy: Policy) -> None:
+        """Loads, warms and verifies every version that the policy names. Raises ServingError; no traffic changes."""
+        async with self._locks[policy.model]:
+            deployment = self._deployment(policy.model)
+            await self._load_all(deployment, policy)
+            for number in sorted(policy.loaded() & set(deployment.versions)):
+                await self._verify(deployment.versions[number])
+
+    async def adopt(self, policy: Policy, *, move: bool = False) -> None:
+        """Switches to a policy that is stored already. Raises ServingError if a version of it does not load."""
+        async with self._locks[policy.model]:
+            deployment = self._deployment(policy.model)
+            if deployment.router.policy.generation < policy.generation:
+                await self._load_all(deployment, policy)
+                lost = deployment.switch(policy, move=move)
+                if move:
+                    await self._quiet(deployment, lost)
+            deployment.retire()
+
+    async def follow(self, model: str) -> None:
+        """Adopts the stored policy, if it is newer than the one in force here. Never writes. Raises ServingError."""
+        policy = await asyncio.to_thread(self._store.load, model)
+        if policy is not None and policy.stable is not None:
+            await self.adopt(policy)
+
+    async def _load_all(self, deployment: Deployment, policy: Policy) -> None:
+        answering = policy.loaded() - {policy.previous} | {policy.stable}
+        for number in sorted(policy.loaded()):
+            try:
+                await self._ensure(deployment, number)
+            except ServingError as error:
+                # Nobody is routed to the previous version: a rollback to it will say that it does not load.
+                if number in answering:
+                    raise
+                _log.error("version %d of %s cannot be loaded: %s", number, policy.model, error)
+
+    def retire(self, model: str) -> None:
+        """Forgets the idle versions that the policy in force does not name."""
+        if model in self._deployments:
+            self._deployments[model].retire()
 
     # --- changing --------------------------------------------------------------------------------------------------
     async def canary(
@@ -177,9 +247,15 @@ class Control:
         self, deployment: Deployment, policy: Policy, event: str, release: str | None, version: int | None, reason: str,
         actor: str, *, move: bool = False,
     ) -> list[int]:  # fmt: skip
+        await self._peers.prepare(policy)
         # Stored before it is in force: a crash in between restores the decision, not the traffic before it.
-        await self._save(policy, event, release, version, reason, actor)
+        try:
+            await self._save(policy, event, release, version, reason, actor)
+        except BaseException:
+            await self._peers.abort(policy)
+            raise
         lost = deployment.switch(policy, move=move)
+        await self._peers.commit(policy, move)
         if not move:
             deployment.retire()
         _log.info(

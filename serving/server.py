@@ -20,7 +20,7 @@ from observability.metrics import Metrics
 from observability.sinks import HttpSink
 from observability.tracing import setup_tracing
 from serving.app import ControlApp
-from serving.control import Control
+from serving.control import Control, Peers
 from serving.deployment import Deployment, Loaded, load_version
 from serving.engine import InferenceThread, Lane
 from serving.errors import ServingError
@@ -51,6 +51,8 @@ class ServingConfig:
     max_batch_rows: int = 64
     # How long a batch may wait for company, from its oldest request's arrival; 0 takes what is there.
     max_delay: float = 0.0
+    # A batch that takes at most this long runs on the event loop, without a hand-off to a thread; 0 never does.
+    inline_seconds: float = 0.0005
     # Rows that may wait, by version; more are refused with 429.
     max_queue_rows: int = 1024
     # Base URL of the collector's intake; None sends no events, traces, logs or profiles.
@@ -82,7 +84,7 @@ class ServingConfig:
 class Service:
     """A running server. `start` returns when it is ready; `drain` stops it and loses no accepted request."""
 
-    def __init__(self, config: ServingConfig, metrics: Metrics | None = None) -> None:
+    def __init__(self, config: ServingConfig, metrics: Metrics | None = None, *, peers: Peers | None = None) -> None:
         self.config = config
         self.metrics = metrics or Metrics()
         self.deployments: dict[str, Deployment] = {}
@@ -105,8 +107,9 @@ class Service:
         )  # fmt: skip
         store = PolicyStore(self._registry.engine)
         self._control = Control(
-            self._registry, store, self.deployments, self._make, self._load, self._references.publish
-        )
+            self._registry, store, self.deployments, self._make, self._load, self._references.publish,
+            peers=peers,
+        )  # fmt: skip
         app = ControlApp(
             self._control, self.deployments, self.health, store, self.metrics,
             secret=config.secret, models=config.models,
@@ -120,21 +123,32 @@ class Service:
         import torch
 
         torch.set_num_threads(self.config.torch_threads)
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(
-            self.http.connection, self.config.host, self.config.port, backlog=2048
-        )
-        self.port = self._listener.sockets[0].getsockname()[1]
-        self._sweeper = loop.create_task(self._sweep())
+        self._listener = await self._listen()
+        self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         for model in self.config.models or await self._control.models():
             try:
-                await self._control.restore(model)
+                await self._restore(model)
             except ServingError as error:
                 _log.error("%s cannot be served: %s", model, error)
                 self.deployments.setdefault(model, self._make(model))
         self._front.open = True
         self.health.state = "ready"
         _log.info("serving on %s:%d", self.config.host, self.port, extra={"models": sorted(self.deployments)})
+
+    async def _listen(self) -> asyncio.Server:
+        """Opens the port; `port` says which. A replica behind fronts listens to them instead."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(self.http.connection, self.config.host, self.config.port, backlog=2048)
+        self.port = server.sockets[0].getsockname()[1]
+        return server
+
+    async def _restore(self, model: str) -> None:
+        """Takes up the stored policy of a model. Raises ServingError when its stable version does not load."""
+        await self._control.restore(model)
+
+    def _active(self) -> int:
+        """Requests that were taken in and are not answered."""
+        return self.http.active()
 
     async def drain(self) -> None:
         """Readiness off, the listener closed, every accepted request answered, telemetry sent as far as it goes."""
@@ -145,7 +159,7 @@ class Service:
         await asyncio.sleep(self.config.drain_notice)
         self._listener.close()
         limit = time.monotonic() + self.config.drain_timeout
-        while (self.http.active() or self._busy()) and time.monotonic() < limit:
+        while (self._active() or self._busy()) and time.monotonic() < limit:
             await asyncio.sleep(0.005)
         self._front.settle()
         self._sweeper.cancel()
@@ -193,6 +207,8 @@ class Service:
                 max_rows=config.max_batch_rows,
                 max_delay=config.max_delay,
                 limit_rows=config.max_queue_rows,
+                # An architecture is Python of the user's and may block; an exported program is tensor operators only.
+                inline_seconds=0.0 if loaded.model.manifest["format"] == "safetensors" else config.inline_seconds,
                 warm_up=loaded.warm_up,
                 on_batch=lambda batch, run: version.batch(batch.rows, run.ended - run.started, batch.reason),
             )

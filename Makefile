@@ -1,5 +1,5 @@
 # make demo   the whole loop on real flights, with the dashboard   (ARGS="--headless --json", "--help", …)
-# make test   everything that proves it                            (ARGS="-k drift", …)
+# make test   everything that proves it                            (ARGS="-k drift", JOBS=4, …)
 # make check  lint, types, the import table and the fast tests
 # make bench  ours, the peer and the limit, measured in one run
 # Each sets up what it needs: a virtual environment in .venv and, where it runs as root on Debian, the servers that the tests talk to.
@@ -8,6 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 ARGS ?=
+JOBS ?= 2
 
 .PHONY: demo test check bench setup packages clean
 
@@ -19,13 +20,13 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
 bench: setup
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     # PostgreSQL refuses to run as root; its own account can reach the folder only if the path to it is open.
     user = "postgres" if os.geteuid() == 0 else None
     if user is not None:
-        for parent in (folder, *folder.parents[:2]):
+        base = Path(tempfile.gettempdir())
+        for parent in (folder, *(above for above in folder.parents if above.is_relative_to(base) and above != base)):
             parent.chmod(0o755)
         shutil.chown(folder, user, user)
     data = folder / "data"

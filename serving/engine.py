@@ -1,4 +1,4 @@
-"""Runs batches of one model version: one hand-off to an inference thread a batch, and one back."""
+"""Runs batches of one model version: on the event loop where they are short, else one hand-off to a thread and back."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from serving.batcher import Batch, BatchQueue, Pending, State, Wait
 from serving.errors import Cancelled, Expired, Refused, ServingError
 from serving.execution import Executed, Runnable, execute
 from serving.models import WarmUp
+from serving.steptimes import InlineRule, StepTimes
 
 
 class Loop(Protocol):
@@ -37,11 +39,14 @@ class InferenceThread:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Executed], Callable[[Executed], None]] | None]
         self._jobs = queue.SimpleQueue()
         self._hand_back = call_soon_threadsafe
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._name = name
+        self._thread: threading.Thread | None = None
 
     def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None:
-        """Queues the job."""
+        """Queues the job; the first one starts the thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            self._thread.start()
         self._jobs.put((job, done))
 
     def stop(self) -> None:
@@ -71,13 +76,16 @@ class Lane:
         max_rows: int,
         max_delay: float,
         limit_rows: int,
+        inline_seconds: float = 0.0,
         warm_up: WarmUp | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_batch: Callable[[Batch, Executed], None] | None = None,
     ) -> None:
         self.queue = BatchQueue(max_rows=max_rows, max_delay=max_delay, limit_rows=limit_rows)
         self.model = model
-        self.warm_up = warm_up
+        measured = warm_up.seconds if warm_up else None
+        self.times = StepTimes(measured, max_rows)
+        self._inline = InlineRule(measured, max_rows, inline_seconds)
         self._executor = executor
         self._loop = loop
         self._clock = clock
@@ -122,10 +130,7 @@ class Lane:
 
     def drain_seconds(self) -> float:
         """Estimated time to work off what waits."""
-        if self.warm_up is None:
-            return 1.0
-        full = self.queue.rows / self.queue.max_rows
-        return max(1e-3, full * self.warm_up.of(self.queue.max_rows))
+        return max(1e-3, self.queue.rows / self.queue.max_rows * self.times.of(self.queue.max_rows))
 
     def drain(self) -> None:
         """From now on no batch waits for company."""
@@ -163,32 +168,42 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        expected = self.warm_up.of(self.queue.max_rows) if self.warm_up else 0.0
         now = self._clock()
-        next_batch = self.queue.take(now, seconds=expected, draining=self._draining)
+        next_batch = self.queue.take(now, seconds=self.times.of(self.queue.max_rows), draining=self._draining)
         if isinstance(next_batch, Wait):
             self._timer = self._loop.call_later(max(0.0, next_batch.until - now), self._dispatch)
         elif next_batch is not None:
-            self._running = next_batch
-            requests = next_batch.requests
-            self._executor.start(
-                lambda: execute(self.model, requests, self.queue.max_rows, self._clock), self._finished
-            )
+            if self._inline.allows(next_batch.rows, now):
+                executed = execute(self.model, next_batch.requests, self.queue.max_rows, self._clock)
+                self._answer(next_batch, executed, inline=True)
+                if self.queue.rows:
+                    self._schedule()
+            else:
+                self._running = next_batch
+                self._executor.start(
+                    partial(execute, self.model, next_batch.requests, self.queue.max_rows, self._clock), self._finished
+                )
 
     def _finished(self, executed: Executed) -> None:
         batch = self._running
         self._running = None
         # The model gets its next batch before the answers of this one are written.
         self._dispatch()
-        if batch is None:
-            return
+        if batch is not None:
+            self._answer(batch, executed, inline=False)
+
+    def _answer(self, batch: Batch, executed: Executed, *, inline: bool) -> None:
+        started, ended, rows = executed.started, executed.ended, batch.rows
         for pending, result in zip(batch.requests, executed.results, strict=False):
             if pending.state is State.RUNNING:
-                pending.started, pending.ended, pending.batch_rows = executed.started, executed.ended, batch.rows
+                pending.started, pending.ended, pending.batch_rows = started, ended, rows
                 pending.state = State.DONE
                 pending.finish(result)
-        if self._on_batch is not None and batch.requests:
-            self._on_batch(batch, executed)
+        if batch.requests:
+            self.times.observe(rows, ended - started)
+            self._inline.observe(rows, ended - started, ended, inline=inline)
+            if self._on_batch is not None:
+                self._on_batch(batch, executed)
 
     def end_early(self, pending: Pending, error: ServingError) -> None:
         """Answers a request that is not done with `error`; queued rows never reach the model."""

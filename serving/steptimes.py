@@ -1,0 +1,135 @@
+"""What a batch takes, t(n): measured at warm-up, corrected by every batch since, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+_MEMORY = 0.1  # weight of the newest batch: about the last ten count
+_OUTLIER = 4.0  # one batch counts for at most this many times the estimate, so that a preempted one moves it little
+_TRIAL_SECONDS = (1.0, 64.0)  # first and longest pause before a size that was too slow is tried on the loop again
+_TRIAL_FACTOR = 2.0  # a size is tried again when its best recent time is under this many limits
+
+
+def _place(rows: int) -> int:
+    return (rows - 1).bit_length()
+
+
+class StepTimes:
+    """Seconds a batch by rows, one estimate for each power of two: an average of the last batches of that size."""
+
+    __slots__ = ("_largest", "_last", "_seconds", "_spread")
+
+    def __init__(self, measured: Mapping[int, float] | None, max_rows: int) -> None:
+        self._largest = max_rows
+        self._last = _place(max_rows)
+        self._seconds: list[float | None] = [None] * (self._last + 1)
+        self._spread = 1.25
+        for rows in sorted(measured or {}):
+            if rows <= max_rows:
+                self._seconds[_place(rows)] = (measured or {})[rows]
+
+    def of(self, rows: int) -> float:
+        """Estimated seconds for `rows` rows, beyond the largest batch in proportion; 0 while nothing was measured."""
+        if rows <= 0:
+            return 0.0
+        place = min(_place(rows), self._last)
+        known = self._seconds[place]
+        if known is None:
+            known = self._guess(place)
+        return known * rows / self._largest if rows > self._largest else known
+
+    def upper(self, rows: int) -> float:
+        """Seconds that about one batch in a hundred of `rows` rows exceeds."""
+        return self.of(rows) * self._spread
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A batch has run."""
+        if rows > self._largest:
+            rows, seconds = self._largest, seconds * self._largest / rows
+        place = _place(rows)
+        known = self._seconds[place]
+        if known is None:
+            self._seconds[place] = seconds
+            return
+        # Steps in the proportion 99 to 1 come to rest at the 99th percentile of time over estimate.
+        self._spread = (
+            min(10.0, self._spread * 1.05) if seconds > known * self._spread else max(1.0, self._spread * 0.9995)
+        )
+        self._seconds[place] = known + _MEMORY * (min(seconds, _OUTLIER * known) - known)
+
+    def line(self) -> tuple[float, float]:
+        """(a, b) of t(n) = a + b n, neither negative: the medians of slopes and intercepts (Theil and Sen)."""
+        points = [
+            (min(1 << place, self._largest), known) for place, known in enumerate(self._seconds) if known is not None
+        ]
+        if len(points) < 2:
+            return (points[0][1], 0.0) if points else (0.0, 0.0)
+        slopes = [(t2 - t1) / (n2 - n1) for i, (n1, t1) in enumerate(points) for n2, t2 in points[i + 1 :] if n2 > n1]
+        slope = max(0.0, _median(slopes))
+        return max(0.0, _median([seconds - slope * rows for rows, seconds in points])), slope
+
+    def _guess(self, place: int) -> float:
+        for larger in self._seconds[place + 1 :]:
+            if larger is not None:
+                return larger
+        for smaller in range(place - 1, -1, -1):
+            known = self._seconds[smaller]
+            if known is not None:
+                return known * min(1 << place, self._largest) / (1 << smaller)
+        return 0.0
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+class InlineRule:
+    """Which batches are so short that the event loop runs them itself: their measured time is under `limit` seconds.
+
+    A size that turns out too slow goes to the thread, and is tried on the loop again after a pause that doubles: times
+    measured in the thread hold its waiting for the interpreter, so they cannot tell how long the loop would take.
+    """
+
+    __slots__ = ("_best", "_inline", "_last", "_pause", "_retry", "limit")
+
+    def __init__(self, measured: Mapping[int, float] | None, max_rows: int, limit: float) -> None:
+        self.limit = limit
+        self._last = _place(max_rows)
+        self._inline = [math.inf] * (self._last + 1)
+        self._best = [math.inf] * (self._last + 1)
+        self._retry = [0.0] * (self._last + 1)
+        self._pause = [_TRIAL_SECONDS[0]] * (self._last + 1)
+        for rows in sorted(measured or {}):
+            if rows <= max_rows:
+                self._inline[_place(rows)] = self._best[_place(rows)] = (measured or {})[rows]
+
+    def allows(self, rows: int, now: float) -> bool:
+        """Whether to run a batch of `rows` rows on the loop."""
+        place = (rows - 1).bit_length()
+        if place > self._last or self.limit <= 0.0:
+            return False
+        if self._inline[place] <= self.limit:
+            return True
+        return now >= self._retry[place] and self._best[place] <= _TRIAL_FACTOR * self.limit
+
+    def observe(self, rows: int, seconds: float, now: float, *, inline: bool) -> None:
+        """A batch has run, on the loop or not."""
+        place = (rows - 1).bit_length()
+        if place > self._last:
+            return
+        self._best[place] = min(self._best[place] * 1.01, seconds)
+        if not inline:
+            return
+        known = self._inline[place]
+        if known > self.limit:  # this was a trial
+            self._inline[place] = seconds
+        else:
+            self._inline[place] = known + _MEMORY * (min(seconds, _OUTLIER * known) - known)
+        if self._inline[place] > self.limit:
+            self._retry[place] = now + self._pause[place]
+            self._pause[place] = min(2 * self._pause[place], _TRIAL_SECONDS[1])
+        elif self._pause[place] > _TRIAL_SECONDS[0]:
+            self._pause[place] = max(_TRIAL_SECONDS[0], self._pause[place] * 0.99)

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from observability.blocks import number_blocks
 from observability.cells import Counts, Floats, Kind, ProfileError, counts_of, plain
+from observability.moments import Moments
 from observability.numeric import COUNTERS, MOMENTS, NUM_BINS, NumericColumn, closed_bin, merged_moments, scalars
-from observability.tally import Moments
 
 # Sign, exponent and the first seven bits of the fraction of a float64: the cells of a float32's upper half, unrounded.
 _SHIFT = np.int64(45)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from observability.blocks import finite_numbers, number_blocks
 from observability.cells import Counts, Floats, Kind, ProfileError, count_of, counts_of, packed, plain, unpacked
+from observability.native_tally import NativeTally, tally_over
 from observability.tally import Tally
 
 NUM_BINS = 128
@@ -84,7 +85,7 @@ class NumericColumn:
 
     def updated(self, values: pa.ChunkedArray | pa.Array) -> NumericColumn:
         """This column with `values` added, read where they lie. Raises pa.ArrowException if they are no numbers."""
-        tally = Tally(self.edges)
+        tally = tally_over(self.edges)
         tally.add_all(number_blocks(values))
         return self.tallied(tally)
 
@@ -92,7 +93,7 @@ class NumericColumn:
         missing = NumericColumn(self.edges, np.zeros_like(self.counts), missing=rows)
         return self + missing
 
-    def tallied(self, tally: Tally) -> NumericColumn:
+    def tallied(self, tally: Tally | NativeTally) -> NumericColumn:
         """This column with what a tally over its edges has counted added."""
         found = tally.moments
         mean, m2 = merged_moments(self.count, self.mean, self.m2, found.count, found.mean, found.m2)

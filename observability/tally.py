@@ -16,41 +16,13 @@ from numpy.typing import NDArray
 
 from observability.blocks import BLOCK, Block
 from observability.cells import Counts, Floats
+from observability.moments import Moments, sums_of
 
 _LOWEST = np.array([-np.finfo(np.float64).max])
 _HIGHEST_AND_ZEROS = np.array([np.inf, 0.0, 5e-324])
-# Dot products of more elements may start threads, which cost more than they bring here.
-_DOT = 8_192
 # So many edges are looked at again before the block is sorted as float64 instead.
 _AMBIGUOUS = 12
-# The mean lies this many deviations from zero before the sum of squares loses digits that matter (1e-12).
-_OFFSET = 1e3
-_ONES = np.ones(_DOT)
 _EXACT_IN_FLOAT32 = frozenset(np.dtype(name) for name in ("f4", "f2", "i2", "i1", "u2", "u1"))
-
-
-class Moments:
-    """Count, mean, squared deviations and range of finite numbers, merged block by block.
-
-    Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
-    """
-
-    __slots__ = ("count", "m2", "maximum", "mean", "minimum")
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.m2 = 0, 0.0, 0.0
-        self.minimum, self.maximum = math.inf, -math.inf
-
-    def add(self, finite: Floats, sums: tuple[float, float] | None = None) -> None:
-        """Adds the values of one block, at least one, and their sums if known; their range is left to the caller."""
-        size = len(finite)
-        mean, m2 = moments(finite, sums)
-        total = self.count + size
-        delta = mean - self.mean
-        share = size / total
-        self.m2 += m2 + (delta * delta * self.count * share if self.count else 0.0)
-        self.mean = self.mean * (1.0 - share) + mean * share if self.count else mean
-        self.count = total
 
 
 class Tally:
@@ -60,11 +32,8 @@ class Tally:
         self.moments = Moments()
         self.rows = self.missing = self.nan = 0
         # What is asked of a sorted block is how many values lie below each of these. Below the first are the negative
-        # infinities; a cell lies between each two up to +∞, the last edge belonging to the last closed one; the zeros
-        # lie between the last two.
-        with np.errstate(over="ignore"):
-            above = np.nextafter(edges[-1:], np.inf)
-        self._queries = np.concatenate([_LOWEST, edges[:-1], above, _HIGHEST_AND_ZEROS])
+        # infinities; a cell lies between each two up to +∞; the zeros lie between the last two.
+        self._queries = np.concatenate([_LOWEST, bounds_of(edges), _HIGHEST_AND_ZEROS])
         self._below = np.zeros(len(self._queries), np.int64)
         self._rounded: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
         self._single_sort = True
@@ -83,7 +52,7 @@ class Tally:
         self.rows += size
         if valid is None and self._single_sort and size >= 512 and self._add_single(block):
             return
-        values = _scratch.double()[:size]
+        values = scratch.double()[:size]
         np.copyto(values, block, casting="unsafe")
         missing = 0
         if valid is not None:
@@ -120,9 +89,9 @@ class Tally:
         if not exact and block.dtype != np.float64:
             return False
         floats = np.asarray(block, np.float64)
-        values = _scratch.single()[: len(block)]
+        values = scratch.single()[: len(block)]
         # Summed and rounded a piece at a time, while the piece is in the nearest cache.
-        sums = _sums(floats, values)
+        sums = sums_of(floats, values)
         if not math.isfinite(sums[0]):
             return False
         values.sort()
@@ -158,15 +127,26 @@ class Tally:
     def _keys(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What is asked in float32: (rounded, the smallest float32 that is not below)."""
         if self._rounded is None:
-            with np.errstate(over="ignore"):
-                rounded = self._queries.astype(np.float32)
-            above = np.where(rounded < self._queries, np.nextafter(rounded, np.float32(np.inf)), rounded)
-            self._rounded = rounded, above.astype(np.float32)
+            self._rounded = single_bounds(self._queries)
         return self._rounded
 
 
+def bounds_of(edges: Floats) -> Floats:
+    """Where cells begin: the edges, but what equals the last of them still belongs to the last closed cell."""
+    with np.errstate(over="ignore"):
+        return np.concatenate([edges[:-1], np.nextafter(edges[-1:], np.inf)])
+
+
+def single_bounds(bounds: Floats) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Bounds in float32: (rounded, the smallest float32 that is not below)."""
+    with np.errstate(over="ignore"):
+        rounded = bounds.astype(np.float32)
+        above = np.where(rounded < bounds, np.nextafter(rounded, np.float32(np.inf)), rounded)
+    return rounded, above.astype(np.float32)
+
+
 class _Scratch(threading.local):
-    """A thread's buffers for sorting: fresh memory for each column would cost more than the sort of a small one."""
+    """A thread's buffers for blocks: fresh memory for each column would cost more than the sort of a small one."""
 
     def __init__(self) -> None:
         self._double: Floats | None = None
@@ -183,38 +163,4 @@ class _Scratch(threading.local):
         return self._single
 
 
-_scratch = _Scratch()
-
-
-def moments(finite: Floats, sums: tuple[float, float] | None = None) -> tuple[float, float]:
-    """The mean of at least one finite value and the sum of squared deviations from it.
-
-    The sums are plain where the mean is not far from zero in deviations, else they are taken about the mean. A mean
-    is finite also where the sum overflows; squares that overflow give infinity.
-    """
-    size = len(finite)
-    total, squares = sums or _sums(finite)
-    mean = total / size
-    m2 = squares - total * mean
-    if squares < math.inf and squares <= _OFFSET * m2:
-        return mean, m2
-    if not math.isfinite(mean):
-        mean = float((finite / size).sum())
-    deviations = finite - mean
-    rest, squares = _sums(deviations)
-    # The second sum corrects the rounding of the first: Björck's two-pass formula.
-    return mean + rest / size if math.isfinite(rest) else mean, max(squares - rest * rest / size, 0.0) if math.isfinite(
-        squares
-    ) else math.inf
-
-
-def _sums(values: Floats, rounded: NDArray[np.float32] | None = None) -> tuple[float, float]:
-    """The sum and the sum of squares; writes the values into `rounded` on the way."""
-    total = squares = 0.0
-    for start in range(0, len(values), _DOT):
-        part = values[start : start + _DOT]
-        total += float(np.dot(part, _ONES[: len(part)]))
-        squares += float(np.dot(part, part))
-        if rounded is not None:
-            np.copyto(rounded[start : start + _DOT], part, casting="unsafe")
-    return total, squares
+scratch = _Scratch()

@@ -88,6 +88,25 @@ SHADOW_DIFFERENCE = _histogram(
     (1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0), "model", "version", "shadow",
 )  # fmt: skip
 
+# --- serving by several processes ------------------------------------------------------------------------------------
+REPLICA_UP = _gauge("replica_up", "1 while the replica takes requests.", "replica")
+REPLICA_IN_FLIGHT = _gauge(
+    "replica_in_flight_requests", "Requests that the fronts sent to the replica and have no answer to.", "replica"
+)
+REPLICA_QUEUE_ROWS = _gauge("replica_queue_rows", "Rows that wait in the replica for a batch.", "replica")
+REPLICA_EJECTIONS = _counter(
+    "replica_ejections_total", "Times that a front took the replica out of the traffic.", "replica", "reason"
+)  # reason: closed | silent | outlier
+REPLICA_RESTARTS = _counter("replica_restarts_total", "Times that the replica was started again.", "replica")
+FRONT_UP = _gauge("front_up", "1 while the front process accepts connections.", "front")
+FRONT_RESTARTS = _counter("front_restarts_total", "Times that the front process was started again.", "front")
+RELAY_LOST = _counter(
+    "relay_lost_requests_total", "Requests whose replica was lost before it answered, by what became of them.", "fate"
+)  # fate: retried | refused
+RELAY_REFUSED = _counter(
+    "relay_refused_requests_total", "Requests that a front could send to no replica, by reason.", "reason"
+)  # reason: none (no replica takes requests) | full (all of them hold what they may)
+
 # --- telemetry: the exporter about itself ----------------------------------------------------------------------------
 TELEMETRY_DELIVERED = _counter("telemetry_delivered_batches_total", "Batches the collector accepted.", "signal")
 TELEMETRY_RETRIES = _counter("telemetry_retries_total", "Deliveries that failed and were tried again.", "signal")

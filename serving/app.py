@@ -109,7 +109,9 @@ class ControlApp:
                 "name": deployment.model,
                 "versions": [str(known) for known in sorted(deployment.versions)],
                 "platform": _PLATFORMS[model.manifest["format"]],
-                "inputs": [{"name": i.name, "datatype": i.datatype, "shape": [-1, 1]} for i in model.signature.inputs],
+                "inputs": [
+                    {"name": i.name, "datatype": i.datatype, "shape": i.wire_shape} for i in model.signature.inputs
+                ],
                 "outputs": [
                     {"name": output.name, "datatype": output.datatype, "shape": [-1, *example.shape[1:]]}
                     for output, example in zip(model.signature.outputs, model.example_outputs, strict=True)

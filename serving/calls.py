@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from opentelemetry.trace import SpanContext
 
 from serving.batcher import Pending, Result
 from serving.errors import ServingError
 from serving.router import Choice
-from serving.signature import Array, Signature, Values
+from serving.signature import Signature, Values
+from serving.tensors import Array
 from serving.v2 import InferRequest
 
 
@@ -20,7 +20,7 @@ class Call(Pending):
 
     __slots__ = (
         "attributes", "choice", "done", "exchange", "id", "model", "on_finish", "outcome", "outputs", "parent",
-        "request", "shadow", "signature", "span",
+        "request", "signature", "span",
     )  # fmt: skip
 
     def __init__(
@@ -45,7 +45,6 @@ class Call(Pending):
         self.attributes: str | None = None
         self.parent: SpanContext | None = None
         self.span: SpanContext | None = None
-        self.shadow: Comparison | None = None
         self.outcome = ""
         self.outputs: Sequence[Array] | None = None
         self.done = 0.0
@@ -60,6 +59,12 @@ class Call(Pending):
         self.signature = signature
         self.choice = choice
 
+    def copied(self, choice: Choice, signature: Signature) -> Call:
+        """The same request for another version, for nobody to wait for. Raises InvalidRequest when it does not fit."""
+        copy = Call(self.request, self.model, choice, signature, self.arrived, None, _nobody_waits)
+        copy.id, copy.attributes = self.id, self.attributes
+        return copy
+
     def settle(self, result: Result, now: float) -> None:
         """Notes how it ended, and when."""
         self.done = now
@@ -69,20 +74,5 @@ class Call(Pending):
             self.outcome, self.outputs = "ok", result
 
 
-class Comparison:
-    """The outputs of an answer and of its shadow; `difference` is known once both are there."""
-
-    __slots__ = ("answer", "shadow")
-
-    def __init__(self) -> None:
-        self.answer: Sequence[Array] | None = None
-        self.shadow: Sequence[Array] | None = None
-
-    def difference(self) -> float | None:
-        """Largest absolute difference over all outputs; None while one is missing or when they have other shapes."""
-        if self.answer is None or self.shadow is None:
-            return None
-        pairs = list(zip(self.answer, self.shadow, strict=False))
-        if not pairs or any(a.shape != b.shape for a, b in pairs):
-            return None
-        return max(float(np.abs(a - b).max()) for a, b in pairs)
+def _nobody_waits(_call: Call, _result: Result) -> None:
+    """What a copy does when it ends."""

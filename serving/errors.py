@@ -73,6 +73,15 @@ class NonFinite(ServingError):
     outcome = "non_finite"
 
 
+class NonFiniteInput(NonFinite):
+    """NaN or infinity went in and came out (400): the client's fault.
+
+    A release is charged with it all the same: both arms get such rows, and one that copes worse with them is worse.
+    """
+
+    status = 400
+
+
 class ArtifactError(ServingError):
     """A model artifact is broken, altered, or of a kind that is not loaded (409)."""
 

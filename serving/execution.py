@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from serving.batcher import Pending, Result
-from serving.errors import InvalidRequest, ModelFailed, NonFinite
-from serving.signature import Array, Signature, Values
+from serving.errors import InvalidRequest, ModelFailed, NonFinite, NonFiniteInput
+from serving.signature import Signature, Values
+from serving.tensors import Array
 
 
 class Runnable(Protocol):
@@ -50,7 +51,7 @@ def _run(model: Runnable, requests: Sequence[tuple[Sequence[Values], int]], max_
             return _run(model, requests[:half], max_rows) + _run(model, requests[half:], max_rows)
         known = isinstance(error, (InvalidRequest, ModelFailed))
         return [error if known else ModelFailed(f"the model failed: {type(error).__name__}: {error}")]  # type: ignore[list-item]
-    return _split(outputs, [rows for _, rows in requests], model.signature)
+    return _split(outputs, requests, model.signature)
 
 
 def _outputs(model: Runnable, columns: list[Array], max_rows: int) -> list[Array]:
@@ -61,20 +62,29 @@ def _outputs(model: Runnable, columns: list[Array], max_rows: int) -> list[Array
     return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 
-def _split(outputs: Sequence[Array], rows: Sequence[int], signature: Signature) -> list[Result]:
+def _split(
+    outputs: Sequence[Array], requests: Sequence[tuple[Sequence[Values], int]], signature: Signature
+) -> list[Result]:
     finite = all(np.isfinite(output).all() for output in outputs)
     results: list[Result] = []
     start = 0
-    for count in rows:
+    for values, count in requests:
         parts = [output[start : start + count] for output in outputs]
-        results.append(
-            parts if finite or all(np.isfinite(part).all() for part in parts) else _non_finite(parts, signature)
-        )
+        if finite or all(np.isfinite(part).all() for part in parts):
+            results.append(parts)
+        else:
+            results.append(_non_finite(parts, values, signature))
         start += count
     return results
 
 
-def _non_finite(parts: Sequence[Array], signature: Signature) -> NonFinite:
+def _non_finite(parts: Sequence[Array], values: Sequence[Values], signature: Signature) -> NonFinite:
+    """Whose fault it is: NaN and infinity in the request's own inputs, or the model's."""
+    for column, part in zip(signature.inputs, values, strict=True):
+        if column.codes is None and not np.isfinite(column.joined([part])).all():
+            return NonFiniteInput(
+                f"input {column.name!r} holds NaN or infinity (or null), of which the model makes no finite output"
+            )
     bad = [
         f"{output.name} of row {int(row)}"
         for output, part in zip(signature.outputs, parts, strict=True)

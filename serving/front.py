@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +14,15 @@ from observability import names
 from observability.tracing import Tracing, format_trace_id, parse_traceparent
 from serving import admission, v2
 from serving.batcher import Result
-from serving.calls import Call, Comparison
+from serving.calls import Call
 from serving.deployment import Deployment, Version
 from serving.errors import InvalidRequest, NotFound, ServingError, Unavailable
 from serving.http import Exchange, decoded_body, error_head
 from serving.recorder import Recorder
-from serving.router import Choice
+from serving.responder import error_body
+from serving.shadow import Mirror
 from serving.signals import Signals
+from serving.traffic import FORCED
 
 _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5
@@ -36,23 +37,23 @@ class Front:
         signals: Signals,
         recorder: Recorder,
         tracing: Tracing,
+        mirror: Mirror,
         *,
         body_limit: int,
         max_request_rows: int,
         instance: str,
         clock: Callable[[], float] = time.perf_counter,
-        draw: Callable[[], float] = random.random,
     ) -> None:
         self._deployments = deployments
         self._signals = signals
         self._recorder = recorder
         self._tracing = tracing
+        self._mirror = mirror
         self._body_limit = body_limit
         self._max_request_rows = max_request_rows
         self._instance = instance
         self._numbers = itertools.count(1)
         self._clock = clock
-        self._draw = draw
         self._ended: list[Call] = []
         self._settling = False
         self._failures_logged = (0.0, 0)
@@ -104,33 +105,12 @@ class Front:
             version.lane.submit(call)
         except ServingError as error:
             call.finish(error)
-            return
-        policy = deployment.router.policy
-        if policy.shadow is not None and named is None and self._draw() < policy.shadow.fraction:
-            self._mirror(call, deployment, policy.shadow.version, policy.shadow.fraction)
 
     def _trace(self, call: Call, headers: Mapping[bytes, bytes]) -> None:
         parent = parse_traceparent(headers.get(b"traceparent")) if b"traceparent" in headers else None
         context = self._tracing.context(parent)
         if context.trace_flags & 1:
             call.parent, call.span = parent, context
-
-    def _mirror(self, call: Call, deployment: Deployment, number: int, fraction: float) -> None:
-        """Sends a copy to the shadow; under load the shadow is the first to go without."""
-        version = deployment.versions.get(number)
-        if version is None or version.lane.queue.rows >= version.lane.queue.max_rows:
-            return
-        try:
-            shadow = Call(
-                call.request, call.model, Choice(number, "shadow", fraction), version.loaded.model.signature,
-                call.arrived, None, self._shadowed,
-            )  # fmt: skip
-            shadow.id, shadow.attributes = call.id, call.attributes
-            shadow.shadow = call.shadow = Comparison()
-            version.lane.submit(shadow)
-        except ServingError as error:
-            # The shadow may take other inputs than the answering version, or be full: no matter to the client.
-            _log.debug("a request was not mirrored to version %d: %s", number, error)
 
     # --- out -------------------------------------------------------------------------------------------------------
     def _finished(self, call: Call, result: Result) -> None:
@@ -142,9 +122,8 @@ class Front:
         else:
             result = self._answer(call, result, version)
         call.settle(result, self._clock())
-        if call.shadow is not None and call.outputs is not None:
-            call.shadow.answer = call.outputs
-            self._compare(call.shadow, call.model, call.choice.version, deployment)
+        if deployment.router.policy.shadows and call.choice.arm != FORCED:
+            self._mirror.offer(call, deployment)
         self._end(call)
 
     def _answer(self, call: Call, outputs: Sequence[Any], version: Version) -> Result:
@@ -169,7 +148,7 @@ class Front:
         if version is not None and call is not None:
             arm = call.choice.arm.encode()
             head += b"x-trimtab-version: %d\r\nx-trimtab-arm: %b\r\n" % (call.choice.version, arm)
-        exchange.respond(error.status, head, v2.error_body(str(error)))
+        exchange.respond(error.status, head, error_body(str(error)))
         if call is not None and error.outcome in names.FAULTS:
             self._log_failure(call, error)
 
@@ -178,19 +157,6 @@ class Front:
         self._answer_error(exchange, None, error, None)
         if deployment is not None:
             self._signals.version(deployment.model, deployment.router.policy.stable).requests(error.outcome, 1)
-
-    def _shadowed(self, call: Call, result: Result) -> None:
-        call.settle(result, self._clock())
-        deployment = self._deployments[call.model]
-        if call.shadow is not None and call.outputs is not None and deployment.router.policy.stable is not None:
-            call.shadow.shadow = call.outputs
-            self._compare(call.shadow, call.model, deployment.router.policy.stable, deployment)
-        self._end(call)
-
-    def _compare(self, pair: Comparison, model: str, answering: int, deployment: Deployment) -> None:
-        difference, shadow = pair.difference(), deployment.router.policy.shadow
-        if difference is not None and shadow is not None:
-            self._signals.shadow(model, answering, shadow.version, difference)
 
     # --- accounts --------------------------------------------------------------------------------------------------
     def _end(self, call: Call) -> None:
@@ -205,10 +171,9 @@ class Front:
         ended, self._ended = self._ended, []
         groups: dict[tuple[str, int], list[Call]] = defaultdict(list)
         for call in ended:
-            groups[call.model, id(call.choice) if call.choice.arm != "shadow" else -call.choice.version].append(call)
+            groups[call.model, id(call.choice)].append(call)
         for calls in groups.values():
-            if calls[0].choice.arm != "shadow":
-                self._count(calls)
+            self._count(calls)
             self._recorder.put(calls)
 
     def _count(self, calls: list[Call]) -> None:

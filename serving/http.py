@@ -14,7 +14,7 @@ import httptools
 from starlette.types import ASGIApp, Message, Scope
 
 from serving.errors import InvalidRequest, TooLarge
-from serving.v2 import error_body
+from serving.responder import error_body
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -15,7 +15,8 @@ import numpy as np
 from serving.archive import load_exported
 from serving.errors import ArtifactError
 from serving.manifest import MANIFEST, canonical, read_manifest, verify
-from serving.signature import Array, Signature
+from serving.signature import Signature
+from serving.tensors import WIRE_TYPES, Array
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,8 @@ def save_artifact(
     architecture: str | None = None,
     architecture_args: Mapping[str, Any] | None = None,
 ) -> str:
-    """Writes `module` as an artifact and returns its digest. `example` is one row or more a column, answered at load.
+    """Writes `module` as an artifact and returns its digest. `example` is one row or more an input, answered at load:
+    a list or an array [rows, *shape].
 
     `architecture` ("module:callable") and its keyword arguments rebuild the module when the format is safetensors.
     """
@@ -56,7 +58,7 @@ def save_artifact(
         "architecture": architecture,
         "architecture_args": dict(architecture_args or {}),
         **signature.to_json(),
-        "example": {name: list(values) for name, values in example.items()},
+        "example": {name: _listed(values) for name, values in example.items()},
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest()},
     }
     (directory / MANIFEST).write_bytes(canonical(manifest))
@@ -69,12 +71,20 @@ def _exported(
     import torch
 
     # Two rows at least: torch.export would take a batch of one for a constant.
-    row = [list(example[column.name]) for column in signature.inputs]
-    columns = signature.columns([row, row])
+    columns = signature.example({name: _listed(values) for name, values in example.items()}, times=2)
     arguments = tuple(torch.from_numpy(column) for column in columns)
     batch = torch.export.Dim("batch", min=1)
-    shapes = tuple({0: batch} for _ in arguments)
+    shapes = tuple(
+        {0: batch} | {1 + place: torch.export.Dim.AUTO for place, length in enumerate(column.shape) if length == -1}
+        for column in signature.inputs
+    )
     return torch.export.export(module, arguments, dynamic_shapes=(shapes,) if _takes_varargs(module) else shapes)
+
+
+def _listed(values: Any) -> list[Any]:
+    """An example's values as JSON has them; arrays and tensors are taken, too."""
+    listed: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
+    return listed
 
 
 def _takes_varargs(module: torch.nn.Module) -> bool:
@@ -105,31 +115,33 @@ class LoadedModel:
         self.digest = digest
         self.signature = Signature.of(manifest)
         self.example_outputs: list[Array] = []
+        self._kinds = [WIRE_TYPES[output.datatype] for output in self.signature.outputs]
         import torch
 
         self._torch = torch
         self._call = module
 
     def run(self, columns: Sequence[Array]) -> list[Array]:
-        """The outputs as float32 arrays, [rows] or [rows, k]. Raises what the model raises."""
+        """The outputs as arrays of their declared datatypes, rows first. Raises what the model raises."""
         with self._torch.inference_mode():
             result = self._call(*map(self._torch.from_numpy, columns))
         outputs = result if isinstance(result, (tuple, list)) else (result,)
-        return [np.asarray(output.numpy(), np.float32) for output in outputs]
+        kinds = self._kinds if len(outputs) == len(self._kinds) else [None] * len(outputs)
+        return [np.asarray(output.numpy(), kind) for output, kind in zip(outputs, kinds, strict=True)]
 
     def answer_example(self) -> list[Array]:
         """The outputs for the manifest's example. Raises ArtifactError unless they fit the signature and are finite."""
-        example = self.manifest["example"]
-        columns = self.signature.columns([[example[column.name] for column in self.signature.inputs]])
+        columns = self.signature.example(self.manifest["example"])
         outputs = self.run(columns)
         if len(outputs) != len(self.signature.outputs):
             raise ArtifactError(
                 f"the model gives {len(outputs)} outputs, its manifest names {len(self.signature.outputs)}"
             )
         for output, values in zip(self.signature.outputs, outputs, strict=True):
-            if len(values) != len(columns[0]) or values.ndim > 2:
+            if values.ndim == 0 or len(values) != len(columns[0]) or not output.fits(values.shape):
                 raise ArtifactError(
-                    f"output {output.name!r} has shape {values.shape} for {len(columns[0])} example rows"
+                    f"output {output.name!r} has shape {list(values.shape)} for {len(columns[0])} example rows, "
+                    f"declared is {[-1, *output.shape]}"
                 )
             if not np.isfinite(values).all():
                 raise ArtifactError(f"output {output.name!r} is not finite for the manifest's example")
@@ -138,12 +150,11 @@ class LoadedModel:
 
     def warm_up(self, max_rows: int, repeats: int = 3) -> WarmUp:
         """Runs the example at each power of two up to `max_rows` and keeps the best time of each."""
-        example = self.manifest["example"]
-        columns = self.signature.columns([[example[column.name] for column in self.signature.inputs]])
+        columns = self.signature.example(self.manifest["example"])
         sizes = sorted({min(2**power, max_rows) for power in range(max_rows.bit_length() + 1)})
         seconds: dict[int, float] = {}
         for rows in sizes:
-            batch = [np.resize(column, rows) for column in columns]
+            batch = [np.resize(column, (rows, *column.shape[1:])) for column in columns]
             times = []
             for _ in range(1 + repeats):
                 start = time.perf_counter()

@@ -19,7 +19,11 @@ from observability.events import event_batch
 from observability.metrics import Metrics
 from observability.tracing import Tracing, format_trace_id
 from serving.calls import Call
-from serving.signature import Input, Values, joined
+from serving.signature import Input, Values
+from serving.tensors import Array
+
+# Values a row of an input that events still carry.
+_MAX_VECTOR = 4096
 
 
 class EventSink(Protocol):
@@ -112,8 +116,9 @@ def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
     choice, signature = first.choice, first.signature
     rows = [call.rows for call in calls]
     features = {
-        column.name: _feature(column, joined([call.values[place] for call in calls]))
+        column.name: _feature(column, [call.values[place] for call in calls])
         for place, column in enumerate(signature.inputs)
+        if _recorded(column)
     }
     predictions: dict[str, Any] = {}
     for place, output in enumerate(signature.outputs):
@@ -152,15 +157,22 @@ def _repeated(values: list[str | None] | list[str], rows: list[int]) -> pa.Array
     )
 
 
-def _feature(column: Input, values: Values) -> pa.Array:
+def _recorded(column: Input) -> bool:
+    """A vector of texts, of varying length, or too long to be compared with others, is not part of an event."""
+    return not column.shape or (column.codes is None and 0 < column.size <= _MAX_VECTOR)
+
+
+def _feature(column: Input, parts: list[Values]) -> pa.Array:
     if column.datatype == "BYTES":
-        return pa.array(values, pa.utf8())
-    if column.datatype == "BOOL":
-        return pa.array(np.asarray(values, np.bool_))
-    return pa.array(np.asarray(values, np.float64))
+        return pa.array(chain.from_iterable(parts), pa.utf8())
+    values = column.joined(parts)
+    if column.shape:
+        kind = np.float32 if column.datatype in ("FP16", "FP32") else np.float64
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind, copy=False)), column.size)
+    return pa.array(values.astype(np.bool_ if column.datatype == "BOOL" else np.float64))
 
 
-def _prediction(call: Call, place: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _prediction(call: Call, place: int) -> Array:
     if call.outputs is None:
         return np.full((call.rows, 1), np.nan)
     return call.outputs[place].reshape(call.rows, -1).astype(np.float64)

@@ -1,34 +1,49 @@
-"""A model's signature: named, typed inputs and outputs, and how values on the wire become the model's columns."""
+"""A model's signature: named, typed, shaped inputs and outputs, and how values on the wire become its tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
+from math import prod
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import ArtifactError, InvalidRequest
+from serving.tensors import WIRE_TYPES, Array, BinaryTensor, Tensor
 
-Array = npt.NDArray[Any]
-Values = Sequence[Any] | Array  # one input's values of one request: a list from JSON or an array from a binary tensor
+# One input's values of one request, in C order: bytes of the model's own type, an array, or a list.
+Values = Sequence[Any] | Array | bytes | memoryview
 
-# Wire datatypes that an input of a declared datatype takes without loss of meaning.
-_ACCEPTS = {
-    "FP32": {"FP32", "FP64", "FP16", "INT64", "INT32", "INT16", "INT8", "UINT8", "UINT16", "UINT32"},
-    "INT64": {"INT64", "INT32", "INT16", "INT8", "UINT8", "UINT16", "UINT32"},
-    "BYTES": {"BYTES"},
-    "BOOL": {"BOOL"},
+_INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
+_FLOATS = ("FP16", "FP32", "FP64")
+# What a model gets for a declared datatype.
+_MODEL_TYPES: dict[str, np.dtype[Any]] = {
+    **{name: WIRE_TYPES[name] for name in (*_FLOATS, "INT8", "INT16", "INT32", "INT64", "UINT8")},
+    "BOOL": np.dtype("<f4"),
+    "BYTES": np.dtype("<i8"),
+}
+# Wire datatypes that an input takes: numbers go into floats; integers into integers, where they fit.
+_ACCEPTS: dict[str, frozenset[str]] = {
+    **{name: frozenset((*_FLOATS, *_INTEGERS)) for name in _FLOATS},
+    **{name: frozenset(_INTEGERS) for name in ("INT8", "INT16", "INT32", "INT64", "UINT8")},
+    "BYTES": frozenset({"BYTES"}),
+    "BOOL": frozenset({"BOOL"}),
 }
 _JSON_TYPES: dict[str, frozenset[type]] = {
-    "FP32": frozenset({int, float, type(None)}),
-    "INT64": frozenset({int}),
-    "BYTES": frozenset({str, type(None)}),
+    **{name: frozenset({int, float, type(None)}) for name in _FLOATS},
+    **{name: frozenset({int}) for name in ("INT8", "INT16", "INT32", "INT64", "UINT8")},
     "BOOL": frozenset({bool, int}),
 }
-_MODEL_TYPES = {"FP32": np.float32, "BOOL": np.float32, "INT64": np.int64, "BYTES": np.int64}
+_PACKED = {
+    "FP16": "e", "FP32": "f", "FP64": "d", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "UINT8": "B",
+    "BOOL": "f",
+}  # fmt: skip
+# Longer lists are turned into an array: a packer of their length would be made for few.
+_MAX_PACKED = 4096
 
 
 class _Codes(dict[str | None, int]):
@@ -38,70 +53,182 @@ class _Codes(dict[str | None, int]):
         return 0
 
 
+@functools.lru_cache(maxsize=1024)
+def _packer(kind: str, count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"<{count}{kind}").pack
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One input column. `categories` turn BYTES into codes: 0 = not in the list, else 1 + position."""
+    """One input of the model, which gets it as one tensor [rows, *shape].
+
+    `shape` holds the dimensions behind the rows: () is a column, [n] or [n, 1] on the wire; -1 is a length that may
+    differ from request to request. `categories` turn BYTES into codes: 0 = not in the list, else 1 + position.
+    Raises ArtifactError for an unknown datatype, BYTES without categories, and dimensions that are none.
+    """
 
     name: str
     datatype: str
     categories: tuple[str, ...] | None = None
-    codes: _Codes | None = None
-    json_types: frozenset[type] = frozenset()
+    shape: tuple[int, ...] = ()
+    codes: _Codes | None = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, repr=False, compare=False)  # values a row; 0 when it varies
+    _dtype: np.dtype[Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.datatype not in _ACCEPTS:
+            raise ArtifactError(f"input {self.name!r} has datatype {self.datatype!r}; use one of {', '.join(_ACCEPTS)}")
+        if (self.datatype == "BYTES") != (self.categories is not None):
+            raise ArtifactError(
+                f"input {self.name!r} of datatype {self.datatype}: categories belong to BYTES inputs, and must be given"
+            )
+        if not all(type(length) is int and (length > 0 or length == -1) for length in self.shape):
+            raise ArtifactError(f"input {self.name!r} has shape {self.shape}; dimensions are positive, or -1")
+        if self.categories is not None and -1 in self.shape:
+            raise ArtifactError(f"input {self.name!r} of datatype BYTES has shape {self.shape}; its lengths are fixed")
+        known = self.categories
+        codes = None if known is None else _Codes({value: 1 + place for place, value in enumerate(known)})
+        object.__setattr__(self, "codes", codes)
+        object.__setattr__(self, "size", 0 if -1 in self.shape else prod(self.shape))
+        object.__setattr__(self, "_dtype", _MODEL_TYPES[self.datatype])
 
     @staticmethod
-    def of(name: str, datatype: str, categories: Iterable[str] | None = None) -> Input:
-        """Raises ArtifactError for a datatype that is not FP32, INT64, BYTES or BOOL, and BYTES without categories."""
-        if datatype not in _ACCEPTS:
-            raise ArtifactError(f"input {name!r} has datatype {datatype!r}; use FP32, INT64, BYTES or BOOL")
-        if (datatype == "BYTES") != (categories is not None):
-            raise ArtifactError(
-                f"input {name!r} of datatype {datatype}: categories belong to BYTES inputs, and must be given"
-            )
-        known = None if categories is None else tuple(categories)
-        codes = None if known is None else _Codes({value: 1 + place for place, value in enumerate(known)})
-        return Input(name, datatype, known, codes, _JSON_TYPES[datatype])
+    def of(name: str, datatype: str, categories: Iterable[str] | None = None, shape: Iterable[int] = ()) -> Input:
+        """The input from any iterables, as a manifest has them."""
+        return Input(name, datatype, None if categories is None else tuple(categories), tuple(shape))
 
-    def check(self, datatype: str, values: Values, rows: int) -> None:
-        """Raises InvalidRequest unless `values` are `rows` values that this input takes."""
-        if datatype != self.datatype and datatype not in _ACCEPTS[self.datatype]:
-            raise InvalidRequest(f"input {self.name!r} has datatype {datatype}, the model takes {self.datatype}")
-        if len(values) != rows:
-            raise InvalidRequest(f"input {self.name!r} has {len(values)} values, its shape says {rows}")
-        if isinstance(values, np.ndarray):
-            return
-        if not self.json_types.issuperset(map(type, values)):
-            kinds = ", ".join(
-                sorted({type(value).__name__ for value in values} - {k.__name__ for k in self.json_types})
-            )
+    @property
+    def ragged(self) -> bool:
+        """Whether requests may differ in a dimension."""
+        return self.size == 0
+
+    @property
+    def wire_shape(self) -> list[int]:
+        """The shape in the model's metadata: -1 for the rows, [-1, 1] for a column."""
+        return [-1, *(self.shape or (1,))]
+
+    def bind(self, tensor: Tensor | BinaryTensor, floats: bool = False) -> Values:
+        """The tensor's values as this input takes them; `floats`: its JSON data is known to hold floats only.
+
+        NaN is taken, as null is in JSON: both say that a value is missing. Raises InvalidRequest naming the input, what
+        it has and what the model takes.
+        """
+        self._check(tensor)
+        if self.codes is not None:
+            return tensor.texts()
+        if isinstance(tensor, BinaryTensor):
+            return self._from_bytes(tensor)
+        data = tensor.flat()
+        if not floats:
+            self._check_types(data)
+        if self.size and len(data) <= _MAX_PACKED:
+            try:
+                return _packer(_PACKED[self.datatype], len(data))(*data)
+            except (struct.error, OverflowError):
+                # A null, or a value that does not fit: the array knows which.
+                pass
+        return self._from_json(tensor, data)
+
+    def _check(self, tensor: Tensor | BinaryTensor) -> None:
+        if tensor.datatype != self.datatype and tensor.datatype not in _ACCEPTS[self.datatype]:
+            raise InvalidRequest(f"input {self.name!r} has datatype {tensor.datatype}, the model takes {self.datatype}")
+        seen, wanted = tensor.shape[1:], self.shape
+        if not wanted:
+            fits = not seen or seen == [1]
+        elif self.size:
+            fits = seen == list(wanted)
+        else:
+            fits = len(seen) == len(wanted) and all(w in (-1, s) and s > 0 for s, w in zip(seen, wanted, strict=True))
+        if not fits:
+            takes = "[-1] or [-1, 1]" if not wanted else self.wire_shape
+            raise InvalidRequest(f"input {self.name!r} has shape {tensor.shape}, the model takes {takes}")
+
+    def _from_bytes(self, tensor: BinaryTensor) -> Values:
+        if tensor.datatype == self.datatype and self.size and self.datatype != "BOOL":
+            tensor.check_bytes(self._dtype.itemsize)
+            return tensor.raw
+        values = tensor.array()
+        if self._dtype.kind in "iu" and values.dtype != self._dtype and values.size:
+            bounds = np.iinfo(self._dtype)
+            if int(values.min()) < bounds.min or int(values.max()) > bounds.max:
+                raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}")
+        return values.reshape(tensor.shape) if self.ragged else values
+
+    def _check_types(self, data: list[Any]) -> None:
+        types = _JSON_TYPES[self.datatype]
+        if not types.issuperset(map(type, data)):
+            kinds = ", ".join(sorted({type(value).__name__ for value in data} - {kind.__name__ for kind in types}))
             raise InvalidRequest(f"input {self.name!r} holds {kinds}, the model takes {self.datatype}")
 
-    def column(self, parts: Sequence[Values]) -> Array:
-        """The model's column [rows] from the values of several requests, concatenated in order."""
-        values = joined(parts)
-        if self.codes is not None:
-            return np.fromiter(map(self.codes.__getitem__, values), np.int64, len(values))
+    def _from_json(self, tensor: Tensor, data: list[Any]) -> Values:
         try:
-            # A copy: torch takes no read-only memory, which is what a binary tensor's body is.
-            return np.array(values, _MODEL_TYPES[self.datatype])
+            values = np.array(data, self._dtype)
+        except (OverflowError, ValueError, TypeError) as error:
+            raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}: {error}") from error
+        if self._dtype.kind == "f" and np.isinf(values).any():
+            raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}")
+        return values.reshape(tensor.shape) if self.ragged else values
+
+    def column(self, parts: Sequence[Values]) -> Array:
+        """The model's tensor [rows, *shape] from the values of several requests, one behind the other; a new array."""
+        if self.codes is not None:
+            count = sum(map(len, parts))
+            codes = np.fromiter(map(self.codes.__getitem__, chain.from_iterable(parts)), np.int64, count)
+            return codes.reshape(-1, *self.shape) if self.shape else codes
+        if all(isinstance(part, (bytes, memoryview)) for part in parts):
+            # torch takes no read-only memory, which is what a binary tensor's body is.
+            flat = np.frombuffer(bytearray().join(parts), self._dtype)  # type: ignore[arg-type]
+        elif self.ragged:
+            return np.concatenate([np.asarray(part, self._dtype) for part in parts])
+        else:
+            flat = self.joined(parts).astype(self._dtype)
+        return flat.reshape(-1, *self.shape) if self.shape else flat
+
+    def joined(self, parts: Sequence[Values]) -> Array:
+        """The values of several requests as one flat array, one behind the other."""
+        return np.concatenate([self._flat(part) for part in parts])
+
+    def _flat(self, part: Values) -> Array:
+        if isinstance(part, (bytes, memoryview)):
+            return np.frombuffer(part, self._dtype)
+        try:
+            return np.asarray(part, self._dtype).reshape(-1)
         except (OverflowError, ValueError, TypeError) as error:
             raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}: {error}") from error
 
+    def dimensions(self, values: Values) -> tuple[int, ...]:
+        """The shape of one row of the values, as they are with lengths that vary."""
+        return values.shape[1:] if self.ragged and isinstance(values, np.ndarray) else self.shape
 
-def joined(parts: Sequence[Values]) -> Values:
-    """The values of several requests, one behind the other; a list unless all parts are arrays."""
-    if len(parts) == 1:
-        return parts[0]
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return np.concatenate(parts)
-    return list(chain.from_iterable(part.tolist() if isinstance(part, np.ndarray) else part for part in parts))
+    def example(self, values: Any) -> Values:
+        """The values of a manifest's example, one row or more, nested or flat. Raises InvalidRequest."""
+        array = np.asarray(values, object if self.codes is not None else None)
+        shape = [len(array), *(array.shape[1:] if self.shape else ())]
+        if self.size and self.shape and array.ndim == 1:
+            shape = [len(array) // self.size, *self.shape]
+        datatype = self.datatype
+        return self.bind(Tensor(self.name, datatype, shape, array.reshape(-1).tolist()))
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output; its datatype on the wire is FP32."""
+    """One output and its datatype on the wire. `shape` holds the dimensions behind the rows; () leaves them open."""
 
     name: str
     datatype: str = "FP32"
+    shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.datatype not in WIRE_TYPES:
+            raise ArtifactError(f"output {self.name!r} has datatype {self.datatype!r}; use one of {sorted(WIRE_TYPES)}")
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a result of this shape, rows first, is what was declared."""
+        if not self.shape:
+            return True
+        return len(shape) == 1 + len(self.shape) and all(
+            wanted in (-1, found) for found, wanted in zip(shape[1:], self.shape, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +242,13 @@ class Signature:
     def of(manifest: Mapping[str, Any]) -> Signature:
         """From a manifest's `inputs` and `outputs`. Raises ArtifactError when a name is missing or doubled."""
         try:
-            inputs = tuple(Input.of(i["name"], i["datatype"], i.get("categories")) for i in manifest["inputs"])
-            outputs = tuple(Output(o["name"], o.get("datatype", "FP32")) for o in manifest["outputs"])
+            inputs = tuple(
+                Input.of(i["name"], i["datatype"], i.get("categories"), i.get("shape") or ())
+                for i in manifest["inputs"]
+            )
+            outputs = tuple(
+                Output(o["name"], o.get("datatype", "FP32"), tuple(o.get("shape") or ())) for o in manifest["outputs"]
+            )
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"the manifest's inputs or outputs are incomplete: {error!r}") from error
         for group in (inputs, outputs):
@@ -124,20 +256,46 @@ class Signature:
                 raise ArtifactError("the manifest must name at least one input and one output, each once")
         return Signature(inputs, outputs)
 
+    @property
+    def floats(self) -> bool:
+        """Whether all inputs are floats: then JSON is decoded to floats at once."""
+        return all(column.datatype in _PACKED for column in self.inputs)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some input has a length that varies."""
+        return any(column.ragged for column in self.inputs)
+
     def to_json(self) -> dict[str, Any]:
-        """The manifest's `inputs` and `outputs`."""
+        """The manifest's `inputs` and `outputs`; a shape only where there is one."""
         return {
             "inputs": [
                 {
                     "name": i.name,
                     "datatype": i.datatype,
                     "categories": None if i.categories is None else list(i.categories),
+                    **({"shape": list(i.shape)} if i.shape else {}),
                 }
                 for i in self.inputs
             ],
-            "outputs": [{"name": o.name, "datatype": o.datatype} for o in self.outputs],
+            "outputs": [
+                {"name": o.name, "datatype": o.datatype, **({"shape": list(o.shape)} if o.shape else {})}
+                for o in self.outputs
+            ],
         }
 
     def columns(self, requests: Sequence[Sequence[Values]]) -> list[Array]:
-        """One column an input from requests, each a list of values in the inputs' order."""
+        """One tensor an input from requests, each a list of values in the inputs' order."""
         return [column.column([request[place] for request in requests]) for place, column in enumerate(self.inputs)]
+
+    def example(self, example: Mapping[str, Any], times: int = 1) -> list[Array]:
+        """The model's tensors for a manifest's example, its rows repeated. Raises ArtifactError if it does not fit."""
+        try:
+            values = [column.example(example[column.name]) for column in self.inputs]
+        except (KeyError, InvalidRequest, ValueError, TypeError) as error:
+            raise ArtifactError(f"the example does not fit the inputs: {error}") from error
+        return self.columns([values] * times)
+
+    def key(self, values: Sequence[Values]) -> tuple[tuple[int, ...], ...]:
+        """The lengths that vary, of one request: requests of one key fit into one batch without padding."""
+        return tuple(column.dimensions(part) for column, part in zip(self.inputs, values, strict=True) if column.ragged)

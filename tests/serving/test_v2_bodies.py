@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from serving import Signature, admission, v2
 from serving.errors import InvalidRequest
+from serving.responder import Responder
 
 
 def body(amount: Any = (1.5,), carrier: Any = ("AA",), **more: Any) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def test_a_damaged_binary_request_is_refused_and_nothing_worse(data: st.DataObje
 
 
 def answer(signature: Signature, request: v2.InferRequest, scores: Any) -> tuple[dict[str, Any], bytes]:
-    content, length = v2.Responder("fares", 3, signature).body(request, [np.asarray(scores, np.float32)])
+    content, length = Responder("fares", 3, signature).body(request, [np.asarray(scores, np.float32)])
     header = json.loads(content if length is None else content[:length])
     return header, b"" if length is None else content[length:]
 

@@ -75,7 +75,7 @@ MODEL_LOAD_DURATION = _gauge(
 )
 TRAFFIC_WEIGHT = _gauge(
     "traffic_weight_ratio", "Share of requests routed to the version.", "model", "version", "role"
-)  # role: stable | canary | shadow
+)  # role: stable | canary | shadow | ab:NAME (a variant of an experiment)
 TRAFFIC_GENERATION = _gauge("traffic_generation", "Number of the traffic policy in force.", "model")
 RELEASE_REQUESTS = _counter(
     "release_requests_total",
@@ -86,6 +86,23 @@ SHADOW_DIFFERENCE = _histogram(
     "shadow_output_difference",
     "Largest absolute difference between the outputs of the shadow and the answering version, by request.",
     (1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 10.0), "model", "version", "shadow",
+)  # fmt: skip
+SHADOW_RELATIVE_DIFFERENCE = _histogram(
+    "shadow_output_relative_difference",
+    "Largest difference between the outputs of the shadow and the answering version, relative to the larger of the "
+    "two, by request.",
+    (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0), "model", "version", "shadow",
+)  # fmt: skip
+SHADOW_REQUESTS = _counter(
+    "shadow_requests_total", "Requests copied to a shadow, by what became of the copy.", "model", "shadow", "outcome"
+)  # outcome: compared | incomparable (other inputs or outputs, or the answer failed) | failed | dropped
+SHADOW_RANKED_ROWS = _counter(
+    "shadow_ranked_rows_total", "Compared rows with an output of at least two values.", "model", "version", "shadow"
+)
+SHADOW_OTHER_ROWS = _counter(
+    "shadow_other_first_rows_total",
+    "Compared rows whose largest output is another one for the shadow than for the answering version.",
+    "model", "version", "shadow",
 )  # fmt: skip
 
 # --- serving by several processes ------------------------------------------------------------------------------------

@@ -7,15 +7,14 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Protocol
 
-from serving import router
+from serving import switches
 from serving.deployment import Deployment, Loaded, Version
 from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
 from serving.policies import PolicyStore
 from serving.registry import ModelVersion, Registry
-from serving.router import Policy
+from serving.traffic import Policy
 
 _log = logging.getLogger(__name__)
 _RUNNING_BATCH_SECONDS = 2.0
@@ -110,21 +109,19 @@ class Control:
                 return
             deployment = self._deployment(model)
             await self._ensure(deployment, policy.stable)
-            deployment.switch(replace(policy, canary=None, shadow=None))
+            deployment.switch(Policy(model, policy.generation, policy.stable))
             for number in sorted(policy.loaded() - {policy.stable}):
                 try:
                     await self._ensure(deployment, number)
                 except ServingError as error:
                     _log.error("version %d of %s cannot be loaded: %s", number, model, error)
-                    if policy.canary is not None and policy.canary.version == number:
-                        ended = replace(policy, generation=policy.generation + 1, canary=None, sticky=None)
-                        release = policy.canary.release
+                    without = switches.without_version(policy, number)
+                    if without.generation > policy.generation:
+                        release, _ = switches.taken_out(policy, without)
                         await self._save(
-                            ended, "rollback", release, number, f"did not load at start: {error}", "serving"
+                            without, "rollback", release, number, f"did not load at start: {error}", "serving"
                         )
-                        policy = ended
-                    if policy.shadow is not None and policy.shadow.version == number:
-                        policy = replace(policy, shadow=None)
+                    policy = without
             deployment.switch(policy)
 
     # --- following the changes that another replica makes ----------------------------------------------------------
@@ -176,9 +173,9 @@ class Control:
         """Loads and warms the version, then gives it `weight` of the traffic."""
         async with self._locks[model]:
             deployment = await self._known(model)
-            router.with_canary(deployment.router.policy, version, weight, sticky, 0.0)
+            switches.with_canary(deployment.router.policy, version, weight, sticky, 0.0)
             await self._ensure(deployment, version)
-            policy = router.with_canary(deployment.router.policy, version, weight, sticky, self._clock())
+            policy = switches.with_canary(deployment.router.policy, version, weight, sticky, self._clock())
             release = policy.canary.release if policy.canary else None
             await self._apply(deployment, policy, "canary", release, version, reason or f"weight {weight:g}", actor)
         return await self.describe(model)
@@ -187,7 +184,7 @@ class Control:
         """Loads and warms the version, then copies `fraction` of the traffic to it; 0 ends the shadow."""
         async with self._locks[model]:
             deployment = await self._known(model)
-            policy = router.with_shadow(deployment.router.policy, version, fraction)
+            policy = switches.with_shadow(deployment.router.policy, version, fraction)
             await self._ensure(deployment, version)
             await self._apply(deployment, policy, "shadow", None, version, reason or f"fraction {fraction:g}", actor)
         return await self.describe(model)
@@ -198,7 +195,7 @@ class Control:
         """Makes the canary, or a named version, stable."""
         async with self._locks[model]:
             deployment = await self._known(model)
-            policy = router.promoted(deployment.router.policy, version, release)
+            policy = switches.promoted(deployment.router.policy, version, release)
             if policy is not deployment.router.policy and policy.stable is not None:
                 await self._verify(await self._ensure(deployment, policy.stable))
                 await self._apply(deployment, policy, "promote", policy.stable_release, policy.stable, reason, actor)
@@ -210,19 +207,17 @@ class Control:
         async with self._locks[model]:
             deployment = await self._known(model)
             before = deployment.router.policy
-            policy = router.rolled_back(before, release)
+            policy = switches.rolled_back(before, release)
             if policy is None:
                 return await self._already(before, release)
             assert policy.stable is not None
-            out = before.canary if before.canary is not None and policy.stable == before.stable else None
-            gone = out.version if out else before.stable
-            ended = out.release if out else before.stable_release
+            ended, gone = switches.taken_out(before, policy)
             target = await self._ensure(deployment, policy.stable)
             await self._verify(target)
             lost = await self._apply(deployment, policy, "rollback", ended, gone, reason, actor, move=True)
             await self._quiet(deployment, lost)
             await self._observe(deployment, policy)
-            if out is None:
+            if policy.stable != before.stable:
                 await asyncio.to_thread(self._registry.set_alias, model, "stable", policy.stable)
             completed_at = self._clock()
             deployment.retire()
@@ -314,7 +309,7 @@ class Control:
         number = await asyncio.to_thread(self._registry.alias, model, "stable")
         if number is None:
             return None
-        policy = router.promoted(Policy(model), number, None)
+        policy = switches.promoted(Policy(model), number, None)
         await self._save(policy, "promote", policy.stable_release, number, "alias stable at start", "serving")
         return policy
 
@@ -328,11 +323,14 @@ class Control:
 
 
 def _state(number: int, policy: Policy, deployment: Deployment | None) -> str:
-    roles = {
-        policy.stable: "stable",
+    roles: dict[int | None, str] = {
         policy.canary.version if policy.canary else None: "canary",
-        policy.shadow.version if policy.shadow else None: "shadow",
+        **{variant.version: variant.arm for variant in (policy.experiment.variants if policy.experiment else ())},
+        **{shadow.version: "shadow" for shadow in policy.shadows},
+        **{rule.version: "forced" for rule in policy.rules},
+        policy.standby: "standby",
         policy.previous: "previous",
+        policy.stable: "stable",
     }
     if number in roles:
         return roles[number]

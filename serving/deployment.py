@@ -9,14 +9,26 @@ from dataclasses import dataclass
 from serving.batcher import State
 from serving.calls import Call
 from serving.engine import Lane
-from serving.errors import Cancelled, NotFound, ServingError, Unavailable
+from serving.errors import NotFound, ServingError, Unavailable
 from serving.models import LoadedModel, WarmUp, load_artifact
 from serving.registry import Registry
-from serving.router import Arm, Choice, Policy, Router
+from serving.responder import Responder
+from serving.router import Choice, Router
 from serving.signals import Signals
-from serving.v2 import Responder
+from serving.traffic import FORCED, Policy
 
-_ARMS: tuple[Arm, ...] = ("stable", "canary", "shadow")
+
+class _Heads(dict[str, bytes]):
+    """The header lines of one version's answers by arm, each made when it is first needed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def __missing__(self, arm: str) -> bytes:
+        head = b"content-type: application/json\r\nx-trimtab-version: %d\r\nx-trimtab-arm: %b\r\n"
+        self[arm] = head % (self._number, arm.encode())
+        return self[arm]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +80,12 @@ class Deployment:
     def add(self, loaded: Loaded) -> Version:
         """Makes a loaded version servable."""
         number = loaded.number
-        heads: dict[str, bytes] = {
-            arm: b"content-type: application/json\r\nx-trimtab-version: %d\r\nx-trimtab-arm: %b\r\n"
-            % (number, arm.encode())
-            for arm in _ARMS
-        }
         version = Version(
             loaded,
             self._make_lane(loaded),
             Responder(self.model, number, loaded.model.signature),
-            heads,
-            Choice(number, "stable", 1.0),
+            _Heads(number),
+            Choice(number, FORCED, 1.0),
         )
         self.versions[number] = version
         self._signals.loaded(self.model, number, loaded.model.digest, loaded.seconds)
@@ -101,7 +108,7 @@ class Deployment:
         before = self.router.policy
         self.router = Router.of(policy)
         self._show(policy)
-        lost = [number for number in _routed(before) - _routed(policy) if number in self.versions]
+        lost = [number for number in before.routed() - policy.routed() if number in self.versions]
         if move:
             for number in lost:
                 lane = self.versions[number].lane
@@ -111,10 +118,8 @@ class Deployment:
         return lost
 
     def resubmit(self, call: Call) -> None:
-        """Hands a waiting call of a version that lost its traffic to stable; a pinned one stays, a shadow's ends."""
+        """Hands a waiting call of a version that lost its traffic to stable; a pinned one stays."""
         try:
-            if call.choice.arm == "shadow":
-                raise Cancelled("the shadow ended")
             if call.choice is self.versions[call.choice.version].pinned:
                 self.versions[call.choice.version].lane.submit(call, admitted=True)
                 return
@@ -151,20 +156,4 @@ class Deployment:
         return choice, self.versions[choice.version]
 
     def _show(self, policy: Policy) -> None:
-        weights: dict[tuple[int, str], float] = {}
-        if policy.stable is not None:
-            weights[policy.stable, "stable"] = 1.0 - (policy.canary.weight if policy.canary else 0.0)
-        if policy.canary is not None:
-            weights[policy.canary.version, "canary"] = policy.canary.weight
-        if policy.shadow is not None:
-            weights[policy.shadow.version, "shadow"] = policy.shadow.fraction
-        self._signals.traffic(self.model, policy.generation, weights)
-
-
-def _routed(policy: Policy) -> set[int]:
-    named = {
-        policy.stable,
-        policy.canary.version if policy.canary else None,
-        policy.shadow.version if policy.shadow else None,
-    }
-    return {number for number in named if number is not None}
+        self._signals.traffic(self.model, policy.generation, policy.shares())

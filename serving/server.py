@@ -31,6 +31,7 @@ from serving.policies import PolicyStore
 from serving.recorder import Recorder
 from serving.references import References
 from serving.registry import Registry
+from serving.shadow import Mirror
 from serving.signals import Signals
 
 _log = logging.getLogger(__name__)
@@ -101,8 +102,9 @@ class Service:
             self._events = EventExporter(sink, metrics=self.metrics)
         self._references = References(config.collector_url, self.metrics)
         self._recorder = Recorder(self._events, self._tracing, self.metrics)
+        self._mirror = Mirror(self._signals, self._recorder.put, self._busy)
         self._front = Front(
-            self.deployments, self._signals, self._recorder, self._tracing,
+            self.deployments, self._signals, self._recorder, self._tracing, self._mirror,
             body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=os.urandom(6).hex(),
         )  # fmt: skip
         store = PolicyStore(self._registry.engine)
@@ -161,6 +163,7 @@ class Service:
         limit = time.monotonic() + self.config.drain_timeout
         while (self._active() or self._busy()) and time.monotonic() < limit:
             await asyncio.sleep(0.005)
+        self._mirror.close()
         self._front.settle()
         self._sweeper.cancel()
         self.http.abort()

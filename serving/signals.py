@@ -9,6 +9,7 @@ from typing import Any
 
 from observability import names
 from observability.metrics import Metrics
+from serving.disagreement import Disagreement
 from serving.router import Choice
 
 NO_VERSION = "none"
@@ -120,6 +121,16 @@ class Signals:
         """Rows that may wait."""
         self.metrics[names.QUEUE_LIMIT_ROWS].labels(model).set(rows)
 
-    def shadow(self, model: str, version: int, shadow: int, difference: float) -> None:
-        """Largest difference between a shadow's outputs and the answer."""
-        self.metrics[names.SHADOW_DIFFERENCE].labels(model, str(version), str(shadow)).observe(difference)
+    def shadowed(self, model: str, shadow: int, outcome: str, count: int) -> None:
+        """What became of requests copied to a shadow: compared, incomparable, failed or dropped."""
+        if count:
+            self.metrics[names.SHADOW_REQUESTS].labels(model, str(shadow), outcome).inc(count)
+
+    def disagreement(self, model: str, version: int, shadow: int, found: Disagreement) -> None:
+        """How much a shadow's outputs differ from a version's answers."""
+        labels = (model, str(version), str(shadow))
+        observe_all(self.metrics[names.SHADOW_DIFFERENCE].labels(*labels), found.absolute.tolist())
+        observe_all(self.metrics[names.SHADOW_RELATIVE_DIFFERENCE].labels(*labels), found.relative.tolist())
+        if found.ranked_rows:
+            self.metrics[names.SHADOW_RANKED_ROWS].labels(*labels).inc(found.ranked_rows)
+            self.metrics[names.SHADOW_OTHER_ROWS].labels(*labels).inc(found.other_rows)

@@ -12,7 +12,9 @@ from observability import names
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 FEATURE, PREDICTION = "feature.", "prediction."
-ARMS = ("stable", "canary", "shadow")
+ARMS = ("stable", "canary", "shadow", "forced")
+"""Who answered: `forced` if the caller named the version or a header did. A variant of an experiment is `ab:NAME`."""
+VARIANT = "ab:"
 TIME = pa.timestamp("ns", tz="UTC")
 
 # The columns that every event has, in this order; `feature.<name>` and `prediction.<name>` come behind them.
@@ -125,7 +127,7 @@ def from_ipc(body: bytes) -> pa.Table:
 def validate_events(table: pa.Table) -> None:
     """Raises BadBatch naming the first column that breaks the event schema."""
     _check_fields(table, METADATA, "event")
-    _check_members(table, "arm", ARMS)
+    _check_members(table, "arm", ARMS, VARIANT)
     _check_members(table, "outcome", names.OUTCOMES)
     for field in table.schema:
         if field.name in METADATA.names:
@@ -166,10 +168,13 @@ def _check_fields(table: pa.Table, schema: pa.Schema, kind: str) -> None:
             raise BadBatch(f"column {field.name!r} has {column.null_count} null values: it needs one in every row")
 
 
-def _check_members(table: pa.Table, name: str, allowed: tuple[str, ...]) -> None:
+def _check_members(table: pa.Table, name: str, allowed: tuple[str, ...], prefix: str = "") -> None:
+    """Raises BadBatch for a value that is not `allowed`, and is not `prefix` with something behind it."""
     wrong = set(table.column(name).unique().to_pylist()) - set(allowed)
+    wrong = {value for value in wrong if not (prefix and value.startswith(prefix) and value != prefix)}
     if wrong:
-        raise BadBatch(f"column {name!r} has the value {min(wrong)!r}: allowed are {', '.join(allowed)}")
+        known = ", ".join((*allowed, f"{prefix}…")) if prefix else ", ".join(allowed)
+        raise BadBatch(f"column {name!r} has the value {min(wrong)!r}: allowed are {known}")
 
 
 def _unified(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:

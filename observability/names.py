@@ -82,6 +82,23 @@ RELEASE_REQUESTS = _counter(
     "Live requests of a release by arm and logged routing probability of the canary; the canary test's input.",
     "model", "release", "candidate", "baseline", "arm", "propensity", "outcome",
 )  # fmt: skip   # arm: canary | stable; outcome: ok | error (FAULTS); propensity: the canary's weight, e.g. "0.1"
+EXPERIMENT_REQUESTS = _counter(
+    "experiment_requests_total",
+    "Live requests of an A/B test by variant; not those that a header or the caller sent to a variant.",
+    "model", "release", "variant", "version", "propensity", "outcome",
+)  # fmt: skip   # outcome: ok | error (FAULTS); propensity: the variant's weight, e.g. "0.25"
+RESPONSE_CACHE_REQUESTS = _counter(
+    "response_cache_requests_total", "Requests that the response cache looked at.", "model", "version", "result"
+)  # result: hit | shared (waited for an equal request's answer) | miss | bypassed (hits had become too rare)
+RESPONSE_CACHE_HIT_RATIO = _gauge(
+    "response_cache_hit_ratio", "Share of hit and shared among the last requests that were looked up.", "model"
+)
+RESPONSE_CACHE_BYTES = _gauge("response_cache_bytes", "Memory that the cached answers take.", "model")
+RESPONSE_CACHE_LIMIT_BYTES = _gauge("response_cache_limit_bytes", "Memory that cached answers may take.", "model")
+RESPONSE_CACHE_ENTRIES = _gauge("response_cache_entries", "Answers in the cache.", "model")
+RESPONSE_CACHE_EVICTIONS = _counter(
+    "response_cache_evictions_total", "Answers that left the cache, by reason.", "model", "reason"
+)  # reason: full | expired
 SHADOW_DIFFERENCE = _histogram(
     "shadow_output_difference",
     "Largest absolute difference between the outputs of the shadow and the answering version, by request.",

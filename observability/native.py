@@ -12,40 +12,61 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("count.c", "tally.c"))
+_FOLDER = Path(__file__).parent
 # Sums may be reordered, which they are in numpy too; NaN, infinities and denormal numbers keep their meaning.
 FLAGS = ("-O3", "-shared", "-fPIC", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 TIMEOUT_SECONDS = 60.0
+_POINTER = ctypes.c_void_p
+# The arguments of each function: p is a pointer, n a number.
+_TALLY = dict.fromkeys(("trimtab_tally_float", "trimtab_tally_double"), "pnpnppp")
+_COUNT = {
+    "trimtab_add_float": "pnnnnpnpp",
+    "trimtab_add_double": "pnnnnpnpp",
+    "trimtab_add_codes": "pnnnnpp",
+    "trimtab_tables_float": "pnnp",
+    "trimtab_tables_double": "pnnp",
+    "trimtab_tables_size_float": "nn",
+    "trimtab_tables_size_double": "nn",
+    "trimtab_probe_add": "ppn",
+    "trimtab_probe_add_columns": "ppn",
+    "trimtab_probe_count_waiting": "p",
+    "trimtab_copy": "npppp",
+}
+_FUNCTIONS = {"count": _COUNT, "tally": _TALLY}
+_SIZES = ("trimtab_tables_size_float", "trimtab_tables_size_double")
+Loaded = TypeVar("Loaded", bound=ctypes.CDLL)
 _log = logging.getLogger(__name__)
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled functions of the C files, or None where they cannot be had. A second the first time."""
+def library(name: str = "count") -> ctypes.CDLL | None:
+    """The compiled functions of the C file `name`, or None where they cannot be had. Half a second the first time."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or os.name != "posix":
         return None
     try:
-        return _declared(ctypes.CDLL(str(_compiled(compiler))))
+        return _declared(ctypes.CDLL(str(_compiled(compiler, name))), name)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        _log.info("counting with numpy: %s could not be compiled: %s", " and ".join(map(str, SOURCES)), error)
+        _log.info("counting with numpy: %s could not be compiled: %s", _FOLDER / f"{name}.c", error)
         return None
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: str, name: str) -> Path:
     """The shared library, from the user's cache where this machine has made it before."""
-    text = b"".join(source.read_bytes() for source in SOURCES)
+    source = _FOLDER / f"{name}.c"
+    text = b"".join(file.read_bytes() for file in (source, *sorted(_FOLDER.glob(f"{name}*.h"))))
     key = hashlib.sha256(text + repr((compiler, FLAGS)).encode() + _processor()).hexdigest()[:16]
     folder = _folder()
-    path = folder / f"count-{key}.so"
+    path = folder / f"{name}-{key}.so"
     if path.exists() and path.stat().st_uid == os.getuid():
         return path
     handle, unfinished = tempfile.mkstemp(dir=folder, suffix=".so")
     os.close(handle)
     try:
         for machine in (["-march=native"], []):
-            command = [compiler, *FLAGS, *machine, *map(str, SOURCES), "-o", unfinished, "-lm"]
+            command = [compiler, *FLAGS, *machine, str(source), "-o", unfinished, "-lm", "-pthread"]
             made = subprocess.run(command, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
             if made.returncode == 0:
                 # Two processes may do this at once: each replaces the file with an equal one.
@@ -77,14 +98,9 @@ def _processor() -> bytes:
         return platform.processor().encode() + platform.machine().encode()
 
 
-def _declared(loaded: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for name in ("trimtab_count_float", "trimtab_count_double"):
-        getattr(loaded, name).argtypes = [pointer, *[number] * 4, pointer, number, pointer, pointer]
-        getattr(loaded, name).restype = None
-    for name in ("trimtab_tally_float", "trimtab_tally_double"):
-        getattr(loaded, name).argtypes = [pointer, number, pointer, number, pointer, pointer, pointer]
-        getattr(loaded, name).restype = None
-    loaded.trimtab_count_codes.argtypes = [pointer, *[number] * 4, pointer]
-    loaded.trimtab_count_codes.restype = None
+def _declared(loaded: Loaded, library_name: str = "count") -> Loaded:
+    for name, arguments in _FUNCTIONS[library_name].items():
+        function = getattr(loaded, name)
+        function.argtypes = [_POINTER if letter == "p" else ctypes.c_int64 for letter in arguments]
+        function.restype = ctypes.c_int64 if name in _SIZES else None
     return loaded

@@ -19,13 +19,13 @@ MOST_EDGES = 136
 
 def tally_over(edges: Floats) -> Tally | NativeTally:
     """An empty tally over the cells between `edges`, compiled if that can be had."""
-    return Tally(edges) if library() is None or len(edges) > MOST_EDGES else NativeTally(edges)
+    return Tally(edges) if library("tally") is None or len(edges) > MOST_EDGES else NativeTally(edges)
 
 
 class NativeTally:
     """Counts and moments of numbers over given edges; `add` takes blocks, the rest reads what was counted."""
 
-    __slots__ = ("_bounds", "_counts", "_single", "_special", "_sums", "missing", "moments", "rows")
+    __slots__ = ("_at", "_bounds", "_counts", "_last", "_single", "_special", "_sums", "missing", "moments", "rows")
 
     def __init__(self, edges: Floats) -> None:
         self.moments = Moments()
@@ -34,8 +34,9 @@ class NativeTally:
         self._single: NDArray[np.float32] | None = None
         self._counts = np.zeros(len(edges) + 1, np.int64)
         # NaN (missing ones among them), +∞, −∞, zeros: of the last block, and of all.
-        self._special = np.zeros((2, 4), np.int64)
+        self._last, self._special = np.zeros(4, np.int64), [0, 0, 0, 0]
         self._sums = np.zeros(5)
+        self._at = [array.ctypes.data for array in (self._counts, self._last, self._sums)]
 
     def add_all(self, blocks: Iterable[Block]) -> None:
         """Adds every block."""
@@ -49,7 +50,7 @@ class NativeTally:
         if not size:
             return
         self.rows += size
-        native, bounds = library(), self._bounds
+        native, bounds = library("tally"), self._bounds
         assert native is not None
         function = native.trimtab_tally_double
         if valid is not None or block.dtype not in (np.float64, np.float32) or not block.flags.c_contiguous:
@@ -63,18 +64,10 @@ class NativeTally:
             if self._single is None:
                 self._single = single_bounds(bounds)[1]
             function, bounds = native.trimtab_tally_float, self._single  # type: ignore[assignment]
-        function(
-            block.ctypes.data,
-            size,
-            bounds.ctypes.data,
-            len(bounds),
-            self._counts.ctypes.data,
-            self._special.ctypes.data,
-            self._sums.ctypes.data,
-        )
-        last, total = self._special
-        total += last
-        finite = size - int(last[:3].sum())
+        function(block.ctypes.data, size, bounds.ctypes.data, len(bounds), *self._at)
+        last = self._last.tolist()
+        self._special = [number + new for number, new in zip(self._special, last, strict=True)]
+        finite = size - sum(last[:3])
         if finite:
             mean, rest, squares, least, greatest = self._sums.tolist()
             found = self.moments
@@ -83,19 +76,19 @@ class NativeTally:
 
     @property
     def nan(self) -> int:
-        return int(self._special[1, 0]) - self.missing
+        return self._special[0] - self.missing
 
     @property
     def positive_infinite(self) -> int:
-        return int(self._special[1, 1])
+        return self._special[1]
 
     @property
     def negative_infinite(self) -> int:
-        return int(self._special[1, 2])
+        return self._special[2]
 
     @property
     def zeros(self) -> int:
-        return int(self._special[1, 3])
+        return self._special[3]
 
     def counts(self) -> Counts:
         """The finite values by cell: below the first edge, between each two, above the last."""

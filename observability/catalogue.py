@@ -19,9 +19,23 @@ Histograms also have the series `_bucket` (with the label `le`), `_sum` and `_co
 """
 
 
+_ALIASES = """
+## Names that other servers' dashboards expect
+
+The model server also gives these, from the same counts, where `metric_aliases` is on (`serving/aliases.py`). They are
+exposed as untyped, since the names are no counters' by Prometheus' rules; `rate()` does not mind.
+
+"""
+
+
 def markdown() -> str:
-    """The page: one row a family, in the catalogue's order."""
-    return _HEAD + "".join(_row(metric) for metric in names.CATALOGUE)
+    """The page: one row a family, in the catalogue's order; then the names of others."""
+    rows = "".join(_row(metric) for metric in names.CATALOGUE)
+    return _HEAD + rows + _ALIASES + "".join(_alias(alias) for alias in names.ALIASES)
+
+
+def _alias(alias: names.Alias) -> str:
+    return f"- `{alias.name}` by {', '.join(f'`{label}`' for label in alias.labels)}: {alias.help}\n"
 
 
 def _row(metric: Metric) -> str:

@@ -65,6 +65,15 @@ INFERENCE_BATCH_ROWS = _histogram("inference_batch_rows", "Rows in a batch.", BA
 INFERENCE_BATCHES = _counter(
     "inference_batches_total", "Batches by the reason they were closed.", "model", "version", "close_reason"
 )
+CLOSE_REASONS = ("full", "idle", "delay", "deadline", "drain", "preferred", "latency", "bucket")
+SHED_REASONS = (
+    "queue_rows", "queue_bytes", "total_rows", "total_bytes", "concurrency", "deadline", "delay", "evicted",
+)  # fmt: skip
+REQUESTS_SHED = _counter(
+    "inference_requests_shed_total",
+    "Requests turned away before the model worked on them, by what there was too little of.",
+    "model", "version", "reason",
+)  # fmt: skip
 INFERENCE_ROWS = _counter("inference_rows_total", "Rows inferred.", "model", "version")
 QUEUE_ROWS = _gauge("inference_queue_rows", "Rows waiting for a batch.", "model", "version")
 QUEUE_LIMIT_ROWS = _gauge("inference_queue_limit_rows", "Rows that may wait before requests are refused.", "model")
@@ -121,6 +130,17 @@ SHADOW_OTHER_ROWS = _counter(
     "Compared rows whose largest output is another one for the shadow than for the answering version.",
     "model", "version", "shadow",
 )  # fmt: skip
+
+# --- serving: callers and clients ------------------------------------------------------------------------------------
+CALLER_REQUESTS = _counter(
+    "inference_caller_requests_total", "Requests by the caller whose token they bear, and what was decided.",
+    "caller", "verdict",
+)  # fmt: skip   # caller: a name of the settings, or "unknown"; verdict: admitted | unauthorized | forbidden | limited
+CALLER_ROWS = _counter("inference_caller_rows_total", "Rows of a caller's admitted requests.", "caller")
+CLIENT_REQUESTS = _counter("inference_client_requests_total", "Requests of our client, by how they ended.", "outcome")
+# outcome: ok | invalid | overloaded | deadline | connection | failed
+CLIENT_RETRIES = _counter("inference_client_retries_total", "Requests that our client sent again, by why.", "reason")
+# reason: connect | reset | rejected | unavailable
 
 # --- serving by several processes ------------------------------------------------------------------------------------
 REPLICA_UP = _gauge("replica_up", "1 while the replica takes requests.", "replica")
@@ -332,6 +352,38 @@ RULE_FAILURES = _counter("rule_evaluation_failures_total", "Rule evaluations tha
 NOTIFICATIONS = _counter("notifications_total", "Notifications by channel and outcome.", "channel", "outcome")
 ACTIONS = _counter("actions_total", "Actions by kind and outcome.", "action", "model", "outcome")
 # outcome: done | failed | advised | held | waiting
+
+
+# --- serving: the names that dashboards of other servers expect ------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Another server's name for what is counted here. Its values are worked out when the page is read."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ("model", "version")
+    histogram: bool = False
+
+
+TRITON_SUCCESS = Alias("nv_inference_request_success", "Requests answered.")
+TRITON_FAILURE = Alias(
+    "nv_inference_request_failure", "Requests that failed, by Triton's reasons.", ("model", "version", "reason")
+)  # reason: REJECTED | CANCELED | BACKEND | OTHER
+TRITON_ROWS = Alias("nv_inference_count", "Rows inferred.")
+TRITON_BATCHES = Alias("nv_inference_exec_count", "Batches that the model ran.")
+TRITON_PENDING = Alias("nv_inference_pending_request_count", "Requests that wait for a batch.")
+TRITON_REQUEST_US = Alias("nv_inference_request_duration_us", "Time of whole requests, summed.")
+TRITON_QUEUE_US = Alias("nv_inference_queue_duration_us", "Time that requests waited for their batches, summed.")
+TRITON_INPUT_US = Alias("nv_inference_compute_input_duration_us", "Time to gather batches, summed over requests.")
+TRITON_INFER_US = Alias("nv_inference_compute_infer_duration_us", "Time with the model, summed over requests.")
+TRITON_OUTPUT_US = Alias("nv_inference_compute_output_duration_us", "Time to write answers, summed over requests.")
+KSERVE_PREPROCESS = Alias("request_preprocess_seconds", "Time to read a request.", ("model_name",), True)
+KSERVE_PREDICT = Alias("request_predict_seconds", "Time from a read request to its outputs.", ("model_name",), True)
+KSERVE_POSTPROCESS = Alias("request_postprocess_seconds", "Time to write an answer.", ("model_name",), True)
+MLSERVER_SUCCESS = Alias("model_infer_request_success", "Requests answered.")
+MLSERVER_FAILURE = Alias("model_infer_request_failure", "Requests that failed.")
+
+ALIASES: tuple[Alias, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Alias))
 
 CATALOGUE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 

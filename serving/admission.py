@@ -54,10 +54,18 @@ def attributes(request: InferRequest) -> str | None:
     raise InvalidRequest("parameter attributes is not a JSON object")
 
 
-def unit(request: InferRequest, sticky: str | None, attributes: str | None) -> str | None:
-    """What decides the arm under sticky routing: parameter `sticky`, or what the policy's key names."""
+def unit(
+    request: InferRequest, sticky: str | None, attributes: str | None, headers: Mapping[bytes, bytes]
+) -> str | None:
+    """What decides the arm under sticky routing: parameter `sticky`, or what the policy's key names.
+
+    A key `header:NAME` names a request header; others a parameter or a member of the parameter `attributes`.
+    """
     if sticky is None:
         return None
+    if sticky.startswith("header:"):
+        header = headers.get(sticky.removeprefix("header:").lower().encode())
+        return None if header is None else header.decode("latin-1")
     value = request.parameters.get("sticky", request.parameters.get(sticky))
     if value is None and attributes is not None:
         value = msgspec.json.decode(attributes).get(sticky)

@@ -14,11 +14,16 @@ from serving.deployment import Deployment, Loaded, Version
 from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
 from serving.policies import PolicyStore
 from serving.registry import ModelVersion, Registry
+from serving.routing import Change
 from serving.traffic import Policy
 
 _log = logging.getLogger(__name__)
 _RUNNING_BATCH_SECONDS = 2.0
-_POLICY_FIELDS = ("model", "generation", "stable", "previous", "canary", "shadow", "sticky")
+# A model's description is read often; the whole history is in the database.
+_DESCRIBED_SWITCHES = 500
+_POLICY_FIELDS = (
+    "model", "generation", "stable", "previous", "canary", "shadow", "sticky", "shadows", "standby", "rules",
+)  # fmt: skip
 
 
 class Peers(Protocol):
@@ -82,12 +87,13 @@ class Control:
         versions = await asyncio.to_thread(self._registry.versions, model)
         if not versions:
             raise RegistryError(f"model {model!r} is not in the registry")
-        history = await asyncio.to_thread(self._store.history, model)
+        history = await asyncio.to_thread(self._store.history, model, _DESCRIBED_SWITCHES)
         deployment = self._deployments.get(model)
         policy = deployment.router.policy if deployment else Policy(model)
         body = policy.to_json()
         return {
             **{name: body[name] for name in _POLICY_FIELDS},
+            "experiment": policy.experiment and {k: v for k, v in body["experiment"].items() if k != "runs"},
             "versions": [
                 {
                     "version": v.version, "digest": v.digest, "state": _state(v.version, policy, deployment),
@@ -187,6 +193,23 @@ class Control:
             policy = switches.with_shadow(deployment.router.policy, version, fraction)
             await self._ensure(deployment, version)
             await self._apply(deployment, policy, "shadow", None, version, reason or f"fraction {fraction:g}", actor)
+        return await self.describe(model)
+
+    async def change(self, model: str, change: Change, reason: str, actor: str) -> dict[str, Any]:
+        """Loads and warms what a change of routing needs, then puts the policy in force that it decides on."""
+        async with self._locks[model]:
+            deployment = await self._known(model)
+            before = deployment.router.policy
+            policy = change.decide(before, self._clock())
+            await self._load_all(deployment, policy)
+            running = policy.experiment or policy.canary or before.experiment
+            release = policy.stable_release if policy.stable != before.stable else running.release if running else None
+            if policy.stable is not None and policy.stable != before.stable:
+                await self._verify(deployment.versions[policy.stable])
+            said = f"{change.reason}: {reason}" if reason else change.reason
+            await self._apply(deployment, policy, change.event, release, _only_version(before, policy), said, actor)
+            if policy.stable is not None and policy.stable != before.stable:
+                await asyncio.to_thread(self._registry.set_alias, model, "stable", policy.stable)
         return await self.describe(model)
 
     async def promote(
@@ -320,6 +343,15 @@ class Control:
             self._store.save, policy, event,
             time=self._clock(), release=release, version=version, reason=reason, actor=actor,
         )  # fmt: skip
+
+
+def _only_version(before: Policy, policy: Policy) -> int | None:
+    """The version that a change is about, if it is about one."""
+    if policy.stable != before.stable:
+        return policy.stable
+    if policy.standby != before.standby:
+        return policy.standby
+    return None
 
 
 def _state(number: int, policy: Policy, deployment: Deployment | None) -> str:

@@ -91,11 +91,13 @@ class Deployment:
         self._signals.loaded(self.model, number, loaded.model.digest, loaded.seconds)
         return version
 
-    def route(self, named: str | None, unit: str | None) -> tuple[Choice, Version]:
+    def route(
+        self, named: str | None, unit: str | None, headers: Mapping[bytes, bytes] | None = None
+    ) -> tuple[Choice, Version]:
         """The arm and version for a request that may name a version. Raises NotFound or Unavailable."""
         if named is not None:
             return self._pinned(named)
-        choice = self.router.choose(unit)
+        choice = self.router.choose(unit, headers=headers)
         if choice is None or choice.version not in self.versions:
             raise Unavailable(f"model {self.model!r} has no version ready; promote one or wait until it is loaded")
         return choice, self.versions[choice.version]

@@ -26,6 +26,8 @@ from serving.traffic import FORCED
 
 _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5
+# What a version said to a request, not what the server or the client did about it.
+_MIRRORED = {"ok", *names.FAULTS}
 
 
 class Front:
@@ -90,8 +92,8 @@ class Front:
                 f"the request has {request.rows} rows, the limit is {self._max_request_rows}; send several"
             )
         attributes = admission.attributes(request) if request.parameters else None
-        unit = admission.unit(request, deployment.router.policy.sticky, attributes)
-        choice, version = deployment.route(named, unit)
+        unit = admission.unit(request, deployment.router.policy.sticky, attributes, headers)
+        choice, version = deployment.route(named, unit, headers)
         deadline = admission.deadline(request, headers, exchange.received)
         call = Call(
             request, deployment.model, choice, version.loaded.model.signature, exchange.received, deadline,
@@ -122,7 +124,7 @@ class Front:
         else:
             result = self._answer(call, result, version)
         call.settle(result, self._clock())
-        if deployment.router.policy.shadows and call.choice.arm != FORCED:
+        if deployment.router.policy.shadows and call.choice.arm != FORCED and call.outcome in _MIRRORED:
             self._mirror.offer(call, deployment)
         self._end(call)
 
@@ -148,7 +150,7 @@ class Front:
         if version is not None and call is not None:
             arm = call.choice.arm.encode()
             head += b"x-trimtab-version: %d\r\nx-trimtab-arm: %b\r\n" % (call.choice.version, arm)
-        exchange.respond(error.status, head, error_body(str(error)))
+        exchange.respond(error.status, head, error_body(str(error), error.details))
         if call is not None and error.outcome in names.FAULTS:
             self._log_failure(call, error)
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from serving import database as db
 from serving.errors import Conflict
-from serving.router import Policy
+from serving.traffic import Policy
 
 
 class PolicyStore:
@@ -68,13 +68,13 @@ class PolicyStore:
                 )
             )
 
-    def history(self, model: str) -> list[dict[str, Any]]:
-        """The switches of a model, oldest first."""
+    def history(self, model: str, last: int | None = None) -> list[dict[str, Any]]:
+        """The switches of a model, oldest first; only the `last` ones, if given."""
         table = db.traffic_history
         columns = [table.c[name] for name in ("generation", "time", "event", "release", "version", "reason", "actor")]
-        query = sa.select(*columns).where(table.c.model == model).order_by(table.c.generation)
+        query = sa.select(*columns).where(table.c.model == model).order_by(table.c.generation.desc()).limit(last)
         with self._engine.begin() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]
+            return [dict(row._mapping) for row in connection.execute(query)][::-1]
 
     def answer(self, key: str) -> tuple[str, int, Mapping[str, Any]] | None:
         """What was answered to an idempotency key: (digest of the request, status, body)."""

@@ -13,6 +13,8 @@ from serving.disagreement import Disagreement
 from serving.router import Choice
 
 NO_VERSION = "none"
+# Each release, and each change of its weight, adds series; beyond so many the oldest go.
+_RELEASE_SERIES = 1000
 
 
 def observe_all(child: Any, values: Sequence[float]) -> None:
@@ -21,6 +23,13 @@ def observe_all(child: Any, values: Sequence[float]) -> None:
     for place, count in Counter([bisect_left(bounds, value) for value in values]).items():
         buckets[place].inc(count)
     child._sum.inc(sum(values))
+
+
+def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]:
+    release = str(choice.release)
+    if choice.variant is not None:
+        return model, release, choice.variant, str(choice.version), f"{choice.propensity:g}", outcome
+    return model, release, str(choice.candidate), str(choice.baseline), choice.arm, f"{choice.weight:g}", outcome
 
 
 class VersionSignals:
@@ -51,6 +60,10 @@ class VersionSignals:
     def exemplar(self, duration: float, trace_id: str) -> None:
         """One request's seconds, with the trace that shows it."""
         self._duration.observe(duration, {"trace_id": trace_id})
+
+    def shed(self, reason: str) -> None:
+        """A request that was turned away before it cost anything."""
+        self._metrics[names.REQUESTS_SHED].labels(*self._labels, reason).inc()
 
     def batch(self, rows: int, seconds: float, reason: str) -> None:
         """A batch that the model has run."""
@@ -85,12 +98,15 @@ class Signals:
         key = (model, choice, "ok" if outcome == "ok" else "error")
         child = self._releases.get(key)
         if child is None:
-            child = self.metrics[names.RELEASE_REQUESTS].labels(
-                model, choice.release, str(choice.candidate), str(choice.baseline), choice.arm, f"{choice.weight:g}",
-                key[2],
-            )  # fmt: skip
-            self._releases[key] = child
+            child = self._releases[key] = self._release_family(choice).labels(*_release_labels(*key))
+            if len(self._releases) > _RELEASE_SERIES:
+                oldest = next(iter(self._releases))
+                del self._releases[oldest]
+                self._release_family(oldest[1]).remove(*_release_labels(*oldest))
         child.inc(count)
+
+    def _release_family(self, choice: Choice) -> Any:
+        return self.metrics[names.RELEASE_REQUESTS if choice.variant is None else names.EXPERIMENT_REQUESTS]
 
     def loaded(self, model: str, version: int, digest: str, seconds: float) -> None:
         """A version is loaded, verified and warm."""

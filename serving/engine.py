@@ -1,98 +1,78 @@
-"""Runs batches of one model version: on the event loop where they are short, else one hand-off to a thread and back."""
+"""The queue and the batches of one version: on the event loop where they are short, else one hand-off to a thread."""
 
 from __future__ import annotations
 
-import queue
-import threading
+import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn
 
-from serving.batcher import Batch, BatchQueue, Pending, State, Wait
-from serving.errors import Cancelled, Expired, Refused, ServingError
+from serving.batcher import Batch, BatchQueue, Budget, Pending, State
+from serving.device import Device
+from serving.errors import Cancelled, Expired, Overloaded, Refused, ServingError, Unavailable
 from serving.execution import Executed, Runnable, execute
+from serving.executor import Executor, InferenceThread, Loop
+from serving.lane_policy import LanePolicy
+from serving.latency_target import LatencyTarget
 from serving.models import WarmUp
+from serving.shedding import DelayGuard
 from serving.steptimes import InlineRule, StepTimes
 
+__all__ = ["Executed", "Executor", "InferenceThread", "Lane", "Loop", "Runnable", "execute"]
 
-class Loop(Protocol):
-    """The part of an event loop that lanes use; a fake one makes time a parameter."""
-
-    def call_soon(self, callback: Callable[..., object], *args: Any) -> Any: ...
-
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Any: ...
-
-
-class Executor(Protocol):
-    """Runs a job elsewhere and calls `done` with its result on the event loop."""
-
-    def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-class InferenceThread:
-    """One thread that runs batches one after another."""
-
-    def __init__(self, name: str, call_soon_threadsafe: Callable[..., object]) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Executed], Callable[[Executed], None]] | None]
-        self._jobs = queue.SimpleQueue()
-        self._hand_back = call_soon_threadsafe
-        self._name = name
-        self._thread: threading.Thread | None = None
-
-    def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None:
-        """Queues the job; the first one starts the thread."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-            self._thread.start()
-        self._jobs.put((job, done))
-
-    def stop(self) -> None:
-        """Ends the thread after its last job; does not wait for it."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (entry := self._jobs.get()) is not None:
-            job, done = entry
-            result = job()
-            try:
-                self._hand_back(done, result)
-            except RuntimeError:
-                # The loop is closed: the process is going down and nobody waits for this answer any more.
-                return
+_SHORTEST_SWEEP = 1e-3  # seconds between two looks for deadlines that have passed
+_STALL_FACTOR = 20.0
+_LEARN = 0.1
 
 
 class Lane:
-    """The queue and the executor of one version. All methods run on the event loop; every request ends exactly once."""
+    """The queue and the executor of one version. All methods run on the event loop; every request ends exactly once.
+
+    `device` is shared with other lanes, `total` with other queues. `on_batch` and `on_shed` (with the reason) count.
+    """
 
     def __init__(
         self,
         model: Runnable,
         executor: Executor,
         loop: Loop,
+        policy: LanePolicy,
         *,
-        max_rows: int,
-        max_delay: float,
-        limit_rows: int,
-        inline_seconds: float = 0.0,
         warm_up: WarmUp | None = None,
+        device: Device | None = None,
+        total: Budget | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_batch: Callable[[Batch, Executed], None] | None = None,
+        on_shed: Callable[[str], None] | None = None,
     ) -> None:
-        self.queue = BatchQueue(max_rows=max_rows, max_delay=max_delay, limit_rows=limit_rows)
+        self.policy = policy
+        self.queue = BatchQueue(
+            max_rows=policy.max_rows, max_delay=policy.max_delay, limit_rows=policy.limit_rows,
+            limit_bytes=policy.limit_bytes, preferred_rows=policy.preferred_rows, ageing=policy.ageing, total=total,
+        )  # fmt: skip
         self.model = model
         measured = warm_up.seconds if warm_up else None
-        self.times = StepTimes(measured, max_rows)
-        self._inline = InlineRule(measured, max_rows, inline_seconds)
+        self.times = StepTimes(measured, policy.max_rows)
+        self.guard = DelayGuard(policy.delay_target, policy.delay_interval)
+        self.served = 0.0
+        # Why the version is not ready although it is loaded; None while its batches move.
+        self.stalled: str | None = None
+        self._inline = InlineRule(measured, policy.max_rows, policy.inline_seconds)
+        self._target = LatencyTarget(policy.latency_target) if policy.latency_target > 0 else None
         self._executor = executor
         self._loop = loop
+        self._device = device
         self._clock = clock
         self._on_batch = on_batch
+        self._on_shed = on_shed
         self._running: Batch | None = None
+        self._running_since = 0.0
+        self._stretch = 1.0  # how much longer requests wait than the batches before them should take
         self._scheduled = False
         self._timer: Any = None
+        self._expiry: Any = None
+        self._expiry_at = math.inf
         self._draining = False
 
     @property
@@ -103,39 +83,61 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return self._running is None and self.queue.rows == 0
+        return self._running is None and self.queue.requests == 0
 
+    # --- requests ----------------------------------------------------------------------------------------------------
     def submit(self, pending: Pending, *, admitted: bool = False) -> None:
-        """Queues a request. Raises Expired when its deadline has passed, and Refused when the queue is full.
-
-        One that another lane `admitted` before is taken whatever the queue holds.
+        """Queues a request. Raises Expired when its deadline has passed, Refused when it is turned away, Unavailable
+        when the version is stuck. One that another lane `admitted` before is taken whatever the queue holds.
         """
         now = self._clock()
-        if pending.deadline is not None and pending.deadline <= now:
-            raise Expired(f"the deadline passed {now - pending.deadline:.6f} s before the request could be queued")
-        if not self.queue.offer(pending, admitted=admitted):
-            raise Refused(
-                f"the queue is full: {self.queue.rows} of {self.queue.limit_rows} rows wait and the request has "
-                f"{pending.rows}; they take about {self.drain_seconds():.3f} s",
-                retry_after_seconds=self.drain_seconds(),
-            )
+        deadline = pending.deadline
+        if deadline is not None and deadline <= now:
+            raise Expired(f"the deadline passed {now - deadline:.6f} s before the request could be queued")
+        if not admitted:
+            self._admit(pending, now)
+        self.queue.offer(pending, admitted=True)
         pending.lane = self
-        if pending.deadline is not None:
-            self._loop.call_later(pending.deadline - now, _expire, pending, self._clock)
-        self._schedule()
+        pending.queued = now
+        if deadline is not None and deadline < self._expiry_at:
+            self._watch(deadline, now)
+        if self._target is not None:
+            self._target.arrived(pending, now)
+        if not self._scheduled and self._running is None:
+            self._schedule()
 
     def cancel(self, pending: Pending) -> None:
         """Ends a request whose client went away; queued rows never reach the model."""
         self.end_early(pending, Cancelled("the client closed the connection"))
 
+    def end_early(self, pending: Pending, error: ServingError) -> None:
+        """Answers a request that is not done with `error`; queued rows never reach the model."""
+        if pending.state is State.DONE:
+            return
+        if pending.state is State.QUEUED:
+            self.queue.discard(pending)
+        pending.state = State.DONE
+        pending.finish(error)
+
+    def expected_wait(self, priority: int, rows: int, now: float) -> float:
+        """Seconds until a batch would start that holds a request of `rows` rows that comes now."""
+        full = self.queue.max_rows
+        wait = (self.queue.ahead(priority) + rows - 1) // full * self.times.of(full)
+        if self._running is not None:
+            wait += max(0.0, self._running_since + self.times.of(self._running.rows) - now)
+        return wait * self._stretch
+
     def drain_seconds(self) -> float:
         """Estimated time to work off what waits."""
-        return max(1e-3, self.queue.rows / self.queue.max_rows * self.times.of(self.queue.max_rows))
+        full = self.queue.max_rows
+        return max(1e-3, (self.queue.rows / full * self.times.of(full)) * self._stretch)
 
+    # --- the lane as a whole -----------------------------------------------------------------------------------------
     def drain(self) -> None:
         """From now on no batch waits for company."""
         self._draining = True
-        self._schedule()
+        if not self._scheduled and self._running is None:
+            self._schedule()
 
     def withdraw(self) -> list[Pending]:
         """Takes the queued requests out, to be submitted to another lane."""
@@ -149,73 +151,257 @@ class Lane:
         for pending in live:
             pending.state = State.QUEUED
         self._running = Batch((), 0, self._running.reason)
+        if self._device is not None:
+            self._device.finish(self, self._clock() - self._running_since)
+            self._device.pick()
         return live
 
     def stop(self) -> None:
         """Ends the executor."""
+        for timer in (self._timer, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        if self._device is not None:
+            self._device.leave(self)
         self._executor.stop()
+
+    def check(self) -> str | None:
+        """Looks whether batches move, for a watchdog; gives the reason when they have just stopped to."""
+        now = self._clock()
+        if self._running is None:
+            if self.queue.requests and self._timer is None and not self._scheduled:
+                self._schedule()
+            return None
+        limit = max(self.policy.stall_seconds, _STALL_FACTOR * self.times.upper(max(1, self._running.rows)))
+        since = now - self._running_since
+        if self.policy.stall_seconds <= 0 or since <= limit or self.stalled is not None:
+            return None
+        self.stalled = (
+            f"a batch of {self._running.rows} rows has been with the model for {since:.1f} s (the limit is "
+            f"{limit:.1f} s) and {self.queue.rows} rows wait"
+        )
+        return self.stalled
+
+    # --- admission ---------------------------------------------------------------------------------------------------
+    def _admit(self, pending: Pending, now: float) -> None:
+        queue, policy = self.queue, self.policy
+        if self.stalled is not None:
+            raise Unavailable(f"the model does not answer: {self.stalled}")
+        running = self._running
+        if policy.limit_requests and (
+            queue.requests + (0 if running is None else len(running.requests)) >= policy.limit_requests
+        ):
+            self._refuse(pending, "concurrency", now, f"the limit is {policy.limit_requests} requests at a time")
+        lacking = queue.lacks(pending)
+        if lacking is not None:
+            self._make_room(pending, lacking, now)
+        # An idle lane always tries: else an estimate that is too high could never be corrected.
+        if (pending.deadline is None and not self.guard.shedding) or (running is None and queue.requests == 0):
+            return
+        pending.expected = wait = self.expected_wait(pending.priority, pending.rows, now)
+        if self.guard.refuses(wait, self._floor()):
+            target = max(self.guard.target, self._floor())
+            self._refuse(pending, "delay", now, f"it would wait {wait:.3f} s, the target is {target:.3f} s")
+        if pending.deadline is not None:
+            work = self.times.upper(max(pending.rows, min(queue.max_rows, queue.rows + pending.rows)))
+            if now + wait + work > pending.deadline:
+                left = pending.deadline - now
+                self._refuse(
+                    pending, "deadline", now, f"it would wait {wait:.3f} s and run {work:.3f} s, {left:.3f} s are left"
+                )
+
+    def _make_room(self, pending: Pending, lacking: str, now: float) -> None:
+        victims = self.queue.room_for(pending)
+        if victims is None:
+            has = f"the request has {pending.rows} rows and {pending.bytes} bytes"
+            self._refuse(pending, lacking, now, has)
+        for victim in victims:
+            try:
+                self._refuse(victim, "evicted", now, f"a request of priority {pending.priority} took its place")
+            except Refused as error:
+                self.end_early(victim, error)
+
+    def _refuse(self, pending: Pending, reason: str, now: float, why: str) -> NoReturn:
+        if self._on_shed is not None:
+            self._on_shed(reason)
+        queue, seconds = self.queue, self.drain_seconds()
+        wait = pending.expected
+        if wait is None:
+            wait = self.expected_wait(pending.priority, pending.rows, now)
+        kind = Overloaded if reason.startswith("total") else Refused
+        raise kind(
+            f"refused ({reason}): {why}; {queue.rows} of {queue.limit_rows} rows wait; they take about {seconds:.3f} s",
+            retry_after_seconds=seconds,
+            reason=reason,
+            details={
+                "reason": reason, "queue_rows": queue.rows, "limit_rows": queue.limit_rows, "queue_bytes": queue.bytes,
+                "limit_bytes": self.policy.limit_bytes, "limit_requests": self.policy.limit_requests,
+                "expected_wait_seconds": round(wait, 6), "retry_after_seconds": round(seconds, 6),
+            },
+        )  # fmt: skip
+
+    def _floor(self) -> float:
+        """A queue delay under this is no overload: two batches, and what a batch may wait for company."""
+        return 3.0 * self.times.of(self.queue.max_rows) + max(self.policy.max_delay, self.policy.latency_target)
+
+    # --- batches -----------------------------------------------------------------------------------------------------
+    def urgency(self) -> int:
+        """The class of priority of the next request."""
+        return self.queue.urgency(self._clock())
+
+    def granted(self) -> None:
+        """The device is this lane's: starts a batch, or gives the device back."""
+        self._dispatch(granted=True)
 
     def _schedule(self) -> None:
         # One dispatch an iteration of the loop: requests read in the same iteration go into one batch.
-        if not self._scheduled and self._running is None:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+        self._scheduled = True
+        self._loop.call_soon(self._wake)
 
-    def _dispatch(self) -> None:
+    def _wake(self) -> None:
         self._scheduled = False
-        if self._running is not None:
-            return
+        if self._running is None:
+            self._dispatch()
+
+    def _due(self) -> None:
+        self._timer = None
+        if self._running is None:
+            self._dispatch()
+
+    def _dispatch(self, *, granted: bool = False) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        device, queue = self._device, self.queue
         now = self._clock()
-        next_batch = self.queue.take(now, seconds=self.times.of(self.queue.max_rows), draining=self._draining)
-        if isinstance(next_batch, Wait):
-            self._timer = self._loop.call_later(max(0.0, next_batch.until - now), self._dispatch)
-        elif next_batch is not None:
-            if self._inline.allows(next_batch.rows, now):
-                executed = execute(self.model, next_batch.requests, self.queue.max_rows, self._clock)
-                self._answer(next_batch, executed, inline=True)
-                if self.queue.rows:
-                    self._schedule()
+        cap, hold = self._plan(now)
+        due = queue.due(
+            now, seconds=self.times.of(min(queue.rows, cap)), draining=self._draining, cap=cap, hold=hold
+        )  # fmt: skip
+        if isinstance(due, str):
+            # A request over the largest batch goes alone, in pieces: that is no short batch.
+            rows = queue.rows if queue.rows <= cap else max(cap, queue.next_rows(now))
+            if self._inline.allows(rows, now):
+                self._run_here(due, now, cap)
+            elif granted or device is None or device.acquire(self):
+                if self._run_there(due, now, cap):
+                    return
             else:
-                self._running = next_batch
-                self._executor.start(
-                    partial(execute, self.model, next_batch.requests, self.queue.max_rows, self._clock), self._finished
-                )
+                return
+        elif due is not None:
+            self._timer = self._loop.call_later(max(0.0, due.until - now), self._due)
+        if device is not None:
+            device.leave(self)
+            if granted:
+                device.finish(self, 0.0)
+
+    def _plan(self, now: float) -> tuple[int, float | None]:
+        """The largest batch, and until when it waits for company, under a latency target."""
+        queue, target = self.queue, self._target
+        if target is None or queue.requests == 0:
+            return queue.max_rows, None
+        cap = target.cap(self.times, queue.max_rows, now)
+        return cap, target.hold(self.times, queue.rows, queue.oldest() or now, now, queue.max_delay)
+
+    def _closed(self, reason: str, now: float, cap: int) -> Batch | None:
+        batch = self.queue.close(reason, now, cap)
+        if self.queue.expired:
+            expired, self.queue.expired = self.queue.expired, []
+            for pending in expired:
+                pending.state = State.DONE
+                pending.finish(_late(pending, now, "in the queue"))
+        if batch is not None and self._target is not None:
+            self._target.closed(batch.rows)
+        return batch
+
+    def _run_here(self, reason: str, now: float, cap: int) -> None:
+        batch = self._closed(reason, now, cap)
+        if batch is not None:
+            executed = execute(self.model, batch.requests, self.queue.max_rows, self._clock)
+            self._answer(batch, executed, inline=True)
+        if self.queue.requests and not self._scheduled:
+            self._schedule()
+
+    def _run_there(self, reason: str, now: float, cap: int) -> bool:
+        batch = self._closed(reason, now, cap)
+        if batch is None:
+            if self._device is not None:
+                self._device.finish(self, 0.0)
+            return False
+        self._running, self._running_since = batch, now
+        if self._device is not None:
+            self._device.expect(self, self.times.upper(batch.rows))
+        job = partial(execute, self.model, batch.requests, self.queue.max_rows, self._clock)
+        self._executor.start(job, self._finished)
+        return True
 
     def _finished(self, executed: Executed) -> None:
         batch = self._running
         self._running = None
+        self.stalled = None
         # The model gets its next batch before the answers of this one are written.
-        self._dispatch()
+        if self._device is not None:
+            self._device.finish(self, executed.ended - executed.started)
+        if self.queue.requests:
+            self._dispatch()
+        if self._device is not None:
+            self._device.pick()
         if batch is not None:
             self._answer(batch, executed, inline=False)
 
     def _answer(self, batch: Batch, executed: Executed, *, inline: bool) -> None:
         started, ended, rows = executed.started, executed.ended, batch.rows
-        for pending, result in zip(batch.requests, executed.results, strict=False):
+        if not batch.requests:
+            return
+        self._learn(batch, executed, inline)
+        for pending, result in zip(batch.requests, executed.results, strict=True):
             if pending.state is State.RUNNING:
                 pending.started, pending.ended, pending.batch_rows = started, ended, rows
                 pending.state = State.DONE
                 pending.finish(result)
-        if batch.requests:
-            self.times.observe(rows, ended - started)
-            self._inline.observe(rows, ended - started, ended, inline=inline)
-            if self._on_batch is not None:
-                self._on_batch(batch, executed)
+        if self._on_batch is not None:
+            self._on_batch(batch, executed)
 
-    def end_early(self, pending: Pending, error: ServingError) -> None:
-        """Answers a request that is not done with `error`; queued rows never reach the model."""
-        if pending.state is State.DONE:
-            return
-        if pending.state is State.QUEUED:
-            self.queue.discard(pending)
-        pending.state = State.DONE
-        pending.finish(error)
+    def _learn(self, batch: Batch, executed: Executed, inline: bool) -> None:
+        first, seconds = batch.requests[0], executed.ended - executed.started
+        self.times.observe(batch.rows, seconds)
+        self._inline.observe(batch.rows, seconds, executed.ended, inline=inline)
+        waited = executed.started - (first.arrived if first.queued is None else first.queued)
+        if first.expected is not None and first.expected > 1e-3:
+            self._stretch += _LEARN * (min(4.0, waited * self._stretch / first.expected) - self._stretch)
+            self._stretch = max(0.5, self._stretch)
+        else:
+            self._stretch += _LEARN / 5 * (1.0 - self._stretch)
+        if self.guard.target > 0:
+            oldest = (self.queue.oldest() if self.queue.newest_first else None) or first.arrived
+            self.guard.observe(executed.started, executed.started - oldest, self._floor())
+            self.queue.newest_first = self.policy.newest_first and self.guard.shedding
+
+    # --- deadlines ---------------------------------------------------------------------------------------------------
+    def _watch(self, deadline: float, now: float) -> None:
+        """One timer a lane, for the deadline that comes first."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry_at = deadline
+        self._expiry = self._loop.call_later(deadline - now, self._sweep)
+
+    def _sweep(self) -> None:
+        self._expiry, self._expiry_at = None, math.inf
+        now = self._clock()
+        running = () if self._running is None else self._running.requests
+        following = math.inf
+        for where, group in (("in the queue", self.queue.waiting()), ("with the model", running)):
+            for pending in group:
+                deadline = pending.deadline
+                if deadline is None or pending.state is State.DONE:
+                    continue
+                if deadline <= now:
+                    self.end_early(pending, _late(pending, now, where))
+                else:
+                    following = min(following, deadline)
+        if following < self._expiry_at:
+            self._watch(max(following, now + _SHORTEST_SWEEP), now)
 
 
-def _expire(pending: Pending, clock: Callable[[], float]) -> None:
-    if pending.state is not State.DONE:
-        where = "in the queue" if pending.state is State.QUEUED else "with the model"
-        pending.lane.end_early(pending, Expired(f"the deadline passed after {clock() - pending.arrived:.3f} s {where}"))
+def _late(pending: Pending, now: float, where: str) -> Expired:
+    return Expired(f"the deadline passed after {now - pending.arrived:.3f} s {where}")

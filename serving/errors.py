@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class ServingError(Exception):
     """Anything that serving refuses or fails. `outcome` is one of `names.OUTCOMES`."""
@@ -9,6 +12,8 @@ class ServingError(Exception):
     status = 500
     outcome = "model_error"
     retry_after_seconds: float | None = None
+    # Goes into the answer's body beside the message.
+    details: Mapping[str, Any] | None = None
 
 
 class InvalidRequest(ServingError):
@@ -31,14 +36,28 @@ class NotFound(InvalidRequest):
 
 
 class Refused(ServingError):
-    """The queue is full (429, with Retry-After)."""
+    """The request was turned away before it cost anything (429, with Retry-After). `reason` is a short name for why."""
 
     status = 429
     outcome = "rejected"
 
-    def __init__(self, message: str, retry_after_seconds: float) -> None:
+    def __init__(
+        self,
+        message: str,
+        retry_after_seconds: float,
+        reason: str = "queue_rows",
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.reason = reason
+        self.details = details
+
+
+class Overloaded(Refused):
+    """All queues of the server together are full (503, with Retry-After)."""
+
+    status = 503
 
 
 class Unavailable(ServingError):
@@ -92,6 +111,13 @@ class RegistryError(ServingError):
     """The registry does not know the model, version or alias (404)."""
 
     status = 404
+
+
+class OverBudget(ServingError):
+    """A version does not fit into the memory budget (507)."""
+
+    status = 507
+    outcome = "unavailable"
 
 
 class Conflict(ServingError):

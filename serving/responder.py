@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -48,6 +49,6 @@ class Responder:
         return (header + b"".join(tail), len(header)) if tail else (header, None)
 
 
-def error_body(message: str) -> bytes:
-    """The protocol's error object."""
-    return msgspec.json.encode({"error": message})
+def error_body(message: str, details: Mapping[str, Any] | None = None) -> bytes:
+    """The protocol's error object, with `details` beside its message."""
+    return msgspec.json.encode({"error": message, **details} if details else {"error": message})

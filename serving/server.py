@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import uvloop
@@ -20,13 +20,16 @@ from observability.metrics import Metrics
 from observability.sinks import HttpSink
 from observability.tracing import setup_tracing
 from serving.app import ControlApp
+from serving.batcher import Budget
 from serving.control import Control, Peers
 from serving.deployment import Deployment, Loaded, load_version
+from serving.device import Device
 from serving.engine import InferenceThread, Lane
 from serving.errors import ServingError
 from serving.front import Front
 from serving.health import Health
 from serving.http import Limits, Server
+from serving.lane_policy import LanePolicy
 from serving.policies import PolicyStore
 from serving.recorder import Recorder
 from serving.references import References
@@ -54,8 +57,31 @@ class ServingConfig:
     max_delay: float = 0.0
     # A batch that takes at most this long runs on the event loop, without a hand-off to a thread; 0 never does.
     inline_seconds: float = 0.0005
+    # A batch of exactly one of these sizes goes at once; `pad_batches` fills smaller ones up to the next of them.
+    preferred_batch_rows: tuple[int, ...] = ()
+    pad_batches: bool = False
+    # Batches and waits are chosen so that requests take less than this, queue included; 0 leaves them as set.
+    latency_target: float = 0.0
+    # Batches that run at a time in threads, all models together.
+    device_batches: int = 1
     # Rows that may wait, by version; more are refused with 429.
     max_queue_rows: int = 1024
+    # Bytes of requests that may wait, by version; 0 means no limit.
+    max_queue_bytes: int = 256 * 1024 * 1024
+    # Rows and bytes that may wait in all queues together; more are refused with 503. 0 means no limit.
+    max_total_rows: int = 0
+    max_total_bytes: int = 512 * 1024 * 1024
+    # Requests of a version that may wait or run; 0 means no limit.
+    max_concurrent_requests: int = 0
+    # A queue that made requests wait longer than this for `queue_delay_interval` refuses what would; 0 never does.
+    queue_delay_target: float = 1.0
+    queue_delay_interval: float = 0.1
+    # While it refuses, the newest request goes first.
+    overload_newest_first: bool = False
+    # A request that has waited so long counts as one class of priority higher.
+    priority_ageing: float = 1.0
+    # A batch that runs longer than this, and 20 times longer than it should, makes its model not ready; 0 never does.
+    stall_seconds: float = 10.0
     # Base URL of the collector's intake; None sends no events, traces, logs or profiles.
     collector_url: str | None = None
     trace_sample_ratio: float = 0.01
@@ -76,10 +102,35 @@ class ServingConfig:
                 f"max_batch_rows is {self.max_batch_rows}, max_queue_rows {self.max_queue_rows}: "
                 "the first must be at least 1, the second at least the first"
             )
+        self.lane_policy()
+        if min(self.max_total_rows, self.max_total_bytes) < 0 or self.device_batches < 1:
+            raise ValueError(
+                f"max_total_rows is {self.max_total_rows}, max_total_bytes {self.max_total_bytes}, device_batches "
+                f"{self.device_batches}: not negative, not negative, at least 1"
+            )
         if self.max_delay < 0 or self.torch_threads < 1:
             raise ValueError(
                 f"max_delay is {self.max_delay}, torch_threads {self.torch_threads}: not negative, at least 1"
             )
+
+    def lane_policy(self) -> LanePolicy:
+        """The part that every version's queue needs. Raises ValueError where fields contradict each other."""
+        return LanePolicy(
+            max_rows=self.max_batch_rows,
+            max_delay=self.max_delay,
+            preferred_rows=self.preferred_batch_rows,
+            pad=self.pad_batches,
+            latency_target=self.latency_target,
+            inline_seconds=self.inline_seconds,
+            limit_rows=self.max_queue_rows,
+            limit_bytes=self.max_queue_bytes,
+            limit_requests=self.max_concurrent_requests,
+            delay_target=self.queue_delay_target,
+            delay_interval=self.queue_delay_interval,
+            newest_first=self.overload_newest_first,
+            ageing=self.priority_ageing,
+            stall_seconds=self.stall_seconds,
+        )
 
 
 class Service:
@@ -92,6 +143,9 @@ class Service:
         self.health = Health(self.deployments)
         self.port = config.port
         self._signals = Signals(self.metrics)
+        self._policy = config.lane_policy()
+        self._budget = Budget(config.max_total_rows, config.max_total_bytes)
+        self._device: Device | None = None
         self._registry = Registry(config.registry_url, config.artifacts_dir)
         self._tracing = setup_tracing(
             "serving", config.collector_url, sample_ratio=config.trace_sample_ratio, metrics=self.metrics
@@ -198,8 +252,11 @@ class Service:
 
     def _make(self, model: str) -> Deployment:
         loop = asyncio.get_running_loop()
-        config, signals = self.config, self._signals
-        signals.queue_limit(model, config.max_queue_rows)
+        signals = self._signals
+        signals.queue_limit(model, self._policy.limit_rows)
+        if self._device is None:
+            self._device = Device(loop, slots=self.config.device_batches)
+        device = self._device
 
         def make_lane(loaded: Loaded) -> Lane:
             version = signals.version(model, loaded.number)
@@ -207,11 +264,13 @@ class Service:
                 loaded.model,
                 InferenceThread(f"{model}-{loaded.number}", loop.call_soon_threadsafe),
                 loop,
-                max_rows=config.max_batch_rows,
-                max_delay=config.max_delay,
-                limit_rows=config.max_queue_rows,
                 # An architecture is Python of the user's and may block; an exported program is tensor operators only.
-                inline_seconds=0.0 if loaded.model.manifest["format"] == "safetensors" else config.inline_seconds,
+                self._policy
+                if loaded.model.manifest["format"] != "safetensors"
+                else replace(self._policy, inline_seconds=0.0),
+                device=device,
+                total=self._budget,
+                on_shed=version.shed,
                 warm_up=loaded.warm_up,
                 on_batch=lambda batch, run: version.batch(batch.rows, run.ended - run.started, batch.reason),
             )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 _MEMORY = 0.1  # weight of the newest batch: about the last ten count
+_REFIT = 32  # batches between two fits of the line
 _OUTLIER = 4.0  # one batch counts for at most this many times the estimate, so that a preempted one moves it little
 _TRIAL_SECONDS = (1.0, 64.0)  # first and longest pause before a size that was too slow is tried on the loop again
 _TRIAL_FACTOR = 2.0  # a size is tried again when its best recent time is under this many limits
@@ -16,28 +17,39 @@ def _place(rows: int) -> int:
 
 
 class StepTimes:
-    """Seconds a batch by rows, one estimate for each power of two: an average of the last batches of that size."""
+    """Seconds a batch by rows: an average of the last batches around each power of two, and a line through all of them
+    that says what a row more or less makes.
+    """
 
-    __slots__ = ("_largest", "_last", "_seconds", "_spread")
+    __slots__ = ("_largest", "_last", "_line", "_rows", "_seconds", "_since_line", "_spread")
 
     def __init__(self, measured: Mapping[int, float] | None, max_rows: int) -> None:
         self._largest = max_rows
         self._last = _place(max_rows)
         self._seconds: list[float | None] = [None] * (self._last + 1)
+        self._rows = [float(min(1 << place, max_rows)) for place in range(self._last + 1)]
         self._spread = 1.25
+        self._since_line = 0
         for rows in sorted(measured or {}):
             if rows <= max_rows:
-                self._seconds[_place(rows)] = (measured or {})[rows]
+                self._seconds[_place(rows)], self._rows[_place(rows)] = (measured or {})[rows], float(rows)
+        self._line = self._fitted()
 
     def of(self, rows: int) -> float:
         """Estimated seconds for `rows` rows, beyond the largest batch in proportion; 0 while nothing was measured."""
         if rows <= 0:
             return 0.0
-        place = min(_place(rows), self._last)
+        if rows > self._largest:
+            return self.of(self._largest) * rows / self._largest
+        place = (rows - 1).bit_length()
         known = self._seconds[place]
         if known is None:
-            known = self._guess(place)
-        return known * rows / self._largest if rows > self._largest else known
+            place = self._nearest(place)
+            known = self._seconds[place]
+            if known is None:
+                return 0.0
+        # Never under a quarter of what was measured: the line knows nothing that far from its points.
+        return max(known / 4, known + self._line[1] * (rows - self._rows[place]))
 
     def upper(self, rows: int) -> float:
         """Seconds that about one batch in a hundred of `rows` rows exceeds."""
@@ -47,37 +59,43 @@ class StepTimes:
         """A batch has run."""
         if rows > self._largest:
             rows, seconds = self._largest, seconds * self._largest / rows
-        place = _place(rows)
+        expected = self.of(rows)
+        if expected > 0:
+            # Steps in the proportion 99 to 1 come to rest at the 99th percentile of time over estimate.
+            if seconds > expected * self._spread:
+                self._spread = min(10.0, self._spread * 1.05)
+            else:
+                self._spread = max(1.0, self._spread * 0.9995)
+            seconds = min(seconds, _OUTLIER * expected)
+        place = (rows - 1).bit_length()
         known = self._seconds[place]
         if known is None:
-            self._seconds[place] = seconds
-            return
-        # Steps in the proportion 99 to 1 come to rest at the 99th percentile of time over estimate.
-        self._spread = (
-            min(10.0, self._spread * 1.05) if seconds > known * self._spread else max(1.0, self._spread * 0.9995)
-        )
-        self._seconds[place] = known + _MEMORY * (min(seconds, _OUTLIER * known) - known)
+            self._seconds[place], self._rows[place] = seconds, float(rows)
+        else:
+            self._seconds[place] = known + _MEMORY * (seconds - known)
+            self._rows[place] += _MEMORY * (rows - self._rows[place])
+        self._since_line += 1
+        if self._since_line >= _REFIT:
+            self._since_line = 0
+            self._line = self._fitted()
 
     def line(self) -> tuple[float, float]:
-        """(a, b) of t(n) = a + b n, neither negative: the medians of slopes and intercepts (Theil and Sen)."""
-        points = [
-            (min(1 << place, self._largest), known) for place, known in enumerate(self._seconds) if known is not None
-        ]
+        """(a, b) of t(n) = a + b n, neither negative, as last fitted."""
+        return self._line
+
+    def _fitted(self) -> tuple[float, float]:
+        """The medians of the slopes of all pairs and of the intercepts (Theil and Sen): an odd one moves it little."""
+        points = [(n, t) for n, t in zip(self._rows, self._seconds, strict=True) if t is not None]
         if len(points) < 2:
             return (points[0][1], 0.0) if points else (0.0, 0.0)
         slopes = [(t2 - t1) / (n2 - n1) for i, (n1, t1) in enumerate(points) for n2, t2 in points[i + 1 :] if n2 > n1]
-        slope = max(0.0, _median(slopes))
+        slope = max(0.0, _median(slopes)) if slopes else 0.0
         return max(0.0, _median([seconds - slope * rows for rows, seconds in points])), slope
 
-    def _guess(self, place: int) -> float:
-        for larger in self._seconds[place + 1 :]:
-            if larger is not None:
-                return larger
-        for smaller in range(place - 1, -1, -1):
-            known = self._seconds[smaller]
-            if known is not None:
-                return known * min(1 << place, self._largest) / (1 << smaller)
-        return 0.0
+    def _nearest(self, place: int) -> int:
+        """The measured size that is nearest, a larger one first."""
+        known = [at for at, seconds in enumerate(self._seconds) if seconds is not None]
+        return min(known, key=lambda at: (abs(at - place), -at), default=place)
 
 
 def _median(values: list[float]) -> float:

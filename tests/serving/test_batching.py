@@ -16,6 +16,7 @@ from serving.batcher import Batch, BatchQueue, Pending, Result, State, Wait
 from serving.engine import Lane
 from serving.errors import Cancelled, Expired, InvalidRequest, ModelFailed, NonFinite, Refused, ServingError
 from serving.execution import Executed, execute
+from serving.lane_policy import LanePolicy
 from serving.signature import Array, Input, Output, Signature
 
 SIGNATURE = Signature((Input.of("x", "FP32"),), (Output("y"),))
@@ -120,8 +121,11 @@ class Recorded(Pending):
 
 
 def lane_of(model: Doubling, loop: FakeLoop, executor: FakeExecutor, **options: Any) -> Lane:
-    given: dict[str, Any] = {"max_rows": 8, "max_delay": 0.0, "limit_rows": 24} | options
-    return Lane(model, executor, loop, clock=lambda: loop.now, **given)
+    wired = {
+        name: options.pop(name) for name in ("device", "total", "warm_up", "on_batch", "on_shed") if name in options
+    }
+    policy = LanePolicy(**({"max_rows": 8, "limit_rows": 24} | options))
+    return Lane(model, executor, loop, policy, clock=lambda: loop.now, **wired)
 
 
 ACTIONS = st.one_of(

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from serving import program as reader
 from serving.errors import ArtifactError
+from serving.program import Program
 
 if TYPE_CHECKING:
     import torch
 
+_log = logging.getLogger(__name__)
 _ROOT_MEMBERS = {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"}
 _WEIGHTS_CONFIG = "data/weights/model_weights_config.json"
 _CONSTANTS_CONFIG = "data/constants/model_constants_config.json"
@@ -46,35 +53,109 @@ _QUOTED_SYMBOL = re.compile(r"'(s|u|zuf)\d+'")
 _TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
-def load_exported(content: bytes) -> torch.export.ExportedProgram:
-    """The program in a .pt2 archive. Raises ArtifactError where it holds pickles, native code or foreign operators."""
-    import torch
-    from torch.export.pt2_archive._package import PT2ArchiveWriter
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """An archive that passed the gate: its members as bytes, and of its program only what was checked."""
 
+    members: dict[str, bytes]
+    program: dict[str, Any]
+
+
+def load_program(content: bytes) -> Program:
+    """The program in a .pt2 archive as a function of tensors. Raises ArtifactError where it holds pickles, native code
+    or foreign operators, and where it is cut off or inconsistent.
+    """
+    checked = _checked(content)
+    try:
+        return reader.build(checked.program, _tensors(checked.members))
+    except reader.Unknown as unknown:
+        _log.debug("the program is left to torch's own loader: %s", unknown)
+    module = _exported(checked).module(check_guards=False)
+    # The guards and the pytree hooks of the module cost more than a small model: call its forward.
+    return Program(module.forward, reader.weight_bytes((*module.parameters(), *module.buffers())))
+
+
+def load_exported(content: bytes) -> torch.export.ExportedProgram:
+    """The program in a .pt2 archive as torch has it, to be changed and exported again. Raises ArtifactError."""
+    return _exported(_checked(content))
+
+
+def _checked(content: bytes) -> _Checked:
     members = _members(content)
     for name in (_GRAPH, _WEIGHTS_CONFIG, _CONSTANTS_CONFIG, "archive_version"):
         if name not in members:
             raise ArtifactError(f"model.pt2 has no member {name!r}; write it with torch.export.save")
-    _check_payloads(members, _WEIGHTS_CONFIG, "weight_")
-    _check_payloads(members, _CONSTANTS_CONFIG, "tensor_")
+    try:
+        _check_payloads(members, _WEIGHTS_CONFIG, "weight_")
+        _check_payloads(members, _CONSTANTS_CONFIG, "tensor_")
+        return _Checked(members, _checked_graph(members[_GRAPH]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"model.pt2 is not a program of torch.export.save: {error!r}") from error
+
+
+def _exported(checked: _Checked) -> torch.export.ExportedProgram:
+    import torch
+    from torch.export.pt2_archive._package import PT2ArchiveWriter
+
     buffer = io.BytesIO()
     with PT2ArchiveWriter(buffer) as writer:
-        for name, data in members.items():
+        for name, data in checked.members.items():
             if name in (_WEIGHTS_CONFIG, _CONSTANTS_CONFIG) or _TENSOR_MEMBER.fullmatch(name):
                 writer.write_bytes(name, data)
-        writer.write_bytes(_GRAPH, _checked_graph(members[_GRAPH]))
+        writer.write_bytes(_GRAPH, json.dumps(checked.program).encode())
         writer.write_bytes(_SAMPLE_INPUTS, _no_inputs())
     buffer.seek(0)
-    return torch.export.load(buffer)
+    try:
+        return torch.export.load(buffer)
+    except Exception as error:
+        raise ArtifactError(f"torch.export cannot load model.pt2: {error!r}") from error
+
+
+def _tensors(members: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and constant by its name; those that share a member share its memory."""
+    if members.get("byteorder", b"little").strip() != b"little":
+        raise reader.Unknown("numbers of another byte order")
+    storages: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
+    for config, folder in ((_WEIGHTS_CONFIG, "weights"), (_CONSTANTS_CONFIG, "constants")):
+        for name, payload in json.loads(members[config])["config"].items():
+            member = f"data/{folder}/{payload['path_name']}"
+            if member not in members:
+                raise ArtifactError(f"model.pt2 has no member {member!r}, in which it keeps {name!r}: it is incomplete")
+            if member not in storages:
+                storages[member] = _storage(members[member])
+            try:
+                found[name] = reader.tensor(payload, storages[member])
+            except (RuntimeError, KeyError, TypeError) as error:
+                raise ArtifactError(f"model.pt2: {member} does not hold {name!r} as described: {error}") from error
+    return found
+
+
+def _storage(data: bytes) -> torch.Tensor:
+    import torch
+
+    # torch's own allocation, because its kernels like theirs aligned; frombuffer does not take an empty buffer.
+    storage = torch.empty(len(data), dtype=torch.uint8)
+    if data:
+        storage.numpy()[:] = memoryview(data)
+    return storage
 
 
 def _members(content: bytes) -> dict[str, bytes]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
-    except zipfile.BadZipFile as error:
-        raise ArtifactError(f"model.pt2 is not an archive of torch.export.save: {error}") from error
+        infos = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ArtifactError(f"model.pt2 is not an archive of torch.export.save, or is cut off: {error}") from error
+    # torch stores its members as they are, one behind the other: what claims to hold more than the file is a bomb.
+    claimed = sum(info.file_size for info in infos)
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or claimed > len(content):
+        raise ArtifactError(
+            f"model.pt2 has {len(content)} bytes and claims {claimed} in compressed or overlapping members, "
+            "which torch.export.save does not write"
+        )
     members: dict[str, bytes] = {}
-    for info in archive.infolist():
+    for info in infos:
         name = info.filename.partition("/")[2]
         known = name in _ROOT_MEMBERS or name in (_WEIGHTS_CONFIG, _CONSTANTS_CONFIG, _GRAPH, _SAMPLE_INPUTS)
         if name.startswith(("data/extra/", "extra/")):
@@ -84,7 +165,10 @@ def _members(content: bytes) -> dict[str, bytes]:
                 f"model.pt2 holds {info.filename!r}, which a plain program does not need (pickled objects and native "
                 "code are refused); export a module of ordinary tensors"
             )
-        members[name] = archive.read(info)
+        try:
+            members[name] = archive.read(info)
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+            raise ArtifactError(f"model.pt2: its member {info.filename!r} cannot be read: {error}") from error
     return members
 
 
@@ -97,13 +181,13 @@ def _check_payloads(members: dict[str, bytes], config: str, prefix: str) -> None
             )
 
 
-def _checked_graph(content: bytes) -> bytes:
-    program = json.loads(content)
+def _checked_graph(content: bytes) -> dict[str, Any]:
+    program: dict[str, Any] = json.loads(content)
     _walk(program)
     program["graph_module"]["module_call_graph"] = [
         entry for entry in program["graph_module"].get("module_call_graph", []) if entry.get("fqn") == ""
     ]
-    return json.dumps(program).encode()
+    return program
 
 
 def _walk(value: Any) -> None:

@@ -60,6 +60,26 @@ class Overloaded(Refused):
     status = 503
 
 
+class Limited(Refused):
+    """The caller sends faster than it may (429, with Retry-After)."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.reason = "caller_rate"
+
+
+class Unauthorized(InvalidRequest):
+    """The request bears no token, or one that is not known (401)."""
+
+    status = 401
+
+
+class Forbidden(InvalidRequest):
+    """The caller may not ask this model (403)."""
+
+    status = 403
+
+
 class Unavailable(ServingError):
     """The model is loading, failed to load, or the server drains (503, with Retry-After)."""
 

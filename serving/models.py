@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from serving.archive import load_exported
 from serving.errors import ArtifactError
-from serving.manifest import MANIFEST, canonical, read_manifest, verify
+from serving.formats import load_call
+from serving.manifest import FILES, MANIFEST, canonical, open_artifact
 from serving.signature import Signature
 from serving.tensors import WIRE_TYPES, Array
 
 if TYPE_CHECKING:
     import torch
 
-Format = Literal["torch.export", "safetensors"]
-_FILES: dict[str, str] = {"torch.export": "model.pt2", "safetensors": "model.safetensors"}
+Format = Literal["torch.export", "safetensors", "onnx"]
 
 
 def save_artifact(
     directory: Path,
-    module: torch.nn.Module,
+    module: torch.nn.Module | Path,
     signature: Signature,
     example: Mapping[str, Sequence[Any]],
     *,
@@ -39,35 +38,79 @@ def save_artifact(
     a list or an array [rows, *shape].
 
     `architecture` ("module:callable") and its keyword arguments rebuild the module when the format is safetensors.
+    With `onnx`, `module` may be the path of a model.onnx that exists already. Raises ArtifactError.
     """
     if (format == "safetensors") != (architecture is not None):
         raise ArtifactError(
             "a safetensors artifact needs an architecture 'module:callable', a torch.export one has none"
         )
-    import safetensors.torch
-    import torch
-
+    if isinstance(module, Path) and format != "onnx":
+        raise ArtifactError(f"{module} is a file; only an ONNX model can be taken as it is (format='onnx')")
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / _FILES[format]
-    if format == "safetensors":
+    path = directory / FILES[format]
+    if isinstance(module, Path):
+        shutil.copyfile(module, path)
+    elif format == "safetensors":
+        import safetensors.torch
+
         safetensors.torch.save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path)
+    elif format == "onnx":
+        _save_onnx(exported(module.eval(), signature, example), path, signature)
     else:
-        torch.export.save(_exported(module.eval(), signature, example), path)
+        save_program(exported(module.eval(), signature, example), path)
+    return write_manifest(
+        directory, format, signature, example, architecture=architecture, architecture_args=architecture_args
+    )
+
+
+def write_manifest(
+    directory: Path,
+    format: str,
+    signature: Signature,
+    example: Mapping[str, Any],
+    *,
+    architecture: str | None = None,
+    architecture_args: Mapping[str, Any] | None = None,
+    runtime: Mapping[str, Any] | None = None,
+) -> str:
+    """Writes the manifest beside the file with the weights and returns the artifact's digest."""
     manifest = {
         "format": format,
         "architecture": architecture,
         "architecture_args": dict(architecture_args or {}),
         **signature.to_json(),
         "example": {name: _listed(values) for name, values in example.items()},
-        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest()},
+        "files": {FILES[format]: hashlib.sha256((directory / FILES[format]).read_bytes()).hexdigest()},
+        **({"runtime": dict(runtime)} if runtime else {}),
     }
     (directory / MANIFEST).write_bytes(canonical(manifest))
     return hashlib.sha256(canonical(manifest)).hexdigest()
 
 
-def _exported(
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Writes an exported program as a .pt2 archive."""
+    import torch
+
+    torch.export.save(program, path)
+
+
+def _save_onnx(program: torch.export.ExportedProgram, path: Path, signature: Signature) -> None:
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ArtifactError("writing ONNX needs onnxscript; install it with: pip install 'trimtab[onnx]'") from error
+    torch.onnx.export(
+        program, f=str(path), external_data=False, verbose=False,
+        input_names=[i.name for i in signature.inputs], output_names=[o.name for o in signature.outputs],
+    )  # fmt: skip
+
+
+def exported(
     module: torch.nn.Module, signature: Signature, example: Mapping[str, Sequence[Any]]
 ) -> torch.export.ExportedProgram:
+    """The module as a program for any number of rows."""
     import torch
 
     # Two rows at least: torch.export would take a batch of one for a constant.
@@ -110,9 +153,10 @@ class WarmUp:
 class LoadedModel:
     """A version in memory. `run(columns)` takes one column [rows] an input and gives one array an output."""
 
-    def __init__(self, module: Any, manifest: Mapping[str, Any], digest: str) -> None:
+    def __init__(self, module: Any, manifest: Mapping[str, Any], digest: str, nbytes: int = 0) -> None:
         self.manifest = manifest
         self.digest = digest
+        self.nbytes = nbytes  # of the weights
         self.signature = Signature.of(manifest)
         self.example_outputs: list[Array] = []
         self._kinds = [WIRE_TYPES[output.datatype] for output in self.signature.outputs]
@@ -169,39 +213,13 @@ def load_artifact(directory: Path, *, architectures: Sequence[str] = (), digest:
 
     `architectures` lists the `module:callable` that safetensors artifacts may name. Raises ArtifactError.
     """
-    actual = verify(directory, digest)
-    manifest = read_manifest(directory)
-    format = manifest.get("format")
-    if format not in _FILES or _FILES[format] not in manifest["files"]:
-        raise ArtifactError(
-            f"format {format!r} with files {sorted(manifest['files'])}; use torch.export or safetensors"
-        )
-    if format == "torch.export":
-        # The guards and the pytree hooks of the unlifted module cost more than a small model: call its forward.
-        call = load_exported((directory / _FILES[format]).read_bytes()).module(check_guards=False).forward
-    else:
-        call = _built(manifest, architectures, directory / _FILES[format])
-    model = LoadedModel(call, manifest, actual)
+    artifact = open_artifact(directory, digest)
+    program = load_call(artifact, architectures)
     try:
+        model = LoadedModel(program.call, artifact.manifest, artifact.digest, program.nbytes)
         model.answer_example()
     except ArtifactError:
         raise
     except Exception as error:
         raise ArtifactError(f"{directory}: the model does not answer its own example: {error!r}") from error
     return model
-
-
-def _built(manifest: Mapping[str, Any], architectures: Sequence[str], weights: Path) -> torch.nn.Module:
-    import safetensors.torch
-
-    name = manifest.get("architecture")
-    if name not in architectures:
-        raise ArtifactError(
-            f"architecture {name!r} is not among the allowed {list(architectures)}; "
-            "add it to the server's `architectures` if you trust its code"
-        )
-    module_name, _, attribute = str(name).partition(":")
-    factory = getattr(importlib.import_module(module_name), attribute)
-    module: torch.nn.Module = factory(**manifest.get("architecture_args") or {})
-    module.load_state_dict(safetensors.torch.load_file(weights))
-    return module.eval()

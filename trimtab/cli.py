@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 _EXTRAS = {
     "torch": "torch",
     "safetensors": "torch",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
     "streamlit": "dashboard",
     "plotly": "dashboard",
     "pandas": "dashboard",

@@ -18,6 +18,7 @@ from trimtab.stack import states, with_free_ports
 PACKAGES = {
     "torch": ("torch", "training and serving", True),
     "streamlit": ("dashboard", "the dashboard", True),
+    "onnxruntime": ("onnx", "ONNX models", False),
     "pyspark": ("spark", "profiles over a large lake", False),
     "evidently": ("reports", "HTML reports", False),
     "confluent-kafka": ("kafka", "events through Kafka", False),

@@ -1,0 +1,271 @@
+"""An exported program's graph as one plain function of tensors, made from its checked JSON.
+
+`torch.export.load` builds the same from the same data, but imports the compiler's front (about a second and 100 MB) and
+works for 150 ms in Python, which a server under load would feel. What this reader does not know, it leaves to torch.
+Format: torch/_export/serde/schema.py, version 8.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_SCHEMA = 8
+# torch._export.serde.schema: ScalarType, MemoryFormat, Layout
+_DTYPES = {
+    1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool",
+    13: "bfloat16", 28: "uint16", 34: "uint32", 35: "uint64",
+}  # fmt: skip
+_MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last_3d", 4: "preserve_format"}
+_STRIDED = 7
+_PLAIN = ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools", "as_strings")
+_POSITIONAL, _KEYWORD = 1, 2
+# It compares types that the program fixes, at the price of an operator for each conversion.
+_DROPPED = "torch.ops.aten._assert_tensor_metadata.default"
+
+
+class Unknown(Exception):
+    """The program uses a part of the format that this reader leaves to torch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """`call` takes the inputs as tensors and gives a tensor or a tuple; `nbytes` is what its weights take in memory."""
+
+    call: Callable[..., Any]
+    nbytes: int
+
+
+@dataclass(slots=True)
+class _Source:
+    """Lines of the function, the local name of each value, and the objects that the lines name."""
+
+    lines: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
+    last_use: dict[str, int] = field(default_factory=dict)
+
+    def define(self, name: str) -> str:
+        local = f"v{len(self.names)}"
+        if name in self.names:
+            raise Unknown(f"the value {name!r} is defined twice")
+        self.names[name] = local
+        return local
+
+    def use(self, name: str) -> str:
+        try:
+            local = self.names[name]
+        except KeyError:
+            raise Unknown(f"the value {name!r} is not defined") from None
+        self.last_use[local] = len(self.lines)
+        return local
+
+    def constant(self, value: Any) -> str:
+        if value is None or isinstance(value, (bool, int)):
+            return repr(value)
+        local = f"k{len(self.objects)}"
+        self.objects[local] = value
+        return local
+
+
+def build(program: Mapping[str, Any], constants: Mapping[str, torch.Tensor]) -> Program:
+    """The function of a checked program whose parameters, buffers and constants are given by name.
+
+    Raises Unknown for what only torch's own loader can rebuild.
+    """
+    if program.get("schema_version", {}).get("major") != _SCHEMA:
+        raise Unknown(f"schema version {program.get('schema_version')}")
+    module = program["graph_module"]
+    graph, signature = module["graph"], module["signature"]
+    source = _Source()
+    held: dict[str, torch.Tensor] = {}
+    arguments: list[str] = []
+    for spec in signature["input_specs"]:
+        kind, body = next(iter(spec.items()))
+        if kind == "user_input":
+            arguments.append(source.define(_tensor_name(body["arg"])))
+        elif kind in ("parameter", "buffer", "tensor_constant"):
+            held[source.define(body["arg"]["name"])] = constants[body[f"{kind}_name"]]
+        else:
+            raise Unknown(f"an input of kind {kind!r}")
+    for node in graph["nodes"]:
+        if node["target"] != _DROPPED:
+            source.lines.append(_call(source, node))
+    results = []
+    for spec in signature["output_specs"]:
+        kind, body = next(iter(spec.items()))
+        if kind != "user_output":
+            raise Unknown(f"an output of kind {kind!r}")
+        results.append(source.use(_tensor_name(body["arg"])))
+    result = results[0] if _single(module) else f"({', '.join(results)},)"
+    return Program(_compiled(source, held, arguments, result), weight_bytes(held.values()))
+
+
+def weight_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the tensors' storages, those that are shared counted once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _compiled(
+    source: _Source, held: Mapping[str, torch.Tensor], arguments: Sequence[str], result: str
+) -> Callable[..., Any]:
+    body = []
+    spent: dict[int, list[str]] = {}
+    for local, at in source.last_use.items():
+        if local not in held:
+            spent.setdefault(at, []).append(local)
+    for at, line in enumerate(source.lines):
+        body.append(line)
+        # Large activations go as soon as nothing needs them, as they do in a module's own forward.
+        if gone := spent.get(at):
+            body.append(f"del {', '.join(gone)}")
+    body.append(f"return {result}")
+    # The tensors are in the function's closure, not in its globals: no cycle, so they are freed when the function is.
+    text = f"def make({', '.join(held)}):\n def call({', '.join(arguments)}):\n  " + "\n  ".join(body)
+    text += "\n return call\n"
+    namespace = dict(source.objects)
+    exec(compile(text, "<exported program>", "exec"), namespace)
+    made: Callable[..., Any] = namespace["make"](*held.values())
+    return made
+
+
+def _call(source: _Source, node: Mapping[str, Any]) -> str:
+    target = source.constant(_operator(node["target"]))
+    given = []
+    for argument in node["inputs"]:
+        text = _argument(source, argument["arg"])
+        kind = argument.get("kind")
+        if kind == _KEYWORD and argument["name"].isidentifier() and not keyword.iskeyword(argument["name"]):
+            text = f"{argument['name']}={text}"
+        elif kind != _POSITIONAL:
+            raise Unknown(f"an argument {argument['name']!r} of kind {kind}")
+        given.append(text)
+    call = f"{target}({', '.join(given)})"
+    outputs = [next(iter(output.items())) for output in node["outputs"]]
+    if not outputs:
+        return call
+    if len(outputs) == 1 and outputs[0][0] == "as_tensors":
+        return f"({', '.join(source.define(tensor['name']) for tensor in outputs[0][1])},) = {call}"
+    names = [_defined(source, kind, value) for kind, value in outputs]
+    return f"{names[0]} = {call}" if len(names) == 1 else f"({', '.join(names)},) = {call}"
+
+
+def _defined(source: _Source, kind: str, value: Any) -> str:
+    if kind == "as_tensor":
+        return source.define(value["name"])
+    if kind in ("as_sym_int", "as_sym_float", "as_sym_bool") and "as_name" in value:
+        return source.define(value["as_name"])
+    if kind == "as_none":
+        return "_"
+    raise Unknown(f"an output of kind {kind!r}")
+
+
+def _argument(source: _Source, argument: Mapping[str, Any]) -> str:
+    import torch
+
+    kind, value = next(iter(argument.items()))
+    if kind == "as_none":
+        return "None"
+    if kind == "as_tensor":
+        return source.use(value["name"])
+    if kind in _PLAIN:
+        return source.constant(list(value) if isinstance(value, list) else value)
+    if kind == "as_tensors":
+        return f"[{', '.join(source.use(tensor['name']) for tensor in value)}]"
+    if kind == "as_nested_tensors":
+        return f"[{', '.join(_argument(source, {'as_tensors': inner}) for inner in value)}]"
+    if kind == "as_optional_tensors":
+        return f"[{', '.join(_argument(source, item) for item in value)}]"
+    if kind == "as_optional_tensor":
+        return _argument(source, value)
+    if kind in ("as_sym_int", "as_sym_float", "as_sym_bool"):
+        return _symbol(source, value)
+    if kind in ("as_sym_ints", "as_sym_floats", "as_sym_bools"):
+        return f"[{', '.join(_symbol(source, item) for item in value)}]"
+    if kind == "as_scalar_type" and value in _DTYPES:
+        return source.constant(getattr(torch, _DTYPES[value]))
+    if kind == "as_memory_format" and value in _MEMORY_FORMATS:
+        return source.constant(getattr(torch, _MEMORY_FORMATS[value]))
+    if kind == "as_layout" and value == _STRIDED:
+        return source.constant(torch.strided)
+    if kind == "as_device":
+        if value["type"] != "cpu":
+            raise Unknown(f"the device {value['type']!r}")
+        return source.constant(torch.device("cpu"))
+    if kind == "as_complex":
+        return source.constant(complex(value["real"], value["imag"]))
+    raise Unknown(f"an argument of kind {kind!r}")
+
+
+def _symbol(source: _Source, value: Mapping[str, Any]) -> str:
+    if "as_name" in value:
+        return source.use(value["as_name"])
+    return source.constant(next(iter(value.values())))
+
+
+def _operator(target: str) -> Callable[..., Any]:
+    """The operator of a target that the gate has checked against its own list."""
+    import torch
+
+    parts = target.split(".")
+    if parts[:2] == ["torch", "ops"] and len(parts) == 5:
+        found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, parts[2]), parts[3]), parts[4])
+        return found
+    roots: dict[str, Any] = {"_operator": operator, "math": math, "torch": torch}
+    if len(parts) == 2 and parts[0] in roots:
+        plain: Callable[..., Any] = getattr(roots[parts[0]], parts[1])
+        return plain
+    raise Unknown(f"the operator {target!r}")
+
+
+def _tensor_name(argument: Mapping[str, Any]) -> str:
+    if "as_tensor" not in argument:
+        raise Unknown(f"an input or output of kind {next(iter(argument))!r}")
+    return str(argument["as_tensor"]["name"])
+
+
+def _single(module: Mapping[str, Any]) -> bool:
+    """Whether the program gives one tensor, not a tuple of them; its inputs must be plain tensors in order."""
+    calls = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
+    if len(calls) != 1 or not calls[0].get("signature"):
+        raise Unknown("the program does not say how it is called")
+    given, taken = (json.loads(calls[0]["signature"][name])[1] for name in ("out_spec", "in_spec"))
+    if not all(_flat(child) for child in taken["children_spec"]):
+        raise Unknown("an input that is not a tensor")
+    if given["type"] is None:
+        return True
+    if not _flat(given):
+        raise Unknown("outputs that are not a flat tuple")
+    return False
+
+
+def _flat(spec: Mapping[str, Any]) -> bool:
+    """Whether it is a tuple or list of tensors, or an empty dict of keywords."""
+    if not spec["children_spec"]:
+        return spec["type"] in ("builtins.tuple", "builtins.list", "builtins.dict")
+    leaves = all(child["type"] is None for child in spec["children_spec"])
+    return leaves and spec["type"] in ("builtins.tuple", "builtins.list")
+
+
+def tensor(payload: Mapping[str, Any], storage: torch.Tensor) -> torch.Tensor:
+    """A weight over its storage (bytes), as its `tensor_meta` describes it. Raises Unknown for other than dense CPU."""
+    import torch
+
+    meta = payload["tensor_meta"]
+    if meta["dtype"] not in _DTYPES or meta["layout"] != _STRIDED or meta["device"]["type"] != "cpu":
+        raise Unknown(f"a weight of type {meta['dtype']}, layout {meta['layout']} on {meta['device']}")
+    try:
+        sizes, strides = ([size["as_int"] for size in meta[name]] for name in ("sizes", "strides"))
+        offset = meta["storage_offset"]["as_int"]
+    except KeyError as error:
+        raise Unknown("a weight whose size is not a number") from error
+    return storage.view(getattr(torch, _DTYPES[meta["dtype"]])).as_strided(sizes, strides, offset)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -101,10 +103,21 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, signature: Sig
         import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
         raise ArtifactError("writing ONNX needs onnxscript; install it with: pip install 'trimtab[onnx]'") from error
-    torch.onnx.export(
-        program, f=str(path), external_data=False, verbose=False,
-        input_names=[i.name for i in signature.inputs], output_names=[o.name for o in signature.outputs],
-    )  # fmt: skip
+    with quiet():
+        torch.onnx.export(
+            program, f=str(path), external_data=False, verbose=False,
+            input_names=[i.name for i in signature.inputs], output_names=[o.name for o in signature.outputs],
+        )  # fmt: skip
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of torch's own tools about torch's own names."""
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(torch|copyreg|onnxscript|onnx_ir)(\.|$)")
+            warnings.filterwarnings("ignore", category=category, message=r".*LeafSpec")
+        yield
 
 
 def exported(

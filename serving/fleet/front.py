@@ -1,0 +1,159 @@
+"""A front process: it accepts connections, reads HTTP, holds the limits, and relays what it reads to the replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from observability.metrics import Metrics
+from serving.errors import ServingError
+from serving.fleet.app import RelayApp
+from serving.fleet.channel import Channel, first_of
+from serving.fleet.exposition import dump
+from serving.fleet.relay import TICK_SECONDS, Relay
+from serving.http import Server
+from serving.server import ServingConfig
+
+_log = logging.getLogger(__name__)
+_BACKLOG = 2048
+
+
+class FrontProcess:
+    """One front. All fronts have all listening sockets, one of them their own; they cover for one that has died."""
+
+    def __init__(
+        self, config: ServingConfig, number: int, listeners: Sequence[socket.socket], channel: Channel
+    ) -> None:
+        self._config = config
+        self._number = number
+        self._listeners = listeners
+        self._channel = channel
+        self._metrics = Metrics()
+        self._accepting: dict[int, asyncio.Server] = {}
+        self._closing = False
+        self.relay = Relay(config.fleet, self._metrics)
+        app = RelayApp(self.relay, self._unready, self._page, time.perf_counter)
+        self.http = Server(self.relay, app, config.limits)
+
+    async def handle(self, op: str, args: Mapping[str, Any]) -> Any:
+        """What the supervisor asks."""
+        if op == "replicas":
+            paths = {int(number): path for number, path in args["paths"].items()}
+            return await self.relay.update(paths, args["leader"], args["models"])
+        if op == "cover":
+            await self._accept({self._number, *args["fronts"]})
+            return None
+        if op == "snapshot":
+            return self.snapshot()
+        raise ServingError(f"a front does not know {op!r}")
+
+    def snapshot(self) -> dict[str, Any]:
+        """Its metrics, now."""
+        self.relay.observe()
+        return {"families": dump(self._metrics.registry)}
+
+    async def _accept(self, fronts: set[int]) -> None:
+        """Accepts from exactly these fronts' sockets."""
+        if self._closing:
+            return
+        loop = asyncio.get_running_loop()
+        for number in fronts - set(self._accepting):
+            listener = self._listeners[number].dup()
+            self._accepting[number] = await loop.create_server(self.http.connection, sock=listener, backlog=_BACKLOG)
+        for number in set(self._accepting) - fronts:
+            self._accepting.pop(number).close()
+
+    async def _unready(self) -> str | None:
+        if self._closing:
+            return "the server is draining"
+        reason: str | None = await self._channel.call("ready", timeout=5.0)
+        if reason is None and not self.relay.balancer.full():
+            return f"front {self._number} reaches no replica"
+        return reason
+
+    async def _page(self, accept: str) -> tuple[bytes, str]:
+        body, content_type = await self._channel.call("page", timeout=30.0, accept=accept)
+        return body, content_type
+
+    async def start(self) -> None:
+        """Accepts connections; requests are answered 503 until a replica is there."""
+        await self._accept({self._number})
+        await self._channel.call("listening")
+
+    async def sweep(self) -> None:
+        """Keeps watch over slow clients and replicas, until cancelled."""
+        swept = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self.relay.tick()
+            if time.monotonic() - swept >= 1.0:
+                swept = time.monotonic()
+                self.http.sweep(swept)
+
+    async def drain(self, notice: float) -> None:
+        """Not ready for `notice` seconds, then no new connections, then every request is answered."""
+        self._closing = True
+        self.http.begin_close()
+        await asyncio.sleep(notice)
+        for server in self._accepting.values():
+            server.close()
+        await self._take_waiting()
+        for listener in self._listeners:
+            listener.close()
+        limit = time.monotonic() + self._config.drain_timeout
+        while self.http.active() and time.monotonic() < limit:
+            await asyncio.sleep(0.005)
+        # What was written last has a turn of the loop to leave before the connections close.
+        await asyncio.sleep(0)
+        self.http.abort()
+        self.relay.close()
+
+    async def _take_waiting(self) -> None:
+        """Takes the connections that the kernel had completed and nobody had accepted: their requests count."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except OSError:
+                    break
+                sock.setblocking(False)
+                await loop.connect_accepted_socket(self.http.connection, sock)
+
+
+async def run_front(
+    config: ServingConfig, number: int, listeners: Sequence[socket.socket], sock: socket.socket, stop: asyncio.Event
+) -> None:
+    """Serves until the supervisor says drain or goes away, or until `stop`."""
+    over = asyncio.Event()
+    notice = 0.0
+
+    async def handle(op: str, args: Mapping[str, Any]) -> Any:
+        nonlocal notice
+        if op != "drain":
+            return await front.handle(op, args)
+        notice = args["notice"]
+        over.set()
+        return None
+
+    channel = Channel(handle)
+    front = FrontProcess(config, number, listeners, channel)
+    loop = asyncio.get_running_loop()
+    reading = loop.create_task(channel.run(sock))
+    await channel.opened.wait()
+    await front.start()
+    sweeping = loop.create_task(front.sweep())
+    await first_of(over, stop, channel.closed)
+    if stop.is_set() and not over.is_set() and not channel.closed.is_set():
+        # Somebody ends this one front: the others take its connections from here.
+        await channel.call("leaving")
+    await front.drain(notice)
+    sweeping.cancel()
+    if not channel.closed.is_set():
+        await channel.call("ended", **front.snapshot())
+    channel.close()
+    await reading

@@ -1,0 +1,317 @@
+"""A replica: a whole inference core that takes its requests from the fronts, over a unix socket, instead of a port."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Coroutine, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from serving.errors import Conflict, ServingError
+from serving.fleet import frames
+from serving.fleet.channel import Channel, RemoteError, first_of
+from serving.fleet.exposition import Dump, dump
+from serving.fleet.frames import FrameError, FrameReader, HeadCache, Request
+from serving.fleet.link import FrameWriter
+from serving.http import Exchange, error_head, run_app
+from serving.router import Policy
+from serving.server import Service, ServingConfig
+
+_log = logging.getLogger(__name__)
+_CLIENT_CLOSED = 499
+
+
+class RelayedExchange(Exchange):
+    """A request that came over a front's connection; the answer goes back the same way."""
+
+    __slots__ = ("line", "sequence")
+
+    def __init__(self, line: Line, sequence: int, request: Request) -> None:
+        super().__init__(line)  # type: ignore[arg-type]
+        self.line = line
+        self.sequence = sequence
+        self.method = request.method
+        self.target = request.target
+        self.headers = request.headers  # type: ignore[assignment]
+        self.body = request.body
+        self.size = len(request.body)
+        self.received = request.received
+
+    def respond(self, status: int, head: bytes, body: bytes) -> None:
+        """Sends the answer; ignored once answered or when the front is gone."""
+        if self.answer is None:
+            self.answer = b""
+            self.line.respond(self, status, head, body)
+
+
+class Line(asyncio.Protocol):
+    """The connection of one front."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._reader = FrameReader()
+        self._heads = HeadCache()
+        self._open: dict[int, RelayedExchange] = {}
+        self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
+        self._reporting = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._writer = FrameWriter(self._transport, asyncio.get_running_loop().call_soon)  # type: ignore[arg-type]
+        self._replica.lines.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._replica.lines.discard(self)
+        held, self._open = self._open, {}
+        for exchange in held.values():
+            exchange.answer = b""
+            self._replica.http.handler.cancel(exchange)
+
+    def active(self) -> int:
+        """Requests of this front that are not answered."""
+        return len(self._open)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, sequence, payload in self._reader.feed(data):
+                if kind == frames.REQUEST:
+                    self._request(sequence, self._heads.parse(payload))
+                elif kind == frames.CANCEL:
+                    self._cancel(sequence)
+                elif kind == frames.PING:
+                    self.put(frames.frame(frames.PONG, sequence))
+                elif kind == frames.PROBE:
+                    self._replica.spawn(self._probe())
+        except FrameError as error:
+            _log.error("a front does not speak frames: %s", error)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _request(self, sequence: int, request: Request) -> None:
+        exchange = RelayedExchange(self, sequence, request)
+        self._open[sequence] = exchange
+        if request.model:
+            model = request.model.decode("utf-8", "surrogateescape")
+            self._replica.http.handler.infer(exchange, model, request.version.decode() or None)
+        elif not self._replica.leading and request.method not in (b"GET", b"HEAD"):
+            exchange.respond(503, error_head(1.0), b'{"error": "this replica does not lead: retry"}')
+        else:
+            host, _, port = request.peer.decode().partition("\t")
+            self._replica.spawn(run_app(self._replica.http.app, exchange, (host, int(port)) if port else None))
+
+    def _cancel(self, sequence: int) -> None:
+        exchange = self._open.get(sequence)
+        if exchange is not None:
+            self._replica.http.handler.cancel(exchange)
+            # The front keeps its account of this request until it hears of it.
+            exchange.respond(_CLIENT_CLOSED, b"", b"")
+
+    async def _probe(self) -> None:
+        self.put(frames.frame(frames.PROBED, 0, b"\1" if await self._replica.answers() else b"\0"))
+
+    def respond(self, exchange: RelayedExchange, status: int, head: bytes, body: bytes) -> None:
+        """Writes an answer, and how much is left, with all others of this turn of the loop."""
+        if self._open.pop(exchange.sequence, None) is None:
+            return
+        self.put(frames.answer_frame(exchange.sequence, status, head, body))
+        if not self._reporting:
+            self._reporting = True
+            asyncio.get_running_loop().call_soon(self._report)
+
+    def _report(self) -> None:
+        self._reporting = False
+        self.put(frames.load_frame(self._replica.active(), self._replica.queue_rows()))
+
+    def put(self, frame: bytes) -> None:
+        """Writes a frame."""
+        if self._writer is not None:
+            self._writer.put(frame)
+
+
+class CannotJoin(Exception):
+    """The replica does not come to where the others are; the supervisor starts it again later."""
+
+
+class HubPeers:
+    """The other replicas, as the control of the leading one sees them: by way of the supervisor."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    async def prepare(self, policy: Policy) -> None:
+        """Every replica has the policy's versions loaded and verified. Raises ServingError; then nothing changes."""
+        try:
+            await self._channel.call("prepare", policy=policy.to_json())
+        except RemoteError as error:
+            raise Conflict(str(error)) from error
+
+    async def abort(self, policy: Policy) -> None:
+        """What was prepared is not coming."""
+        self._channel.notify("abort", policy=policy.to_json())
+
+    async def commit(self, policy: Policy, move: bool) -> None:
+        """All switch; one that cannot is taken out of the traffic and started again."""
+        try:
+            await self._channel.call("commit", policy=policy.to_json(), move=move)
+        except (ServingError, TimeoutError) as error:
+            # It is stored: whoever leads next brings the others there.
+            _log.error("generation %d of %s may not be in force everywhere: %s", policy.generation, policy.model, error)
+
+
+class Replica(Service):
+    """A service whose listener is for fronts, and whose changes of policy are those of all replicas."""
+
+    def __init__(self, config: ServingConfig, number: int, path: Path, channel: Channel) -> None:
+        super().__init__(replace(config, port=0, drain_notice=0.0), peers=HubPeers(channel))
+        self.number = number
+        self.leading = False
+        self.lines: set[Line] = set()
+        # Models that another replica serves: this one joins only with them.
+        self.needed: Mapping[str, int] | None = None
+        self._channel = channel
+        self._path = path
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs what answers by itself, later."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def active(self) -> int:
+        """Requests that fronts wait for."""
+        return sum(line.active() for line in self.lines)
+
+    def queue_rows(self) -> int:
+        """Rows that wait for a batch, of all versions."""
+        return sum(
+            version.lane.queue.rows
+            for deployment in self.deployments.values()
+            for version in deployment.versions.values()
+        )
+
+    async def answers(self) -> bool:
+        """Whether it is ready and each stable version answers its manifest's example, now."""
+        if self.health.unready() is not None:
+            return False
+        for model, deployment in list(self.deployments.items()):
+            stable = deployment.router.policy.stable
+            if stable is not None:
+                try:
+                    await asyncio.to_thread(deployment.versions[stable].loaded.model.answer_example)
+                except Exception as error:
+                    _log.error("version %d of %s does not answer its example: %s", stable, model, error)
+                    return False
+        return True
+
+    def generations(self) -> dict[str, int]:
+        """The policies in force, by model, of those whose stable version is loaded."""
+        return {name: d.router.policy.generation for name, d in self.deployments.items() if d.ready}
+
+    def snapshot(self) -> list[Dump]:
+        """Its metrics, now."""
+        for deployment in self.deployments.values():
+            deployment.observe()
+        return dump(self.metrics.registry)
+
+    async def handle(self, op: str, args: Mapping[str, Any]) -> Any:
+        """What the supervisor asks. Raises ServingError."""
+        if op == "snapshot":
+            return {"families": self.snapshot(), "rows": self.queue_rows()}
+        if op == "status":
+            return {"generations": self.generations(), "unready": self.health.unready()}
+        if op == "lead":
+            self.leading = bool(args["leading"])
+        elif op == "prepare":
+            await self._control.prepare(Policy.from_json(args["policy"]))
+        elif op == "commit":
+            await self._control.adopt(Policy.from_json(args["policy"]), move=args["move"])
+        elif op == "abort":
+            self._control.retire(args["policy"]["model"])
+        elif op == "sync":
+            for model in args["models"]:
+                await self._control.follow(model)
+        else:
+            raise ServingError(f"a replica does not know {op!r}")
+        return None
+
+    # --- a life ----------------------------------------------------------------------------------------------------
+    async def _listen(self) -> asyncio.Server:
+        """Opens the socket, then waits for its turn: the first replica settles what is served, the others follow."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_unix_server(lambda: Line(self), str(self._path))
+        self.needed = await self._channel.call("enter")
+        return server
+
+    async def _restore(self, model: str) -> None:
+        if self.needed is None:
+            await super()._restore(model)
+            return
+        try:
+            await self._control.follow(model)
+        except ServingError as error:
+            if model in self.needed:
+                raise CannotJoin(f"replica {self.number} cannot load {model!r}, which others serve: {error}") from error
+            raise
+
+    def _active(self) -> int:
+        return self.active()
+
+    async def leave(self) -> None:
+        """Asks the fronts to send no more, answers what they have sent, and ends."""
+        self.health.state = "draining"
+        for line in self.lines:
+            line.put(frames.frame(frames.LEAVING, 0))
+        limit = time.monotonic() + self.config.drain_timeout
+        # A front closes its connection when it has all its answers: then nothing of it is under way any more.
+        while self.lines and time.monotonic() < limit:
+            await asyncio.sleep(0.005)
+        await self.drain()
+
+
+async def run_replica(config: ServingConfig, number: int, path: Path, sock: socket.socket, stop: asyncio.Event) -> None:
+    """Serves until the supervisor says drain or goes away, or until `stop`. Raises CannotJoin."""
+    over = asyncio.Event()
+    replica: Replica | None = None
+
+    async def handle(op: str, args: Mapping[str, Any]) -> Any:
+        if op == "drain":
+            over.set()
+            return None
+        if replica is None:
+            raise ServingError("the replica is starting")
+        return await replica.handle(op, args)
+
+    channel = Channel(handle)
+    loop = asyncio.get_running_loop()
+    reading = loop.create_task(channel.run(sock))
+    await channel.opened.wait()
+    replica = Replica(config, number, path, channel)
+    starting = loop.create_task(_join(replica, channel))
+    ending = loop.create_task(first_of(over, stop, channel.closed))
+    await asyncio.wait([starting, ending], return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        # Told to end before it began: nothing was promised to anybody.
+        starting.cancel()
+        channel.close()
+        return
+    starting.result()
+    await ending
+    if stop.is_set() and not over.is_set() and not channel.closed.is_set():
+        # Somebody ends this one replica: the fronts send to the others from here.
+        await channel.call("leaving")
+    await replica.leave()
+    if not channel.closed.is_set():
+        await channel.call("ended", families=replica.snapshot(), rows=0)
+    channel.close()
+    await reading
+
+
+async def _join(replica: Replica, channel: Channel) -> None:
+    await replica.start()
+    await channel.call("joined")

@@ -1,100 +1,150 @@
-/* Counts columns of numbers over the bins of a profile, with moments: what `probe_kernels.py` does with numpy, three
- * times as fast on small batches. Compiled by `native.py` where there is a C compiler; never needed.
+/* Counts columns of numbers over the bins of a profile, with moments: what `probe_kernels.py` does with numpy, several
+ * times as fast. Compiled by `native.py` where there is a C compiler; never needed.
  *
  * A row of `counts` has `width` cells, then +inf, -inf, NaN, zeros. Its `width` edges ascend, the last of them are
- * +inf; `width` is a power of two, so that the search has no branch and the compiler turns it into vector gathers.
- * A row of `moments` is count, mean, M2, minimum, maximum.
+ * +inf. A row of `moments` is count, mean, M2, minimum, maximum. Moments of a pass are taken about one of its values:
+ * the sum of squares is then at most (rows + 1) times M2, so that 1e-9 of it is left of double precision in any case.
  */
 #include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <string.h>
 
-#define BLOCK 512
+enum {
+    PLACES = 256,
+    /* A search of the last place reads so far behind the last edge. */
+    SPARE_EDGES = 256,
+    GROUP_ROWS = 32,
+    PASS_ROWS = 8192,
+    BLOCK = 16384,
+};
 
-/* The bits of IEEE numbers, read as integers, order the numbers, negative ones upside down: `KEY` turns those round.
- * On integers the compiler vectorises minimum and maximum, on numbers that may be NaN it does not. */
-#define KEY(bits, most) ((bits) ^ (((bits) >> (8 * sizeof(bits) - 1)) & (most)))
+#define REAL float
+#define INTEGER int32_t
+#define LANES 16
+#define SUFFIX float
+#define MARGIN 0x1p-12f
+#include "count_lanes.h"
+#undef REAL
+#undef INTEGER
+#undef LANES
+#undef SUFFIX
+#undef MARGIN
+#define REAL double
+#define INTEGER int64_t
+#define LANES 8
+#define SUFFIX double
+#define MARGIN 0x1p-36
+#include "count_lanes.h"
 
-#define DEFINE_COUNT(NAME, REAL, INTEGER, MOST, INFINITE)                                                              \
-    static REAL NAME##_of_key(INTEGER key) {                                                                           \
-        REAL value;                                                                                                    \
-        key = KEY(key, MOST);                                                                                          \
-        memcpy(&value, &key, sizeof value);                                                                            \
-        return value;                                                                                                  \
-    }                                                                                                                  \
-                                                                                                                       \
-    static void NAME##_block(const REAL *restrict values, int64_t n, const REAL *restrict edges, int64_t width,        \
-                             int64_t *restrict counts, double *restrict moments) {                                     \
-        INTEGER low_keys[BLOCK], high_keys[BLOCK], cells[BLOCK], steps = (INTEGER)width;                               \
-        INTEGER finite = 0, zeros = 0, low = MOST, high = -MOST - 1;                                                   \
-        memcpy(high_keys, values, (size_t)n * sizeof(REAL));                                                           \
-        for (int64_t i = 0; i < n; i++) {                                                                              \
-            INTEGER bits = high_keys[i], size = bits & MOST, is_finite = -(INTEGER)(size < INFINITE);                  \
-            INTEGER key = KEY(bits, MOST);                                                                             \
-            finite -= is_finite;                                                                                       \
-            zeros += size == 0;                                                                                        \
-            low_keys[i] = (key & is_finite) | (~is_finite & MOST);                                                     \
-            high_keys[i] = (key & is_finite) | (~is_finite & (-MOST - 1));                                             \
-            cells[i] = 0;                                                                                              \
-        }                                                                                                              \
-        for (INTEGER step = steps / 2; step; step /= 2)                                                                \
-            for (int64_t i = 0; i < n; i++)                                                                            \
-                cells[i] += edges[cells[i] + step - 1] <= values[i] ? step : 0;                                        \
-        if (finite < n)                                                                                                \
-            for (int64_t i = 0; i < n; i++)                                                                            \
-                if (!(values[i] - values[i] == 0))                                                                     \
-                    cells[i] = steps + (values[i] != values[i] ? 2 : values[i] < 0);                                   \
-        for (int64_t i = 0; i < n; i++)                                                                                \
-            counts[cells[i]]++;                                                                                        \
-        counts[width + 3] += zeros;                                                                                    \
-        if (!finite)                                                                                                   \
-            return;                                                                                                    \
-        for (int64_t i = 0; i < n; i++)                                                                                \
-            low = low_keys[i] < low ? low_keys[i] : low;                                                               \
-        for (int64_t i = 0; i < n; i++)                                                                                \
-            high = high_keys[i] > high ? high_keys[i] : high;                                                          \
-        double sum = 0.0, squares = 0.0;                                                                               \
-        for (int64_t i = 0; i < n; i++) {                                                                              \
-            REAL value = values[i] - values[i] == 0 ? values[i] : 0;                                                   \
-            sum += (double)value;                                                                                      \
-        }                                                                                                              \
-        double mean = sum / (double)finite;                                                                            \
-        for (int64_t i = 0; i < n; i++) {                                                                              \
-            double deviation = values[i] - values[i] == 0 ? (double)values[i] - mean : 0.0;                            \
-            squares += deviation * deviation;                                                                          \
-        }                                                                                                              \
-        /* Chan, Golub and LeVeque (1979), "Updating formulae", equation 2.1. */                                       \
-        double before = moments[0], total = before + (double)finite, share = (double)finite / total;                   \
-        double delta = mean - moments[1];                                                                              \
-        moments[0] = total;                                                                                            \
-        moments[1] = before > 0 ? moments[1] + delta * share : mean;                                                   \
-        moments[2] += squares + (before > 0 ? delta * delta * before * share : 0.0);                                   \
-        moments[3] = fmin(moments[3], (double)NAME##_of_key(low));                                                     \
-        moments[4] = fmax(moments[4], (double)NAME##_of_key(high));                                                    \
-    }                                                                                                                  \
-                                                                                                                       \
-    void NAME(const REAL *values, int64_t num_columns, int64_t num_rows, int64_t column_stride, int64_t row_stride,    \
-              const REAL *edges, int64_t width, int64_t *counts, double *moments) {                                    \
-        REAL block[BLOCK];                                                                                             \
-        for (int64_t start = 0; start < num_rows; start += BLOCK)                                                      \
-            for (int64_t column = 0; column < num_columns; column++) {                                                 \
-                int64_t n = num_rows - start < BLOCK ? num_rows - start : BLOCK;                                       \
-                const REAL *first = values + column * column_stride + start * row_stride;                              \
-                for (int64_t i = 0; row_stride != 1 && i < n; i++)                                                     \
-                    block[i] = first[i * row_stride];                                                                  \
-                NAME##_block(row_stride == 1 ? first : block, n, edges + column * width, width,                        \
-                             counts + column * (width + 4), moments + column * 5);                                     \
-            }                                                                                                          \
+/* Threads that call one module at once add to the same memory. A lock is held for microseconds and never while Python
+ * runs, so that whoever waits for it may hold Python's own. */
+static atomic_flag locks[64];
+
+static atomic_flag *locked(const void *key) {
+    atomic_flag *lock = locks + ((uintptr_t)key >> 6) % 64;
+    while (atomic_flag_test_and_set_explicit(lock, memory_order_acquire))
+        sched_yield();
+    return lock;
+}
+
+static void unlock(atomic_flag *lock) { atomic_flag_clear_explicit(lock, memory_order_release); }
+
+static void unlock_all(void) {
+    for (int i = 0; i < 64; i++)
+        unlock(locks + i);
+}
+
+__attribute__((constructor)) static void start(void) { pthread_atfork(0, 0, unlock_all); }
+
+/* A probe's memory. `waiting` holds up to `capacity` rows that are not counted yet, `filled` says how many. */
+struct trimtab_probe {
+    int64_t columns, width, capacity;
+    const float *tables;
+    int64_t *counts;
+    double *moments;
+    float *waiting;
+    int64_t *filled;
+};
+
+static void count_waiting(const struct trimtab_probe *probe) {
+    count_float(probe->waiting, *probe->filled, probe->columns, probe->tables, probe->width, probe->counts,
+                probe->moments);
+    *probe->filled = 0;
+}
+
+/* Adds [rows, columns] that lie without gaps: a small batch only joins those that wait. */
+void trimtab_probe_add(const struct trimtab_probe *probe, const float *values, int64_t rows) {
+    atomic_flag *lock = locked(probe->counts);
+    if (rows > probe->capacity / 2) {
+        count_float(values, rows, probe->columns, probe->tables, probe->width, probe->counts, probe->moments);
+    } else {
+        if (*probe->filled + rows > probe->capacity)
+            count_waiting(probe);
+        memcpy(probe->waiting + *probe->filled * probe->columns, values,
+               (size_t)(rows * probe->columns) * sizeof(float));
+        *probe->filled += rows;
     }
+    unlock(lock);
+}
 
-DEFINE_COUNT(trimtab_count_float, float, int32_t, INT32_MAX, 0x7f800000)
-DEFINE_COUNT(trimtab_count_double, double, int64_t, INT64_MAX, 0x7ff0000000000000)
+/* The same of columns that lie apart, each without gaps. */
+void trimtab_probe_add_columns(const struct trimtab_probe *probe, const float *const *columns, int64_t rows) {
+    const int64_t width = probe->columns;
+    atomic_flag *lock = locked(probe->counts);
+    for (int64_t start = 0, n; start < rows; start += n) {
+        if (*probe->filled == probe->capacity)
+            count_waiting(probe);
+        n = probe->capacity - *probe->filled;
+        n = n < rows - start ? n : rows - start;
+        float *to = probe->waiting + *probe->filled * width;
+        for (int64_t column = 0; column < width; column++)
+            for (int64_t row = 0; row < n; row++)
+                to[row * width + column] = columns[column][start + row];
+        *probe->filled += n;
+    }
+    unlock(lock);
+}
 
-/* Codes outside the list are code 0, negative ones are missing: the last of the `width` cells. */
-void trimtab_count_codes(const int64_t *codes, int64_t num_rows, int64_t row_stride, int64_t size, int64_t width,
-                         int64_t *counts) {
+/* Counts what waits; of a copy that nobody adds to. */
+void trimtab_probe_count_waiting(const struct trimtab_probe *probe) {
+    atomic_flag *lock = locked(probe->counts);
+    count_waiting(probe);
+    unlock(lock);
+}
+
+/* Adds values that lie anywhere, of either type, to counts that others add to as well. */
+void trimtab_add_float(const float *values, int64_t columns, int64_t rows, int64_t column_stride, int64_t row_stride,
+                       const float *tables, int64_t width, int64_t *counts, double *moments) {
+    atomic_flag *lock = locked(counts);
+    trimtab_count_float(values, columns, rows, column_stride, row_stride, tables, width, counts, moments);
+    unlock(lock);
+}
+
+void trimtab_add_double(const double *values, int64_t columns, int64_t rows, int64_t column_stride,
+                        int64_t row_stride, const double *tables, int64_t width, int64_t *counts, double *moments) {
+    atomic_flag *lock = locked(counts);
+    trimtab_count_double(values, columns, rows, column_stride, row_stride, tables, width, counts, moments);
+    unlock(lock);
+}
+
+/* Adds codes: those outside the list are code 0, negative ones are missing: the last of the `width` cells. */
+void trimtab_add_codes(const int64_t *codes, int64_t num_rows, int64_t row_stride, int64_t size, int64_t width,
+                       int64_t *counts, const void *key) {
+    atomic_flag *lock = locked(key);
     for (int64_t i = 0; i < num_rows; i++) {
         int64_t code = codes[i * row_stride];
         counts[code < 0 ? width - 1 : code < size ? code : 0]++;
     }
+    unlock(lock);
+}
+
+/* Copies several pieces of memory as they are at one moment; `key` is that of the counts. */
+void trimtab_copy(int64_t pieces, const void *const *from, void *const *to, const int64_t *bytes, const void *key) {
+    atomic_flag *lock = locked(key);
+    for (int64_t piece = 0; piece < pieces; piece++)
+        memcpy(to[piece], from[piece], (size_t)bytes[piece]);
+    unlock(lock);
 }

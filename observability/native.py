@@ -53,6 +53,16 @@ def library(name: str = "count") -> ctypes.CDLL | None:
         return None
 
 
+@cache
+def brief_calls(name: str = "count") -> ctypes.PyDLL | None:
+    """The same functions, called without letting other threads have Python meanwhile: for calls of microseconds.
+
+    A thread that lets go of Python may wait milliseconds to get it back.
+    """
+    loaded = library(name)
+    return None if loaded is None else _declared(ctypes.PyDLL(loaded._name, handle=loaded._handle), name)
+
+
 def _compiled(compiler: str, name: str) -> Path:
     """The shared library, from the user's cache where this machine has made it before."""
     source = _FOLDER / f"{name}.c"

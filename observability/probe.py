@@ -17,12 +17,23 @@ from torch import Tensor, nn
 
 from observability.cells import Counts, Floats, ProfileError
 from observability.native import library
-from observability.probe_kernels import NUM_MOMENTS, NUM_SPECIAL, copied_on_cpu, count, count_codes, count_rows_on_cpu
+from observability.probe_kernels import (
+    NUM_MOMENTS,
+    NUM_SPECIAL,
+    count,
+    count_codes,
+    count_codes_on_cpu,
+    count_with_numpy,
+)
 from observability.probe_layout import ProbeLayout
+from observability.probe_memory import ProbeMemory, copied_on_cpu, tables_of, waiting_of
 from observability.probe_readback import ReadBack
 from observability.profile import Profile
 
-_BUFFERS = ("counts", "moments", "codes")
+_COUNTED = ("counts", "moments", "codes")
+_MEMORY = ("counts", "moments", "tables", "waiting", "filled")
+_LOOKED_UP = ("edges", "edges_float32", "tables")
+_EXACT = ("edges", "edges_float32", "moments", "waiting")
 # So many rows of a whole tensor are counted at a time, for what the operators allocate on the device.
 _CHUNK_ROWS = 1 << 22
 
@@ -43,9 +54,12 @@ class Probe(nn.Module):
 
     edges: Tensor
     edges_float32: Tensor
+    tables: Tensor
     counts: Tensor
     moments: Tensor
     codes: Tensor
+    waiting: Tensor
+    filled: Tensor
 
     def __init__(
         self,
@@ -58,6 +72,9 @@ class Probe(nn.Module):
         super().__init__()
         self._layout = ProbeLayout.of(reference, names, categories or {}, nan_is_missing)
         self._read_back = ReadBack()
+        self._memory: ProbeMemory | None = None
+        # Columns of a matrix that is counted as it lies; none where some are codes.
+        self._direct = 0 if self._layout.coded else len(self._layout.names)
         # Buffers made in inference mode could not be updated outside it.
         with torch.inference_mode(False):
             edges, edges_float32 = (torch.from_numpy(array) for array in self._layout.edges())
@@ -68,13 +85,26 @@ class Probe(nn.Module):
             self.register_buffer("moments", torch.zeros(rows, NUM_MOMENTS, dtype=torch.float64), persistent=False)
             shape = len(self._layout.sizes), max(self._layout.sizes, default=0) + 1
             self.register_buffer("codes", torch.zeros(shape, dtype=torch.int64), persistent=False)
+            self.register_buffer("tables", tables_of(edges, edges_float32), persistent=False)
+            for name, tensor in zip(("waiting", "filled"), waiting_of(rows), strict=True):
+                self.register_buffer(name, tensor, persistent=False)
         self.reset()
-        library()
 
     def forward(self, *inputs: Tensor) -> Any:
         """Counts `inputs` and returns them: the tensor where there is one, else the tuple."""
-        if len(inputs) == 1 and not torch.compiler.is_compiling() and self._counted_at_once(inputs[0]):
-            return inputs[0]
+        if not torch.compiler.is_compiling():
+            # What most models have, a float32 matrix in memory, without torch's dispatch: a model leaves Python's and
+            # torch's own code cold, so that each call on the way costs three times what a loop over this would show.
+            memory = self._memory
+            if memory is not None and len(inputs) == 1 and memory.counts is self._buffers["counts"]:
+                values = inputs[0]
+                if type(values) is Tensor and values.dtype is torch.float32 and values.is_contiguous():
+                    shape = values.shape
+                    if len(shape) == 2 and shape[1] == self._direct and values.is_cpu:
+                        memory.add(values, shape[0])
+                        return values
+            if self._counted_at_once(inputs):
+                return inputs[0] if len(inputs) == 1 else inputs
         layout = self._layout
         columns: Sequence[Tensor] = ()
         if len(inputs) == 1 and len(layout.names) == len(layout.numeric) > 1:
@@ -84,38 +114,36 @@ class Probe(nn.Module):
             numbers = _stacked([columns[place] for place in layout.numeric])
         if layout.numeric:
             edges = self.edges_float32 if numbers.dtype == torch.float32 else self.edges
-            count(numbers, edges, self.counts, self.moments)
+            count(numbers, edges, self.counts, self.moments, self.tables, self.waiting, self.filled)
         if layout.coded:
             count_codes([columns[place] for place in layout.coded], layout.sizes, layout.booleans, self.codes)
         return inputs[0] if len(inputs) == 1 else inputs
 
-    def _counted_at_once(self, values: Tensor) -> bool:
-        """Counts what most models have, a float32 matrix in memory, without the 50 microseconds of torch's dispatch.
-
-        A model leaves Python's and torch's own code cold, so that each call on the way costs three times what a loop
-        over the probe alone would show.
-        """
-        buffers, layout = self._buffers, self._layout
-        counts, edges, moments = buffers["counts"], buffers["edges_float32"], buffers["moments"]
-        if (
-            type(values) is not Tensor
-            or values.dtype is not torch.float32
-            or values.ndim != 2
-            or not values.is_cpu
-            or len(layout.numeric) != len(layout.names)
-            or values.shape[1] != len(layout.names)
-            or counts is None
-            or edges is None
-            or moments is None
-            or not counts.is_cpu
-        ):
+    def _counted_at_once(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Counts a tensor a column, numbers in float32; and sees to it that the next batch finds its memory."""
+        if self._memory is None or self._memory.counts is not self._buffers["counts"]:
+            self._memory = ProbeMemory.of(*(getattr(self, name) for name in _MEMORY))
+        memory, layout = self._memory, self._layout
+        if memory is None or len(inputs) != len(layout.names) or type(inputs[0]) is not Tensor or inputs[0].ndim == 0:
             return False
-        count_rows_on_cpu(values, edges, counts, moments)
+        rows = len(inputs[0])
+        for place in layout.numeric:
+            column = inputs[place]
+            if type(column) is not Tensor or column.dtype is not torch.float32 or not column.is_cpu:
+                return False
+            if column.numel() != rows or not column.is_contiguous():
+                return False
+        coded = [inputs[place].detach().reshape(-1) for place in layout.coded]
+        if any(type(codes) is not Tensor or not codes.is_cpu or len(codes) != rows for codes in coded):
+            return False
+        memory.add_columns([inputs[place] for place in layout.numeric], rows)
+        if coded:
+            count_codes_on_cpu(coded, layout.sizes, layout.booleans, self.codes)
         return True
 
     def profile(self) -> Profile:
         """What has been counted since the start or the last `reset`; waits until the device has counted it."""
-        return self._layout.profile(*(tensor.numpy() for tensor in copied_on_cpu(self._state())))
+        return self._profile(self._buffers)
 
     def snapshot(self) -> Profile:
         """The latest finished read-back, without waiting for the device; starts the next one. At first it is empty.
@@ -132,13 +160,14 @@ class Probe(nn.Module):
         """What the copy of this probe at `path` in `module` has counted: a program from `torch.export`, say."""
         buffers = dict(module.named_buffers())
         prefix = f"{path}." if path else ""
-        if missing := [prefix + name for name in _BUFFERS if prefix + name not in buffers]:
+        wanted = dict.fromkeys((*_COUNTED, *_MEMORY, *_LOOKED_UP))
+        if missing := [prefix + name for name in wanted if prefix + name not in buffers]:
             raise KeyError(f"the module has no buffers {', '.join(missing)}: is there a probe at {path!r}?")
-        state = tuple(buffers[prefix + name] for name in _BUFFERS)
-        return self._layout.profile(*(tensor.numpy() for tensor in copied_on_cpu(state)))
+        return self._profile({name: buffers[prefix + name] for name in wanted})
 
     def reset(self) -> None:
         """Forgets what has been counted, on the device and in its order."""
+        self._count_waiting()
         with torch.no_grad():
             self.counts.zero_()
             self.codes.zero_()
@@ -149,6 +178,19 @@ class Probe(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(self._layout.names)
+
+    def _profile(self, buffers: Mapping[str, Tensor | None]) -> Profile:
+        """What is counted and what waits in these buffers."""
+        counts, moments, codes, waiting, filled = copied_on_cpu(
+            [_there(buffers, name) for name in (*_COUNTED, "waiting", "filled")]
+        )
+        memory = counts, moments, _there(buffers, "tables").cpu(), waiting, filled
+        _count_waiting(memory, _there(buffers, "edges_float32").cpu())
+        return self._layout.profile(counts.numpy(), moments.numpy(), codes.numpy())
+
+    def _count_waiting(self) -> None:
+        if type(self.counts) is Tensor and self.counts.is_cpu:
+            _count_waiting(tuple(getattr(self, name) for name in _MEMORY), self.edges_float32)
 
     def _state(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.counts, self.moments, self.codes
@@ -174,7 +216,9 @@ class Probe(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Probe:
         """Moves to another device, but not to another type: `half()` would round the edges and the moments."""
-        exact = {name: self._buffers[name] for name in ("edges", "edges_float32", "moments")}
+        self._count_waiting()
+        self._memory = None
+        exact = {name: self._buffers[name] for name in _EXACT}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in exact.items():
             after = self._buffers[name]
@@ -220,10 +264,11 @@ def ignored_by_ddp(model: nn.Module) -> None:
     It would copy the first process's counts over those of all others; profiles are summed when they are read.
     """
     probes = [name for name, module in model.named_modules() if isinstance(module, Probe)]
-    buffers = [f"{name}.{buffer}".lstrip(".") for name in probes for buffer in ("edges", "edges_float32", *_BUFFERS)]
+    buffers = dict.fromkeys((*_COUNTED, *_MEMORY, *_LOOKED_UP))
+    ignored = [f"{name}.{buffer}".lstrip(".") for name in probes for buffer in buffers]
     # What torch's own `_set_params_and_buffers_to_ignore_for_model` sets.
     known: list[str] = getattr(model, "_ddp_params_and_buffers_to_ignore", [])
-    model._ddp_params_and_buffers_to_ignore = [*known, *buffers]  # type: ignore[assignment]
+    model._ddp_params_and_buffers_to_ignore = [*known, *ignored]  # type: ignore[assignment]
 
 
 def _whole(layout: ProbeLayout, columns: list[Tensor]) -> tuple[Counts, Floats, Counts]:
@@ -233,13 +278,15 @@ def _whole(layout: ProbeLayout, columns: list[Tensor]) -> tuple[Counts, Floats, 
     counts = torch.zeros(rows, width + NUM_SPECIAL, dtype=torch.int64)
     moments = torch.tensor([0.0, 0.0, 0.0, torch.inf, -torch.inf], dtype=torch.float64).repeat(rows, 1)
     codes = torch.zeros(len(layout.sizes), max(layout.sizes, default=0) + 1, dtype=torch.int64)
+    nothing = torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64)
     for row, place in enumerate(layout.numeric):
         device = columns[place].device
-        edges = [torch.from_numpy(array[row : row + 1]).to(device) for array in probe_edges]
+        of_column = [torch.from_numpy(array[row : row + 1]) for array in probe_edges]
+        edges, tables = [tensor.to(device) for tensor in of_column], tables_of(*of_column).to(device)
         state = counts[row : row + 1].to(device), moments[row : row + 1].to(device)
         for values in columns[place].split(_CHUNK_ROWS):  # type: ignore[no-untyped-call]
             exact = _exact(values).unsqueeze(0)
-            count(exact, edges[exact.dtype == torch.float32], *state)
+            count(exact, edges[exact.dtype == torch.float32], *state, tables, *nothing)
         counts[row], moments[row] = state[0][0].cpu(), state[1][0].cpu()
     for row, place in enumerate(layout.coded):
         found = codes[row : row + 1].to(columns[place].device)
@@ -247,6 +294,23 @@ def _whole(layout: ProbeLayout, columns: list[Tensor]) -> tuple[Counts, Floats, 
             count_codes([values], layout.sizes[row : row + 1], layout.booleans[row : row + 1], found)
         codes[row] = found[0].cpu()
     return counts.numpy(), moments.numpy(), codes.numpy()
+
+
+def _count_waiting(memory: tuple[Tensor, ...], edges: Tensor) -> None:
+    """Counts what waits in a probe's memory (as named in `_MEMORY`) on the CPU."""
+    counts, moments, _, waiting, filled = memory
+    if native := ProbeMemory.of(*memory):
+        native.count_waiting()
+    elif rows := int(filled):
+        # A copy from where there is C code.
+        count_with_numpy(waiting[:rows].t().numpy(), edges.numpy(), counts.numpy(), moments.numpy())
+        filled.zero_()
+
+
+def _there(buffers: Mapping[str, Tensor | None], name: str) -> Tensor:
+    tensor = buffers[name]
+    assert tensor is not None, name
+    return tensor
 
 
 def _is_direct(kind: str, values: Tensor, nan_is_missing: bool) -> bool:

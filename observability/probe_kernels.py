@@ -10,9 +10,8 @@ zeros; a row of `moments` (float64) is count, mean, M2, minimum, maximum.
 
 from __future__ import annotations
 
+import ctypes
 import math
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from observability.cells import Counts, Floats
-from observability.native import library
+from observability.native import brief_calls
+from observability.probe_memory import addresses, library_for, lock_of
 
 NUM_SPECIAL = 4
 NUM_MOMENTS = 5
@@ -34,21 +34,15 @@ _REPLICAS = 16
 # Up to the first are the negative infinities; zeros; from the last two on are the positive infinities, and NaN.
 _ASKED = np.array([-np.inf, 0.0, np.inf, np.nan], np.float32)
 
-_LOCKS: list[threading.Lock] = []
 
+def count(
+    values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, filled: Tensor
+) -> None:
+    """Adds `values` [columns, rows] to `counts` and `moments`, in place.
 
-def _renew_locks() -> None:
-    _LOCKS[:] = [threading.Lock() for _ in range(64)]
-
-
-_renew_locks()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
-
-
-def count(values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor) -> None:
-    """Adds `values` [columns, rows] to `counts` and `moments`, in place."""
-    torch.ops.trimtab.count.default(values, edges, counts, moments)
+    The last three are the memory of the C code, on the CPU alone: see `probe_memory.py`.
+    """
+    torch.ops.trimtab.count.default(values, edges, counts, moments, tables, waiting, filled)
 
 
 def count_codes(columns: list[Tensor], sizes: list[int], booleans: list[bool], counts: Tensor) -> None:
@@ -60,7 +54,9 @@ def count_codes(columns: list[Tensor], sizes: list[int], booleans: list[bool], c
     torch.ops.trimtab.count_codes.default(columns, sizes, booleans, counts)
 
 
-def count_with_torch(values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor) -> None:
+def count_with_torch(
+    values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, filled: Tensor
+) -> None:
     """`count` in torch's own operators, for any device."""
     num_columns, num_rows = values.shape
     if num_rows == 0:
@@ -112,54 +108,49 @@ def count_codes_with_torch(columns: list[Tensor], sizes: list[int], booleans: li
         row.scatter_add_(0, codes, torch.ones((), dtype=row.dtype, device=row.device).expand(codes.shape))
 
 
-def count_on_cpu(values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor) -> None:
-    """`count` in C where it could be compiled, else in numpy."""
-    count_rows_on_cpu(values.t(), edges, counts, moments)
-
-
-def count_rows_on_cpu(values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor) -> None:
-    """`count_on_cpu` of values of shape [rows, columns]."""
-    rows, columns = values.shape
+def count_on_cpu(
+    values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, filled: Tensor
+) -> None:
+    """`count` in C where it could be compiled, else in numpy. Small float32 batches only join those that wait."""
+    columns, rows = values.shape
     if not rows or not columns:
         return
-    native, at = library(), counts.data_ptr()
-    # Threads that call one module at once add to the same memory, and neither C nor numpy holds the GIL.
-    with _LOCKS[(at >> 6) % len(_LOCKS)]:
-        if native is None:
-            count_with_numpy(values.t().numpy(), edges.numpy(), counts.numpy(), moments.numpy())
-            return
-        function = native.trimtab_count_float if values.dtype == torch.float32 else native.trimtab_count_double
-        by_row, by_column = values.stride()
-        width = edges.shape[1]
-        function(values.data_ptr(), columns, rows, by_column, by_row, edges.data_ptr(), width, at, moments.data_ptr())
+    brief = brief_calls()
+    if brief is None or not tables.numel():
+        with lock_of(counts):
+            count_with_numpy(values.numpy(), edges.numpy(), counts.numpy(), moments.numpy())
+        return
+    by_column, by_row = values.stride()
+    if values.dtype == torch.float32 and len(waiting) and by_column == 1 and by_row == columns:
+        probe = addresses(counts, moments, tables, waiting, filled)
+        library_for(values.numel(), brief).trimtab_probe_add(ctypes.addressof(probe), values.data_ptr(), rows)
+        return
+    single = values.dtype == torch.float32
+    native = library_for(values.numel(), brief)
+    (native.trimtab_add_float if single else native.trimtab_add_double)(
+        values.data_ptr(), columns, rows, by_column, by_row, tables[0 if single else 1].data_ptr(), edges.shape[1],
+        counts.data_ptr(), moments.data_ptr(),
+    )  # fmt: skip
 
 
 def count_codes_on_cpu(columns: list[Tensor], sizes: list[int], booleans: list[bool], counts: Tensor) -> None:
     """`count_codes` in C where it could be compiled, else in torch."""
-    native = library()
-    with _LOCKS[(counts.data_ptr() >> 6) % len(_LOCKS)]:
-        if native is None:
+    native = brief_calls()
+    if native is None:
+        with lock_of(counts):
             count_codes_with_torch(columns, sizes, booleans, counts)
-            return
-        width = counts.shape[1]
-        for number, (column, size, boolean) in enumerate(zip(columns, sizes, booleans, strict=True)):
-            codes = column
-            if boolean or codes.dtype != torch.int64:
-                missing = torch.isnan(column) if column.is_floating_point() else None
-                codes = (column != 0).long() if boolean else column.nan_to_num(-1).long()
-                if boolean and missing is not None:
-                    codes[missing] = -1
-            native.trimtab_count_codes(
-                codes.data_ptr(), len(codes), codes.stride(0), size, width, counts.data_ptr() + number * width * 8
-            )
-
-
-def copied_on_cpu(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Copies of counts and whatever else is counted with them, of one moment; waits for the device."""
-    if state[0].device.type != "cpu":
-        return tuple(tensor.detach().cpu() for tensor in state)
-    with _LOCKS[(state[0].data_ptr() >> 6) % len(_LOCKS)]:
-        return tuple(tensor.detach().clone() for tensor in state)
+        return
+    width, first = counts.shape[1], counts.data_ptr()
+    for number, (column, size, boolean) in enumerate(zip(columns, sizes, booleans, strict=True)):
+        codes = column
+        if boolean or codes.dtype != torch.int64:
+            missing = torch.isnan(column) if column.is_floating_point() else None
+            codes = (column != 0).long() if boolean else column.nan_to_num(-1).long()
+            if boolean and missing is not None:
+                codes[missing] = -1
+        native.trimtab_add_codes(
+            codes.data_ptr(), len(codes), codes.stride(0), size, width, first + number * width * 8, first
+        )
 
 
 def count_with_numpy(
@@ -201,7 +192,8 @@ def _nothing(*arguments: Tensor | Sequence[Tensor] | Sequence[int] | Sequence[bo
 # Not `torch.library.custom_op`: its wrapper takes 24 microseconds a call, this 3.5.
 _OPERATORS: Any = torch.library.Library("trimtab", "FRAGMENT")  # type: ignore[no-untyped-call]
 _OPERATORS.define(
-    "count(Tensor values, Tensor edges, Tensor(a!) counts, Tensor(b!) moments) -> ()",
+    "count(Tensor values, Tensor edges, Tensor(a!) counts, Tensor(b!) moments, Tensor tables, Tensor(c!) waiting, "
+    "Tensor(d!) filled) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _OPERATORS.define(

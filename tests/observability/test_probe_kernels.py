@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +22,39 @@ from observability.probe import Probe, profile_of_tensors
 from observability.probe_kernels import count_codes_on_cpu, count_codes_with_torch, count_on_cpu, count_with_torch
 from observability.profile import Profile
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+Kernel = Callable[[Tensor, Probe], None]
 EXACT = ("missing", "nan", "positive_infinite", "negative_infinite", "zeros", "minimum", "maximum")
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
-def in_numpy(values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor) -> None:
+def memory(probe: Probe, values: Tensor) -> tuple[Tensor, ...]:
+    edges = probe.edges_float32 if values.dtype == torch.float32 else probe.edges
+    return edges, probe.counts, probe.moments, probe.tables
+
+
+NO_ROOM = torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64)
+
+
+def in_c(values: Tensor, probe: Probe) -> None:
+    count_on_cpu(values, *memory(probe, values), *NO_ROOM)
+
+
+def waiting(values: Tensor, probe: Probe) -> None:
+    """Row by row, so that most wait until they are read."""
+    for row in values.t().split(1):
+        count_on_cpu(row.contiguous().t(), *memory(probe, values), probe.waiting, probe.filled)
+
+
+def in_numpy(values: Tensor, probe: Probe) -> None:
+    edges, counts, moments, _ = memory(probe, values)
     probe_kernels.count_with_numpy(values.numpy(), edges.numpy(), counts.numpy(), moments.numpy())
 
 
-KERNELS: list[Kernel] = [count_on_cpu, in_numpy, count_with_torch]
+def in_torch(values: Tensor, probe: Probe) -> None:
+    count_with_torch(values, *memory(probe, values), *NO_ROOM)
+
+
+KERNELS: list[Kernel] = [in_c, waiting, in_numpy, in_torch]
 
 
 def assert_same(found: Profile, wanted: Profile) -> None:
@@ -70,8 +96,7 @@ def test_every_kernel_counts_what_the_profile_counts(kernel: Kernel, case: tuple
     values = case[1].float() if case[1].dtype in (torch.float16, torch.bfloat16) else case[1]
 
     for part in (values[:7], values[7:]):
-        edges = probe.edges_float32 if part.dtype == torch.float32 else probe.edges
-        kernel(part.unsqueeze(0), edges, probe.counts, probe.moments)
+        kernel(part.unsqueeze(0), probe)
 
     wanted = reference.empty().updated(pa.table({"x": pa.array(case[1].double().numpy())}))
     assert_same(probe.profile(), wanted)
@@ -90,7 +115,7 @@ def test_moments_survive_numbers_far_from_zero_and_blocks_of_any_size(kernel: Ke
     reference = Profile.of(table.slice(0, 5000))
     probe = Probe(reference, list(columns))
 
-    kernel(torch.tensor(np.stack(list(columns.values()))), probe.edges, probe.counts, probe.moments)
+    kernel(torch.tensor(np.stack(list(columns.values()))), probe)
 
     assert_same(probe.profile(), reference.empty().updated(table))
 
@@ -110,7 +135,7 @@ def test_codes_outside_the_list_are_code_zero_and_negative_ones_are_missing(kern
     assert counts.tolist() == [[3, 1, 2, 0, 0, 1], [2, 4, 0, 0, 0, 1], [1, 6, 0, 0, 0, 0], [2, 2, 0, 0, 2, 1]]
 
 
-def test_whole_tensors_are_profiled_with_and_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_tensors_are_profiled_with_and_without_a_compiler() -> None:
     draw = np.random.default_rng(5)
     table = pa.table(
         {
@@ -134,17 +159,126 @@ def test_whole_tensors_are_profiled_with_and_without_a_compiler(monkeypatch: pyt
     wanted = reference.empty().updated(table.drop_columns("absent"))
 
     assert_same(profile_of_tensors(reference, tensors, categories={"kind": listed}), wanted)
-    monkeypatch.setattr(probe_kernels, "library", lambda: None)
-    assert_same(profile_of_tensors(reference, tensors, categories={"kind": listed}), wanted)
+    with no_compiler():
+        assert_same(profile_of_tensors(reference, tensors, categories={"kind": listed}), wanted)
 
 
-def test_a_machine_without_a_compiler_has_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.library.cache_clear()
-    try:
-        monkeypatch.setattr(native.shutil, "which", lambda name: None)
-        assert native.library() is None
+def test_a_machine_without_a_compiler_has_no_library() -> None:
+    for found in (None, "/bin/false"):
+        with no_compiler(found):
+            assert native.library() is None
+            assert native.brief_calls() is None
+
+
+@st.composite
+def matrices(draw: st.DrawFn) -> tuple[dict[str, list[float]], Tensor]:
+    """References of any shape, and rows with values on, just above and just below their edges."""
+    columns = draw(st.sampled_from([1, 2, 3, 5, 8, 15, 16, 17, 20, 33, 70]))
+    seed = draw(st.integers(0, 2**32 - 1))
+    random = np.random.default_rng(seed)
+    shapes: list[Callable[[int], np.ndarray]] = [
+        lambda n: random.normal(size=n),
+        lambda n: np.exp(random.choice([1, 4, 12]) * random.normal(size=n)),
+        lambda n: 1e9 + random.normal(size=n),
+        lambda n: random.integers(0, 5, n).astype(float),
+        lambda n: np.full(n, 7.0),
+        lambda n: random.standard_cauchy(n),
+        lambda n: np.concatenate([random.normal(size=n - n // 2), 1e30 * random.normal(size=n // 2)]),
+        lambda n: np.nextafter(1.0, 2.0) ** random.integers(0, 300, n),
+        lambda n: random.choice([-3e38, -1.0, 0.0, 1e-300, 3e38], n),
+    ]
+    chosen = draw(st.lists(st.sampled_from(range(len(shapes))), min_size=columns, max_size=columns))
+    reference = {f"x{place}": shapes[shape](400) for place, shape in enumerate(chosen)}
+    rows = draw(st.sampled_from([1, 2, 7, 31, 64, 100]))
+    values = np.empty((rows, columns))
+    for place, column in enumerate(reference.values()):
+        near = random.choice(column, rows)
+        single = near.astype(np.float32)
+        kind = random.integers(0, 6, rows)
+        options = [
+            near,
+            np.nextafter(near, np.inf),
+            np.nextafter(near, -np.inf),
+            np.nextafter(single, np.float32(np.inf)),
+            np.nextafter(single, np.float32(-np.inf)),
+            random.choice([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, -5.0], rows),
+        ]
+        values[:, place] = np.choose(kind, options)
+    exact = torch.from_numpy(values)
+    return {name: list(column) for name, column in reference.items()}, exact if draw(st.booleans()) else exact.float()
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+@settings(max_examples=60, deadline=None)
+@given(case=matrices())
+def test_rows_of_any_width_are_counted_in_the_references_cells(case: tuple[dict[str, list[float]], Tensor]) -> None:
+    reference = Profile.of(pa.table(case[0]))
+    names = list(reference.columns)
+    probe, values = Probe(reference, names), case[1]
+    apart = Probe(reference, names)
+
+    for part in (values[:1], values[1:3], values[3:]):
+        probe(part)
+        apart(*part.unbind(1))
+
+    table = pa.table({name: values[:, place].double().numpy() for place, name in enumerate(names)})
+    assert_same(probe.profile(), reference.empty().updated(table))
+    assert_same(apart.profile(), probe.profile())
+
+
+@pytest.mark.parametrize("bins", [1, 3, 200, 254, 255, 256, 400])
+def test_references_of_few_and_of_very_many_bins(bins: int) -> None:
+    draw = np.random.default_rng(bins)
+    edges = np.sort(draw.standard_cauchy(bins + 1))
+    reference = Profile({"x": NumericColumn.over(edges), "y": NumericColumn.over(edges * 1e-3)})
+    values = torch.from_numpy(np.concatenate([edges, draw.standard_cauchy(500)]))
+    table = {name: values.float().double().numpy() for name in ("x", "y")}
+
+    probe = Probe(reference, ["x", "y"])
+    probe(values.float().unsqueeze(1).expand(-1, 2).contiguous())
+    probe(values.unsqueeze(1).expand(-1, 2))
+
+    wanted = reference.updated(pa.table(table)).updated(pa.table({"x": values.numpy(), "y": values.numpy()}))
+    assert_same(probe.profile(), wanted)
+
+
+def test_rows_that_wait_are_counted_once_whoever_reads_them() -> None:
+    draw = np.random.default_rng(7)
+    reference = Profile.of(pa.table({"x": draw.normal(size=500), "y": draw.normal(size=500)}))
+    probe = Probe(reference, ["x", "y"])
+    values = torch.randn(40, 2)
+    probe(values)
+    waited = int(probe.filled)
+
+    again = pickle.loads(pickle.dumps(probe))
+    twice = copy.deepcopy(probe)
+    twice(values)
+    with no_compiler():
+        elsewhere = probe.profile()
+
+    wanted = reference.updated(pa.table({"x": values[:, 0].double().numpy(), "y": values[:, 1].double().numpy()}))
+    empty = reference.empty()
+    assert waited == (40 if native.library() else 0)
+    for found in (probe, again, probe.double()):
+        assert [column.counts.tolist() for column in found.profile().columns.values()] == [
+            (column.counts - reference.columns[name].counts).tolist() for name, column in wanted.columns.items()
+        ]
+        assert found.profile().rows == 40
+    assert_same(elsewhere, probe.profile())
+    assert (twice.profile().rows, probe.profile().rows) == (80, 40)
+    probe.reset()
+    assert probe.profile() == empty
+
+
+@contextmanager
+def no_compiler(found: str | None = None) -> Iterator[None]:
+    """As on a machine that has none, or one that fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native.shutil, "which", lambda name: found)
         native.library.cache_clear()
-        monkeypatch.setattr(native.shutil, "which", lambda name: "/bin/false")
-        assert native.library() is None
-    finally:
-        native.library.cache_clear()
+        native.brief_calls.cache_clear()
+        try:
+            yield
+        finally:
+            native.library.cache_clear()
+            native.brief_calls.cache_clear()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -21,11 +22,14 @@ from observability.sinks import HttpSink
 from observability.tracing import setup_tracing
 from serving.app import ControlApp
 from serving.batcher import Budget
+from serving.callers import Caller, Callers
 from serving.control import Control, Peers
 from serving.deployment import Deployment, Loaded, load_version
 from serving.device import Device
+from serving.edge import Edge, EdgeOptions
 from serving.engine import InferenceThread, Lane
 from serving.errors import ServingError
+from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
 from serving.health import Health
 from serving.http import Limits, Server
@@ -95,6 +99,19 @@ class ServingConfig:
     # From the closed listener on, for requests in flight.
     drain_timeout: float = 30.0
     limits: Limits = field(default_factory=Limits)
+    # The V2 protocol over gRPC on this port too (0 takes a free one); None is off. Needs the extra `grpc`.
+    grpc_port: int | None = None
+    # Who may ask; empty means everybody, without tokens.
+    callers: tuple[Caller, ...] = ()
+    # The names of Triton's, KServe's and MLServer's dashboards on the page of metrics too.
+    metric_aliases: bool = False
+    # An ORCA `endpoint-load-metrics` header on each answer, at most 0.1 s old.
+    load_header: bool = False
+    # PEM files; with a certificate both ports speak TLS. Without a key file the certificate's file holds the key.
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    # More than one process behind the port, and how they watch over each other.
+    fleet: FleetOptions = field(default_factory=FleetOptions)
 
     def __post_init__(self) -> None:
         if self.max_batch_rows < 1 or self.max_queue_rows < self.max_batch_rows:
@@ -166,11 +183,23 @@ class Service:
             self._registry, store, self.deployments, self._make, self._load, self._references.publish,
             peers=peers,
         )  # fmt: skip
-        app = ControlApp(
-            self._control, self.deployments, self.health, store, self.metrics,
-            secret=config.secret, models=config.models,
+        callers = Callers(config.callers, self.metrics) if config.callers else None
+        self._front.callers = callers
+        self.edge = Edge(
+            EdgeOptions(
+                host=config.host, grpc_port=config.grpc_port, body_bytes=config.limits.body_bytes,
+                trace_sample_ratio=config.trace_sample_ratio, metric_aliases=config.metric_aliases,
+                load_header=config.load_header, ssl_certfile=config.ssl_certfile, ssl_keyfile=config.ssl_keyfile,
+            ),
+            self._front, self.deployments, self.health, self.metrics, callers, self._active,
+            lambda: len(self.http.connections),
         )  # fmt: skip
-        self.http = Server(self._front, app.build(), config.limits)
+        app = ControlApp(
+            self._control, self.deployments, store, self.metrics, secret=config.secret, models=config.models,
+            routes=self.edge.routes, observe=self.edge.observe,
+        ).build()  # fmt: skip
+        self.edge.bind(app)
+        self.http = Server(self._front, app, config.limits)
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -180,6 +209,7 @@ class Service:
 
         torch.set_num_threads(self.config.torch_threads)
         self._listener = await self._listen()
+        await self.edge.start()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         for model in self.config.models or await self._control.models():
             try:
@@ -194,7 +224,9 @@ class Service:
     async def _listen(self) -> asyncio.Server:
         """Opens the port; `port` says which. A replica behind fronts listens to them instead."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self.http.connection, self.config.host, self.config.port, backlog=2048)
+        server = await loop.create_server(
+            self.http.connection, self.config.host, self.config.port, backlog=2048, ssl=self.edge.ssl_context()
+        )
         self.port = server.sockets[0].getsockname()[1]
         return server
 
@@ -214,6 +246,7 @@ class Service:
         self.http.begin_close()
         await asyncio.sleep(self.config.drain_notice)
         self._listener.close()
+        await self.edge.stop(self.config.drain_timeout)
         limit = time.monotonic() + self.config.drain_timeout
         while (self._active() or self._busy()) and time.monotonic() < limit:
             await asyncio.sleep(0.005)
@@ -245,6 +278,7 @@ class Service:
         while True:
             await asyncio.sleep(1.0)
             self.http.sweep(time.monotonic())
+            self.edge.load.sample()
 
     def _load(self, model: str, number: int) -> Loaded:
         config = self.config
@@ -293,10 +327,13 @@ async def run(config: ServingConfig, started: Callable[[Service], None] | None =
     _log.info("drained; goodbye")
 
 
-def serve(config: ServingConfig, log_level: str = "INFO", started: Callable[[Service], None] | None = None) -> None:
-    """Runs the service on uvloop until it is told to stop; logs are JSON lines. Returns after a complete drain."""
+def serve(config: ServingConfig, log_level: str = "INFO", started: Callable[[Any], None] | None = None) -> None:
+    """Runs the service on uvloop until it is told to stop; logs are JSON lines. Returns after a complete drain.
+
+    `started` is called with the Service, or the Fleet when there are several processes, once it is ready.
+    """
     exporter = None if config.collector_url is None else log_exporter("serving", config.collector_url)
     setup_logging("serving", log_level, stream=sys.stderr, exporter=exporter)
-    uvloop.run(run(config, started))
+    uvloop.run(run_fleet(config, log_level, started) if config.fleet.several else run(config, started))
     if exporter is not None:
         exporter.close(timeout=1.0)

@@ -5,7 +5,7 @@ Importing it does not import torch: that waits until a model is written or loade
 
 from __future__ import annotations
 
-from serving.client import Answer, InferenceClient
+from serving.client import Answer, InferenceClient, QuickClient
 from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
 from serving.models import LoadedModel, load_artifact, save_artifact
 from serving.registry import ModelVersion, Registry

@@ -14,6 +14,7 @@ from observability import names
 from observability.tracing import Tracing, format_trace_id, parse_traceparent
 from serving import admission, v2
 from serving.batcher import Result
+from serving.callers import Callers
 from serving.calls import Call
 from serving.deployment import Deployment, Version
 from serving.errors import InvalidRequest, NotFound, ServingError, Unavailable
@@ -60,6 +61,10 @@ class Front:
         self._settling = False
         self._failures_logged = (0.0, 0)
         self.open = False
+        # Who may ask; None: everybody.
+        self.callers: Callers | None = None
+        # Header lines of every answer to a request that a version was chosen for.
+        self.extra_head = b""
 
     # --- in --------------------------------------------------------------------------------------------------------
     def infer(self, exchange: Exchange, model: str, version: str | None) -> None:
@@ -85,12 +90,15 @@ class Front:
         if not self.open:
             raise Unavailable("the server is starting or shutting down")
         headers = exchange.headers
+        account = None if self.callers is None else self.callers.known(headers, deployment.model)
         body = exchange.body if b"content-encoding" not in headers else decoded_body(exchange, self._body_limit)
         request = v2.parse(body, _header_length(headers.get(v2.HEADER_LENGTH)))
         if request.rows > self._max_request_rows:
             raise InvalidRequest(
                 f"the request has {request.rows} rows, the limit is {self._max_request_rows}; send several"
             )
+        if account is not None:
+            account.take(request.rows, exchange.received)
         attributes = admission.attributes(request) if request.parameters else None
         unit = admission.unit(request, deployment.router.policy.sticky, attributes, headers)
         choice, version = deployment.route(named, unit, headers)
@@ -101,6 +109,8 @@ class Front:
         )  # fmt: skip
         call.id = request.id or f"{self._instance}-{next(self._numbers)}"
         call.attributes = attributes
+        if account is not None:
+            call.caller = account.name
         self._trace(call, headers)
         exchange.handle = call
         try:
@@ -140,13 +150,15 @@ class Front:
         if header_length is not None:
             head = head.replace(b"application/json", b"application/octet-stream")
             head += b"inference-header-content-length: %d\r\n" % header_length
-        call.exchange.respond(200, head, body)
+        call.exchange.respond(200, head + self.extra_head, body)
         return outputs
 
     def _answer_error(
         self, exchange: Exchange, call: Call | None, error: ServingError, version: Version | None
     ) -> None:
         head = error_head(error.retry_after_seconds)
+        if error.status == 401:
+            head += b"www-authenticate: Bearer\r\n"
         if version is not None and call is not None:
             arm = call.choice.arm.encode()
             head += b"x-trimtab-version: %d\r\nx-trimtab-arm: %b\r\n" % (call.choice.version, arm)

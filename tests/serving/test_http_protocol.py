@@ -46,6 +46,7 @@ class Pipe(asyncio.Transport):
         self.written = b""
         self.closed = False
         self.reading = True
+        self.unread = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.closed, "nothing may be written after the close"
@@ -56,6 +57,9 @@ class Pipe(asyncio.Transport):
 
     def abort(self) -> None:
         self.closed = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def pause_reading(self) -> None:
         self.reading = False

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from serving.errors import InvalidRequest
+from serving.pending import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from serving.v2 import InferRequest
 
 _REQUEST_TIMEOUT = b"request-timeout"  # seconds
@@ -26,6 +27,16 @@ def deadline(request: InferRequest, headers: Mapping[bytes, bytes], arrived: flo
     # Triton's clients send a timeout of 0 for none.
     seconds = [s for value, unit, name in given if value is not None and (s := _positive(value, name) * unit) > 0]
     return arrived + min(seconds) if seconds else None
+
+
+def priority(request: InferRequest) -> int:
+    """The parameter `priority` as Triton has it: 1 goes first, 0 (or none) is the default, 2; over 8 counts as 8."""
+    given = request.parameters.get("priority")
+    if not given:
+        return DEFAULT_PRIORITY
+    if type(given) is not int or given < 0:
+        raise InvalidRequest(f"parameter priority is {given!r}; give a whole number, 1 for the first class, 0 for none")
+    return min(given, LOWEST_PRIORITY)
 
 
 def _positive(value: Any, name: str) -> float:

@@ -34,7 +34,10 @@ class Call(Pending):
         on_finish: Callable[[Call, Result], None],
         exchange: Any = None,
     ) -> None:
-        super().__init__(request.values(signature), request.rows, arrived, deadline)
+        values = request.values(signature)
+        super().__init__(values, request.rows, arrived, deadline)
+        if signature.ragged:
+            self.bucket = signature.key(values)
         self.request = request
         self.model = model
         self.choice = choice
@@ -56,6 +59,7 @@ class Call(Pending):
     def rebind(self, choice: Choice, signature: Signature) -> None:
         """Makes it a call of another version. Raises InvalidRequest when its inputs do not fit that version."""
         self.values: Sequence[Values] = self.request.values(signature)
+        self.bucket = signature.key(self.values) if signature.ragged else None
         self.signature = signature
         self.choice = choice
 

@@ -70,6 +70,8 @@ def _split(
     start = 0
     for values, count in requests:
         parts = [output[start : start + count] for output in outputs]
+        if signature.lengths:
+            parts = signature.cut(parts, values)
         if finite or all(np.isfinite(part).all() for part in parts):
             results.append(parts)
         else:

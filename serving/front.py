@@ -109,6 +109,9 @@ class Front:
         )  # fmt: skip
         call.id = request.id or f"{self._instance}-{next(self._numbers)}"
         call.attributes = attributes
+        call.bytes = len(body)
+        if request.parameters:
+            call.priority = admission.priority(request)
         if account is not None:
             call.caller = account.name
         self._trace(call, headers)

@@ -14,6 +14,7 @@ from serving.tensors import Array
 Result = Sequence[Array] | ServingError
 
 DEFAULT_PRIORITY = 2
+LOWEST_PRIORITY = 8
 
 
 class State(enum.Enum):

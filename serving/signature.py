@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from serving.errors import ArtifactError, InvalidRequest
+from serving.ragged import LENGTH_SUFFIX, bucket, cut, padded, varying
 from serving.tensors import WIRE_TYPES, Array, BinaryTensor, Tensor
 
 # One input's values of one request, in C order: bytes of the model's own type, an array, or a list.
@@ -184,6 +185,10 @@ class Input:
             flat = self.joined(parts).astype(self._dtype)
         return flat.reshape(-1, *self.shape) if self.shape else flat
 
+    def padded(self, parts: Sequence[Values], buckets: Sequence[int]) -> Array:
+        """The model's tensor as `column` gives it, of parts that differ in length; zeros stand behind the shorter."""
+        return padded([np.asarray(part, self._dtype) for part in parts], self.shape, buckets)
+
     def joined(self, parts: Sequence[Values]) -> Array:
         """The values of several requests as one flat array, one behind the other."""
         return np.concatenate([self._flat(part) for part in parts])
@@ -233,10 +238,38 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs in the order of the model's arguments, and outputs in the order of its results."""
+    """Inputs in the order of the model's arguments, and outputs in the order of its results.
+
+    An input `NAME.length` beside an input NAME whose shape has -1 says that the model takes padding: the server pads
+    NAME with zeros to the next of `buckets` and fills in each row's lengths. Raises ArtifactError unless it is INT64,
+    of shape [] for one length and [k] for k of them.
+    """
 
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
+    # Padded lengths, ascending; powers of two where the list ends.
+    buckets: tuple[int, ...] = field(default=(), compare=False)
+    # Whether some input has a length that varies.
+    ragged: bool = field(init=False, repr=False, compare=False)
+    # Place of each input that the server fills with lengths, and of the input that it measures.
+    lengths: Mapping[int, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        places = {column.name: place for place, column in enumerate(self.inputs) if column.ragged}
+        lengths = {
+            place: places[column.name.removesuffix(LENGTH_SUFFIX)]
+            for place, column in enumerate(self.inputs)
+            if column.name.endswith(LENGTH_SUFFIX) and column.name.removesuffix(LENGTH_SUFFIX) in places
+        }
+        for place, measured in lengths.items():
+            column, count = self.inputs[place], self.inputs[measured].shape.count(-1)
+            if column.datatype != "INT64" or column.shape != (() if count == 1 else (count,)):
+                raise ArtifactError(
+                    f"input {column.name!r} holds the {count} lengths of {self.inputs[measured].name!r}; declare it "
+                    f"INT64 of shape {[] if count == 1 else [count]}, not {column.datatype} of {list(column.shape)}"
+                )
+        object.__setattr__(self, "ragged", bool(places))
+        object.__setattr__(self, "lengths", lengths)
 
     @staticmethod
     def of(manifest: Mapping[str, Any]) -> Signature:
@@ -261,11 +294,6 @@ class Signature:
         """Whether all inputs are floats: then JSON is decoded to floats at once."""
         return all(column.datatype in _PACKED for column in self.inputs)
 
-    @property
-    def ragged(self) -> bool:
-        """Whether some input has a length that varies."""
-        return any(column.ragged for column in self.inputs)
-
     def to_json(self) -> dict[str, Any]:
         """The manifest's `inputs` and `outputs`; a shape only where there is one."""
         return {
@@ -286,16 +314,50 @@ class Signature:
 
     def columns(self, requests: Sequence[Sequence[Values]]) -> list[Array]:
         """One tensor an input from requests, each a list of values in the inputs' order."""
-        return [column.column([request[place] for request in requests]) for place, column in enumerate(self.inputs)]
+        if not self.lengths:
+            return [column.column([request[place] for request in requests]) for place, column in enumerate(self.inputs)]
+        columns = []
+        measured = self.lengths.values()
+        for place, column in enumerate(self.inputs):
+            parts = [request[place] for request in requests]
+            columns.append(column.padded(parts, self.buckets) if place in measured else column.column(parts))
+        return columns
+
+    def filled(self, values: Sequence[Values | None], rows: int) -> list[Values]:
+        """The values of one request, those of its length inputs filled in."""
+        whole = list(values)
+        for place, measured in self.lengths.items():
+            whole[place] = np.tile(np.array(self._varying(measured, whole[measured]), np.int64), (rows, 1))
+        return whole  # type: ignore[return-value]
+
+    def cut(self, outputs: Sequence[Array], values: Sequence[Values]) -> list[Array]:
+        """One request's outputs without what its inputs were padded by."""
+        lengths = [length for place in sorted(self.lengths.values()) for length in self._varying(place, values[place])]
+        return [cut(part, output.shape, lengths) for output, part in zip(self.outputs, outputs, strict=True)]
+
+    def _varying(self, place: int, values: Any) -> tuple[int, ...]:
+        return varying(self.inputs[place].dimensions(values), self.inputs[place].shape)
 
     def example(self, example: Mapping[str, Any], times: int = 1) -> list[Array]:
         """The model's tensors for a manifest's example, its rows repeated. Raises ArtifactError if it does not fit."""
         try:
-            values = [column.example(example[column.name]) for column in self.inputs]
+            values: list[Any] = [
+                None if place in self.lengths else column.example(example[column.name])
+                for place, column in enumerate(self.inputs)
+            ]
         except (KeyError, InvalidRequest, ValueError, TypeError) as error:
             raise ArtifactError(f"the example does not fit the inputs: {error}") from error
+        if self.lengths:
+            values = self.filled(values, len(values[next(iter(self.lengths.values()))]))
         return self.columns([values] * times)
 
     def key(self, values: Sequence[Values]) -> tuple[tuple[int, ...], ...]:
-        """The lengths that vary, of one request: requests of one key fit into one batch without padding."""
-        return tuple(column.dimensions(part) for column, part in zip(self.inputs, values, strict=True) if column.ragged)
+        """What requests of one batch have in common: the lengths that vary, or where they are padded, the buckets."""
+        measured = self.lengths.values()
+        return tuple(
+            tuple(bucket(length, self.buckets) for length in self._varying(place, values[place]))
+            if place in measured
+            else column.dimensions(values[place])
+            for place, column in enumerate(self.inputs)
+            if column.ragged
+        )

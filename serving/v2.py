@@ -10,7 +10,7 @@ import msgspec
 
 from serving.errors import InvalidRequest
 from serving.signature import Signature, Values
-from serving.tensors import BinaryTensor, FloatTensor, Tensor, check_shape
+from serving.tensors import NO_SHARED_MEMORY, BinaryTensor, FloatTensor, Tensor, check_shape
 
 HEADER_LENGTH = b"inference-header-content-length"
 
@@ -34,6 +34,7 @@ class _FloatBody(msgspec.Struct):
     outputs: list[_Wanted] | None = None
 
 
+_REFUSED_OUTPUTS = frozenset({"classification", "shared_memory_region"})
 _NO_PARAMETERS: Mapping[str, Any] = {}
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_floats = msgspec.json.Decoder(_FloatBody).decode
@@ -73,7 +74,14 @@ class InferRequest:
         """
         tensors, floats = self.tensors, self.floats
         try:
-            values = [column.bind(tensors[column.name], floats) for column in signature.inputs]
+            if signature.lengths:
+                bound = [
+                    None if place in signature.lengths else column.bind(tensors[column.name], floats)
+                    for place, column in enumerate(signature.inputs)
+                ]
+                values = signature.filled(bound, self.rows)
+            else:
+                values = [column.bind(tensors[column.name], floats) for column in signature.inputs]
         except KeyError as error:
             raise InvalidRequest(
                 f"input {error.args[0]!r} is missing; the model takes {[c.name for c in signature.inputs]}"
@@ -212,4 +220,13 @@ def _wanted(parsed: _Body | _FloatBody) -> tuple[dict[str, bool] | None, bool]:
     default = parsed.parameters is not None and parsed.parameters.get("binary_data_output") is True
     if parsed.outputs is None:
         return None, default
+    for output in parsed.outputs:
+        if output.parameters and not _REFUSED_OUTPUTS.isdisjoint(output.parameters):
+            raise InvalidRequest(f"output {output.name!r}: {_refusal(output.parameters)}")
     return {o.name: bool((o.parameters or {}).get("binary_data", default)) for o in parsed.outputs}, default
+
+
+def _refusal(parameters: Mapping[str, Any]) -> str:
+    if "classification" in parameters:
+        return "classification is not offered; ask for the output itself and take its largest values"
+    return NO_SHARED_MEMORY

@@ -11,10 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serving.errors import InvalidRequest, NotFound
-
-_NO_SHARED_MEMORY = (
-    "shared memory is not offered: send tensors in the body, JSON or binary (Inference-Header-Content-Length)"
-)
+from serving.tensors import NO_SHARED_MEMORY
 
 
 class Extensions:
@@ -73,11 +70,11 @@ class Extensions:
     async def _regions(self, request: Request) -> Response:
         region = request.path_params.get("region")
         if region is not None:
-            raise NotFound(f"shared memory region {region!r} is not registered; {_NO_SHARED_MEMORY}")
+            raise NotFound(f"shared memory region {region!r} is not registered; {NO_SHARED_MEMORY}")
         return JSONResponse([])
 
     async def _no_region(self, _request: Request) -> Response:
-        raise InvalidRequest(_NO_SHARED_MEMORY)
+        raise InvalidRequest(NO_SHARED_MEMORY)
 
     async def _unregister(self, _request: Request) -> Response:
         # There is nothing to forget, which is what was asked.

@@ -22,6 +22,7 @@ WIRE_TYPES: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"), "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"),
     "BOOL": np.dtype("?"),
 }  # fmt: skip
+NO_SHARED_MEMORY = "shared memory is not offered; send tensors in the body, as JSON or as binary data"
 _TEXT_TYPES = frozenset({str, type(None)})
 
 
@@ -38,6 +39,8 @@ class Tensor(msgspec.Struct, gc=False):
         """The values in C order, `prod(shape)` of them. Raises InvalidRequest."""
         data = self.data
         if data is None:
+            if self.parameters and "shared_memory_region" in self.parameters:
+                raise InvalidRequest(f"input {self.name!r}: {NO_SHARED_MEMORY}")
             raise InvalidRequest(f"input {self.name!r} has neither data nor binary_data_size")
         if data and type(data[0]) is list:
             data = self._unnested(data)

@@ -12,6 +12,7 @@ import numpy as np
 from serving.errors import InvalidRequest
 from serving.gateway import Reply
 from serving.messages import message
+from serving.tensors import NO_SHARED_MEMORY
 from serving.v2 import HEADER_LENGTH
 
 # Datatype: where typed contents hold it, and its form as raw bytes.
@@ -45,17 +46,19 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 def infer_body(request: Any) -> tuple[bytes, int]:
     """A ModelInferRequest as a body of the binary extension and the length of its JSON part. Raises InvalidRequest."""
     raw = request.raw_input_contents
+    for tensor in (*request.inputs, *request.outputs):
+        if "shared_memory_region" in tensor.parameters:
+            raise InvalidRequest(f"tensor {tensor.name!r}: {NO_SHARED_MEMORY}")
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs; give one an input")
     inputs, tail = [], []
     for place, tensor in enumerate(request.inputs):
         parameters = _values(tensor.parameters)
-        if "shared_memory_region" not in parameters:
-            if raw and tensor.HasField("contents"):
-                raise InvalidRequest(f"input {tensor.name!r} has contents and raw_input_contents; give one of them")
-            content = raw[place] if raw else _raw(tensor)
-            parameters["binary_data_size"] = len(content)
-            tail.append(content)
+        if raw and tensor.HasField("contents"):
+            raise InvalidRequest(f"input {tensor.name!r} has contents and raw_input_contents; give one of them")
+        content = raw[place] if raw else _raw(tensor)
+        parameters["binary_data_size"] = len(content)
+        tail.append(content)
         inputs.append(
             {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape), "parameters": parameters}
         )

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.fleet.frames import Request
+from serving.fleet.frames import Request, pack_head
 from serving.fleet.relay import Relay
 
 _LIVE = (b"/health/live", b"/v2/health/live")
@@ -54,16 +54,17 @@ class RelayApp:
         target = scope["raw_path"] + (b"?" + query if query else b"")
         client = scope.get("client")
         peer = b"" if client is None else f"{client[0]}\t{client[1]}".encode()
-        request = Request(
-            scope["method"].encode("latin-1"), target, b"", b"", peer, dict(scope["headers"]), self._clock(), body
-        )
+        try:
+            head = pack_head(scope["method"].encode("latin-1"), target, peer, scope["headers"])
+        except ValueError as error:
+            return _json(400, {"error": f"{error}: send text"})
         answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def respond(status: int, head: bytes, content: bytes) -> None:
             if not answered.done():
                 answered.set_result((status, _headers(head), content))
 
-        self._relay.call(request, respond)
+        self._relay.call(Request(self._clock(), head, body), respond)
         return await answered
 
 

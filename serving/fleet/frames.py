@@ -7,7 +7,7 @@ carry their body as it came; header fields travel separated by NUL, which no HTT
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 HEADER = struct.Struct("<IBQ")
@@ -31,18 +31,10 @@ class FrameError(Exception):
 
 
 class Request(NamedTuple):
-    """A request as the front read it. `received` is `time.perf_counter()` of its last byte, one clock a machine.
+    """A request as the front read it. `received` is `time.perf_counter()` of its last byte: one clock for a machine."""
 
-    With a `model` it is an inference request; `version` is empty when it names none. `peer` is the client's address.
-    """
-
-    method: bytes
-    target: bytes
-    model: bytes
-    version: bytes
-    peer: bytes
-    headers: Mapping[bytes, bytes]
     received: float
+    head: bytes
     body: bytes
 
 
@@ -59,18 +51,45 @@ def frame(kind: int, sequence: int, payload: bytes = b"") -> bytes:
     return HEADER.pack(len(payload), kind, sequence) + payload
 
 
-def request_frame(sequence: int, request: Request) -> bytes:
-    """A REQUEST frame. Raises ValueError when a field holds NUL."""
-    fields = [request.method, request.target, request.model, request.version, request.peer]
-    for pair in request.headers.items():
+def pack_head(method: bytes, target: bytes, peer: bytes, pairs: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """What a REQUEST frame says of a request's header. `peer` is the client's host and port, with a tab between.
+
+    Raises ValueError when a field holds NUL.
+    """
+    fields = [method, target, peer]
+    for pair in pairs:
         fields += pair
     head = _SEPARATOR.join(fields)
     if head.count(_SEPARATOR) != len(fields) - 1:
         raise ValueError("a header field or the path holds a NUL")
-    length = _REQUEST.size + len(head) + len(request.body)
-    return b"%b%b%b%b" % (
-        HEADER.pack(length, REQUEST, sequence), _REQUEST.pack(request.received, len(head)), head, request.body,
-    )  # fmt: skip
+    return head
+
+
+def parse_head(head: bytes) -> tuple[bytes, bytes, bytes, list[tuple[bytes, bytes]]]:
+    """The inverse of `pack_head`. Raises FrameError."""
+    fields = head.split(_SEPARATOR)
+    if len(fields) < 3 or len(fields) % 2 == 0:
+        raise FrameError(f"a request head of {len(fields)} fields")
+    return fields[0], fields[1], fields[2], list(zip(fields[3::2], fields[4::2], strict=True))
+
+
+def request_frame(sequence: int, request: Request) -> bytes:
+    """A REQUEST frame."""
+    received, head, body = request
+    length = _REQUEST.size + len(head) + len(body)
+    return b"%b%b%b%b" % (HEADER.pack(length, REQUEST, sequence), _REQUEST.pack(received, len(head)), head, body)
+
+
+def parse_request(payload: bytes) -> Request:
+    """A REQUEST frame's payload. Raises FrameError."""
+    try:
+        received, length = _REQUEST.unpack_from(payload)
+    except struct.error as error:
+        raise FrameError(f"a request frame of {len(payload)} bytes") from error
+    end = _REQUEST.size + length
+    if end > len(payload):
+        raise FrameError(f"a head of {length} bytes in a request frame of {len(payload)}")
+    return Request(received, payload[_REQUEST.size : end], payload[end:])
 
 
 def answer_frame(sequence: int, status: int, head: bytes, body: bytes) -> bytes:
@@ -82,37 +101,6 @@ def answer_frame(sequence: int, status: int, head: bytes, body: bytes) -> bytes:
 def load_frame(requests: int, rows: int) -> bytes:
     """A LOAD frame: the requests that a replica holds, and the rows that wait in its queues."""
     return frame(LOAD, 0, _LOAD.pack(min(requests, 0xFFFFFFFF), min(rows, 0xFFFFFFFF)))
-
-
-class HeadCache:
-    """Parsed request heads by their bytes: clients send the same one again and again. Bounded; results are shared."""
-
-    def __init__(self, size: int = 256) -> None:
-        self._size = size
-        self._known: dict[bytes, tuple[bytes, bytes, bytes, bytes, bytes, Mapping[bytes, bytes]]] = {}
-
-    def parse(self, payload: bytes) -> Request:
-        """A REQUEST frame's payload. Raises FrameError."""
-        try:
-            received, length = _REQUEST.unpack_from(payload)
-        except struct.error as error:
-            raise FrameError(f"a request frame of {len(payload)} bytes") from error
-        end = _REQUEST.size + length
-        if end > len(payload):
-            raise FrameError(f"a head of {length} bytes in a request frame of {len(payload)}")
-        head = payload[_REQUEST.size : end]
-        found = self._known.get(head)
-        if found is None:
-            fields = head.split(_SEPARATOR)
-            if len(fields) < 5 or len(fields) % 2 == 0:
-                raise FrameError(f"a request head of {len(fields)} fields")
-            method, target, model, version, peer = fields[:5]
-            found = method, target, model, version, peer, dict(zip(fields[5::2], fields[6::2], strict=True))
-            if len(self._known) >= self._size:
-                self._known.clear()
-            if length <= 4096:
-                self._known[head] = found
-        return Request(*found, received, payload[end:])
 
 
 def parse_answer(payload: bytes) -> Answer:

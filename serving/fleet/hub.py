@@ -312,8 +312,8 @@ class Hub:
             self._metrics[names.FRONT_UP].labels(str(number)).set(gate is not None and gate.listening)
             self._metrics[names.FRONT_RESTARTS].labels(str(number)).inc(0)
         totals = Totals().add(dump(self._metrics.registry)).add(self._departed.dump())
-        for one in (*self.replicas.values(), *self.fronts.values()):
-            totals.add(one.families)
+        for families in (one.families for group in (self.replicas, self.fronts) for one in group.values()):
+            totals.add(families)
         return totals.page(accept)
 
     async def _collect(self) -> None:

@@ -12,12 +12,12 @@ import msgspec
 
 from observability import names
 from observability.metrics import Metrics
+from serving.exchange import Exchange, error_head
 from serving.fleet import frames
 from serving.fleet.balance import Backend, Balancer, Reason
-from serving.fleet.frames import Request
+from serving.fleet.frames import Request, pack_head
 from serving.fleet.link import Link
 from serving.fleet.options import FleetOptions
-from serving.http import Exchange, error_head
 
 _log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
@@ -29,12 +29,13 @@ Respond = Callable[[int, bytes, bytes], None]
 class Flight:
     """A request that a replica has."""
 
-    __slots__ = ("infer", "link", "request", "respond", "retried", "sequence", "size")
+    __slots__ = ("link", "model", "request", "respond", "retried", "sequence", "size")
 
-    def __init__(self, request: Request, respond: Respond, infer: bool) -> None:
+    def __init__(self, request: Request, respond: Respond, model: str | None) -> None:
         self.request = request
         self.respond: Respond | None = respond
-        self.infer = infer
+        # None for what is not inference: it goes to the leader, once.
+        self.model = model
         self.size = len(request.body)
         self.retried = False
         self.link: Link | None = None
@@ -126,14 +127,15 @@ class Relay:
                 self._recover(flight, number, why)
 
     def _recover(self, flight: Flight, number: int, why: str) -> None:
-        if flight.infer and self._options.retry_lost and not flight.retried:
+        if flight.model is not None and self._options.retry_lost and not flight.retried:
             flight.retried = True
             other = self.balancer.pick(flight.size, other_than=number)
-            if other is not None and self._send(flight, other):
+            if other is not None:
+                self._send(flight, other)
                 self._metrics[names.RELAY_LOST].labels("retried").inc()
                 return
         self._metrics[names.RELAY_LOST].labels("refused").inc()
-        if flight.infer:
+        if flight.model is not None:
             message = (
                 f"replica {number} had this request and did not answer: {why}. Inference changes nothing: retry it"
             )
@@ -147,11 +149,13 @@ class Relay:
     # --- requests --------------------------------------------------------------------------------------------------
     def infer(self, exchange: Exchange, model: str, version: str | None) -> None:
         """Takes a request; its answer follows on the exchange."""
-        request = Request(
-            exchange.method, exchange.target, model.encode("utf-8", "surrogateescape"), (version or "").encode(), b"",
-            exchange.headers, exchange.received, exchange.body,
-        )  # fmt: skip
-        flight = exchange.handle = Flight(request, exchange.respond, True)
+        try:
+            head = packed(exchange)
+        except ValueError as error:
+            exchange.respond(400, error_head(None), msgspec.json.encode({"error": f"{error}: send text"}))
+            return
+        request = Request(exchange.received, head, exchange.body)
+        flight = exchange.handle = Flight(request, exchange.respond, model)
         backend = self.balancer.pick(flight.size)
         if backend is None:
             self._unsent(flight)
@@ -169,26 +173,20 @@ class Relay:
 
     def call(self, request: Request, respond: Respond) -> None:
         """Asks the leading replica something that is not inference."""
-        flight = Flight(request, respond, False)
+        flight = Flight(request, respond, None)
         backend = self.balancer.backends.get(self.leader) if self.leader is not None else None
         if backend is None or not backend.connected:
             self._unsent(flight)
         else:
             self._send(flight, backend)
 
-    def _send(self, flight: Flight, backend: Backend) -> bool:
+    def _send(self, flight: Flight, backend: Backend) -> None:
         sequence = next(self._numbers)
         link = self.links[backend.number]
-        try:
-            content = frames.request_frame(sequence, flight.request)
-        except ValueError as error:
-            self._refuse(flight, 400, f"{error}: send text")
-            return False
         link.flights[sequence] = flight
         flight.link, flight.sequence = link, sequence
         self.balancer.sent(backend, flight.size)
-        link.send(content)
-        return True
+        link.send(frames.request_frame(sequence, flight.request))
 
     def _unsent(self, flight: Flight) -> None:
         full = self.balancer.full()
@@ -201,9 +199,8 @@ class Relay:
             self._refuse(flight, 503, "no replica takes requests now: they are starting, or failing; retry")
 
     def _count(self, flight: Flight, outcome: str) -> None:
-        model = flight.request.model.decode("utf-8", "replace")
-        if flight.infer and model in self.models:
-            self._metrics[names.INFERENCE_REQUESTS].labels(model, "none", outcome).inc()
+        if flight.model in self.models:
+            self._metrics[names.INFERENCE_REQUESTS].labels(flight.model, "none", outcome).inc()
 
     def _refuse(self, flight: Flight, status: int, message: str) -> None:
         respond, flight.respond = flight.respond, None
@@ -221,7 +218,7 @@ class Relay:
         respond, flight.respond = flight.respond, None
         if respond is not None:
             status, head, body = frames.parse_answer(payload)
-            if flight.infer:
+            if flight.model is not None:
                 self.balancer.answered(backend, status >= 500, self._clock())
             respond(status, head, body)
         if backend.leaving:
@@ -281,3 +278,16 @@ class Relay:
         for link in list(self.links.values()):
             link.backend.leaving = True
             link.abort("this front ends")
+
+
+def packed(exchange: Exchange) -> bytes:
+    """The exchange's header for a frame; made once for all requests with the same header. Raises ValueError."""
+    known = exchange.head
+    if known is not None and known.memo is not None:
+        memo: bytes = known.memo
+        return memo
+    pairs = exchange.headers.items() if exchange.pairs is None else exchange.pairs
+    head = pack_head(exchange.method, exchange.target, b"", pairs)
+    if known is not None:
+        known.memo = head
+    return head

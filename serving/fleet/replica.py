@@ -12,40 +12,49 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import Conflict, ServingError
+from serving.exchange import Head, KnownExchange, error_head, run_app
 from serving.fleet import frames
 from serving.fleet.channel import Channel, RemoteError, first_of
 from serving.fleet.exposition import Dump, dump
-from serving.fleet.frames import FrameError, FrameReader, HeadCache, Request
+from serving.fleet.frames import FrameError, FrameReader, Request
 from serving.fleet.link import FrameWriter
-from serving.http import Exchange, error_head, run_app
-from serving.router import Policy
 from serving.server import Service, ServingConfig
+from serving.traffic import Policy
 
 _log = logging.getLogger(__name__)
 _CLIENT_CLOSED = 499
 
 
-class RelayedExchange(Exchange):
-    """A request that came over a front's connection; the answer goes back the same way."""
+class RelayedExchange(KnownExchange):
+    """A request that came over a front's connection; the answer goes back the same way, with its number."""
 
-    __slots__ = ("line", "sequence")
+    __slots__ = ("sequence",)
 
-    def __init__(self, line: Line, sequence: int, request: Request) -> None:
-        super().__init__(line)  # type: ignore[arg-type]
-        self.line = line
+    def __init__(self, line: Line, sequence: int, head: Head, body: bytes, received: float) -> None:
+        super().__init__(line, head, body, received)
         self.sequence = sequence
-        self.method = request.method
-        self.target = request.target
-        self.headers = request.headers  # type: ignore[assignment]
-        self.body = request.body
-        self.size = len(request.body)
-        self.received = request.received
+        self.size = len(body)
 
-    def respond(self, status: int, head: bytes, body: bytes) -> None:
-        """Sends the answer; ignored once answered or when the front is gone."""
-        if self.answer is None:
-            self.answer = b""
-            self.line.respond(self, status, head, body)
+
+class Heads:
+    """Headers of requests as the fronts packed them, read once each; bounded."""
+
+    def __init__(self, limit: int = 1024, limit_bytes: int = 4096) -> None:
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._known: dict[bytes, tuple[Head, bytes]] = {}
+
+    def read(self, content: bytes) -> tuple[Head, bytes]:
+        """The header, and the client's address. Raises FrameError."""
+        found = self._known.get(content)
+        if found is None:
+            method, target, peer, pairs = frames.parse_head(content)
+            found = Head(method, target, pairs), peer
+            if len(content) <= self._limit_bytes:
+                if len(self._known) >= self._limit:
+                    self._known.clear()
+                self._known[content] = found
+        return found
 
 
 class Line(asyncio.Protocol):
@@ -54,7 +63,7 @@ class Line(asyncio.Protocol):
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._reader = FrameReader()
-        self._heads = HeadCache()
+        self._heads = Heads()
         self._open: dict[int, RelayedExchange] = {}
         self._transport: asyncio.Transport | None = None
         self._writer: FrameWriter | None = None
@@ -80,7 +89,7 @@ class Line(asyncio.Protocol):
         try:
             for kind, sequence, payload in self._reader.feed(data):
                 if kind == frames.REQUEST:
-                    self._request(sequence, self._heads.parse(payload))
+                    self._request(sequence, frames.parse_request(payload))
                 elif kind == frames.CANCEL:
                     self._cancel(sequence)
                 elif kind == frames.PING:
@@ -93,15 +102,15 @@ class Line(asyncio.Protocol):
                 self._transport.abort()
 
     def _request(self, sequence: int, request: Request) -> None:
-        exchange = RelayedExchange(self, sequence, request)
+        head, peer = self._heads.read(request.head)
+        exchange = RelayedExchange(self, sequence, head, request.body, request.received)
         self._open[sequence] = exchange
-        if request.model:
-            model = request.model.decode("utf-8", "surrogateescape")
-            self._replica.http.handler.infer(exchange, model, request.version.decode() or None)
-        elif not self._replica.leading and request.method not in (b"GET", b"HEAD"):
+        if head.model:
+            self._replica.http.handler.infer(exchange, head.model, head.version)
+        elif not self._replica.leading and head.method not in (b"GET", b"HEAD"):
             exchange.respond(503, error_head(1.0), b'{"error": "this replica does not lead: retry"}')
         else:
-            host, _, port = request.peer.decode().partition("\t")
+            host, _, port = peer.decode().partition("\t")
             self._replica.spawn(run_app(self._replica.http.app, exchange, (host, int(port)) if port else None))
 
     def _cancel(self, sequence: int) -> None:
@@ -118,6 +127,7 @@ class Line(asyncio.Protocol):
         """Writes an answer, and how much is left, with all others of this turn of the loop."""
         if self._open.pop(exchange.sequence, None) is None:
             return
+        exchange.answer = b""
         self.put(frames.answer_frame(exchange.sequence, status, head, body))
         if not self._reporting:
             self._reporting = True
@@ -217,6 +227,7 @@ class Replica(Service):
         """Its metrics, now."""
         for deployment in self.deployments.values():
             deployment.observe()
+        self.edge.observe()
         return dump(self.metrics.registry)
 
     async def handle(self, op: str, args: Mapping[str, Any]) -> Any:

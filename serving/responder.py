@@ -3,50 +3,84 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from serving.outputs import Outputs, Rows
 from serving.signature import Signature
 from serving.tensors import WIRE_TYPES, Array
 from serving.v2 import InferRequest
+
+_Plan = Sequence[tuple[int, bool, bytes]]
+_MAX_PLANS = 1024
 
 
 class Responder:
     """Writes the bodies of one version's answers."""
 
     def __init__(self, model: str, version: int, signature: Signature) -> None:
-        self._names = [output.name for output in signature.outputs]
-        self._kinds = [WIRE_TYPES[output.datatype] for output in signature.outputs]
+        self._outputs = signature.outputs
         self._prefix = f'{{"model_name":{json.dumps(model)},"model_version":"{version}",'.encode()
-        self._outputs = [
-            f'{{"name":{json.dumps(output.name)},"datatype":"{output.datatype}","shape":'.encode()
-            for output in signature.outputs
-        ]
+        self._plans: dict[Hashable, _Plan] = {}
+        # Whether requests may be read as floats at once.
+        self.floats = signature.floats
 
     def body(self, request: InferRequest, outputs: Sequence[Array]) -> tuple[bytes, int | None]:
         """The answer's body, and its JSON part's length where binary tensors follow."""
-        parts, tail = [], []
-        for place, name in enumerate(self._names):
-            if request.outputs is not None and name not in request.outputs:
-                continue
-            values = outputs[place]
-            binary = request.binary_default if request.outputs is None else request.outputs[name]
-            shape = b",".join([b"%d" % length for length in values.shape])
-            if binary:
-                content = np.ascontiguousarray(values, self._kinds[place]).tobytes()
-                parts.append(
-                    b'%b[%b],"parameters":{"binary_data_size":%d}}' % (self._outputs[place], shape, len(content))
-                )
-                tail.append(content)
-            else:
-                data = msgspec.json.encode(values.reshape(-1).tolist())
-                parts.append(b'%b[%b],"data":%b}' % (self._outputs[place], shape, data))
+        rows = outputs if isinstance(outputs, Rows) else self._as_rows(outputs, request.rows)
+        batch, start, stop = rows.batch, rows.start, rows.stop
+        asked = request.outputs
+        plan = self._plan(batch.arrays, stop - start, asked, request.binary_default)
         named = b'"id":%b,' % msgspec.json.encode(request.id) if request.id else b""
-        header = b'%b%b"outputs":[%b]}' % (self._prefix, named, b",".join(parts))
-        return (header + b"".join(tail), len(header)) if tail else (header, None)
+        pieces = [self._prefix, named]
+        tail = []
+        for place, binary, piece in plan:
+            pieces.append(piece)
+            if binary:
+                tail.append(batch.content(place, start, stop))
+            else:
+                pieces.append(batch.text(place, start, stop))
+        pieces.append(b"}]}" if plan and plan[-1][1] else b"]}]}" if plan else b'"outputs":[]}')
+        header = b"".join(pieces)
+        return (b"".join((header, *tail)), len(header)) if tail else (header, None)
+
+    def _as_rows(self, outputs: Sequence[Array], rows: int) -> Rows:
+        kinds = [WIRE_TYPES[output.datatype] for output in self._outputs]
+        arrays = [np.asarray(values, kind) for values, kind in zip(outputs, kinds, strict=True)]
+        return Rows(Outputs(arrays, rows), 0, rows)
+
+    def _plan(self, arrays: Sequence[Array], rows: int, asked: Mapping[str, bool] | None, binary: bool) -> _Plan:
+        """What stands before each output's values: (place, whether it is binary, text); kept for the usual requests."""
+        shapes = [array.shape[1:] for array in arrays]
+        key = (rows, binary, None if asked is None else tuple(asked.items()), *shapes)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._made(shapes, rows, asked, binary)
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def _made(
+        self, shapes: Sequence[Sequence[int]], rows: int, asked: Mapping[str, bool] | None, default: bool
+    ) -> _Plan:
+        plan: list[tuple[int, bool, bytes]] = []
+        before = b'"outputs":['
+        for place, (output, shape) in enumerate(zip(self._outputs, shapes, strict=True)):
+            if asked is not None and output.name not in asked:
+                continue
+            binary = default if asked is None else asked[output.name]
+            size = rows * prod(shape) * WIRE_TYPES[output.datatype].itemsize
+            dimensions = ",".join(map(str, (rows, *shape)))
+            head = f'{{"name":{json.dumps(output.name)},"datatype":"{output.datatype}","shape":[{dimensions}]'
+            after = f',"parameters":{{"binary_data_size":{size}}}' if binary else ',"data":['
+            plan.append((place, binary, before + head.encode() + after.encode()))
+            before = b"}," if binary else b"]},"
+        return plan
 
 
 def error_body(message: str, details: Mapping[str, Any] | None = None) -> bytes:

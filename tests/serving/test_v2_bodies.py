@@ -190,7 +190,7 @@ def test_the_sticky_unit_is_the_named_parameter_or_attribute() -> None:
     request = parsed(body(parameters={"attributes": {"user": 7}, "tenant": "t"}))
     attributes = admission.attributes(request)
 
-    assert admission.unit(request, "user", attributes) == "7"
-    assert admission.unit(request, "tenant", attributes) == "t"
-    assert admission.unit(request, "nobody", attributes) is None
-    assert admission.unit(request, None, attributes) is None
+    assert admission.unit(request, "user", attributes, {}) == "7"
+    assert admission.unit(request, "tenant", attributes, {}) == "t"
+    assert admission.unit(request, "nobody", attributes, {}) is None
+    assert admission.unit(request, None, attributes, {}) is None

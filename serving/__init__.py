@@ -5,6 +5,7 @@ Importing it does not import torch: that waits until a model is written or loade
 
 from __future__ import annotations
 
+from serving.cache import CachePolicy
 from serving.client import Answer, InferenceClient, QuickClient
 from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
 from serving.models import LoadedModel, load_artifact, save_artifact
@@ -16,6 +17,7 @@ from serving.signature import Input, Output, Signature
 __all__ = [
     "Answer",
     "ArtifactError",
+    "CachePolicy",
     "Canary",
     "Choice",
     "Conflict",

@@ -19,8 +19,8 @@ class Call(Pending):
     """A request that a version was chosen for. `signature` is the one that its values are bound to."""
 
     __slots__ = (
-        "attributes", "choice", "done", "exchange", "id", "model", "on_finish", "outcome", "outputs", "parent",
-        "request", "signature", "span",
+        "attributes", "cache", "choice", "done", "exchange", "flight", "id", "model", "on_finish", "outcome", "outputs",
+        "parent", "request", "signature", "span",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,8 @@ class Call(Pending):
         self.attributes: str | None = None
         self.parent: SpanContext | None = None
         self.span: SpanContext | None = None
+        self.cache = ""  # what the response cache found: hit, shared or miss; nothing without one
+        self.flight: Any = None  # the cache's, of a call that others wait for
         self.outcome = ""
         self.outputs: Sequence[Array] | None = None
         self.done = 0.0

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from serving import switches
-from serving.deployment import Deployment, Loaded, Version
-from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
+from serving.deployment import Deployment, Version
+from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, ServingError
 from serving.policies import PolicyStore
 from serving.registry import ModelVersion, Registry
+from serving.residency import Residency
 from serving.routing import Change
 from serving.traffic import Policy
 
@@ -52,6 +52,31 @@ class Alone:
         """Nothing to do."""
 
 
+class _Lock(asyncio.Lock):
+    """One change of a model at a time; the versions that it was about to use are guarded until it ends."""
+
+    def __init__(self, deployments: dict[str, Deployment], model: str) -> None:
+        super().__init__()
+        self._deployments = deployments
+        self._model = model
+
+    def release(self) -> None:
+        """Lifts the guards, too."""
+        if self._model in self._deployments:
+            self._deployments[self._model].guards.clear()
+        super().release()
+
+
+class _Locks(dict[str, _Lock]):
+    def __init__(self, deployments: dict[str, Deployment]) -> None:
+        super().__init__()
+        self._deployments = deployments
+
+    def __missing__(self, model: str) -> _Lock:
+        self[model] = _Lock(self._deployments, model)
+        return self[model]
+
+
 class Control:
     """The control API's deeds. Every method that changes traffic raises ServingError and then has changed nothing."""
 
@@ -61,7 +86,7 @@ class Control:
         store: PolicyStore,
         deployments: dict[str, Deployment],
         make: Callable[[str], Deployment],
-        load: Callable[[str, int], Loaded],
+        residency: Residency,
         publish_reference: Callable[[ModelVersion, bytes], None],
         clock: Callable[[], float] = time.time,
         peers: Peers | None = None,
@@ -71,10 +96,10 @@ class Control:
         self._store = store
         self._deployments = deployments
         self._make = make
-        self._load = load
+        self._residency = residency
         self._publish_reference = publish_reference
         self._clock = clock
-        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks = _Locks(deployments)
 
     # --- reading ---------------------------------------------------------------------------------------------------
     async def models(self, only: tuple[str, ...] = ()) -> list[str]:
@@ -108,27 +133,93 @@ class Control:
     async def restore(self, model: str) -> None:
         """Loads what the stored policy, or the alias `stable`, names. ServingError if stable does not load."""
         async with self._locks[model]:
-            policy = await asyncio.to_thread(self._store.load, model)
-            if policy is None:
-                policy = await self._from_alias(model)
-            if policy is None or policy.stable is None:
-                return
-            deployment = self._deployment(model)
-            await self._ensure(deployment, policy.stable)
-            deployment.switch(Policy(model, policy.generation, policy.stable))
-            for number in sorted(policy.loaded() - {policy.stable}):
+            await self._restore(model)
+            for number in self._residency.pinned(model):
                 try:
-                    await self._ensure(deployment, number)
+                    await self._ensure(self._deployment(model), number, "pinned")
                 except ServingError as error:
-                    _log.error("version %d of %s cannot be loaded: %s", number, model, error)
-                    without = switches.without_version(policy, number)
-                    if without.generation > policy.generation:
-                        release, _ = switches.taken_out(policy, without)
-                        await self._save(
-                            without, "rollback", release, number, f"did not load at start: {error}", "serving"
-                        )
-                    policy = without
-            deployment.switch(policy)
+                    _log.error("pinned version %d of %s cannot be loaded: %s", number, model, error)
+
+    async def _restore(self, model: str) -> None:
+        """Takes up the stored policy, or the alias `stable`; the model's lock is held."""
+        policy = await asyncio.to_thread(self._store.load, model)
+        if policy is None:
+            policy = await self._from_alias(model)
+        if policy is None or policy.stable is None:
+            return
+        deployment = self._deployment(model)
+        await self._ensure(deployment, policy.stable)
+        deployment.switch(Policy(model, policy.generation, policy.stable))
+        for number in sorted(policy.loaded() - {policy.stable}):
+            try:
+                await self._ensure(deployment, number)
+            except ServingError as error:
+                _log.error("version %d of %s cannot be loaded: %s", number, model, error)
+                without = switches.without_version(policy, number)
+                if without.generation > policy.generation:
+                    release, _ = switches.taken_out(policy, without)
+                    await self._save(without, "rollback", release, number, f"did not load at start: {error}", "serving")
+                policy = without
+        deployment.switch(policy)
+
+    # --- the memory ------------------------------------------------------------------------------------------------
+    async def load(self, model: str, versions: Sequence[int] | None, actor: str) -> None:
+        """Brings versions into memory, to stay until they are unloaded or give way; None means what the policy names.
+
+        A model without any stable version gets the newest of them: there is nothing that it could be compared with.
+        """
+        async with self._locks[model]:
+            known = [version.version for version in await asyncio.to_thread(self._registry.versions, model)]
+            if not known:
+                raise RegistryError(f"model {model!r} is not in the registry; register a version first")
+            if model not in self._deployments or self._deployments[model].router.policy.stable is None:
+                await self._restore(model)
+            deployment = self._deployment(model)
+            stable = deployment.router.policy.stable
+            wanted = sorted(versions) if versions is not None else sorted(deployment.router.policy.loaded())
+            for number in wanted or known[-1:]:
+                await self._ensure(deployment, number, "repository")
+                if versions is not None:
+                    deployment.kept.add(number)
+            if stable is None:
+                number = (wanted or known)[-1]
+                await self._verify(deployment.versions[number])
+                policy = switches.promoted(deployment.router.policy, number, None)
+                reason = "loaded by the repository API; there was no stable version"
+                await self._apply(deployment, policy, "promote", policy.stable_release, number, reason, actor)
+                await asyncio.to_thread(self._registry.set_alias, model, "stable", number)
+
+    async def unload(self, model: str, version: int | None) -> None:
+        """Takes a version, or the whole model, out of memory, when the requests it has are answered.
+
+        The stored policy stays: loading the model again, or a restart, restores it. Raises NotFound, Conflict.
+        """
+        async with self._locks[model]:
+            deployment = self._deployments.get(model)
+            if deployment is None or (version is not None and version not in deployment.versions):
+                raise NotFound(f"{model!r}{'' if version is None else f' version {version}'} is not loaded")
+            policy = deployment.router.policy
+            if version is not None:
+                if version in policy.loaded():
+                    raise Conflict(
+                        f"version {version} of {model!r} is named by the traffic policy; take it out of the traffic "
+                        "first, or unload the whole model"
+                    )
+                await self._residency.unload(deployment, version, "repository")
+                return
+            deployment.closing = True
+            try:
+                deployment.switch(Policy(model, generation=policy.generation))
+                deployment.leaving |= dict.fromkeys(deployment.versions, "repository")
+                await asyncio.gather(*(
+                    self._residency.unload(deployment, number, "repository") for number in list(deployment.versions)
+                ))  # fmt: skip
+            except BaseException:
+                deployment.leaving.clear()
+                deployment.switch(policy)
+                deployment.closing = False
+                raise
+            del self._deployments[model]
 
     # --- following the changes that another replica makes ----------------------------------------------------------
     async def prepare(self, policy: Policy) -> None:
@@ -307,16 +398,15 @@ class Control:
         except Exception as error:
             raise ArtifactError(f"version {version.loaded.number} does not answer its example: {error!r}") from error
 
-    async def _ensure(self, deployment: Deployment, number: int) -> Version:
-        version = deployment.versions.get(number)
-        if version is not None:
-            return version
-        loaded = await asyncio.to_thread(self._load, deployment.model, number)
+    async def _ensure(self, deployment: Deployment, number: int, reason: str = "policy") -> Version:
+        if number in deployment.versions:
+            return await self._residency.ensure(deployment, number, reason)
+        version = await self._residency.ensure(deployment, number, reason)
         found = await asyncio.to_thread(self._registry.get, deployment.model, number)
         profile = await asyncio.to_thread(self._registry.profile, deployment.model, number)
         if profile is not None:
             self._publish_reference(found, profile)
-        return deployment.add(loaded)
+        return version
 
     async def _known(self, model: str) -> Deployment:
         if not await asyncio.to_thread(self._registry.versions, model):

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from serving.batcher import State
 from serving.calls import Call
 from serving.engine import Lane
 from serving.errors import NotFound, ServingError, Unavailable
+from serving.memory import Footprint, resident_bytes
 from serving.models import LoadedModel, WarmUp, load_artifact
 from serving.registry import Registry
 from serving.responder import Responder
 from serving.router import Choice, Router
 from serving.signals import Signals
 from serving.traffic import FORCED, Policy
+
+_RETRY_SECONDS = 0.02
+
+if TYPE_CHECKING:
+    from serving.cache import ResponseCache
 
 
 class _Heads(dict[str, bytes]):
@@ -39,6 +47,7 @@ class Loaded:
     model: LoadedModel
     warm_up: WarmUp
     seconds: float
+    footprint: Footprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +65,11 @@ def load_version(registry: Registry, model: str, number: int, architectures: tup
     """Verifies, loads and warms a version; blocks. Raises RegistryError or ArtifactError."""
     start = time.perf_counter()
     found = registry.get(model, number)
-    loaded = load_artifact(registry.artifact(found), architectures=architectures, digest=found.digest)
+    before = resident_bytes()
+    loaded = load_artifact(registry.folder(found), architectures=architectures, digest=found.digest)
     warm_up = loaded.warm_up(max_rows)
-    return Loaded(number, loaded, warm_up, time.perf_counter() - start)
+    footprint = Footprint(loaded.nbytes, max(0, resident_bytes() - before))
+    return Loaded(number, loaded, warm_up, time.perf_counter() - start, footprint)
 
 
 class Deployment:
@@ -68,6 +79,17 @@ class Deployment:
         self.model = model
         self.router = Router.of(Policy(model))
         self.versions: dict[int, Version] = {}
+        self.cache: ResponseCache | None = None
+        # Versions that stay without a place in the policy, that a control call is about to use, and that are drained
+        # (with the reason); when a version was last asked for by its number.
+        self.kept: set[int] = set()
+        self.guards: set[int] = set()
+        self.leaving: dict[int, str] = {}
+        self.used: dict[int, float] = {}
+        # Set while the whole model is taken out: it takes no requests.
+        self.closing = False
+        self.missing: Callable[[int], ServingError] = self._unknown
+        self.dropped: Callable[[Version, str], None] = lambda _version, _reason: None
         self._make_lane = make_lane
         self._signals = signals
 
@@ -75,7 +97,14 @@ class Deployment:
     def ready(self) -> bool:
         """Whether the stable version can answer."""
         stable = self.router.policy.stable
-        return stable is not None and stable in self.versions
+        return stable is not None and self.unready(stable) is None
+
+    def unready(self, number: int) -> str | None:
+        """Why a version cannot answer; None when it can."""
+        version = self.versions.get(number)
+        if version is None or self.closing or number in self.leaving:
+            return "not loaded" if version is None else "being unloaded"
+        return version.lane.stalled
 
     def add(self, loaded: Loaded) -> Version:
         """Makes a loaded version servable."""
@@ -95,6 +124,8 @@ class Deployment:
         self, named: str | None, unit: str | None, headers: Mapping[bytes, bytes] | None = None
     ) -> tuple[Choice, Version]:
         """The arm and version for a request that may name a version. Raises NotFound or Unavailable."""
+        if self.closing:
+            raise Unavailable(f"model {self.model!r} is being unloaded")
         if named is not None:
             return self._pinned(named)
         choice = self.router.choose(unit, headers=headers)
@@ -133,23 +164,57 @@ class Deployment:
             call.finish(error)
 
     def retire(self) -> None:
-        """Forgets idle versions that the policy does not name."""
-        for number in set(self.versions) - self.router.policy.loaded():
-            if self.versions[number].lane.idle:
-                version = self.versions.pop(number)
-                version.lane.stop()
-                self._signals.unloaded(self.model, number, version.loaded.model.digest)
+        """Forgets the versions that nothing needs, those that are busy as soon as they are idle."""
+        for number in set(self.versions) - self.router.policy.loaded() - self.kept - self.guards:
+            self.leaving.setdefault(number, "retired")
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        busy = False
+        for number in [number for number, reason in self.leaving.items() if reason == "retired"]:
+            if number in self.router.policy.loaded() | self.guards:
+                del self.leaving[number]
+            else:
+                busy |= not self.drop(number)
+        if busy:
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._drop_idle)
+
+    def drop(self, number: int) -> bool:
+        """Forgets a version that is leaving, if it is idle; whether it is gone."""
+        version = self.versions.get(number)
+        if version is not None:
+            if not version.lane.idle:
+                return False
+            del self.versions[number]
+            version.lane.stop()
+            self._signals.unloaded(self.model, number, version.loaded.model.digest)
+            self.dropped(version, self.leaving.get(number, "retired"))
+        self.leaving.pop(number, None)
+        self.kept.discard(number)
+        self.used.pop(number, None)
+        return True
 
     def observe(self) -> None:
         """Sets the gauges of the queues."""
         for number, version in self.versions.items():
-            self._signals.queue(self.model, number, version.lane.queue.rows)
+            self._signals.queue(self.model, number, version.lane.state())
+        if self.cache is not None:
+            self._signals.cache(self.model, self.cache)
 
     def _pinned(self, named: str) -> tuple[Choice, Version]:
-        version = self.versions.get(int(named)) if named.isascii() and named.isdigit() else None
+        if not (named.isascii() and named.isdigit() and len(named) < 10):
+            raise NotFound(f"model {self.model!r} has no version {named!r}; versions are numbers")
+        number = int(named)
+        version = self.versions.get(number)
         if version is None:
-            raise NotFound(f"model {self.model!r} has no version {named!r} loaded; loaded are {sorted(self.versions)}")
+            raise self.missing(number)
+        if number in self.leaving:
+            raise Unavailable(f"version {number} of {self.model!r} is being unloaded")
+        self.used[number] = time.monotonic()
         return version.pinned, version
+
+    def _unknown(self, number: int) -> ServingError:
+        return NotFound(f"model {self.model!r} has no version {number} loaded; loaded are {sorted(self.versions)}")
 
     def _stable(self) -> tuple[Choice, Version]:
         choice = self.router.stable

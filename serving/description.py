@@ -9,7 +9,7 @@ from typing import Any
 from serving.deployment import Deployment
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
-_PLATFORMS = {"torch.export": "pytorch_export", "safetensors": "pytorch_safetensors"}
+_PLATFORMS = {"torch.export": "pytorch_export", "safetensors": "pytorch_safetensors", "onnx": "onnxruntime_onnx"}
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING"}
 
 
@@ -53,15 +53,6 @@ def model_config(deployment: Deployment, number: int) -> dict[str, Any]:
             "digest": {"string_value": version.loaded.model.digest},
         },
     }
-
-
-def repository_index(deployments: Mapping[str, Deployment]) -> list[dict[str, str]]:
-    """The loaded versions of every model."""
-    return [
-        {"name": name, "version": str(number), "state": "READY", "reason": ""}
-        for name, deployment in sorted(deployments.items())
-        for number in sorted(deployment.versions)
-    ]
 
 
 def own_version() -> str:

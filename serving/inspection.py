@@ -11,9 +11,8 @@ from starlette.routing import Route
 
 from observability.metrics import Metrics
 from serving.deployment import Deployment
-from serving.description import model_config, model_metadata, repository_index, server_metadata
+from serving.description import model_config, model_metadata, server_metadata
 from serving.errors import NotFound
-from serving.extensions import json_object
 from serving.health import Health
 from serving.statistics import read_counts, triton_statistics
 
@@ -43,7 +42,6 @@ class Inspection:
             Route("/v2/health/ready", self._ready),
             Route("/v2", self._server),
             Route("/v2/", self._server),
-            Route("/v2/repository/index", self._index, methods=["POST", "GET"]),
             Route("/v2/models/stats", self._all_statistics),
             *(
                 Route(f"/v2/models/{{model}}{named}{tail}", page)
@@ -65,18 +63,16 @@ class Inspection:
     async def _server(self, _request: Request) -> Response:
         return JSONResponse(server_metadata())
 
-    async def _index(self, request: Request) -> Response:
-        if request.method == "POST":
-            # `ready` asks for ready versions only, which is all there are.
-            await json_object(request)
-        return JSONResponse(repository_index(self._deployments))
-
     async def _model(self, request: Request) -> Response:
         return JSONResponse(model_metadata(*self._found(request)))
 
     async def _model_ready(self, request: Request) -> Response:
         deployment, number = self._found(request)
-        return JSONResponse({"name": deployment.model, "version": str(number), "ready": True})
+        reason = deployment.unready(number)
+        body = {"name": deployment.model, "version": str(number), "ready": reason is None}
+        if reason is None:
+            return JSONResponse(body)
+        return JSONResponse(body | {"error": reason}, 503, {"Retry-After": "1"})
 
     async def _config(self, request: Request) -> Response:
         return JSONResponse(model_config(*self._found(request)))

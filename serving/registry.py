@@ -138,6 +138,10 @@ class Registry:
         verify(path, version.digest)
         return path
 
+    def folder(self, version: ModelVersion) -> Path:
+        """The folder of the version's artifact, not verified: for who verifies what it reads."""
+        return self._path(version.digest)
+
     def history(self, model: str) -> list[RegistryEvent]:
         """Everything that was registered or renamed, oldest first."""
         query = sa.select(db.registry_history).where(db.registry_history.c.model == model)

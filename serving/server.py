@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from observability.sinks import HttpSink
 from observability.tracing import setup_tracing
 from serving.app import ControlApp
 from serving.batcher import Budget
+from serving.cache import CachePolicy, ResponseCache
 from serving.callers import Caller, Callers
 from serving.control import Control, Peers
 from serving.deployment import Deployment, Loaded, load_version
@@ -34,10 +35,13 @@ from serving.front import Front
 from serving.health import Health
 from serving.http import Limits, Server
 from serving.lane_policy import LanePolicy
+from serving.manifest import file_bytes
 from serving.policies import PolicyStore
 from serving.recorder import Recorder
 from serving.references import References
 from serving.registry import Registry
+from serving.repository import Repository
+from serving.residency import Residency, pin
 from serving.shadow import Mirror
 from serving.signals import Signals
 
@@ -94,6 +98,12 @@ class ServingConfig:
     # `module:callable` names that safetensors artifacts may declare.
     architectures: tuple[str, ...] = ()
     torch_threads: int = 1
+    # Bytes that loaded versions may take together; the least recently used give way. 0 means no limit.
+    memory_budget_bytes: int = 0
+    # `MODEL:VERSION`: loaded at start and never given up, whatever the traffic.
+    pinned_versions: tuple[str, ...] = ()
+    # Whose answers are kept for equal requests, by model; `*` stands for those not named. None by default.
+    cache: Mapping[str, CachePolicy] = field(default_factory=dict)
     # From the signal to the closed listener: time for load balancers to see that the server is not ready.
     drain_notice: float = 0.5
     # From the closed listener on, for requests in flight.
@@ -120,6 +130,8 @@ class ServingConfig:
                 "the first must be at least 1, the second at least the first"
             )
         self.lane_policy()
+        for text in self.pinned_versions:
+            pin(text)
         if min(self.max_total_rows, self.max_total_bytes) < 0 or self.device_batches < 1:
             raise ValueError(
                 f"max_total_rows is {self.max_total_rows}, max_total_bytes {self.max_total_bytes}, device_batches "
@@ -179,10 +191,17 @@ class Service:
             body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=os.urandom(6).hex(),
         )  # fmt: skip
         store = PolicyStore(self._registry.engine)
+        self._residency = Residency(
+            self.deployments, self._load, self._size, self._signals, budget=config.memory_budget_bytes,
+            pins=frozenset(map(pin, config.pinned_versions)),
+        )  # fmt: skip
         self._control = Control(
-            self._registry, store, self.deployments, self._make, self._load, self._references.publish,
+            self._registry, store, self.deployments, self._make, self._residency, self._references.publish,
             peers=peers,
         )  # fmt: skip
+        repository = Repository(
+            self._control, self._registry, self._residency, models=config.models, secret=config.secret
+        )
         callers = Callers(config.callers, self.metrics) if config.callers else None
         self._front.callers = callers
         self.edge = Edge(
@@ -196,7 +215,7 @@ class Service:
         )  # fmt: skip
         app = ControlApp(
             self._control, self.deployments, store, self.metrics, secret=config.secret, models=config.models,
-            routes=self.edge.routes, observe=self.edge.observe,
+            routes=[*repository.routes(), *self.edge.routes], observe=self.edge.observe,
         ).build()  # fmt: skip
         self.edge.bind(app)
         self.http = Server(self._front, app, config.limits)
@@ -257,6 +276,7 @@ class Service:
         for deployment in self.deployments.values():
             for version in deployment.versions.values():
                 version.lane.stop()
+        self._residency.close()
         await asyncio.to_thread(self._close_telemetry)
         self._registry.close()
 
@@ -284,6 +304,9 @@ class Service:
         config = self.config
         return load_version(self._registry, model, number, config.architectures, config.max_batch_rows)
 
+    def _size(self, model: str, number: int) -> int:
+        return file_bytes(self._registry.folder(self._registry.get(model, number)))
+
     def _make(self, model: str) -> Deployment:
         loop = asyncio.get_running_loop()
         signals = self._signals
@@ -309,7 +332,12 @@ class Service:
                 on_batch=lambda batch, run: version.batch(batch.rows, run.ended - run.started, batch.reason),
             )
 
-        return Deployment(model, make_lane, signals)
+        deployment = Deployment(model, make_lane, signals)
+        kept = self.config.cache.get(model, self.config.cache.get("*"))
+        if kept is not None:
+            deployment.cache = ResponseCache(kept, deployment.resubmit)
+        self._residency.adopt(deployment)
+        return deployment
 
 
 async def run(config: ServingConfig, started: Callable[[Service], None] | None = None) -> None:

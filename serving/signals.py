@@ -5,12 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from observability import names
 from observability.metrics import Metrics
 from serving.disagreement import Disagreement
+from serving.lane_policy import LanePolicy
+from serving.memory import Footprint
+from serving.pending import QueueState
 from serving.router import Choice
+
+if TYPE_CHECKING:
+    from serving.cache import ResponseCache
 
 NO_VERSION = "none"
 # Each release, and each change of its weight, adds series; beyond so many the oldest go.
@@ -46,6 +52,7 @@ class VersionSignals:
         self._rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
         self._rows = metrics[names.INFERENCE_ROWS].labels(model, version)
         self._reasons: dict[str, Any] = {}
+        self._shed: dict[str, Any] = {}
 
     def requests(self, outcome: str, count: int) -> None:
         """Requests answered with this outcome."""
@@ -63,7 +70,17 @@ class VersionSignals:
 
     def shed(self, reason: str) -> None:
         """A request that was turned away before it cost anything."""
-        self._metrics[names.REQUESTS_SHED].labels(*self._labels, reason).inc()
+        if reason not in self._shed:
+            self._shed[reason] = self._metrics[names.REQUESTS_SHED].labels(*self._labels, reason)
+        self._shed[reason].inc()
+
+    def late(self, rows: int) -> None:
+        """Rows that reached the model behind their deadline."""
+        self._metrics[names.LATE_ROWS].labels(*self._labels).inc(rows)
+
+    def padding(self, rows: int) -> None:
+        """Rows that were added to a batch."""
+        self._metrics[names.PADDING_ROWS].labels(*self._labels).inc(rows)
 
     def batch(self, rows: int, seconds: float, reason: str) -> None:
         """A batch that the model has run."""
@@ -119,6 +136,25 @@ class Signals:
         self.metrics[names.MODEL_READY].labels(model, str(version)).set(0)
         self.metrics[names.MODEL_INFO].remove(model, str(version), digest)
 
+    def load(self, model: str, reason: str, outcome: str) -> None:
+        """A version was loaded, or failed to be."""
+        self.metrics[names.MODEL_LOADS].labels(model, reason, outcome).inc()
+
+    def memory(self, model: str, version: int, footprint: Footprint) -> None:
+        """The bytes of a version that is in memory."""
+        self.metrics[names.MODEL_MEMORY].labels(model, str(version), "weights").set(footprint.weights)
+        self.metrics[names.MODEL_MEMORY].labels(model, str(version), "resident").set(footprint.resident)
+
+    def unload(self, model: str, version: int, reason: str) -> None:
+        """A version has gone: retired, evicted or unloaded by a call."""
+        self.metrics[names.MODEL_UNLOADS].labels(model, reason).inc()
+        for kind in ("weights", "resident"):
+            self.metrics[names.MODEL_MEMORY].remove(model, str(version), kind)
+
+    def memory_budget(self, limit: int) -> None:
+        """Bytes that versions may take together; 0 when there is no limit."""
+        self.metrics[names.MODEL_MEMORY_BUDGET].set(limit)
+
     def traffic(self, model: str, generation: int, weights: dict[tuple[int, str], float]) -> None:
         """The policy in force: weight by (version, role); roles that are gone fall to 0."""
         self.metrics[names.TRAFFIC_GENERATION].labels(model).set(generation)
@@ -129,13 +165,38 @@ class Signals:
         for (number, role), weight in weights.items():
             family.labels(model, str(number), role).set(weight)
 
-    def queue(self, model: str, version: int, rows: int) -> None:
-        """Rows that wait now."""
-        self.metrics[names.QUEUE_ROWS].labels(model, str(version)).set(rows)
+    def queue(self, model: str, version: int, state: QueueState) -> None:
+        """What waits now."""
+        labels = (model, str(version))
+        for name, value in (
+            (names.QUEUE_ROWS, state.rows), (names.QUEUE_BYTES, state.bytes),
+            (names.QUEUE_OLDEST, state.oldest_seconds), (names.QUEUE_EXPECTED, state.expected_seconds),
+            (names.BATCH_LIMIT_ROWS, state.batch_rows),
+        ):  # fmt: skip
+            self.metrics[name].labels(*labels).set(value)
 
-    def queue_limit(self, model: str, rows: int) -> None:
-        """Rows that may wait."""
-        self.metrics[names.QUEUE_LIMIT_ROWS].labels(model).set(rows)
+    def queue_limits(self, model: str, policy: LanePolicy) -> None:
+        """What may wait."""
+        self.metrics[names.QUEUE_LIMIT_ROWS].labels(model).set(policy.limit_rows)
+        self.metrics[names.QUEUE_LIMIT_BYTES].labels(model).set(policy.limit_bytes)
+        self.metrics[names.CONCURRENCY_LIMIT].labels(model).set(policy.limit_requests)
+
+    def stalled(self, model: str, version: int, stalled: bool) -> None:
+        """A loaded version's batches have stopped coming back, or move again."""
+        self.metrics[names.MODEL_READY].labels(model, str(version)).set(0 if stalled else 1)
+
+    def cache(self, model: str, cache: ResponseCache) -> None:
+        """What a model's response cache has counted since the last time, and what it holds."""
+        counts, cache.counts = cache.counts, Counter()
+        for (version, result), count in counts.items():
+            self.metrics[names.RESPONSE_CACHE_REQUESTS].labels(model, str(version), result).inc(count)
+        evicted, cache.entries.evicted = cache.entries.evicted, Counter()
+        for reason, count in evicted.items():
+            self.metrics[names.RESPONSE_CACHE_EVICTIONS].labels(model, reason).inc(count)
+        self.metrics[names.RESPONSE_CACHE_HIT_RATIO].labels(model).set(cache.admission.ratio)
+        self.metrics[names.RESPONSE_CACHE_BYTES].labels(model).set(cache.entries.bytes)
+        self.metrics[names.RESPONSE_CACHE_LIMIT_BYTES].labels(model).set(cache.policy.bytes)
+        self.metrics[names.RESPONSE_CACHE_ENTRIES].labels(model).set(len(cache.entries))
 
     def shadowed(self, model: str, shadow: int, outcome: str, count: int) -> None:
         """What became of requests copied to a shadow: compared, incomparable, failed or dropped."""

@@ -114,6 +114,22 @@ class AlertsSettings(_Section, frozen=True, kw_only=True):
     actions: dict[str, ActionSettings] = {}
 
 
+class CallerSettings(_Section, frozen=True, kw_only=True):
+    """`[[serving.callers]]`: who may ask. Without any, everybody may; with one, a request needs a token."""
+
+    name: str
+    token_sha256: str
+    """Hexadecimal SHA-256 of the caller's token: `printf %s TOKEN | sha256sum`."""
+    rows_per_second: float = 0.0
+    """Rows a second in the long run, by server process; 0 is no limit."""
+    burst_rows: float = 0.0
+    """Rows that may come at once; 0 is a second's worth."""
+    models: list[str] = []
+    """Models that it may ask; empty means all."""
+    priority: int = 0
+    """Class of its requests that name none; 1 goes first, 0 is the default class."""
+
+
 class ServingSettings(_Section, frozen=True, kw_only=True):
     """`[serving]`: the batched inference core."""
 
@@ -132,6 +148,18 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     architectures: list[str] = []
     """`module:callable` names that safetensors artifacts may declare."""
     torch_threads: int = 1
+    grpc_port: int = 0
+    """The V2 protocol over gRPC on this port too; 0 is off. Needs `trimtab[grpc]`."""
+    callers: list[CallerSettings] = []
+    """Who may ask, by token; empty means everybody."""
+    metric_aliases: bool = False
+    """The metric names of Triton's, KServe's and MLServer's dashboards on `/metrics` too."""
+    load_header: bool = False
+    """An ORCA `endpoint-load-metrics` header on each answer, for load balancers."""
+    ssl_certfile: str = ""
+    """PEM certificate chain; with one, the HTTP and the gRPC port speak TLS."""
+    ssl_keyfile: str = ""
+    """PEM key; empty means that the certificate's file holds it."""
 
 
 class DashboardSettings(_Section, frozen=True, kw_only=True):

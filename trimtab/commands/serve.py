@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from serving.callers import Caller
 from serving.server import ServingConfig
 from serving.server import serve as run
 from trimtab.commands.options import fail, with_settings
-from trimtab.settings import Settings
+from trimtab.settings import CallerSettings, Settings
 
 
 @click.command(epilog="Example: trimtab serve --settings trimtab.toml")
@@ -32,7 +35,28 @@ def serve(settings: Settings) -> None:
                 secret=settings.trimtab.secret,
                 architectures=tuple(serving.architectures),
                 torch_threads=serving.torch_threads,
+                grpc_port=serving.grpc_port or None,
+                callers=tuple(map(_caller, serving.callers)),
+                metric_aliases=serving.metric_aliases,
+                load_header=serving.load_header,
+                ssl_certfile=Path(serving.ssl_certfile) if serving.ssl_certfile else None,
+                ssl_keyfile=Path(serving.ssl_keyfile) if serving.ssl_keyfile else None,
             )
         )
+    except ValueError as error:
+        fail(f"[serving] {error}")
+    except ImportError as error:
+        fail(f"{error}; a gRPC port needs: pip install 'trimtab[grpc]'")
     except OSError as error:
         fail(f"{error}; set another port in the settings, or see what is there: trimtab status")
+
+
+def _caller(caller: CallerSettings) -> Caller:
+    return Caller(
+        name=caller.name,
+        token_sha256=caller.token_sha256,
+        rows_per_second=caller.rows_per_second or None,
+        burst_rows=caller.burst_rows or None,
+        models=tuple(caller.models),
+        priority=caller.priority or None,
+    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from observability import names
-from observability.metrics import Metrics
+from observability.metrics import Metrics, observe_many
 from serving.disagreement import Disagreement
 from serving.lane_policy import LanePolicy
 from serving.memory import Footprint
@@ -18,17 +20,10 @@ from serving.router import Choice
 if TYPE_CHECKING:
     from serving.cache import ResponseCache
 
+Floats = npt.NDArray[np.float64]
 NO_VERSION = "none"
 # Each release, and each change of its weight, adds series; beyond so many the oldest go.
 _RELEASE_SERIES = 1000
-
-
-def observe_all(child: Any, values: Sequence[float]) -> None:
-    """Adds many values to a prometheus_client histogram at the price of its touched buckets, not of the values."""
-    bounds, buckets = child._upper_bounds, child._buckets
-    for place, count in Counter([bisect_left(bounds, value) for value in values]).items():
-        buckets[place].inc(count)
-    child._sum.inc(sum(values))
 
 
 def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]:
@@ -48,6 +43,8 @@ class VersionSignals:
         self._metrics, self._labels = metrics, (model, version)
         self._duration = metrics[names.INFERENCE_DURATION].labels(model, version)
         self._queue = metrics[names.INFERENCE_QUEUE].labels(model, version)
+        stages = metrics[names.INFERENCE_STAGE_DURATION]
+        self._stages = [stages.labels(model, version, stage) for stage in names.STAGES]
         self._compute = metrics[names.INFERENCE_COMPUTE].labels(model, version)
         self._rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
         self._rows = metrics[names.INFERENCE_ROWS].labels(model, version)
@@ -58,15 +55,20 @@ class VersionSignals:
         """Requests answered with this outcome."""
         self._requests[outcome].inc(count)
 
-    def latencies(self, durations: Sequence[float], waits: Sequence[float]) -> None:
-        """Seconds of whole requests, and of their waiting for a batch."""
-        observe_all(self._duration, durations)
-        if waits:
-            observe_all(self._queue, waits)
+    def latencies(self, moments: Floats) -> None:
+        """Requests by their moments, a row each: arrived, queued, started, ended, encoded, done (seconds)."""
+        observe_many(self._duration, moments[:, -1] - moments[:, 0])
+        observe_many(self._queue, moments[:, 2] - moments[:, 0])
+        for stage, seconds in zip(self._stages, np.diff(moments, axis=1).T, strict=True):
+            observe_many(stage, seconds)
 
-    def exemplar(self, duration: float, trace_id: str) -> None:
-        """One request's seconds, with the trace that shows it."""
-        self._duration.observe(duration, {"trace_id": trace_id})
+    def traced(self, moments: Sequence[float], worked: bool, trace_id: str) -> None:
+        """One request's moments, with the trace that shows it."""
+        self._duration.observe(moments[-1] - moments[0], {"trace_id": trace_id})
+        if worked:
+            self._queue.observe(moments[2] - moments[0])
+        for stage, begun, ended in zip(self._stages, moments, moments[1:], strict=False):
+            stage.observe(ended - begun)
 
     def shed(self, reason: str) -> None:
         """A request that was turned away before it cost anything."""

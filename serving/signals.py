@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,6 +100,8 @@ class Signals:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self._versions: dict[tuple[str, str], VersionSignals] = {}
+        # Called before the series are read: writes what is kept back to be written in bulk.
+        self.settle: Callable[[], None] = lambda: None
         self._releases: dict[tuple[str, Choice, str], Any] = {}
 
     def version(self, model: str, version: int | None) -> VersionSignals:
@@ -208,8 +210,8 @@ class Signals:
     def disagreement(self, model: str, version: int, shadow: int, found: Disagreement) -> None:
         """How much a shadow's outputs differ from a version's answers."""
         labels = (model, str(version), str(shadow))
-        observe_all(self.metrics[names.SHADOW_DIFFERENCE].labels(*labels), found.absolute.tolist())
-        observe_all(self.metrics[names.SHADOW_RELATIVE_DIFFERENCE].labels(*labels), found.relative.tolist())
+        observe_many(self.metrics[names.SHADOW_DIFFERENCE].labels(*labels), found.absolute)
+        observe_many(self.metrics[names.SHADOW_RELATIVE_DIFFERENCE].labels(*labels), found.relative)
         if found.ranked_rows:
             self.metrics[names.SHADOW_RANKED_ROWS].labels(*labels).inc(found.ranked_rows)
             self.metrics[names.SHADOW_OTHER_ROWS].labels(*labels).inc(found.other_rows)

@@ -16,6 +16,12 @@ LATENCY_SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
 PHASE_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+STAGE_SECONDS = (
+    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+)  # fmt: skip
+# From a request's last byte on: read and bound to its version; waiting; the batch gathered, run and taken apart (the
+# same for all of its requests); its answer encoded, behind those of its batch that go first; handed to the socket.
+STAGES = ("decode", "queue", "model", "encode", "write")
 BATCH_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -55,6 +61,14 @@ INFERENCE_DURATION = _histogram(
     "Time from the last byte of a request to the first byte of its answer.",
     LATENCY_SECONDS, "model", "version",
 )  # fmt: skip
+INFERENCE_STAGE_DURATION = _histogram(
+    "inference_stage_duration_seconds",
+    "Time of a request by stage; the stages of a request add up to its inference_request_duration_seconds.",
+    STAGE_SECONDS, "model", "version", "stage",
+)  # fmt: skip   # stage: one of STAGES
+INFERENCE_IN_FLIGHT = _gauge(
+    "inference_requests_in_flight", "Requests queued or with the model.", "model", "version"
+)
 INFERENCE_QUEUE = _histogram(
     "inference_queue_duration_seconds", "Time a request waited for its batch.", LATENCY_SECONDS, "model", "version"
 )
@@ -74,14 +88,48 @@ REQUESTS_SHED = _counter(
     "Requests turned away before the model worked on them, by what there was too little of.",
     "model", "version", "reason",
 )  # fmt: skip
+PADDING_ROWS = _counter(
+    "inference_padding_rows_total", "Rows added to fill batches up to an allowed size.", "model", "version"
+)
+LATE_ROWS = _counter(
+    "inference_late_rows_total", "Rows that reached the model behind their deadline.", "model", "version"
+)
 INFERENCE_ROWS = _counter("inference_rows_total", "Rows inferred.", "model", "version")
 QUEUE_ROWS = _gauge("inference_queue_rows", "Rows waiting for a batch.", "model", "version")
 QUEUE_LIMIT_ROWS = _gauge("inference_queue_limit_rows", "Rows that may wait before requests are refused.", "model")
+QUEUE_BYTES = _gauge("inference_queue_bytes", "Bytes of the requests that wait for a batch.", "model", "version")
+QUEUE_LIMIT_BYTES = _gauge(
+    "inference_queue_limit_bytes", "Bytes that may wait before requests are refused; 0 means no limit.", "model"
+)
+QUEUE_OLDEST = _gauge(
+    "inference_queue_oldest_seconds", "Time that the oldest waiting request has waited.", "model", "version"
+)
+QUEUE_EXPECTED = _gauge(
+    "inference_queue_expected_seconds", "Estimated time to work off what waits.", "model", "version"
+)
+BATCH_LIMIT_ROWS = _gauge(
+    "inference_batch_limit_rows",
+    "Rows of the largest batch at present: lower than set under a latency target and where memory was short.",
+    "model", "version",
+)  # fmt: skip
+CONCURRENCY_LIMIT = _gauge(
+    "inference_requests_limit", "Requests that may wait or run before more are refused; 0 means no limit.", "model"
+)
 MODEL_READY = _gauge("model_ready", "1 when the version is loaded, verified and warm.", "model", "version")
 MODEL_INFO = _gauge("model_info", "Always 1; the digest of a loaded version.", "model", "version", "digest")
 MODEL_LOAD_DURATION = _gauge(
     "model_load_duration_seconds", "Time the version took to load and warm up.", "model", "version"
 )
+MODEL_MEMORY = _gauge(
+    "model_memory_bytes",
+    "Memory of a loaded version: its weights, and by how much the process grew while it was loaded and warmed.",
+    "model", "version", "kind",
+)  # fmt: skip   # kind: weights | resident; the larger counts against the budget
+MODEL_MEMORY_BUDGET = _gauge("model_memory_budget_bytes", "Bytes that loaded versions may take; 0 means no limit.")
+MODEL_LOADS = _counter("model_loads_total", "Loads of versions by what asked for them.", "model", "reason", "outcome")
+# reason: policy | repository | pinned | demand; outcome: ok | failed
+MODEL_UNLOADS = _counter("model_unloads_total", "Unloads of versions by reason.", "model", "reason")
+# reason: retired (no place in the policy) | evicted (memory) | repository
 TRAFFIC_WEIGHT = _gauge(
     "traffic_weight_ratio", "Share of requests routed to the version.", "model", "version", "role"
 )  # role: stable | canary | shadow | ab:NAME (a variant of an experiment)

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 
-from serving.pending import DEFAULT_PRIORITY, Batch, Pending, Result, State, Wait
+from serving.pending import DEFAULT_PRIORITY, Batch, Pending, QueueState, Result, State, Wait
 
-__all__ = ["Batch", "BatchQueue", "Budget", "Pending", "Result", "State", "Wait"]
+__all__ = ["Batch", "BatchQueue", "Budget", "Pending", "QueueState", "Result", "State", "Wait"]
 
 _KEY = attrgetter("key")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
-from serving.batcher import Batch, BatchQueue, Budget, Pending, State
+from serving.batcher import Batch, BatchQueue, Budget, Pending, QueueState, State
 from serving.device import Device
 from serving.errors import Cancelled, Expired, Overloaded, Refused, ServingError, Unavailable
 from serving.execution import Executed, Runnable, execute
@@ -24,6 +24,7 @@ __all__ = ["Executed", "Executor", "InferenceThread", "Lane", "Loop", "Runnable"
 _SHORTEST_SWEEP = 1e-3  # seconds between two looks for deadlines that have passed
 _STALL_FACTOR = 20.0
 _LEARN = 0.1
+_MEMORY_SECONDS = 30.0  # after a batch that did not fit into memory, until larger ones are tried again
 
 
 class Lane:
@@ -45,6 +46,7 @@ class Lane:
         clock: Callable[[], float] = time.perf_counter,
         on_batch: Callable[[Batch, Executed], None] | None = None,
         on_shed: Callable[[str], None] | None = None,
+        on_late: Callable[[int], None] | None = None,
     ) -> None:
         self.policy = policy
         self.queue = BatchQueue(
@@ -66,6 +68,7 @@ class Lane:
         self._clock = clock
         self._on_batch = on_batch
         self._on_shed = on_shed
+        self._on_late = on_late
         self._running: Batch | None = None
         self._running_since = 0.0
         self._stretch = 1.0  # how much longer requests wait than the batches before them should take
@@ -74,6 +77,8 @@ class Lane:
         self._expiry: Any = None
         self._expiry_at = math.inf
         self._draining = False
+        self._grow_at = math.inf
+        self._cap = policy.max_rows  # of the last batch
 
     @property
     def busy(self) -> bool:
@@ -131,6 +136,15 @@ class Lane:
         """Estimated time to work off what waits."""
         full = self.queue.max_rows
         return max(1e-3, (self.queue.rows / full * self.times.of(full)) * self._stretch)
+
+    def state(self) -> QueueState:
+        """What waits, for the gauges."""
+        queue, now = self.queue, self._clock()
+        oldest = queue.oldest()
+        return QueueState(
+            queue.rows, queue.bytes, 0.0 if oldest is None else now - oldest,
+            self.drain_seconds() if queue.requests else 0.0, self._cap,
+        )  # fmt: skip
 
     # --- the lane as a whole -----------------------------------------------------------------------------------------
     def drain(self) -> None:
@@ -274,6 +288,9 @@ class Lane:
             self._timer = None
         device, queue = self._device, self.queue
         now = self._clock()
+        if now >= self._grow_at:
+            queue.max_rows = min(2 * queue.max_rows, self.policy.max_rows)
+            self._grow_at = math.inf if queue.max_rows == self.policy.max_rows else now + _MEMORY_SECONDS
         cap, hold = self._plan(now)
         due = queue.due(
             now, seconds=self.times.of(min(queue.rows, cap)), draining=self._draining, cap=cap, hold=hold
@@ -299,8 +316,9 @@ class Lane:
         """The largest batch, and until when it waits for company, under a latency target."""
         queue, target = self.queue, self._target
         if target is None or queue.requests == 0:
+            self._cap = queue.max_rows
             return queue.max_rows, None
-        cap = target.cap(self.times, queue.max_rows, now)
+        self._cap = cap = target.cap(self.times, queue.max_rows, now)
         return cap, target.hold(self.times, queue.rows, queue.oldest() or now, now, queue.max_delay)
 
     def _closed(self, reason: str, now: float, cap: int) -> Batch | None:
@@ -354,11 +372,22 @@ class Lane:
         if not batch.requests:
             return
         self._learn(batch, executed, inline)
+        if executed.fits:
+            self.queue.max_rows = min(self.queue.max_rows, executed.fits)
+            self._grow_at = ended + _MEMORY_SECONDS
+        late = 0
         for pending, result in zip(batch.requests, executed.results, strict=True):
+            if pending.deadline is not None and pending.deadline <= started and not isinstance(result, Expired):
+                late += pending.rows
             if pending.state is State.RUNNING:
+                if isinstance(result, Expired):
+                    self.end_early(pending, result)
+                    continue
                 pending.started, pending.ended, pending.batch_rows = started, ended, rows
                 pending.state = State.DONE
                 pending.finish(result)
+        if late and self._on_late is not None:
+            self._on_late(late)
         if self._on_batch is not None:
             self._on_batch(batch, executed)
 

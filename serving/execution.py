@@ -42,7 +42,7 @@ def execute(model: Runnable, requests: Sequence[Pending], max_rows: int, clock: 
     started = clock()
     fitting: list[int] = []
     # Between the closing of the batch and its start a deadline may pass, and a client leave.
-    live = [p for p in requests if p.state is State.RUNNING and (p.deadline is None or p.deadline > started)]
+    live = [p for p in requests if p.state is not State.DONE and (p.deadline is None or p.deadline > started)]
     results = _run(model, [(p.values, p.rows) for p in live], max_rows, fitting) if live else []
     ended = clock()
     if len(live) < len(requests):

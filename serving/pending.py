@@ -79,6 +79,17 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueState:
+    """What waits in a lane, and the rows of the largest batch at present."""
+
+    rows: int
+    bytes: int
+    oldest_seconds: float
+    expected_seconds: float
+    batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Nothing is due before `until`."""
 

@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,14 @@ from serving.cache import CachePolicy, ResponseCache
 from serving.callers import Caller, Callers
 from serving.control import Control, Peers
 from serving.deployment import Deployment, Loaded, load_version
-from serving.device import Device
 from serving.edge import Edge, EdgeOptions
-from serving.engine import InferenceThread, Lane
 from serving.errors import ServingError
 from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
 from serving.health import Health
 from serving.http import Limits, Server
 from serving.lane_policy import LanePolicy
+from serving.lanes import Lanes
 from serving.manifest import file_bytes
 from serving.policies import PolicyStore
 from serving.recorder import Recorder
@@ -70,6 +70,8 @@ class ServingConfig:
     pad_batches: bool = False
     # Batches and waits are chosen so that requests take less than this, queue included; 0 leaves them as set.
     latency_target: float = 0.0
+    # Lengths that ragged inputs are padded to, ascending, and powers of two beyond; empty means powers of two.
+    length_buckets: tuple[int, ...] = ()
     # Batches that run at a time in threads, all models together.
     device_batches: int = 1
     # Rows that may wait, by version; more are refused with 429.
@@ -130,6 +132,8 @@ class ServingConfig:
                 "the first must be at least 1, the second at least the first"
             )
         self.lane_policy()
+        if list(self.length_buckets) != sorted(set(self.length_buckets)) or min(self.length_buckets, default=1) < 1:
+            raise ValueError(f"length_buckets are {self.length_buckets}; they are positive and ascend")
         for text in self.pinned_versions:
             pin(text)
         if min(self.max_total_rows, self.max_total_bytes) < 0 or self.device_batches < 1:
@@ -172,9 +176,10 @@ class Service:
         self.health = Health(self.deployments)
         self.port = config.port
         self._signals = Signals(self.metrics)
-        self._policy = config.lane_policy()
-        self._budget = Budget(config.max_total_rows, config.max_total_bytes)
-        self._device: Device | None = None
+        self._lanes = Lanes(
+            config.lane_policy(), Budget(config.max_total_rows, config.max_total_bytes), self._signals,
+            slots=config.device_batches, buckets=config.length_buckets,
+        )  # fmt: skip
         self._registry = Registry(config.registry_url, config.artifacts_dir)
         self._tracing = setup_tracing(
             "serving", config.collector_url, sample_ratio=config.trace_sample_ratio, metrics=self.metrics
@@ -298,6 +303,7 @@ class Service:
         while True:
             await asyncio.sleep(1.0)
             self.http.sweep(time.monotonic())
+            self._lanes.look(self.deployments)
             self.edge.load.sample()
 
     def _load(self, model: str, number: int) -> Loaded:
@@ -308,31 +314,8 @@ class Service:
         return file_bytes(self._registry.folder(self._registry.get(model, number)))
 
     def _make(self, model: str) -> Deployment:
-        loop = asyncio.get_running_loop()
-        signals = self._signals
-        signals.queue_limit(model, self._policy.limit_rows)
-        if self._device is None:
-            self._device = Device(loop, slots=self.config.device_batches)
-        device = self._device
-
-        def make_lane(loaded: Loaded) -> Lane:
-            version = signals.version(model, loaded.number)
-            return Lane(
-                loaded.model,
-                InferenceThread(f"{model}-{loaded.number}", loop.call_soon_threadsafe),
-                loop,
-                # An architecture is Python of the user's and may block; an exported program is tensor operators only.
-                self._policy
-                if loaded.model.manifest["format"] != "safetensors"
-                else replace(self._policy, inline_seconds=0.0),
-                device=device,
-                total=self._budget,
-                on_shed=version.shed,
-                warm_up=loaded.warm_up,
-                on_batch=lambda batch, run: version.batch(batch.rows, run.ended - run.started, batch.reason),
-            )
-
-        deployment = Deployment(model, make_lane, signals)
+        self._signals.queue_limits(model, self._lanes.policy)
+        deployment = Deployment(model, partial(self._lanes.make, model), self._signals)
         kept = self.config.cache.get(model, self.config.cache.get("*"))
         if kept is not None:
             deployment.cache = ResponseCache(kept, deployment.resubmit)

@@ -172,10 +172,11 @@ async def _broken(request: Request, error: Exception) -> Response:
 
 
 def _number(body: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = body.get(name)
+    value: Any = body.get(name)
     if isinstance(value, str) and kind is int and value.isascii() and value.isdigit() and len(value) < 10:
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, kind)) or not abs(value) < 2**31:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not (whole or (kind is float and isinstance(value, float))) or not -(2**31) < value < 2**31:
         raise InvalidRequest(f"{name} is {value!r}; give {'a whole number' if kind is int else 'a number'}")
     return kind(value)
 

@@ -19,11 +19,11 @@ from observability.metrics import Metrics
 from serving.aliases import Aliases
 from serving.callers import Callers
 from serving.deployment import Deployment
+from serving.exchange import InferHandler
 from serving.extensions import Extensions
 from serving.gateway import Gateway
 from serving.grpc_service import GrpcServer
 from serving.health import Health
-from serving.http import InferHandler
 from serving.inspection import Inspection
 from serving.load_report import LoadReport
 from serving.openapi import openapi_routes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp
 
-from serving.http import Exchange, InferHandler, run_app
+from serving.exchange import Exchange, InferHandler, run_app
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Gateway:
         self, method: bytes, target: bytes, headers: dict[bytes, bytes], body: bytes
     ) -> tuple[Exchange, asyncio.Future[Reply]]:
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        exchange = Exchange(_Line(future))  # type: ignore[arg-type]
+        exchange = Exchange(_Line(future))
         exchange.method, exchange.target, exchange.headers, exchange.body = method, target, headers, body
         exchange.size = len(body)
         exchange.received = time.perf_counter()

@@ -47,8 +47,12 @@ class GrpcServer:
 
         Raises ImportError without grpcio, OSError when the port is taken.
         """
-        import grpc
+        try:
+            import grpc
+        except ImportError as error:
+            raise ImportError(f"the gRPC port needs grpcio: pip install 'trimtab[grpc]' ({error})") from error
 
+        self._stopping = asyncio.Event()
         self._codes = {status: getattr(grpc.StatusCode, code) for status, code in _CODES.items()}
         self._internal = grpc.StatusCode.INTERNAL
         limit = self._max_message_bytes + _MESSAGE_OVERHEAD
@@ -90,6 +94,7 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         """Takes no more calls, and waits up to `grace` seconds for those in flight."""
         if self._server is not None:
+            self._stopping.set()
             await self._server.stop(grace)
 
     # --- calls -----------------------------------------------------------------------------------------------------
@@ -130,27 +135,37 @@ class GrpcServer:
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers in the order of the requests, `_STREAM_AHEAD` of them at work at once; an error does not end it."""
         headers = _headers(context)
-        waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_STREAM_AHEAD)
+        waiting: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        ahead = asyncio.Semaphore(_STREAM_AHEAD)
 
         async def read() -> None:
             try:
                 async for data in requests:
-                    await waiting.put(asyncio.create_task(self._streamed(data, dict(headers))))
+                    await ahead.acquire()
+                    waiting.put_nowait(asyncio.create_task(self._streamed(data, dict(headers))))
             finally:
-                await waiting.put(None)
+                waiting.put_nowait(None)
+
+        async def end() -> None:
+            # An open stream would hold the server until the end of its grace.
+            await self._stopping.wait()
+            reader.cancel()
 
         reader = asyncio.create_task(read())
+        ender = asyncio.create_task(end())
         try:
             while (task := await waiting.get()) is not None:
                 yield await task
+                ahead.release()
         finally:
+            ender.cancel()
             reader.cancel()
             while not waiting.empty():
                 if (task := waiting.get_nowait()) is not None:
                     task.cancel()
 
     async def _streamed(self, data: bytes, headers: dict[bytes, bytes]) -> bytes:
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
         kind = message("ModelStreamInferResponse")
         try:
@@ -172,7 +187,7 @@ class GrpcServer:
         asked, answered, _ = methods()[name]
 
         async def handle(data: bytes, context: Any) -> bytes:
-            from google.protobuf import json_format
+            from google.protobuf import json_format  # type: ignore[import-untyped]
 
             request = await self._parsed(asked.DESCRIPTOR.name, data, context)
             content = route.body(request)

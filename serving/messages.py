@@ -16,7 +16,7 @@ _DESCRIPTION = Path(__file__).with_name("open_inference.binpb")
 
 @cache
 def _pool() -> Any:
-    from google.protobuf import descriptor_pb2, descriptor_pool
+    from google.protobuf import descriptor_pb2, descriptor_pool  # type: ignore[import-untyped]
 
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(_DESCRIPTION.read_bytes()).file:
@@ -27,7 +27,7 @@ def _pool() -> Any:
 @cache
 def message(name: str) -> Any:
     """The class of the message `name`, such as `ModelInferRequest`. Raises KeyError for an unknown one."""
-    from google.protobuf import message_factory
+    from google.protobuf import message_factory  # type: ignore[import-untyped]
 
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"inference.{name}"))
 

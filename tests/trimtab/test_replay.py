@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.client import Answer, InferenceClient
+from serving.quick_client import Answer, QuickClient
 from trimtab.demo.flights import CATEGORICAL, NUMERIC
 from trimtab.demo.replay import Replay, Sample, Tally
 
@@ -63,7 +63,7 @@ class Server:
 
 
 async def replayed(url: str, sample: Sample, *, rate: float = 1000.0, trace_share: float = 0.0) -> Replay:
-    async with InferenceClient(url) as client:
+    async with QuickClient(url) as client:
         replay = Replay(sample, client, model="m", rate=rate, intake_url=url, trace_share=trace_share, seed=1)
         await replay.run(asyncio.Event())
     return replay
@@ -96,7 +96,7 @@ async def test_a_label_comes_only_once_the_replay_is_past_the_arrival(served: An
 async def test_labels_that_a_busy_collector_turned_away_are_sent_again(served: Any) -> None:
     server, stop = Server(refuse=[503]), asyncio.Event()
     url = served(server.app)
-    async with InferenceClient(url) as client:
+    async with QuickClient(url) as client:
         replay = Replay(flights(10_000), client, model="m", rate=100.0, intake_url=url, trace_share=0, seed=1)
         running = asyncio.create_task(replay.run(stop))
         while not server.labels:
@@ -144,7 +144,7 @@ async def test_a_share_of_the_requests_is_traced(served: Any) -> None:
 
 async def test_stop_ends_it_early(served: Any) -> None:
     server, stop, nobody = Server(), asyncio.Event(), "http://127.0.0.1:9"
-    async with InferenceClient(served(server.app)) as client:
+    async with QuickClient(served(server.app)) as client:
         replay = Replay(flights(10_000), client, model="m", rate=200.0, intake_url=nobody, trace_share=0, seed=1)
         running = asyncio.create_task(replay.run(stop))
         while not server.requests:

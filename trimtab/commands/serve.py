@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from serving.cache import CachePolicy
 from serving.callers import Caller
 from serving.server import ServingConfig
 from serving.server import serve as run
@@ -37,6 +38,10 @@ def serve(settings: Settings) -> None:
                 torch_threads=serving.torch_threads,
                 grpc_port=serving.grpc_port or None,
                 callers=tuple(map(_caller, serving.callers)),
+                cache={
+                    model: CachePolicy(bytes=kept.bytes, seconds=kept.seconds, min_hit_ratio=kept.min_hit_ratio)
+                    for model, kept in serving.cache.items()
+                },
                 metric_aliases=serving.metric_aliases,
                 load_header=serving.load_header,
                 ssl_certfile=Path(serving.ssl_certfile) if serving.ssl_certfile else None,
@@ -46,7 +51,7 @@ def serve(settings: Settings) -> None:
     except ValueError as error:
         fail(f"[serving] {error}")
     except ImportError as error:
-        fail(f"{error}; a gRPC port needs: pip install 'trimtab[grpc]'")
+        fail(str(error))
     except OSError as error:
         fail(f"{error}; set another port in the settings, or see what is there: trimtab status")
 

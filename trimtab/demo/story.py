@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from serving.client import InferenceClient
+from serving.quick_client import QuickClient
 from trimtab.demo.plan import MODEL, Plan
 from trimtab.demo.replay import Replay, Sample
 from trimtab.demo.report import Json, Report, job_outcome, rolled_back, seen
@@ -92,7 +92,7 @@ class Story:
 
     async def _traffic(self, stop: asyncio.Event) -> None:
         flights = await asyncio.to_thread(self.flights)
-        async with InferenceClient(self.settings.serving_url) as client:
+        async with QuickClient(self.settings.serving_url) as client:
             self.replay = Replay(
                 flights,
                 client,

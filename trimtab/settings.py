@@ -130,6 +130,17 @@ class CallerSettings(_Section, frozen=True, kw_only=True):
     """Class of its requests that name none; 1 goes first, 0 is the default class."""
 
 
+class CacheSettings(_Section, frozen=True, kw_only=True):
+    """`[serving.cache.MODEL]`: answers kept for equal requests; MODEL `*` stands for all that are not named."""
+
+    bytes: int = 64 * 1024 * 1024
+    """Memory that the answers may take; the least recently used go first."""
+    seconds: float = 60.0
+    """Age at which an answer is no longer given."""
+    min_hit_ratio: float = 0.05
+    """With fewer hits the cache steps aside for a while; 0 never does."""
+
+
 class ServingSettings(_Section, frozen=True, kw_only=True):
     """`[serving]`: the batched inference core."""
 
@@ -152,6 +163,8 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     """The V2 protocol over gRPC on this port too; 0 is off. Needs `trimtab[grpc]`."""
     callers: list[CallerSettings] = []
     """Who may ask, by token; empty means everybody."""
+    cache: dict[str, CacheSettings] = {}
+    """Models whose answers are kept for equal requests; none by default."""
     metric_aliases: bool = False
     """The metric names of Triton's, KServe's and MLServer's dashboards on `/metrics` too."""
     load_header: bool = False

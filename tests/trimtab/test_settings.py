@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trimtab.settings import ActionSettings, ModelSettings, Settings, SettingsError, Target, dump, load
+from trimtab.settings import ActionSettings, CacheSettings, ModelSettings, Settings, SettingsError, Target, dump, load
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
@@ -82,6 +82,7 @@ def test_the_document_has_every_field() -> None:
             for field in getattr(section.type, "__struct_fields__", ())
         }
         | set(ActionSettings.__struct_fields__)
+        | set(CacheSettings.__struct_fields__)
         | set(ModelSettings.__struct_fields__)
         | set(Target.__struct_fields__)
     )

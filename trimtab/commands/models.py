@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ import click
 from serving.errors import ServingError
 from serving.registry import ModelVersion, Registry
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
+from trimtab.commands.routing import change_traffic, experiment, route, switch
 from trimtab.settings import Settings
 
 
 @click.group()
 def models() -> None:
-    """The registry and the traffic: list, show, register, canary, shadow, promote, rollback.
+    """The registry and the traffic: list, show, register, canary, experiment, switch, route, shadow, promote, rollback.
 
     \b
     Examples:
@@ -26,6 +26,10 @@ def models() -> None:
       trimtab models canary flights 2 --weight 0.1
       trimtab models rollback flights --reason "wrong units"
     """
+
+
+for command in (experiment, switch, route):
+    models.add_command(command)
 
 
 def registry(settings: Settings) -> Registry:
@@ -91,7 +95,7 @@ def register(model: str, artifact: Path, lineage: Path | None, profile: Path | N
 def canary(model: str, version: str, weight: float, sticky: str | None, settings: Settings) -> None:
     """Route a share of the traffic to a version."""
     body = {"version": version, "weight": weight} | ({"sticky": sticky} if sticky else {})
-    _traffic(settings, model, "canary", body)
+    change_traffic(settings, model, "canary", body)
 
 
 @models.command(epilog="Example: trimtab models shadow flights 2 --fraction 0.5")
@@ -101,7 +105,7 @@ def canary(model: str, version: str, weight: float, sticky: str | None, settings
 @with_settings
 def shadow(model: str, version: str, fraction: float, settings: Settings) -> None:
     """Send copies of requests to a version; callers never see its answers."""
-    _traffic(settings, model, "shadow", {"version": version, "fraction": fraction})
+    change_traffic(settings, model, "shadow", {"version": version, "fraction": fraction})
 
 
 @models.command(epilog="Example: trimtab models promote flights --version 2")
@@ -111,7 +115,7 @@ def shadow(model: str, version: str, fraction: float, settings: Settings) -> Non
 @with_settings
 def promote(model: str, version: str | None, reason: str, settings: Settings) -> None:
     """Give a version all traffic."""
-    _traffic(settings, model, "promote", {"reason": reason} | ({"version": version} if version else {}))
+    change_traffic(settings, model, "promote", {"reason": reason} | ({"version": version} if version else {}))
 
 
 @models.command(epilog='Example: trimtab models rollback flights --reason "wrong units"')
@@ -120,12 +124,7 @@ def promote(model: str, version: str | None, reason: str, settings: Settings) ->
 @with_settings
 def rollback(model: str, reason: str, settings: Settings) -> None:
     """End the canary; without one, go back to the version before."""
-    _traffic(settings, model, "rollback", {"reason": reason})
-
-
-def _traffic(settings: Settings, model: str, verb: str, body: dict[str, Any]) -> None:
-    url = f"{settings.serving_url}/api/v1/models/{model}/{verb}"
-    echo_json(call(settings, "POST", url, body, key=uuid.uuid4().hex))
+    change_traffic(settings, model, "rollback", {"reason": reason})
 
 
 def _row(version: ModelVersion) -> dict[str, Any]:

@@ -66,9 +66,7 @@ INFERENCE_STAGE_DURATION = _histogram(
     "Time of a request by stage; the stages of a request add up to its inference_request_duration_seconds.",
     STAGE_SECONDS, "model", "version", "stage",
 )  # fmt: skip   # stage: one of STAGES
-INFERENCE_IN_FLIGHT = _gauge(
-    "inference_requests_in_flight", "Requests queued or with the model.", "model", "version"
-)
+INFERENCE_IN_FLIGHT = _gauge("inference_requests_in_flight", "Requests queued or with the model.", "model", "version")
 INFERENCE_QUEUE = _histogram(
     "inference_queue_duration_seconds", "Time a request waited for its batch.", LATENCY_SECONDS, "model", "version"
 )

@@ -41,6 +41,7 @@ class Tracing:
         if not 0.0 <= sample_ratio <= 1.0:
             raise ValueError(f"the sample ratio is {sample_ratio}: give a share from 0 to 1")
         self._resource = Resource.create({"service.name": service})
+        self.sample_ratio = sample_ratio
         self._bound = round(sample_ratio * 2**64)
         self._processor = BatchSpanProcessor(exporter, schedule_delay_millis=1000)
         sampler = ParentBased(TraceIdRatioBased(sample_ratio))
@@ -57,6 +58,12 @@ class Tracing:
         trace_id = int.from_bytes(os.urandom(16)) or 1
         sampled = trace_id & (2**64 - 1) < self._bound
         return SpanContext(trace_id, span_id, False, _SAMPLED if sampled else _NOT_SAMPLED)
+
+    def root(self) -> SpanContext:
+        """The identity of the root of a new trace that is kept, for hosts that draw with `sample_ratio` themselves."""
+        low = int.from_bytes(os.urandom(8)) * max(self._bound, 1) >> 64
+        trace_id = int.from_bytes(os.urandom(8)) << 64 | low or 1
+        return SpanContext(trace_id, int.from_bytes(os.urandom(8)) or 1, False, _SAMPLED)
 
     def record(
         self,
@@ -119,11 +126,15 @@ class NoTracing(Tracing):
     """The do-nothing twin: keeps a caller's trace id, records nothing."""
 
     def __init__(self) -> None:
+        self.sample_ratio = 0.0
         self.provider = TracerProvider(shutdown_on_exit=False)
         self.tracer = self.provider.get_tracer(_SCOPE.name)
 
     def context(self, parent: SpanContext | None = None) -> SpanContext:
         return INVALID_SPAN_CONTEXT if parent is None else parent
+
+    def root(self) -> SpanContext:
+        return INVALID_SPAN_CONTEXT
 
     def record(
         self,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import random
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from opentelemetry.trace import SpanContext
 
 from observability import names
 from observability.tracing import Tracing, format_trace_id, parse_traceparent
 from serving import admission, v2
+from serving.accounts import Account
 from serving.batcher import Result
 from serving.callers import Callers
 from serving.calls import Call
@@ -27,8 +31,31 @@ from serving.traffic import FORCED
 
 _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5
+# Answered requests are counted and recorded together: after so many seconds, calls or bytes, or when somebody looks.
+_SETTLE_SECONDS = 0.05
+_SETTLE_CALLS = 1024
+_SETTLE_BYTES = 8 * 1024 * 1024
+_MAX_ACCOUNTS = 1024
 # What a version said to a request, not what the server or the client did about it.
 _MIRRORED = {"ok", *names.FAULTS}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a header says to the front."""
+
+    packed: bool
+    header_length: int | None
+    parameters: bool
+    traced: bool
+
+    @staticmethod
+    def of(headers: Mapping[bytes, bytes]) -> _Asked:
+        """Raises InvalidRequest."""
+        return _Asked(
+            b"content-encoding" in headers, _header_length(headers.get(v2.HEADER_LENGTH)),
+            b"request-timeout" in headers or b"x-deadline-ms" in headers, b"traceparent" in headers,
+        )  # fmt: skip
 
 
 class Front:
@@ -46,6 +73,7 @@ class Front:
         max_request_rows: int,
         instance: str,
         clock: Callable[[], float] = time.perf_counter,
+        draw: Callable[[], float] | None = None,
     ) -> None:
         self._deployments = deployments
         self._signals = signals
@@ -57,8 +85,15 @@ class Front:
         self._instance = instance
         self._numbers = itertools.count(1)
         self._clock = clock
-        self._ended: list[Call] = []
-        self._settling = False
+        self._draw = draw or random.Random().random  # the host's seeds stay its own
+        self._sampled = tracing.sample_ratio
+        self._records = recorder.records_all
+        # By the identity of the choice.
+        self._accounts: dict[int, Account] = {}
+        self._ended = 0
+        self._kept_bytes = 0
+        self._settling: asyncio.TimerHandle | None = None
+        signals.before_reading(self.settle)
         self._failures_logged = (0.0, 0)
         self.open = False
         # Who may ask; None: everybody.
@@ -91,18 +126,30 @@ class Front:
             raise Unavailable("the server is starting or shutting down")
         headers = exchange.headers
         account = None if self.callers is None else self.callers.known(headers, deployment.model)
-        body = exchange.body if b"content-encoding" not in headers else decoded_body(exchange, self._body_limit)
-        request = v2.parse(body, _header_length(headers.get(v2.HEADER_LENGTH)))
+        head = exchange.head
+        if head is None:
+            asked = _Asked.of(headers)
+        else:
+            asked = head.memo or _Asked.of(headers)
+            head.memo = asked
+        body = decoded_body(exchange, self._body_limit) if asked.packed else exchange.body
+        # Without a unit to look for in the body, the version is known before the body is read, and what it takes.
+        routed = deployment.route(named, None, headers) if deployment.router.policy.sticky is None else None
+        request = v2.parse(body, asked.header_length, routed is not None and routed[1].responder.floats)
         if request.rows > self._max_request_rows:
             raise InvalidRequest(
                 f"the request has {request.rows} rows, the limit is {self._max_request_rows}; send several"
             )
         if account is not None:
             account.take(request.rows, exchange.received)
-        attributes = admission.attributes(request) if request.parameters else None
-        unit = admission.unit(request, deployment.router.policy.sticky, attributes, headers)
-        choice, version = deployment.route(named, unit, headers)
-        deadline = admission.deadline(request, headers, exchange.received)
+        attributes, deadline = None, None
+        if request.parameters or asked.parameters:
+            attributes = admission.attributes(request)
+            deadline = admission.deadline(request, headers, exchange.received)
+        if routed is None:
+            unit = admission.unit(request, deployment.router.policy.sticky, attributes, headers)
+            routed = deployment.route(named, unit, headers)
+        choice, version = routed
         call = Call(
             request, deployment.model, choice, version.loaded.model.signature, exchange.received, deadline,
             self._finished, exchange,
@@ -114,47 +161,80 @@ class Front:
             call.priority = admission.priority(request)
         if account is not None:
             call.caller = account.name
-        self._trace(call, headers)
+        if len(request.tensors) > len(call.values):
+            request.refuse_strangers(
+                {i.name for known in deployment.versions.values() for i in known.loaded.model.signature.inputs}
+            )
+        if asked.traced:
+            self._trace(call, parse_traceparent(headers.get(b"traceparent")))
+        elif self._draw() < self._sampled:
+            self._trace(call, None)
         exchange.handle = call
         try:
-            version.lane.submit(call)
+            if deployment.cache is None:
+                version.lane.submit(call)
+            else:
+                deployment.cache.submit(call, version)
         except ServingError as error:
             call.finish(error)
 
-    def _trace(self, call: Call, headers: Mapping[bytes, bytes]) -> None:
-        parent = parse_traceparent(headers.get(b"traceparent")) if b"traceparent" in headers else None
-        context = self._tracing.context(parent)
+    def _trace(self, call: Call, parent: SpanContext | None) -> None:
+        context = self._tracing.root() if parent is None else self._tracing.context(parent)
         if context.trace_flags & 1:
             call.parent, call.span = parent, context
 
     # --- out -------------------------------------------------------------------------------------------------------
     def _finished(self, call: Call, result: Result) -> None:
         deployment = self._deployments[call.model]
-        version = deployment.versions.get(call.choice.version)
+        choice = call.choice
+        version = deployment.versions.get(choice.version)
+        account = self._accounts.get(id(choice)) or self._account(call)
+        ended = self._clock()
         if isinstance(result, ServingError) or version is None:
             result = result if isinstance(result, ServingError) else Unavailable("the version was unloaded")
             self._answer_error(call.exchange, call, result, version)
         else:
-            result = self._answer(call, result, version)
-        call.settle(result, self._clock())
-        if deployment.router.policy.shadows and call.choice.arm != FORCED and call.outcome in _MIRRORED:
+            result, ended = self._answer(call, result, version)
+        now = self._clock()
+        call.settle(result, now)
+        queued, started, worked = call.queued, call.started, call.ended
+        plain = call.span is None and call.outcome == "ok"
+        if plain and queued is not None and started is not None and worked is not None:
+            account.ok += 1
+            account.extend((call.arrived, queued, started, worked, ended, now))
+        else:
+            account.add(call, ended)
+        if call.flight is not None and deployment.cache is not None:
+            deployment.cache.settled(call, result)
+        if deployment.router.policy.shadows and choice.arm != FORCED and call.outcome in _MIRRORED:
             self._mirror.offer(call, deployment)
-        self._end(call)
+        if self._records or call.span is not None:
+            account.calls.append(call)
+            self._kept_bytes += call.bytes
+        self._ended += 1
+        if self._settling is None:
+            self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self.settle)
+        elif self._ended >= _SETTLE_CALLS or self._kept_bytes >= _SETTLE_BYTES:
+            self.settle()
 
-    def _answer(self, call: Call, outputs: Sequence[Any], version: Version) -> Result:
+    def _answer(self, call: Call, outputs: Sequence[Any], version: Version) -> tuple[Result, float]:
+        """Writes the answer; gives what became of it, and when it was encoded."""
         try:
             body, header_length = version.responder.body(call.request, outputs)
         except Exception as error:
             # One answer that cannot be written must not take the rest of its batch with it.
             failure = ServingError(f"the answer could not be encoded: {error!r}")
             self._answer_error(call.exchange, call, failure, version)
-            return failure
+            return failure, self._clock()
         head = version.heads[call.choice.arm]
+        if call.cache:
+            head += b"x-trimtab-cache: miss\r\n" if call.cache == "miss" else b"x-trimtab-cache: hit\r\n"
         if header_length is not None:
             head = head.replace(b"application/json", b"application/octet-stream")
             head += b"inference-header-content-length: %d\r\n" % header_length
+        encoded = self._clock()
         call.exchange.respond(200, head + self.extra_head, body)
-        return outputs
+        return outputs, encoded
 
     def _answer_error(
         self, exchange: Exchange, call: Call | None, error: ServingError, version: Version | None
@@ -176,38 +256,24 @@ class Front:
             self._signals.version(deployment.model, deployment.router.policy.stable).requests(error.outcome, 1)
 
     # --- accounts --------------------------------------------------------------------------------------------------
-    def _end(self, call: Call) -> None:
-        self._ended.append(call)
-        if not self._settling:
-            self._settling = True
-            asyncio.get_running_loop().call_soon(self.settle)
+    def _account(self, call: Call) -> Account:
+        account = Account(call.model, call.choice, self._signals)
+        # The account holds the choice, so that no other gets its id.
+        self._accounts[id(call.choice)] = account
+        return account
 
     def settle(self) -> None:
         """Counts and records the calls that ended since the last time, one group a version and arm."""
-        self._settling = False
-        ended, self._ended = self._ended, []
-        groups: dict[tuple[str, int], list[Call]] = defaultdict(list)
-        for call in ended:
-            groups[call.model, id(call.choice)].append(call)
-        for calls in groups.values():
-            self._count(calls)
-            self._recorder.put(calls)
-
-    def _count(self, calls: list[Call]) -> None:
-        model, choice = calls[0].model, calls[0].choice
-        version = self._signals.version(model, choice.version)
-        by_outcome: dict[str, int] = defaultdict(int)
-        plain: list[float] = []
-        for call in calls:
-            by_outcome[call.outcome] += 1
-            if call.span is None:
-                plain.append(call.done - call.arrived)
-            else:
-                version.exemplar(call.done - call.arrived, format_trace_id(call.span) or "")
-        for outcome, count in by_outcome.items():
-            version.requests(outcome, count)
-            self._signals.release(model, choice, outcome, count)
-        version.latencies(plain, [call.started - call.arrived for call in calls if call.started is not None])
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        self._ended = self._kept_bytes = 0
+        for account in self._accounts.values():
+            calls = account.flush()
+            if calls:
+                self._recorder.put(calls)
+        if len(self._accounts) > _MAX_ACCOUNTS:
+            self._accounts.clear()
 
     def _log_failure(self, call: Call, error: ServingError) -> None:
         second, logged = self._failures_logged

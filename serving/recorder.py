@@ -48,6 +48,8 @@ class Recorder:
 
     def __init__(self, events: EventSink | None, tracing: Tracing, metrics: Metrics, max_groups: int = 4096) -> None:
         self._events = events
+        # Whether every call is recorded, or traced ones only.
+        self.records_all = events is not None
         self._tracing = tracing
         self._metrics = metrics
         self._groups: queue.Queue[tuple[Sequence[Call], _Anchor] | None] = queue.Queue(max_groups)
@@ -56,10 +58,6 @@ class Recorder:
 
     def put(self, calls: Sequence[Call]) -> None:
         """Records calls of one version and arm that ended together."""
-        if self._events is None:
-            calls = [call for call in calls if call.span is not None]
-        if not calls:
-            return
         try:
             self._groups.put_nowait((calls, _Anchor(time.perf_counter(), time.time_ns())))
         except queue.Full:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
 
 from observability import names
 from observability.metrics import Metrics, observe_many
@@ -94,14 +97,37 @@ class VersionSignals:
         self._compute.observe(seconds)
 
 
+class _Unwritten(Collector):
+    """Asks for what is kept back to be counted in bulk, before the series of the same registry are read.
+
+    Only on the event loop's thread, to which the counts belong; others see what was written last.
+    """
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+        self._thread = threading.get_ident()
+
+    def describe(self) -> Iterable[Family]:
+        """Nothing: it has no series."""
+        return ()
+
+    def collect(self) -> Iterable[Family]:
+        """Nothing, after everything was written."""
+        if threading.get_ident() == self._thread:
+            self._settle()
+        return ()
+
+
 class Signals:
     """All series of the server."""
+
+    def before_reading(self, settle: Callable[[], None]) -> None:
+        """From now on `settle` is called on this thread before anybody reads the series."""
+        self.metrics.registry.register(_Unwritten(settle))
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self._versions: dict[tuple[str, str], VersionSignals] = {}
-        # Called before the series are read: writes what is kept back to be written in bulk.
-        self.settle: Callable[[], None] = lambda: None
         self._releases: dict[tuple[str, Choice, str], Any] = {}
 
     def version(self, model: str, version: int | None) -> VersionSignals:

@@ -1,0 +1,74 @@
+"""What is counted of answered requests: one account for each choice of the router, written in bulk.
+
+An answered request appends six moments to an array and itself to a list; the series are written when somebody looks,
+and a few times a second besides.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from observability.tracing import format_trace_id
+from serving.router import Choice
+from serving.signals import Signals
+
+if TYPE_CHECKING:
+    from serving.calls import Call
+
+_MOMENTS = 6
+
+
+class Account:
+    """The requests of one choice that have ended since the last flush. Times are seconds of the lanes' clock."""
+
+    __slots__ = ("_signals", "_version", "calls", "choice", "extend", "model", "moments", "ok", "others")
+
+    def __init__(self, model: str, choice: Choice, signals: Signals) -> None:
+        self.model = model
+        self.choice = choice
+        self._signals = signals
+        self._version = signals.version(model, choice.version)
+        self.ok = 0
+        self.others: Counter[str] = Counter()
+        # arrived, queued, started, ended, encoded, done of each request.
+        self.moments = array("d")
+        self.extend = self.moments.extend
+        # What the recorder gets.
+        self.calls: list[Call] = []
+
+    def add(self, call: Call, ended: float) -> None:
+        """A request that ended otherwise than with a batch's outputs, or whose trace is kept; `ended`: its answer."""
+        if call.outcome == "ok":
+            self.ok += 1
+        else:
+            self.others[call.outcome] += 1
+        queued = call.arrived if call.queued is None else call.queued
+        started = ended if call.started is None else call.started
+        worked = started if call.ended is None else call.ended
+        moments = (call.arrived, queued, started, worked, max(ended, worked), call.done)
+        if call.span is None:
+            self.extend(moments)
+        else:
+            self._version.traced(moments, call.started is not None, format_trace_id(call.span) or "")
+
+    def flush(self) -> list[Call]:
+        """Writes the series, and gives the calls for the recorder."""
+        signals, version = self._signals, self._version
+        if self.ok:
+            version.requests("ok", self.ok)
+            signals.release(self.model, self.choice, "ok", self.ok)
+            self.ok = 0
+        if self.others:
+            for outcome, count in self.others.items():
+                version.requests(outcome, count)
+                signals.release(self.model, self.choice, outcome, count)
+            self.others.clear()
+        if self.moments:
+            version.latencies(np.array(self.moments).reshape(-1, _MOMENTS))
+            del self.moments[:]
+        calls, self.calls = self.calls, []
+        return calls

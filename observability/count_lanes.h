@@ -17,7 +17,9 @@
 struct NAMED(table) {
     REAL middle, spread, scale, offset;
     /* Comparisons in a place: 1 to 4; 8 of all edges, without places; 0 where there are too many for a byte. */
-    INTEGER steps, unused[3];
+    INTEGER steps;
+    /* Edges below infinity. */
+    INTEGER edges, unused[2];
     INTEGER places[PLACES / sizeof(INTEGER)];
 };
 
@@ -34,9 +36,8 @@ static int64_t NAMED(units)(int64_t width) {
 /* From 0 to PLACES - 1; never less for a greater value: every step is monotone when it is rounded, too. */
 static inline __attribute__((always_inline)) REAL NAMED(place)(REAL value, REAL middle, REAL spread, REAL scale,
                                                                REAL offset) {
-    REAL distance = value - middle, far = distance < 0 ? -distance : distance;
-    REAL share = 1 - spread / (spread + far), signed_share = distance < 0 ? -share : share;
-    REAL place = signed_share * scale + offset;
+    REAL distance = value - middle, share = 1 - spread / (spread + (distance < 0 ? -distance : distance));
+    REAL place = (distance < 0 ? -share : share) * scale + offset;
     place = place > 0 ? place : 0;
     return place < PLACES - 1 ? place : PLACES - 1;
 }
@@ -45,12 +46,14 @@ static inline __attribute__((always_inline)) REAL NAMED(place)(REAL value, REAL 
 static int64_t NAMED(spread)(struct NAMED(table) *table, const REAL *edges, int64_t n, REAL spread) {
     REAL low = edges[0], high = edges[n - 1], middle = edges[n / 2];
     REAL before = spread / (spread + (middle - low)) - 1, behind = 1 - spread / (spread + (high - middle));
-    if (!(spread > 0) || !(behind > before) || !isfinite(spread + (high - low)) || !isfinite(1 / (behind - before)))
+    if (!(behind > before) || !isfinite(spread + (high - low)) || !isfinite((PLACES - 4) / (behind - before)))
         return INT64_MAX;
     table->middle = middle, table->spread = spread;
     table->scale = (PLACES - 4) / (behind - before), table->offset = 2 - before * table->scale;
+    if (!isfinite(table->offset))
+        return INT64_MAX;
     unsigned char *places = (unsigned char *)table->places;
-    int64_t behind_place[PLACES + 1], most = 0;
+    int64_t behind_place[PLACES], most = 0;
     memset(places, 0, PLACES), memset(behind_place, 0, sizeof behind_place);
     for (int64_t edge = 0; edge < n; edge++) {
         REAL place = NAMED(place)(edges[edge], middle, spread, table->scale, table->offset);
@@ -79,19 +82,24 @@ static void NAMED(tables)(const REAL *edges, int64_t columns, int64_t width, REA
         for (int64_t edge = 0; edge < width + SPARE_EDGES; edge++)
             own[edge] = edge < n ? edges[edge] : (REAL)INFINITY;
         memset(table, 0, sizeof *table);
-        table->spread = 1;
-        if (n < 256)
-            table->steps = n < 2 ? 1 : 8;
-        for (size_t attempt = 0; n > 1 && n < 256 && attempt < sizeof SPREADS / sizeof *SPREADS; attempt++) {
+        table->spread = 1, table->edges = (INTEGER)n, table->steps = n < 2 ? 1 : n < 256 ? 8 : 0;
+        for (size_t attempt = 0; table->steps > 1 && attempt < sizeof SPREADS / sizeof *SPREADS; attempt++) {
             REAL spread = (edges[n - 1 - n / 4] - edges[n / 4]) * (REAL)SPREADS[attempt];
-            int64_t most = NAMED(spread)(&found, edges, n, spread);
-            INTEGER steps = most < 2 ? 1 : most < 4 ? 2 : most < 8 ? 3 : most < 16 ? 4 : 8;
+            int64_t most = spread > 0 ? NAMED(spread)(&found, edges, n, spread) : INT64_MAX;
+            INTEGER steps = most < 2 ? 1 : most < 4 ? 2 : most < 16 ? 4 : 8;
             if (steps < table->steps)
-                *table = found, table->steps = steps;
-            if (steps == 1)
-                break;
+                found.edges = table->edges, found.steps = steps, *table = found;
         }
     }
+}
+
+static inline __attribute__((always_inline)) void NAMED(moment)(struct NAMED(lanes) *l, int j, REAL value) {
+    double deviation = (double)value - (double)l->pivot[j];
+    l->sum[j] += deviation;
+    l->squares[j] += deviation * deviation;
+    l->low[j] = value < l->low[j] ? value : l->low[j];
+    l->high[j] = value > l->high[j] ? value : l->high[j];
+    l->zeros[j] += value == 0 ? 1 : 0;
 }
 
 static inline __attribute__((always_inline)) void NAMED(rows)(int steps, const REAL *values, int64_t rows,
@@ -101,12 +109,15 @@ static inline __attribute__((always_inline)) void NAMED(rows)(int steps, const R
     struct NAMED(lanes) l = *lanes;
     const INTEGER *places = (const INTEGER *)tables;
     uint16_t at[GROUP_ROWS * LANES];
-    while (rows) {
-        int64_t n = rows < GROUP_ROWS ? rows : GROUP_ROWS;
-        uint16_t *next = at;
-        for (int64_t row = 0; row < n; row++, values += stride, next += LANES)
+    for (int64_t n; rows; rows -= n, values += n * stride) {
+        n = rows < GROUP_ROWS ? rows : GROUP_ROWS;
+        INTEGER strange = 0;
+        for (int64_t row = 0; row < n; row++)
+            EACH strange += values[row * stride + j] - values[row * stride + j] == 0 ? 0 : 1;
+        const int all_finite = !strange;
+        for (int64_t row = 0; row < n; row++)
             EACH {
-                REAL value = values[j];
+                REAL value = values[row * stride + j];
                 INTEGER cell = 0;
                 if (steps < 8) {
                     INTEGER place = (int)NAMED(place)(value, l.middle[j], l.spread[j], l.scale[j], l.offset[j]);
@@ -120,26 +131,29 @@ static inline __attribute__((always_inline)) void NAMED(rows)(int steps, const R
                 }
                 if (steps >= 4)
                     cell += tables[l.edges[j] + cell + 7] <= value ? 8 : 0;
-                if (steps >= 3)
+                if (steps >= 4)
                     cell += tables[l.edges[j] + cell + 3] <= value ? 4 : 0;
                 if (steps >= 2)
                     cell += tables[l.edges[j] + cell + 1] <= value ? 2 : 0;
                 cell += tables[l.edges[j] + cell] <= value ? 1 : 0;
-                int finite = value - value == 0;
-                INTEGER special = cells + (value != value ? 2 : value > 0 ? 0 : 1);
-                next[j] = (uint16_t)(l.histogram[j] + (finite ? cell : special));
-                REAL number = finite ? value : l.pivot[j];
-                double deviation = (double)number - (double)l.pivot[j];
-                l.sum[j] += deviation;
-                l.squares[j] += deviation * deviation;
-                l.low[j] = number < l.low[j] ? number : l.low[j];
-                l.high[j] = number > l.high[j] ? number : l.high[j];
-                l.zeros[j] += value == 0 ? 1 : 0;
+                at[row * LANES + j] = (uint16_t)(l.histogram[j] + cell);
             }
+        if (all_finite)
+            for (int64_t row = 0; row < n; row++)
+                EACH NAMED(moment)(&l, j, values[row * stride + j]);
+        else
+            for (int64_t row = 0; row < n; row++)
+                EACH {
+                    REAL value = values[row * stride + j];
+                    int special = value != value ? 2 : value > 0 ? 0 : 1;
+                    if (isfinite(value))
+                        NAMED(moment)(&l, j, value);
+                    else
+                        at[row * LANES + j] = (uint16_t)(l.histogram[j] + cells + special);
+                }
         /* Apart from the search, which would wait where two values that follow each other meet in a cell. */
         for (int64_t i = 0; i < n * LANES; i++)
             histograms[at[i]]++;
-        rows -= n;
     }
     *lanes = l;
 }
@@ -161,8 +175,8 @@ static void NAMED(merge)(double *moments, int64_t n, double mean, double squares
     moments[0] = total;
     moments[1] = before > 0 ? moments[1] + delta * share : mean;
     moments[2] += squares + (before > 0 ? delta * delta * before * share : 0.0);
-    moments[3] = fmin(moments[3], low);
-    moments[4] = fmax(moments[4], high);
+    moments[3] = low < moments[3] ? low : moments[3];
+    moments[4] = high > moments[4] ? high : moments[4];
 }
 
 /* Counts LANES neighbouring positions of rows of `period` values, from `first` on; the first `known` are counted
@@ -173,18 +187,22 @@ static void NAMED(group)(const REAL *values, int64_t rows, int64_t period, int64
     struct NAMED(lanes) l;
     const int64_t units = NAMED(units)(width), header = sizeof(struct NAMED(table)) / sizeof(REAL);
     int steps = 1, cells = 1;
+    int64_t own[LANES];
     memset(&l, 0, sizeof l);
+    own[0] = first % columns;
+    for (int j = 1; j < LANES; j++)
+        own[j] = own[j - 1] + 1 < columns ? own[j - 1] + 1 : 0;
     EACH {
-        int64_t column = (first + j) % columns;
-        const struct NAMED(table) *table = (const struct NAMED(table) *)(tables + column * units);
-        const REAL *edges = tables + column * units + header;
+        const struct NAMED(table) *table = (const struct NAMED(table) *)(tables + own[j] * units);
         steps = table->steps > steps ? (int)table->steps : steps;
-        while (cells <= width && edges[cells - 1] < INFINITY)
-            cells++;
+        cells = table->edges + 1 > cells ? (int)table->edges + 1 : cells;
         l.middle[j] = table->middle, l.spread[j] = table->spread;
         l.scale[j] = table->scale, l.offset[j] = table->offset;
-        l.places[j] = (INTEGER)(column * units + header - PLACES / PACKED);
-        l.edges[j] = (INTEGER)(column * units + header);
+        l.places[j] = (INTEGER)(own[j] * units + header - PLACES / PACKED);
+        l.edges[j] = (INTEGER)(own[j] * units + header);
+        /* What a model has in between may have left nothing of these in the cache. */
+        for (int64_t byte = 0; byte < header * (int64_t)sizeof(REAL) + table->edges * (int64_t)sizeof(REAL); byte += 64)
+            __builtin_prefetch((const char *)table + byte);
         for (int64_t row = 0; row < rows; row++)
             if (isfinite(values[row * period + first + j])) {
                 l.pivot[j] = l.low[j] = l.high[j] = values[row * period + first + j];
@@ -194,10 +212,10 @@ static void NAMED(group)(const REAL *values, int64_t rows, int64_t period, int64
     EACH l.histogram[j] = j * (cells + 3);
     memset(histograms, 0, sizeof *histograms * (size_t)(LANES * (cells + 3)));
     values += first;
-    (steps == 1 ? NAMED(rows_1) : steps == 2 ? NAMED(rows_2) : steps <= 4 ? NAMED(rows_4) : NAMED(rows_8))(
+    (steps == 1 ? NAMED(rows_1) : steps == 2 ? NAMED(rows_2) : steps == 4 ? NAMED(rows_4) : NAMED(rows_8))(
         values, rows, period, &l, tables, cells, histograms);
     for (int j = known; j < LANES; j++) {
-        int64_t column = (first + j) % columns, *row = counts + column * (width + 4);
+        int64_t column = own[j], *row = counts + column * (width + 4);
         const uint16_t *found = histograms + j * (cells + 3);
         for (int cell = 0; cell < cells; cell++)
             row[cell] += found[cell];

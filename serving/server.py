@@ -31,6 +31,7 @@ from serving.edge import Edge, EdgeOptions
 from serving.errors import ServingError
 from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
+from serving.garbage import settle_down
 from serving.health import Health
 from serving.http import Limits, Server
 from serving.lane_policy import LanePolicy
@@ -331,6 +332,7 @@ async def run(config: ServingConfig, started: Callable[[Service], None] | None =
         loop.add_signal_handler(number, stop.set)
     service = Service(config)
     await service.start()
+    settle_down()
     if started is not None:
         started(service)
     await stop.wait()

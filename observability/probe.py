@@ -100,8 +100,8 @@ class Probe(nn.Module):
                 values = inputs[0]
                 if type(values) is Tensor and values.dtype is torch.float32 and values.is_contiguous():
                     shape = values.shape
-                    if len(shape) == 2 and shape[1] == self._direct and values.is_cpu:
-                        memory.add(values, shape[0])
+                    if len(shape) == 2 and shape[1] == self._direct and shape[0] <= memory.brief and values.is_cpu:
+                        memory.add(memory.address, values.data_ptr(), shape[0])
                         return values
             if self._counted_at_once(inputs):
                 return inputs[0] if len(inputs) == 1 else inputs
@@ -136,7 +136,8 @@ class Probe(nn.Module):
         coded = [inputs[place].detach().reshape(-1) for place in layout.coded]
         if any(type(codes) is not Tensor or not codes.is_cpu or len(codes) != rows for codes in coded):
             return False
-        memory.add_columns([inputs[place] for place in layout.numeric], rows)
+        if layout.numeric:
+            memory.add_columns([inputs[place] for place in layout.numeric], rows)
         if coded:
             count_codes_on_cpu(coded, layout.sizes, layout.booleans, self.codes)
         return True

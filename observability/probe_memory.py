@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from observability.native import brief_calls, library
 
-# Numbers that wait (64 kB), and rows of wide tables: so many share what a pass costs.
-_WAITING_VALUES, _WAITING_ROWS = 16_384, 64
+# Numbers that wait (128 kB), and rows of wide tables: so many share what a pass costs.
+_WAITING_VALUES, _WAITING_ROWS = 32_768, 64
 # A call about more numbers than these lets other threads have Python.
 _BRIEF_VALUES = 1 << 16
 _FIELDS = 8
@@ -79,45 +79,38 @@ def addresses(counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, 
 class ProbeMemory:
     """The C code's view of a probe's buffers, to add batches without torch's dispatch. Copies of a module make anew."""
 
-    __slots__ = ("_add", "_add_columns", "_address", "_struct", "_tensors", "columns", "counts")
+    __slots__ = ("_add_columns", "_struct", "_tensors", "add", "address", "brief", "counts")
 
-    def __init__(self, columns: int, tensors: tuple[Tensor, ...], brief: ctypes.PyDLL) -> None:
-        self.columns = columns
+    def __init__(self, columns: int, tensors: tuple[Tensor, ...], calls: ctypes.PyDLL) -> None:
         self.counts = tensors[0]
+        # So many rows are added by `add(address, pointer, rows)`, which holds on to Python.
+        self.brief = _BRIEF_VALUES // columns
         self._tensors = tensors
         self._struct = addresses(*tensors)
-        self._address = ctypes.addressof(self._struct)
-        self._add, self._add_columns = brief.trimtab_probe_add, brief.trimtab_probe_add_columns
+        self.address = ctypes.addressof(self._struct)
+        self.add: Callable[[int, int, int], None] = calls.trimtab_probe_add
+        self._add_columns = calls.trimtab_probe_add_columns
 
     @staticmethod
     def of(counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, filled: Tensor) -> ProbeMemory | None:
         """None where these tensors are not in this process's memory, or there is no C code."""
         tensors = counts, moments, tables, waiting, filled
-        brief = brief_calls()
-        if brief is None or not len(waiting) or not tables.numel():
+        calls = brief_calls()
+        if calls is None or not len(waiting) or not tables.numel():
             return None
         if not all(type(tensor) is Tensor and tensor.is_cpu for tensor in tensors):
             return None
-        return ProbeMemory(counts.shape[0], tensors, brief)
-
-    def add(self, values: Tensor, rows: int) -> None:
-        """Adds a float32 matrix [rows, columns] that lies without gaps."""
-        if rows * self.columns > _BRIEF_VALUES:
-            cast(ctypes.CDLL, library()).trimtab_probe_add(self._address, values.data_ptr(), rows)
-        else:
-            self._add(self._address, values.data_ptr(), rows)
+        return ProbeMemory(counts.shape[0], tensors, calls)
 
     def add_columns(self, columns: Sequence[Tensor], rows: int) -> None:
         """Adds float32 columns [rows] that lie without gaps, one for each of the probe's."""
         pointers = (ctypes.c_void_p * len(columns))(*[column.data_ptr() for column in columns])
-        add = self._add_columns
-        if rows * self.columns > _BRIEF_VALUES:
-            add = cast(ctypes.CDLL, library()).trimtab_probe_add_columns
-        add(self._address, ctypes.addressof(pointers), rows)
+        add = self._add_columns if rows <= self.brief else cast(ctypes.CDLL, library()).trimtab_probe_add_columns
+        add(self.address, ctypes.addressof(pointers), rows)
 
     def count_waiting(self) -> None:
         """Counts what waits."""
-        cast(ctypes.CDLL, library()).trimtab_probe_count_waiting(self._address)
+        cast(ctypes.CDLL, library()).trimtab_probe_count_waiting(self.address)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

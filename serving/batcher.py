@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 
-from serving.pending import DEFAULT_PRIORITY, Batch, Pending, QueueState, Result, State, Wait
+from serving.pending import DEFAULT_PRIORITY, LOWEST_PRIORITY, Batch, Pending, QueueState, Result, State, Wait
 
 __all__ = ["Batch", "BatchQueue", "Budget", "Pending", "QueueState", "Result", "State", "Wait"]
 
@@ -144,10 +144,9 @@ class BatchQueue:
         head = self._head(now)
         return 0 if head is None else head[0].rows
 
-    def urgency(self, now: float) -> int:
-        """The class that the next request counts as."""
-        head = self._head(now)
-        return 1 << 30 if head is None else self._level(head[0], now)
+    def urgency(self) -> int:
+        """The highest class that has requests; what its age is worth counts inside the queue only."""
+        return next((priority for priority, waiting in self._classes.items() if waiting), LOWEST_PRIORITY)
 
     def take(
         self, now: float, *, seconds: float = 0.0, draining: bool = False, cap: int = 0, hold: float | None = None

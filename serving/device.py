@@ -18,7 +18,7 @@ class Tenant(Protocol):
     served: float  # seconds of the device that it has had, on the device's count
 
     def urgency(self) -> int:
-        """The class of priority of its next request; 1 goes first."""
+        """The class of priority of its most urgent request; 1 goes first."""
 
     def granted(self) -> None:
         """The device is the lane's now: it starts a batch and calls `finish` later, or calls `finish` at once."""
@@ -29,14 +29,18 @@ class Device:
 
     Among the lanes that have a batch due, the most urgent class goes first; inside a class, the lane with the least
     time of the device behind it. A lane that comes back from idleness starts level with the others: what it did not use
-    is not owed to it. A batch that runs for far longer than it should no longer keeps the others out.
+    is not owed to it. One that has been kept waiting for `ageing` seconds counts as one class higher, and so on. A
+    batch that runs for far longer than it should no longer keeps the others out.
     """
 
-    def __init__(self, loop: Loop, *, slots: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, loop: Loop, *, slots: int = 1, ageing: float = 1.0, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._loop = loop
         self._slots = slots
+        self._ageing = ageing
         self._clock = clock
-        self._waiting: dict[Tenant, None] = {}
+        self._waiting: dict[Tenant, float] = {}  # since when
         self._running: dict[Tenant, float] = {}  # until when each lane's batch should be done
         self._level = 0.0
         self._timer: Any = None
@@ -55,7 +59,7 @@ class Device:
             self._level = lane.served
             self._running[lane] = self._clock() + _SHORTEST_LEASE
             return True
-        self._waiting[lane] = None
+        self._waiting[lane] = self._clock()
         self._watch()
         return False
 
@@ -76,12 +80,16 @@ class Device:
     def pick(self) -> None:
         """Grants the device while it is free and lanes wait for it."""
         while self._waiting and self._free(self._clock()):
-            lane = min(self._waiting, key=lambda tenant: (tenant.urgency(), tenant.served))
+            lane = min(self._waiting, key=self._order)
             del self._waiting[lane]
             self._level = max(self._level, lane.served)
             self._running[lane] = self._clock() + _SHORTEST_LEASE
             lane.granted()
         self._watch()
+
+    def _order(self, lane: Tenant) -> tuple[int, float]:
+        waited = self._clock() - self._waiting[lane]
+        return lane.urgency() - int(waited / self._ageing), lane.served
 
     def _free(self, now: float) -> bool:
         if len(self._running) < self._slots:

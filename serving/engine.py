@@ -260,8 +260,8 @@ class Lane:
 
     # --- batches -----------------------------------------------------------------------------------------------------
     def urgency(self) -> int:
-        """The class of priority of the next request."""
-        return self.queue.urgency(self._clock())
+        """The class of priority of the most urgent request that waits."""
+        return self.queue.urgency()
 
     def granted(self) -> None:
         """The device is this lane's: starts a batch, or gives the device back."""

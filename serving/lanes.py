@@ -34,7 +34,7 @@ class Lanes:
         """The lane of a version; on the event loop."""
         loop = asyncio.get_running_loop()
         if self._device is None:
-            self._device = Device(loop, slots=self._slots)
+            self._device = Device(loop, slots=self._slots, ageing=self.policy.ageing)
         policy, version = self.policy, self._signals.version(model, loaded.number)
         if loaded.model.manifest["format"] == "safetensors":
             # An architecture is Python of the user's and may block; other formats hold tensor operators only.

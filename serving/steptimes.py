@@ -21,18 +21,32 @@ class StepTimes:
     that says what a row more or less makes.
     """
 
-    __slots__ = ("_largest", "_last", "_line", "_rows", "_seconds", "_since_line", "_spread")
+    __slots__ = (
+        "_largest",
+        "_last",
+        "_level",
+        "_line",
+        "_live",
+        "_rows",
+        "_seconds",
+        "_seeds",
+        "_since_line",
+        "_spread",
+    )
 
     def __init__(self, measured: Mapping[int, float] | None, max_rows: int) -> None:
         self._largest = max_rows
         self._last = _place(max_rows)
         self._seconds: list[float | None] = [None] * (self._last + 1)
         self._rows = [float(min(1 << place, max_rows)) for place in range(self._last + 1)]
+        self._live = [False] * (self._last + 1)
+        self._level = 1.0  # live times over those of the warm-up, for the sizes that have not come yet
         self._spread = 1.25
         self._since_line = 0
         for rows in sorted(measured or {}):
             if rows <= max_rows:
                 self._seconds[_place(rows)], self._rows[_place(rows)] = (measured or {})[rows], float(rows)
+        self._seeds = list(self._seconds)
         self._line = self._fitted()
 
     def of(self, rows: int) -> float:
@@ -48,6 +62,8 @@ class StepTimes:
             known = self._seconds[place]
             if known is None:
                 return 0.0
+        if not self._live[place]:
+            known *= self._level
         # Never under a quarter of what was measured: the line knows nothing that far from its points.
         return max(known / 4, known + self._line[1] * (rows - self._rows[place]))
 
@@ -67,10 +83,15 @@ class StepTimes:
             else:
                 self._spread = max(1.0, self._spread * 0.9995)
             seconds = min(seconds, _OUTLIER * expected)
+            seed = self._seed(rows)
+            if seed > 0:
+                self._level += _MEMORY * (seconds / seed - self._level)
         place = (rows - 1).bit_length()
         known = self._seconds[place]
-        if known is None:
-            self._seconds[place], self._rows[place] = seconds, float(rows)
+        if known is None or not self._live[place]:
+            # What the warm-up measured, brought to the present level, is as good as one batch more.
+            self._seconds[place] = seconds if known is None else expected + _MEMORY * (seconds - expected)
+            self._rows[place], self._live[place] = float(rows), True
         else:
             self._seconds[place] = known + _MEMORY * (seconds - known)
             self._rows[place] += _MEMORY * (rows - self._rows[place])
@@ -85,12 +106,25 @@ class StepTimes:
 
     def _fitted(self) -> tuple[float, float]:
         """The medians of the slopes of all pairs and of the intercepts (Theil and Sen): an odd one moves it little."""
-        points = [(n, t) for n, t in zip(self._rows, self._seconds, strict=True) if t is not None]
+        points = [
+            (n, t if live else t * self._level)
+            for n, t, live in zip(self._rows, self._seconds, self._live, strict=True)
+            if t is not None
+        ]
         if len(points) < 2:
             return (points[0][1], 0.0) if points else (0.0, 0.0)
         slopes = [(t2 - t1) / (n2 - n1) for i, (n1, t1) in enumerate(points) for n2, t2 in points[i + 1 :] if n2 > n1]
         slope = max(0.0, _median(slopes)) if slopes else 0.0
         return max(0.0, _median([seconds - slope * rows for rows, seconds in points])), slope
+
+    def _seed(self, rows: int) -> float:
+        """What the warm-up says, between its sizes; 0 where it says nothing."""
+        place = (rows - 1).bit_length()
+        above, below = self._seeds[place], self._seeds[place - 1] if place else None
+        if above is None or below is None:
+            return above or 0.0
+        small, large = 1 << (place - 1), min(1 << place, self._largest)
+        return below + (above - below) * (rows - small) / (large - small)
 
     def _nearest(self, place: int) -> int:
         """The measured size that is nearest, a larger one first."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,121 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.batcher import Batch, BatchQueue, Pending, Result, State, Wait
-from serving.engine import Lane
+from serving.batcher import Batch, BatchQueue, State, Wait
 from serving.errors import Cancelled, Expired, InvalidRequest, ModelFailed, NonFinite, Refused, ServingError
-from serving.execution import Executed, execute
-from serving.lane_policy import LanePolicy
-from serving.signature import Array, Input, Output, Signature
-
-SIGNATURE = Signature((Input.of("x", "FP32"),), (Output("y"),))
-RAISES, NOT_FINITE = 666.0, -1.0
-
-
-class FakeLoop:
-    """Callbacks and timers by hand; `now` is the clock."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._soon: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
-        self._timers: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
-        self._order = itertools.count()
-
-    def call_soon(self, callback: Callable[..., object], *args: Any) -> None:
-        self._soon.append((callback, args))
-
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> FakeTimer:
-        timer = FakeTimer(callback)
-        heapq.heappush(self._timers, (self.now + delay, next(self._order), timer, args))
-        return timer
-
-    def spin(self) -> None:
-        while self._soon:
-            callback, args = self._soon.pop(0)
-            callback(*args)
-
-    def advance(self, seconds: float) -> None:
-        end = self.now + seconds
-        self.spin()
-        while self._timers and self._timers[0][0] <= end:
-            self.now, _, callback, args = heapq.heappop(self._timers)
-            callback(*args)
-            self.spin()
-        self.now = end
-
-
-class FakeTimer:
-    def __init__(self, callback: Callable[..., object]) -> None:
-        self._callback: Callable[..., object] | None = callback
-
-    def __call__(self, *args: Any) -> None:
-        if self._callback is not None:
-            self._callback(*args)
-
-    def cancel(self) -> None:
-        self._callback = None
-
-
-class FakeExecutor:
-    """Holds the job until the test lets it finish."""
-
-    def __init__(self) -> None:
-        self._held: tuple[Callable[[], Executed], Callable[[Executed], None]] | None = None
-
-    def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None:
-        assert self._held is None, "a lane hands over one batch at a time"
-        self._held = (job, done)
-
-    def finish(self) -> bool:
-        if self._held is None:
-            return False
-        (job, done), self._held = self._held, None
-        done(job())
-        return True
-
-    def stop(self) -> None:
-        return
-
-
-class Doubling:
-    """y = 2 x; raises when a row is RAISES; NaN for NOT_FINITE. Keeps what it was given."""
-
-    signature = SIGNATURE
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def run(self, columns: Sequence[Array]) -> list[Array]:
-        (x,) = columns
-        if (x == RAISES).any():
-            raise RuntimeError("666")
-        self.seen += x.tolist()
-        return [np.where(x == NOT_FINITE, np.nan, 2 * x)]
-
-
-class Recorded(Pending):
-    """Keeps every result that it is given."""
-
-    def __init__(self, values: list[float], arrived: float = 0.0, deadline: float | None = None) -> None:
-        super().__init__([values], len(values), arrived, deadline)
-        self.results: list[Result] = []
-
-    def finish(self, result: Result) -> None:
-        self.results.append(result)
-
-    @property
-    def only(self) -> Result:
-        assert len(self.results) == 1, f"a request must end exactly once, not {len(self.results)} times"
-        return self.results[0]
-
-
-def lane_of(model: Doubling, loop: FakeLoop, executor: FakeExecutor, **options: Any) -> Lane:
-    wired = {
-        name: options.pop(name) for name in ("device", "total", "warm_up", "on_batch", "on_shed") if name in options
-    }
-    policy = LanePolicy(**({"max_rows": 8, "limit_rows": 24} | options))
-    return Lane(model, executor, loop, policy, clock=lambda: loop.now, **wired)
-
+from serving.execution import execute
+from serving.signature import Input, Output, Signature
+from serving.tensors import Array
+from tests.serving.lane_fakes import NOT_FINITE, RAISES, Doubling, FakeExecutor, FakeLoop, Recorded, lane_of
 
 ACTIONS = st.one_of(
     st.tuples(

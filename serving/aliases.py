@@ -22,14 +22,19 @@ _ALL_REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 _PLAIN: tuple[tuple[Alias, Callable[[Counts], float]], ...] = (
     (names.TRITON_SUCCESS, lambda counts: counts.succeeded),
     (names.TRITON_ROWS, lambda counts: counts.rows),
-    (names.TRITON_BATCHES, lambda counts: counts.batches),
-    (names.TRITON_REQUEST_US, lambda counts: counts.request_seconds * 1e6),
-    (names.TRITON_QUEUE_US, lambda counts: counts.queue_seconds * 1e6),
-    (names.TRITON_INFER_US, lambda counts: counts.batch_seconds * 1e6),
+    (names.TRITON_BATCHES, lambda counts: counts.batches.count),
+    (names.TRITON_REQUEST_US, lambda counts: counts.spans["total"].seconds * 1e6),
+    (names.TRITON_QUEUE_US, lambda counts: counts.spans["queue"].seconds * 1e6),
+    (names.TRITON_INPUT_US, lambda counts: counts.spans["decode"].seconds * 1e6),
+    (names.TRITON_INFER_US, lambda counts: counts.spans["model"].seconds * 1e6),
+    (names.TRITON_OUTPUT_US, lambda counts: counts.spans["encode"].seconds * 1e6),
+    (names.TRITON_CACHE_HITS, lambda counts: counts.hits),
+    (names.TRITON_CACHE_MISSES, lambda counts: counts.misses),
     (names.MLSERVER_SUCCESS, lambda counts: counts.succeeded),
     (names.MLSERVER_FAILURE, lambda counts: counts.failed),
 )
-_HISTOGRAMS = ((names.KSERVE_PREDICT, names.INFERENCE_DURATION),)
+# KServe's three, by our stages; None is the whole request.
+_HISTOGRAMS = ((names.KSERVE_PREPROCESS, "decode"), (names.KSERVE_PREDICT, None), (names.KSERVE_POSTPROCESS, "encode"))
 
 
 class Aliases(Collector):
@@ -56,8 +61,10 @@ class Aliases(Collector):
             for model, deployment in self._deployments.items()
             for number, version in deployment.versions.items()
         ])  # fmt: skip
-        for alias, metric in _HISTOGRAMS:
-            yield _by_model(alias, samples_of(self._metrics, metric))
+        stages = samples_of(self._metrics, names.INFERENCE_STAGE_DURATION)
+        whole = samples_of(self._metrics, names.INFERENCE_DURATION)
+        for alias, stage in _HISTOGRAMS:
+            yield _by_model(alias, [s for s in stages if s.labels["stage"] == stage] if stage else whole)
 
 
 def _failures(counts: Counts) -> dict[str, int]:

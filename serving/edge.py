@@ -58,6 +58,7 @@ class Edge:
         callers: Callers | None,
         active: Callable[[], int],
         connections: Callable[[], int],
+        settle: Callable[[], None],
     ) -> None:
         self._options = options
         self._metrics = metrics
@@ -67,7 +68,7 @@ class Edge:
             deployments, self._busy_seconds, lambda: active() + self.gateway.active, lambda: health.state, connections,
             time.perf_counter,
         )  # fmt: skip
-        inspection = Inspection(deployments, health, metrics, self.load.report)
+        inspection = Inspection(deployments, health, metrics, self.load.report, settle)
         extensions = Extensions(lambda model: model in deployments, options.trace_sample_ratio)
         self.routes: list[BaseRoute] = [
             *inspection.routes(),

@@ -14,11 +14,11 @@ from serving.deployment import Deployment
 from serving.description import model_config, model_metadata, server_metadata
 from serving.errors import NotFound
 from serving.health import Health
-from serving.statistics import read_counts, triton_statistics
+from serving.statistics import Counts, read_counts, triton_statistics
 
 
 class Inspection:
-    """Their routes. `load` gives the load report."""
+    """Their routes. `load` gives the load report; `settle` counts what was not counted yet."""
 
     def __init__(
         self,
@@ -26,11 +26,13 @@ class Inspection:
         health: Health,
         metrics: Metrics,
         load: Callable[[], Mapping[str, Any]],
+        settle: Callable[[], None],
     ) -> None:
         self._deployments = deployments
         self._health = health
         self._metrics = metrics
         self._load = load
+        self._settle = settle
 
     def routes(self) -> list[Route]:
         """For the control app."""
@@ -82,14 +84,17 @@ class Inspection:
         deployment = self._served(model)
         if version is not None:
             deployment.route(version, None)
-        found = read_counts(self._metrics)
-        return JSONResponse(triton_statistics(found, {model: deployment}, version))
+        return JSONResponse(triton_statistics(self._counts(), {model: deployment}, version))
 
     async def _all_statistics(self, _request: Request) -> Response:
-        return JSONResponse(triton_statistics(read_counts(self._metrics), self._deployments))
+        return JSONResponse(triton_statistics(self._counts(), self._deployments))
 
     async def _report(self, _request: Request) -> Response:
         return JSONResponse(dict(self._load()))
+
+    def _counts(self) -> dict[tuple[str, str], Counts]:
+        self._settle()
+        return read_counts(self._metrics)
 
     def _served(self, model: str) -> Deployment:
         deployment = self._deployments.get(model)

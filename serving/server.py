@@ -217,7 +217,7 @@ class Service:
                 load_header=config.load_header, ssl_certfile=config.ssl_certfile, ssl_keyfile=config.ssl_keyfile,
             ),
             self._front, self.deployments, self.health, self.metrics, callers, self._active,
-            lambda: len(self.http.connections),
+            lambda: len(self.http.connections), self._front.settle,
         )  # fmt: skip
         app = ControlApp(
             self._control, self.deployments, store, self.metrics, secret=config.secret, models=config.models,

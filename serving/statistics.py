@@ -14,17 +14,22 @@ from serving.signals import NO_VERSION
 
 
 @dataclass(slots=True)
+class Span:
+    """How often something took place, and the seconds that it took in all."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
 class Counts:
-    """One version since its process began. Times are seconds, summed over requests but `batch_seconds` over batches."""
+    """One version since its process began. `spans` are by stage of a request, and `total`; `batches` are batches."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
-    answered: int = 0  # requests with a duration: those that a version was chosen for
-    request_seconds: float = 0.0
-    queued: int = 0
-    queue_seconds: float = 0.0
-    batches: int = 0
-    batch_seconds: float = 0.0
+    spans: dict[str, Span] = field(default_factory=lambda: defaultdict(Span))
+    batches: Span = field(default_factory=Span)
     rows: int = 0
+    cached: dict[str, int] = field(default_factory=dict)
 
     @property
     def succeeded(self) -> int:
@@ -36,32 +41,46 @@ class Counts:
         """Requests with any other outcome."""
         return sum(self.outcomes.values()) - self.succeeded
 
+    @property
+    def hits(self) -> int:
+        """Requests that the response cache answered, or that waited for an equal one's answer."""
+        return self.cached.get("hit", 0) + self.cached.get("shared", 0)
 
-_PLAIN = {names.INFERENCE_ROWS: "rows"}
-_TIMES = {
-    names.INFERENCE_DURATION: ("answered", "request_seconds"),
-    names.INFERENCE_QUEUE: ("queued", "queue_seconds"),
-    names.INFERENCE_COMPUTE: ("batches", "batch_seconds"),
-}
+    @property
+    def misses(self) -> int:
+        """Requests that the response cache did not know."""
+        return self.cached.get("miss", 0)
 
 
 def read_counts(metrics: Metrics) -> dict[tuple[str, str], Counts]:
-    """By (model, version). Reading costs the requests nothing: they are counted once, in the catalogue's metrics."""
+    """By (model, version). Reading costs the requests nothing: they are counted once, in the catalogue's metrics.
+
+    What was counted a moment ago and is not yet in the series is not here; whoever reads settles it before.
+    """
     found: dict[tuple[str, str], Counts] = defaultdict(Counts)
     for sample in samples_of(metrics, names.INFERENCE_REQUESTS):
         if sample.name.endswith("_total"):
             found[_key(sample)].outcomes[sample.labels["outcome"]] = int(sample.value)
-    for metric, name in _PLAIN.items():
-        for sample in samples_of(metrics, metric):
-            if sample.name.endswith("_total"):
-                setattr(found[_key(sample)], name, int(sample.value))
-    for metric, (count, total) in _TIMES.items():
-        for sample in samples_of(metrics, metric):
-            if sample.name.endswith("_count"):
-                setattr(found[_key(sample)], count, int(sample.value))
-            elif sample.name.endswith("_sum"):
-                setattr(found[_key(sample)], total, sample.value)
+    for sample in samples_of(metrics, names.INFERENCE_ROWS):
+        if sample.name.endswith("_total"):
+            found[_key(sample)].rows = int(sample.value)
+    for sample in samples_of(metrics, names.RESPONSE_CACHE_REQUESTS):
+        if sample.name.endswith("_total"):
+            found[_key(sample)].cached[sample.labels["result"]] = int(sample.value)
+    for sample in samples_of(metrics, names.INFERENCE_DURATION):
+        _add(found[_key(sample)].spans["total"], sample)
+    for sample in samples_of(metrics, names.INFERENCE_STAGE_DURATION):
+        _add(found[_key(sample)].spans[sample.labels["stage"]], sample)
+    for sample in samples_of(metrics, names.INFERENCE_COMPUTE):
+        _add(found[_key(sample)].batches, sample)
     return dict(found)
+
+
+def _add(span: Span, sample: Any) -> None:
+    if sample.name.endswith("_count"):
+        span.count = int(sample.value)
+    elif sample.name.endswith("_sum"):
+        span.seconds = sample.value
 
 
 def triton_statistics(
@@ -69,7 +88,8 @@ def triton_statistics(
 ) -> dict[str, Any]:
     """Triton's `model_stats` of the loaded versions; times in nanoseconds.
 
-    `success` counts the answers; a request's time in the queue and with the model is that of its batch.
+    A request's time with the model is that of its batch. `success` and `fail` have the mean time of all requests, which
+    is not counted by outcome; `last_inference` and `batch_stats` are not known.
     """
     return {
         "model_stats": [
@@ -82,30 +102,31 @@ def triton_statistics(
 
 
 def _one(model: str, version: str, counts: Counts) -> dict[str, Any]:
-    mean = counts.request_seconds / counts.answered if counts.answered else 0.0
+    total = counts.spans["total"]
+    mean = total.seconds / total.count if total.count else 0.0
     return {
         "name": model,
         "version": version,
         "last_inference": 0,
         "inference_count": counts.rows,
-        "execution_count": counts.batches,
+        "execution_count": counts.batches.count,
         "inference_stats": {
-            "success": _duration(counts.succeeded, mean * counts.succeeded),
-            "fail": _duration(counts.failed, mean * counts.failed),
-            "queue": _duration(counts.queued, counts.queue_seconds),
-            "compute_input": _duration(0, 0.0),
-            "compute_infer": _duration(counts.batches, counts.batch_seconds),
-            "compute_output": _duration(0, 0.0),
-            "cache_hit": _duration(0, 0.0),
-            "cache_miss": _duration(0, 0.0),
+            "success": _duration(Span(counts.succeeded, mean * counts.succeeded)),
+            "fail": _duration(Span(counts.failed, mean * counts.failed)),
+            "queue": _duration(counts.spans["queue"]),
+            "compute_input": _duration(counts.spans["decode"]),
+            "compute_infer": _duration(counts.spans["model"]),
+            "compute_output": _duration(counts.spans["encode"]),
+            "cache_hit": _duration(Span(counts.hits)),
+            "cache_miss": _duration(Span(counts.misses)),
         },
         "batch_stats": [],
         "memory_usage": [],
     }
 
 
-def _duration(count: int, seconds: float) -> dict[str, int]:
-    return {"count": count, "ns": round(seconds * 1e9)}
+def _duration(span: Span) -> dict[str, int]:
+    return {"count": span.count, "ns": round(span.seconds * 1e9)}
 
 
 def samples_of(metrics: Metrics, metric: names.Metric) -> list[Any]:

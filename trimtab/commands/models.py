@@ -11,6 +11,7 @@ import click
 
 from serving.errors import ServingError
 from serving.registry import ModelVersion, Registry
+from trimtab.commands.optimize import optimize
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
 from trimtab.commands.routing import change_traffic, experiment, route, switch
 from trimtab.settings import Settings
@@ -25,11 +26,15 @@ def models() -> None:
       trimtab models list
       trimtab models canary flights 2 --weight 0.1
       trimtab models rollback flights --reason "wrong units"
+      trimtab models optimize flights --int8 --sample holdout.parquet
     """
 
 
 for command in (experiment, switch, route):
     models.add_command(command)
+
+
+models.add_command(optimize)
 
 
 def registry(settings: Settings) -> Registry:

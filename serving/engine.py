@@ -100,7 +100,12 @@ class Lane:
         if deadline is not None and deadline <= now:
             raise Expired(f"the deadline passed {now - deadline:.6f} s before the request could be queued")
         if not admitted:
-            self._admit(pending, now)
+            lacking = self.queue.lacks(pending)
+            if (
+                deadline is not None or lacking is not None or self.guard.shedding or self.stalled is not None
+                or self.policy.limit_requests
+            ):  # fmt: skip
+                self._admit(pending, lacking, now)
         self.queue.offer(pending, admitted=True)
         pending.lane = self
         pending.queued = now
@@ -197,7 +202,7 @@ class Lane:
         return self.stalled
 
     # --- admission ---------------------------------------------------------------------------------------------------
-    def _admit(self, pending: Pending, now: float) -> None:
+    def _admit(self, pending: Pending, lacking: str | None, now: float) -> None:
         queue, policy = self.queue, self.policy
         if self.stalled is not None:
             raise Unavailable(f"the model does not answer: {self.stalled}")
@@ -206,7 +211,6 @@ class Lane:
             queue.requests + (0 if running is None else len(running.requests)) >= policy.limit_requests
         ):
             self._refuse(pending, "concurrency", now, f"the limit is {policy.limit_requests} requests at a time")
-        lacking = queue.lacks(pending)
         if lacking is not None:
             self._make_room(pending, lacking, now)
         # An idle lane always tries: else an estimate that is too high could never be corrected.

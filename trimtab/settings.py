@@ -154,11 +154,47 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     """Models to load; empty means all that the registry holds with a stable version."""
     max_batch_rows: int = 64
     max_delay_seconds: float = 0.0
+    """How long a batch waits for company, from its oldest request's arrival; 0 takes what is there."""
+    inline_seconds: float = 0.0005
+    """Batches that take at most this long run on the event loop; 0 hands every batch to a thread."""
+    preferred_batch_rows: list[int] = []
+    """A batch of exactly one of these sizes goes at once."""
+    pad_batches: bool = False
+    """Fill smaller batches up to the next preferred size."""
+    latency_target_seconds: float = 0.0
+    """Choose batches and waits so that requests, queue included, take less than this; 0 leaves them as set."""
+    length_buckets: list[int] = []
+    """Lengths that ragged inputs are padded to, ascending; powers of two beyond the last, and if empty."""
+    device_batches: int = 1
+    """Batches that run in threads at a time, all models together."""
     max_queue_rows: int = 1024
+    """Rows that may wait, by version; more are refused with 429."""
+    max_queue_bytes: int = 268435456
+    """Bytes of requests that may wait, by version; 0 means no limit."""
+    max_total_rows: int = 0
+    """Rows that may wait in all queues together; more are refused with 503; 0 means no limit."""
+    max_total_bytes: int = 536870912
+    """Bytes of requests that may wait in all queues together; 0 means no limit."""
+    max_concurrent_requests: int = 0
+    """Requests of a version that may wait or run; 0 means no limit."""
+    queue_delay_target_seconds: float = 1.0
+    """A queue whose delay stays over this refuses what would wait longer; 0 never does."""
+    queue_delay_interval_seconds: float = 0.1
+    """How long the delay must stay over the target first."""
+    overload_newest_first: bool = False
+    """While a queue refuses, its newest request goes first."""
+    priority_ageing_seconds: float = 1.0
+    """Waiting so long is worth one class of priority."""
+    stall_seconds: float = 10.0
+    """A batch that runs longer, and 20 times longer than it should, makes its model not ready; 0 never does."""
     trace_sample_ratio: float = 0.01
     architectures: list[str] = []
     """`module:callable` names that safetensors artifacts may declare."""
     torch_threads: int = 1
+    memory_budget_bytes: int = 0
+    """Bytes that loaded versions may take together; the least recently used give way. 0 means no limit."""
+    pinned_versions: list[str] = []
+    """`MODEL:VERSION` names that are loaded at start and never give way."""
     grpc_port: int = 0
     """The V2 protocol over gRPC on this port too; 0 is off. Needs `trimtab[grpc]`."""
     callers: list[CallerSettings] = []

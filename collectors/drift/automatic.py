@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from collectors.drift.auto import AutoVerdict, judge_cells
+from collectors.drift.auto import MIN_ROWS, AutoVerdict
 from collectors.drift.cells import Cells, cells_of
 from collectors.drift.comparison import ColumnComparison, Sides, share_of
-from collectors.drift.pairs import ColumnPair
+from collectors.drift.judged import judged
+from collectors.drift.pairs import ColumnPair, Pairs
 from collectors.drift.thresholds import DriftThresholds
 from collectors.drift.verdict import Verdict
 
@@ -28,18 +29,64 @@ _SAID = {
 }
 
 
-def judged_columns(
-    pairs: Mapping[str, ColumnPair], method: str, thresholds: DriftThresholds
-) -> dict[str, ColumnComparison]:
-    """Every column with its verdict. With "evidently" a change of the missing share is told, but does not decide."""
-    cells = {
-        name: (pair.all_cells,) if pair.all_cells else cells_of(pair.cells.reference, pair.cells.current)
-        for name, pair in pairs.items()
-    }
-    infinite = {name + _INFINITE: (_finite_or_not(pair),) for name, pair in pairs.items() if any(_both(pair.infinite))}
-    automatic = judge_cells({**cells, **infinite}, thresholds) if cells else {}
-    changed = {name for name in pairs if name + _INFINITE in infinite and automatic[name + _INFINITE].missing_changed}
-    return {name: _column(pair, automatic[name], method, name in changed) for name, pair in pairs.items()}
+class JudgedColumns(Mapping[str, ColumnComparison]):
+    """Every column with its verdict; a column's object is made when it is asked for.
+
+    With "evidently" a change of the missing share is told, but does not decide.
+    """
+
+    def __init__(self, pairs: Pairs, method: str, thresholds: DriftThresholds) -> None:
+        self._pairs, self._method = pairs, method
+        cells = {
+            name: (pair.all_cells,) if pair.all_cells else cells_of(pair.cells.reference, pair.cells.current)
+            for name, pair in pairs.others.items()
+        }
+        infinite = [name for name, pair in pairs.others.items() if any(_both(pair.infinite))]
+        for block in pairs.blocks:
+            infinite += [block.names[row] for row in np.flatnonzero(block.infinite.any(axis=1)).tolist()]
+        checks = {name + _INFINITE: (_finite_or_not(pairs[name]),) for name in infinite}
+        self._found = judged(pairs.blocks, {**cells, **checks}, thresholds, {}, MIN_ROWS) if len(pairs) else None
+        self._places = dict(zip(self._found.names, range(len(self._found.names)), strict=True)) if self._found else {}
+        changed = self._found.missing_changed if self._found else ()
+        self._infinite_changed = {name for name in infinite if changed[self._places[name + _INFINITE]]}
+        self._made: dict[str, ColumnComparison] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, name: str) -> ColumnComparison:
+        if name not in self._made:
+            pair = self._pairs[name]
+            assert self._found is not None
+            automatic = self._found.verdict(self._places[name])
+            self._made[name] = _column(pair, automatic, self._method, name in self._infinite_changed)
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def decided(self) -> tuple[int, int]:
+        """How many columns could be judged, and how many of them drifted."""
+        if self._method != "auto" or self._found is None:
+            columns = [column for column in self.values() if column.judged]
+            return len(columns), sum(column.drifted for column in columns)
+        # What `_column` and `ColumnComparison.judged` say of one column, of all at once.
+        count = len(self._pairs)
+        found = self._found
+        counts = [block.values for block in self._pairs.blocks]
+        counts += [np.array([_both(pair.count)]) for pair in self._pairs.others.values()]
+        held = np.concatenate(counts) > 0
+        scores, thresholds = found.scores[:count], found.thresholds[:count]
+        both = held.all(axis=1)
+        drifted = np.where(both, scores >= thresholds, held.any(axis=1)) | found.missing_changed[:count]
+        drifted[[self._places[name] for name in self._infinite_changed]] = True
+        return int(np.count_nonzero(drifted | (both & np.isfinite(scores)))), int(np.count_nonzero(drifted))
 
 
 def with_threshold(thresholds: DriftThresholds, threshold: float | None, alpha: float | None) -> DriftThresholds:

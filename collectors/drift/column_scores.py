@@ -20,6 +20,7 @@ from collectors.drift.exact import Counted, Ordered
 from collectors.drift.hellinger import hellinger_each
 from collectors.drift.jensen_shannon import jensen_shannon_each
 from collectors.drift.kolmogorov_law import one_sample_sf_each
+from collectors.drift.number_block import NumberBlock
 from collectors.drift.psi import psi_each
 from collectors.drift.rows import ks_rows, wasserstein_rows
 from collectors.drift.total_variation import total_variation_each
@@ -74,20 +75,36 @@ def cell_scores(reference: NumericColumn, current: NumericColumn) -> Scores:
 
 
 def cell_scores_each(pairs: Sequence[tuple[NumericColumn, NumericColumn]]) -> list[Scores]:
-    """`cell_scores` of many columns that have one number of cells; O(cells) a column, many columns at once."""
-    step = max(1, CACHED // len(pairs[0][0].counts))
-    parts = [_cell_scores(pairs[at : at + step]) for at in range(0, len(pairs), step)]
+    """`cell_scores` of many columns that have one number of cells, at once."""
+    columns = {str(place): Sides(*pair) for place, pair in enumerate(pairs)}
+    return _rows(block_scores(NumberBlock.of(columns)))
+
+
+def block_scores(block: NumberBlock) -> dict[str, Floats]:
+    """The statistics of `cell_scores`, one item a column; O(cells) a column. NaN where a side has no values."""
+    rows = np.flatnonzero(block.values.min(axis=1) > 0)
+    if not len(rows):
+        return {}
+    step = max(1, CACHED // block.counts.reference.shape[1])
+    parts = [_cell_scores(block, rows[at : at + step]) for at in range(0, len(rows), step)]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found["ks_pvalue"] = one_sample_sf_each(found["ks"], found["ks_pvalue"])
-    return _rows(found)
+    if len(rows) == len(block.names):
+        return found
+    whole = {name: np.full(len(block.names), np.nan) for name in found}
+    for name, values in found.items():
+        whole[name][rows] = values
+    return whole
 
 
-def _cell_scores(pairs: Sequence[tuple[NumericColumn, NumericColumn]]) -> dict[str, Floats]:
+def _cell_scores(block: NumberBlock, rows: Counts) -> dict[str, Floats]:
     """The statistics of columns that fit into the processor's cache; for the p-value the rows that it is of."""
-    first, second = [before for before, _ in pairs], [now for _, now in pairs]
-    reference, current = stacked([one.counts for one in first]), stacked([one.counts for one in second])
-    edges = np.concatenate([one.edges for one in first]).reshape(len(pairs), -1)
-    n, m = reference.sum(axis=1), current.sum(axis=1)
+    first, second = (
+        [columns[row] for row in rows.tolist()] for columns in (block.columns.reference, block.columns.current)
+    )
+    reference, current = block.counts.reference[rows], block.counts.current[rows]
+    edges = np.concatenate([one.edges for one in first]).reshape(len(first), -1)
+    n, m = block.values[rows].T
     r, w = reference / n[:, None], current / m[:, None]
     after = np.cumsum(r - w, axis=1)
     before = np.zeros_like(after)
@@ -208,17 +225,6 @@ def cells_scores_each(pairs: Sequence[tuple[Column, Column]]) -> list[Scores]:
 def chi_square_pvalue(reference: Counts, current: Counts) -> float:
     """p-value of the two-sample chi-square test (`scipy.stats.chi2_contingency`, without correction)."""
     return chi_square(reference, current).pvalue
-
-
-def totals(counts: Sequence[Counts]) -> list[int]:
-    """The sum of each of some counts of any lengths, none of them empty."""
-    starts = np.cumsum([0, *map(len, counts[:-1])])
-    return np.add.reduceat(np.concatenate(counts), starts).tolist() if counts else []
-
-
-def stacked(counts: Sequence[Counts]) -> Counts:
-    """Counts of one length as `(columns, cells)`."""
-    return np.concatenate(counts).reshape(len(counts), -1)
 
 
 def distribution_distance(reference: Counts, current: Counts) -> float:

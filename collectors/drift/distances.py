@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from collectors.drift.bins import TAIL_SHARE, Counts, regroup_categories
+from collectors.drift.comparison import Sides
 from collectors.drift.jensen_shannon import jensen_shannon, jensen_shannon_each
 from collectors.drift.kolmogorov_smirnov import kolmogorov_smirnov_each
+from collectors.drift.number_block import NumberBlock, number_blocks
 from collectors.drift.psi import null_expectation, psi, psi_each
 from collectors.drift.wasserstein import wasserstein_each
 from observability.columns import CategoricalColumn, Column, EmbeddingColumn, NumericColumn, TextColumn
@@ -27,21 +29,21 @@ class Distances:
     wasserstein: float | None = None
 
 
-def distances_of(columns: Mapping[str, tuple[Column, Column]], bins: int) -> dict[str, Distances]:
-    """The distances of each pair (reference, window); PSI over `bins` bins of about equal reference mass.
+def distances_of(blocks: Sequence[NumberBlock], others: Mapping[str, Sides[Column]], bins: int) -> dict[str, Distances]:
+    """The distances of all columns; PSI over `bins` bins of about equal reference mass.
 
     Of a text column those of the lengths, of an embedding those of the norms.
     """
-    groups: dict[int, list[tuple[str, NumericColumn, NumericColumn]]] = {}
     found: dict[str, Distances] = {}
-    for name, (reference, window) in columns.items():
-        before, now = _ordered(reference), _ordered(window)
+    ordered: dict[str, Sides[Column]] = {}
+    for name, pair in others.items():
+        before, now = _ordered(pair.reference), _ordered(pair.current)
         if before is not None and now is not None and len(before.counts) == len(now.counts):
-            groups.setdefault(len(before.counts), []).append((name, before, now))
+            ordered[name] = Sides(before, now)
         else:
-            found[name] = _unordered(reference, window, bins)
-    for group in groups.values():
-        found.update(_together(group, bins))
+            found[name] = _unordered(pair.reference, pair.current, bins)
+    for block in (*blocks, *number_blocks(ordered)[0]):
+        found.update(_together(block, bins))
     return found
 
 
@@ -62,26 +64,26 @@ def _unordered(reference: Column, window: Column, bins: int) -> Distances:
     return Distances(psi(before, now), expected, jensen_shannon(reference.counts, window.counts))
 
 
-def _together(group: Sequence[tuple[str, NumericColumn, NumericColumn]], bins: int) -> dict[str, Distances]:
-    reference = np.concatenate([before.counts for _, before, _ in group]).reshape(len(group), -1)
-    window = np.concatenate([now.counts for _, _, now in group]).reshape(len(group), -1)
-    rows, others = reference.sum(axis=1), window.sum(axis=1)
+def _together(block: NumberBlock, bins: int) -> dict[str, Distances]:
+    reference, window = block.counts.reference, block.counts.current
+    rows, others = block.values.T
     before, now, number = few_bins(reference, window, bins)
     expected = [null_expectation(*sizes) for sizes in zip(number.tolist(), others.tolist(), rows.tolist(), strict=True)]
     ks = kolmogorov_smirnov_each(reference, window)
-    distance = np.zeros(len(group))
+    distance = np.zeros(len(block.names))
     if reference.shape[1] > 1:
+        first, second = block.columns.reference, block.columns.current
         distance = wasserstein_each(
             reference,
             window,
-            np.concatenate([column.edges for _, column, _ in group]).reshape(len(group), -1),
-            np.sqrt(np.array([max(column.m2, 0.0) for _, column, _ in group]) / np.maximum(rows, 1)),
-            np.array([min(one.minimum, other.minimum) for _, one, other in group]),
-            np.array([max(one.maximum, other.maximum) for _, one, other in group]),
+            block.edges,
+            np.sqrt(np.array([max(column.m2, 0.0) for column in first]) / np.maximum(rows, 1)),
+            np.array([min(one.minimum, other.minimum) for one, other in zip(first, second, strict=True)]),
+            np.array([max(one.maximum, other.maximum) for one, other in zip(first, second, strict=True)]),
         )
     lists = (psi_each(before, now), np.array(expected), jensen_shannon_each(reference, window), ks, distance)
     values = zip(*(column.tolist() for column in lists), strict=True)
-    return {name: Distances(*row) for (name, _, _), row in zip(group, values, strict=True)}
+    return {name: Distances(*row) for name, row in zip(block.names, values, strict=True)}
 
 
 def few_bins(reference: Counts, window: Counts, bins: int) -> tuple[Counts, Counts, Counts]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from collectors.drift.auto import AutoVerdict, judge_cells
 from collectors.drift.calibration import Calibration
 from collectors.drift.cells import cells_of
+from collectors.drift.comparison import Sides
 from collectors.drift.distances import Distances, distances_of
+from collectors.drift.judged import AutoVerdict, judged
+from collectors.drift.number_block import number_blocks
 from collectors.drift.thresholds import DriftThresholds
 from observability.columns import Column, LogLinearColumn, NumericColumn
 from observability.events import PREDICTION
@@ -64,12 +66,22 @@ def judge(
     """
     limits = thresholds or DriftThresholds()
     shared = {
-        name: (column, window.columns[name]) for name, column in reference.columns.items() if name in window.columns
+        name: Sides(column, window.columns[name])
+        for name, column in reference.columns.items()
+        if name in window.columns
     }
-    cells = {name: cells_of(before, now) for name, (before, now) in shared.items()}
-    calibrated = judge_cells(cells, limits, calibration, min_rows=limits.min_rows)
-    distances = distances_of(shared, limits.bins)
-    return {name: _column(name, now, limits, calibrated[name], distances[name]) for name, (_, now) in shared.items()}
+    if not shared:
+        return {}
+    blocks, others = number_blocks(shared)
+    cells = {name: cells_of(pair.reference, pair.current) for name, pair in others.items()}
+    known = calibration.columns if calibration else {}
+    calibrated = judged(blocks, cells, limits, known, limits.min_rows)
+    distances = distances_of(blocks, others, limits.bins)
+    found = {
+        name: _column(name, shared[name].current, limits, calibrated.verdict(place), distances[name])
+        for place, name in enumerate(calibrated.names)
+    }
+    return {name: found[name] for name in shared}
 
 
 def judge_column(name: str, reference: Column, window: Column, thresholds: DriftThresholds) -> ColumnDrift:

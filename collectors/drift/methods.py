@@ -51,7 +51,7 @@ def named_verdict(
     alpha: float | None = None,
 ) -> Verdict:
     """The verdict of one named method; `counts` are over the column's cells or categories, both sides not empty."""
-    if not ordered:
+    if not ordered or "ks" not in scores:
         method = _UNORDERED.get(method, method)
     if method in DISTANCES:
         name, usual = DISTANCES[method]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +12,12 @@ import pyarrow as pa
 from collectors.drift.cells import Cells
 from collectors.drift.column_scores import (
     Scores,
+    block_scores,
     cells_scores_each,
     counted_scores,
     infinite_rows,
     missing_rows,
     row_scores,
-    totals,
 )
 from collectors.drift.comparison import Sides
 from collectors.drift.evidently_method import (
@@ -36,10 +37,11 @@ from collectors.drift.exact import (
 )
 from collectors.drift.kinds import SAMPLE, as_numbers, as_text, is_text
 from collectors.drift.methods import named_verdict
+from collectors.drift.number_block import NumberBlock, number_blocks
 from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
 from collectors.drift.verdict import Verdict
-from observability.columns import CategoricalColumn, Column, NumericColumn, ProfileError
+from observability.columns import CategoricalColumn, Column, ProfileError
 from observability.frequent import CAPACITY
 from observability.profile import Profile
 
@@ -104,28 +106,77 @@ def profile_pair(reference: Column, current: Column, asked: Asked) -> ColumnPair
     return profile_pairs({"": Sides(reference, current)}, asked)[""]
 
 
-def profile_pairs(columns: Mapping[str, Sides[Column]], asked: Asked) -> dict[str, ColumnPair]:
-    """Every column from both its profiles; all are measured together."""
-    sums = zip(
-        totals([cells.reference.counts for cells in columns.values()]),
-        totals([cells.current.counts for cells in columns.values()]),
-        strict=True,
-    )
-    pairs = {name: _of_cells(cells, Sides(*sides)) for (name, cells), sides in zip(columns.items(), sums, strict=True)}
-    named = asked.method not in ("auto", "evidently")
+def profile_pairs(columns: Mapping[str, Sides[Column]], asked: Asked) -> Pairs:
+    """Every column from both its profiles; the numeric ones are measured together, when one is asked for."""
+    blocks, others = number_blocks(columns)
+    pairs = {name: _of_cells(cells) for name, cells in others.items()}
     compared = [name for name, pair in pairs.items() if _comparable(pair.count)]
-    measured = cells_scores_each([(columns[name].reference, columns[name].current) for name in compared])
+    measured = cells_scores_each([(others[name].reference, others[name].current) for name in compared])
     for name, scores in zip(compared, measured, strict=True):
-        pair, verdict = pairs[name], None
-        pair.scores.update(scores)
-        if named:
-            counts = Sides(pair.cells.reference.counts, pair.cells.current.counts)
-            ordered = pair.kind in ORDERED
-            verdict = named_verdict(
-                asked.method, scores, counts, ordered=ordered, threshold=asked.threshold, alpha=asked.alpha
-            )
-            pairs[name] = _with(pair, verdict=verdict)
-    return pairs
+        pairs[name] = _judged(_with(pairs[name], scores=scores), asked)
+    return Pairs(tuple(columns), blocks, pairs, asked)
+
+
+class Pairs(Mapping[str, ColumnPair]):
+    """Pairs by name: those of `blocks` are made when they are asked for, the others are there."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        blocks: Sequence[NumberBlock],
+        others: Mapping[str, ColumnPair],
+        asked: Asked,
+    ) -> None:
+        self.names, self.blocks, self.others, self._asked = names, blocks, others, asked
+        self._places: dict[str, tuple[int, int]] | None = None
+        self._scores: dict[int, dict[str, list[float]]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, name: str) -> ColumnPair:
+        if name in self.others:
+            return self.others[name]
+        if self._places is None:
+            blocks = enumerate(self.blocks)
+            self._places = {name: (number, row) for number, one in blocks for row, name in enumerate(one.names)}
+        number, row = self._places[name]
+        block = self.blocks[number]
+        values, missing, infinite = (table[row].tolist() for table in (block.values, block.missing, block.infinite))
+        pair = ColumnPair(
+            "numeric",
+            Sides(block.columns.reference[row], block.columns.current[row]),
+            Sides(*missing),
+            Sides(*map(sum, zip(values, missing, infinite, strict=True))),
+            Sides(*infinite),
+            {},
+            counted=Sides(*values),
+        )
+        if not _comparable(pair.count):
+            return pair
+        if number not in self._scores:
+            self._scores[number] = {statistic: array.tolist() for statistic, array in block_scores(block).items()}
+        scores: Any = {statistic: column[row] for statistic, column in self._scores[number].items()}
+        return _judged(_with(pair, scores=scores), self._asked)
+
+
+def _judged(pair: ColumnPair, asked: Asked) -> ColumnPair:
+    """A pair that has been measured, with the verdict of a method that is named."""
+    if asked.method in ("auto", "evidently"):
+        return pair
+    counts = Sides(pair.cells.reference.counts, pair.cells.current.counts)
+    verdict = named_verdict(
+        asked.method,
+        pair.scores,
+        counts,
+        ordered=pair.kind in ORDERED,
+        threshold=asked.threshold,
+        alpha=asked.alpha,
+    )
+    return _with(pair, verdict=verdict)
 
 
 def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
@@ -241,17 +292,9 @@ def _profiled(
     return pair
 
 
-def _of_cells(cells: Sides[Column], count: Sides[int]) -> ColumnPair:
-    """A column that has been counted, `count` values in its cells, not yet measured."""
+def _of_cells(cells: Sides[Column]) -> ColumnPair:
+    """A column that has been counted, not yet measured."""
     before, now = cells.reference, cells.current
-    if type(before) is NumericColumn and type(now) is NumericColumn:
-        # What the properties of a column say, without counting again.
-        missing = Sides(before.missing + before.nan, now.missing + now.nan)
-        infinite = Sides(infinite_rows(before), infinite_rows(now))
-        rows = Sides(
-            count.reference + missing.reference + infinite.reference, count.current + missing.current + infinite.current
-        )
-        return ColumnPair("numeric", cells, missing, rows, infinite, {}, counted=count)
     count = Sides(before.count, now.count)
     missing = Sides(missing_rows(before), missing_rows(now))
     infinite = Sides(infinite_rows(before), infinite_rows(now))

@@ -11,12 +11,12 @@ from typing import Literal
 
 import psutil
 
-from collectors.drift.automatic import judged_columns, with_threshold
-from collectors.drift.column_scores import totals
+from collectors.drift.automatic import JudgedColumns, with_threshold
 from collectors.drift.comparison import ColumnComparison, Comparison, Mode, Sides
 from collectors.drift.evidently_method import DRIFT_SHARE
 from collectors.drift.methods import METHODS
-from collectors.drift.pairs import Asked, ColumnPair, exact_pair
+from collectors.drift.number_block import totals
+from collectors.drift.pairs import Asked, ColumnPair, Pairs, exact_pair
 from collectors.drift.pairs import profile_pairs as measured_together
 from collectors.drift.plan import ColumnPlan, Plan, planned
 from collectors.drift.profiling import layout_of, profile_of_rows
@@ -112,9 +112,7 @@ def chosen_mode(sides: Sides[Source | Profile], mode: Mode | None, options: Opti
     return "exact" if has_rows and size <= budget else "profile"
 
 
-def exact_pairs(
-    sides: Sides[Source | Profile], plan: Plan, options: Options, progress: Report
-) -> dict[str, ColumnPair]:
+def exact_pairs(sides: Sides[Source | Profile], plan: Plan, options: Options, progress: Report) -> Pairs:
     """Every column from its values, a thread a processor; a few columns in memory at a time."""
     before, now = sides.reference, sides.current
     assert isinstance(before, Source)
@@ -134,12 +132,10 @@ def exact_pairs(
             for column, result in zip(group, work, strict=True):
                 found[column.name] = result.result()
                 progress("columns", len(found), len(compared))
-    return found
+    return Pairs(tuple(found), (), found, asked)
 
 
-def profile_pairs(
-    sides: Sides[Source | Profile], plan: Plan, options: Options, progress: Report
-) -> dict[str, ColumnPair]:
+def profile_pairs(sides: Sides[Source | Profile], plan: Plan, options: Options, progress: Report) -> Pairs:
     """Every column from counts over the reference's bins, read batch by batch."""
     profiles = profiles_of(sides, plan, progress)
     before, now = profiles.reference.columns, profiles.current.columns
@@ -165,22 +161,23 @@ def profiles_of(sides: Sides[Source | Profile], plan: Plan, progress: Report) ->
     )
 
 
-def concluded(
-    pairs: Mapping[str, ColumnPair], plan: Plan, rows: Sides[int], mode: Mode, options: Options, started: float
-) -> Comparison:
+def concluded(pairs: Pairs, plan: Plan, rows: Sides[int], mode: Mode, options: Options, started: float) -> Comparison:
     """The verdicts on all columns, and on the tables."""
-    columns = judged_columns(pairs, options.method, options.limits)
-    found = {column.name: columns.get(column.name) or _incomparable(column) for column in plan.columns}
-    judged = [column for column in found.values() if column.judged]
-    share = sum(column.drifted for column in judged) / len(judged) if judged else 0.0
+    columns = JudgedColumns(pairs, options.method, options.limits)
+    judged, drifted = columns.decided()
+    found: Mapping[str, ColumnComparison] = columns
+    if len(columns) < len(plan.columns):
+        found = {column.name: columns.get(column.name) or _incomparable(column) for column in plan.columns}
+        changed = sum(column.kind is None and column.changed for column in plan.columns)
+        judged, drifted = judged + changed, drifted + changed
+    share = drifted / judged if judged else 0.0
     # A column that vanished is a finding, too; Evidently would refuse to compare at all.
     evidently = options.method == "evidently"
-    drifted = share >= DRIFT_SHARE if evidently else share > 0 or bool(plan.only_in_reference)
     return Comparison(
         rows=rows,
         columns=found,
         drifted_share=share,
-        drifted=drifted,
+        drifted=share >= DRIFT_SHARE if evidently else share > 0 or bool(plan.only_in_reference),
         seconds=clock.perf_counter() - started,
         mode=mode,
         method=options.method,

@@ -26,6 +26,7 @@ from serving.extensions import object_of
 from serving.policies import PolicyStore
 
 _log = logging.getLogger(__name__)
+_MAX_KEY = 200
 Deed = Callable[[str, Mapping[str, Any], str], Awaitable[dict[str, Any]]]
 
 
@@ -128,6 +129,8 @@ class ControlApp:
             key = request.headers.get("idempotency-key")
             if key is None:
                 return JSONResponse(await deed(request.path_params["model"], body, actor))
+            if not 0 < len(key) <= _MAX_KEY:
+                raise InvalidRequest(f"Idempotency-Key has {len(key)} characters; give 1 to {_MAX_KEY}")
             digest = hashlib.sha256(request.url.path.encode() + b"\n" + content).hexdigest()
             lock = self._key_locks.setdefault(key, asyncio.Lock())
             async with lock:

@@ -124,7 +124,8 @@ class Repository:
         model = request.path_params["model"]
         if self._models and model not in self._models:
             raise NotFound(f"model {model!r} is not among those that this server serves: {list(self._models)}")
-        parameters = object_of(content).get("parameters") or {}
+        parameters = object_of(content).get("parameters")
+        parameters = {} if parameters is None else parameters
         if not isinstance(parameters, dict):
             raise InvalidRequest(f"parameters is {parameters!r}; give an object")
         return model, parameters

@@ -123,7 +123,9 @@ class Connection(asyncio.Protocol):
         head = self._heads.get(data[:end])
         if head is not None and len(data) == end + head.length:
             exchange = KnownExchange(self, head, data[end:], time.perf_counter())
-            self._line_up(exchange)
+            self._exchanges.append(exchange)
+            if len(self._exchanges) >= _MAX_PIPELINED:
+                self._pause()
             self._server.handler.infer(exchange, head.model, head.version)
             return
         self._completed = 0
@@ -210,7 +212,9 @@ class Connection(asyncio.Protocol):
         exchange.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._chunks = []
         exchange.received = time.perf_counter()
-        self._line_up(exchange)
+        self._exchanges.append(exchange)
+        if len(self._exchanges) >= _MAX_PIPELINED:
+            self._pause()
         if not exchange.keep_alive:
             self._last_of_connection()
         self._completed += 1
@@ -229,12 +233,9 @@ class Connection(asyncio.Protocol):
             raise _Refusal(400, "data outside a request")
         return self._current
 
-    def _line_up(self, exchange: Exchange) -> None:
-        """Takes the exchange into the line of those that are answered one after the other."""
-        self._exchanges.append(exchange)
-        if len(self._exchanges) >= _MAX_PIPELINED:
-            self._paused = True
-            self._transport.pause_reading()
+    def _pause(self) -> None:
+        self._paused = True
+        self._transport.pause_reading()
 
     def _hold(self, size: int) -> None:
         """Counts bytes of the current request against what all connections may hold."""

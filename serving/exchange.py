@@ -62,7 +62,7 @@ class Exchange:
         self.headers: Mapping[bytes, bytes] = {}
         self.pairs: list[tuple[bytes, bytes]] | None = None
         self.head: Head | None = None
-        self.size = 0
+        self.size = 0  # bytes that count as held in arrival
         self.body = b""
         self.keep_alive = True
         self.continues = False
@@ -88,7 +88,7 @@ class KnownExchange(Exchange):
         self.headers = head.headers
         self.pairs = None
         self.head = head
-        self.size = head.length
+        self.size = 0
         self.body = body
         self.keep_alive = True
         self.continues = False

@@ -7,9 +7,8 @@ import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from opentelemetry.trace import SpanContext
 
@@ -36,6 +35,7 @@ _SETTLE_SECONDS = 0.05
 _SETTLE_CALLS = 1024
 _SETTLE_BYTES = 8 * 1024 * 1024
 _MAX_ACCOUNTS = 1024
+_MAX_HEADS = 1024
 # What a version said to a request, not what the server or the client did about it.
 _MIRRORED = {"ok", *names.FAULTS}
 
@@ -88,6 +88,7 @@ class Front:
         self._draw = draw or random.Random().random  # the host's seeds stay its own
         self._sampled = tracing.sample_ratio
         self._records = recorder.records_all
+        self._heads: dict[tuple[bytes, int | None, str, bytes], bytes] = {}
         # By the identity of the choice.
         self._accounts: dict[int, Account] = {}
         self._ended = 0
@@ -161,7 +162,7 @@ class Front:
             call.priority = admission.priority(request)
         if account is not None:
             call.caller = account.name
-        if len(request.tensors) > len(call.values):
+        if request.has_more_than(len(call.values)):
             request.refuse_strangers(
                 {i.name for known in deployment.versions.values() for i in known.loaded.model.signature.inputs}
             )
@@ -189,21 +190,33 @@ class Front:
         choice = call.choice
         version = deployment.versions.get(choice.version)
         account = self._accounts.get(id(choice)) or self._account(call)
-        ended = self._clock()
-        if isinstance(result, ServingError) or version is None:
-            result = result if isinstance(result, ServingError) else Unavailable("the version was unloaded")
+        if version is None and not isinstance(result, ServingError):
+            result = Unavailable("the version was unloaded")
+        encoded = 0.0
+        if version is not None and not isinstance(result, ServingError):
+            try:
+                body, header_length = version.responder.body(call.request, result)
+            except Exception as error:
+                # One answer that cannot be written must not take the rest of its batch with it.
+                result = ServingError(f"the answer could not be encoded: {error!r}")
+            else:
+                key = (version.heads[choice.arm], header_length, call.cache, self.extra_head)
+                head = self._heads.get(key) or self._head(*key)
+                encoded = self._clock()
+                call.exchange.respond(200, head, body)
+                call.outcome, call.outputs = "ok", result
+        if isinstance(result, ServingError):
+            encoded = self._clock()
             self._answer_error(call.exchange, call, result, version)
-        else:
-            result, ended = self._answer(call, result, version)
-        now = self._clock()
-        call.settle(result, now)
+            call.outcome = result.outcome
+        call.done = now = self._clock()
         queued, started, worked = call.queued, call.started, call.ended
         plain = call.span is None and call.outcome == "ok"
         if plain and queued is not None and started is not None and worked is not None:
             account.ok += 1
-            account.extend((call.arrived, queued, started, worked, ended, now))
+            account.extend((call.arrived, queued, started, worked, encoded, now))
         else:
-            account.add(call, ended)
+            account.add(call, encoded)
         if call.flight is not None and deployment.cache is not None:
             deployment.cache.settled(call, result)
         if deployment.router.policy.shadows and choice.arm != FORCED and call.outcome in _MIRRORED:
@@ -217,24 +230,18 @@ class Front:
         elif self._ended >= _SETTLE_CALLS or self._kept_bytes >= _SETTLE_BYTES:
             self.settle()
 
-    def _answer(self, call: Call, outputs: Sequence[Any], version: Version) -> tuple[Result, float]:
-        """Writes the answer; gives what became of it, and when it was encoded."""
-        try:
-            body, header_length = version.responder.body(call.request, outputs)
-        except Exception as error:
-            # One answer that cannot be written must not take the rest of its batch with it.
-            failure = ServingError(f"the answer could not be encoded: {error!r}")
-            self._answer_error(call.exchange, call, failure, version)
-            return failure, self._clock()
-        head = version.heads[call.choice.arm]
-        if call.cache:
-            head += b"x-trimtab-cache: miss\r\n" if call.cache == "miss" else b"x-trimtab-cache: hit\r\n"
+    def _head(self, head: bytes, header_length: int | None, cache: str, extra: bytes) -> bytes:
+        """Header lines of an answer; made once for all of a kind."""
+        key = (head, header_length, cache, extra)
+        if cache:
+            head += b"x-trimtab-cache: miss\r\n" if cache == "miss" else b"x-trimtab-cache: hit\r\n"
         if header_length is not None:
             head = head.replace(b"application/json", b"application/octet-stream")
             head += b"inference-header-content-length: %d\r\n" % header_length
-        encoded = self._clock()
-        call.exchange.respond(200, head + self.extra_head, body)
-        return outputs, encoded
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        self._heads[key] = head + extra
+        return head + extra
 
     def _answer_error(
         self, exchange: Exchange, call: Call | None, error: ServingError, version: Version | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import orjson
@@ -16,11 +16,13 @@ _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 class Outputs:
     """The outputs of a batch, one array [rows, …] each."""
 
-    __slots__ = ("_bytes", "_texts", "arrays", "rows")
+    __slots__ = ("_bytes", "_texts", "arrays", "frames", "rows")
 
     def __init__(self, arrays: Sequence[Array], rows: int) -> None:
         self.arrays = arrays
         self.rows = rows
+        # What stands around the values of requests of one kind: the responder's.
+        self.frames: dict[Any, Any] = {}
         self._texts: dict[int, list[bytes]] = {}
         self._bytes: dict[int, bytes] = {}
 

@@ -75,6 +75,7 @@ class Input:
     codes: _Codes | None = field(init=False, repr=False, compare=False)
     size: int = field(init=False, repr=False, compare=False)  # values a row; 0 when it varies
     _dtype: np.dtype[Any] = field(init=False, repr=False, compare=False)
+    _wanted: list[int] = field(init=False, repr=False, compare=False)  # the dimensions as a tensor has them
 
     def __post_init__(self) -> None:
         if self.datatype not in _ACCEPTS:
@@ -92,6 +93,7 @@ class Input:
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "size", 0 if -1 in self.shape else prod(self.shape))
         object.__setattr__(self, "_dtype", _MODEL_TYPES[self.datatype])
+        object.__setattr__(self, "_wanted", list(self.shape))
 
     @staticmethod
     def of(name: str, datatype: str, categories: Iterable[str] | None = None, shape: Iterable[int] = ()) -> Input:
@@ -104,6 +106,11 @@ class Input:
         return self.size == 0
 
     @property
+    def takes_bytes(self) -> bool:
+        """Whether the bytes of a binary tensor of its own datatype are what the model gets."""
+        return self.size > 0 and self.datatype not in ("BOOL", "BYTES")
+
+    @property
     def wire_shape(self) -> list[int]:
         """The shape in the model's metadata: -1 for the rows, [-1, 1] for a column."""
         return [-1, *(self.shape or (1,))]
@@ -114,13 +121,18 @@ class Input:
         NaN is taken, as null is in JSON: both say that a value is missing. Raises InvalidRequest naming the input, what
         it has and what the model takes.
         """
-        self._check(tensor)
+        if tensor.datatype != self.datatype or tensor.shape[1:] != self._wanted:
+            self._check(tensor)
         if self.codes is not None:
             return tensor.texts()
         if isinstance(tensor, BinaryTensor):
             return self._from_bytes(tensor)
-        data = tensor.flat()
-        if not floats:
+        if floats:
+            data: list[Any] = tensor.data  # type: ignore[assignment]
+            if len(data) != prod(tensor.shape):
+                data = tensor.flat()
+        else:
+            data = tensor.flat()
             self._check_types(data)
         if self.size and len(data) <= _MAX_PACKED:
             try:
@@ -145,7 +157,7 @@ class Input:
             raise InvalidRequest(f"input {self.name!r} has shape {tensor.shape}, the model takes {takes}")
 
     def _from_bytes(self, tensor: BinaryTensor) -> Values:
-        if tensor.datatype == self.datatype and self.size and self.datatype != "BOOL":
+        if self.takes_bytes and tensor.datatype == self.datatype:
             tensor.check_bytes(self._dtype.itemsize)
             return tensor.raw
         values = tensor.array()

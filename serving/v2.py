@@ -36,6 +36,7 @@ class _FloatBody(msgspec.Struct):
 
 _REFUSED_OUTPUTS = frozenset({"classification", "shared_memory_region"})
 _NO_PARAMETERS: Mapping[str, Any] = {}
+_NO_TENSORS: Mapping[str, Tensor] = {}
 _decode_body = msgspec.json.Decoder(_Body).decode
 _decode_floats = msgspec.json.Decoder(_FloatBody).decode
 
@@ -47,7 +48,7 @@ class InferRequest:
     `binary_default` says it. `floats`: JSON's data is known to hold floats only.
     """
 
-    __slots__ = ("binary_default", "floats", "id", "outputs", "parameters", "rows", "tensors")
+    __slots__ = ("_body", "_plan", "_tensors", "binary_default", "floats", "id", "outputs", "parameters", "rows")
 
     def __init__(
         self,
@@ -61,17 +62,29 @@ class InferRequest:
     ) -> None:
         self.id = id
         self.rows = rows
-        self.tensors = tensors
         self.parameters = _NO_PARAMETERS if parameters is None else parameters
         self.outputs = outputs
         self.binary_default = binary_default
         self.floats = floats
+        self._tensors: Mapping[str, Tensor | BinaryTensor] | None = tensors
+        self._plan: _Plan | None = None
+        self._body: bytes = b""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor | BinaryTensor]:
+        """The inputs by name."""
+        if self._tensors is None:
+            assert self._plan is not None
+            self._tensors = self._plan.tensors(self._body)
+        return self._tensors
 
     def values(self, signature: Signature) -> list[Values]:
         """The values in the order of the signature's inputs. Raises InvalidRequest naming the input that does not fit.
 
         Inputs that the version does not know are ignored: two versions may take different features.
         """
+        if self._plan is not None and self._plan.raw_for is signature:
+            return self._plan.raw(self._body)
         tensors, floats = self.tensors, self.floats
         try:
             if signature.lengths:
@@ -92,7 +105,13 @@ class InferRequest:
                 raise InvalidRequest(
                     f"output {min(unknown)!r} is unknown; the model gives {[o.name for o in signature.outputs]}"
                 )
+        if self._plan is not None:
+            self._plan.bound(signature)
         return values
+
+    def has_more_than(self, inputs: int) -> bool:
+        """Whether there are more inputs than so many."""
+        return (len(self._tensors) if self._tensors is not None else 1) > inputs
 
     def refuse_strangers(self, known: Collection[str]) -> None:
         """Raises InvalidRequest for an input that is not among the `known` ones of all versions."""
@@ -115,8 +134,15 @@ def parse(body: bytes, header_length: int | None = None, floats: bool = False) -
             # Nested data, a null, or something worse: the general form tells them apart.
             pass
         else:
-            if all(tensor.parameters is None for tensor in quick.inputs):
-                rows, tensors = _rows(quick.inputs), _by_name(quick.inputs)
+            inputs = quick.inputs
+            if len(inputs) == 1 and quick.parameters is None and quick.outputs is None:
+                # The usual request, without a check that would be made for nothing.
+                tensor = inputs[0]
+                check_shape(tensor.name, tensor.shape)
+                if tensor.parameters is None:
+                    return InferRequest(quick.id, tensor.shape[0], {tensor.name: tensor}, floats=True)
+            elif all(tensor.parameters is None for tensor in inputs):
+                rows, tensors = _rows(inputs), _by_name(inputs)
                 return InferRequest(quick.id, rows, tensors, quick.parameters, *_wanted(quick), floats=True)
     parsed = _decoded(body)
     if any(tensor.parameters and "binary_data_size" in tensor.parameters for tensor in parsed.inputs):
@@ -128,20 +154,23 @@ def parse(body: bytes, header_length: int | None = None, floats: bool = False) -
 def _parse_binary(body: bytes, header_length: int) -> InferRequest:
     if not 0 < header_length <= len(body):
         raise InvalidRequest(f"Inference-Header-Content-Length {header_length} does not fit {len(body)} bytes")
-    return _plan(body[:header_length]).request(body, header_length)
+    return _plan(body[:header_length]).request(body)
 
 
 class _Plan:
     """What a JSON header says about the binary tensors behind it; clients repeat the same header again and again."""
 
-    __slots__ = ("_names", "_outputs", "_parsed", "_places", "_rows", "_size")
+    __slots__ = ("_outputs", "_parsed", "_places", "_rows", "_size", "_start", "_total", "raw_for")
 
     def __init__(self, header: bytes) -> None:
         self._parsed = parsed = _decoded(header)
         self._rows = _rows(parsed.inputs)
         self._outputs = _wanted(parsed)
         self._places: list[tuple[Tensor, int, int]] = []
+        self._start = len(header)
         self._size = 0
+        # The signature that the tensor was found to fit, of a request with one binary tensor whose bytes it takes.
+        self.raw_for: Signature | None = None
         _by_name(parsed.inputs)
         for tensor in parsed.inputs:
             size = None if tensor.parameters is None else tensor.parameters.get("binary_data_size")
@@ -152,21 +181,37 @@ class _Plan:
             else:
                 self._places.append((tensor, self._size, size))
                 self._size += size
+        self._total = self._start + self._size
 
-    def request(self, body: bytes, header_length: int) -> InferRequest:
+    def request(self, body: bytes) -> InferRequest:
         """The request whose header this is."""
-        left = len(body) - header_length
-        if left != self._size:
-            raise InvalidRequest(self._misfit(left))
-        tensors: dict[str, Tensor | BinaryTensor] = {}
-        content = memoryview(body)[header_length:]
-        for tensor, offset, size in self._places:
-            tensors[tensor.name] = (
-                tensor if offset < 0
-                else BinaryTensor(tensor.name, tensor.datatype, tensor.shape, content[offset : offset + size])
-            )  # fmt: skip
+        if len(body) != self._total:
+            raise InvalidRequest(self._misfit(len(body) - self._start))
         parsed = self._parsed
-        return InferRequest(parsed.id, self._rows, tensors, parsed.parameters, *self._outputs)
+        request = InferRequest(parsed.id, self._rows, _NO_TENSORS, parsed.parameters, *self._outputs)
+        request._plan, request._body = self, body
+        request._tensors = None if len(self._places) == 1 else self.tensors(body)
+        return request
+
+    def tensors(self, body: bytes) -> dict[str, Tensor | BinaryTensor]:
+        """The inputs of a body by name."""
+        content = memoryview(body)[self._start :]
+        return {
+            tensor.name: tensor if offset < 0
+            else BinaryTensor(tensor.name, tensor.datatype, tensor.shape, content[offset : offset + size])
+            for tensor, offset, size in self._places
+        }  # fmt: skip
+
+    def raw(self, body: bytes) -> list[Values]:
+        """The values for `raw_for`: the bytes behind the header."""
+        return [body[self._start :] if self._size <= _MAX_COPIED else memoryview(body)[self._start :]]
+
+    def bound(self, signature: Signature) -> None:
+        """Notes that the tensors fit the signature; their bytes are what decides from now on."""
+        (tensor, offset, _), inputs = self._places[0], signature.inputs
+        alone = len(self._places) == 1 and len(inputs) == 1 and offset == 0
+        if alone and inputs[0].takes_bytes and tensor.datatype == inputs[0].datatype:
+            self.raw_for = signature
 
     def _misfit(self, left: int) -> str:
         for tensor, offset, size in self._places:
@@ -181,6 +226,8 @@ class _Plan:
 # The parsed header is only read; a body that is no small header is not worth its place.
 _cached_plan = functools.lru_cache(maxsize=256)(_Plan)
 _MAX_CACHED_HEADER = 4096
+# A copy of few bytes is cheaper than a view of them.
+_MAX_COPIED = 16384
 
 
 def _plan(header: bytes) -> _Plan:

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,6 +69,10 @@ def load_program(content: bytes) -> Program:
         return reader.build(checked.program, _tensors(checked.members))
     except reader.Unknown as unknown:
         _log.debug("the program is left to torch's own loader: %s", unknown)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"model.pt2 is not a program of torch.export.save: {error!r}") from error
     module = _exported(checked).module(check_guards=False)
     # The guards and the pytree hooks of the module cost more than a small model: call its forward.
     return Program(module.forward, reader.weight_bytes((*module.parameters(), *module.buffers())))
@@ -145,7 +148,7 @@ def _members(content: bytes) -> dict[str, bytes]:
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
         infos = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except Exception as error:
         raise ArtifactError(f"model.pt2 is not an archive of torch.export.save, or is cut off: {error}") from error
     # torch stores its members as they are, one behind the other: what claims to hold more than the file is a bomb.
     claimed = sum(info.file_size for info in infos)
@@ -167,7 +170,7 @@ def _members(content: bytes) -> dict[str, bytes]:
             )
         try:
             members[name] = archive.read(info)
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, zlib.error) as error:
+        except Exception as error:
             raise ArtifactError(f"model.pt2: its member {info.filename!r} cannot be read: {error}") from error
     return members
 

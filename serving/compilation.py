@@ -21,8 +21,8 @@ def compiler() -> str | None:
     return next((found for name in (named, *_COMPILERS) if name and (found := shutil.which(name))), None)
 
 
-def compiled(module: torch.nn.Module, eager: Callable[..., Any]) -> Callable[..., Any]:
-    """The module compiled for any number of rows; `eager`, with a warning, where it cannot be compiled.
+def compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
+    """A function or module compiled for any number of rows; itself, with a warning, where it cannot be compiled.
 
     Compiling happens in the first calls, that is while the version is warmed up: one row has its own code.
     """
@@ -37,7 +37,7 @@ def compiled(module: torch.nn.Module, eager: Callable[..., Any]) -> Callable[...
 
     # No pool of compiler processes that would stay beside the server.
     inductor.compile_threads = 1
-    return _Compiled(torch.compile(module, dynamic=True), eager)
+    return _Compiled(torch.compile(eager, dynamic=True), eager)
 
 
 class _Compiled:
@@ -45,7 +45,7 @@ class _Compiled:
 
     def __init__(self, fast: Callable[..., Any], eager: Callable[..., Any]) -> None:
         self._call = fast
-        self._fast, self._eager = fast, eager
+        self._eager = eager
         self._proved = False
 
     def __call__(self, *tensors: torch.Tensor) -> Any:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from serving.archive import load_exported, load_program
+from serving.archive import load_program
 from serving.compilation import compiled
 from serving.errors import ArtifactError
 from serving.manifest import Artifact
@@ -31,13 +31,10 @@ def load_call(artifact: Artifact, architectures: Sequence[str] = ()) -> Program:
         return load_onnx(artifact.content, manifest)
     if manifest["format"] == "torch.export":
         program = load_program(artifact.content)
-        if not compile:
-            return program
-        module: torch.nn.Module = load_exported(artifact.content).module(check_guards=False)
     else:
         module = built(manifest, architectures, artifact.content)
         program = Program(module, weight_bytes((*module.parameters(), *module.buffers())))
-    return Program(compiled(module, program.call), program.nbytes) if compile else program
+    return Program(compiled(program.call), program.nbytes) if compile else program
 
 
 def built(manifest: Mapping[str, Any], architectures: Sequence[str], content: bytes) -> torch.nn.Module:

@@ -6,9 +6,12 @@ Importing it does not import torch: that waits until a model is written or loade
 from __future__ import annotations
 
 from serving.cache import CachePolicy
-from serving.client import Answer, InferenceClient, QuickClient
+from serving.callers import Caller, token_digest
+from serving.client import Answer, AsyncInferenceClient, InferenceClient, InferResult, QuickClient, Retries
+from serving.client_errors import InferenceError
 from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
 from serving.models import LoadedModel, load_artifact, save_artifact
+from serving.mount import MountedServer, asgi
 from serving.registry import ModelVersion, Registry
 from serving.router import Canary, Choice, Policy, Router, Shadow
 from serving.server import Service, ServingConfig, serve
@@ -17,25 +20,34 @@ from serving.signature import Input, Output, Signature
 __all__ = [
     "Answer",
     "ArtifactError",
+    "AsyncInferenceClient",
     "CachePolicy",
+    "Caller",
     "Canary",
     "Choice",
     "Conflict",
+    "InferResult",
     "InferenceClient",
+    "InferenceError",
     "Input",
     "LoadedModel",
     "ModelVersion",
+    "MountedServer",
     "Output",
     "Policy",
+    "QuickClient",
     "Registry",
     "RegistryError",
+    "Retries",
     "Router",
     "Service",
     "ServingConfig",
     "ServingError",
     "Shadow",
     "Signature",
+    "asgi",
     "load_artifact",
     "save_artifact",
     "serve",
+    "token_digest",
 ]

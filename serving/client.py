@@ -25,16 +25,19 @@ class InferenceClient(Client):
 
     `timeout` is the seconds that a request may take with all its retries; it is sent along, so that the server does not
     work on what nobody waits for. `token` is the caller's, where the server asks for one. Arrays travel as binary
-    tensors unless `binary` is false. `metrics` counts requests and retries (`inference_client_*`).
+    tensors unless `binary` is false. `metrics` counts requests and retries (`inference_client_*`). `verify` and
+    `transport` are httpx's.
 
     `async with InferenceClient(url)` gives a `QuickClient`, which this name stood for before.
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        verify = options.pop("verify", True)
+        verify, transport = options.pop("verify", True), options.pop("transport", None)
         super().__init__(url, **options)
         limits = httpx.Limits(max_connections=self._max_connections, max_keepalive_connections=self._max_connections)
-        self._http = httpx.Client(headers=self._headers, limits=limits, timeout=self._timeout, verify=verify)
+        self._http = httpx.Client(
+            headers=self._headers, limits=limits, timeout=self._timeout, verify=verify, transport=transport
+        )
 
     def infer(
         self,
@@ -141,10 +144,12 @@ class AsyncInferenceClient(Client):
     """`InferenceClient` for asyncio: the same arguments, the same answers. Close it with `aclose`, or `async with`."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        verify = options.pop("verify", True)
+        verify, transport = options.pop("verify", True), options.pop("transport", None)
         super().__init__(url, **options)
         limits = httpx.Limits(max_connections=self._max_connections, max_keepalive_connections=self._max_connections)
-        self._http = httpx.AsyncClient(headers=self._headers, limits=limits, timeout=self._timeout, verify=verify)
+        self._http = httpx.AsyncClient(
+            headers=self._headers, limits=limits, timeout=self._timeout, verify=verify, transport=transport
+        )
 
     async def infer(
         self,

@@ -64,7 +64,7 @@ class Client:
         self._timeout = timeout
         self._retries = retries or Retries()
         self._budget = Budget(self._retries)
-        self._binary = binary
+        self.binary = binary
         self._metrics = metrics
         # A compressed answer costs more than it saves: tensors hardly shrink.
         self._headers = {"accept-encoding": "identity", **(headers or {})}
@@ -88,7 +88,7 @@ class Client:
         sent = dict(parameters or {})
         if attributes is not None:
             sent["attributes"] = attributes
-        body, headers = request_body(inputs, id=id, outputs=outputs, parameters=sent, binary=self._binary)
+        body, headers = request_body(inputs, id=id, outputs=outputs, parameters=sent, binary=self.binary)
         if traceparent is not None:
             headers["traceparent"] = traceparent
         return id, body, headers

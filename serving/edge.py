@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import time
@@ -29,6 +30,8 @@ from serving.load_report import LoadReport
 from serving.openapi import openapi_routes
 
 _log = logging.getLogger(__name__)
+# How old the header of an answer may be.
+_SHOWN_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +62,14 @@ class Edge:
         active: Callable[[], int],
         connections: Callable[[], int],
         settle: Callable[[], None],
+        show_load: Callable[[bytes], None],
     ) -> None:
+        """`settle` counts what is not counted yet; `show_load` puts a header line on the answers from now on."""
         self._options = options
         self._metrics = metrics
         self._callers = callers
+        self._show_load = show_load
+        self._shower: asyncio.Task[None] | None = None
         self.gateway = Gateway(handler)
         self.load = LoadReport(
             deployments, self._busy_seconds, lambda: active() + self.gateway.active, lambda: health.state, connections,
@@ -91,6 +98,8 @@ class Edge:
     async def start(self) -> None:
         """Opens the gRPC port, if there is one. Raises ImportError without grpcio, OSError when the port is taken."""
         options = self._options
+        if options.load_header:
+            self._shower = asyncio.create_task(self._keep_showing())
         if options.grpc_port is None:
             return
         self._grpc = GrpcServer(self.gateway, max_message_bytes=options.body_bytes)
@@ -112,8 +121,15 @@ class Edge:
 
     async def stop(self, grace: float) -> None:
         """Takes no more gRPC calls; those in flight have `grace` seconds."""
+        if self._shower is not None:
+            self._shower.cancel()
         if self._grpc is not None:
             await self._grpc.stop(grace)
+
+    async def _keep_showing(self) -> None:
+        while True:
+            self._show_load(self.load.header())
+            await asyncio.sleep(_SHOWN_SECONDS)
 
     def observe(self) -> None:
         """Brings the metrics up to date, before they are read."""

@@ -127,6 +127,10 @@ class ServingConfig:
     fleet: FleetOptions = field(default_factory=FleetOptions)
 
     def __post_init__(self) -> None:
+        if self.fleet.several and (self.grpc_port is not None or self.ssl_certfile is not None):
+            raise ValueError("gRPC and TLS need a server of one process: leave them out, or the fleet")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile is set and ssl_certfile is not: TLS needs a certificate")
         if self.max_batch_rows < 1 or self.max_queue_rows < self.max_batch_rows:
             raise ValueError(
                 f"max_batch_rows is {self.max_batch_rows}, max_queue_rows {self.max_queue_rows}: "
@@ -218,6 +222,7 @@ class Service:
             ),
             self._front, self.deployments, self.health, self.metrics, callers, self._active,
             lambda: len(self.http.connections), self._front.settle,
+            lambda line: setattr(self._front, "extra_head", line),
         )  # fmt: skip
         app = ControlApp(
             self._control, self.deployments, store, self.metrics, secret=config.secret, models=config.models,

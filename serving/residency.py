@@ -118,6 +118,7 @@ class Residency:
             self._evicted.discard(key)
             self._signals.load(deployment.model, reason, "ok")
             self._signals.memory(deployment.model, number, loaded.footprint)
+            deployment.used[number] = self._clock()
             return deployment.add(loaded)
 
     async def unload(self, deployment: Deployment, number: int, reason: str) -> None:

@@ -398,7 +398,8 @@ class Lane:
     def _learn(self, batch: Batch, executed: Executed, inline: bool) -> None:
         first, seconds = batch.requests[0], executed.ended - executed.started
         self.times.observe(batch.rows, seconds)
-        self._inline.observe(batch.rows, seconds, executed.ended, inline=inline)
+        worked = seconds if executed.worked is None else executed.worked
+        self._inline.observe(batch.rows, worked, executed.ended, inline=inline)
         waited = executed.started - (first.arrived if first.queued is None else first.queued)
         if first.expected is not None and first.expected > 1e-3:
             self._stretch += _LEARN * (min(4.0, waited * self._stretch / first.expected) - self._stretch)

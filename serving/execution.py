@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,22 +34,26 @@ class Executed:
     ended: float
     # The largest part of it that the memory held, where the whole did not fit; 0 where it did.
     fits: int = 0
+    # Seconds that the batch took this thread, without what the machine did meanwhile; where the model has threads of its
+    # own, from start to end.
+    worked: float | None = None
 
 
 def execute(model: Runnable, requests: Sequence[Pending], max_rows: int, clock: Callable[[], float]) -> Executed:
     """Runs the requests as one batch; never raises. A request that makes the model fail is found by halving, and what
     does not fit into memory runs in halves.
     """
-    started = clock()
+    started, worked = clock(), time.thread_time()
     fitting: list[int] = []
     # Between the closing of the batch and its start a deadline may pass, and a client leave.
     live = [p for p in requests if p.state is not State.DONE and (p.deadline is None or p.deadline > started)]
     results = _run(model, [(p.values, p.rows) for p in live], max_rows, fitting) if live else []
-    ended = clock()
+    ended, worked = clock(), time.thread_time() - worked
     if len(live) < len(requests):
         found = dict(zip(map(id, live), results, strict=True))
         results = [found.get(id(p)) or Expired("the deadline passed before its batch began") for p in requests]
-    return Executed(tuple(results), started, ended, min(fitting, default=0))
+    own = worked if getattr(model, "solo", False) else ended - started
+    return Executed(tuple(results), started, ended, min(fitting, default=0), own)
 
 
 def _run(

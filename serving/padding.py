@@ -23,6 +23,11 @@ class Padded:
         self._sizes = sorted(sizes)
         self._added = 0
 
+    @property
+    def solo(self) -> bool:
+        """The model's."""
+        return bool(getattr(self._model, "solo", False))
+
     def run(self, columns: Sequence[Array]) -> list[Array]:
         """Columns [rows] in, outputs for those rows out."""
         rows = len(columns[0])

@@ -118,13 +118,13 @@ def _array(name: str, values: Any) -> Array:
     if isinstance(values, np.ndarray):
         array = values
     else:
-        array = np.asarray(values)
-        if array.dtype == object and not any(isinstance(value, (str, bytes)) for value in array.reshape(-1)):
-            try:
+        try:
+            array = np.asarray(values)
+            if array.dtype == object and not any(isinstance(value, (str, bytes)) for value in array.reshape(-1)):
                 array = np.asarray(values, np.float32)  # None is NaN
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"input {name!r} is neither numbers nor texts, or its rows differ: {error}") from error
-        elif array.dtype == np.float64:
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"input {name!r} is neither numbers nor texts, or its rows differ: {error}") from error
+        if array.dtype == np.float64:
             array = array.astype(np.float32)
     if array.ndim == 0 or len(array) == 0:
         raise ValueError(f"input {name!r} has shape {list(array.shape)}; give at least one row: [rows, …]")

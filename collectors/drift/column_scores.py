@@ -153,7 +153,7 @@ def _distances_each(reference: Counts, current: Counts) -> dict[str, Floats]:
 
 
 def _rows(found: Mapping[str, Floats]) -> list[Scores]:
-    """One dictionary a column of one array a statistic."""
+    """One dictionary a column, of one array a statistic."""
     rows = zip(*(values.tolist() for values in found.values()), strict=True)
     return [dict(zip(found, row, strict=True)) for row in rows]  # type: ignore[misc]
 

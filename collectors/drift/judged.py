@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ class AutoVerdict:
     window_values: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Judged:
     """The verdicts on columns, one item a column in every array."""
 
@@ -85,36 +86,46 @@ class Judged:
 
     def verdict(self, place: int) -> AutoVerdict:
         """The verdict on the column at `place`."""
-        score, threshold = float(self.scores[place]), float(self.thresholds[place])
-        before, now = int(self.before[place]), int(self.now[place])
-        missing, changed, shares = self.missing, bool(self.missing_changed[place]), self.missing.shares[place]
-        row = int(self.rows[place])
+        score, threshold, p_value, chance, before, now, testable, changed, missing_p, *shares, row = [
+            numbers[place] for numbers in self._lists
+        ]
         test, start = next(one for one in reversed(self.decided) if one[1] <= row)
-        drifted = score >= threshold
+        drifted, varies = score >= threshold, testable or test.several(row - start)
         return AutoVerdict(
             self.names[place],
             test.method(row - start),
             score,
             threshold,
-            float(self.p_values[place]),
-            math.sqrt(max(score * score - float(self.chance[place]), 0.0)),
-            float(shares[0]),
-            float(shares[1]),
-            float(missing.p_values[place]),
+            p_value,
+            math.sqrt(max(score * score - chance, 0.0)),
+            shares[0],
+            shares[1],
+            missing_p,
             changed,
             drifted or changed,
-            _reason(
-                before,
-                now,
-                drifted,
-                changed,
-                bool(self.testable[place]) or test.several(row - start),
-                self.min_rows,
-            ),
+            _reason(before, now, drifted, changed, varies, self.min_rows),
             test.part(row - start),
             before,
             now,
         )
+
+    @cached_property
+    def _lists(self) -> list[list[Any]]:
+        """Single numbers come out of lists ten times as fast as out of arrays."""
+        arrays = (
+            self.scores,
+            self.thresholds,
+            self.p_values,
+            self.chance,
+            self.before,
+            self.now,
+            self.testable,
+            self.missing_changed,
+            self.missing.p_values,
+            *self.missing.shares.T,
+            self.rows,
+        )
+        return [array.tolist() for array in arrays]
 
 
 def judged(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -129,6 +128,7 @@ class Pairs(Mapping[str, ColumnPair]):
     ) -> None:
         self.names, self.blocks, self.others, self._asked = names, blocks, others, asked
         self._places: dict[str, tuple[int, int]] | None = None
+        self._counted: dict[int, list[list[int]]] = {}
         self._scores: dict[int, dict[str, list[float]]] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -145,22 +145,26 @@ class Pairs(Mapping[str, ColumnPair]):
             self._places = {name: (number, row) for number, one in blocks for row, name in enumerate(one.names)}
         number, row = self._places[name]
         block = self.blocks[number]
-        values, missing, infinite = (table[row].tolist() for table in (block.values, block.missing, block.infinite))
+        if number not in self._counted:
+            tables = (block.values, block.missing, block.infinite)
+            self._counted[number] = [table[:, side].tolist() for table in tables for side in (0, 1)]
+        before, now, *special = [numbers[row] for numbers in self._counted[number]]
         pair = ColumnPair(
             "numeric",
             Sides(block.columns.reference[row], block.columns.current[row]),
-            Sides(*missing),
-            Sides(*map(sum, zip(values, missing, infinite, strict=True))),
-            Sides(*infinite),
-            {},
-            counted=Sides(*values),
+            Sides(special[0], special[1]),
+            Sides(before + special[0] + special[2], now + special[1] + special[3]),
+            Sides(special[2], special[3]),
+            self._measured(number, row) if before and now else {},
+            counted=Sides(before, now),
         )
-        if not _comparable(pair.count):
-            return pair
+        return _judged(pair, self._asked) if pair.scores else pair
+
+    def _measured(self, number: int, row: int) -> Scores:
+        """One column's statistics, of all that are computed with it."""
         if number not in self._scores:
-            self._scores[number] = {statistic: array.tolist() for statistic, array in block_scores(block).items()}
-        scores: Any = {statistic: column[row] for statistic, column in self._scores[number].items()}
-        return _judged(_with(pair, scores=scores), self._asked)
+            self._scores[number] = {name: array.tolist() for name, array in block_scores(self.blocks[number]).items()}
+        return {name: column[row] for name, column in self._scores[number].items()}  # type: ignore[return-value]
 
 
 def _judged(pair: ColumnPair, asked: Asked) -> ColumnPair:

@@ -87,9 +87,9 @@ def planned(
         only = ((), ())
     both = sides.reference, sides.current
     if isinstance(both[0], Profile) and isinstance(both[1], Profile) and not given:
-        kinds = [[side.columns[name].kind for name in wanted] for side in (both[0], both[1])]
-        if kinds[0] == kinds[1]:
-            return Plan(tuple(map(ColumnPlan, wanted, kinds[0])), *only)
+        found = [[side.columns[name].kind for name in wanted] for side in (both[0], both[1])]
+        if found[0] == found[1]:
+            return Plan(tuple(map(ColumnPlan, wanted, found[0])), *only)
     return Plan(tuple(_column(sides, name, given.get(name)) for name in wanted), *only)
 
 

@@ -37,7 +37,7 @@ class Caller:
     burst_rows: float | None = None
     # Models that it may ask; empty means all.
     models: tuple[str, ...] = ()
-    # Class of its requests that name none themselves: 1 goes first.
+    # The class of its requests, 1 goes first; a request may name a later one. None: what each names.
     priority: int | None = None
 
     def __post_init__(self) -> None:

@@ -162,6 +162,9 @@ class Front:
             call.priority = admission.priority(request)
         if account is not None:
             call.caller = account.name
+            if account.priority is not None:
+                named_priority = request.parameters.get("priority")
+                call.priority = max(call.priority, account.priority) if named_priority else account.priority
         if request.has_more_than(len(call.values)):
             request.refuse_strangers(
                 {i.name for known in deployment.versions.values() for i in known.loaded.model.signature.inputs}

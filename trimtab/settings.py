@@ -127,7 +127,7 @@ class CallerSettings(_Section, frozen=True, kw_only=True):
     models: list[str] = []
     """Models that it may ask; empty means all."""
     priority: int = 0
-    """Class of its requests that name none; 1 goes first, 0 is the default class."""
+    """Class of its requests, 1 goes first; a request may name a later one. 0: what each names."""
 
 
 class CacheSettings(_Section, frozen=True, kw_only=True):

@@ -140,10 +140,19 @@ async def test_a_server_with_callers_asks_for_tokens(start: Start) -> None:
         assert "10 rows a second" in limited.json()["error"]
         for _ in range(3):
             assert (await ask("jobs-token")).status_code == 200
+        # The caller's class holds; a request may name a later one only.
+        lane, seen = service.deployments["fares"].versions[1].lane, []
+        submit = lane.submit
+        lane.submit = lambda pending, **options: (seen.append(pending.priority), submit(pending, **options))[1]  # type: ignore[method-assign]
+        for named in (None, 1, 7):
+            parameters = {} if named is None else {"parameters": {"priority": named}}
+            token = {"authorization": "Bearer jobs-token"}
+            assert (await client.post("/v2/models/fares/infer", json=body | parameters, headers=token)).is_success
+        assert seen == [3, 3, 7]
         # A token is no secret key to what is not served, and metadata needs none.
         assert (await ask("jobs-token", "nowhere")).status_code == 404
         assert (await client.get("/v2/models/fares")).status_code == 200
         page = (await client.get("/metrics")).text
     assert 'inference_caller_requests_total{caller="web",verdict="limited"} 1.0' in page
     assert 'inference_caller_requests_total{caller="unknown",verdict="unauthorized"} 2.0' in page
-    assert 'inference_caller_rows_total{caller="jobs"} 45.0' in page
+    assert 'inference_caller_rows_total{caller="jobs"} 90.0' in page

@@ -20,6 +20,7 @@ from serving.server import ServingConfig
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
+_LINGER_SECONDS = 0.5
 
 
 class FrontProcess:
@@ -42,14 +43,17 @@ class FrontProcess:
     async def handle(self, op: str, args: Mapping[str, Any]) -> Any:
         """What the supervisor asks."""
         if op == "replicas":
-            paths = {int(number): path for number, path in args["paths"].items()}
-            return await self.relay.update(paths, args["leader"], args["models"])
+            return await self._update(args)
         if op == "cover":
             await self._accept({self._number, *args["fronts"]})
             return None
         if op == "snapshot":
             return self.snapshot()
         raise ServingError(f"a front does not know {op!r}")
+
+    async def _update(self, who: Mapping[str, Any]) -> list[int]:
+        paths = {int(number): path for number, path in who["paths"].items()}
+        return await self.relay.update(paths, who["leader"], who["models"])
 
     def snapshot(self) -> dict[str, Any]:
         """Its metrics, now."""
@@ -80,7 +84,8 @@ class FrontProcess:
         return body, content_type
 
     async def start(self) -> None:
-        """Accepts connections; requests are answered 503 until a replica is there."""
+        """Connects to the replicas that are there and accepts connections; without replicas these get 503."""
+        await self._update(await self._channel.call("enter"))
         await self._accept({self._number})
         await self._channel.call("listening")
 
@@ -104,8 +109,10 @@ class FrontProcess:
         await self._take_waiting()
         for listener in self._listeners:
             listener.close()
+        # A connection that has just come or was just answered may have a request on the way: it gets a moment.
+        lingering = time.monotonic() + max(notice, _LINGER_SECONDS)
         limit = time.monotonic() + self._config.drain_timeout
-        while self.http.active() and time.monotonic() < limit:
+        while (now := time.monotonic()) < limit and (self.http.active() or (self.http.connections and now < lingering)):
             await asyncio.sleep(0.005)
         # What was written last has a turn of the loop to leave before the connections close.
         await asyncio.sleep(0)
@@ -130,15 +137,12 @@ async def run_front(
 ) -> None:
     """Serves until the supervisor says drain or goes away, or until `stop`."""
     over = asyncio.Event()
-    notice = 0.0
 
     async def handle(op: str, args: Mapping[str, Any]) -> Any:
-        nonlocal notice
-        if op != "drain":
-            return await front.handle(op, args)
-        notice = args["notice"]
-        over.set()
-        return None
+        if op == "drain":
+            over.set()
+            return None
+        return await front.handle(op, args)
 
     channel = Channel(handle)
     front = FrontProcess(config, number, listeners, channel)
@@ -151,7 +155,8 @@ async def run_front(
     if stop.is_set() and not over.is_set() and not channel.closed.is_set():
         # Somebody ends this one front: the others take its connections from here.
         await channel.call("leaving")
-    await front.drain(notice)
+    # Without a supervisor nobody waits to be told.
+    await front.drain(0.0 if channel.closed.is_set() else config.drain_notice)
     sweeping.cancel()
     if not channel.closed.is_set():
         await channel.call("ended", **front.snapshot())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ class Hub:
         if op == "joined":
             return await self._joined(member)
         if op == "leaving":
-            return await self._down(member)
+            return await self._leaving(member)
         if op == "prepare":
             return await self._prepare(member, args["policy"])
         if op == "commit":
@@ -118,6 +119,14 @@ class Hub:
         if self._settling is member:
             self._settling = None
             self._turn.release()
+
+    async def _leaving(self, member: Member) -> None:
+        """Somebody ends one replica: it goes when another one takes requests, or none does for a long time."""
+        limit = time.monotonic() + _PREPARE_SECONDS
+        several = self._options.replicas > 1
+        while several and not self.draining and not self._others(member) and time.monotonic() < limit:
+            await asyncio.sleep(0.05)
+        await self._down(member)
 
     async def _down(self, member: Member) -> None:
         """No requests and no lead for this replica from here on."""
@@ -169,6 +178,7 @@ class Hub:
             leader = min(up, key=lambda member: member.number)
             self.leader = leader.number
             leader.channel.notify("lead", leading=True)
+            _log.info("replica %d leads", leader.number)
 
     def _up(self) -> list[Member]:
         return [member for member in self.replicas.values() if member.up]
@@ -225,10 +235,12 @@ class Hub:
     # --- fronts ----------------------------------------------------------------------------------------------------
     async def from_front(self, gate: Gate, op: str, args: Mapping[str, Any]) -> Any:
         """What a front asks."""
+        if op == "enter":
+            return self._who()
         if op == "listening":
             gate.listening = True
+            await self._tell(gate)
             self._cover()
-            self._later(self._announce())
             return None
         if op == "leaving":
             gate.listening = False
@@ -262,18 +274,18 @@ class Hub:
 
     async def _announce(self) -> None:
         """Tells the fronts who is there; returns when they have taken it up."""
-        up = self._up()
-        paths = {str(member.number): str(member.path) for member in up}
-        models = sorted(self._served())
-        await asyncio.gather(*(self._tell(gate, paths, models) for gate in list(self.fronts.values())))
+        await asyncio.gather(*(self._tell(gate) for gate in list(self.fronts.values()) if gate.listening))
 
-    async def _tell(self, gate: Gate, paths: dict[str, str], models: list[str]) -> None:
-        if not gate.listening:
-            return
+    def _who(self) -> dict[str, Any]:
+        return {
+            "paths": {str(member.number): str(member.path) for member in self._up()},
+            "leader": self.leader,
+            "models": sorted(self._served()),
+        }
+
+    async def _tell(self, gate: Gate) -> None:
         try:
-            reached = await gate.channel.call(
-                "replicas", timeout=_ANNOUNCE_SECONDS, paths=paths, leader=self.leader, models=models
-            )
+            reached = await gate.channel.call("replicas", timeout=_ANNOUNCE_SECONDS, **self._who())
         except (ServingError, TimeoutError) as error:
             _log.warning("front %d did not hear who is there: %s", gate.number, _said(error))
         else:

@@ -63,24 +63,26 @@ class FrameWriter:
 class Link(asyncio.Protocol):
     """One connection. `flights` is the owner's: what was asked by sequence number, until it is answered."""
 
-    def __init__(self, backend: Backend, carrier: Carrier, clock: Callable[[], float]) -> None:
+    def __init__(self, backend: Backend, carrier: Carrier) -> None:
         self.backend = backend
         self.flights: dict[int, Any] = {}
         self._carrier = carrier
-        self._clock = clock
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
         self._writer: FrameWriter | None = None
         self._asked: float | None = None
         self._why = "its connection closed"
-        # Whether it was given up because it did not answer.
+        # Whether it was given up because it did not answer, or closed because all was answered.
         self.silent = False
+        self.done = False
+        self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._writer = FrameWriter(self._transport, asyncio.get_running_loop().call_soon)  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
         self._carrier.lost(self, self._why)
 
     def data_received(self, data: bytes) -> None:
@@ -123,6 +125,7 @@ class Link(asyncio.Protocol):
     def close_when_empty(self) -> None:
         """Closes once everything asked is answered, if the replica said that it leaves."""
         if self.backend.leaving and not self.flights and self._transport is not None:
+            self.done = True
             self._transport.close()
 
     def abort(self, why: str) -> None:

@@ -87,36 +87,41 @@ class Relay:
         if (link := self.links.pop(number, None)) is not None:
             link.close_when_empty()
 
-    async def _connect(self, backend: Backend, path: str) -> None:
-        delay = _FIRST_RETRY_SECONDS
+    async def _connect(self, backend: Backend, path: str, *, again: bool = False) -> None:
         loop = asyncio.get_running_loop()
+        delay = _FIRST_RETRY_SECONDS
+        if again:
+            # A process that is being killed may take connections for a moment more.
+            await asyncio.sleep(delay)
         while True:
             try:
-                _, link = await loop.create_unix_connection(lambda: Link(backend, self, self._clock), path)
+                _, link = await loop.create_unix_connection(lambda: Link(backend, self), path)
             except OSError as error:
                 _log.debug("replica %d does not take connections: %s", backend.number, error)
-                await asyncio.sleep(delay)
-                delay = min(_LAST_RETRY_SECONDS, 2 * delay)
-                continue
-            self.links[backend.number] = link
-            backend.connected = True
-            return
+            else:
+                if not link.gone:
+                    self.links[backend.number] = link
+                    backend.connected = True
+                    return
+            await asyncio.sleep(delay)
+            delay = min(_LAST_RETRY_SECONDS, 2 * delay)
 
     def lost(self, link: Link, why: str) -> None:
         """The connection to a replica is gone: its requests are asked of another one, or refused."""
         backend = link.backend
         backend.connected = False
         number = backend.number
+        if not link.done:
+            if backend.ejected is not None:
+                self.balancer.probed(backend, False, self._clock())
+            elif link.silent:
+                self._eject(backend, "silent")
+            else:
+                self._count_ejection(backend, "closed")
         if self.links.get(number) is link:
             del self.links[number]
             if not backend.leaving:
-                if backend.ejected is not None:
-                    self.balancer.probed(backend, False, self._clock())
-                elif link.silent:
-                    self._eject(backend, "silent")
-                else:
-                    self._count_ejection(backend, "closed")
-                task = self._connect(backend, self._paths[number])
+                task = self._connect(backend, self._paths[number], again=True)
                 self._connecting[number] = asyncio.get_running_loop().create_task(task)
         flights, link.flights = link.flights, {}
         if flights:
@@ -176,7 +181,8 @@ class Relay:
         flight = Flight(request, respond, None)
         backend = self.balancer.backends.get(self.leader) if self.leader is not None else None
         if backend is None or not backend.connected:
-            self._unsent(flight)
+            self._metrics[names.RELAY_REFUSED].labels("none").inc()
+            self._refuse(flight, 503, "no replica leads now: they are starting, or one of them takes over; retry")
         else:
             self._send(flight, backend)
 
@@ -275,8 +281,9 @@ class Relay:
         """Ends all connections."""
         for task in self._connecting.values():
             task.cancel()
-        for link in list(self.links.values()):
-            link.backend.leaving = True
+        links, self.links = self.links, {}
+        for link in links.values():
+            link.done = True
             link.abort("this front ends")
 
 

@@ -82,7 +82,7 @@ class Fleet:
         self.hub.draining = True
         self._draining |= {"front", "replica"}
         for gate in self.hub.fronts.values():
-            gate.channel.notify("drain", notice=config.drain_notice)
+            gate.channel.notify("drain")
         await asyncio.sleep(config.drain_notice)
         # The fronts have these sockets too: they are closed when the last of them lets go.
         for listener in self._listeners:
@@ -131,7 +131,7 @@ class Fleet:
     async def _live(self, kind: Kind, number: int, incarnation: int) -> int:
         """One life of a process; its exit status."""
         ours, theirs = socket.socketpair()
-        path = self._folder / f"{number}-{incarnation}.sock"
+        path = self._folder / f"{kind}-{number}-{incarnation}.sock"
         listeners = tuple(listener.fileno() for listener in self._listeners) if kind == "front" else ()
         orders = Orders(kind, number, self._config, self._log_level, path, listeners)
         with theirs:

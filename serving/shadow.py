@@ -1,8 +1,9 @@
 """Copies of answered requests for the shadows: run when the callers leave the machine free, compared, recorded.
 
-A copy is made when its answer is written, so the caller never waits for it. Copies gather into batches and run on a
-thread of low priority. While callers' requests wait, only a small share of the time goes to shadows; what then does
-not fit into the bounded queue is dropped and counted.
+A request is queued for a shadow when its answer is written, so its caller never waits. What gathers runs as one batch
+on a thread of low priority, when no caller's request waits: a request that comes meanwhile shares the processor with
+it, so batches are large and few. While callers wait all the time, shadows get a small share of it; what does not fit
+into the bounded queue is dropped and counted.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import random
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
+from serving.backlog import probe
 from serving.calls import Call
 from serving.deployment import Deployment, Version
 from serving.disagreement import Disagreement, Pair, compare
 from serving.errors import ServingError
-from serving.execution import Executed, execute
+from serving.execution import execute
+from serving.models import LoadedModel
 from serving.router import Choice
 from serving.signals import Signals
-from serving.tensors import Array
 from serving.traffic import Shadow
 
 _log = logging.getLogger(__name__)
@@ -36,14 +37,17 @@ _log = logging.getLogger(__name__)
 class ShadowLimits:
     """What shadows may cost; times are seconds."""
 
-    # Rows of a shadow's batch at most, and for how long a batch gathers.
-    batch_rows: int = 64
-    gather: float = 0.02
+    # Requests gather until there are so many rows, or for so long. Large batches disturb few callers.
+    batch_rows: int = 256
+    gather: float = 0.1
+    # The model gets so many rows at a time.
+    step_rows: int = 64
     # Rows and bytes that may wait, by shadow.
     queue_rows: int = 1024
     queue_bytes: int = 16 * 1024 * 1024
-    # Share of the time that shadows may take while callers' requests wait.
+    # Share of the time that shadows may take while callers' requests wait, and how soon to look again.
     busy_share: float = 0.02
+    retry: float = 0.005
     # Added to the thread's nice value.
     nice: int = 10
 
@@ -79,48 +83,42 @@ class _Thread:
                 return
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
-    """A copy and the answer that its outputs are compared with."""
+class _Waiting:
+    """Answered requests that wait for one shadow version, in the order of their answers."""
 
-    call: Call
-    answered_by: int
-    names: Sequence[str]
-    answer: Sequence[Array] | None
+    __slots__ = ("bytes", "choice", "requests", "rows", "since", "version")
 
-
-class _Copies:
-    """The copies that wait for one shadow version, in the order of their answers."""
-
-    __slots__ = ("bytes", "rows", "since", "version", "waiting")
-
-    def __init__(self, version: Version) -> None:
+    def __init__(self, version: Version, choice: Choice) -> None:
         self.version = version
-        self.waiting: deque[_Copy] = deque()
+        self.choice = choice
+        self.requests: deque[Call] = deque()
         self.rows = 0
         self.bytes = 0
         self.since = 0.0
 
-    def add(self, copy: _Copy, now: float) -> None:
-        """Queues a copy."""
-        if not self.waiting:
-            self.since = now
-        self.waiting.append(copy)
-        self.rows += copy.call.rows
-        self.bytes += _size(copy.call)
-
-    def take(self, max_rows: int, now: float) -> list[_Copy]:
+    def take(self, max_rows: int, now: float) -> list[Call]:
         """At most `max_rows` rows, but one request at least."""
-        taken: list[_Copy] = []
+        taken: list[Call] = []
         rows = 0
-        while self.waiting and (not taken or rows + self.waiting[0].call.rows <= max_rows):
-            copy = self.waiting.popleft()
-            rows += copy.call.rows
-            self.bytes -= _size(copy.call)
-            taken.append(copy)
+        while self.requests and (not taken or rows + self.requests[0].rows <= max_rows):
+            call = self.requests.popleft()
+            rows += call.rows
+            self.bytes -= call.bytes
+            taken.append(call)
         self.rows -= rows
         self.since = now
         return taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Shadowed:
+    """What a batch came to: the copies that ran, differences by answering version, requests that fitted nobody."""
+
+    copies: list[Call]
+    found: Mapping[int, Disagreement]
+    failed: int
+    unfit: int
+    seconds: float
 
 
 class Mirror:
@@ -142,9 +140,10 @@ class Mirror:
         self._limits = limits or ShadowLimits()
         self._clock = clock
         self._draw = draw
-        self._lanes: dict[tuple[str, int], _Copies] = {}
+        self._lanes: dict[tuple[str, int], _Waiting] = {}
         self._thread: _Thread | None = None
         self._running = False
+        self._backlog: Callable[[], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
         # Seconds that shadows may still take although callers wait, and when that was last reckoned.
         self._allowance = 0.0
@@ -153,49 +152,55 @@ class Mirror:
 
     @property
     def idle(self) -> bool:
-        """Whether no copy waits or runs."""
-        return not self._running and not any(lane.waiting for lane in self._lanes.values())
+        """Whether no request waits for a shadow and none is with one."""
+        return not self._running and not any(lane.requests for lane in self._lanes.values())
 
     def offer(self, call: Call, deployment: Deployment) -> None:
-        """Copies a request that was just answered to the shadows whose draw it wins."""
+        """Queues a request that was just answered for the shadows whose draw it wins. Takes a few microseconds."""
         for shadow in deployment.router.policy.shadows:
             if (shadow.fraction >= 1.0 or self._draw() < shadow.fraction) and not self._closed:
-                self._copy(call, deployment, shadow)
+                self._queue(call, deployment, shadow)
 
     def close(self) -> None:
         """Drops what waits; the thread ends after its batch."""
         self._closed = True
         for (model, number), lane in self._lanes.items():
-            self._signals.shadowed(model, number, "dropped", len(lane.waiting))
+            self._signals.shadowed(model, number, "dropped", len(lane.requests))
         self._lanes.clear()
         if self._timer is not None:
             self._timer.cancel()
         if self._thread is not None:
             self._thread.stop()
 
-    def _copy(self, call: Call, deployment: Deployment, shadow: Shadow) -> None:
-        version = deployment.versions.get(shadow.version)
-        if version is None:
-            return
+    def _queue(self, call: Call, deployment: Deployment, shadow: Shadow) -> None:
         key = (deployment.model, shadow.version)
         lane = self._lanes.get(key)
-        if lane is None or lane.version is not version:
-            lane = self._lanes[key] = _Copies(version)
+        if lane is None or lane.choice.propensity != shadow.fraction or key[1] not in deployment.versions:
+            lane = self._opened(key, deployment, shadow)
+            if lane is None:
+                return
         limits = self._limits
-        if lane.rows + call.rows > limits.queue_rows or lane.bytes + _size(call) > limits.queue_bytes:
+        if lane.rows + call.rows > limits.queue_rows or lane.bytes + call.bytes > limits.queue_bytes:
             self._signals.shadowed(*key, "dropped", 1)
             return
-        try:
-            copy = call.copied(Choice(shadow.version, "shadow", shadow.fraction), version.loaded.model.signature)
-        except ServingError as error:
-            # The shadow may take other inputs than the answering version: no matter to the client.
-            _log.debug("a request cannot be copied to version %d: %s", shadow.version, error)
-            self._signals.shadowed(*key, "incomparable", 1)
-            return
-        names = [output.name for output in call.signature.outputs]
-        lane.add(_Copy(copy, call.choice.version, names, call.outputs), self._clock())
+        if not lane.requests:
+            lane.since = self._clock()
+        lane.requests.append(call)
+        lane.rows += call.rows
+        lane.bytes += call.bytes
         if self._timer is None and not self._running:
             self._wait(limits.gather)
+
+    def _opened(self, key: tuple[str, int], deployment: Deployment, shadow: Shadow) -> _Waiting | None:
+        """A queue for the shadow as the policy now has it; what waited under another fraction is dropped."""
+        before = self._lanes.pop(key, None)
+        if before is not None:
+            self._signals.shadowed(*key, "dropped", len(before.requests))
+        version = deployment.versions.get(shadow.version)
+        if version is None:
+            return None
+        lane = self._lanes[key] = _Waiting(version, Choice(shadow.version, "shadow", shadow.fraction))
+        return lane
 
     def _wait(self, seconds: float) -> None:
         if not self._closed:
@@ -204,69 +209,93 @@ class Mirror:
     def _look(self) -> None:
         """Starts the batch that has waited longest, unless it can grow or callers need the machine."""
         self._timer = None
-        waiting = [(lane.since, key) for key, lane in self._lanes.items() if lane.waiting]
+        waiting = [(lane.since, key) for key, lane in self._lanes.items() if lane.requests]
         if not waiting or self._running:
             return
         since, key = min(waiting)
         lane, limits, now = self._lanes[key], self._limits, self._clock()
-        if lane.rows < limits.batch_rows and now - since < limits.gather:
+        gathered = lane.rows >= limits.batch_rows or now - since >= limits.gather
+        if not gathered:
             self._wait(limits.gather - (now - since))
-        elif self._may_run(lane, now):
-            self._run(key, lane.version, lane.take(limits.batch_rows, now))
-        else:
-            self._wait(limits.gather)
-
-    def _may_run(self, lane: _Copies, now: float) -> bool:
-        share = self._limits.busy_share
-        self._allowance = min(self._allowance + share * (now - self._reckoned), share)
+            return
+        self._allowance = min(self._allowance + limits.busy_share * (now - self._reckoned), limits.busy_share)
         self._reckoned = now
-        if not self._busy():
-            return True
-        if self._allowance <= 0.0:
-            return False
-        self._allowance -= lane.version.loaded.warm_up.of(min(lane.rows, self._limits.batch_rows))
-        return True
+        if self._backlog is None:
+            self._backlog = probe(asyncio.get_running_loop())
+        if not self._busy() and not self._backlog():
+            self._run(key, lane.version, lane.choice, lane.take(limits.batch_rows, now), free=True)
+        elif self._allowance > 0.0:
+            self._run(key, lane.version, lane.choice, lane.take(limits.step_rows, now), free=False)
+        else:
+            self._wait(limits.retry)
 
-    def _run(self, key: tuple[str, int], version: Version, copies: list[_Copy]) -> None:
+    def _run(self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool) -> None:
         self._running = True
         if self._thread is None:
             self._thread = _Thread(self._limits.nice, asyncio.get_running_loop().call_soon_threadsafe)
-        model, clock, max_rows = version.loaded.model, self._clock, self._limits.batch_rows
-        names = [output.name for output in model.signature.outputs]
+        model, step, clock = version.loaded.model, self._limits.step_rows, self._clock
 
         def job() -> Callable[[], None]:
-            run = execute(model, [copy.call for copy in copies], max_rows, clock)
-            pairs: dict[int, list[Pair]] = defaultdict(list)
-            for copy, result in zip(copies, run.results, strict=True):
-                if copy.answer is not None and not isinstance(result, ServingError):
-                    pairs[copy.answered_by].append(Pair(copy.names, copy.answer, names, result))
-            found = {number: compare(group) for number, group in pairs.items()}
-            return lambda: self._done(key, [copy.call for copy in copies], run, found)
+            try:
+                done = _shadow(model, choice, calls, step, clock)
+            except Exception:
+                _log.exception("shadow version %d of %s", choice.version, key[0])
+                done = _Shadowed([], {}, len(calls), 0, 0.0)
+            return lambda: self._done(key, done, free=free)
 
         self._thread.start(job)
 
-    def _done(self, key: tuple[str, int], calls: list[Call], run: Executed, found: Mapping[int, Disagreement]) -> None:
+    def _done(self, key: tuple[str, int], done: _Shadowed, *, free: bool) -> None:
         self._running = False
-        for call, result in zip(calls, run.results, strict=True):
-            # Its waiting is by design: what a shadow takes is what its model takes.
-            call.arrived = call.started = run.started
-            call.ended = run.ended
-            call.settle(result, run.ended)
-        failed = sum(isinstance(result, ServingError) for result in run.results)
-        compared = sum(len(group.absolute) for group in found.values())
-        self._signals.shadowed(*key, "failed", failed)
-        self._signals.shadowed(*key, "compared", compared)
-        self._signals.shadowed(*key, "incomparable", len(calls) - failed - compared)
+        if not free:
+            self._allowance -= done.seconds
         model, shadow = key
-        for version, group in found.items():
+        compared = sum(len(group.absolute) for group in done.found.values())
+        ran = len(done.copies) - sum(copy.outputs is None for copy in done.copies)
+        self._signals.shadowed(model, shadow, "compared", compared)
+        self._signals.shadowed(model, shadow, "failed", done.failed)
+        self._signals.shadowed(model, shadow, "incomparable", ran - compared + done.unfit)
+        for version, group in done.found.items():
             self._signals.disagreement(model, version, shadow, group)
         if not self._closed:
-            for _, alike in groupby(calls, key=lambda call: call.choice.propensity):
-                self._record(list(alike))
-            if any(lane.waiting for lane in self._lanes.values()):
-                self._wait(self._limits.gather)
+            if done.copies:
+                self._record(done.copies)
+            if any(lane.requests for lane in self._lanes.values()):
+                self._wait(self._limits.retry)
 
 
-def _size(call: Call) -> int:
-    """Bytes of a request's body, of which its values are a part."""
-    return getattr(call, "bytes", 0)
+def _shadow(
+    model: LoadedModel, choice: Choice, calls: Sequence[Call], step_rows: int, clock: Callable[[], float]
+) -> _Shadowed:
+    """Runs copies of answered calls on a shadow, and compares its outputs with the answers."""
+    begun = time.thread_time()
+    copies: list[Call] = []
+    answered: list[Call] = []
+    for call in calls:
+        try:
+            copies.append(call.copied(choice, model.signature))
+            answered.append(call)
+        except ServingError as error:
+            # The shadow may take other inputs than the answering version: no matter to the client.
+            _log.debug("a request does not fit shadow version %d: %s", choice.version, error)
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for place, copy in enumerate(copies):
+        groups[copy.bucket].append(place)
+    names = [output.name for output in model.signature.outputs]
+    pairs: dict[int, list[Pair]] = defaultdict(list)
+    failed = 0
+    for places in groups.values():
+        run = execute(model, [copies[place] for place in places], step_rows, clock)
+        for place, result in zip(places, run.results, strict=True):
+            copy, call = copies[place], answered[place]
+            # Its waiting is by design: what a shadow takes is what its model takes.
+            copy.arrived = copy.queued = copy.started = run.started
+            copy.ended = run.ended
+            copy.settle(result, run.ended)
+            if isinstance(result, ServingError):
+                failed += 1
+            elif call.outputs is not None:
+                known = [output.name for output in call.signature.outputs]
+                pairs[call.choice.version].append(Pair(known, call.outputs, names, result))
+    found = {number: compare(group) for number, group in pairs.items()}
+    return _Shadowed(copies, found, failed, len(calls) - len(copies), time.thread_time() - begun)

@@ -1,0 +1,68 @@
+"""What a shadow on the same device costs the callers: `python benchmarks/shadow.py [--seconds 4] [--rounds 5]`.
+
+One server; the shadow of all requests is switched off and on in turns, at three loads: 64 clients that send one request
+after another (the server is saturated), 2000 requests a second whatever happens, and a lone client. Ratios on / off are
+of neighbouring turns; the goal is a p99 of at most 1.1. Beside it: how many of the callers' requests were compared.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.small_server import Load, median_ratio, options, server  # noqa: E402
+
+LOADS = {"64 clients": (64, 0.0), "2000 a second": (64, 2000.0), "500 a second": (32, 500.0), "a lone client": (1, 0.0)}
+
+
+def main() -> None:
+    """Runs the loads and prints a line for each."""
+    parser = options(__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shadows", type=int, default=1)
+    parser.add_argument("--hidden", type=int, default=256, help="width of the model")
+    parser.add_argument("--only", default="")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+    results = {}
+    with server(versions=1 + chosen.shadows, hidden=chosen.hidden) as running:
+        Load(running.port, 16, 2.0).run()
+        for name, (connections, rate) in LOADS.items():
+            if chosen.only and chosen.only not in name:
+                continue
+            turns, before = [], {what: running.metric("shadow_requests_total", outcome=what) for what in OUTCOMES}
+            mirrored = 0
+            for _ in range(chosen.rounds):
+                pair = []
+                for fraction in (0.0, 1.0):
+                    for shadow in range(chosen.shadows):
+                        running.post("shadow", {"version": 2 + shadow, "fraction": fraction})
+                    time.sleep(0.3)
+                    load = Load(running.port, connections, chosen.seconds, rate).run()
+                    assert set(load.statuses) <= {200, 0}, load.statuses
+                    pair.append((load.quantile(0.5), load.quantile(0.99), len(load.latencies) / chosen.seconds))
+                mirrored += len(load.latencies) * chosen.shadows
+                time.sleep(0.3)
+                turns.append(pair)
+            after = {what: running.metric("shadow_requests_total", outcome=what) - before[what] for what in OUTCOMES}
+            p50, p99, rate_ratio = (median_ratio([(on[k], off[k]) for off, on in turns]) for k in range(3))
+            offs = sorted(off[1] for off, _ in turns)[len(turns) // 2], sorted(off[0] for off, _ in turns)[len(turns) // 2]
+            results[name] = {
+                "p99_ratio": round(p99, 3), "p50_ratio": round(p50, 3), "rate_ratio": round(rate_ratio, 3),
+                "compared": round(after["compared"] / max(1, mirrored), 3), "p99_off_ms": round(offs[0], 3),
+                "p50_off_ms": round(offs[1], 3), "failed": after["failed"],
+            }  # fmt: skip
+            print(name, results[name], flush=True, file=sys.stderr if chosen.json else sys.stdout)
+    if chosen.json:
+        print(json.dumps(results))
+
+
+OUTCOMES = ("compared", "dropped", "failed", "incomparable")
+
+if __name__ == "__main__":
+    main()

@@ -27,10 +27,11 @@ def main() -> None:
     parser.add_argument("--shadows", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")
     parser.add_argument("--only", default="")
+    parser.add_argument("--limits", type=json.loads, default={}, help="fields of ShadowLimits, as JSON")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     results = {}
-    with server(versions=1 + chosen.shadows, hidden=chosen.hidden) as running:
+    with server(versions=1 + chosen.shadows, hidden=chosen.hidden, shadow=chosen.limits) as running:
         Load(running.port, 16, 2.0).run()
         for name, (connections, rate) in LOADS.items():
             if chosen.only and chosen.only not in name:

@@ -37,7 +37,9 @@ SERVER = """
     import json, sys
     from pathlib import Path
     from serving import CachePolicy, ServingConfig, serve
+    from serving.shadow import ShadowLimits
     options = json.loads(sys.argv[4])
+    options["shadow"] = ShadowLimits(**options.get("shadow", {}))
     cache = {model: CachePolicy(**policy) for model, policy in options.pop("cache", {}).items()}
     serve(ServingConfig(registry_url=sys.argv[2], artifacts_dir=Path(sys.argv[3]), port=int(sys.argv[1]),
                         cache=cache, **options), "ERROR")

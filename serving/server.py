@@ -43,7 +43,7 @@ from serving.references import References
 from serving.registry import Registry
 from serving.repository import Repository
 from serving.residency import Residency, pin
-from serving.shadow import Mirror
+from serving.shadow import Mirror, ShadowLimits
 from serving.signals import Signals
 
 _log = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ class ServingConfig:
     memory_budget_bytes: int = 0
     # `MODEL:VERSION`: loaded at start and never given up, whatever the traffic.
     pinned_versions: tuple[str, ...] = ()
+    # What copies of requests to shadows may cost.
+    shadow: ShadowLimits = field(default_factory=ShadowLimits)
     # Whose answers are kept for equal requests, by model; `*` stands for those not named. None by default.
     cache: Mapping[str, CachePolicy] = field(default_factory=dict)
     # From the signal to the closed listener: time for load balancers to see that the server is not ready.
@@ -195,7 +197,7 @@ class Service:
             self._events = EventExporter(sink, metrics=self.metrics)
         self._references = References(config.collector_url, self.metrics)
         self._recorder = Recorder(self._events, self._tracing, self.metrics)
-        self._mirror = Mirror(self._signals, self._recorder.put, self._busy)
+        self._mirror = Mirror(self._signals, self._recorder.put, self._busy, config.shadow)
         self._front = Front(
             self.deployments, self._signals, self._recorder, self._tracing, self._mirror,
             body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=os.urandom(6).hex(),

@@ -34,8 +34,8 @@ class Executed:
     ended: float
     # The largest part of it that the memory held, where the whole did not fit; 0 where it did.
     fits: int = 0
-    # Seconds that the batch took this thread, without what the machine did meanwhile; where the model has threads of its
-    # own, from start to end.
+    # Seconds that the batch took this thread, without what the machine did meanwhile; from start to end where the model
+    # has threads of its own.
     worked: float | None = None
 
 

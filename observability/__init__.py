@@ -3,47 +3,73 @@
 It never blocks, slows or breaks its host, and needs only prometheus-client, opentelemetry-sdk, numpy and pyarrow.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from observability import names
-from observability.columns import (
-    BooleanColumn,
-    CategoricalColumn,
-    Column,
-    DatetimeColumn,
-    EmbeddingColumn,
-    Kind,
-    LogLinearColumn,
-    NumericColumn,
-    ProfileError,
-    TextColumn,
-)
-from observability.events import (
-    BadBatch,
-    event_batch,
-    from_ipc,
-    label_batch,
-    to_ipc,
-    validate_events,
-    validate_labels,
-)
-from observability.exporter import Backoff, BufferedExporter, EventExporter, Exporter
-from observability.inference import InferenceBatch, InferenceMonitor
-from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
-from observability.metrics import Metrics, exposition, observe_many
-from observability.middleware import InferenceMiddleware
-from observability.profile import Profile, distribution
 from observability.push import push
-from observability.signing import SignatureError, sign, verify
-from observability.sinks import Batch, DeliveryError, HttpSink, Rejected, Sink, Unavailable
-from observability.tracing import (
-    NoTracing,
-    OtlpSpanExporter,
-    Tracing,
-    format_trace_id,
-    format_traceparent,
-    parse_traceparent,
-    setup_tracing,
-)
-from observability.training import Step, TrainingMonitor
+
+if TYPE_CHECKING:
+    from observability.columns import (
+        BooleanColumn,
+        CategoricalColumn,
+        Column,
+        DatetimeColumn,
+        EmbeddingColumn,
+        Kind,
+        LogLinearColumn,
+        NumericColumn,
+        ProfileError,
+        TextColumn,
+    )
+    from observability.events import (
+        BadBatch,
+        event_batch,
+        from_ipc,
+        label_batch,
+        to_ipc,
+        validate_events,
+        validate_labels,
+    )
+    from observability.exporter import Backoff, BufferedExporter, EventExporter, Exporter
+    from observability.inference import InferenceBatch, InferenceMonitor
+    from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
+    from observability.metrics import Metrics, exposition, observe_many
+    from observability.middleware import InferenceMiddleware
+    from observability.profile import Profile, distribution
+    from observability.signing import SignatureError, sign, verify
+    from observability.sinks import Batch, DeliveryError, HttpSink, Rejected, Sink, Unavailable
+    from observability.tracing import (
+        NoTracing,
+        OtlpSpanExporter,
+        Tracing,
+        format_trace_id,
+        format_traceparent,
+        parse_traceparent,
+        setup_tracing,
+    )
+    from observability.training import Step, TrainingMonitor
+
+# Where each public name lives: it is imported when it is first used, so that a server that only counts does not wait
+# for what measures tables.
+_HOMES = {
+    "columns": "BooleanColumn CategoricalColumn Column DatetimeColumn EmbeddingColumn "
+    "Kind LogLinearColumn NumericColumn ProfileError TextColumn",
+    "events": "BadBatch event_batch from_ipc label_batch to_ipc validate_events validate_labels",
+    "exporter": "Backoff BufferedExporter EventExporter Exporter",
+    "inference": "InferenceBatch InferenceMonitor",
+    "logs": "JsonFormatter LogLine log_exporter setup_logging",
+    "metrics": "Metrics exposition observe_many",
+    "middleware": "InferenceMiddleware",
+    "profile": "Profile distribution",
+    "signing": "SignatureError sign verify",
+    "sinks": "Batch DeliveryError HttpSink Rejected Sink Unavailable",
+    "tracing": "NoTracing OtlpSpanExporter Tracing format_trace_id format_traceparent parse_traceparent setup_tracing",
+    "training": "Step TrainingMonitor",
+}
+_MODULES = {name: module for module, listed in _HOMES.items() for name in listed.split()}
 
 __all__ = [
     "Backoff",
@@ -100,3 +126,16 @@ __all__ = [
     "validate_labels",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its module."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,13 @@ if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger(__name__)
-_COMPILERS = ("g++", "c++", "clang++")
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch's inductor would use; None where there is none."""
-    named = os.environ.get("CXX")
-    return next((found for name in (named, *_COMPILERS) if name and (found := shutil.which(name))), None)
+    """The C++ compiler that torch's inductor would use (g++, or what CXX names); None where there is none."""
+    import torch._inductor.config as inductor
+
+    return next((found for name in inductor.cpp.cxx if name and (found := shutil.which(name))), None)
 
 
 def compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
@@ -28,9 +27,9 @@ def compiled(eager: Callable[..., Any]) -> Callable[..., Any]:
     """
     if compiler() is None:
         _log.warning(
-            "a version asks to be compiled, and there is no C++ compiler (%s): it runs as it is; "
-            "install one, for example: apt-get install g++", ", ".join(_COMPILERS),
-        )  # fmt: skip
+            "a version asks to be compiled, and there is no C++ compiler (g++, or what CXX names): it runs as it is; "
+            "install one, for example: apt-get install g++"
+        )
         return eager
     import torch
     import torch._inductor.config as inductor

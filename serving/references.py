@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import httpx
+from typing import TYPE_CHECKING
 
 from observability.exporter import Exporter
 from observability.metrics import Metrics
 from observability.sinks import Batch, DeliveryError, Rejected, Unavailable
 from serving.registry import ModelVersion
+
+if TYPE_CHECKING:
+    import httpx
 
 
 class ReferenceSink:
@@ -15,11 +18,17 @@ class ReferenceSink:
 
     def __init__(self, url: str, timeout: float = 10.0) -> None:
         self._url = url.rstrip("/")
-        self._client = httpx.Client(timeout=timeout, trust_env=False)
+        self._timeout = timeout
+        self._client: httpx.Client | None = None
 
     def send(self, batch: Batch) -> None:
         """Raises Rejected for good, Unavailable or DeliveryError to be tried again."""
+        # Imported in the background: the server does not wait for it at its start.
+        import httpx
+
         url = f"{self._url}/v1/references/{batch.id}"
+        if self._client is None:
+            self._client = httpx.Client(timeout=self._timeout, trust_env=False)
         try:
             answer = self._client.put(url, content=batch.body, headers={"Content-Type": "application/json"})
         except httpx.HTTPError as error:
@@ -33,7 +42,8 @@ class ReferenceSink:
 
     def close(self) -> None:
         """Closes the connection."""
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
 
 
 class References:

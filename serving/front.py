@@ -302,6 +302,6 @@ class Front:
 def _header_length(value: bytes | None) -> int | None:
     if value is None:
         return None
-    if not value.isdigit():
-        raise InvalidRequest(f"Inference-Header-Content-Length is {value!r}, not a number")
+    if not value.isdigit() or len(value) > 18:
+        raise InvalidRequest(f"Inference-Header-Content-Length is {value[:40]!r}: give a number of bytes")
     return int(value)

@@ -175,7 +175,8 @@ class Input:
 
     def _from_json(self, tensor: Tensor, data: list[Any]) -> Values:
         try:
-            values = np.array(data, self._dtype)
+            with np.errstate(over="ignore"):
+                values = np.array(data, self._dtype)
         except (OverflowError, ValueError, TypeError) as error:
             raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}: {error}") from error
         if self._dtype.kind == "f" and np.isinf(values).any():

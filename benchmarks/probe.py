@@ -64,6 +64,7 @@ def models(columns: int) -> dict[str, nn.Module]:
     )
     return {
         "MLP 64-64": mlp(columns, 64, 64, 1),
+        "MLP 256-256-8": mlp(columns, 256, 256, 8),
         "MLP 256-256": mlp(columns, 256, 256, 1),
         "MLP 512-512": mlp(columns, 512, 512, 1),
         "MLP 1024-1024-512": mlp(columns, 1024, 1024, 512, 1),
@@ -108,7 +109,7 @@ def whole_tensors(rows: int, rounds: int) -> None:
             "  its numpy kernel": lambda t=tensor, s=state: count_with_numpy(t.unsqueeze(0).numpy(), *s),  # type: ignore[misc]
             "numpy: Profile.updated": lambda r=reference, t=table: r.empty().updated(t),  # type: ignore[misc]
             "torch's own operators": lambda t=tensor, e=edges, p=probe: count_with_torch(  # type: ignore[misc]
-                t[: rows // 8].unsqueeze(0), e, p.counts, p.moments
+                t[: rows // 8].unsqueeze(0), e, p.counts, p.moments, p.tables, p.waiting, p.filled
             ),
             "limit: numpy.sort": lambda c=column: np.sort(c),  # type: ignore[misc]
         }
@@ -118,6 +119,33 @@ def whole_tensors(rows: int, rounds: int) -> None:
         for name, seconds in found.items():
             share = ratio(seconds, found["numpy: Profile.updated"])
             print(f"  {name:<38} {rows / min(seconds) / 1e6:>12.1f} {share:>18.2f}")
+
+
+def small_batches(rounds: int) -> None:
+    """What a probe takes of a step, for batches as a server has them; the copies and the counting of what waited."""
+    draw = np.random.default_rng(3)
+    print("\nMLP 256-256-8, eager        step, µs   probe alone, µs   ns a value   cost of the probe (goal 5 %)")
+    for columns in (20, 64):
+        names = [f"x{place}" for place in range(columns)]
+        reference = Profile.of(pa.table({name: draw.normal(size=10_000) for name in names}))
+        model = mlp(columns, 256, 256, 8).eval()
+        for batch in (1, 8, 64, 256):
+            probe, values = Probe(reference, names), torch.randn(batch, columns)
+            # In turns so long that every step pays its part of the counting.
+            repeat = max(16, 65_536 // (batch * columns) if batch > 8 else 400)
+            with torch.inference_mode():
+                steps: dict[str, Step] = {
+                    "without": lambda m=model, v=values: m(v),  # type: ignore[misc]
+                    "with": lambda m=model, p=probe, v=values: m(p(v)),  # type: ignore[misc]
+                    "probe": lambda p=probe, v=values: p(v),  # type: ignore[misc]
+                }
+                found = interleaved(steps, rounds, repeat)
+            step, alone = (statistics.median(found[name]) * 1e6 for name in ("without", "probe"))
+            cost = ratio(found["with"], found["without"]) - 1
+            print(
+                f"  {batch:>4} rows x {columns} columns {step:>13.0f} {alone:>16.1f} "
+                f"{alone * 1e3 / batch / columns:>13.1f} {cost:>12.1%}"
+            )
 
 
 def steps_of_models(batch: int, columns: int, rounds: int, compiled: bool) -> None:
@@ -178,13 +206,14 @@ def main() -> None:
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, numpy {np.__version__}, {'C' if library() else 'numpy'} kernel, one thread")
     whole_tensors(arguments.rows, arguments.rounds)
+    small_batches(arguments.rounds)
     steps_of_models(arguments.batch, arguments.columns, arguments.rounds, compiled=False)
     if not arguments.no_compile:
         steps_of_models(arguments.batch, arguments.columns, arguments.rounds, compiled=True)
     if torch.cuda.is_available():
         on_a_gpu(arguments.rounds)
     else:
-        print("\nno CUDA device: nothing is said about GPUs")
+        print("\nno CUDA device: nothing is said about GPUs (goals there: 20 billion values/s, 2 % of a step)")
 
 
 if __name__ == "__main__":

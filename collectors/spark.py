@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from collectors.spark_files import parquet_files, profile_of_files, reads_files, row_groups
 from observability.cells import Kind, ProfileError
 from observability.columns import NUM_CATEGORIES, CategoricalColumn, NumericColumn
 from observability.profile import Profile
@@ -50,6 +51,8 @@ def profile_of_lake(
     the reference's columns, ProfileError for a column whose values are not of its kind.
     """
     with _session(session) as spark, _reading(spark, str(path)):
+        if (total := _counted_from_files(spark, str(path), reference, format, options)) is not None:
+            return total
         total = reference.empty()
         for frame, types in _frames(spark, str(path), format, options):
             total = total + _counted(frame, reference, types, str(path))
@@ -90,6 +93,8 @@ def reference_of_lake(
             frame, types = frames[0]
             columns |= _exact_ranges(frame, layout, types) | _exact_categories(frame, layout)
         layout = Profile(columns, layout.joint, layout.distinct, layout.left_out)
+        if (total := _counted_from_files(spark, str(path), layout, format, options)) is not None:
+            return total
         total = layout.empty()
         for frame, types in frames:
             total = total + _counted(frame, layout, types, str(path))
@@ -213,6 +218,20 @@ def _temporal_types(path: str, format: str) -> Types:
         return {}
     is_a = pa.types
     return {field.name: field.type for field in schema if is_a.is_timestamp(field.type) or is_a.is_duration(field.type)}
+
+
+def _counted_from_files(
+    spark: Any, path: str, reference: Profile, format: str | None, options: Mapping[str, Any]
+) -> Profile | None:
+    """The profile of Parquet that the workers can read by themselves; None where Spark must read it, or refuse."""
+    chosen = format or _FORMATS.get(Path(path).suffix.lower(), "parquet")
+    if chosen != "parquet" or options or not reads_files(spark):
+        return None
+    try:
+        groups, present = row_groups(parquet_files(path), list(reference.columns))
+    except (pa.ArrowException, OSError):
+        return None
+    return profile_of_files(spark, groups, reference.empty()) if groups and present else None
 
 
 def _counted(frame: Any, reference: Profile, types: Types, name: str) -> Profile:

@@ -16,6 +16,7 @@ import pytest
 from collectors import spark as engine
 from collectors.drift.compare import compare
 from collectors.spark import SparkError, profile_of_frame, profile_of_lake, reference_of_lake
+from collectors.spark_files import dealt, parquet_files, profile_of_files, row_groups
 from observability.cells import ProfileError
 from observability.columns import NumericColumn
 from observability.lake import write_events
@@ -90,6 +91,28 @@ def test_every_kind_of_column_is_counted_as_numpy_counts_it(spark: Any, lake: Pa
     assert wanted.joint is not None
     np.testing.assert_allclose(found.joint.covariance.comoment, wanted.joint.covariance.comoment, rtol=1e-9)
     assert spark.conf.get("spark.sql.legacy.parquet.nanosAsLong") == nanos
+
+
+def test_the_workers_read_parquet_themselves_and_count_the_same(
+    spark: Any, lake: Path, tables: list[pa.Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = Profile.of(tables[0])
+
+    groups, present = row_groups(parquet_files(str(lake)), list(reference.columns))
+    tasks = dealt(groups, 4)
+    found = profile_of_lake(lake, reference, spark)
+    monkeypatch.setattr(engine, "reads_files", lambda session: False)
+    by_rows = profile_of_lake(lake, reference, spark)
+    elsewhere = Profile({"nowhere": NumericColumn.over(np.array([0.0, 1.0]))})
+
+    assert present == list(reference.columns)
+    assert [2 <= sum(len(group.numbers) for group in task) <= 3 for task in tasks] == [True] * 4
+    assert sorted((g.file, n) for task in tasks for g in task for n in g.numbers) == [
+        (group.file, number) for group in groups for number in group.numbers
+    ]
+    assert_same(found, by_rows)
+    assert profile_of_files(spark, groups, elsewhere).columns["nowhere"].missing == 1800
+    assert parquet_files("s3://bucket/lake") == []
 
 
 def test_a_frame_of_many_partitions_is_merged_by_the_workers(spark: Any, monkeypatch: pytest.MonkeyPatch) -> None:

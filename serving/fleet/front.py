@@ -7,6 +7,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from observability.metrics import Metrics
@@ -106,9 +107,10 @@ class FrontProcess:
         await asyncio.sleep(notice)
         for server in self._accepting.values():
             server.close()
-        await self._take_waiting()
-        for listener in self._listeners:
-            listener.close()
+        taken = self._last_connections()
+        loop = asyncio.get_running_loop()
+        for sock in taken:
+            await loop.connect_accepted_socket(self.http.connection, sock)
         # A connection that has just come or was just answered may have a request on the way: it gets a moment.
         lingering = time.monotonic() + max(notice, _LINGER_SECONDS)
         limit = time.monotonic() + self._config.drain_timeout
@@ -119,17 +121,18 @@ class FrontProcess:
         self.http.abort()
         self.relay.close()
 
-    async def _take_waiting(self) -> None:
-        """Takes the connections that the kernel had completed and nobody had accepted: their requests count."""
-        loop = asyncio.get_running_loop()
+    def _last_connections(self) -> list[socket.socket]:
+        """Closes the listeners, with all connections that the kernel had completed and nobody had accepted taken."""
+        taken: list[socket.socket] = []
         for listener in self._listeners:
-            while True:
-                try:
+            # Nothing may come between the last look and the close: who connects in between is reset.
+            with suppress(OSError):
+                while True:
                     sock, _ = listener.accept()
-                except OSError:
-                    break
-                sock.setblocking(False)
-                await loop.connect_accepted_socket(self.http.connection, sock)
+                    sock.setblocking(False)
+                    taken.append(sock)
+            listener.close()
+        return taken
 
 
 async def run_front(

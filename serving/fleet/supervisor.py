@@ -78,15 +78,13 @@ class Fleet:
 
     async def drain(self) -> None:
         """Not ready, no new connections, every request answered, then the replicas' telemetry sent; all ended."""
-        config = self._config
         self.hub.draining = True
         self._draining |= {"front", "replica"}
-        for gate in self.hub.fronts.values():
-            gate.channel.notify("drain")
-        await asyncio.sleep(config.drain_notice)
-        # The fronts have these sockets too: they are closed when the last of them lets go.
+        # The fronts have these sockets too, and the last of them to let go takes what has connected till then.
         for listener in self._listeners:
             listener.close()
+        for gate in self.hub.fronts.values():
+            gate.channel.notify("drain")
         await self._ended("front")
         for member in self.hub.replicas.values():
             member.channel.notify("drain")

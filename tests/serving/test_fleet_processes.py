@@ -185,10 +185,12 @@ def running(registry_url: str, folder: Path, options: dict[str, Any], **fleet: A
     """A server with these settings, ready; it and all its processes have ended behind the block."""
     given = {"registry_url": registry_url, "artifacts": str(folder / "artifacts"), "fleet": fleet, **options}
     log = folder / f"fleet-{time.monotonic_ns()}.log"
+    # Models whose code a test has written stand in the folder.
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
     with log.open("wb") as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(PROGRAM), json.dumps(given)],
-            stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=errors, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )  # fmt: skip
     assert process.stdout is not None
     watchdog = threading.Timer(PATIENCE, process.kill)

@@ -121,7 +121,7 @@ class CallerSettings(_Section, frozen=True, kw_only=True):
     token_sha256: str
     """Hexadecimal SHA-256 of the caller's token: `printf %s TOKEN | sha256sum`."""
     rows_per_second: float = 0.0
-    """Rows a second in the long run, by server process; 0 is no limit."""
+    """Rows a second in the long run; 0 is no limit."""
     burst_rows: float = 0.0
     """Rows that may come at once; 0 is a second's worth."""
     models: list[str] = []
@@ -187,6 +187,20 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     """Waiting so long is worth one class of priority."""
     stall_seconds: float = 10.0
     """A batch that runs longer, and 20 times longer than it should, makes its model not ready; 0 never does."""
+    replicas: int = 1
+    """Processes that infer, each with all its models and queues; limits on queues are those of each."""
+    fronts: int = 0
+    """Processes that read HTTP for the replicas; 0 is one process for all, or one front for several replicas."""
+    min_ready_replicas: int = 1
+    """Replicas that must have a model loaded before the server is ready."""
+    retry_lost_requests: bool = True
+    """Ask another replica once when the one that had an inference request is lost; otherwise answer 503."""
+    ping_limit_seconds: float = 5.0
+    """A replica that is silent for so long gets no more requests."""
+    hang_limit_seconds: float = 30.0
+    """A replica that is silent for so long is killed and started again."""
+    max_ejected_ratio: float = 0.5
+    """Largest share of the replicas that may be out of the traffic because their answers fail."""
     trace_sample_ratio: float = 0.01
     architectures: list[str] = []
     """`module:callable` names that safetensors artifacts may declare."""

@@ -173,11 +173,25 @@ class HubPeers:
             _log.error("generation %d of %s may not be in force everywhere: %s", policy.generation, policy.model, error)
 
 
+def share_of(config: ServingConfig) -> ServingConfig:
+    """What one replica makes of the server's settings: callers' rates are the server's, and it has a part of them."""
+    count = config.fleet.replicas
+    callers = tuple(
+        replace(
+            caller,
+            rows_per_second=None if caller.rows_per_second is None else caller.rows_per_second / count,
+            burst_rows=None if caller.burst_rows is None else max(1.0, caller.burst_rows / count),
+        )
+        for caller in config.callers
+    )
+    return replace(config, port=0, drain_notice=0.0, callers=callers)
+
+
 class Replica(Service):
     """A service whose listener is for fronts, and whose changes of policy are those of all replicas."""
 
     def __init__(self, config: ServingConfig, number: int, path: Path, channel: Channel) -> None:
-        super().__init__(replace(config, port=0, drain_notice=0.0), peers=HubPeers(channel))
+        super().__init__(share_of(config), peers=HubPeers(channel))
         self.number = number
         self.leading = False
         self.lines: set[Line] = set()

@@ -8,16 +8,19 @@ import click
 
 from serving.cache import CachePolicy
 from serving.callers import Caller
+from serving.fleet import FleetOptions
 from serving.server import ServingConfig
 from serving.server import serve as run
 from trimtab.commands.options import fail, with_settings
 from trimtab.settings import CallerSettings, Settings
 
 
-@click.command(epilog="Example: trimtab serve --settings trimtab.toml")
+@click.command(epilog="Example: trimtab serve --settings trimtab.toml --replicas 2")
+@click.option("--replicas", type=click.IntRange(min=1), help="Processes that infer; the setting's by default.")
+@click.option("--fronts", type=click.IntRange(min=0), help="Processes that read HTTP; the setting's by default.")
 @with_settings
-def serve(settings: Settings) -> None:
-    """Run the model server (Open Inference Protocol V2)."""
+def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
+    """Run the model server (Open Inference Protocol V2), by default as one process."""
     settings.data.mkdir(parents=True, exist_ok=True)
     serving = settings.serving
     try:
@@ -63,6 +66,16 @@ def serve(settings: Settings) -> None:
                 load_header=serving.load_header,
                 ssl_certfile=Path(serving.ssl_certfile) if serving.ssl_certfile else None,
                 ssl_keyfile=Path(serving.ssl_keyfile) if serving.ssl_keyfile else None,
+                fleet=FleetOptions(
+                    replicas=serving.replicas if replicas is None else replicas,
+                    fronts=serving.fronts if fronts is None else fronts,
+                    min_ready=serving.min_ready_replicas,
+                    retry_lost=serving.retry_lost_requests,
+                    ping_interval=min(1.0, serving.ping_limit_seconds),
+                    ping_limit=serving.ping_limit_seconds,
+                    hang_limit=serving.hang_limit_seconds,
+                    max_ejected=serving.max_ejected_ratio,
+                ),
             )
         )
     except ValueError as error:

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 
 from observability.cells import Counts, Floats, ProfileError
 from observability.native import library
@@ -34,6 +35,8 @@ _COUNTED = ("counts", "moments", "codes")
 _MEMORY = ("counts", "moments", "tables", "waiting", "filled")
 _LOOKED_UP = ("edges", "edges_float32", "tables")
 _EXACT = ("edges", "edges_float32", "moments", "waiting")
+# Hooks on every module; the two are never replaced.
+_GLOBAL_HOOKS, _GLOBAL_PRE_HOOKS = module._global_forward_hooks, module._global_forward_pre_hooks
 # So many rows of a whole tensor are counted at a time, for what the operators allocate on the device.
 _CHUNK_ROWS = 1 << 22
 
@@ -90,21 +93,35 @@ class Probe(nn.Module):
                 self.register_buffer(name, tensor, persistent=False)
         self.reset()
 
+    def __call__(self, *inputs: Tensor) -> Any:
+        """`forward`, after the hooks if there are any.
+
+        What most models have, a float32 matrix in memory, is added here, past torch's dispatch and the three calls of
+        `nn.Module.__call__`: a model leaves Python's and torch's own code cold, so that each call on the way costs
+        three times what a loop over this would show.
+        """
+        memory = self._memory
+        if memory is not None and len(inputs) == 1 and not torch.compiler.is_compiling():
+            values = inputs[0]
+            if (
+                type(values) is Tensor
+                and values.dtype is torch.float32
+                and memory.counts is self._buffers["counts"]
+                and not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks)
+                and not (self._backward_pre_hooks or _GLOBAL_HOOKS or _GLOBAL_PRE_HOOKS)
+                and values.is_contiguous()
+                and values.is_cpu
+            ):
+                shape = values.shape
+                if len(shape) == 2 and shape[1] == self._direct and shape[0] <= memory.brief:
+                    memory.add(memory.address, values.data_ptr(), shape[0])
+                    return values
+        return super().__call__(*inputs)
+
     def forward(self, *inputs: Tensor) -> Any:
         """Counts `inputs` and returns them: the tensor where there is one, else the tuple."""
-        if not torch.compiler.is_compiling():
-            # What most models have, a float32 matrix in memory, without torch's dispatch: a model leaves Python's and
-            # torch's own code cold, so that each call on the way costs three times what a loop over this would show.
-            memory = self._memory
-            if memory is not None and len(inputs) == 1 and memory.counts is self._buffers["counts"]:
-                values = inputs[0]
-                if type(values) is Tensor and values.dtype is torch.float32 and values.is_contiguous():
-                    shape = values.shape
-                    if len(shape) == 2 and shape[1] == self._direct and shape[0] <= memory.brief and values.is_cpu:
-                        memory.add(memory.address, values.data_ptr(), shape[0])
-                        return values
-            if self._counted_at_once(inputs):
-                return inputs[0] if len(inputs) == 1 else inputs
+        if not torch.compiler.is_compiling() and self._counted_at_once(inputs):
+            return inputs[0] if len(inputs) == 1 else inputs
         layout = self._layout
         columns: Sequence[Tensor] = ()
         if len(inputs) == 1 and len(layout.names) == len(layout.numeric) > 1:
@@ -157,9 +174,9 @@ class Probe(nn.Module):
         found = self._read_back.latest(self._state())
         return self._layout.empty() if found is None else self._layout.profile(*(tensor.numpy() for tensor in found))
 
-    def profile_in(self, module: nn.Module, path: str = "") -> Profile:
-        """What the copy of this probe at `path` in `module` has counted: a program from `torch.export`, say."""
-        buffers = dict(module.named_buffers())
+    def profile_in(self, model: nn.Module, path: str = "") -> Profile:
+        """What the copy of this probe at `path` in `model` has counted: a program from `torch.export`, say."""
+        buffers = dict(model.named_buffers())
         prefix = f"{path}." if path else ""
         wanted = dict.fromkeys((*_COUNTED, *_MEMORY, *_LOOKED_UP))
         if missing := [prefix + name for name in wanted if prefix + name not in buffers]:

@@ -102,6 +102,23 @@ def test_the_serving_contract_reaches_the_references_cells() -> None:
     assert getattr(found.columns["city"], "strangers", None) == {"cairo": 1}
 
 
+def test_hooks_see_what_passes_a_probe(reference: Profile) -> None:
+    probe, seen = Probe(reference, NAMES), []
+    values = rows(5)
+    probe(values)
+
+    own = probe.register_forward_hook(lambda module, inputs, output: seen.append(output is values))
+    probe(values)
+    own.remove()
+    everywhere = nn.modules.module.register_module_forward_pre_hook(lambda module, inputs: seen.append(True))
+    probe(values)
+    everywhere.remove()
+    probe(values)
+
+    assert seen == [True, True]
+    assert probe.profile().rows == 20
+
+
 def test_nan_is_missing_where_that_is_what_it_means(reference: Profile) -> None:
     values = rows(50)
     values[:20, 1] = torch.nan

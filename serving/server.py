@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -153,6 +152,8 @@ class ServingConfig:
             raise ValueError(
                 f"max_delay is {self.max_delay}, torch_threads {self.torch_threads}: not negative, at least 1"
             )
+        if self.grpc_port == 0 and self.fleet.replicas > 1:
+            raise ValueError("grpc_port is 0, but several replicas share one gRPC port: give its number")
 
     def lane_policy(self) -> LanePolicy:
         """The part that every version's queue needs. Raises ValueError where fields contradict each other."""
@@ -222,6 +223,7 @@ class Service:
                 host=config.host, grpc_port=config.grpc_port, body_bytes=config.limits.body_bytes,
                 trace_sample_ratio=config.trace_sample_ratio, metric_aliases=config.metric_aliases,
                 load_header=config.load_header, ssl_certfile=config.ssl_certfile, ssl_keyfile=config.ssl_keyfile,
+                grpc_shared=config.fleet.replicas > 1,
             ),
             self._front, self.deployments, self.health, self.metrics, callers, self._active,
             lambda: len(self.http.connections), self._front.settle,
@@ -242,7 +244,6 @@ class Service:
 
         torch.set_num_threads(self.config.torch_threads)
         self._listener = await self._listen()
-        await self.edge.start()
         self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         for model in self.config.models or await self._control.models():
             try:
@@ -261,6 +262,7 @@ class Service:
             self.http.connection, self.config.host, self.config.port, backlog=2048, ssl=self.edge.ssl_context()
         )
         self.port = server.sockets[0].getsockname()[1]
+        await self.edge.start()
         return server
 
     async def _restore(self, model: str) -> None:

@@ -46,8 +46,9 @@ def compare(
     "categorical").
 
     `by` compares also the rows of each value of a column with the reference's rows of that value (all of them, where
-    the reference lacks the column), `window` (a duration, "1d") with `time` (a column) each window of the current table
-    with the reference. `engine="spark"` counts Parquet in Spark. InputError says what cannot be compared.
+    the reference lacks the column; of floating-point numbers with many values each tenth of the reference's), `window`
+    (a duration, "1d") with `time` (a column) each window of the current table with the reference. `engine="spark"`
+    counts Parquet in Spark. InputError says what cannot be compared.
     """
     started = clock.perf_counter()
     options = Options(method, threshold, alpha, thresholds)
@@ -65,7 +66,7 @@ def compare(
     show = progress or silent
     found = compare_sides(sides, mode, options, columns, kinds, show, started)
     if by is not None:
-        values, only = compare_values(sides, by, found.mode, options, columns, kinds, show)
+        values, only = compare_values(sides, by, found.mode, options, columns, kinds, show, given=mode is not None)
         found = replace(found, by=by, values=values, values_only_in=only, seconds=clock.perf_counter() - started)
     if width is not None and time is not None:
         windows = compare_windows(sides, time, width, options, columns, kinds, show)

@@ -18,6 +18,7 @@ from collectors.drift.null import TwoCells, effective_rows
 EXPECTED = 5.0
 # Up to so many possible tables of two cells their law is summed, not approximated.
 MOST_TABLES = 4096
+MOST_KNOWN = 4096
 # The share of the level that is spent on looking at each rare category by itself, and on all new ones together.
 RARE_SHARE = 0.1
 NEW_SHARE = 0.1
@@ -138,14 +139,29 @@ def needed_scores(tests: Sequence[CategoriesTest], level: float) -> Floats:
         if test.exact is not None:
             needed[row] = test.exact.quantile(level * test.share) * test.unit
     if asked:
-        # Few different pairs of level and degrees in many columns.
         pairs = [(level * tests[row].share, tests[row].groups - 1) for row in asked]
-        distinct = sorted(set(pairs))
-        levels, degrees = np.array(distinct, float).T
-        quantiles = dict(zip(distinct, chi2_isf(levels, degrees).tolist(), strict=True))
+        quantiles = _quantiles(set(pairs))
         for row, pair in zip(asked, pairs, strict=True):
             needed[row] = math.sqrt(quantiles[pair] * tests[row].correction / tests[row].effective)
     return needed
+
+
+# Few different pairs of level and degrees occur in many columns, windows and parts of tables.
+_KNOWN: dict[tuple[float, int], float] = {}
+
+
+def _quantiles(pairs: set[tuple[float, int]]) -> dict[tuple[float, int], float]:
+    """Chi-square's quantile of each pair of a level and degrees of freedom."""
+    found = {pair: _KNOWN[pair] for pair in pairs if pair in _KNOWN}
+    unknown = sorted(pairs - found.keys())
+    if unknown:
+        levels, degrees = np.array(unknown, float).T
+        new = dict(zip(unknown, chi2_isf(levels, degrees).tolist(), strict=True))
+        if len(_KNOWN) > MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN.update(new)
+        found |= new
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ _EPSILON = 2.0**-54
 _MOST_TERMS = 200_000
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)
+_lgamma = np.frompyfunc(math.lgamma, 1, 1)
 
 
 def normal_cdf(x: npt.ArrayLike) -> Floats:
@@ -200,14 +201,15 @@ def _log_factor(a: Floats, x: Floats) -> Floats:
 def stirling_error(n: Floats) -> Floats:
     """`ln Γ(n+1) − [(n + ½) ln n − n + ½ ln 2π]` for n > 0 (Loader 2000, Fast and Accurate Binomials)."""
     n = np.asarray(n, np.float64)
-    shifted, correction = n.copy(), np.zeros_like(n)
-    while (small := shifted < 16).any():
-        at = np.where(small, shifted, 16.0)
-        correction += np.where(small, (at + 0.5) * np.log1p(1 / at) - 1, 0.0)
-        shifted = np.where(small, shifted + 1, shifted)
-    inverse = 1 / (shifted * shifted)
-    series = 1 / 12 - inverse * (1 / 360 - inverse * (1 / 1260 - inverse * (1 / 1680 - inverse / 1188)))
-    return np.asarray(series / shifted + correction, np.float64)
+    small = n < 16
+    large = np.where(small, 16.0, n)
+    inverse = 1 / (large * large)
+    found = (1 / 12 - inverse * (1 / 360 - inverse * (1 / 1260 - inverse * (1 / 1680 - inverse / 1188)))) / large
+    if small.any():
+        few = np.where(small, n, 1.0)
+        exact = np.asarray(_lgamma(few + 1), np.float64) - ((few + 0.5) * np.log(few) - few + _HALF_LOG_TWO_PI)
+        found = np.where(small, exact, found)
+    return np.asarray(found, np.float64)
 
 
 def _log_gamma(x: Floats) -> Floats:

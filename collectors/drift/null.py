@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from observability.numeric import edges_of_sorted
 FEW_ORDERED = 10.0
 # Cells worked on at once: some ten arrays of so many numbers fit into a second-level cache.
 CACHED = 16_384
-KNOTS = 24
+# Quantiles are kept for so many degrees of freedom up to the most; between two of them they are a line to 1e-6.
+KNOTS, MOST_DEGREES = 512, 4.0
 
 
 def effective_rows(window_rows: float, reference_rows: float) -> float:
@@ -81,19 +83,30 @@ class NullLaw:
 
 
 def _chi2_isf(pvalue: float, degrees: Floats) -> Floats:
-    """Chi-square's quantile at one level for many degrees of freedom of about 1 … 5: interpolated over a few."""
-    if not len(degrees):
-        return degrees
-    knots = np.geomspace(degrees.min(), degrees.max() * (1 + 1e-9), min(KNOTS, 4 * len(degrees)))
-    third, half = 2 / (9 * knots), knots / 2
+    """Chi-square's quantile at one level for many degrees of freedom: interpolated in their usual range, 1 … 4."""
+    knots, values = _quantiles(pvalue)
+    usual = degrees <= knots[-1]
+    found = np.interp(degrees, knots, values)
+    return found if usual.all() else np.where(usual, found, _newton(pvalue, np.where(usual, 1.0, degrees)))
+
+
+@lru_cache(maxsize=64)
+def _quantiles(pvalue: float) -> tuple[Floats, Floats]:
+    """Few levels are asked for, again and again: from window to window, and of each part of a table."""
+    knots = np.geomspace(1 - 1e-9, MOST_DEGREES, KNOTS)
+    return knots, _newton(pvalue, knots)
+
+
+def _newton(pvalue: float, degrees: Floats) -> Floats:
+    third, half = 2 / (9 * degrees), degrees / 2
     gamma = np.array([math.lgamma(value) for value in half])
     # Wilson & Hilferty (1931), then Newton's steps on ln P.
-    x = np.maximum(knots * (1 - third + np.sqrt(third) * normal_isf(pvalue)) ** 3, 1e-3)
+    x = np.maximum(degrees * (1 - third + np.sqrt(third) * normal_isf(pvalue)) ** 3, 1e-3)
     for _ in range(3):
-        chance = chi2_sf(x, knots)
+        chance = chi2_sf(x, degrees)
         density = np.exp((half - 1) * np.log(x / 2) - x / 2 - gamma) / 2
         x = np.maximum(x + (np.log(chance) - math.log(pvalue)) * chance / density, x / 4)
-    return np.asarray(np.interp(degrees, knots, x), np.float64)
+    return np.asarray(x, np.float64)
 
 
 def edge_weights(reference: Counts) -> Floats:

@@ -6,6 +6,7 @@ by the number of parts: with nothing changed, any of them alarms as often as one
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +17,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from collectors.drift.bins import Floats
 from collectors.drift.comparison import Comparison, Part, Sides
 from collectors.drift.kinds import kind_of
 from collectors.drift.plan import Plan
 from collectors.drift.profiling import conformed
 from collectors.drift.source import InputError, Source
+from observability.blocks import finite_numbers
 from observability.profile import Profile
 
 # More parts than this are no overview, and each costs a profile.
 MOST_PARTS = 10_000
+# Floating-point numbers with more different values than this are no groups: they are split into tenths.
+MOST_NUMBERS, TENTHS = 100, 10
+# From so many parts on they are compared by their profiles, unless the mode is given.
+MANY_PARTS = 50
 MISSING = "(missing)"
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
 _DAY = 86_400_000_000
@@ -33,14 +40,57 @@ _MONDAY = 4 * _DAY
 Split = Callable[[pa.ChunkedArray], pa.Array]
 
 
-def by_value(source: Source, column: str, side: str) -> Split:
-    """Splits rows by the values of a column. InputError when the table lacks it, or it cannot be split by."""
+def by_value(source: Source, column: str, side: str, ranges: Floats | None = None) -> Split:
+    """Splits rows by the values of a column, or by the `ranges` between ascending numbers that they lie in.
+
+    InputError when the table lacks the column, or it cannot be split by.
+    """
     kind = kind_of(source.schema.field(column).type) if column in source.columns else None
     if column not in source.columns:
         raise InputError(f"there is no column {column!r} in {side} to split by: there are {', '.join(source.columns)}")
     if kind in (None, "embedding"):
         raise InputError(f"a column of type {source.schema.field(column).type} cannot be split by")
+    if ranges is not None:
+        return lambda values: _ranged(_single(values), ranges)
     return lambda values: pc.fill_null(_single(values).cast(pa.string()), MISSING)
+
+
+def ranges_of(sources: Sequence[Source], column: str) -> Floats | None:
+    """The tenths of the first source's values, where a column of floating-point numbers has too many to split by."""
+    values = [_numbers(source, column) for source in sources if _is_float(source, column)]
+    if len(values) < len(sources) or max(map(_distinct, values), default=0) <= MOST_NUMBERS:
+        return None
+    finite = next((some for some in values if len(some)), values[0])
+    return np.unique(np.quantile(finite, np.arange(1, TENTHS) / TENTHS, method="higher"))
+
+
+def several(source: Source, column: str, most: int) -> bool:
+    """Whether there are more than `most` parts: different values, or tenths of floating-point numbers."""
+    if _is_float(source, column) and most >= TENTHS and ranges_of([source], column) is not None:
+        return False
+    return int(pc.count_distinct(source.read([column]).column(column)).as_py()) > most
+
+
+def _is_float(source: Source, column: str) -> bool:
+    return column in source.columns and bool(pa.types.is_floating(source.schema.field(column).type))
+
+
+def _numbers(source: Source, column: str) -> Floats:
+    return finite_numbers(source.read([column]).column(column))
+
+
+def _distinct(values: Floats) -> int:
+    # A sample tells, unless it is about as many.
+    few = len(np.unique(values[: 10 * MOST_NUMBERS]))
+    return few if few > MOST_NUMBERS else len(np.unique(values))
+
+
+def _ranged(values: pa.Array, bounds: Floats) -> pa.Array:
+    numbers = np.asarray(values.cast(pa.float64()).fill_null(math.nan).to_numpy(zero_copy_only=False))
+    words = [f"{bound:.6g}" for bound in bounds]
+    labels = [f"below {words[0]}", *map("{} to {}".format, words[:-1], words[1:]), f"{words[-1]} and above", MISSING]
+    places = np.where(np.isnan(numbers), len(labels) - 1, np.searchsorted(bounds, numbers, side="right"))
+    return pa.DictionaryArray.from_arrays(pa.array(places.astype(np.int32)), pa.array(labels)).cast(pa.string())
 
 
 @dataclass(frozen=True, slots=True)

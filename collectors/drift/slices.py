@@ -10,10 +10,13 @@ import pyarrow as pa
 
 from collectors.drift.comparison import Comparison, Mode, Part, Sides
 from collectors.drift.parts import (
+    MANY_PARTS,
     MOST_PARTS,
     by_time,
     by_value,
     profiles_of_parts,
+    ranges_of,
+    several,
     tables_of_parts,
     worst_first,
 )
@@ -32,13 +35,24 @@ def compare_values(
     columns: Sequence[str] | None,
     kinds: Mapping[str, str] | None,
     progress: Report,
+    *,
+    given: bool = True,
 ) -> tuple[tuple[Part, ...], Sides[tuple[str, ...]]]:
-    """A comparison for each value of a column, worst first, and the values that only one side has."""
+    """A comparison for each value of a column, worst first, and the values that only one side has.
+
+    Of floating-point numbers with many different values, for each tenth of them. Where there are many parts they are
+    compared by their profiles, unless the mode was `given`.
+    """
     before, now = sides.reference, sides.current
     if isinstance(now, Profile):
         raise InputError("a profile cannot be split by a column: give the current table itself")
     plan = planned(sides, columns, kinds, ignored=[by])
-    split = by_value(now, by, "the current table")
+    by_value(now, by, "the current table")
+    if not given and mode == "exact" and options.method != "evidently" and several(now, by, MANY_PARTS):
+        mode = "profile"
+    sources = [side for side in (before, now) if isinstance(side, Source) and by in side.columns]
+    ranges = ranges_of(sources, by)
+    split = by_value(now, by, "the current table", ranges)
 
     def shown(done: int) -> None:
         progress("values", done, now.rows)
@@ -54,7 +68,7 @@ def compare_values(
             found = profiles_of_parts(now, by, split, whole.empty(), plan, shown)
             pieces = [(key, Sides(whole, profile)) for key, profile in found.items()]
     else:
-        other = by_value(before, by, "the reference")
+        other = by_value(before, by, "the reference", ranges)
         first: Mapping[object, Source | Profile]
         second: Mapping[object, Source | Profile]
         if mode == "exact":

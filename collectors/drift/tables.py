@@ -6,7 +6,10 @@ import os
 import time as clock
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import starmap
 from typing import Literal
 
 import psutil
@@ -27,6 +30,8 @@ from observability.profile import Profile
 
 # Exact mode by default when both tables take at most this share of the memory that is free.
 MEMORY_SHARE = 0.25
+# Threads for fewer values than this cost more than they bring.
+LITTLE = 500_000
 Report = Callable[[str, int, int], None]
 """Called with what is being done, and how much of how much of it."""
 Engine = Literal["numpy", "spark"]
@@ -119,19 +124,18 @@ def exact_pairs(sides: Sides[Source | Profile], plan: Plan, options: Options, pr
     assert isinstance(now, Source)
     compared = [column for column in plan.columns if column.kind is not None]
     found: dict[str, ColumnPair] = {}
-    workers, asked = os.cpu_count() or 1, options.asked
-    with ThreadPoolExecutor(workers) as pool:
+    asked, progressed = options.asked, partial(progress, "columns")
+    little = (before.rows + now.rows) * len(compared) < LITTLE
+    with nullcontext() if little else ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for group in _groups(compared, before, now):
             names = [column.name for column in group]
             tables = (before.read(names), now.read(names))
-            progress("columns", len(found), len(compared))
-            work = [
-                pool.submit(exact_pair, column, tables[0].column(column.name), tables[1].column(column.name), asked)
-                for column in group
-            ]
-            for column, result in zip(group, work, strict=True):
-                found[column.name] = result.result()
-                progress("columns", len(found), len(compared))
+            progressed(len(found), len(compared))
+            work = [(column, *(table.column(column.name) for table in tables), asked) for column in group]
+            each = starmap(exact_pair, work) if pool is None else pool.map(exact_pair, *zip(*work, strict=True))
+            for column, result in zip(group, each, strict=True):
+                found[column.name] = result
+                progressed(len(found), len(compared))
     return Pairs(tuple(found), (), found, asked)
 
 

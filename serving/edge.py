@@ -46,6 +46,8 @@ class EdgeOptions:
     load_header: bool
     ssl_certfile: Path | None
     ssl_keyfile: Path | None
+    # Other replicas of the server listen on the gRPC port too.
+    grpc_shared: bool = False
 
 
 class Edge:
@@ -107,17 +109,14 @@ class Edge:
         if options.ssl_certfile is not None:
             key = options.ssl_keyfile or options.ssl_certfile
             credentials = (key.read_bytes(), options.ssl_certfile.read_bytes())
-        self.grpc_port = await self._grpc.start(options.host, options.grpc_port, credentials)
+        self.grpc_port = await self._grpc.start(
+            options.host, options.grpc_port, credentials, shared=options.grpc_shared
+        )
         _log.info("gRPC on %s:%d", options.host, self.grpc_port)
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """What the HTTP port needs to speak TLS. Raises OSError for files that cannot be read or do not fit."""
-        options = self._options
-        if options.ssl_certfile is None:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
-        return context
+        return tls_context(self._options.ssl_certfile, self._options.ssl_keyfile)
 
     async def stop(self, grace: float) -> None:
         """Takes no more gRPC calls; those in flight have `grace` seconds."""
@@ -155,3 +154,12 @@ class Edge:
                 if sample.name.endswith("_sum")
             )
         )
+
+
+def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
+    """What a port needs to speak TLS; None without a certificate. Raises OSError for files that do not fit."""
+    if certfile is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certfile, keyfile)
+    return context

@@ -42,8 +42,12 @@ class GrpcServer:
         self._max_calls = max_calls
         self._server: Any = None
 
-    async def start(self, host: str, port: int, credentials: tuple[bytes, bytes] | None = None) -> int:
+    async def start(
+        self, host: str, port: int, credentials: tuple[bytes, bytes] | None = None, *, shared: bool = False
+    ) -> int:
         """Listens and returns the port (0 takes a free one); `credentials` are a PEM key and its certificate chain.
+
+        With `shared` other processes may listen there too, and the kernel spreads the connections over them.
 
         Raises ImportError without grpcio, OSError when the port is taken.
         """
@@ -61,7 +65,7 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shared)),
             ],
         )
         unary = grpc.unary_unary_rpc_method_handler

@@ -23,6 +23,8 @@ Dump = list[Any]
 _RULES: Mapping[str, Rule] = {
     names.QUEUE_ROWS.name: "sum",
     names.QUEUE_LIMIT_ROWS.name: "sum",
+    names.CONCURRENCY_LIMIT.name: "sum",
+    names.BATCH_LIMIT_ROWS.name: "max",
     # Loaded means loaded everywhere, and a generation is in force when all have it.
     names.MODEL_READY.name: "min",
     names.TRAFFIC_GENERATION.name: "min",

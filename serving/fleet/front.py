@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from observability.metrics import Metrics
+from serving.edge import tls_context
 from serving.errors import ServingError
 from serving.fleet.app import RelayApp
 from serving.fleet.channel import Channel, first_of
@@ -35,6 +36,7 @@ class FrontProcess:
         self._listeners = listeners
         self._channel = channel
         self._metrics = Metrics()
+        self._tls = tls_context(config.ssl_certfile, config.ssl_keyfile)
         self._accepting: dict[int, asyncio.Server] = {}
         self._closing = False
         self.relay = Relay(config.fleet, self._metrics)
@@ -68,7 +70,9 @@ class FrontProcess:
         loop = asyncio.get_running_loop()
         for number in fronts - set(self._accepting):
             listener = self._listeners[number].dup()
-            self._accepting[number] = await loop.create_server(self.http.connection, sock=listener, backlog=_BACKLOG)
+            self._accepting[number] = await loop.create_server(
+                self.http.connection, sock=listener, backlog=_BACKLOG, ssl=self._tls
+            )
         for number in set(self._accepting) - fronts:
             self._accepting.pop(number).close()
 
@@ -110,7 +114,7 @@ class FrontProcess:
         taken = self._last_connections()
         loop = asyncio.get_running_loop()
         for sock in taken:
-            await loop.connect_accepted_socket(self.http.connection, sock)
+            await loop.connect_accepted_socket(self.http.connection, sock, ssl=self._tls)
         # A connection that has just come or was just answered may have a request on the way: it gets a moment.
         lingering = time.monotonic() + max(notice, _LINGER_SECONDS)
         limit = time.monotonic() + self._config.drain_timeout

@@ -201,6 +201,11 @@ class Replica(Service):
         self._path = path
         self._tasks: set[asyncio.Task[None]] = set()
 
+    async def start(self) -> None:
+        """Joins with all its models loaded; then only gRPC's port, which the replicas share, leads to it."""
+        await super().start()
+        await self.edge.start()
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs what answers by itself, later."""
         task = asyncio.get_running_loop().create_task(work)

@@ -24,6 +24,7 @@ _REASONS = {
     501: b"Not Implemented", 503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LINGER_SECONDS = 2.0
 _MAX_PIPELINED = 64
 
 
@@ -64,6 +65,9 @@ class Connection(asyncio.Protocol):
         self._write_since: float | None = None
         self._closing = False
         self._paused = False
+        # A request was refused whose client may still be sending it; then, what it sends is thrown away for a while.
+        self._refused = False
+        self._lingering = False
 
     def active(self) -> int:
         """Requests of this connection begun and not yet answered."""
@@ -306,6 +310,7 @@ class Connection(asyncio.Protocol):
         self._chunks = []
         exchange.keep_alive = False
         self._exchanges.append(exchange)
+        self._refused = True
         self._last_of_connection()
         exchange.respond(status, error_head(1.0 if status == 503 else None), error_body(message))
 
@@ -317,6 +322,12 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Closes after what was written has gone out."""
         self._closing = True
+        if self._refused and not self._lingering and self._peer() is not None and self._transport.can_write_eof():
+            # Closing on a client that still sends resets a TCP connection, and the client loses the answer.
+            self._lingering = True
+            self._since = time.monotonic()
+            self._transport.write_eof()
+            return
         self._transport.close()
 
     def sweep(self, now: float) -> None:
@@ -324,6 +335,9 @@ class Connection(asyncio.Protocol):
         limits = self._limits
         if self._write_since is not None and now - self._write_since > limits.write_seconds:
             self._transport.abort()
+        elif self._lingering:
+            if now - self._since > _LINGER_SECONDS:
+                self._transport.abort()
         elif self._current is not None and now - self._since > limits.request_seconds:
             self._refuse(408, f"the request did not arrive within {limits.request_seconds:g} s")
         elif self._current is None and not self._exchanges and now - self._since > limits.idle_seconds:

@@ -44,19 +44,21 @@ def main() -> None:
                     for shadow in range(chosen.shadows):
                         running.post("shadow", {"version": 2 + shadow, "fraction": fraction})
                     time.sleep(0.3)
+                    worked = running.cpu_seconds()
                     load = Load(running.port, connections, chosen.seconds, rate).run()
+                    worked = (running.cpu_seconds() - worked) / len(load.latencies)
                     assert set(load.statuses) <= {200, 0}, load.statuses
-                    pair.append((load.quantile(0.5), load.quantile(0.99), len(load.latencies) / chosen.seconds))
+                    pair.append((load.quantile(0.5), load.quantile(0.99), len(load.latencies) / chosen.seconds, worked))
                 mirrored += len(load.latencies) * chosen.shadows
                 time.sleep(0.3)
                 turns.append(pair)
             after = {what: running.metric("shadow_requests_total", outcome=what) - before[what] for what in OUTCOMES}
-            p50, p99, rate_ratio = (median_ratio([(on[k], off[k]) for off, on in turns]) for k in range(3))
+            p50, p99, rate_ratio, cpu = (median_ratio([(on[k], off[k]) for off, on in turns]) for k in range(4))
             offs = sorted(off[1] for off, _ in turns)[len(turns) // 2], sorted(off[0] for off, _ in turns)[len(turns) // 2]
             results[name] = {
                 "p99_ratio": round(p99, 3), "p50_ratio": round(p50, 3), "rate_ratio": round(rate_ratio, 3),
                 "compared": round(after["compared"] / max(1, mirrored), 3), "p99_off_ms": round(offs[0], 3),
-                "p50_off_ms": round(offs[1], 3), "failed": after["failed"],
+                "p50_off_ms": round(offs[1], 3), "failed": after["failed"], "cpu_ratio": round(cpu, 3),
             }  # fmt: skip
             print(name, results[name], flush=True, file=sys.stderr if chosen.json else sys.stdout)
     if chosen.json:

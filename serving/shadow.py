@@ -43,7 +43,7 @@ class ShadowLimits:
     # The model gets so many rows at a time.
     step_rows: int = 64
     # Rows and bytes that may wait, by shadow.
-    queue_rows: int = 1024
+    queue_rows: int = 512
     queue_bytes: int = 16 * 1024 * 1024
     # Share of the time that shadows may take while callers' requests wait, and how soon to look again.
     busy_share: float = 0.02
@@ -86,7 +86,7 @@ class _Thread:
 class _Waiting:
     """Answered requests that wait for one shadow version, in the order of their answers."""
 
-    __slots__ = ("bytes", "choice", "requests", "rows", "since", "version")
+    __slots__ = ("bytes", "choice", "dropped", "requests", "rows", "since", "version")
 
     def __init__(self, version: Version, choice: Choice) -> None:
         self.version = version
@@ -94,6 +94,7 @@ class _Waiting:
         self.requests: deque[Call] = deque()
         self.rows = 0
         self.bytes = 0
+        self.dropped = 0
         self.since = 0.0
 
     def take(self, max_rows: int, now: float) -> list[Call]:
@@ -164,8 +165,8 @@ class Mirror:
     def close(self) -> None:
         """Drops what waits; the thread ends after its batch."""
         self._closed = True
-        for (model, number), lane in self._lanes.items():
-            self._signals.shadowed(model, number, "dropped", len(lane.requests))
+        for key, lane in self._lanes.items():
+            self._signals.shadowed(*key, "dropped", len(lane.requests) + lane.dropped)
         self._lanes.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -181,7 +182,7 @@ class Mirror:
                 return
         limits = self._limits
         if lane.rows + call.rows > limits.queue_rows or lane.bytes + call.bytes > limits.queue_bytes:
-            self._signals.shadowed(*key, "dropped", 1)
+            lane.dropped += 1
             return
         if not lane.requests:
             lane.since = self._clock()
@@ -195,7 +196,7 @@ class Mirror:
         """A queue for the shadow as the policy now has it; what waited under another fraction is dropped."""
         before = self._lanes.pop(key, None)
         if before is not None:
-            self._signals.shadowed(*key, "dropped", len(before.requests))
+            self._signals.shadowed(*key, "dropped", len(before.requests) + before.dropped)
         version = deployment.versions.get(shadow.version)
         if version is None:
             return None
@@ -214,6 +215,8 @@ class Mirror:
             return
         since, key = min(waiting)
         lane, limits, now = self._lanes[key], self._limits, self._clock()
+        self._signals.shadowed(*key, "dropped", lane.dropped)
+        lane.dropped = 0
         gathered = lane.rows >= limits.batch_rows or now - since >= limits.gather
         if not gathered:
             self._wait(limits.gather - (now - since))

@@ -131,7 +131,14 @@ def _program(artifact: Artifact, signature: Signature, architectures: Sequence[s
     if artifact.manifest["format"] == "torch.export":
         return load_exported(artifact.content)
     module = built(artifact.manifest, architectures, artifact.content)
-    return exported(module, signature, artifact.manifest["example"])
+    try:
+        return exported(module, signature, artifact.manifest["example"])
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtifactError(
+            f"architecture {artifact.manifest['architecture']!r} cannot be exported as a program, which a variant is: "
+            f"{type(error).__name__}: {reason}"
+        ) from error
 
 
 def compare(

@@ -212,6 +212,8 @@ class Front:
             encoded = self._clock()
             self._answer_error(call.exchange, call, result, version)
             call.outcome = result.outcome
+        # Else the two would keep each other alive until a garbage collection.
+        call.exchange.handle = None
         call.done = now = self._clock()
         queued, started, worked = call.queued, call.started, call.ended
         plain = call.span is None and call.outcome == "ok"

@@ -95,6 +95,9 @@ class Lane:
         """Queues a request. Raises Expired when its deadline has passed, Refused when it is turned away, Unavailable
         when the version is stuck. One that another lane `admitted` before is taken whatever the queue holds.
         """
+        if self._running is not None:
+            # Reading a flood of requests takes long: the model must not wait for the end of it to get its next batch.
+            self._executor.poll()
         now = self._clock()
         deadline = pending.deadline
         if deadline is not None and deadline <= now:

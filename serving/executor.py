@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -23,6 +24,9 @@ class Executor(Protocol):
 
     def start(self, job: Callable[[], Executed], done: Callable[[Executed], None]) -> None: ...
 
+    def poll(self) -> None:
+        """Calls `done` at once for a job that is ready and whose turn on the loop has not come."""
+
     def stop(self) -> None: ...
 
 
@@ -33,6 +37,7 @@ class InferenceThread:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Executed], Callable[[Executed], None]] | None]
         self._jobs = queue.SimpleQueue()
         self._hand_back = call_soon_threadsafe
+        self._ready: deque[tuple[Callable[[Executed], None], Executed]] = deque()
         self._name = name
         self._thread: threading.Thread | None = None
 
@@ -43,6 +48,12 @@ class InferenceThread:
             self._thread.start()
         self._jobs.put((job, done))
 
+    def poll(self) -> None:
+        """Delivers what is ready; on the event loop."""
+        while self._ready:
+            done, result = self._ready.popleft()
+            done(result)
+
     def stop(self) -> None:
         """Ends the thread after its last job; does not wait for it."""
         self._jobs.put(None)
@@ -50,9 +61,9 @@ class InferenceThread:
     def _work(self) -> None:
         while (entry := self._jobs.get()) is not None:
             job, done = entry
-            result = job()
+            self._ready.append((done, job()))
             try:
-                self._hand_back(done, result)
+                self._hand_back(self.poll)
             except RuntimeError:
                 # The loop is closed: the process is going down and nobody waits for this answer any more.
                 return

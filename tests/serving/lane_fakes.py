@@ -74,6 +74,9 @@ class FakeExecutor:
         assert self._held is None, "a lane hands over one batch at a time"
         self._held = (job, done)
 
+    def poll(self) -> None:
+        return
+
     def finish(self) -> bool:
         if self._held is None:
             return False
@@ -144,6 +147,9 @@ class TimedExecutor:
         self.batches.append(rows)
         executed = job()
         self._loop.call_later(seconds, done, replace(executed, ended=executed.started + seconds))
+
+    def poll(self) -> None:
+        return
 
     def stop(self) -> None:
         return

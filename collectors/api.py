@@ -27,7 +27,8 @@ from collectors.events import EventLog, Signal
 from collectors.housekeeping import Housekeeping, OwnPage, Retention
 from collectors.intake import Intake
 from collectors.journal import Journal
-from collectors.measure import Measurer, Measures, MeasureSettings
+from collectors.measure import Measures, MeasureSettings
+from collectors.measurer import Measurer
 from collectors.performance import JoinSettings
 from collectors.push import PushGroups
 from collectors.quality import QualityMonitor

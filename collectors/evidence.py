@@ -14,7 +14,7 @@ from collectors.computed import Value, alarm_values, differs
 from collectors.drift import ColumnDrift
 from collectors.history import Against, History, JudgedWindow
 from collectors.windows import Key, Pane
-from observability.columns import Column, NumericColumn
+from observability.columns import Column, NumericColumn, missing_ratio
 from observability.profile import Profile
 
 # Slices and categories that an explanation names at most.
@@ -82,7 +82,7 @@ class Evidence:
 
 def summary(column: Column) -> dict[str, Any]:
     """What a column looks like in a few numbers: its middle and spread, or its most frequent values."""
-    body: dict[str, Any] = {"rows": column.rows, "missing_ratio": column.missing / column.rows if column.rows else 0.0}
+    body: dict[str, Any] = {"rows": column.rows, "missing_ratio": missing_ratio(column)}
     if isinstance(column, NumericColumn):
         if column.count:
             deviation = math.sqrt(column.variance)

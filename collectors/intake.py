@@ -18,7 +18,8 @@ from collectors import otlp
 from collectors.events import Batch, EventLog, read_batch, read_json_labels
 from collectors.exposition import BadExposition
 from collectors.journal import JournalClosed
-from collectors.measure import Measurer, Measures
+from collectors.measure import Measures
+from collectors.measurer import Measurer
 from collectors.otlp import IntakeError
 from collectors.otlp_metrics import Translated, translate
 from collectors.push import BadGroup, PushGroups, group_labels

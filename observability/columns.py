@@ -39,6 +39,8 @@ __all__ = [
     "as_reference",
     "column_from_json",
     "free_column",
+    "missing_ratio",
+    "missing_rows",
     "rebinned",
     "reference_column",
 ]
@@ -88,6 +90,16 @@ def column_from_json(value: dict[str, Any]) -> Column:
         raise ProfileError(f"there is no kind of column {value['kind']!r}: known are {', '.join(KINDS)}")
     column: Column = _READERS[value["kind"]](value)
     return column
+
+
+def missing_rows(column: Column) -> int:
+    """Rows without a value: null, and NaN among numbers."""
+    return column.missing + (column.nan if isinstance(column, NumericColumn | LogLinearColumn) else 0)
+
+
+def missing_ratio(column: Column) -> float:
+    """Their share in all rows; 0 without rows."""
+    return missing_rows(column) / column.rows if column.rows else 0.0
 
 
 def rebinned(column: Column, reference: Column, allowed: float) -> Column:

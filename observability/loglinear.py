@@ -11,9 +11,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from observability.blocks import number_blocks
-from observability.cells import Counts, Floats, Kind, ProfileError, counts_of, plain
+from observability.cells import Counts, Floats, ProfileError, counts_of, plain
 from observability.moments import Moments
-from observability.numeric import COUNTERS, MOMENTS, NUM_BINS, NumericColumn, closed_bin, merged_moments, scalars
+from observability.numeric import (
+    COUNTERS,
+    MOMENTS,
+    NUM_BINS,
+    Numbers,
+    NumericColumn,
+    closed_bin,
+    merged_moments,
+    scalars,
+)
 
 # Sign, exponent and the first seven bits of the fraction of a float64: the cells of a float32's upper half, unrounded.
 _SHIFT = np.int64(45)
@@ -26,7 +35,7 @@ Cells = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LogLinearColumn:
+class LogLinearColumn(Numbers):
     """Counts of a numeric column over cells that are fixed for all columns, kept where they are not zero.
 
     Cell c ≥ 0 holds the values whose float64 bits, shifted right by 45, are c: 128 cells to a factor of two, each
@@ -55,25 +64,6 @@ class LogLinearColumn:
     def __post_init__(self) -> None:
         self.cells.setflags(write=False)
         self.counts.setflags(write=False)
-
-    @property
-    def kind(self) -> Kind:
-        return "numeric"
-
-    @property
-    def count(self) -> int:
-        """Finite values."""
-        return int(self.counts.sum())
-
-    @property
-    def rows(self) -> int:
-        """All rows: finite, missing, NaN and infinite."""
-        return self.count + self.missing + self.nan + self.positive_infinite + self.negative_infinite
-
-    @property
-    def variance(self) -> float:
-        """Population variance of the finite values; NaN without any."""
-        return self.m2 / self.count if self.count else math.nan
 
     @property
     def coarse(self) -> bool:

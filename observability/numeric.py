@@ -19,8 +19,40 @@ COUNTERS = ("missing", "nan", "positive_infinite", "negative_infinite", "zeros")
 MOMENTS = ("mean", "m2", "minimum", "maximum")
 
 
+class Numbers:
+    """What numbers have, over whatever cells they are counted."""
+
+    __slots__ = ()
+
+    counts: Counts
+    missing: int
+    nan: int
+    positive_infinite: int
+    negative_infinite: int
+    m2: float
+
+    @property
+    def kind(self) -> Kind:
+        return "numeric"
+
+    @property
+    def count(self) -> int:
+        """Finite values: those in the cells and the moments."""
+        return int(self.counts.sum())
+
+    @property
+    def rows(self) -> int:
+        """All rows: finite, missing, NaN and infinite."""
+        return self.count + self.missing + self.nan + self.positive_infinite + self.negative_infinite
+
+    @property
+    def variance(self) -> float:
+        """Population variance of the finite values; NaN without any."""
+        return self.m2 / self.count if self.count else math.nan
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class NumericColumn:
+class NumericColumn(Numbers):
     """Counts of a numeric column over its reference's quantile bins, with open tails, and its moments.
 
     `counts` has one cell more than `edges` (ascending): below the first edge (smaller than anything in the
@@ -54,25 +86,6 @@ class NumericColumn:
     def __post_init__(self) -> None:
         self.edges.setflags(write=False)
         self.counts.setflags(write=False)
-
-    @property
-    def kind(self) -> Kind:
-        return "numeric"
-
-    @property
-    def count(self) -> int:
-        """Finite values: those in the bins and the moments."""
-        return int(self.counts.sum())
-
-    @property
-    def rows(self) -> int:
-        """All rows: finite, missing, NaN and infinite."""
-        return self.count + self.missing + self.nan + self.positive_infinite + self.negative_infinite
-
-    @property
-    def variance(self) -> float:
-        """Population variance of the finite values; NaN without any."""
-        return self.m2 / self.count if self.count else math.nan
 
     @property
     def out_of_range(self) -> int:

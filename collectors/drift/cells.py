@@ -15,6 +15,7 @@ from observability.columns import (
     ProfileError,
     TextColumn,
     as_reference,
+    missing_rows,
     rebinned,
 )
 
@@ -89,8 +90,8 @@ def _numeric(reference: NumericColumn, window: NumericColumn, part: str | None =
         _with_tails(reference),
         _with_tails(window),
         True,
-        reference.missing + reference.nan,
-        window.missing + window.nan,
+        missing_rows(reference),
+        missing_rows(window),
         None,
         part,
     )

@@ -235,11 +235,6 @@ def distribution_distance(reference: Counts, current: Counts) -> float:
     return float(np.sum(weights * np.square(difference)))
 
 
-def missing_rows(column: Column) -> int:
-    """Rows without a value: null, and NaN in a numeric column."""
-    return column.missing + (column.nan if isinstance(column, NumericColumn) else 0)
-
-
 def infinite_rows(column: Column) -> int:
     """Rows with an infinite number."""
     return column.positive_infinite + column.negative_infinite if isinstance(column, NumericColumn) else 0

@@ -18,6 +18,7 @@ from observability.columns import (
     NumericColumn,
     TextColumn,
     as_reference,
+    missing_ratio,
     rebinned,
 )
 
@@ -99,8 +100,8 @@ def explain(reference: Column, window: Column, most: int = MOST_MOVED) -> Explan
     strangers = window.strangers if isinstance(window, CategoricalColumn) else {}
     return Explanation(
         window.rows,
-        _share(reference.missing, reference.rows),
-        _share(window.missing, window.rows),
+        missing_ratio(reference),
+        missing_ratio(window),
         _moved(_labels(reference), reference.counts, window.counts, most),
         strangers=dict(sorted(strangers.items(), key=lambda pair: (-pair[1], pair[0]))[:most]),
     )
@@ -116,7 +117,7 @@ def _text(reference: TextColumn, window: TextColumn, most: int) -> Explanation:
 
 
 def _numeric(reference: NumericColumn, window: NumericColumn, most: int, part: str | None = None) -> Explanation:
-    missing = [_share(column.missing + column.nan, column.rows) for column in (reference, window)]
+    missing = [missing_ratio(column) for column in (reference, window)]
     if not reference.count or not window.count:
         return Explanation(window.rows, missing[0], missing[1], part=part)
     # The tails are ranges of their own, so that new extremes are named.

@@ -13,7 +13,7 @@ from collectors.drift.distances import Distances, distances_of
 from collectors.drift.judged import AutoVerdict, judged
 from collectors.drift.number_block import number_blocks
 from collectors.drift.thresholds import DriftThresholds
-from observability.columns import Column, LogLinearColumn, NumericColumn
+from observability.columns import Column, missing_ratio
 from observability.events import PREDICTION
 from observability.profile import Profile
 
@@ -127,12 +127,6 @@ def drifted_share(columns: Mapping[str, ColumnDrift]) -> float:
         if not name.startswith(PREDICTION) and column.reason in ("drifted", "within_threshold")
     ]
     return sum(column.drifted for column in judged) / len(judged) if judged else 0.0
-
-
-def missing_ratio(column: Column) -> float:
-    """Share of rows without a value: null, or NaN in a numeric column."""
-    missing = column.missing + (column.nan if isinstance(column, NumericColumn | LogLinearColumn) else 0)
-    return missing / column.rows if column.rows else 0.0
 
 
 def _reason(rows: int, effect: float, calibrated: AutoVerdict, thresholds: DriftThresholds) -> Reason:

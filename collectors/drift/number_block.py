@@ -9,7 +9,7 @@ import numpy as np
 
 from collectors.drift.bins import Counts, Floats
 from collectors.drift.comparison import Sides
-from observability.columns import Column, NumericColumn
+from observability.columns import Column, NumericColumn, missing_rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +77,7 @@ def totals(counts: Sequence[Counts]) -> list[int]:
 
 def _special(columns: Sequence[NumericColumn]) -> Counts:
     """(columns, 3): without a value, infinite below, infinite above."""
-    return np.array([(one.missing + one.nan, one.negative_infinite, one.positive_infinite) for one in columns])
+    return np.array([(missing_rows(one), one.negative_infinite, one.positive_infinite) for one in columns])
 
 
 def _with_tails(counts: Counts, special: Counts) -> Counts:

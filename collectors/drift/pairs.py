@@ -15,7 +15,6 @@ from collectors.drift.column_scores import (
     cells_scores_each,
     counted_scores,
     infinite_rows,
-    missing_rows,
     row_scores,
 )
 from collectors.drift.comparison import Sides
@@ -40,7 +39,7 @@ from collectors.drift.number_block import NumberBlock, number_blocks
 from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
 from collectors.drift.verdict import Verdict
-from observability.columns import CategoricalColumn, Column, ProfileError
+from observability.columns import CategoricalColumn, Column, ProfileError, missing_rows
 from observability.frequent import CAPACITY
 from observability.profile import Profile
 

@@ -11,7 +11,10 @@ import pyarrow as pa
 import pytest
 
 from collectors.alarms import QUIET_PANES, Step, VersionAlarms
+from collectors.drift import judge
+from collectors.evidence import summary
 from observability import names
+from observability.columns import missing_ratio
 from observability.events import event_batch, to_ipc
 from observability.profile import Profile
 
@@ -145,3 +148,10 @@ def test_an_alarm_says_what_how_far_since_when_and_where(config: Any, clock: Any
     assert alarm["now"]["mean"] > 0.15
     assert alarm["slices"][0]["value"] == "B"
     assert after == before
+
+
+def test_a_summary_counts_nan_as_missing_as_verdicts_do() -> None:
+    profile = Profile.of({"x": np.array([1.0, np.nan, 2.0, np.nan])})
+    column = profile.columns["x"]
+    assert summary(column)["missing_ratio"] == missing_ratio(column) == 0.5
+    assert judge(profile, profile)["x"].missing_ratio == 0.5

@@ -8,6 +8,7 @@ of neighbouring turns; the goal is a p99 of at most 1.1. Beside it: how many of 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def main() -> None:
                 turns.append(pair)
             after = {what: running.metric("shadow_requests_total", outcome=what) - before[what] for what in OUTCOMES}
             p50, p99, rate_ratio, cpu = (median_ratio([(on[k], off[k]) for off, on in turns]) for k in range(4))
-            offs = sorted(off[1] for off, _ in turns)[len(turns) // 2], sorted(off[0] for off, _ in turns)[len(turns) // 2]
+            offs = [statistics.median(off[k] for off, _ in turns) for k in (1, 0)]
             results[name] = {
                 "p99_ratio": round(p99, 3), "p50_ratio": round(p50, 3), "rate_ratio": round(rate_ratio, 3),
                 "compared": round(after["compared"] / max(1, mirrored), 3), "p99_off_ms": round(offs[0], 3),

@@ -295,7 +295,7 @@ def _body(number: int, unit: int) -> tuple[str, bytes]:
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, FEATURES], "data": values}],
         "parameters": {"user": name},
     })  # fmt: skip
-    head = b"POST /v2/models/mlp/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    head = b"POST /v2/models/mlp/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
     return name, head % len(body) + body
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvloop
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -41,6 +41,7 @@ def batches(width: int) -> st.SearchStrategy[list[tuple[np.ndarray, np.ndarray]]
 
 
 @given(st.sampled_from([1, 3]).flatmap(batches))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_batch_of_comparisons_is_what_each_request_gives_alone(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
     found = compare([Pair(["y"], [a], ["y"], [b]) for a, b in pairs])
     other = ranked = 0

@@ -26,6 +26,12 @@ class Budget:
         self.bytes = 0
 
 
+class _Waiting(deque[Pending]):
+    """The requests of one class, the most urgent first, and their rows; the answered ones among them do not count."""
+
+    rows = 0
+
+
 class BatchQueue:
     """Waiting requests, bounded in rows and bytes. A request is never split; one over `max_rows` is a batch of its own.
 
@@ -61,7 +67,7 @@ class BatchQueue:
         self.expired: list[Pending] = []
         self._ageing = ageing
         self._patience = patience
-        self._classes: dict[int, deque[Pending]] = {DEFAULT_PRIORITY: deque()}
+        self._classes: dict[int, _Waiting] = {DEFAULT_PRIORITY: _Waiting()}
 
     def lacks(self, pending: Pending) -> str | None:
         """What there is no room of: queue_rows, queue_bytes, total_rows or total_bytes; None when it fits."""
@@ -82,7 +88,7 @@ class BatchQueue:
         pending.key = key = pending.arrived + self._patience if pending.deadline is None else pending.deadline
         waiting = self._classes.get(pending.priority)
         if waiting is None:
-            waiting = self._classes[pending.priority] = deque()
+            waiting = self._classes[pending.priority] = _Waiting()
             self._classes = dict(sorted(self._classes.items()))
         if not waiting or waiting[-1].key <= key:
             waiting.append(pending)
@@ -91,6 +97,7 @@ class BatchQueue:
         # `_count`, without the price of a call: this is the way of every request.
         rows, size, total = pending.rows, pending.bytes, self.total
         self.requests += 1
+        waiting.rows += rows
         self.rows += rows
         self.bytes += size
         total.rows += rows
@@ -99,12 +106,14 @@ class BatchQueue:
 
     def discard(self, pending: Pending) -> None:
         """Forgets a queued request that was answered otherwise (expired or cancelled)."""
-        self._count(-1, -pending.rows, -pending.bytes)
+        waiting = self._classes[pending.priority]
+        self._count(waiting, -1, -pending.rows, -pending.bytes)
         pending.state = State.DONE
         # The dead entry goes when it reaches the front; a queue full of dead entries is swept here.
-        waiting = self._classes[pending.priority]
         if len(waiting) > 64 and self.requests * 2 < len(waiting):
-            self._classes[pending.priority] = deque(entry for entry in waiting if entry.state is State.QUEUED)
+            alive = [entry for entry in waiting if entry.state is State.QUEUED]
+            waiting.clear()
+            waiting.extend(alive)
 
     def room_for(self, pending: Pending) -> list[Pending] | None:
         """The least urgent requests of lower classes that must go so that this one fits; None when that is not enough.
@@ -133,13 +142,7 @@ class BatchQueue:
         """Rows that wait in this class and in higher ones."""
         if len(self._classes) == 1:
             return self.rows
-        return sum(
-            entry.rows
-            for level, waiting in self._classes.items()
-            if level <= priority
-            for entry in waiting
-            if entry.state is State.QUEUED
-        )
+        return sum(waiting.rows for level, waiting in self._classes.items() if level <= priority)
 
     def oldest(self) -> float | None:
         """Arrival of the request that has waited longest."""
@@ -199,7 +202,7 @@ class BatchQueue:
             cap = self._preferred() or cap
         taken: list[Pending] = []
         size = rows = 0
-        aside: list[tuple[deque[Pending], Pending]] = []
+        aside: list[tuple[_Waiting, Pending]] = []
         single = self._classes[DEFAULT_PRIORITY] if len(self._classes) == 1 and not self.newest_first else None
         if single is not None:
             # The way of nearly all batches: first come, first served, as far as they are alike and in time.
@@ -216,6 +219,7 @@ class BatchQueue:
                     size += pending.bytes
                     taken.append(pending)
                 single.popleft()
+            self._count(single, -len(taken), -rows, -size)
         while rows < cap:
             head = self._head(now)
             if head is None:
@@ -232,21 +236,20 @@ class BatchQueue:
             else:
                 waiting.popleft()
             if expired:
-                self._count(-1, -pending.rows, -pending.bytes)
+                self._count(waiting, -1, -pending.rows, -pending.bytes)
                 self.expired.append(pending)
             elif mixed:
                 aside.append((waiting, pending))
             else:
+                self._count(waiting, -1, -pending.rows, -pending.bytes)
                 pending.state = State.RUNNING
                 rows += pending.rows
-                size += pending.bytes
                 taken.append(pending)
         for waiting, pending in reversed(aside):
             if self.newest_first:
                 waiting.append(pending)
             else:
                 waiting.appendleft(pending)
-        self._count(-len(taken), -rows, -size)
         if single is None:
             self._classes = {p: w for p, w in self._classes.items() if w or p == DEFAULT_PRIORITY}
         if aside and rows < cap and reason == "full":
@@ -256,12 +259,14 @@ class BatchQueue:
     def remove_all(self) -> list[Pending]:
         """Takes every queued request out, to be queued elsewhere."""
         queued = self.waiting()
-        self._count(-self.requests, -self.rows, -self.bytes)
+        for pending in queued:
+            self._count(self._classes[pending.priority], -1, -pending.rows, -pending.bytes)
         for waiting in self._classes.values():
             waiting.clear()
         return queued
 
-    def _count(self, requests: int, rows: int, size: int) -> None:
+    def _count(self, waiting: _Waiting, requests: int, rows: int, size: int) -> None:
+        waiting.rows += rows
         self.requests += requests
         self.rows += rows
         self.bytes += size
@@ -271,9 +276,9 @@ class BatchQueue:
     def _level(self, head: Pending, now: float) -> int:
         return head.priority - int(max(0.0, now - head.arrived) / self._ageing)
 
-    def _head(self, now: float) -> tuple[Pending, deque[Pending]] | None:
+    def _head(self, now: float) -> tuple[Pending, _Waiting] | None:
         """The request that goes next, and the class that it is first (or last, newest first) in."""
-        best: tuple[Pending, deque[Pending]] | None = None
+        best: tuple[Pending, _Waiting] | None = None
         place = -1 if self.newest_first else 0
         for waiting in self._classes.values():
             while waiting and waiting[place].state is not State.QUEUED:

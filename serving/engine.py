@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from serving.batcher import Batch, BatchQueue, Budget, Pending, QueueState, State
 from serving.device import Device
-from serving.errors import Cancelled, Expired, Overloaded, Refused, ServingError, Unavailable
+from serving.errors import Cancelled, Expired, ServingError
 from serving.execution import Executed, Runnable, execute
 from serving.executor import Executor, InferenceThread, Loop
+from serving.expiry import DeadlineTimer, late
+from serving.gate import Gate
 from serving.lane_policy import LanePolicy
 from serving.latency_target import LatencyTarget
 from serving.models import WarmUp
-from serving.shedding import DelayGuard
 from serving.steptimes import InlineRule, StepTimes
 
 __all__ = ["Executed", "Executor", "InferenceThread", "Lane", "Loop", "Runnable", "execute"]
 
-_SHORTEST_SWEEP = 1e-3  # seconds between two looks for deadlines that have passed
 _STALL_FACTOR = 20.0
-_LEARN = 0.1
 _MEMORY_SECONDS = 30.0  # after a batch that did not fit into memory, until larger ones are tried again
 
 
@@ -56,10 +55,8 @@ class Lane:
         self.model = model
         measured = warm_up.seconds if warm_up else None
         self.times = StepTimes(measured, policy.max_rows)
-        self.guard = DelayGuard(policy.delay_target, policy.delay_interval)
         self.served = 0.0
-        # Why the version is not ready although it is loaded; None while its batches move.
-        self.stalled: str | None = None
+        self._gate = Gate(self.queue, self.times, policy, on_shed)
         self._inline = InlineRule(measured, policy.max_rows, policy.inline_seconds)
         self._target = LatencyTarget(policy.latency_target) if policy.latency_target > 0 else None
         self._executor = executor
@@ -67,23 +64,47 @@ class Lane:
         self._device = device
         self._clock = clock
         self._on_batch = on_batch
-        self._on_shed = on_shed
         self._on_late = on_late
         self._running: Batch | None = None
         self._running_since = 0.0
-        self._stretch = 1.0  # how much longer requests wait than the batches before them should take
         self._scheduled = False
         self._timer: Any = None
-        self._expiry: Any = None
-        self._expiry_at = math.inf
+        self._deadlines = DeadlineTimer(loop, clock, self._live, self.end_early)
         self._draining = False
         self._grow_at = math.inf
         self._cap = policy.max_rows  # of the last batch
+
+    # --- the shortcut past the queue ---------------------------------------------------------------------------------
+    @property
+    def simple(self) -> bool:
+        """Whether what waits goes at once and as it is: then requests may pass by an empty queue."""
+        policy = self.policy
+        waits = policy.max_delay > 0 or policy.latency_target > 0 or bool(policy.preferred_rows)
+        return not waits and policy.inline_seconds > 0
+
+    def free(self, rows: int, now: float) -> bool:
+        """Whether a batch of so many rows may run on the event loop now, as nothing is before it."""
+        alone = self._running is None and self.queue.requests == 0 and self.stalled is None
+        return alone and rows <= self.policy.limit_rows and self._inline.allows(rows, now)
+
+    def ran(self, rows: int, started: float, ended: float, worked: float | None) -> None:
+        """Notes a batch that passed by the queue; `worked`: this thread's own seconds of it, where they are known."""
+        seconds = ended - started
+        self.times.observe(rows, seconds)
+        self._inline.observe(rows, seconds if worked is None else worked, ended, inline=True)
+        if self._on_batch is not None:
+            reason = "full" if rows >= self.queue.max_rows else "idle"
+            self._on_batch(Batch((), rows, reason), Executed((), started, ended))
 
     @property
     def busy(self) -> bool:
         """Whether a batch is with the model."""
         return self._running is not None
+
+    @property
+    def stalled(self) -> str | None:
+        """Why the version is not ready although it is loaded; None while its batches move."""
+        return self._gate.stalled
 
     @property
     def idle(self) -> bool:
@@ -104,16 +125,15 @@ class Lane:
             raise Expired(f"the deadline passed {now - deadline:.6f} s before the request could be queued")
         if not admitted:
             lacking = self.queue.lacks(pending)
-            if (
-                deadline is not None or lacking is not None or self.guard.shedding or self.stalled is not None
-                or self.policy.limit_requests
-            ):  # fmt: skip
-                self._admit(pending, lacking, now)
+            if deadline is not None or lacking is not None or self._gate.strict:
+                running = self._running
+                for victim, error in self._gate.admit(pending, lacking, now, self._remaining(now), running):
+                    self.end_early(victim, error)
         self.queue.offer(pending, admitted=True)
         pending.lane = self
         pending.queued = now
-        if deadline is not None and deadline < self._expiry_at:
-            self._watch(deadline, now)
+        if deadline is not None and deadline < self._deadlines.at:
+            self._deadlines.watch(deadline, now)
         if self._target is not None:
             self._target.arrived(pending, now)
         if not self._scheduled and self._running is None:
@@ -132,18 +152,9 @@ class Lane:
         pending.state = State.DONE
         pending.finish(error)
 
-    def expected_wait(self, priority: int, rows: int, now: float) -> float:
-        """Seconds until a batch would start that holds a request of `rows` rows that comes now."""
-        full = self.queue.max_rows
-        wait = (self.queue.ahead(priority) + rows - 1) // full * self.times.of(full)
-        if self._running is not None:
-            wait += max(0.0, self._running_since + self.times.of(self._running.rows) - now)
-        return wait * self._stretch
-
     def drain_seconds(self) -> float:
         """Estimated time to work off what waits."""
-        full = self.queue.max_rows
-        return max(1e-3, (self.queue.rows / full * self.times.of(full)) * self._stretch)
+        return self._gate.drain_seconds()
 
     def state(self) -> QueueState:
         """What waits, for the gauges."""
@@ -180,9 +191,9 @@ class Lane:
 
     def stop(self) -> None:
         """Ends the executor."""
-        for timer in (self._timer, self._expiry):
-            if timer is not None:
-                timer.cancel()
+        self._deadlines.stop()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._device is not None:
             self._device.leave(self)
         self._executor.stop()
@@ -196,74 +207,13 @@ class Lane:
             return None
         limit = max(self.policy.stall_seconds, _STALL_FACTOR * self.times.upper(max(1, self._running.rows)))
         since = now - self._running_since
-        if self.policy.stall_seconds <= 0 or since <= limit or self.stalled is not None:
+        if self.policy.stall_seconds <= 0 or since <= limit or self._gate.stalled is not None:
             return None
-        self.stalled = (
+        self._gate.stalled = (
             f"a batch of {self._running.rows} rows has been with the model for {since:.1f} s (the limit is "
             f"{limit:.1f} s) and {self.queue.rows} rows wait"
         )
-        return self.stalled
-
-    # --- admission ---------------------------------------------------------------------------------------------------
-    def _admit(self, pending: Pending, lacking: str | None, now: float) -> None:
-        queue, policy = self.queue, self.policy
-        if self.stalled is not None:
-            raise Unavailable(f"the model does not answer: {self.stalled}")
-        running = self._running
-        if policy.limit_requests and (
-            queue.requests + (0 if running is None else len(running.requests)) >= policy.limit_requests
-        ):
-            self._refuse(pending, "concurrency", now, f"the limit is {policy.limit_requests} requests at a time")
-        if lacking is not None:
-            self._make_room(pending, lacking, now)
-        # An idle lane always tries: else an estimate that is too high could never be corrected.
-        if (pending.deadline is None and not self.guard.shedding) or (running is None and queue.requests == 0):
-            return
-        pending.expected = wait = self.expected_wait(pending.priority, pending.rows, now)
-        if self.guard.refuses(wait, self._floor()):
-            target = max(self.guard.target, self._floor())
-            self._refuse(pending, "delay", now, f"it would wait {wait:.3f} s, the target is {target:.3f} s")
-        if pending.deadline is not None:
-            work = self.times.upper(max(pending.rows, min(queue.max_rows, queue.rows + pending.rows)))
-            if now + wait + work > pending.deadline:
-                left = pending.deadline - now
-                self._refuse(
-                    pending, "deadline", now, f"it would wait {wait:.3f} s and run {work:.3f} s, {left:.3f} s are left"
-                )
-
-    def _make_room(self, pending: Pending, lacking: str, now: float) -> None:
-        victims = self.queue.room_for(pending)
-        if victims is None:
-            has = f"the request has {pending.rows} rows and {pending.bytes} bytes"
-            self._refuse(pending, lacking, now, has)
-        for victim in victims:
-            try:
-                self._refuse(victim, "evicted", now, f"a request of priority {pending.priority} took its place")
-            except Refused as error:
-                self.end_early(victim, error)
-
-    def _refuse(self, pending: Pending, reason: str, now: float, why: str) -> NoReturn:
-        if self._on_shed is not None:
-            self._on_shed(reason)
-        queue, seconds = self.queue, self.drain_seconds()
-        wait = pending.expected
-        if wait is None:
-            wait = self.expected_wait(pending.priority, pending.rows, now)
-        kind = Overloaded if reason.startswith("total") else Refused
-        raise kind(
-            f"refused ({reason}): {why}; {queue.rows} of {queue.limit_rows} rows wait; they take about {seconds:.3f} s",
-            retry_after_seconds=seconds,
-            reason=reason,
-            details={
-                "reason": reason, "queue_rows": queue.rows, "limit_rows": queue.limit_rows, "queue_bytes": queue.bytes,
-                "limit_bytes": self.policy.limit_bytes, "limit_requests": self.policy.limit_requests,
-                "expected_wait_seconds": round(wait, 6), "retry_after_seconds": round(seconds, 6),
-            },
-        )  # fmt: skip
-
-    def _floor(self) -> float:
-        """A queue delay under this is no overload: two batches, and what a batch may wait for company."""
-        return 3.0 * self.times.of(self.queue.max_rows) + max(self.policy.max_delay, self.policy.latency_target)
+        return self._gate.stalled
 
     # --- batches -----------------------------------------------------------------------------------------------------
     def urgency(self) -> int:
@@ -334,7 +284,7 @@ class Lane:
             expired, self.queue.expired = self.queue.expired, []
             for pending in expired:
                 pending.state = State.DONE
-                pending.finish(_late(pending, now, "in the queue"))
+                pending.finish(late(pending, now, "in the queue"))
         if batch is not None and self._target is not None:
             self._target.closed(batch.rows)
         return batch
@@ -363,7 +313,7 @@ class Lane:
     def _finished(self, executed: Executed) -> None:
         batch = self._running
         self._running = None
-        self.stalled = None
+        self._gate.stalled = None
         # The model gets its next batch before the answers of this one are written.
         if self._device is not None:
             self._device.finish(self, executed.ended - executed.started)
@@ -379,13 +329,10 @@ class Lane:
         if not batch.requests:
             return
         self._learn(batch, executed, inline)
-        if executed.fits:
-            self.queue.max_rows = min(self.queue.max_rows, executed.fits)
-            self._grow_at = ended + _MEMORY_SECONDS
-        late = 0
+        late_rows = 0
         for pending, result in zip(batch.requests, executed.results, strict=True):
             if pending.deadline is not None and pending.deadline <= started and not isinstance(result, Expired):
-                late += pending.rows
+                late_rows += pending.rows
             if pending.state is State.RUNNING:
                 if isinstance(result, Expired):
                     self.end_early(pending, result)
@@ -393,52 +340,25 @@ class Lane:
                 pending.started, pending.ended, pending.batch_rows = started, ended, rows
                 pending.state = State.DONE
                 pending.finish(result)
-        if late and self._on_late is not None:
-            self._on_late(late)
+        if late_rows and self._on_late is not None:
+            self._on_late(late_rows)
         if self._on_batch is not None:
             self._on_batch(batch, executed)
 
     def _learn(self, batch: Batch, executed: Executed, inline: bool) -> None:
-        first, seconds = batch.requests[0], executed.ended - executed.started
+        seconds = executed.ended - executed.started
         self.times.observe(batch.rows, seconds)
-        worked = seconds if executed.worked is None else executed.worked
-        self._inline.observe(batch.rows, worked, executed.ended, inline=inline)
-        waited = executed.started - (first.arrived if first.queued is None else first.queued)
-        if first.expected is not None and first.expected > 1e-3:
-            self._stretch += _LEARN * (min(4.0, waited * self._stretch / first.expected) - self._stretch)
-            self._stretch = max(0.5, self._stretch)
-        else:
-            self._stretch += _LEARN / 5 * (1.0 - self._stretch)
-        if self.guard.target > 0:
-            oldest = (self.queue.oldest() if self.queue.newest_first else None) or first.arrived
-            self.guard.observe(executed.started, executed.started - oldest, self._floor())
-            self.queue.newest_first = self.policy.newest_first and self.guard.shedding
+        self._inline.observe(batch.rows, seconds, executed.ended, inline=inline)
+        self._gate.learn(batch, executed.started)
+        if executed.fits:
+            self.queue.max_rows = min(self.queue.max_rows, executed.fits)
+            self._grow_at = executed.ended + _MEMORY_SECONDS
 
-    # --- deadlines ---------------------------------------------------------------------------------------------------
-    def _watch(self, deadline: float, now: float) -> None:
-        """One timer a lane, for the deadline that comes first."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-        self._expiry_at = deadline
-        self._expiry = self._loop.call_later(deadline - now, self._sweep)
+    def _remaining(self, now: float) -> float:
+        if self._running is None:
+            return 0.0
+        return max(0.0, self._running_since + self.times.of(self._running.rows) - now)
 
-    def _sweep(self) -> None:
-        self._expiry, self._expiry_at = None, math.inf
-        now = self._clock()
+    def _live(self) -> tuple[tuple[str, Sequence[Pending]], ...]:
         running = () if self._running is None else self._running.requests
-        following = math.inf
-        for where, group in (("in the queue", self.queue.waiting()), ("with the model", running)):
-            for pending in group:
-                deadline = pending.deadline
-                if deadline is None or pending.state is State.DONE:
-                    continue
-                if deadline <= now:
-                    self.end_early(pending, _late(pending, now, where))
-                else:
-                    following = min(following, deadline)
-        if following < self._expiry_at:
-            self._watch(max(following, now + _SHORTEST_SWEEP), now)
-
-
-def _late(pending: Pending, now: float, where: str) -> Expired:
-    return Expired(f"the deadline passed after {now - pending.arrived:.3f} s {where}")
+        return ("in the queue", self.queue.waiting()), ("with the model", running)

@@ -34,7 +34,9 @@ _OPERATOR_NAMES = (
     "add|sub|mul|truediv|floordiv|mod|neg|pow|getitem|eq|ne|lt|le|gt|ge|and_|or_|not_|pos|index|lshift|rshift"
 )
 _TARGET = re.compile(
-    rf"torch\.ops\.(aten|prims)\.(?!from_file)\w+(\.\w+)?|_operator\.({_OPERATOR_NAMES})"
+    # Names with two underscores are Python's own attributes of the operators' objects, but for a few operators.
+    rf"torch\.ops\.(aten|prims)\.((?!from_file|__)\w+|__(i?and|i?or|i?xor|i?lshift|i?rshift)__)(\.(?!_)\w+)?"
+    rf"|_operator\.({_OPERATOR_NAMES})"
     r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_(max|min|not|int|float|ite|sum)"
 )
 # fmt: off

@@ -218,8 +218,9 @@ def _operator(target: str) -> Callable[..., Any]:
 
     parts = target.split(".")
     if parts[:2] == ["torch", "ops"] and len(parts) == 5:
-        found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, parts[2]), parts[3]), parts[4])
-        return found
+        found = getattr(getattr(getattr(torch.ops, parts[2]), parts[3], None), parts[4], None)
+        if isinstance(found, torch._ops.OpOverload):
+            return found
     roots: dict[str, Any] = {"_operator": operator, "math": math, "torch": torch}
     if len(parts) == 2 and parts[0] in roots:
         plain: Callable[..., Any] = getattr(roots[parts[0]], parts[1])

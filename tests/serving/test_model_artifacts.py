@@ -134,7 +134,18 @@ def _with_graph(content: bytes, change: Callable[[dict[str, Any]], None]) -> byt
 
 @pytest.mark.parametrize(
     "target",
-    ["torch.os.system", "torch.hub.load", "torch.load", "_operator.methodcaller", "torch.ops.aten.from_file.default"],
+    [
+        "torch.os.system",
+        "torch.hub.load",
+        "torch.load",
+        "_operator.methodcaller",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.__init__.__getattribute__",
+        "torch.ops.aten.add.__class__",
+        "torch.ops.aten.__class__.mro",
+        "torch.ops.aten.add._schema",
+        "torch.ops.load_library",
+    ],
 )
 def test_a_graph_that_calls_outside_the_tensor_operators_is_refused(artifact: Path, target: str) -> None:
     def call(graph: dict[str, Any]) -> None:

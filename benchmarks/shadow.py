@@ -13,9 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.small_server import Load, median_ratio, options, server  # noqa: E402
+from benchmarks.small_server import Load, median_ratio, options, server
 
 LOADS = {"64 clients": (64, 0.0), "2000 a second": (64, 2000.0), "500 a second": (32, 500.0), "a lone client": (1, 0.0)}
 

@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.small_server import Load, Running, options, server  # noqa: E402
+from benchmarks.small_server import Load, Running, options, server
 
 WARM_SHARE = 0.2
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.small_server import Answered, Load, Running, options, server  # noqa: E402
-from serving import Policy, Router  # noqa: E402
+from benchmarks.small_server import Answered, Load, Running, options, server
+from serving import Policy, Router
 
 
 @dataclass(slots=True)

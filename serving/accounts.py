@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from observability.tracing import format_trace_id
 from serving.router import Choice
 from serving.signals import Signals
+from serving.tensors import Array
 
 if TYPE_CHECKING:
     from serving.calls import Call
@@ -22,10 +24,20 @@ if TYPE_CHECKING:
 _MOMENTS = 6
 
 
+class Served(NamedTuple):
+    """A batch of the shortcut: rows a request, the model's input and outputs, arrivals, and the answer's time."""
+
+    rows: list[int]
+    column: Array
+    outputs: Sequence[Array]
+    arrived: list[float]
+    done: float
+
+
 class Account:
     """The requests of one choice that have ended since the last flush. Times are seconds of the lanes' clock."""
 
-    __slots__ = ("_signals", "_version", "calls", "choice", "extend", "model", "moments", "ok", "others")
+    __slots__ = ("_signals", "_version", "calls", "choice", "extend", "model", "moments", "ok", "others", "served")
 
     def __init__(self, model: str, choice: Choice, signals: Signals) -> None:
         self.model = model
@@ -39,6 +51,7 @@ class Account:
         self.extend = self.moments.extend
         # What the recorder gets.
         self.calls: list[Call] = []
+        self.served: list[Served] = []
 
     def add(self, call: Call, ended: float) -> None:
         """A request that ended otherwise than with a batch's outputs, or whose trace is kept; `ended`: its answer."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from opentelemetry.trace import SpanContext
 
@@ -21,9 +21,12 @@ from serving.callers import Callers
 from serving.calls import Call
 from serving.deployment import Deployment, Version
 from serving.errors import InvalidRequest, NotFound, ServingError, Unavailable
+from serving.express import Express
 from serving.http import Exchange, decoded_body, error_head
+from serving.packing import packed
 from serving.recorder import Recorder
 from serving.responder import error_body
+from serving.router import Choice, Router
 from serving.shadow import Mirror
 from serving.signals import Signals
 from serving.traffic import FORCED
@@ -36,6 +39,8 @@ _SETTLE_CALLS = 1024
 _SETTLE_BYTES = 8 * 1024 * 1024
 _MAX_ACCOUNTS = 1024
 _MAX_HEADS = 1024
+# Values a row of the requests that take the shortcut.
+_MAX_HURRIED = 4096
 # What a version said to a request, not what the server or the client did about it.
 _MIRRORED = {"ok", *names.FAULTS}
 
@@ -56,6 +61,19 @@ class _Asked:
             b"content-encoding" in headers, _header_length(headers.get(v2.HEADER_LENGTH)),
             b"request-timeout" in headers or b"x-deadline-ms" in headers, b"traceparent" in headers,
         )  # fmt: skip
+
+
+class _Detour(NamedTuple):
+    """That there is no shortcut under this router, to this version."""
+
+    router: Router
+    version: Version | None
+
+    def good(self, deployment: Deployment) -> bool:
+        """Whether nothing has changed since."""
+        choice = deployment.router.stable
+        number = 0 if choice is None else choice.version
+        return deployment.router is self.router and deployment.versions.get(number) is self.version
 
 
 class Front:
@@ -83,11 +101,12 @@ class Front:
         self._body_limit = body_limit
         self._max_request_rows = max_request_rows
         self._instance = instance
-        self._numbers = itertools.count(1)
+        self._number = 1
         self._clock = clock
         self._draw = draw or random.Random().random  # the host's seeds stay its own
         self._sampled = tracing.sample_ratio
         self._records = recorder.records_all
+        self._express: dict[str, Express | _Detour] = {}
         self._heads: dict[tuple[bytes, int | None, str, bytes], bytes] = {}
         # By the identity of the choice.
         self._accounts: dict[int, Account] = {}
@@ -109,7 +128,10 @@ class Front:
         try:
             if deployment is None:
                 raise NotFound(f"model {model!r} is not served here; served are {sorted(self._deployments)}")
-            self._accept(exchange, deployment, version)
+            trace = self._draw() < self._sampled
+            if exchange.head is not None and version is None and not trace and self._hurries(exchange, deployment):
+                return
+            self._accept(exchange, deployment, version, trace)
         except ServingError as error:
             self._reject(exchange, deployment, error)
         except Exception as error:
@@ -122,7 +144,58 @@ class Front:
         if isinstance(call, Call) and call.lane is not None:
             call.lane.cancel(call)
 
-    def _accept(self, exchange: Exchange, deployment: Deployment, named: str | None) -> None:
+    def _hurries(self, exchange: Exchange, deployment: Deployment) -> bool:
+        """Whether the request takes the shortcut."""
+        if not self.open or self.callers is not None or exchange.head is None:
+            return False
+        asked = exchange.head.memo
+        if asked is None:
+            asked = exchange.head.memo = _Asked.of(exchange.headers)
+        if asked.packed or asked.parameters or asked.traced:
+            return False
+        express = self._express.get(deployment.model)
+        if express is None or not express.good(deployment):
+            express = self._express[deployment.model] = self._shortcut(deployment)
+        if isinstance(express, _Detour):
+            return False
+        if not express.waiting:
+            asyncio.get_running_loop().call_soon(express.run)
+        express.waiting.append(exchange)
+        return True
+
+    def _shortcut(self, deployment: Deployment) -> Express | _Detour:
+        """The shortcut to the version that gets all requests; or, that there is none under this policy."""
+        router = deployment.router
+        choice, policy = router.stable, router.policy
+        version = None if choice is None else deployment.versions.get(choice.version)
+        simple = not (router.steps or router.forced or policy.sticky or policy.shadows or deployment.cache is not None)
+        if choice is None or version is None or not simple or deployment.closing:
+            return _Detour(router, deployment.versions.get(0 if choice is None else choice.version))
+        inputs = version.loaded.model.signature.inputs
+        column = inputs[0]
+        fits = len(inputs) == 1 and 0 < column.size <= _MAX_HURRIED and column.datatype in ("FP32", "FP64", "FP16")
+        if not fits or not version.lane.simple:
+            return _Detour(router, version)
+        account = self._accounts.get(id(choice)) or self._account(deployment.model, choice)
+        return Express(
+            deployment, choice, version, account, general=self._general(deployment), ended=self._noted,
+            head=lambda version, choice, length: self._head(version.heads[choice.arm], length, "", self.extra_head),
+            clock=self._clock, records=self._records,
+        )  # fmt: skip
+
+    def _general(self, deployment: Deployment) -> Callable[[Exchange], None]:
+        def take(exchange: Exchange) -> None:
+            try:
+                self._accept(exchange, deployment, None, False)
+            except ServingError as error:
+                self._reject(exchange, deployment, error)
+            except Exception as error:
+                _log.exception("a request to %s failed before it was queued", deployment.model)
+                self._reject(exchange, deployment, ServingError(f"internal error: {error!r}"))
+
+        return take
+
+    def _accept(self, exchange: Exchange, deployment: Deployment, named: str | None, trace: bool) -> None:
         if not self.open:
             raise Unavailable("the server is starting or shutting down")
         headers = exchange.headers
@@ -155,7 +228,7 @@ class Front:
             request, deployment.model, choice, version.loaded.model.signature, exchange.received, deadline,
             self._finished, exchange,
         )  # fmt: skip
-        call.id = request.id or f"{self._instance}-{next(self._numbers)}"
+        call.id = request.id or f"{self._instance}-{self._next()}"
         call.attributes = attributes
         call.bytes = len(body)
         if request.parameters:
@@ -171,7 +244,7 @@ class Front:
             )
         if asked.traced:
             self._trace(call, parse_traceparent(headers.get(b"traceparent")))
-        elif self._draw() < self._sampled:
+        elif trace:
             self._trace(call, None)
         exchange.handle = call
         try:
@@ -181,6 +254,10 @@ class Front:
                 deployment.cache.submit(call, version)
         except ServingError as error:
             call.finish(error)
+
+    def _next(self) -> int:
+        number, self._number = self._number, self._number + 1
+        return number
 
     def _trace(self, call: Call, parent: SpanContext | None) -> None:
         context = self._tracing.root() if parent is None else self._tracing.context(parent)
@@ -192,7 +269,7 @@ class Front:
         deployment = self._deployments[call.model]
         choice = call.choice
         version = deployment.versions.get(choice.version)
-        account = self._accounts.get(id(choice)) or self._account(call)
+        account = self._accounts.get(id(choice)) or self._account(call.model, choice)
         if version is None and not isinstance(result, ServingError):
             result = Unavailable("the version was unloaded")
         encoded = 0.0
@@ -205,6 +282,9 @@ class Front:
             else:
                 key = (version.heads[choice.arm], header_length, call.cache, self.extra_head)
                 head = self._heads.get(key) or self._head(*key)
+                if b"accept-encoding" in call.exchange.headers:
+                    line, body = packed(call.exchange.headers, body)
+                    head += line
                 encoded = self._clock()
                 call.exchange.respond(200, head, body)
                 call.outcome, call.outputs = "ok", result
@@ -229,7 +309,12 @@ class Front:
         if self._records or call.span is not None:
             account.calls.append(call)
             self._kept_bytes += call.bytes
-        self._ended += 1
+        self._noted(1, 0)
+
+    def _noted(self, calls: int, size: int) -> None:
+        """So many more calls are answered, and not yet counted and recorded."""
+        self._ended += calls
+        self._kept_bytes += size
         if self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self.settle)
         elif self._ended >= _SETTLE_CALLS or self._kept_bytes >= _SETTLE_BYTES:
@@ -268,10 +353,10 @@ class Front:
             self._signals.version(deployment.model, deployment.router.policy.stable).requests(error.outcome, 1)
 
     # --- accounts --------------------------------------------------------------------------------------------------
-    def _account(self, call: Call) -> Account:
-        account = Account(call.model, call.choice, self._signals)
+    def _account(self, model: str, choice: Choice) -> Account:
+        account = Account(model, choice, self._signals)
         # The account holds the choice, so that no other gets its id.
-        self._accounts[id(call.choice)] = account
+        self._accounts[id(choice)] = account
         return account
 
     def settle(self) -> None:
@@ -284,8 +369,14 @@ class Front:
             calls = account.flush()
             if calls:
                 self._recorder.put(calls)
+            if account.served:
+                served, account.served = account.served, []
+                rows = sum(len(batch.rows) for batch in served)
+                first, self._number = self._number, self._number + rows
+                self._recorder.put_served(self._deployments[account.model], account.choice, served, first)
         if len(self._accounts) > _MAX_ACCOUNTS:
             self._accounts.clear()
+            self._express.clear()
 
     def _log_failure(self, call: Call, error: ServingError) -> None:
         second, logged = self._failures_logged

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,14 @@ from observability import names
 from observability.events import event_batch
 from observability.metrics import Metrics
 from observability.tracing import Tracing, format_trace_id
+from serving.accounts import Served
 from serving.calls import Call
-from serving.signature import Input, Values
+from serving.router import Choice
+from serving.signature import Input, Signature, Values
 from serving.tensors import Array
+
+if TYPE_CHECKING:
+    from serving.deployment import Deployment
 
 # Values a row of an input that events still carry.
 _MAX_VECTOR = 4096
@@ -46,13 +51,16 @@ class _Anchor:
 class Recorder:
     """`put(calls)` takes microseconds and never blocks; when the thread is behind, groups are dropped and counted."""
 
-    def __init__(self, events: EventSink | None, tracing: Tracing, metrics: Metrics, max_groups: int = 4096) -> None:
+    def __init__(
+        self, events: EventSink | None, tracing: Tracing, metrics: Metrics, max_groups: int = 4096, instance: str = ""
+    ) -> None:
         self._events = events
         # Whether every call is recorded, or traced ones only.
         self.records_all = events is not None
         self._tracing = tracing
         self._metrics = metrics
-        self._groups: queue.Queue[tuple[Sequence[Call], _Anchor] | None] = queue.Queue(max_groups)
+        self._instance = instance
+        self._groups: queue.Queue[tuple[Sequence[Call] | ServedGroup, _Anchor] | None] = queue.Queue(max_groups)
         self._thread = threading.Thread(target=self._work, name="trimtab-recorder", daemon=True)
         self._thread.start()
 
@@ -62,6 +70,17 @@ class Recorder:
             self._groups.put_nowait((calls, _Anchor(time.perf_counter(), time.time_ns())))
         except queue.Full:
             self._dropped("recorder_full", calls)
+
+    def put_served(self, deployment: Deployment, choice: Choice, served: Sequence[Served], first: int) -> None:
+        """Records batches of the shortcut; `first` is the number of their first request."""
+        version = deployment.versions.get(choice.version)
+        if version is None or self._events is None:
+            return
+        group = ServedGroup(deployment.model, choice, version.loaded.model.signature, self._instance, served, first)
+        try:
+            self._groups.put_nowait((group, _Anchor(time.perf_counter(), time.time_ns())))
+        except queue.Full:
+            self._dropped_rows("recorder_full", group.count)
 
     def close(self, timeout: float = 5.0) -> None:
         """Records what waits and ends the thread."""
@@ -74,6 +93,9 @@ class Recorder:
     def _work(self) -> None:
         while (entry := self._groups.get()) is not None:
             calls, anchor = entry
+            if isinstance(calls, ServedGroup):
+                self._record_served(calls, anchor)
+                continue
             try:
                 if self._events is not None:
                     self._events.put(events_of(calls, anchor))
@@ -84,9 +106,19 @@ class Recorder:
                 # Telemetry must not end with one odd batch; the counter says that something was lost.
                 self._dropped("invalid", calls)
 
+    def _record_served(self, group: ServedGroup, anchor: _Anchor) -> None:
+        try:
+            if self._events is not None:
+                self._events.put(group.events(anchor))
+        except Exception:
+            self._dropped_rows("invalid", group.count)
+
     def _dropped(self, reason: str, calls: Sequence[Call]) -> None:
+        self._dropped_rows(reason, sum(call.rows for call in calls))
+
+    def _dropped_rows(self, reason: str, rows: int) -> None:
         self._metrics[names.TELEMETRY_DROPPED].labels("events", reason).inc()
-        self._metrics[names.TELEMETRY_DROPPED_ROWS].labels("events", reason).inc(sum(call.rows for call in calls))
+        self._metrics[names.TELEMETRY_DROPPED_ROWS].labels("events", reason).inc(rows)
 
     def _trace(self, call: Call, anchor: _Anchor) -> None:
         record, parent = self._tracing.record, call.span
@@ -106,6 +138,54 @@ class Recorder:
         record(names.SPAN_QUEUE, begun, started, parent, model)
         batch = record(names.SPAN_BATCH, started, ended, parent, {**model, "batch.rows": call.batch_rows})
         record(names.SPAN_MODEL, started, finished, batch, model, error=error)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedGroup:
+    """Batches of the shortcut that were answered by one choice."""
+
+    model: str
+    choice: Choice
+    signature: Signature
+    instance: str
+    served: Sequence[Served]
+    first: int
+
+    @property
+    def count(self) -> int:
+        """Rows of all batches."""
+        return sum(len(batch.column) for batch in self.served)
+
+    def events(self, anchor: _Anchor) -> pa.RecordBatch:
+        """One event a row."""
+        served, choice = self.served, self.choice
+        rows = [count for batch in served for count in batch.rows]
+        done = np.repeat([batch.done for batch in served], [len(batch.rows) for batch in served])
+        latency = done - np.concatenate([batch.arrived for batch in served])
+        ids: list[str] = []
+        for number, count in enumerate(rows, self.first):
+            name = f"{self.instance}-{number}"
+            ids += [name] if count == 1 else [f"{name}/{row}" for row in range(count)]
+        column = self.signature.inputs[0]
+        features = {column.name: _feature(column, [batch.column for batch in served])} if _recorded(column) else {}
+        predictions: dict[str, Any] = {}
+        for place, output in enumerate(self.signature.outputs):
+            values = np.concatenate([np.asarray(batch.outputs[place], np.float64) for batch in served])
+            values = values.reshape(len(ids), -1)
+            named = [output.name] if values.shape[1] == 1 else [f"{output.name}.{k}" for k in range(values.shape[1])]
+            predictions |= {name: pa.array(np.ascontiguousarray(values[:, k])) for k, name in enumerate(named)}
+        return event_batch(
+            ids=ids,
+            time_ns=np.repeat(anchor.unix_ns + ((done - anchor.clock) * 1e9).astype(np.int64), rows),
+            model=self.model,
+            version=str(choice.version),
+            arm=choice.arm,
+            release=choice.release,
+            propensity=choice.propensity,
+            latency_seconds=np.repeat(latency, rows),
+            features=features,
+            predictions=predictions,
+        )
 
 
 def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:

@@ -36,20 +36,30 @@ class Responder:
         batch, start, stop = rows.batch, rows.start, rows.stop
         asked = request.outputs
         if not request.id:
-            # Requests of a batch share their `asked` by identity, where they share a header.
-            key = (stop - start, request.binary_default, id(asked))
-            frame = batch.frames.get(key)
-            if frame is None:
-                frame = batch.frames[key] = self._frame(batch.arrays, stop - start, asked, request.binary_default)
-            place, binary, before = frame
-            if place is None:
-                pass
-            elif binary:
-                return before + batch.content(place, start, stop), len(before)
-            else:
-                return b"%b%b]}]}" % (before, batch.text(place, start, stop)), None
-        plan = self._plan(batch.arrays, stop - start, asked, request.binary_default)
-        named = b'"id":%b,' % msgspec.json.encode(request.id) if request.id else b""
+            return self.answer(batch, start, stop, asked, request.binary_default)
+        return self._written(batch, start, stop, asked, request.binary_default, request.id)
+
+    def answer(
+        self, batch: Outputs, start: int, stop: int, asked: Mapping[str, bool] | None, default: bool
+    ) -> tuple[bytes, int | None]:
+        """The body for rows `start` to `stop` of a batch, to a request without an id."""
+        # Requests of a batch share their `asked` by identity, where they share a header.
+        key = (stop - start, default, id(asked))
+        frame = batch.frames.get(key)
+        if frame is None:
+            frame = batch.frames[key] = self._frame(batch.arrays, stop - start, asked, default)
+        place, binary, before = frame
+        if place is None:
+            return self._written(batch, start, stop, asked, default, "")
+        if binary:
+            return before + batch.content(place, start, stop), len(before)
+        return b"%b%b]}]}" % (before, batch.text(place, start, stop)), None
+
+    def _written(
+        self, batch: Outputs, start: int, stop: int, asked: Mapping[str, bool] | None, default: bool, id: str
+    ) -> tuple[bytes, int | None]:
+        plan = self._plan(batch.arrays, stop - start, asked, default)
+        named = b'"id":%b,' % msgspec.json.encode(id) if id else b""
         pieces = [self._prefix, named]
         tail = []
         for place, binary, piece in plan:

@@ -65,7 +65,7 @@ class ServingConfig:
     # How long a batch may wait for company, from its oldest request's arrival; 0 takes what is there.
     max_delay: float = 0.0
     # A batch that takes at most this long runs on the event loop, without a hand-off to a thread; 0 never does.
-    inline_seconds: float = 0.0005
+    inline_seconds: float = 0.001
     # A batch of exactly one of these sizes goes at once; `pad_batches` fills smaller ones up to the next of them.
     preferred_batch_rows: tuple[int, ...] = ()
     pad_batches: bool = False
@@ -198,11 +198,12 @@ class Service:
             sink = HttpSink(f"{config.collector_url.rstrip('/')}/v1/events")
             self._events = EventExporter(sink, metrics=self.metrics)
         self._references = References(config.collector_url, self.metrics)
-        self._recorder = Recorder(self._events, self._tracing, self.metrics)
+        instance = os.urandom(6).hex()
+        self._recorder = Recorder(self._events, self._tracing, self.metrics, instance=instance)
         self._mirror = Mirror(self._signals, self._recorder.put, self._busy, config.shadow)
         self._front = Front(
             self.deployments, self._signals, self._recorder, self._tracing, self._mirror,
-            body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=os.urandom(6).hex(),
+            body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=instance,
         )  # fmt: skip
         store = PolicyStore(self._registry.engine)
         self._residency = Residency(

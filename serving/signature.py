@@ -55,8 +55,9 @@ class _Codes(dict[str | None, int]):
 
 
 @functools.lru_cache(maxsize=1024)
-def _packer(kind: str, count: int) -> Callable[..., bytes]:
-    return struct.Struct(f"<{count}{kind}").pack
+def packer(datatype: str, count: int) -> Callable[..., bytes]:
+    """Packs `count` numbers into the bytes of an input's own datatype."""
+    return struct.Struct(f"<{count}{_PACKED[datatype]}").pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Input:
             self._check_types(data)
         if self.size and len(data) <= _MAX_PACKED:
             try:
-                return _packer(_PACKED[self.datatype], len(data))(*data)
+                return packer(self.datatype, len(data))(*data)
             except (struct.error, OverflowError):
                 # A null, or a value that does not fit: the array knows which.
                 pass

@@ -84,7 +84,7 @@ class InferRequest:
         Inputs that the version does not know are ignored: two versions may take different features.
         """
         if self._plan is not None and self._plan.raw_for is signature:
-            return self._plan.raw(self._body)
+            return [self._plan.values(self._body)]
         tensors, floats = self.tensors, self.floats
         try:
             if signature.lengths:
@@ -120,6 +120,25 @@ class InferRequest:
             raise InvalidRequest(f"input {strangers[0]!r} is unknown; the model takes {sorted(known)}")
 
 
+def decoded_floats(body: bytes) -> _FloatBody | None:
+    """A JSON body whose tensors are flat and hold floats; None for any other."""
+    try:
+        return _decode_floats(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def plain_plan(body: bytes, header_length: int, signature: Signature) -> _Plan | None:
+    """What a binary request's header says, where it was bound to this signature before and asks for nothing special."""
+    if header_length > _MAX_CACHED_HEADER:
+        return None
+    try:
+        plan = _cached_plan(body[:header_length])
+    except InvalidRequest:
+        return None
+    return plan if plan.raw_for is signature and plan.plain and len(body) == plan.total else None
+
+
 def parse(body: bytes, header_length: int | None = None, floats: bool = False) -> InferRequest:
     """A request from its body; `header_length` is the JSON part's size when binary tensors follow. InvalidRequest.
 
@@ -128,12 +147,9 @@ def parse(body: bytes, header_length: int | None = None, floats: bool = False) -
     if header_length is not None:
         return _parse_binary(body, header_length)
     if floats:
-        try:
-            quick = _decode_floats(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            # Nested data, a null, or something worse: the general form tells them apart.
-            pass
-        else:
+        # Nested data, a null, or something worse: the general form tells them apart.
+        quick = decoded_floats(body)
+        if quick is not None:
             inputs = quick.inputs
             if len(inputs) == 1 and quick.parameters is None and quick.outputs is None:
                 # The usual request, without a check that would be made for nothing.
@@ -160,12 +176,12 @@ def _parse_binary(body: bytes, header_length: int) -> InferRequest:
 class _Plan:
     """What a JSON header says about the binary tensors behind it; clients repeat the same header again and again."""
 
-    __slots__ = ("_outputs", "_parsed", "_places", "_rows", "_size", "_start", "_total", "raw_for")
+    __slots__ = ("_parsed", "_places", "_size", "_start", "outputs", "plain", "raw_for", "rows", "total")
 
     def __init__(self, header: bytes) -> None:
         self._parsed = parsed = _decoded(header)
-        self._rows = _rows(parsed.inputs)
-        self._outputs = _wanted(parsed)
+        self.rows = _rows(parsed.inputs)
+        self.outputs = _wanted(parsed)
         self._places: list[tuple[Tensor, int, int]] = []
         self._start = len(header)
         self._size = 0
@@ -181,14 +197,16 @@ class _Plan:
             else:
                 self._places.append((tensor, self._size, size))
                 self._size += size
-        self._total = self._start + self._size
+        self.total = self._start + self._size
+        # No id, and no parameter but those that say which outputs are binary.
+        self.plain = not parsed.id and not (parsed.parameters or {}).keys() - {"binary_data_output"}
 
     def request(self, body: bytes) -> InferRequest:
         """The request whose header this is."""
-        if len(body) != self._total:
+        if len(body) != self.total:
             raise InvalidRequest(self._misfit(len(body) - self._start))
         parsed = self._parsed
-        request = InferRequest(parsed.id, self._rows, _NO_TENSORS, parsed.parameters, *self._outputs)
+        request = InferRequest(parsed.id, self.rows, _NO_TENSORS, parsed.parameters, *self.outputs)
         request._plan, request._body = self, body
         request._tensors = None if len(self._places) == 1 else self.tensors(body)
         return request
@@ -202,9 +220,9 @@ class _Plan:
             for tensor, offset, size in self._places
         }  # fmt: skip
 
-    def raw(self, body: bytes) -> list[Values]:
+    def values(self, body: bytes) -> bytes | memoryview:
         """The values for `raw_for`: the bytes behind the header."""
-        return [body[self._start :] if self._size <= _MAX_COPIED else memoryview(body)[self._start :]]
+        return body[self._start :] if self._size <= _MAX_COPIED else memoryview(body)[self._start :]
 
     def bound(self, signature: Signature) -> None:
         """Notes that the tensors fit the signature; their bytes are what decides from now on."""

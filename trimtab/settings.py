@@ -155,7 +155,7 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     max_batch_rows: int = 64
     max_delay_seconds: float = 0.0
     """How long a batch waits for company, from its oldest request's arrival; 0 takes what is there."""
-    inline_seconds: float = 0.0005
+    inline_seconds: float = 0.001
     """Batches that take at most this long run on the event loop; 0 hands every batch to a thread."""
     preferred_batch_rows: list[int] = []
     """A batch of exactly one of these sizes goes at once."""

@@ -1,0 +1,181 @@
+"""The shortcut of the usual request: those read in one turn of the event loop are read, run and answered in one loop.
+
+It takes what needs no decision: one float input of fixed shape, a policy that sends everything to one version, no
+deadline, no trace, a lane with nothing in it whose batches are short enough for the event loop. Whatever else turns up,
+and every request of a batch that the model does not answer well, goes the general way, which says what is wrong.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from serving import v2
+from serving.accounts import Account, Served
+from serving.exchange import Exchange
+from serving.outputs import Outputs
+from serving.signature import packer
+from serving.tensors import Array, FloatTensor
+
+if TYPE_CHECKING:
+    from serving.deployment import Deployment, Version
+    from serving.router import Choice
+
+_MAX_ROWS = 256
+_Asked = tuple[int, "Mapping[str, bool] | None", bool]
+
+
+class Express:
+    """The shortcut to one version, good as long as the deployment's router stays the same."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        choice: Choice,
+        version: Version,
+        account: Account,
+        *,
+        general: Callable[[Exchange], None],
+        ended: Callable[[int, int], None],
+        head: Callable[[Version, Choice, int | None], bytes],
+        clock: Callable[[], float],
+        records: bool,
+    ) -> None:
+        self.router = deployment.router
+        self._deployment = deployment
+        self._choice = choice
+        self._version = version
+        self._account = account
+        self._general = general
+        self._ended = ended
+        self._head = head
+        self._clock = clock
+        self._records = records
+        self._model = version.loaded.model
+        self._signature = signature = self._model.signature
+        self._input = column = signature.inputs[0]
+        self._one = [1, *column.shape]
+        self._wanted = list(column.shape)
+        self._pack = packer(column.datatype, column.size)
+        self.waiting: list[Exchange] = []
+
+    def good(self, deployment: Deployment) -> bool:
+        """Whether the shortcut still leads where the policy does."""
+        return (
+            deployment.router is self.router
+            and deployment.versions.get(self._choice.version) is self._version
+            and deployment.cache is None
+            and not deployment.closing
+        )
+
+    def run(self) -> None:
+        """Answers what waits; called once a turn of the loop."""
+        waiting, self.waiting = self.waiting, []
+        lane = self._version.lane
+        begun = self._clock()
+        if not self.good(self._deployment) or not lane.free(min(len(waiting), lane.queue.max_rows), begun):
+            for exchange in waiting:
+                self._general(exchange)
+            return
+        limit = min(lane.queue.max_rows, _MAX_ROWS)
+        parts: list[bytes | memoryview] = []
+        asked: list[_Asked] = []
+        taken: list[Exchange] = []
+        rows = 0
+        for exchange in waiting:
+            if exchange.answer is not None:
+                self._account.others["cancelled"] += 1
+                continue
+            head = exchange.head
+            found = self._read(exchange.body) if head is None or head.memo.header_length is None else self._binary(
+                exchange.body, head.memo.header_length
+            )  # fmt: skip
+            if found is None or found[1][0] > limit:
+                self._general(exchange)
+                continue
+            if rows + found[1][0] > limit:
+                self._serve(taken, parts, asked, rows, begun)
+                parts, asked, taken, rows, begun = [], [], [], 0, self._clock()
+            parts.append(found[0])
+            asked.append(found[1])
+            taken.append(exchange)
+            rows += found[1][0]
+        if taken:
+            self._serve(taken, parts, asked, rows, begun)
+
+    def _read(self, body: bytes) -> tuple[bytes, _Asked] | None:
+        """A JSON request's values and what it asks for; None when it is not of the usual kind."""
+        quick = v2.decoded_floats(body)
+        if quick is None or len(quick.inputs) != 1 or quick.id or quick.parameters is not None:
+            return None
+        tensor: FloatTensor = quick.inputs[0]
+        column, shape = self._input, tensor.shape
+        if (
+            quick.outputs is not None or tensor.name != column.name
+            or tensor.datatype != column.datatype or tensor.parameters is not None
+        ):  # fmt: skip
+            return None
+        try:
+            if shape == self._one:
+                return self._pack(*tensor.data), (1, None, False)
+            if shape[1:] == self._wanted and 0 < shape[0] <= _MAX_ROWS:
+                return packer(column.datatype, shape[0] * column.size)(*tensor.data), (shape[0], None, False)
+        except (struct.error, OverflowError):
+            return None
+        return None
+
+    def _binary(self, body: bytes, header_length: int) -> tuple[bytes | memoryview, _Asked] | None:
+        plan = v2.plain_plan(body, header_length, self._signature)
+        return None if plan is None else (plan.values(body), (plan.rows, *plan.outputs))
+
+    def _serve(
+        self, taken: list[Exchange], parts: list[bytes | memoryview], asked: list[_Asked], rows: int, begun: float
+    ) -> None:
+        clock, responder = self._clock, self._version.responder
+        column = self._input.column(parts)
+        started, worked = clock(), time.thread_time()
+        try:
+            outputs = self._model.run([column])
+            good = all(len(output) == rows and np.isfinite(output).all() for output in outputs)
+        except Exception:
+            good = False
+        if not good:
+            for exchange in taken:
+                self._general(exchange)
+            return
+        ended, worked = clock(), time.thread_time() - worked
+        batch = Outputs(outputs, rows)
+        heads: dict[int | None, bytes] = {}
+        answers, place = [], 0
+        for count, wanted, binary in asked:
+            body, header_length = responder.answer(batch, place, place + count, wanted, binary)
+            answers.append((body, header_length))
+            if header_length not in heads:
+                heads[header_length] = self._head(self._version, self._choice, header_length)
+            place += count
+        encoded = clock()
+        for exchange, (body, header_length) in zip(taken, answers, strict=True):
+            exchange.connection.respond(exchange, 200, heads[header_length], body)
+        done = clock()
+        self._note(taken, asked, column, outputs, (begun, started, ended, encoded, done))
+        self._version.lane.ran(rows, started, ended, worked if self._model.solo else None)
+
+    def _note(
+        self, taken: list[Exchange], asked: list[_Asked], column: Array, outputs: list[Array],
+        moments: tuple[float, float, float, float, float],
+    ) -> None:  # fmt: skip
+        begun, started, ended, encoded, done = moments
+        decoding, extend = started - begun, self._account.extend
+        for exchange in taken:
+            # Read after it had waited: the two stages change places, which their times do not show.
+            received = exchange.received
+            extend((received, received + decoding, started, ended, encoded, done))
+        self._account.ok += len(taken)
+        if self._records:
+            arrived = [exchange.received for exchange in taken]
+            self._account.served.append(Served([one[0] for one in asked], column, outputs, arrived, done))
+        self._ended(len(taken), column.nbytes)

@@ -38,6 +38,9 @@ class Peers(Protocol):
     async def commit(self, policy: Policy, move: bool) -> None:
         """All switch to the stored policy; one that cannot is taken out of the traffic. Never raises."""
 
+    async def repeat(self, deed: str, model: str, versions: Sequence[int] | None) -> None:
+        """All `load` or `unload` what was loaded or unloaded here. Raises ServingError, naming who could not."""
+
 
 class Alone:
     """No other replicas."""
@@ -49,6 +52,9 @@ class Alone:
         """Nothing to do."""
 
     async def commit(self, policy: Policy, move: bool) -> None:
+        """Nothing to do."""
+
+    async def repeat(self, deed: str, model: str, versions: Sequence[int] | None) -> None:
         """Nothing to do."""
 
 
@@ -188,6 +194,7 @@ class Control:
                 reason = "loaded by the repository API; there was no stable version"
                 await self._apply(deployment, policy, "promote", policy.stable_release, number, reason, actor)
                 await asyncio.to_thread(self._registry.set_alias, model, "stable", number)
+            await self._peers.repeat("load", model, versions)
 
     async def unload(self, model: str, version: int | None) -> None:
         """Takes a version, or the whole model, out of memory, when the requests it has are answered.
@@ -206,6 +213,7 @@ class Control:
                         "first, or unload the whole model"
                     )
                 await self._residency.unload(deployment, version, "repository")
+                await self._peers.repeat("unload", model, [version])
                 return
             deployment.closing = True
             try:
@@ -220,6 +228,7 @@ class Control:
                 deployment.closing = False
                 raise
             del self._deployments[model]
+            await self._peers.repeat("unload", model, None)
 
     # --- following the changes that another replica makes ----------------------------------------------------------
     async def prepare(self, policy: Policy) -> None:

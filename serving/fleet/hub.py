@@ -86,6 +86,8 @@ class Hub:
             return await self._prepare(member, args["policy"])
         if op == "commit":
             return await self._commit(member, args["policy"], args["move"])
+        if op == "repeat":
+            return await self._repeat(member, args["deed"], args["model"], args["versions"])
         if op == "abort":
             return self._abort(member, args["policy"])
         if op == "ended":
@@ -226,6 +228,14 @@ class Hub:
                 other.generations = {**other.generations, policy["model"]: policy["generation"]}
         finally:
             self._release(member)
+
+    async def _repeat(self, member: Member, deed: str, model: str, versions: list[int] | None) -> None:
+        """Every other replica loads or unloads what the leader has."""
+        others = self._others(member)
+        calls = (o.channel.call(deed, timeout=_PREPARE_SECONDS, model=model, versions=versions) for o in others)
+        for other, result in zip(others, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            if isinstance(result, BaseException) and not isinstance(result, ChannelClosed):
+                raise RemoteError(f"replica {other.number} cannot {deed} {model!r}: {_said(result)}", 409)
 
     def _release(self, member: Member) -> None:
         if self._changing is member:

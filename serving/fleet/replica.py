@@ -6,12 +6,13 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serving.errors import Conflict, ServingError
+from serving.errors import Conflict, NotFound, ServingError
 from serving.exchange import Head, KnownExchange, error_head, run_app
 from serving.fleet import frames
 from serving.fleet.channel import Channel, RemoteError, first_of
@@ -152,6 +153,7 @@ class HubPeers:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self.leading = False
 
     async def prepare(self, policy: Policy) -> None:
         """Every replica has the policy's versions loaded and verified. Raises ServingError; then nothing changes."""
@@ -172,6 +174,12 @@ class HubPeers:
             # It is stored: whoever leads next brings the others there.
             _log.error("generation %d of %s may not be in force everywhere: %s", policy.generation, policy.model, error)
 
+    async def repeat(self, deed: str, model: str, versions: Sequence[int] | None) -> None:
+        """The others do the same, if this replica leads; what the others are told to repeat they keep to themselves."""
+        if self.leading:
+            kept = None if versions is None else list(versions)
+            await self._channel.call("repeat", deed=deed, model=model, versions=kept)
+
 
 def share_of(config: ServingConfig) -> ServingConfig:
     """What one replica makes of the server's settings: callers' rates are the server's, and it has a part of them."""
@@ -191,9 +199,9 @@ class Replica(Service):
     """A service whose listener is for fronts, and whose changes of policy are those of all replicas."""
 
     def __init__(self, config: ServingConfig, number: int, path: Path, channel: Channel) -> None:
-        super().__init__(share_of(config), peers=HubPeers(channel))
+        self._hub = HubPeers(channel)
+        super().__init__(share_of(config), peers=self._hub)
         self.number = number
-        self.leading = False
         self.lines: set[Line] = set()
         # Models that another replica serves: this one joins only with them.
         self.needed: Mapping[str, int] | None = None
@@ -211,6 +219,11 @@ class Replica(Service):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    @property
+    def leading(self) -> bool:
+        """Whether this replica answers the control API."""
+        return self._hub.leading
 
     def active(self) -> int:
         """Requests that fronts wait for."""
@@ -256,13 +269,19 @@ class Replica(Service):
         if op == "status":
             return {"generations": self.generations(), "unready": self.health.unready()}
         if op == "lead":
-            self.leading = bool(args["leading"])
+            self._hub.leading = bool(args["leading"])
         elif op == "prepare":
             await self._control.prepare(Policy.from_json(args["policy"]))
         elif op == "commit":
             await self._control.adopt(Policy.from_json(args["policy"]), move=args["move"])
         elif op == "abort":
             self._control.retire(args["policy"]["model"])
+        elif op == "load":
+            await self._control.load(args["model"], args["versions"], "the leading replica")
+        elif op == "unload":
+            with suppress(NotFound):
+                for version in args["versions"] or [None]:
+                    await self._control.unload(args["model"], version)
         elif op == "sync":
             for model in args["models"]:
                 await self._control.follow(model)

@@ -240,3 +240,12 @@ async def test_an_unknown_question_is_refused(stage: Stage) -> None:
     for ask in questions:
         with pytest.raises(ServingError, match="does not know 'dance'"):
             await ask()
+
+
+async def test_what_the_leader_loads_and_unloads_all_others_do_and_who_cannot_is_named(stage: Stage) -> None:
+    await stage.ask(stage.members[0], "repeat", deed="load", model="fares", versions=[3])
+    assert [channel.said for channel in stage.channels] == [[], ["load"], ["load"]]
+    stage.channels[2].fails["unload"] = RemoteError("requests do not end", 409)
+
+    with pytest.raises(RemoteError, match="replica 2 cannot unload 'fares': requests do not end"):
+        await stage.ask(stage.members[0], "repeat", deed="unload", model="fares", versions=None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge, missing_ratio
 from collectors.drift.calibration import Calibration
+from collectors.drift.joint_verdict import JointDrift
 from collectors.performance import QUANTILES, error_ratio, latency_quantile
 from collectors.quality import QualityMonitor, became_constant, column_quality
 from collectors.scores import Performance
@@ -45,6 +46,19 @@ def pane_values(
     return [value for value in values if math.isfinite(value.value)]
 
 
+def joint_values(key: Key, found: JointDrift | None) -> list[Value]:
+    """How far the numeric columns together are from the reference; nothing without a joint part or enough rows."""
+    if found is None:
+        return []
+    version = {"model": key[0], "version": key[1]}
+    values = [
+        Value(names.DRIFT_JOINT, {**version, "statistic": "mmd"}, found.mmd),
+        Value(names.DRIFT_JOINT, {**version, "statistic": "pca_reconstruction"}, found.reconstruction),
+        Value(names.DRIFT_JOINT_THRESHOLD, version, found.threshold),
+    ]
+    return [value for value in values if math.isfinite(value.value)]
+
+
 def alarm_values(key: Key, columns: Iterable[str], raised: Collection[str], evidence: float) -> list[Value]:
     """Which columns' alarms stand, and the evidence of all columns together."""
     version = {"model": key[0], "version": key[1]}
@@ -71,7 +85,12 @@ def verdicts_of(
 ) -> dict[str, ColumnDrift]:
     """The verdict on each column of a pane; empty without a reference, or when the pane was made under another one."""
     profile = pane.folded().profile
-    if reference is None or profile is None or not same_layout(reference, profile):
+    if reference is None or profile is None:
+        return {}
+    if profile.joint is None:
+        # Slices are counted column by column.
+        reference = replace(reference, joint=None)
+    if not same_layout(reference, profile):
         return {}
     return judge(reference, profile, thresholds, calibration)
 

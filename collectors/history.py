@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from collectors.computed import verdicts_of
 from collectors.drift import ColumnDrift, DriftThresholds
 from collectors.drift.calibration import Calibration
-from collectors.windows import Key, Pane, merge_panes
+from collectors.drift.joint_verdict import JointDrift, judge_joint
+from collectors.windows import Key, Pane, merge_panes, same_layout
 from observability.profile import Profile
 
 Slice = tuple[str, str]
@@ -31,6 +32,13 @@ class Against:
         """The verdict on each column of a judged window."""
         return verdicts_of(judged, self.profile, self.thresholds, self.calibration)
 
+    def joint(self, judged: Pane) -> JointDrift | None:
+        """The verdict on the numeric columns of a judged window together."""
+        profile = judged.folded().profile if self.profile.joint is not None else None
+        if profile is None or not same_layout(self.profile, profile):
+            return None
+        return judge_joint(self.profile, profile, self.thresholds)
+
     def pane_verdicts(self, pane: Pane, min_rows: int) -> dict[str, ColumnDrift]:
         """The verdict on each column of a single pane; `min_rows` in place of that of the thresholds."""
         thresholds = replace(self.thresholds, min_rows=min_rows)
@@ -40,13 +48,14 @@ class Against:
 class JudgedWindow:
     """A sum of panes and the verdicts on it, both made when they are asked for first."""
 
-    __slots__ = ("_against", "_merged", "_panes", "_slices", "_verdicts")
+    __slots__ = ("_against", "_joint", "_merged", "_panes", "_slices", "_verdicts")
 
     def __init__(self, panes: list[Pane]) -> None:
         self._panes = panes
         self._merged: Pane | None = None
         self._against: Against | None = None
         self._verdicts: dict[str, ColumnDrift] | None = None
+        self._joint: tuple[JointDrift | None] | None = None
         self._slices: dict[Slice, dict[str, ColumnDrift]] | None = None
 
     @property
@@ -73,6 +82,13 @@ class JudgedWindow:
             self._verdicts = against.verdicts(self.pane) if against else {}
         return self._verdicts
 
+    def joint(self, against: Against | None) -> JointDrift | None:
+        """The verdict on the numeric columns together, where the reference has a joint part and there are rows."""
+        self._judge_against(against)
+        if self._joint is None:
+            self._joint = (against.joint(self.pane) if against else None,)
+        return self._joint[0]
+
     def slice_verdicts(self, against: Against | None) -> dict[Slice, dict[str, ColumnDrift]]:
         """The same for each slice, by its column and value."""
         self._judge_against(against)
@@ -87,7 +103,7 @@ class JudgedWindow:
     def _judge_against(self, against: Against | None) -> None:
         if self._against is not against:
             self._against = against
-            self._verdicts = self._slices = None
+            self._verdicts = self._slices = self._joint = None
 
 
 class History:

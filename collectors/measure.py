@@ -16,6 +16,7 @@ from collectors.alarms import Raised
 from collectors.computed import (
     Value,
     duplicate_values,
+    joint_values,
     pane_values,
     performance_values,
     score_values,
@@ -309,6 +310,7 @@ class Measures:
         verdicts = latest.verdicts(against)
         values = pane_values(latest.last, latest.pane, self.windows.reference(*key), verdicts)
         values += slice_values(latest.pane, latest.slice_verdicts(against))
+        values += joint_values(key, latest.joint(against))
         values += self._evidence.values(key) + self._skew_values(key, against)
         values += duplicate_values(key, self.quality.duplicated_ratio(*key))
         self._signals.publish(("pane", *key), values)

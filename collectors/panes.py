@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -195,12 +195,14 @@ class Pane:
     def _fold_column(self, column: str, table: pa.Table) -> None:
         reference = self._reference.columns.get(column) if self._reference else None
         known = frequent_values(reference, self._slicing.values)
+        # All numeric columns together cost a hundred times each by itself: that is kept of whole windows.
+        plain = replace(self._reference, joint=None) if self._reference and self._reference.joint else self._reference
         parts = self.slices.setdefault(column, {})
         for value, rows in _by_value(table, column, known):
             part = parts.get(value)
             if part is None:
                 part = parts[value] = Pane(self.model, self.version, self.start, self.end)
-            part.add(rows, self._reference)
+            part.add(rows, plain)
             part.folded()
         if known is None:
             self._pool(parts)

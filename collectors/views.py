@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -272,6 +272,11 @@ def window_json(measures: Measures, window: JudgedWindow, *, slices: bool) -> di
         "outcomes": pane.outcomes,
         "columns": columns,
     }
+    if (joint := window.joint(against)) is not None:
+        body["joint"] = {
+            name: value if not isinstance(value, float) or math.isfinite(value) else None
+            for name, value in asdict(joint).items()
+        }
     if slices and pane.slices:
         found = window.slice_verdicts(against)
         body["slices"] = {

@@ -269,6 +269,16 @@ DRIFT_EVIDENCE = _gauge(
     "Evidence over time that some column has changed; an alarm at collector.alarm_windows.",
     "model", "version",
 )  # fmt: skip
+DRIFT_JOINT = _gauge(
+    "drift_joint_distance",
+    "Distance of the window from the reference in all numeric columns together.",
+    "model", "version", "statistic",
+)  # fmt: skip   # statistic: mmd | pca_reconstruction
+DRIFT_JOINT_THRESHOLD = _gauge(
+    "drift_joint_threshold",
+    "Maximum mean discrepancy from which the numeric columns together differ by more than chance and enough to matter.",
+    "model", "version",
+)  # fmt: skip
 TRAINING_SERVING_SKEW = _gauge(
     "training_serving_skew_ratio",
     "Share of the columns that differ from the training data in the first judged window of the version.",

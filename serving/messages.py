@@ -27,7 +27,7 @@ def _pool() -> Any:
 @cache
 def message(name: str) -> Any:
     """The class of the message `name`, such as `ModelInferRequest`. Raises KeyError for an unknown one."""
-    from google.protobuf import message_factory  # type: ignore[import-untyped]
+    from google.protobuf import message_factory
 
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"inference.{name}"))
 

@@ -49,7 +49,7 @@ def soak(running: Running, seconds: float, rate: float) -> dict[str, Any]:
     while thread.is_alive():
         time.sleep(min(1.0, seconds / 30))
         turn += 1
-        running.post("canary", {"version": 2, "weight": turn % 100 / 100})
+        running.post("canary", {"version": 2, "weight": turn % 10 / 10})
         running.get("/metrics")
         seen.append((time.monotonic() - begun, running.resources()))
     thread.join()

@@ -276,8 +276,7 @@ def _answer(call: Call, outputs: Sequence[Array]) -> None:
 
 def key_of(digest: str, signature: Signature, values: Sequence[Values], rows: int) -> bytes:
     """The key of a request: 16 bytes of BLAKE2b over the artifact's digest, the rows, and each tensor's bytes."""
-    key = hashlib.blake2b(digest.encode(), digest_size=16)
-    parts: list[Any] = [rows.to_bytes(8, "little")]
+    parts: list[Any] = [digest.encode(), rows.to_bytes(8, "little")]
     for column, part in zip(signature.inputs, values, strict=True):
         if isinstance(part, (bytes, memoryview)):
             parts.append(part)
@@ -286,5 +285,4 @@ def key_of(digest: str, signature: Signature, values: Sequence[Values], rows: in
             if column.ragged:
                 parts.append(repr(tensor.shape).encode())
             parts.append(tensor.tobytes())
-    key.update(b"".join(parts))
-    return key.digest()
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()

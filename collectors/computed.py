@@ -87,9 +87,8 @@ def verdicts_of(
     profile = pane.folded().profile
     if reference is None or profile is None:
         return {}
-    if profile.joint is None:
-        # Slices are counted column by column.
-        reference = replace(reference, joint=None)
+    # Columns are judged one by one; slices and hours of the week have no joint part.
+    reference, profile = replace(reference, joint=None), replace(profile, joint=None)
     if not same_layout(reference, profile):
         return {}
     return judge(reference, profile, thresholds, calibration)

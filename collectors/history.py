@@ -12,7 +12,8 @@ from collectors.computed import verdicts_of
 from collectors.drift import ColumnDrift, DriftThresholds
 from collectors.drift.calibration import Calibration
 from collectors.drift.joint_verdict import JointDrift, judge_joint
-from collectors.windows import Key, Pane, merge_panes, same_layout
+from collectors.drift.seasonal import SeasonalReference
+from collectors.windows import NANOSECONDS, Key, Pane, merge_panes, same_layout
 from observability.profile import Profile
 
 Slice = tuple[str, str]
@@ -27,10 +28,12 @@ class Against:
     thresholds: DriftThresholds
     pane_calibration: Calibration | None = None
     """Of single panes, which differ by more than the sums of them that are judged; None: the same."""
+    seasonal: SeasonalReference | None = None
+    """The reference by hour of the week: a window is compared with its own hours, where there are enough rows."""
 
     def verdicts(self, judged: Pane) -> dict[str, ColumnDrift]:
         """The verdict on each column of a judged window."""
-        return verdicts_of(judged, self.profile, self.thresholds, self.calibration)
+        return self._judged(judged, self.thresholds, self.calibration)
 
     def joint(self, judged: Pane) -> JointDrift | None:
         """The verdict on the numeric columns of a judged window together."""
@@ -42,7 +45,18 @@ class Against:
     def pane_verdicts(self, pane: Pane, min_rows: int) -> dict[str, ColumnDrift]:
         """The verdict on each column of a single pane; `min_rows` in place of that of the thresholds."""
         thresholds = replace(self.thresholds, min_rows=min_rows)
-        return verdicts_of(pane, self.profile, thresholds, self.pane_calibration or self.calibration)
+        return self._judged(pane, thresholds, self.pane_calibration or self.calibration)
+
+    def _judged(
+        self, pane: Pane, thresholds: DriftThresholds, calibration: Calibration | None
+    ) -> dict[str, ColumnDrift]:
+        if self.seasonal is None:
+            return verdicts_of(pane, self.profile, thresholds, calibration)
+        profile = self.seasonal.during(round(pane.start * NANOSECONDS), round(pane.end * NANOSECONDS))
+        if profile is self.seasonal.whole:
+            return verdicts_of(pane, self.profile, thresholds, calibration)
+        # The blocks of a calibration differ by the very seasons that the hours' own reference has in it.
+        return verdicts_of(pane, profile, thresholds)
 
 
 class JudgedWindow:

@@ -128,7 +128,11 @@ class Measures:
             self.windows.set_reference(model, version, profile)
             self.quality.set_reference(model, version, profile)
             self._against[key] = Against(
-                profile, reference.calibration, self.settings.thresholds, reference.pane_calibration
+                profile,
+                reference.calibration,
+                self.settings.thresholds,
+                reference.pane_calibration,
+                reference.seasonal,
             )
             if old is not None and old.profile != profile:
                 self._evidence.forget(key)

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 
 from collectors.database import MEASURED, REFERENCES, WINDOWS, replace
 from collectors.drift.calibration import Calibration
+from collectors.drift.seasonal import SeasonalReference
 from collectors.journal import Journal
 from collectors.scores import PerformanceEstimator
-from collectors.windows import ModelTime, Pane
+from collectors.windows import ModelTime, Pane, same_layout
 from observability.columns import ProfileError
 from observability.profile import Profile
 
@@ -41,10 +42,12 @@ class Reference:
     estimator: PerformanceEstimator | None = None
     pane_calibration: Calibration | None = None
     """From blocks as long as single windows, where judged ones are sums of several."""
+    seasonal: SeasonalReference | None = None
+    """The same rows by hour of the week, in the profile's layout."""
 
     @staticmethod
     def from_json(body: bytes) -> Reference:
-        """A profile's JSON, which may carry `"calibration"`, `"pane_calibration"` and `"estimator"`.
+        """A profile's JSON, which may carry `"calibration"`, `"pane_calibration"`, `"estimator"` and `"seasonal"`.
 
         ProfileError if it is something else.
         """
@@ -55,15 +58,20 @@ class Reference:
             panes = Calibration.from_json(beside.pane_calibration) if beside.pane_calibration else None
             stored = bytes(beside.estimator)
             estimator = PerformanceEstimator.from_json(stored) if stored != _NOTHING else None
+            hours = bytes(beside.seasonal)
+            seasonal = SeasonalReference.from_json(hours) if hours != _NOTHING else None
         except (ValueError, msgspec.DecodeError) as error:
             raise ProfileError(f"what comes beside the profile cannot be read: {error}") from error
-        return Reference(profile, calibration, estimator, panes)
+        if seasonal is not None and not same_layout(Profile(profile.columns), Profile(seasonal.whole.columns)):
+            raise ProfileError("the seasonal reference has other bins or categories than the profile")
+        return Reference(profile, calibration, estimator, panes, seasonal)
 
 
 class _Beside(msgspec.Struct):
     calibration: dict[str, Any] | None = None
     pane_calibration: dict[str, Any] | None = None
     estimator: msgspec.Raw = msgspec.Raw(_NOTHING)
+    seasonal: msgspec.Raw = msgspec.Raw(_NOTHING)
 
 
 class References:

@@ -83,10 +83,14 @@ class Server:
             self.port = int(probe.getsockname()[1])
         arguments = [str(self.port), url, str(folder), str(form.replicas), str(form.fronts)]
         self._process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(SERVER), *arguments])
+        self._name = form.name
+
+    def wait(self) -> None:
+        """Returns when it is ready."""
         limit = time.monotonic() + 180
         while not self._ready():
             if self._process.poll() is not None or time.monotonic() > limit:
-                raise SystemExit(f"{form.name} did not start")
+                raise SystemExit(f"{self._name} did not start")
             time.sleep(0.1)
 
     def _ready(self) -> bool:
@@ -169,6 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for form in FORMS:
             servers[form.name] = server = Server(form, url, folder / "artifacts")
             stack.callback(server.close)
+        for server in servers.values():
+            server.wait()
         results = [compare(servers, load, script_of(load, folder), chosen) for load in LOADS]
     if chosen.json:
         print(json.dumps(results))

@@ -111,10 +111,6 @@ static inline __attribute__((always_inline)) void NAMED(rows)(int steps, const R
     uint16_t at[GROUP_ROWS * LANES];
     for (int64_t n; rows; rows -= n, values += n * stride) {
         n = rows < GROUP_ROWS ? rows : GROUP_ROWS;
-        INTEGER strange = 0;
-        for (int64_t row = 0; row < n; row++)
-            EACH strange += values[row * stride + j] - values[row * stride + j] == 0 ? 0 : 1;
-        const int all_finite = !strange;
         for (int64_t row = 0; row < n; row++)
             EACH {
                 REAL value = values[row * stride + j];
@@ -138,10 +134,14 @@ static inline __attribute__((always_inline)) void NAMED(rows)(int steps, const R
                 cell += tables[l.edges[j] + cell] <= value ? 1 : 0;
                 at[row * LANES + j] = (uint16_t)(l.histogram[j] + cell);
             }
-        if (all_finite)
-            for (int64_t row = 0; row < n; row++)
-                EACH NAMED(moment)(&l, j, values[row * stride + j]);
-        else
+        const struct NAMED(lanes) before = l;
+        INTEGER strange = 0;
+        for (int64_t row = 0; row < n; row++)
+            EACH NAMED(moment)(&l, j, values[row * stride + j]);
+        /* NaN and infinity stay in a sum. */
+        EACH strange += l.sum[j] - l.sum[j] == 0 ? 0 : 1;
+        if (strange) {
+            l = before;
             for (int64_t row = 0; row < n; row++)
                 EACH {
                     REAL value = values[row * stride + j];
@@ -151,6 +151,7 @@ static inline __attribute__((always_inline)) void NAMED(rows)(int steps, const R
                     else
                         at[row * LANES + j] = (uint16_t)(l.histogram[j] + cells + special);
                 }
+        }
         /* Apart from the search, which would wait where two values that follow each other meet in a cell. */
         for (int64_t i = 0; i < n * LANES; i++)
             histograms[at[i]]++;
@@ -173,7 +174,9 @@ DEFINE_ROWS(8)
 static void NAMED(merge)(double *moments, int64_t n, double mean, double squares, double low, double high) {
     double before = moments[0], total = before + (double)n, share = (double)n / total, delta = mean - moments[1];
     moments[0] = total;
-    moments[1] = before > 0 ? moments[1] + delta * share : mean;
+    moments[1] = !(before > 0)     ? mean
+                 : isfinite(delta) ? moments[1] + delta * share
+                                   : moments[1] * (1 - share) + mean * share;
     moments[2] += squares + (before > 0 ? delta * delta * before * share : 0.0);
     moments[3] = low < moments[3] ? low : moments[3];
     moments[4] = high > moments[4] ? high : moments[4];

@@ -120,6 +120,21 @@ def test_moments_survive_numbers_far_from_zero_and_blocks_of_any_size(kernel: Ke
     assert_same(probe.profile(), reference.empty().updated(table))
 
 
+def test_the_mean_of_numbers_whose_sum_overflows_is_finite() -> None:
+    values = np.random.default_rng(4).choice([1.7e308, -1.7e308, 1e308, 3.0], 999)
+    reference = Profile.of(pa.table({"x": [0.0, 1.0]}))
+    probe = Probe(reference, ["x"])
+
+    for part in np.split(values, [1, 500]):
+        in_c(torch.from_numpy(part).unsqueeze(0), probe)
+
+    column = probe.profile().columns["x"]
+    assert isinstance(column, NumericColumn)
+    assert column.mean == pytest.approx((values / 999).sum(), rel=1e-9)
+    assert (column.minimum, column.maximum, column.count) == (-1.7e308, 1.7e308, 999)
+    assert column.m2 == (math.inf if native.library() else column.m2)
+
+
 @pytest.mark.parametrize("kernel", [count_codes_on_cpu, count_codes_with_torch])
 def test_codes_outside_the_list_are_code_zero_and_negative_ones_are_missing(kernel: Callable[..., None]) -> None:
     counts = torch.zeros(4, 6, dtype=torch.int64)

@@ -32,8 +32,8 @@ import torch  # noqa: E402
 
 from serving import Input, Output, Registry, Signature, load_artifact, save_artifact  # noqa: E402
 
-FEATURES = 64
-SIGNATURE = Signature(tuple(Input.of(f"x{i}", "FP32") for i in range(8)), (Output("y"),))
+FEATURES, OUTPUTS = 64, 8
+SIGNATURE = Signature((Input("x", "FP32", shape=(FEATURES,)),), (Output("y", shape=(OUTPUTS,)),))
 
 OURS = """
     import sys
@@ -44,7 +44,7 @@ OURS = """
 """
 LIMIT = """
     import asyncio, sys, httptools, uvloop
-    OUTPUT = b'{"name":"y","datatype":"FP32","shape":[1],"data":[0.5]}'
+    OUTPUT = b'{"name":"y","datatype":"FP32","shape":[1,8],"data":[' + b",".join([b"0.12345678"] * 8) + b"]}"
     BODY = b'{"model_name":"mlp","model_version":"1","outputs":[' + OUTPUT + b"]}"
     HEAD = b"HTTP/1.1 200 OK\\r\\ncontent-type: application/json\\r\\ncontent-length: %d\\r\\n\\r\\n" % len(BODY)
     ANSWER = HEAD + BODY
@@ -78,10 +78,10 @@ PEER = """
     model = load_artifact(Path(sys.argv[4]))
     async def infer(request):
         body = msgspec.json.decode(await request.body())
-        columns = [np.array(tensor["data"], np.float32) for tensor in body["inputs"]]
+        columns = [np.array(tensor["data"], np.float32).reshape(tensor["shape"]) for tensor in body["inputs"]]
         (y,) = model.run(columns)
         return JSONResponse({"model_name": "mlp", "model_version": "1", "outputs": [
-            {"name": "y", "datatype": "FP32", "shape": [len(y)], "data": y.tolist()}]})
+            {"name": "y", "datatype": "FP32", "shape": list(y.shape), "data": y.reshape(-1).tolist()}]})
     async def ready(request):
         return JSONResponse({})
     app = Starlette(routes=[Route("/v2/models/mlp/infer", infer, methods=["POST"]), Route("/v2/health/ready", ready)])
@@ -90,18 +90,18 @@ PEER = """
 
 
 class Mlp(torch.nn.Module):
-    """8 columns widened to 64, 64 -> 256 -> 256 -> 1."""
+    """64 -> 256 -> 256 -> 8."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = torch.nn.Sequential(
-            torch.nn.Linear(8, FEATURES), torch.nn.ReLU(), torch.nn.Linear(FEATURES, 256), torch.nn.ReLU(),
-            torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 1), torch.nn.Sigmoid(),
+            torch.nn.Linear(FEATURES, 256), torch.nn.ReLU(), torch.nn.Linear(256, 256), torch.nn.ReLU(),
+            torch.nn.Linear(256, OUTPUTS),
         )  # fmt: skip
 
-    def forward(self, *columns: torch.Tensor) -> torch.Tensor:
-        """[rows] each -> [rows]."""
-        out: torch.Tensor = self.layers(torch.stack(columns, 1)).squeeze(1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, 64] -> [rows, 8]."""
+        out: torch.Tensor = self.layers(x)
         return out
 
 
@@ -126,24 +126,13 @@ LOADS = (
 
 def request(load: Load) -> tuple[bytes, dict[str, str]]:
     """Body and headers."""
-    values = [[round(0.01 * i + 0.001 * row, 4) for row in range(load.rows)] for i in range(8)]
+    values = [round(0.01 * place + 0.001 * row, 4) for row in range(load.rows) for place in range(FEATURES)]
+    tensor: dict[str, object] = {"name": "x", "datatype": "FP32", "shape": [load.rows, FEATURES]}
     if not load.binary:
-        inputs = [
-            {"name": f"x{i}", "datatype": "FP32", "shape": [load.rows, 1], "data": column}
-            for i, column in enumerate(values)
-        ]
-        return msgspec.json.encode({"inputs": inputs}), {"Content-Type": "application/json"}
-    inputs = [
-        {
-            "name": f"x{i}",
-            "datatype": "FP32",
-            "shape": [load.rows, 1],
-            "parameters": {"binary_data_size": 4 * load.rows},
-        }
-        for i in range(8)
-    ]
-    head = msgspec.json.encode({"inputs": inputs, "parameters": {"binary_data_output": True}})
-    tail = b"".join(struct.pack(f"<{load.rows}f", *column) for column in values)
+        return msgspec.json.encode({"inputs": [tensor | {"data": values}]}), {"Content-Type": "application/json"}
+    tail = struct.pack(f"<{len(values)}f", *values)
+    tensor |= {"parameters": {"binary_data_size": len(tail)}}
+    head = msgspec.json.encode({"inputs": [tensor], "parameters": {"binary_data_output": True}})
     return head + tail, {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
 
 
@@ -214,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         artifact, url = folder / "mlp", f"sqlite:///{folder}/registry.db"
-        save_artifact(artifact, Mlp(), SIGNATURE, {f"x{i}": [0.1] for i in range(8)})
+        save_artifact(artifact, Mlp(), SIGNATURE, {"x": [[0.1] * FEATURES]})
         registry = Registry(url, folder / "artifacts")
         registry.register("mlp", artifact, lineage={}, profile=None, metrics={})
         registry.set_alias("mlp", "stable", 1)

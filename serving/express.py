@@ -77,11 +77,15 @@ class Express:
         waiting, self.waiting = self.waiting, []
         lane = self._version.lane
         begun = self._clock()
-        if not self.good(self._deployment) or not lane.free(min(len(waiting), lane.queue.max_rows), begun):
+        largest = min(lane.queue.max_rows, _MAX_ROWS)
+        # A batch that is a little too long for the loop goes in two or four.
+        sizes = (largest, largest // 2, largest // 4)
+        limits = [limit for limit in sizes if lane.free(min(len(waiting), limit), begun)]
+        if not limits or not self.good(self._deployment):
             for exchange in waiting:
                 self._general(exchange)
             return
-        limit = min(lane.queue.max_rows, _MAX_ROWS)
+        limit = max(1, limits[0])
         parts: list[bytes | memoryview] = []
         asked: list[_Asked] = []
         taken: list[Exchange] = []

@@ -163,7 +163,8 @@ class InlineRule:
         place = (rows - 1).bit_length()
         if place > self._last or self.limit <= 0.0:
             return False
-        if self._inline[place] <= self.limit:
+        # The best recent time is the model's own; what the machine adds to others may be a few times as much.
+        if self._best[place] <= self.limit and self._inline[place] <= _OUTLIER * self.limit:
             return True
         return now >= self._retry[place] and self._best[place] <= _TRIAL_FACTOR * self.limit
 
@@ -172,7 +173,7 @@ class InlineRule:
         place = (rows - 1).bit_length()
         if place > self._last:
             return
-        self._best[place] = min(self._best[place] * 1.01, seconds)
+        self._best[place] = min(self._best[place] * 1.002, seconds)
         if not inline:
             return
         known = self._inline[place]

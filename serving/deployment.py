@@ -198,6 +198,7 @@ class Deployment:
         """Sets the gauges of the queues."""
         for number, version in self.versions.items():
             self._signals.queue(self.model, number, version.lane.state())
+            self._signals.in_flight(self.model, number, version.lane.in_flight)
         if self.cache is not None:
             self._signals.cache(self.model, self.cache)
 

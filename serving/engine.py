@@ -97,6 +97,11 @@ class Lane:
             self._on_batch(Batch((), rows, reason), Executed((), started, ended))
 
     @property
+    def in_flight(self) -> int:
+        """Requests that are queued or with the model."""
+        return self.queue.requests + (0 if self._running is None else len(self._running.requests))
+
+    @property
     def busy(self) -> bool:
         """Whether a batch is with the model."""
         return self._running is not None

@@ -195,6 +195,10 @@ class Signals:
         for (number, role), weight in weights.items():
             family.labels(model, str(number), role).set(weight)
 
+    def in_flight(self, model: str, version: int, requests: int) -> None:
+        """Requests that are queued or with the model."""
+        self.metrics[names.INFERENCE_IN_FLIGHT].labels(model, str(version)).set(requests)
+
     def queue(self, model: str, version: int, state: QueueState) -> None:
         """What waits now."""
         labels = (model, str(version))

@@ -532,7 +532,7 @@ def test_short_batches_run_on_the_loop_and_go_to_the_thread_when_they_get_long()
         return threaded
 
     assert not any(handed_over() for _ in range(20))
-    cost[0] = 0.002
+    cost[0] = 0.003
     assert [handed_over() for _ in range(20)][-10:] == [True] * 10
     # It is tried again after a pause, and stays when it is short again.
     cost[0] = 0.0002

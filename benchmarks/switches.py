@@ -125,9 +125,9 @@ def next_call(policy: Policy, draw: random.Random) -> tuple[str, dict[str, Any]]
     return verb, {"version": version}
 
 
-def switch_many(running: Running, referee: Referee, switches: int, seed: int = 0) -> Counter[str]:
-    """Makes the changes one after another, and tells the referee of each. Returns how many of each kind."""
-    draw, kinds = random.Random(seed), Counter()
+def switch_many(running: Running, referee: Referee, switches: int, kinds: Counter[str], seed: int = 0) -> None:
+    """Makes the changes one after another, tells the referee of each, and counts how many of each kind in `kinds`."""
+    draw = random.Random(seed)
     described = running.get("/api/v1/models/mlp")
     policy = policy_of(described, ())
     referee.switched(policy, 0.0, 0.0)
@@ -151,7 +151,6 @@ def switch_many(running: Running, referee: Referee, switches: int, seed: int = 0
         policy = policy_of(described, runs)
         referee.switched(policy, asked, told)
         kinds[verb] += 1
-    return kinds
 
 
 def main() -> None:
@@ -171,7 +170,7 @@ def main() -> None:
 
 def measure(running: Running, switches: int, connections: int, rate: float) -> dict[str, Any]:
     """The changes under load, and what came of the requests."""
-    referee = Referee()
+    referee, kinds = Referee(), Counter[str]()
     load = Load(running.port, connections, 1e9, rate, keep=referee.saw)
     before = running.resources()
     stop: list[asyncio.Event] = []
@@ -185,7 +184,9 @@ def measure(running: Running, switches: int, connections: int, rate: float) -> d
     thread.start()
     begun = time.perf_counter()
     try:
-        kinds = switch_many(running, referee, switches)
+        switch_many(running, referee, switches, kinds)
+    except KeyboardInterrupt:
+        pass  # what has been done until then is measured
     finally:
         while not stop:
             time.sleep(0.01)

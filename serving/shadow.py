@@ -39,7 +39,7 @@ class ShadowLimits:
 
     # Requests gather until there are so many rows, or for so long. Large batches disturb few callers.
     batch_rows: int = 256
-    gather: float = 0.1
+    gather: float = 0.5
     # The model gets so many rows at a time.
     step_rows: int = 64
     # Rows and bytes that may wait, by shadow.

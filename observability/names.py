@@ -436,7 +436,9 @@ TRITON_OUTPUT_US = Alias("nv_inference_compute_output_duration_us", "Time to wri
 TRITON_CACHE_HITS = Alias("nv_cache_num_hits_per_model", "Requests that the response cache answered.")
 TRITON_CACHE_MISSES = Alias("nv_cache_num_misses_per_model", "Requests that the response cache did not know.")
 KSERVE_PREPROCESS = Alias("request_preprocess_seconds", "Time to read a request.", ("model_name",), True)
-KSERVE_PREDICT = Alias("request_predict_seconds", "Time of a whole request, reading and writing included.", ("model_name",), True)
+KSERVE_PREDICT = Alias(
+    "request_predict_seconds", "Time of a whole request, reading and writing included.", ("model_name",), True
+)
 KSERVE_POSTPROCESS = Alias("request_postprocess_seconds", "Time to write an answer.", ("model_name",), True)
 MLSERVER_SUCCESS = Alias("model_infer_request_success", "Requests answered.")
 MLSERVER_FAILURE = Alias("model_infer_request_failure", "Requests that failed.")

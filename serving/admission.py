@@ -51,6 +51,8 @@ def _positive(value: Any, name: str) -> float:
 
 def attributes(request: InferRequest) -> str | None:
     """The client's `attributes` as JSON text: an object, or a string that holds one (all that V2 clients can send)."""
+    if request.parameters.get("sequence_id"):
+        raise InvalidRequest("sequences are not offered (sequence_id): a request depends on no other")
     given = request.parameters.get("attributes")
     if given is None:
         return None

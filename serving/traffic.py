@@ -178,7 +178,7 @@ class Policy:
 
 
 def share(value: float, name: str) -> float:
-    """The share of traffic in whole steps of 0.0001, at least one unless it is 0. InvalidRequest unless it is 0 to 1."""
+    """The share of traffic in whole steps of 0.0001, at least one unless it is 0. InvalidRequest outside 0 to 1."""
     if not 0.0 <= value <= 1.0:
         raise InvalidRequest(f"{name} is {value!r}; give a share of the traffic, from 0 to 1")
     return max(round(value * STEPS), value > 0) / STEPS

@@ -23,9 +23,7 @@ def change_traffic(settings: Settings, model: str, verb: str, body: dict[str, An
 )
 @click.argument("model")
 @click.option("--variant", "variants", multiple=True, metavar="NAME=VERSION:WEIGHT", help="Once for each; sum 1.")
-@click.option(
-    "--sticky", metavar="PARAMETER", help="Parameter, or header:NAME, that keeps a unit on its variant."
-)
+@click.option("--sticky", metavar="PARAMETER", help="Parameter, or header:NAME, that keeps a unit on its variant.")
 @click.option("--end", is_flag=True, help="End it: all traffic goes to stable.")
 @click.option("--reason", default="by hand")
 @with_settings

@@ -16,6 +16,7 @@ import numpy as np
 from observability.tracing import format_trace_id
 from serving.router import Choice
 from serving.signals import Signals
+from serving.signature import Signature
 from serving.tensors import Array
 
 if TYPE_CHECKING:
@@ -25,8 +26,12 @@ _MOMENTS = 6
 
 
 class Served(NamedTuple):
-    """A batch of the shortcut: rows a request, the model's input and outputs, arrivals, and the answer's time."""
+    """A batch of the shortcut: rows a request, the model's input and outputs, arrivals, and the answer's time.
 
+    The signature is here because the version may be gone when this is recorded.
+    """
+
+    signature: Signature
     rows: list[int]
     column: Array
     outputs: Sequence[Array]

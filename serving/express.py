@@ -181,5 +181,7 @@ class Express:
         self._account.ok += len(taken)
         if self._records:
             arrived = [exchange.received for exchange in taken]
-            self._account.served.append(Served([one[0] for one in asked], column, outputs, arrived, done))
+            self._account.served.append(
+                Served(self._signature, [one[0] for one in asked], column, outputs, arrived, done)
+            )
         self._ended(len(taken), column.nbytes)

@@ -373,7 +373,7 @@ class Front:
                 served, account.served = account.served, []
                 rows = sum(len(batch.rows) for batch in served)
                 first, self._number = self._number, self._number + rows
-                self._recorder.put_served(self._deployments[account.model], account.choice, served, first)
+                self._recorder.put_served(account.model, account.choice, served, first)
         if len(self._accounts) > _MAX_ACCOUNTS:
             self._accounts.clear()
             self._express.clear()

@@ -8,7 +8,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +24,6 @@ from serving.calls import Call
 from serving.router import Choice
 from serving.signature import Input, Signature, Values
 from serving.tensors import Array
-
-if TYPE_CHECKING:
-    from serving.deployment import Deployment
 
 # Values a row of an input that events still carry.
 _MAX_VECTOR = 4096
@@ -71,12 +69,11 @@ class Recorder:
         except queue.Full:
             self._dropped("recorder_full", calls)
 
-    def put_served(self, deployment: Deployment, choice: Choice, served: Sequence[Served], first: int) -> None:
+    def put_served(self, model: str, choice: Choice, served: Sequence[Served], first: int) -> None:
         """Records batches of the shortcut; `first` is the number of their first request."""
-        version = deployment.versions.get(choice.version)
-        if version is None or self._events is None:
+        if self._events is None:
             return
-        group = ServedGroup(deployment.model, choice, version.loaded.model.signature, self._instance, served, first)
+        group = ServedGroup(model, choice, served[0].signature, self._instance, served, first)
         try:
             self._groups.put_nowait((group, _Anchor(time.perf_counter(), time.time_ns())))
         except queue.Full:
@@ -201,9 +198,12 @@ def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
     predictions: dict[str, Any] = {}
     for place, output in enumerate(signature.outputs):
         parts = [_prediction(call, place) for call in calls]
-        width = max(part.shape[1] for part in parts)
+        # Failed calls alone do not show how many values a row has; the signature may say it.
+        declared = 1 if -1 in output.shape else prod(output.shape)
+        width = max(declared, *(part.shape[1] for part in parts))
+        lacking = [((0, 0), (0, width - part.shape[1])) for part in parts]
         values = np.concatenate(
-            [part if part.shape[1] == width else np.full((len(part), width), np.nan) for part in parts]
+            [np.pad(part, k, constant_values=np.nan) for part, k in zip(parts, lacking, strict=True)]
         )
         failed = np.repeat([call.outputs is None for call in calls], rows)
         named = [output.name] if width == 1 else [f"{output.name}.{k}" for k in range(width)]

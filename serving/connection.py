@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httptools
 
+from serving import framing
 from serving.exchange import Exchange, KnownExchange, error_head, joined, route, run_app
+from serving.limits import Refusal
 from serving.responder import error_body
 
 if TYPE_CHECKING:
     from serving.http import Server
+
+__all__ = ["Connection"]
 
 _REASONS = {
     200: b"OK", 202: b"Accepted", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden",
@@ -26,22 +29,8 @@ _REASONS = {
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LINGER_SECONDS = 2.0
 _MAX_PIPELINED = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one connection may cost."""
-
-    header_bytes: int = 32 * 1024
-    body_bytes: int = 16 * 1024 * 1024
-    # Bytes of requests that are still arriving and of answers that clients do not read, of all connections together.
-    buffered_bytes: int = 256 * 1024 * 1024
-    # From a request's first byte to its last.
-    request_seconds: float = 30.0
-    # An open connection without a request.
-    idle_seconds: float = 90.0
-    # A client that does not read its answers.
-    write_seconds: float = 30.0
+# Smaller pieces of a body are gathered: as objects of their own they would take many times their bytes.
+_SMALL_PIECE = 4096
 
 
 class Connection(asyncio.Protocol):
@@ -56,11 +45,19 @@ class Connection(asyncio.Protocol):
         self._exchanges: deque[Exchange] = deque()
         self._current: Exchange | None = None
         self._pairs: list[tuple[bytes, bytes]] = []
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
+        self._body_bytes = 0
         # Messages that the parser has completed in the read at hand; what is no inference counts twice.
         self._completed = 0
+        self._begun = 0
+        # Bytes of a header that has not ended; behind a header, of reads without a byte of the body.
         self._header_bytes = 0
+        self._framing_bytes = 0
+        self._framing_only = False
         self._head_done = False
+        self._version = "1.1"
+        # Its client asks for another protocol first, and the parser takes its body for that protocol.
+        self._upgrades = False
         self._since = time.monotonic()
         self._write_since: float | None = None
         self._closing = False
@@ -68,6 +65,8 @@ class Connection(asyncio.Protocol):
         # A request was refused whose client may still be sending it; then, what it sends is thrown away for a while.
         self._refused = False
         self._lingering = False
+        # When the transport was told to close.
+        self._ended: float | None = None
 
     def active(self) -> int:
         """Requests of this connection begun and not yet answered."""
@@ -94,10 +93,17 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
-        current, self._current = self._current, None
         self._server.connections.discard(self)
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Nobody will read the answers that are not written."""
+        current, self._current = self._current, None
+        if current is not None:
+            self._release(current)
+        self._chunks = []
         waiting, self._exchanges = self._exchanges, deque()
-        for exchange in (*waiting, *([current] if current else ())):
+        for exchange in waiting:
             self._release(exchange)
         for exchange in waiting:
             if exchange.answer is None:
@@ -127,10 +133,16 @@ class Connection(asyncio.Protocol):
         head = self._heads.get(data[:end])
         if head is not None and len(data) == end + head.length:
             exchange = KnownExchange(self, head, data[end:], time.perf_counter())
+            server = self._server
+            server.buffered += head.length
+            if server.buffered > self._limits.buffered_bytes and head.length:
+                self._current = exchange
+                self._refuse(503, self._no_memory())
+                return
             self._exchanges.append(exchange)
             if len(self._exchanges) >= _MAX_PIPELINED:
                 self._pause()
-            self._server.handler.infer(exchange, head.model, head.version)
+            server.handler.infer(exchange, head.model, head.version)
             return
         self._completed = 0
         self._feed(data)
@@ -138,82 +150,136 @@ class Connection(asyncio.Protocol):
             self._heads.meet(data)
 
     def _feed(self, data: bytes) -> None:
+        self._begun = 0 if self._current is None else 1
+        self._framing_only = True
+        rest: bytes | None = data
+        while rest is not None:
+            rest = self._parse(rest)
+        if self._current is not None and not self._closing:
+            self._arriving(len(data))
+
+    def _parse(self, data: bytes) -> bytes | None:
+        """Bytes to parse in the place of the last ones, if their client asked for another protocol."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No upgrade is spoken here: the request is answered as it is, and the rest of the stream is not ours.
+        except httptools.HttpParserUpgrade as upgrade:
+            # No upgrade is spoken here: the request is answered as it is.
+            if self._upgrades:
+                return self._without_upgrade() + data[upgrade.args[0] :]
+            # The rest of the stream is not ours.
             self._last_of_connection()
-        except _Refusal as refusal:
-            self._refuse(refusal.status, str(refusal))
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
-            if not isinstance(cause, _Refusal):
+            if not isinstance(cause, Refusal):
                 raise
             self._refuse(cause.status, str(cause))
         except httptools.HttpParserError as error:
             self._refuse(400, f"the request is not HTTP/1.1: {error}")
-        else:
-            if self._current is not None and not self._head_done:
-                self._arriving_head(len(data))
+        return None
 
-    def _arriving_head(self, size: int) -> None:
-        # A header that came in one read is bounded by the size of a read.
-        self._header_bytes += size
-        if self._header_bytes > self._limits.header_bytes:
-            self._refuse(431, f"the request's header is over {self._limits.header_bytes} bytes")
+    def _without_upgrade(self) -> bytes:
+        exchange = self._exchange
+        self._parser = httptools.HttpRequestParser(self)
+        self._current = None
+        self._begun -= 1
+        self._release(exchange)
+        connection = exchange.headers.get(b"connection", b"")
+        return framing.without_upgrade(exchange.method, exchange.target, self._version, self._pairs, connection)
+
+    def _arriving(self, size: int) -> None:
+        """Counts a read that did not end the request."""
+        limit = self._limits.header_bytes
+        if self._head_done:
+            self._framing_bytes = self._framing_bytes + size if self._framing_only else 0
+            if self._framing_bytes > limit:
+                self._refuse(431, f"what frames the request's body is over {limit} bytes")
+            return
+        # Where in the read the request began is known only of the first one.
+        self._header_bytes += size if self._begun == 1 else 0
+        if self._header_bytes > limit:
+            self._refuse(431, f"the request's header is over {limit} bytes")
             return
         try:
             self._hold(size)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             self._refuse(refusal.status, str(refusal))
 
     # --- parser --------------------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:
         self._current = Exchange(self)
+        self._begun += 1
         self._pairs, self._chunks = [], []
-        self._header_bytes = 0
-        self._head_done = False
+        self._header_bytes = self._framing_bytes = self._body_bytes = 0
+        self._head_done = self._upgrades = False
         self._since = time.monotonic()
 
     def on_url(self, url: bytes) -> None:
         self._exchange.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._pairs.append((name, value))
+        # Behind the body nothing is a header: such fields may say what a proxy would have refused in front of it.
+        if not self._head_done:
+            self._pairs.append((name, value))
 
     def on_headers_complete(self) -> None:
         exchange = self._exchange
         self._head_done = True
-        exchange.pairs = self._pairs
-        exchange.headers = headers = joined(self._pairs)
+        self._framing_only = False
+        exchange.pairs = pairs = self._pairs
+        exchange.headers = headers = joined(pairs)
         exchange.method = self._parser.get_method()
         exchange.keep_alive = self._parser.should_keep_alive()
+        self._version = self._parser.get_http_version()
+        self._upgrades = self._parser.should_upgrade() and exchange.method != b"CONNECT" and framing.has_body(headers)
+        if self._upgrades:
+            return
+        size = len(exchange.target) + sum([len(name) + len(value) + 4 for name, value in pairs])
+        if size > self._limits.header_bytes:
+            raise Refusal(431, f"the request's header is over {self._limits.header_bytes} bytes")
+        if size > exchange.size:
+            self._hold(size - exchange.size)
+        framing.check(headers)
+        if not exchange.target.startswith(b"/") or b"#" in exchange.target:
+            exchange.target = framing.origin_form(exchange.target)
+        if self._version != "1.1" and b"transfer-encoding" in headers:
+            # Older servers on the way do not know where such a request ends.
+            exchange.keep_alive = False
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._limits.body_bytes:
-            raise _Refusal(413, f"the body has {int(length)} bytes, the limit is {self._limits.body_bytes}")
-        if headers.get(b"expect", b"").lower() == b"100-continue":
+            raise Refusal(413, f"the body has {int(length)} bytes, the limit is {self._limits.body_bytes}")
+        if headers.get(b"expect", b"").lower() == b"100-continue" and self._version == "1.1" and not self._closing:
             if self._exchanges:
                 exchange.continues = True
             else:
                 self._transport.write(_CONTINUE)
 
     def on_body(self, body: bytes) -> None:
-        exchange = self._exchange
+        self._framing_only = False
         self._hold(len(body))
-        if exchange.size - self._header_bytes > self._limits.body_bytes:
-            raise _Refusal(413, f"the body is over the limit of {self._limits.body_bytes} bytes")
-        self._chunks.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > self._limits.body_bytes:
+            raise Refusal(413, f"the body is over the limit of {self._limits.body_bytes} bytes")
+        chunks = self._chunks
+        if chunks and len(body) < _SMALL_PIECE:
+            last = chunks[-1]
+            if isinstance(last, bytearray):
+                last += body
+            else:
+                chunks.append(bytearray(body))
+        else:
+            chunks.append(body)
 
     def on_message_complete(self) -> None:
         exchange = self._exchange
+        if self._upgrades:
+            return
         self._current = None
         self._head_done = False
-        self._header_bytes = 0
         if self._closing:
             self._release(exchange)
             return
         chunks = self._chunks
-        exchange.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        exchange.body = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
         self._chunks = []
         exchange.received = time.perf_counter()
         self._exchanges.append(exchange)
@@ -234,7 +300,7 @@ class Connection(asyncio.Protocol):
     @property
     def _exchange(self) -> Exchange:
         if self._current is None:
-            raise _Refusal(400, "data outside a request")
+            raise Refusal(400, "data outside a request")
         return self._current
 
     def _pause(self) -> None:
@@ -247,7 +313,10 @@ class Connection(asyncio.Protocol):
         self._exchange.size += size
         server.buffered += size
         if server.buffered > self._limits.buffered_bytes:
-            raise _Refusal(503, f"requests in arrival hold the {self._limits.buffered_bytes} bytes that they may")
+            raise Refusal(503, self._no_memory())
+
+    def _no_memory(self) -> str:
+        return f"requests hold the {self._limits.buffered_bytes} bytes that they may; send again"
 
     def _release(self, exchange: Exchange) -> None:
         self._server.buffered -= exchange.size
@@ -260,8 +329,8 @@ class Connection(asyncio.Protocol):
     # --- answers -------------------------------------------------------------------------------------------------
     def respond(self, exchange: Exchange, status: int, head: bytes, body: bytes) -> None:
         """Keeps the answer, and writes all that are now first in line."""
-        if exchange.size:
-            self._release(exchange)
+        self._server.buffered -= exchange.size
+        exchange.size = 0
         exchanges = self._exchanges
         if status == 200 and exchange.keep_alive and exchange.method == b"POST" and not self._server.closing:
             exchange.answer = answer = b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
@@ -271,7 +340,8 @@ class Connection(asyncio.Protocol):
                 self._transport.write(answer)
                 return
         else:
-            close = not exchange.keep_alive or self._server.closing
+            last = self._server.closing and (not exchanges or exchange is exchanges[-1])
+            close = last or not exchange.keep_alive
             exchange.answer = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
                 status, _REASONS.get(status, b"Status"), head, len(body), b"connection: close\r\n" if close else b"",
                 b"" if exchange.method == b"HEAD" else body,
@@ -286,6 +356,7 @@ class Connection(asyncio.Protocol):
             exchange = exchanges.popleft()
             self._transport.write(exchange.answer)  # type: ignore[arg-type]
             if not exchange.keep_alive:
+                self._abandon()
                 self.close()
                 return
         self._since = time.monotonic() if self._current is None else self._since
@@ -328,6 +399,8 @@ class Connection(asyncio.Protocol):
             self._since = time.monotonic()
             self._transport.write_eof()
             return
+        if self._ended is None:
+            self._ended = time.monotonic()
         self._transport.close()
 
     def sweep(self, now: float) -> None:
@@ -335,6 +408,10 @@ class Connection(asyncio.Protocol):
         limits = self._limits
         if self._write_since is not None and now - self._write_since > limits.write_seconds:
             self._transport.abort()
+        elif self._ended is not None:
+            # What was written last waits for a client that does not read.
+            if now - self._ended > limits.write_seconds:
+                self._transport.abort()
         elif self._lingering:
             if now - self._since > _LINGER_SECONDS:
                 self._transport.abort()
@@ -342,9 +419,3 @@ class Connection(asyncio.Protocol):
             self._refuse(408, f"the request did not arrive within {limits.request_seconds:g} s")
         elif self._current is None and not self._exchanges and now - self._since > limits.idle_seconds:
             self.close()
-
-
-class _Refusal(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status

@@ -62,7 +62,7 @@ class Exchange:
         self.headers: Mapping[bytes, bytes] = {}
         self.pairs: list[tuple[bytes, bytes]] | None = None
         self.head: Head | None = None
-        self.size = 0  # bytes that count as held in arrival
+        self.size = 0  # bytes that count as held until the answer
         self.body = b""
         self.keep_alive = True
         self.continues = False
@@ -88,7 +88,7 @@ class KnownExchange(Exchange):
         self.headers = head.headers
         self.pairs = None
         self.head = head
-        self.size = 0
+        self.size = head.length
         self.body = body
         self.keep_alive = True
         self.continues = False
@@ -102,15 +102,19 @@ def joined(pairs: Pairs) -> dict[bytes, bytes]:
     headers: dict[bytes, bytes] = {}
     for name, value in pairs:
         name = name.lower()
+        value = value.rstrip(b" \t")
         headers[name] = headers[name] + b", " + value if name in headers else value
     return headers
 
 
 def route(method: bytes, target: bytes) -> tuple[str, str | None] | None:
     """Model and version of an inference request, /v2/models/{model}[/versions/{version}]/infer; None for others."""
-    if method != b"POST" or not target.endswith(b"/infer"):
+    if method != b"POST":
         return None
-    parts = target.split(b"/")
+    path = target.partition(b"?")[0]
+    if not path.endswith(b"/infer"):
+        return None
+    parts = path.split(b"/")
     if parts[1:3] != [b"v2", b"models"] or not (len(parts) == 5 or (len(parts) == 7 and parts[4] == b"versions")):
         return None
     return _unquoted(parts[3]), _unquoted(parts[5]) if len(parts) == 7 else None

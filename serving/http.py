@@ -6,9 +6,10 @@ import asyncio
 
 from starlette.types import ASGIApp
 
-from serving.connection import Connection, Limits
+from serving.connection import Connection
 from serving.exchange import Exchange, InferHandler, decoded_body, error_head, run_app
 from serving.heads import HeadCache
+from serving.limits import Limits
 
 __all__ = ["Connection", "Exchange", "InferHandler", "Limits", "Server", "decoded_body", "error_head", "run_app"]
 
@@ -24,7 +25,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = False
-        # Bytes of requests that have not arrived completely.
+        # Bytes of requests that are arriving or wait for their answers.
         self.buffered = 0
 
     def connection(self) -> Connection:

@@ -175,6 +175,8 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     """Rows that may wait in all queues together; more are refused with 503; 0 means no limit."""
     max_total_bytes: int = 536870912
     """Bytes of requests that may wait in all queues together; 0 means no limit."""
+    max_buffered_bytes: int = 268435456
+    """Bytes of HTTP requests from arrival to answer, and of answers not read, in all; more are refused with 503."""
     max_concurrent_requests: int = 0
     """Requests of a version that may wait or run; 0 means no limit."""
     queue_delay_target_seconds: float = 1.0

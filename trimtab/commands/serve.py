@@ -9,6 +9,7 @@ import click
 from serving.cache import CachePolicy
 from serving.callers import Caller
 from serving.fleet import FleetOptions
+from serving.limits import Limits
 from serving.server import ServingConfig
 from serving.server import serve as run
 from trimtab.commands.options import fail, with_settings
@@ -43,6 +44,7 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                 max_queue_bytes=serving.max_queue_bytes,
                 max_total_rows=serving.max_total_rows,
                 max_total_bytes=serving.max_total_bytes,
+                limits=Limits(buffered_bytes=serving.max_buffered_bytes),
                 max_concurrent_requests=serving.max_concurrent_requests,
                 queue_delay_target=serving.queue_delay_target_seconds,
                 queue_delay_interval=serving.queue_delay_interval_seconds,

@@ -39,7 +39,7 @@ class Express:
         version: Version,
         account: Account,
         *,
-        general: Callable[[Exchange], None],
+        general: Callable[[Exchange, bool], None],
         ended: Callable[[int, int], None],
         head: Callable[[Version, Choice, int | None], bytes],
         clock: Callable[[], float],
@@ -62,6 +62,8 @@ class Express:
         self._wanted = list(column.shape)
         self._pack = packer(column.datatype, column.size)
         self.waiting: list[Exchange] = []
+        # Those whose trace is kept go the general way, behind the others: in the lane's queue they would stop them.
+        self.traced: list[Exchange] = []
 
     def good(self, deployment: Deployment) -> bool:
         """Whether the shortcut still leads where the policy does."""
@@ -75,6 +77,20 @@ class Express:
     def run(self) -> None:
         """Answers what waits; called once a turn of the loop."""
         waiting, self.waiting = self.waiting, []
+        traced, self.traced = self.traced, []
+        if waiting:
+            self._run(waiting)
+        for exchange in traced:
+            self._leave(exchange, True)
+
+    def _leave(self, exchange: Exchange, trace: bool = False) -> None:
+        """To the general way, unless its client has left."""
+        if exchange.answer is None:
+            self._general(exchange, trace)
+        else:
+            self._account.others["cancelled"] += 1
+
+    def _run(self, waiting: list[Exchange]) -> None:
         lane = self._version.lane
         begun = self._clock()
         largest = min(lane.queue.max_rows, _MAX_ROWS)
@@ -83,7 +99,7 @@ class Express:
         limits = [limit for limit in sizes if lane.free(min(len(waiting), limit), begun)]
         if not limits or not self.good(self._deployment):
             for exchange in waiting:
-                self._general(exchange)
+                self._leave(exchange)
             return
         limit = max(1, limits[0])
         parts: list[bytes | memoryview] = []
@@ -99,7 +115,7 @@ class Express:
                 exchange.body, head.memo.header_length
             )  # fmt: skip
             if found is None or found[1][0] > limit:
-                self._general(exchange)
+                self._leave(exchange)
                 continue
             if rows + found[1][0] > limit:
                 self._serve(taken, parts, asked, rows, begun)
@@ -149,7 +165,7 @@ class Express:
             good = False
         if not good:
             for exchange in taken:
-                self._general(exchange)
+                self._leave(exchange)
             return
         ended, worked = clock(), time.thread_time() - worked
         batch = Outputs(outputs, rows)

@@ -34,8 +34,8 @@ from serving.traffic import FORCED
 _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5
 # Answered requests are counted and recorded together: after so many seconds, calls or bytes, or when somebody looks.
-_SETTLE_SECONDS = 0.05
-_SETTLE_CALLS = 1024
+_SETTLE_SECONDS = 0.2
+_SETTLE_CALLS = 4096
 _SETTLE_BYTES = 8 * 1024 * 1024
 _MAX_ACCOUNTS = 1024
 _MAX_HEADS = 1024
@@ -129,7 +129,7 @@ class Front:
             if deployment is None:
                 raise NotFound(f"model {model!r} is not served here; served are {sorted(self._deployments)}")
             trace = self._draw() < self._sampled
-            if exchange.head is not None and version is None and not trace and self._hurries(exchange, deployment):
+            if exchange.head is not None and version is None and self._hurries(exchange, deployment, trace):
                 return
             self._accept(exchange, deployment, version, trace)
         except ServingError as error:
@@ -144,7 +144,7 @@ class Front:
         if isinstance(call, Call) and call.lane is not None:
             call.lane.cancel(call)
 
-    def _hurries(self, exchange: Exchange, deployment: Deployment) -> bool:
+    def _hurries(self, exchange: Exchange, deployment: Deployment, trace: bool) -> bool:
         """Whether the request takes the shortcut."""
         if not self.open or self.callers is not None or exchange.head is None:
             return False
@@ -158,9 +158,9 @@ class Front:
             express = self._express[deployment.model] = self._shortcut(deployment)
         if isinstance(express, _Detour):
             return False
-        if not express.waiting:
+        if not (express.waiting or express.traced):
             asyncio.get_running_loop().call_soon(express.run)
-        express.waiting.append(exchange)
+        (express.traced if trace else express.waiting).append(exchange)
         return True
 
     def _shortcut(self, deployment: Deployment) -> Express | _Detour:
@@ -183,10 +183,10 @@ class Front:
             clock=self._clock, records=self._records,
         )  # fmt: skip
 
-    def _general(self, deployment: Deployment) -> Callable[[Exchange], None]:
-        def take(exchange: Exchange) -> None:
+    def _general(self, deployment: Deployment) -> Callable[[Exchange, bool], None]:
+        def take(exchange: Exchange, trace: bool) -> None:
             try:
-                self._accept(exchange, deployment, None, False)
+                self._accept(exchange, deployment, None, trace)
             except ServingError as error:
                 self._reject(exchange, deployment, error)
             except Exception as error:

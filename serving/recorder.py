@@ -201,10 +201,7 @@ def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
         # Failed calls alone do not show how many values a row has; the signature may say it.
         declared = 1 if -1 in output.shape else prod(output.shape)
         width = max(declared, *(part.shape[1] for part in parts))
-        lacking = [((0, 0), (0, width - part.shape[1])) for part in parts]
-        values = np.concatenate(
-            [np.pad(part, k, constant_values=np.nan) for part, k in zip(parts, lacking, strict=True)]
-        )
+        values = np.concatenate([part if part.shape[1] == width else _widened(part, width) for part in parts])
         failed = np.repeat([call.outputs is None for call in calls], rows)
         named = [output.name] if width == 1 else [f"{output.name}.{k}" for k in range(width)]
         predictions |= {name: pa.array(values[:, k], pa.float64(), mask=failed) for k, name in enumerate(named)}
@@ -248,6 +245,10 @@ def _feature(column: Input, parts: list[Values]) -> pa.Array:
         kind = np.float32 if column.datatype in ("FP16", "FP32") else np.float64
         return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind, copy=False)), column.size)
     return pa.array(values.astype(np.bool_ if column.datatype == "BOOL" else np.float64))
+
+
+def _widened(part: Array, width: int) -> Array:
+    return np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan)
 
 
 def _prediction(call: Call, place: int) -> Array:

@@ -19,6 +19,7 @@ from serving.fleet.channel import Channel, RemoteError, first_of
 from serving.fleet.exposition import Dump, dump
 from serving.fleet.frames import FrameError, FrameReader, Request
 from serving.fleet.link import FrameWriter
+from serving.garbage import settle_down
 from serving.server import Service, ServingConfig
 from serving.traffic import Policy
 
@@ -350,6 +351,7 @@ async def run_replica(config: ServingConfig, number: int, path: Path, sock: sock
         channel.close()
         return
     starting.result()
+    settle_down()
     await ending
     if stop.is_set() and not over.is_set() and not channel.closed.is_set():
         # Somebody ends this one replica: the fronts send to the others from here.

@@ -606,3 +606,29 @@ def test_a_client_that_does_not_read_its_last_answer_is_dropped() -> None:
     assert not pipe.aborted
     server.sweep(now + 6)
     assert pipe.aborted
+
+
+def test_nothing_is_written_behind_the_answer_that_closes_a_draining_connection() -> None:
+    server, connection, pipe, handler = connected(Limits(), hold=True)
+    assert handler.held is not None
+    connection.data_received(post(b"a") + post(b"b"))
+    server.begin_close()
+    handler.held[1].respond(200, b"", b"b")
+    connection.data_received(post(b"c"))
+    handler.held[0].respond(200, b"", b"a")
+    assert (pipe.written.count(b"HTTP/1.1 200"), pipe.closed, handler.cancelled) == (2, True, 1)
+    handler.held[2].respond(200, b"", b"c")
+    assert (pipe.late, server.buffered, connection.active()) == (b"", 0, 0)
+
+    server, connection, pipe, _ = connected(Limits())
+    server.begin_close()
+    connection.data_received(post(b"a") + ODD["continue"])
+    assert (pipe.written.count(b"HTTP/1.1 "), pipe.late) == (1, b"")
+
+
+def test_headers_that_end_their_connection_are_not_kept() -> None:
+    heads = HeadCache()
+    for _ in range(3):
+        heads.meet(ODD["HTTP/1.0"])
+        heads.meet(ODD["close"])
+    assert not heads._heads

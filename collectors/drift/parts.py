@@ -68,7 +68,7 @@ def several(source: Source, column: str, most: int) -> bool:
     """Whether there are more than `most` parts: different values, or tenths of floating-point numbers."""
     if _is_float(source, column) and most >= TENTHS and ranges_of([source], column) is not None:
         return False
-    return int(pc.count_distinct(source.read([column]).column(column)).as_py()) > most
+    return len(source.read([column]).column(column).unique()) > most
 
 
 def _is_float(source: Source, column: str) -> bool:

@@ -16,7 +16,7 @@ from serving.exchange import Head
 _END = b"\r\n\r\n"
 _MAX_BYTES = 4096
 _MAX_HEADS = 1024
-_NEVER = {b"transfer-encoding", b"expect", b"upgrade", b"connection"}
+_NEVER = {b"transfer-encoding", b"expect", b"upgrade"}
 
 
 class HeadCache:
@@ -80,5 +80,8 @@ def _read(header: bytes) -> Head | None:
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
     head = Head(parser.get_method(), reading.target, reading.pairs)
-    plain = head.model and b"content-length" in head.headers and not _NEVER & head.headers.keys()
-    return head if plain else None
+    headers = head.headers
+    # Many clients say of a connection what HTTP/1.1 says anyway.
+    lasting = parser.get_http_version() == "1.1" and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"
+    plain = head.model and b"content-length" in headers and not _NEVER & headers.keys()
+    return head if plain and lasting else None

@@ -124,6 +124,9 @@ class Signals:
     def before_reading(self, settle: Callable[[], None]) -> None:
         """From now on `settle` is called on this thread before anybody reads the series."""
         self.metrics.registry.register(_Unwritten(settle))
+        # A family that is made while the series are read is not among them: these must be there, and behind it.
+        for family in (names.RELEASE_REQUESTS, names.EXPERIMENT_REQUESTS):
+            self.metrics[family]
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics

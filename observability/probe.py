@@ -332,8 +332,8 @@ def _there(buffers: Mapping[str, Tensor | None], name: str) -> Tensor:
 
 
 def _is_direct(kind: str, values: Tensor, nan_is_missing: bool) -> bool:
-    """Whether the kernels count the column; what only numpy could count is left to the numpy engine: it is faster."""
-    if kind == "numeric" and library() is None and not nan_is_missing:
+    """Whether the kernels count the column; what the numpy engine counts faster on the CPU is left to it."""
+    if kind == "numeric" and not nan_is_missing and (library() is None or values.dtype is torch.float64):
         return not values.is_cpu or values.ndim != 1 or values.dtype is torch.bfloat16
     return kind in ("numeric", "categorical", "boolean")
 

@@ -18,6 +18,8 @@ from serving.retries import Retries
 __all__ = ["Answer", "AsyncInferenceClient", "InferResult", "InferenceClient", "QuickClient", "Retries"]
 
 Page = dict[str, Any]
+# Options that are handed to httpx as they are.
+_HTTPX = ("verify", "transport")
 
 
 class InferenceClient(Client):
@@ -32,12 +34,9 @@ class InferenceClient(Client):
     """
 
     def __init__(self, url: str, **options: Any) -> None:
-        verify, transport = options.pop("verify", True), options.pop("transport", None)
+        http = {name: options.pop(name) for name in _HTTPX if name in options}
         super().__init__(url, **options)
-        limits = httpx.Limits(max_connections=self._max_connections, max_keepalive_connections=self._max_connections)
-        self._http = httpx.Client(
-            headers=self._headers, limits=limits, timeout=self._timeout, verify=verify, transport=transport
-        )
+        self._http = httpx.Client(**self.http_options(), **http)
 
     def infer(
         self,
@@ -144,12 +143,9 @@ class AsyncInferenceClient(Client):
     """`InferenceClient` for asyncio: the same arguments, the same answers. Close it with `aclose`, or `async with`."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        verify, transport = options.pop("verify", True), options.pop("transport", None)
+        http = {name: options.pop(name) for name in _HTTPX if name in options}
         super().__init__(url, **options)
-        limits = httpx.Limits(max_connections=self._max_connections, max_keepalive_connections=self._max_connections)
-        self._http = httpx.AsyncClient(
-            headers=self._headers, limits=limits, timeout=self._timeout, verify=verify, transport=transport
-        )
+        self._http = httpx.AsyncClient(**self.http_options(), **http)
 
     async def infer(
         self,

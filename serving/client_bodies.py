@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from serving.answers import AnswerTensor, decode_answer
 from serving.tensors import WIRE_TYPES, Array
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -32,25 +33,6 @@ class InferResult:
     def __getitem__(self, name: str) -> Array:
         """The output of this name. KeyError when the answer has none."""
         return self.outputs[name]
-
-
-class _Tensor(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[Any] | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class _Answer(msgspec.Struct):
-    model_name: str
-    outputs: list[_Tensor]
-    model_version: str = ""
-    id: str = ""
-    parameters: dict[str, Any] | None = None
-
-
-_decode = msgspec.json.Decoder(_Answer).decode
 
 
 def request_body(
@@ -98,7 +80,7 @@ def result_of(body: bytes, headers: Mapping[str, str], tries: int, seconds: floa
     try:
         length = headers.get(HEADER_LENGTH)
         size = len(body) if length is None else int(length)
-        answer = _decode(body[:size])
+        answer = decode_answer(body[:size])
         outputs: dict[str, Array] = {}
         offset = size
         for tensor in answer.outputs:
@@ -163,7 +145,7 @@ def _json_values(array: Array) -> list[Any]:
     return [value.decode() if isinstance(value, bytes) else value for value in flat]
 
 
-def _values(tensor: _Tensor, content: bytes | None) -> Array:
+def _values(tensor: AnswerTensor, content: bytes | None) -> Array:
     if tensor.datatype == "BYTES":
         texts = tensor.data if content is None else _texts(content)
         return np.array(texts, object).reshape(tensor.shape)

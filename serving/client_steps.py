@@ -93,6 +93,11 @@ class Client:
             headers["traceparent"] = traceparent
         return id, body, headers
 
+    def http_options(self) -> dict[str, Any]:
+        most = self._max_connections
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+        return {"headers": self._headers, "limits": limits, "timeout": self._timeout}
+
     def infer_url(self, model: str, version: int | str | None) -> str:
         return f"{self.model_url(model, version)}/infer"
 

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from opentelemetry.trace import SpanContext
@@ -125,17 +126,24 @@ class Front:
     def infer(self, exchange: Exchange, model: str, version: str | None) -> None:
         """Takes a request; its answer follows on the exchange."""
         deployment = self._deployments.get(model)
+        if deployment is None:
+            error = NotFound(f"model {model!r} is not served here; served are {sorted(self._deployments)}")
+            self._reject(exchange, None, error)
+        else:
+            hurry = exchange.head is not None and version is None
+            self._take(exchange, self._draw() < self._sampled, deployment, version, hurry=hurry)
+
+    def _take(
+        self, exchange: Exchange, trace: bool, deployment: Deployment, named: str | None = None, *, hurry: bool = False
+    ) -> None:
+        """By the shortcut, if it may `hurry` and there is one, or the general way; what goes wrong is its answer."""
         try:
-            if deployment is None:
-                raise NotFound(f"model {model!r} is not served here; served are {sorted(self._deployments)}")
-            trace = self._draw() < self._sampled
-            if exchange.head is not None and version is None and self._hurries(exchange, deployment, trace):
-                return
-            self._accept(exchange, deployment, version, trace)
+            if not (hurry and self._hurries(exchange, deployment, trace)):
+                self._accept(exchange, deployment, named, trace)
         except ServingError as error:
             self._reject(exchange, deployment, error)
         except Exception as error:
-            _log.exception("a request to %s failed before it was queued", model)
+            _log.exception("a request to %s failed before it was queued", deployment.model)
             self._reject(exchange, deployment, ServingError(f"internal error: {error!r}"))
 
     def cancel(self, exchange: Exchange) -> None:
@@ -178,22 +186,10 @@ class Front:
             return _Detour(router, version)
         account = self._accounts.get(id(choice)) or self._account(deployment.model, choice)
         return Express(
-            deployment, choice, version, account, general=self._general(deployment), ended=self._noted,
+            deployment, choice, version, account, general=partial(self._take, deployment=deployment), ended=self._noted,
             head=lambda version, choice, length: self._head(version.heads[choice.arm], length, "", self.extra_head),
             clock=self._clock, records=self._records,
         )  # fmt: skip
-
-    def _general(self, deployment: Deployment) -> Callable[[Exchange, bool], None]:
-        def take(exchange: Exchange, trace: bool) -> None:
-            try:
-                self._accept(exchange, deployment, None, trace)
-            except ServingError as error:
-                self._reject(exchange, deployment, error)
-            except Exception as error:
-                _log.exception("a request to %s failed before it was queued", deployment.model)
-                self._reject(exchange, deployment, ServingError(f"internal error: {error!r}"))
-
-        return take
 
     def _accept(self, exchange: Exchange, deployment: Deployment, named: str | None, trace: bool) -> None:
         if not self.open:

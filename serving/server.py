@@ -152,8 +152,6 @@ class ServingConfig:
             raise ValueError(
                 f"max_delay is {self.max_delay}, torch_threads {self.torch_threads}: not negative, at least 1"
             )
-        if self.grpc_port == 0 and self.fleet.replicas > 1:
-            raise ValueError("grpc_port is 0, but several replicas share one gRPC port: give its number")
 
     def lane_policy(self) -> LanePolicy:
         """The part that every version's queue needs. Raises ValueError where fields contradict each other."""

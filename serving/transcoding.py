@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from serving.answers import decode_answer
 from serving.errors import InvalidRequest
 from serving.gateway import Reply
 from serving.messages import message
@@ -22,25 +23,6 @@ _CONTENTS: dict[str, tuple[str, str]] = {
     "UINT16": ("uint_contents", "<u2"), "UINT32": ("uint_contents", "<u4"), "UINT64": ("uint64_contents", "<u8"),
     "FP32": ("fp32_contents", "<f4"), "FP64": ("fp64_contents", "<f8"),
 }  # fmt: skip
-
-
-class _Tensor(msgspec.Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-    data: list[Any] | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class _Answer(msgspec.Struct):
-    model_name: str
-    outputs: list[_Tensor]
-    model_version: str = ""
-    id: str = ""
-    parameters: dict[str, Any] | None = None
-
-
-_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 def infer_body(request: Any) -> tuple[bytes, int]:
@@ -79,7 +61,7 @@ def infer_answer(reply: Reply, *, typed: bool) -> Any:
     length = reply.headers.get(HEADER_LENGTH)
     size = len(reply.body) if length is None else int(length)
     body = memoryview(reply.body)
-    answer = _decode_answer(body[:size])
+    answer = decode_answer(body[:size])
     response = message("ModelInferResponse")(
         model_name=answer.model_name, model_version=answer.model_version, id=answer.id
     )

@@ -40,6 +40,9 @@ def services(pages: list[Any]) -> Starlette:
         return JSONResponse({"signed": True}) if b"2" in body else JSONResponse({"error": "no version 9"}, 404)
 
     async def query(request: Request) -> Response:
+        if not pages:
+            return Response("down", 503)
+        assert request.query_params["time"] == "1700000000.5"
         series = [("feature.temp", "0.4"), ("feature.wind", "1.5")]
         rows = [{"metric": {"column": name}, "value": [0, value]} for name, value in series]
         return JSONResponse({"status": "success", "data": {"resultType": "vector", "result": rows}})
@@ -114,11 +117,20 @@ async def test_the_end_of_the_traffic_is_the_end_of_every_wait() -> None:
             await watch.action("retrain", 30.0)
 
 
-async def test_drifted_columns_come_the_largest_first_and_none_while_the_collector_is_away(served: Any) -> None:
-    async with watching(served(services([[]]))) as watch:
-        assert list((await watch.drifted_columns("1")).items()) == [("wind", 1.5), ("temp", 0.4)]
+async def test_drifted_columns_come_the_largest_first_though_the_collector_is_away_at_first(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = 1_700_000_000.5
+    pages: list[Any] = []
+    async with watching(served(services(pages))) as watch:
+        asked = asyncio.create_task(watch.drifted_columns("1", at))
+        await asyncio.sleep(0.4)
+        assert not asked.done()
+        pages.append([])  # the collector is back
+        assert list((await asked).items()) == [("wind", 1.5), ("temp", 0.4)]
+    monkeypatch.setattr("trimtab.demo.watch.RESTART_SECONDS", 0.3)
     async with watching("http://127.0.0.1:9") as watch:
-        assert await watch.drifted_columns("1") == {}
+        assert await watch.drifted_columns("1", at) == {}
 
 
 async def test_control_calls_are_signed_and_a_refusal_ends_the_step(served: Any) -> None:

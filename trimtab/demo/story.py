@@ -145,7 +145,7 @@ class Story:
             self._tell_retrain(ended)
 
     async def _tell_drift(self, watch: Watch, action: Json) -> None:
-        drifted = await watch.drifted_columns("1")
+        drifted = await watch.drifted_columns("1", float(action["created_at"]))
         columns = ", ".join(f"{name} {psi:.2f}" for name, psi in drifted.items())
         self.report.drift = {
             "alert": action["alert"],

@@ -21,6 +21,7 @@ from trimtab.demo.plan import MODEL
 from trimtab.settings import Settings
 
 POLL_SECONDS = 0.25
+RESTART_SECONDS = 30.0
 Json = dict[str, Any]
 
 
@@ -82,13 +83,22 @@ class Watch:
         body: Json = answer.json()
         return body
 
-    async def drifted_columns(self, version: str) -> dict[str, float]:
-        """PSI of the features of a version that have drifted, the largest first."""
+    async def drifted_columns(self, version: str, at: float) -> dict[str, float]:
+        """PSI of the features of a version that had drifted at `at` (Unix seconds), the largest first.
+
+        The collector may be away just now: it is asked until it names some, for as long as a restart may take.
+        """
         which = f'model="{MODEL}",version="{version}",column=~"feature[.].+"'
         score, detected = names.DRIFT_SCORE.name, names.DRIFT_DETECTED.name
         promql = f'{score}{{{which},method="psi"}} and on (column) {detected}{{{which}}} == 1'
-        body = await self.read(f"{self.settings.query_url}/api/v1/query?{urlencode({'query': promql})}")
-        series = body["data"]["result"] if body else []
+        url = f"{self.settings.query_url}/api/v1/query?{urlencode({'query': promql, 'time': at})}"
+        deadline = time.time() + RESTART_SECONDS
+        series: list[Json] = []
+        while not series and time.time() < deadline:
+            body = await self.read(url)
+            series = body["data"]["result"] if body else []
+            if not series:
+                await self.rest(POLL_SECONDS)
         scores = {row["metric"]["column"].removeprefix("feature."): float(row["value"][1]) for row in series}
         return dict(sorted(scores.items(), key=lambda item: -item[1]))
 

@@ -22,8 +22,8 @@ Histograms also have the series `_bucket` (with the label `le`), `_sum` and `_co
 _ALIASES = """
 ## Names that other servers' dashboards expect
 
-The model server also gives these, from the same counts, where `metric_aliases` is on (`serving/aliases.py`). They are
-exposed as untyped, since the names are no counters' by Prometheus' rules; `rate()` does not mind.
+The model server also gives these, from the same counts, where `metric_aliases` is on (`serving/pages/aliases.py`).
+They are exposed as untyped, since the names are no counters' by Prometheus' rules; `rate()` does not mind.
 
 """
 

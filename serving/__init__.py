@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from serving.cache import CachePolicy
 from serving.callers import Caller, token_digest
-from serving.client_errors import InferenceError
+from serving.clients.errors import InferenceError
 from serving.errors import ArtifactError, Conflict, RegistryError, ServingError
 from serving.models import LoadedModel, load_artifact, save_artifact
 from serving.mount import MountedServer, asgi
+from serving.protocol.signature import Input, Output, Signature
 from serving.registry import ModelVersion, Registry
 from serving.router import Canary, Choice, Policy, Router, Shadow
 from serving.server import Service, ServingConfig, serve
-from serving.signature import Input, Output, Signature
 
 if TYPE_CHECKING:
     from serving.client import Answer, AsyncInferenceClient, InferenceClient, InferResult, QuickClient, Retries

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from serving.batching.pending import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from serving.errors import InvalidRequest
-from serving.pending import DEFAULT_PRIORITY, LOWEST_PRIORITY
 from serving.v2 import InferRequest
 
 _REQUEST_TIMEOUT = b"request-timeout"  # seconds

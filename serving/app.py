@@ -18,12 +18,12 @@ from starlette.routing import BaseRoute, Route
 
 from observability import signing
 from observability.metrics import Metrics, exposition
-from serving import routing
 from serving.control import Control
-from serving.deployment import Deployment
 from serving.errors import InvalidRequest, ServingError
-from serving.extensions import object_of
-from serving.policies import PolicyStore
+from serving.pages.extensions import object_of
+from serving.routing import changes
+from serving.routing.policies import PolicyStore
+from serving.versions.deployment import Deployment
 
 _log = logging.getLogger(__name__)
 _MAX_KEY = 200
@@ -63,8 +63,8 @@ class ControlApp:
         """The app."""
         deeds: dict[str, Deed] = {
             "canary": self._canary, "shadow": self._shadow, "promote": self._promote, "rollback": self._rollback,
-            "experiment": self._change(routing.experiment), "route": self._change(routing.rules),
-            "switch": self._change(routing.switch),
+            "experiment": self._change(changes.experiment), "route": self._change(changes.rules),
+            "switch": self._change(changes.switch),
         }  # fmt: skip
         routes = [
             Route("/metrics", self._page),
@@ -101,7 +101,7 @@ class ControlApp:
         number, fraction = _number(body, "version", int), _number(body, "fraction", float)
         return await self._control.shadow(model, number, fraction, _text(body, "reason") or "", actor)
 
-    def _change(self, read: Callable[[Mapping[str, Any]], routing.Change]) -> Deed:
+    def _change(self, read: Callable[[Mapping[str, Any]], changes.Change]) -> Deed:
         async def change(model: str, body: Mapping[str, Any], actor: str) -> dict[str, Any]:
             return await self._control.change(model, read(body), _text(body, "reason") or "", actor)
 

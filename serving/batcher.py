@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 
-from serving.pending import DEFAULT_PRIORITY, LOWEST_PRIORITY, Batch, Pending, QueueState, Result, State, Wait
+from serving.batching.pending import DEFAULT_PRIORITY, LOWEST_PRIORITY, Batch, Pending, QueueState, Result, State, Wait
 
 __all__ = ["Batch", "BatchQueue", "Budget", "Pending", "QueueState", "Result", "State", "Wait"]
 

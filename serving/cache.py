@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from serving.batching.pending import Result, State
 from serving.calls import Call
-from serving.deployment import Version
 from serving.errors import Cancelled, Expired, ServingError
-from serving.pending import Result, State
-from serving.signature import Signature, Values
-from serving.tensors import Array
+from serving.protocol.signature import Signature, Values
+from serving.protocol.tensors import Array
+from serving.versions.deployment import Version
 
 # What an entry takes beside its values: the key, the arrays' heads, the place in the table (measured, CPython 3.11).
 ENTRY_BYTES = 512

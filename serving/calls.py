@@ -9,9 +9,9 @@ from opentelemetry.trace import SpanContext
 
 from serving.batcher import Pending, Result
 from serving.errors import ServingError
+from serving.protocol.signature import Signature, Values
+from serving.protocol.tensors import Array
 from serving.router import Choice
-from serving.signature import Signature, Values
-from serving.tensors import Array
 from serving.v2 import InferRequest
 
 

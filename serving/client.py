@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import httpx
 
-from serving.client_bodies import InferResult
-from serving.client_steps import Client, Got, Send, Wait, json_of, judged, ready_url
-from serving.quick_client import Answer, QuickClient
-from serving.retries import Retries
+from serving.clients.bodies import InferResult
+from serving.clients.quick import Answer, QuickClient
+from serving.clients.retries import Retries
+from serving.clients.steps import Client, Got, Send, Wait, json_of, judged, ready_url
 
 __all__ = ["Answer", "AsyncInferenceClient", "InferResult", "InferenceClient", "QuickClient", "Retries"]
 
@@ -55,7 +55,7 @@ class InferenceClient(Client):
         """Asks the model. `inputs` maps a name to an array [rows, …] or a list; `outputs` names those wanted.
 
         `idempotent`: whether it may be asked again after it may have reached the model, which is safe for inference.
-        Raises ValueError for inputs that cannot be sent, and the errors of `serving.client_errors`.
+        Raises ValueError for inputs that cannot be sent, and the errors of `serving.clients.errors`.
         """
         id, body, headers = self.request(inputs, id, outputs, attributes, parameters, traceparent)
         url = self.infer_url(model, version)
@@ -107,7 +107,7 @@ class InferenceClient(Client):
         return cast(Page, self.get(f"{self._url}/load"))
 
     def get(self, url: str) -> Any:
-        """The JSON of a page of the server. Raises the errors of `serving.client_errors`."""
+        """The JSON of a page of the server. Raises the errors of `serving.clients.errors`."""
         try:
             response = self._http.get(url)
         except httpx.HTTPError as error:
@@ -209,7 +209,7 @@ class AsyncInferenceClient(Client):
         return cast(Page, await self.get(f"{self._url}/load"))
 
     async def get(self, url: str) -> Any:
-        """The JSON of a page of the server. Raises the errors of `serving.client_errors`."""
+        """The JSON of a page of the server. Raises the errors of `serving.clients.errors`."""
         try:
             response = await self._http.get(url)
         except httpx.HTTPError as error:

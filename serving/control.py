@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from serving import switches
-from serving.deployment import Deployment, Version
 from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, ServingError
-from serving.policies import PolicyStore
 from serving.registry import ModelVersion, Registry
-from serving.residency import Residency
-from serving.routing import Change
-from serving.traffic import Policy
+from serving.routing import switches
+from serving.routing.changes import Change
+from serving.routing.policies import PolicyStore
+from serving.routing.traffic import Policy
+from serving.versions.deployment import Deployment, Version
+from serving.versions.residency import Residency
 
 _log = logging.getLogger(__name__)
 _RUNNING_BATCH_SECONDS = 2.0

@@ -9,16 +9,16 @@ from functools import partial
 from typing import Any
 
 from serving.batcher import Batch, BatchQueue, Budget, Pending, QueueState, State
-from serving.device import Device
+from serving.batching.device import Device
+from serving.batching.execution import Executed, Runnable, execute
+from serving.batching.executor import Executor, InferenceThread, Loop
+from serving.batching.expiry import DeadlineTimer, late
+from serving.batching.gate import Gate
+from serving.batching.lane_policy import LanePolicy
+from serving.batching.latency_target import LatencyTarget
+from serving.batching.steptimes import InlineRule, StepTimes
 from serving.errors import Cancelled, Expired, ServingError
-from serving.execution import Executed, Runnable, execute
-from serving.executor import Executor, InferenceThread, Loop
-from serving.expiry import DeadlineTimer, late
-from serving.gate import Gate
-from serving.lane_policy import LanePolicy
-from serving.latency_target import LatencyTarget
 from serving.models import WarmUp
-from serving.steptimes import InlineRule, StepTimes
 
 __all__ = ["Executed", "Executor", "InferenceThread", "Lane", "Loop", "Runnable", "execute"]
 

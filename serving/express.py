@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from serving import v2
-from serving.accounts import Account, Served
-from serving.exchange import Exchange
-from serving.outputs import Outputs
-from serving.signature import packer
-from serving.tensors import Array, FloatTensor
+from serving.protocol.outputs import Outputs
+from serving.protocol.signature import packer
+from serving.protocol.tensors import Array, FloatTensor
+from serving.telemetry.accounts import Account, Served
+from serving.transport.exchange import Exchange
 
 if TYPE_CHECKING:
-    from serving.deployment import Deployment, Version
     from serving.router import Choice
+    from serving.versions.deployment import Deployment, Version
 
 _MAX_ROWS = 256
 _Asked = tuple[int, "Mapping[str, bool] | None", bool]

@@ -16,21 +16,21 @@ from opentelemetry.trace import SpanContext
 from observability import names
 from observability.tracing import Tracing, format_trace_id, parse_traceparent
 from serving import admission, v2
-from serving.accounts import Account
 from serving.batcher import Result
 from serving.callers import Callers
 from serving.calls import Call
-from serving.deployment import Deployment, Version
 from serving.errors import InvalidRequest, NotFound, ServingError, Unavailable
 from serving.express import Express
 from serving.http import Exchange, decoded_body, error_head
-from serving.packing import packed
-from serving.recorder import Recorder
-from serving.responder import error_body
+from serving.protocol.packing import packed
+from serving.protocol.responder import error_body
 from serving.router import Choice, Router
+from serving.routing.traffic import FORCED
 from serving.shadow import Mirror
-from serving.signals import Signals
-from serving.traffic import FORCED
+from serving.telemetry.accounts import Account
+from serving.telemetry.recorder import Recorder
+from serving.telemetry.signals import Signals
+from serving.versions.deployment import Deployment, Version
 
 _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from serving.deployment import Deployment
+from serving.versions.deployment import Deployment
 
 
 class Health:

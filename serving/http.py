@@ -6,10 +6,10 @@ import asyncio
 
 from starlette.types import ASGIApp
 
-from serving.connection import Connection
-from serving.exchange import Exchange, InferHandler, decoded_body, error_head, run_app
-from serving.heads import HeadCache
-from serving.limits import Limits
+from serving.transport.connection import Connection
+from serving.transport.exchange import Exchange, InferHandler, decoded_body, error_head, run_app
+from serving.transport.heads import HeadCache
+from serving.transport.limits import Limits
 
 __all__ = ["Connection", "Exchange", "InferHandler", "Limits", "Server", "decoded_body", "error_head", "run_app"]
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from serving.artifacts.formats import load_call
+from serving.artifacts.manifest import FILES, MANIFEST, canonical, open_artifact
 from serving.errors import ArtifactError
-from serving.formats import load_call
-from serving.manifest import FILES, MANIFEST, canonical, open_artifact
-from serving.signature import Signature
-from serving.tensors import WIRE_TYPES, Array
+from serving.protocol.signature import Signature
+from serving.protocol.tensors import WIRE_TYPES, Array
 
 if TYPE_CHECKING:
     import torch

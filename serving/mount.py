@@ -14,10 +14,10 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.exchange import joined, route
-from serving.gateway import Reply
-from serving.responder import error_body
+from serving.protocol.responder import error_body
 from serving.server import Service, ServingConfig
+from serving.transport.exchange import joined, route
+from serving.transport.gateway import Reply
 
 _log = logging.getLogger(__name__)
 

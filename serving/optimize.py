@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serving.errors import ArtifactError
-from serving.tensors import Array
+from serving.protocol.tensors import Array
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from serving import database as db
+from serving.artifacts.manifest import MANIFEST, read_manifest, verify
 from serving.errors import RegistryError
-from serving.manifest import MANIFEST, read_manifest, verify
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from serving.switches import promoted, rolled_back, with_canary, with_shadow
-from serving.traffic import FORCED, STEPS, Canary, Policy, Rule, Shadow, complement
+from serving.routing.switches import promoted, rolled_back, with_canary, with_shadow
+from serving.routing.traffic import FORCED, STEPS, Canary, Policy, Rule, Shadow, complement
 
 Headers = Mapping[bytes, bytes]
 

@@ -22,29 +22,29 @@ from observability.metrics import Metrics
 from observability.sinks import HttpSink
 from observability.tracing import setup_tracing
 from serving.app import ControlApp
+from serving.artifacts.manifest import file_bytes
 from serving.batcher import Budget
+from serving.batching.lane_policy import LanePolicy
+from serving.batching.lanes import Lanes
 from serving.cache import CachePolicy, ResponseCache
 from serving.callers import Caller, Callers
 from serving.control import Control, Peers
-from serving.deployment import Deployment, Loaded, load_version
-from serving.edge import Edge, EdgeOptions
 from serving.errors import ServingError
 from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
 from serving.garbage import settle_down
 from serving.health import Health
 from serving.http import Limits, Server
-from serving.lane_policy import LanePolicy
-from serving.lanes import Lanes
-from serving.manifest import file_bytes
-from serving.policies import PolicyStore
-from serving.recorder import Recorder
-from serving.references import References
+from serving.pages.edge import Edge, EdgeOptions
 from serving.registry import Registry
-from serving.repository import Repository
-from serving.residency import Residency, pin
+from serving.routing.policies import PolicyStore
 from serving.shadow import Mirror, ShadowLimits
-from serving.signals import Signals
+from serving.telemetry.recorder import Recorder
+from serving.telemetry.signals import Signals
+from serving.versions.deployment import Deployment, Loaded, load_version
+from serving.versions.references import References
+from serving.versions.repository import Repository
+from serving.versions.residency import Residency, pin
 
 _log = logging.getLogger(__name__)
 

@@ -19,16 +19,16 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from serving.backlog import probe
+from serving.batching.execution import execute
 from serving.calls import Call
-from serving.deployment import Deployment, Version
-from serving.disagreement import Disagreement, Pair, compare
 from serving.errors import ServingError
-from serving.execution import execute
 from serving.models import LoadedModel
 from serving.router import Choice
-from serving.signals import Signals
-from serving.traffic import Shadow
+from serving.routing.backlog import probe
+from serving.routing.disagreement import Disagreement, Pair, compare
+from serving.routing.traffic import Shadow
+from serving.telemetry.signals import Signals
+from serving.versions.deployment import Deployment, Version
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from serving.errors import InvalidRequest
-from serving.signature import Signature, Values
-from serving.tensors import NO_SHARED_MEMORY, BinaryTensor, FloatTensor, Tensor, check_shape
+from serving.protocol.signature import Signature, Values
+from serving.protocol.tensors import NO_SHARED_MEMORY, BinaryTensor, FloatTensor, Tensor, check_shape
 
 HEADER_LENGTH = b"inference-header-content-length"
 

@@ -11,13 +11,13 @@ from contextlib import suppress
 from typing import Any
 
 from observability.metrics import Metrics
-from serving.edge import tls_context
 from serving.errors import ServingError
 from serving.fleet.app import RelayApp
 from serving.fleet.channel import Channel, first_of
 from serving.fleet.exposition import dump
 from serving.fleet.relay import TICK_SECONDS, Relay
 from serving.http import Server
+from serving.pages.edge import tls_context
 from serving.server import ServingConfig
 
 _log = logging.getLogger(__name__)

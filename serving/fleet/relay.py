@@ -12,12 +12,12 @@ import msgspec
 
 from observability import names
 from observability.metrics import Metrics
-from serving.exchange import Exchange, error_head
 from serving.fleet import frames
 from serving.fleet.balance import Backend, Balancer, Reason
 from serving.fleet.frames import Request, pack_head
 from serving.fleet.link import Link
 from serving.fleet.options import FleetOptions
+from serving.transport.exchange import Exchange, error_head
 
 _log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25

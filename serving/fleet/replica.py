@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import Conflict, NotFound, ServingError
-from serving.exchange import Head, KnownExchange, error_head, run_app
 from serving.fleet import frames
 from serving.fleet.channel import Channel, RemoteError, first_of
 from serving.fleet.exposition import Dump, dump
 from serving.fleet.frames import FrameError, FrameReader, Request
 from serving.fleet.link import FrameWriter
 from serving.garbage import settle_down
+from serving.routing.traffic import Policy
 from serving.server import Service, ServingConfig
-from serving.traffic import Policy
+from serving.transport.exchange import Head, KnownExchange, error_head, run_app
 
 _log = logging.getLogger(__name__)
 _CLIENT_CLOSED = 499

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from serving.batcher import Pending, Result
+from serving.batching.lane_policy import LanePolicy
 from serving.engine import Executed, Lane
-from serving.lane_policy import LanePolicy
-from serving.signature import Input, Output, Signature
-from serving.tensors import Array
+from serving.protocol.signature import Input, Output, Signature
+from serving.protocol.tensors import Array
 
 SIGNATURE = Signature((Input.of("x", "FP32"),), (Output("y"),))
 RAISES, NOT_FINITE = 666.0, -1.0

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.batcher import Batch, BatchQueue, State, Wait
+from serving.batching.execution import execute
 from serving.errors import Cancelled, Expired, InvalidRequest, ModelFailed, NonFinite, Refused, ServingError
-from serving.execution import execute
-from serving.signature import Input, Output, Signature
-from serving.tensors import Array
+from serving.protocol.signature import Input, Output, Signature
+from serving.protocol.tensors import Array
 from tests.serving.lane_fakes import NOT_FINITE, RAISES, Doubling, FakeExecutor, FakeLoop, Recorded, lane_of
 
 ACTIONS = st.one_of(

@@ -18,8 +18,8 @@ from hypothesis.extra import numpy as arrays
 from observability import names
 from observability.metrics import Metrics
 from serving import AsyncInferenceClient, InferenceClient, InferenceError, QuickClient, Retries, Service
-from serving.client_bodies import request_body
-from serving.client_errors import (
+from serving.clients.bodies import request_body
+from serving.clients.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     InvalidInference,
@@ -28,7 +28,7 @@ from serving.client_errors import (
     NotServed,
     Overloaded,
 )
-from serving.retries import NO_RETRIES, Budget, Failure
+from serving.clients.retries import NO_RETRIES, Budget, Failure
 from serving.v2 import parse
 
 Start = Callable[..., Awaitable[Service]]

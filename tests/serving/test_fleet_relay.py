@@ -14,10 +14,10 @@ import pytest
 
 from observability import names
 from observability.metrics import Metrics
-from serving.exchange import Exchange
 from serving.fleet import FleetOptions, frames
 from serving.fleet.frames import FrameReader, Request
 from serving.fleet.relay import Relay
+from serving.transport.exchange import Exchange
 
 
 class Scripted:

@@ -15,20 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-import serving
-from serving import Service
+from serving import Registry, Service
 from serving.callers import Caller, token_digest
 from serving.errors import InvalidRequest
-from serving.gateway import Reply
-from serving.messages import message, methods
-from serving.responder import Responder
-from serving.signature import Input, Output, Signature
-from serving.statistics import read_counts
-from serving.transcoding import infer_answer, infer_body
+from serving.grpc import messages
+from serving.grpc.messages import message, methods
+from serving.grpc.transcoding import infer_answer, infer_body
+from serving.pages.statistics import read_counts
+from serving.protocol.responder import Responder
+from serving.protocol.signature import Input, Output, Signature
+from serving.transport.gateway import Reply
+from serving.transport.limits import Limits
 from serving.v2 import parse
 
 Start = Callable[..., Awaitable[Service]]
-PROTO = Path(serving.__file__).with_name("open_inference.proto")
+PROTO = Path(messages.__file__).with_name("open_inference.proto")
 
 
 # --- the messages ------------------------------------------------------------------------------------------------
@@ -252,7 +253,7 @@ async def test_errors_have_the_right_codes(start: Start, dial: Callable[[Service
 
 @pytest.mark.slow
 async def test_too_large_messages_and_bombs_are_refused(start: Start, dial: Callable[[Service], Call]) -> None:
-    limits = serving.server.Limits(body_bytes=100_000)
+    limits = Limits(body_bytes=100_000)
     call = dial(await start(grpc_port=0, limits=limits))
     for options in ({}, {"compression": grpc.Compression.Gzip}):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -263,7 +264,7 @@ async def test_too_large_messages_and_bombs_are_refused(start: Start, dial: Call
 
 @pytest.mark.slow
 async def test_the_calls_deadline_is_the_requests_and_a_cancelled_call_is_dropped(
-    start: Start, dial: Callable[[Service], Call], gate: tuple[str, Path], registry: serving.Registry
+    start: Start, dial: Callable[[Service], Call], gate: tuple[str, Path], registry: Registry
 ) -> None:
     architecture, door = gate
     service = await start(grpc_port=0, architectures=(architecture,))

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serving import Service
-from serving.residency import _short_turns
+from serving.versions.residency import _short_turns
 
 Start = Callable[..., Awaitable[Service]]
 INPUTS = [

@@ -18,8 +18,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from serving.heads import HeadCache
 from serving.http import Connection, Exchange, Limits, Server
+from serving.transport.heads import HeadCache
 
 TARGET = b"/v2/models/m/infer"
 LIMITS = Limits(header_bytes=2048, body_bytes=1024, buffered_bytes=1_000_000)

@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.batcher import Batch, BatchQueue, Budget, State, Wait
-from serving.device import Device
+from serving.batching.device import Device
+from serving.batching.execution import execute
+from serving.batching.lane_policy import LanePolicy
+from serving.batching.padding import Padded
 from serving.engine import Lane
 from serving.errors import Cancelled, Expired, ModelFailed, NonFinite, Overloaded, Refused, ServingError, Unavailable
-from serving.execution import execute
-from serving.lane_policy import LanePolicy
 from serving.models import WarmUp
-from serving.padding import Padded
-from serving.signature import Input, Output, Signature
-from serving.tensors import Array
+from serving.protocol.signature import Input, Output, Signature
+from serving.protocol.tensors import Array
 from tests.serving.lane_fakes import (
     NOT_FINITE,
     RAISES,

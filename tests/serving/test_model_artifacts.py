@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from serving import ArtifactError, Input, Output, Signature, load_artifact, save_artifact
-from serving.archive import load_exported
-from serving.manifest import canonical, read_manifest, verify
+from serving.artifacts.archive import load_exported
+from serving.artifacts.manifest import canonical, read_manifest, verify
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from observability import signing
 from serving import InferenceClient, Service
 from serving.errors import InvalidRequest
-from serving.repository import Wanted, wanted_versions
+from serving.versions.repository import Wanted, wanted_versions
 
 Start = Callable[..., Awaitable[Service]]
 LOAD, UNLOAD, INDEX = "/v2/repository/models/fares/load", "/v2/repository/models/fares/unload", "/v2/repository/index"

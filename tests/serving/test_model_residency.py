@@ -26,7 +26,7 @@ from serving import (
     save_artifact,
 )
 from serving.errors import OverBudget
-from serving.memory import Footprint, Held, giving_way
+from serving.versions.memory import Footprint, Held, giving_way
 
 Start = Callable[..., Awaitable[Service]]
 MEGABYTE = 1_000_000
@@ -139,7 +139,7 @@ def counted(service: Service, metric: names.Metric, **labels: str) -> float:
 @pytest.fixture
 def only_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a version takes beside its weights depends on the machine and its allocator: here it takes nothing."""
-    monkeypatch.setattr("serving.deployment.resident_bytes", lambda: 0)
+    monkeypatch.setattr("serving.versions.deployment.resident_bytes", lambda: 0)
 
 
 @pytest.mark.usefixtures("only_weights")
@@ -223,6 +223,6 @@ def test_a_pin_that_names_no_version_is_refused(tmp_path: Path) -> None:
 def test_an_artifact_that_does_not_fit_into_the_free_memory_is_refused_before_it_is_read(
     wide: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.manifest.available_bytes", lambda: 10 * MEGABYTE)
+    monkeypatch.setattr("serving.artifacts.manifest.available_bytes", lambda: 10 * MEGABYTE)
     with pytest.raises(ArtifactError, match=r"needs twice that to be loaded; 10000000 are free"):
         load_artifact(wide[0])

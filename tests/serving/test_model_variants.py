@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from serving import ArtifactError, Input, Output, Registry, Signature, compilation, load_artifact, save_artifact
-from serving.archive import load_exported
+from serving import ArtifactError, Input, Output, Registry, Signature, load_artifact, save_artifact
+from serving.artifacts import compilation
+from serving.artifacts.archive import load_exported
+from serving.artifacts.variants import Sample, compare, make_variant, measured, register_variant
 from serving.models import quiet, write_manifest
 from serving.optimize import Recipe
-from serving.variants import Sample, compare, make_variant, measured, register_variant
 
 WIDTH = 128
 SIGNATURE = Signature((Input.of("x", "FP32", shape=(8,)),), (Output("y"),))

@@ -18,7 +18,7 @@ from starlette.routing import Mount
 
 from serving import AsyncInferenceClient, MountedServer, Registry, ServingConfig, asgi
 from serving.http import Limits
-from serving.statistics import read_counts
+from serving.pages.statistics import read_counts
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from serving import Service
-from serving.openapi import document
+from serving.pages.openapi import document
 
 Start = Callable[..., Awaitable[Service]]
 # Seconds of CI; a longer run is `--max-examples 200`.

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serving import Service
-from serving.packing import packed
+from serving.protocol.packing import packed
 
 Start = Callable[..., Awaitable[Service]]
 

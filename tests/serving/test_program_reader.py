@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from serving import ArtifactError, archive, program
+from serving import ArtifactError
+from serving.artifacts import archive, program
 from serving.models import quiet
 
 
@@ -107,12 +108,14 @@ def test_the_reader_gives_what_torchs_own_loader_gives_for_any_number_of_rows(
     build, inputs = CASES[name]
     torch.manual_seed(1)
     content = archived(build(), inputs(3))
-    with caplog.at_level("DEBUG", "serving.archive"):
+    with caplog.at_level("DEBUG", "serving.artifacts.archive"):
         ours = archive.load_program(content)
     with quiet():
         theirs = archive.load_exported(content).module(check_guards=False)
 
-    assert not [r for r in caplog.records if r.name == "serving.archive"], "the reader did not know the program"
+    assert not [r for r in caplog.records if r.name == "serving.artifacts.archive"], (
+        "the reader did not know the program"
+    )
     with torch.inference_mode():
         for rows in (1, 2, 9):
             batch = inputs(rows)

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving import CachePolicy, InferenceClient, Input, Output, Service, Signature
+from serving.batching.pending import State
 from serving.cache import ENTRY_BYTES, WINDOW, Admission, Entries, ResponseCache, key_of
 from serving.calls import Call
 from serving.errors import Cancelled, Expired, ModelFailed, Refused, ServingError
-from serving.pending import State
 from serving.router import Choice
 from serving.v2 import parse
 

@@ -17,8 +17,8 @@ import pytest
 from observability.events import validate_events
 from serving import Registry, Service
 from serving.router import Router
-from serving.switches import with_experiment
-from serving.traffic import Policy, Variant
+from serving.routing.switches import with_experiment
+from serving.routing.traffic import Policy, Variant
 
 Start = Callable[..., Awaitable[Service]]
 AB = [{"name": "a", "version": 1, "weight": 0.25}, {"name": "b", "version": 2, "weight": 0.75}]

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serving import Input, Output, Signature
-from serving.backlog import probe
 from serving.calls import Call
-from serving.disagreement import Disagreement, Pair, compare
 from serving.errors import ModelFailed
 from serving.router import Choice
+from serving.routing.backlog import probe
+from serving.routing.disagreement import Disagreement, Pair, compare
+from serving.routing.traffic import Shadow
 from serving.shadow import Mirror, ShadowLimits
-from serving.traffic import Shadow
 from serving.v2 import parse
 
 floats = st.floats(-(2.0**100), 2.0**100, width=32)

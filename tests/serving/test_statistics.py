@@ -18,11 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from observability import names
 from observability.metrics import Metrics, exposition
 from serving import AsyncInferenceClient, Service
-from serving.aliases import Aliases
-from serving.client_errors import InferenceError
-from serving.load_report import LoadReport
-from serving.retries import NO_RETRIES
-from serving.statistics import read_counts
+from serving.clients.errors import InferenceError
+from serving.clients.retries import NO_RETRIES
+from serving.pages.aliases import Aliases
+from serving.pages.load_report import LoadReport
+from serving.pages.statistics import read_counts
 
 Start = Callable[..., Awaitable[Service]]
 

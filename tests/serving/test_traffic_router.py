@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from serving import Conflict, Policy, Registry, Router
 from serving.errors import InvalidRequest
-from serving.policies import PolicyStore
 from serving.router import position
-from serving.switches import promoted, rolled_back, with_canary, with_shadow
+from serving.routing.policies import PolicyStore
+from serving.routing.switches import promoted, rolled_back, with_canary, with_shadow
 
 STABLE = Policy("m", generation=1, stable=1, releases=1, stable_release="m-1")
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from serving import Conflict, Policy, Registry, Router
 from serving.errors import InvalidRequest
-from serving.policies import PolicyStore
 from serving.router import position
-from serving.switches import (
+from serving.routing.policies import PolicyStore
+from serving.routing.switches import (
     promoted,
     rolled_back,
     switched,
@@ -28,7 +28,7 @@ from serving.switches import (
     without_experiment,
     without_version,
 )  # fmt: skip
-from serving.traffic import STEPS, Rule, Variant, share
+from serving.routing.traffic import STEPS, Rule, Variant, share
 
 STABLE = Policy("m", generation=1, stable=1, releases=1, stable_release="m-1")
 UNITS = [f"user-{n}" for n in range(2000)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving import Signature, admission, v2
 from serving.errors import InvalidRequest
-from serving.responder import Responder
+from serving.protocol.responder import Responder
 
 
 def body(amount: Any = (1.5,), carrier: Any = ("AA",), **more: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from observability import Metrics, Profile, event_batch, exposition, label_batch
 from observability.lake import write_events, write_labels
-from serving.manifest import verify
+from serving.artifacts.manifest import verify
 from serving.registry import Registry
 from training import (
     Champion,

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serving.quick_client import Answer, QuickClient
+from serving.clients.quick import Answer, QuickClient
 from trimtab.demo.flights import CATEGORICAL, NUMERIC
 from trimtab.demo.replay import Replay, Sample, Tally
 

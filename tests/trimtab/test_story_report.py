@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serving.quick_client import Answer
+from serving.clients.quick import Answer
 from trimtab.demo.replay import Tally
 from trimtab.demo.report import Report, job_outcome, rolled_back, seen
 from trimtab.demo.timeline import Timeline

@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from collectors.drift.inputs import opened
 from collectors.drift.source import InputError, Source
+from serving.artifacts.manifest import read_manifest
+from serving.artifacts.variants import Comparison, Sample, compare, make_variant, measured, register_variant
 from serving.errors import ServingError
-from serving.manifest import read_manifest
 from serving.optimize import Recipe
+from serving.protocol.signature import Signature
 from serving.registry import ModelVersion, Registry
-from serving.signature import Signature
-from serving.variants import Comparison, Sample, compare, make_variant, measured, register_variant
 from trimtab.commands.options import echo_json, fail, with_json, with_settings
 from trimtab.settings import Settings
 

@@ -9,9 +9,9 @@ import click
 from serving.cache import CachePolicy
 from serving.callers import Caller
 from serving.fleet import FleetOptions
-from serving.limits import Limits
 from serving.server import ServingConfig
 from serving.server import serve as run
+from serving.transport.limits import Limits
 from trimtab.commands.options import fail, with_settings
 from trimtab.settings import CallerSettings, Settings
 

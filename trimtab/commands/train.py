@@ -13,7 +13,7 @@ from typing import Any
 import click
 import torch
 
-from serving.policies import PolicyStore
+from serving.routing.policies import PolicyStore
 from training.evaluate import Gate
 from training.loop import TrainConfig
 from training.reference import Beside

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pyarrow as pa
 
-from serving.quick_client import Answer, QuickClient
+from serving.clients.quick import Answer, QuickClient
 from trimtab.demo.flights import CATEGORICAL, GROUP, LABEL, NUMERIC
 
 # A server that answers nothing for this long has failed its callers; the open loop does not wait for it.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from serving.quick_client import QuickClient
+from serving.clients.quick import QuickClient
 from trimtab.demo.plan import MODEL, Plan
 from trimtab.demo.replay import Replay, Sample
 from trimtab.demo.report import Json, Report, job_outcome, rolled_back, seen

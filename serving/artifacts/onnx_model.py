@@ -1,0 +1,90 @@
+"""ONNX models on onnxruntime (the extra `onnx`): the same signature, digest and example as any other artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from serving.artifacts.program import Program
+from serving.errors import ArtifactError
+from serving.protocol.signature import Signature
+
+if TYPE_CHECKING:
+    import torch
+
+_TYPES = {
+    "tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16", "tensor(int64)": "int64",
+    "tensor(int32)": "int32", "tensor(int16)": "int16", "tensor(int8)": "int8", "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}  # fmt: skip
+
+
+def load_onnx(content: bytes, manifest: Mapping[str, Any]) -> Program:
+    """The model as a function of tensors, in the signature's order. Raises ArtifactError.
+
+    It is read from memory: a model that keeps weights in other files is refused, since those have no digest.
+    One thread a run unless torch has more; inputs go by name if the names agree, else by order.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ArtifactError("an ONNX model needs onnxruntime; install it with: pip install 'trimtab[onnx]'") from error
+    import torch
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    # Threads that wait for work in a loop would take the processor from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(f"onnxruntime cannot load model.onnx: {error}") from error
+    return Program(_function(session, Signature.of(manifest)), len(content))
+
+
+def _function(session: Any, signature: Signature) -> Callable[..., Any]:
+    import torch
+
+    inputs = _matched("inputs", [i.name for i in signature.inputs], session.get_inputs())
+    outputs = _matched("outputs", [o.name for o in signature.outputs], session.get_outputs())
+    kinds = [(value.name, _dtype(value), _column(value)) for value in inputs]
+    wanted = [value.name for value in outputs]
+    for value in outputs:
+        _dtype(value)
+
+    def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        feed = {}
+        for (name, dtype, column), tensor in zip(kinds, tensors, strict=True):
+            array = tensor.numpy().astype(dtype, copy=False)
+            feed[name] = array.reshape(-1, 1) if column and array.ndim == 1 else array
+        return tuple(map(torch.from_numpy, session.run(wanted, feed)))
+
+    return call
+
+
+def _matched(what: str, names: Sequence[str], found: Sequence[Any]) -> list[Any]:
+    by_name = {value.name: value for value in found}
+    if all(name in by_name for name in names):
+        if what == "inputs" and len(names) != len(found):
+            missing = sorted(by_name.keys() - set(names))
+            raise ArtifactError(f"model.onnx takes the inputs {missing}, which the manifest does not name")
+        return [by_name[name] for name in names]
+    if len(found) != len(names):
+        raise ArtifactError(f"model.onnx has the {what} {sorted(by_name)}, the manifest names {list(names)}")
+    return list(found)
+
+
+def _dtype(value: Any) -> str:
+    if value.type not in _TYPES:
+        raise ArtifactError(
+            f"model.onnx: {value.name!r} is a {value.type}, which is not served; export it with plain tensors "
+            "(scikit-learn: zipmap=False)"
+        )
+    return _TYPES[value.type]
+
+
+def _column(value: Any) -> bool:
+    """Whether the model wants a scalar column as [rows, 1]."""
+    return len(value.shape) == 2 and value.shape[1] == 1

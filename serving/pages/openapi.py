@@ -1,0 +1,47 @@
+"""The OpenAPI description of the server's HTTP interface, published at `/openapi.json`."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serving.pages.description import own_version
+
+_PAGE = Path(__file__).with_name("openapi.yaml")
+_RESPONSES = "x-responses"
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The description (OpenAPI 3.1), with this version's number. Do not change it."""
+    page: dict[str, Any] = yaml.safe_load(_PAGE.read_bytes())
+    page["info"]["version"] = own_version()
+    # Sets of responses that several operations share: OpenAPI knows no reference to one.
+    shared = page["components"].pop(_RESPONSES)
+    for path in page["paths"].values():
+        for operation in path.values():
+            if isinstance(operation, dict) and "$ref" in operation.get("responses", {}):
+                operation["responses"] = copy.deepcopy(shared[operation["responses"]["$ref"].rpartition("/")[2]])
+    return page
+
+
+@cache
+def _encoded() -> bytes:
+    return msgspec.json.encode(document())
+
+
+async def _serve(_request: Request) -> Response:
+    return Response(_encoded(), media_type="application/json")
+
+
+def openapi_routes() -> list[Route]:
+    """For the control app."""
+    return [Route("/openapi.json", _serve)]

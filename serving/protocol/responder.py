@@ -1,0 +1,122 @@
+"""Answers of one version in the Open Inference Protocol V2: what does not change between them is encoded once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from serving.protocol.outputs import Outputs, Rows
+from serving.protocol.signature import Signature
+from serving.protocol.tensors import WIRE_TYPES, Array
+from serving.v2 import InferRequest
+
+_Plan = Sequence[tuple[int, bool, bytes]]
+_MAX_PLANS = 1024
+
+
+class Responder:
+    """Writes the bodies of one version's answers."""
+
+    def __init__(self, model: str, version: int, signature: Signature) -> None:
+        self._outputs = signature.outputs
+        self._prefix = f'{{"model_name":{json.dumps(model)},"model_version":"{version}",'.encode()
+        self._plans: dict[Hashable, _Plan] = {}
+        # Whether requests may be read as floats at once.
+        self.floats = signature.floats
+
+    def body(self, request: InferRequest, outputs: Sequence[Array]) -> tuple[bytes, int | None]:
+        """The answer's body, and its JSON part's length where binary tensors follow."""
+        # `isinstance` of an abstract class is many times slower.
+        rows = outputs if type(outputs) is Rows else self._as_rows(outputs, request.rows)
+        batch, start, stop = rows.batch, rows.start, rows.stop
+        asked = request.outputs
+        if not request.id:
+            return self.answer(batch, start, stop, asked, request.binary_default)
+        return self._written(batch, start, stop, asked, request.binary_default, request.id)
+
+    def answer(
+        self, batch: Outputs, start: int, stop: int, asked: Mapping[str, bool] | None, default: bool
+    ) -> tuple[bytes, int | None]:
+        """The body for rows `start` to `stop` of a batch, to a request without an id."""
+        # Requests of a batch share their `asked` by identity, where they share a header.
+        key = (stop - start, default, id(asked))
+        frame = batch.frames.get(key)
+        if frame is None:
+            frame = batch.frames[key] = self._frame(batch.arrays, stop - start, asked, default)
+        place, binary, before = frame
+        if place is None:
+            return self._written(batch, start, stop, asked, default, "")
+        if binary:
+            return before + batch.content(place, start, stop), len(before)
+        return b"%b%b]}]}" % (before, batch.text(place, start, stop)), None
+
+    def _written(
+        self, batch: Outputs, start: int, stop: int, asked: Mapping[str, bool] | None, default: bool, id: str
+    ) -> tuple[bytes, int | None]:
+        plan = self._plan(batch.arrays, stop - start, asked, default)
+        named = b'"id":%b,' % msgspec.json.encode(id) if id else b""
+        pieces = [self._prefix, named]
+        tail = []
+        for place, binary, piece in plan:
+            pieces.append(piece)
+            if binary:
+                tail.append(batch.content(place, start, stop))
+            else:
+                pieces.append(batch.text(place, start, stop))
+        pieces.append(b"}]}" if plan and plan[-1][1] else b"]}]}" if plan else b'"outputs":[]}')
+        header = b"".join(pieces)
+        return (b"".join((header, *tail)), len(header)) if tail else (header, None)
+
+    def _frame(
+        self, arrays: Sequence[Array], rows: int, asked: Mapping[str, bool] | None, binary: bool
+    ) -> tuple[int | None, bool, bytes]:
+        """Of an answer with one output: its place, whether it is binary, and all that stands before its values."""
+        plan = self._plan(arrays, rows, asked, binary)
+        if len(plan) != 1:
+            return None, False, b""
+        place, packed, piece = plan[0]
+        return place, packed, self._prefix + piece + (b"}]}" if packed else b"")
+
+    def _as_rows(self, outputs: Sequence[Array], rows: int) -> Rows:
+        kinds = [WIRE_TYPES[output.datatype] for output in self._outputs]
+        arrays = [np.asarray(values, kind) for values, kind in zip(outputs, kinds, strict=True)]
+        return Rows(Outputs(arrays, rows), 0, rows)
+
+    def _plan(self, arrays: Sequence[Array], rows: int, asked: Mapping[str, bool] | None, binary: bool) -> _Plan:
+        """What stands before each output's values: (place, whether it is binary, text); kept for the usual requests."""
+        shapes = [array.shape[1:] for array in arrays]
+        key = (rows, binary, None if asked is None else tuple(asked.items()), *shapes)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._made(shapes, rows, asked, binary)
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def _made(
+        self, shapes: Sequence[Sequence[int]], rows: int, asked: Mapping[str, bool] | None, default: bool
+    ) -> _Plan:
+        plan: list[tuple[int, bool, bytes]] = []
+        before = b'"outputs":['
+        for place, (output, shape) in enumerate(zip(self._outputs, shapes, strict=True)):
+            if asked is not None and output.name not in asked:
+                continue
+            binary = default if asked is None else asked[output.name]
+            size = rows * prod(shape) * WIRE_TYPES[output.datatype].itemsize
+            dimensions = ",".join(map(str, (rows, *shape)))
+            head = f'{{"name":{json.dumps(output.name)},"datatype":"{output.datatype}","shape":[{dimensions}]'
+            after = f',"parameters":{{"binary_data_size":{size}}}' if binary else ',"data":['
+            plan.append((place, binary, before + head.encode() + after.encode()))
+            before = b"}," if binary else b"]},"
+        return plan
+
+
+def error_body(message: str, details: Mapping[str, Any] | None = None) -> bytes:
+    """The protocol's error object, with `details` beside its message."""
+    return msgspec.json.encode({"error": message, **details} if details else {"error": message})

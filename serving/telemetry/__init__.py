@@ -1,0 +1,5 @@
+"""What serving counts and records: metrics, prediction events, spans."""
+
+from __future__ import annotations
+
+__all__ = ["accounts", "recorder", "signals"]

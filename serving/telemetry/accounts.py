@@ -1,0 +1,92 @@
+"""What is counted of answered requests: one account for each choice of the router, written in bulk.
+
+An answered request appends six moments to an array and itself to a list; the series are written when somebody looks,
+and a few times a second besides.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from observability.tracing import format_trace_id
+from serving.protocol.signature import Signature
+from serving.protocol.tensors import Array
+from serving.router import Choice
+from serving.telemetry.signals import Signals
+
+if TYPE_CHECKING:
+    from serving.calls import Call
+
+_MOMENTS = 6
+
+
+class Served(NamedTuple):
+    """A batch of the shortcut: rows a request, the model's input and outputs, arrivals, and the answer's time.
+
+    The signature is here because the version may be gone when this is recorded.
+    """
+
+    signature: Signature
+    rows: list[int]
+    column: Array
+    outputs: Sequence[Array]
+    arrived: list[float]
+    done: float
+
+
+class Account:
+    """The requests of one choice that have ended since the last flush. Times are seconds of the lanes' clock."""
+
+    __slots__ = ("_signals", "_version", "calls", "choice", "extend", "model", "moments", "ok", "others", "served")
+
+    def __init__(self, model: str, choice: Choice, signals: Signals) -> None:
+        self.model = model
+        self.choice = choice
+        self._signals = signals
+        self._version = signals.version(model, choice.version)
+        self.ok = 0
+        self.others: Counter[str] = Counter()
+        # arrived, queued, started, ended, encoded, done of each request.
+        self.moments = array("d")
+        self.extend = self.moments.extend
+        # What the recorder gets.
+        self.calls: list[Call] = []
+        self.served: list[Served] = []
+
+    def add(self, call: Call, ended: float) -> None:
+        """A request that ended otherwise than with a batch's outputs, or whose trace is kept; `ended`: its answer."""
+        if call.outcome == "ok":
+            self.ok += 1
+        else:
+            self.others[call.outcome] += 1
+        queued = call.arrived if call.queued is None else call.queued
+        started = ended if call.started is None else call.started
+        worked = started if call.ended is None else call.ended
+        moments = (call.arrived, queued, started, worked, max(ended, worked), call.done)
+        if call.span is None:
+            self.extend(moments)
+        else:
+            self._version.traced(moments, call.started is not None, format_trace_id(call.span) or "")
+
+    def flush(self) -> list[Call]:
+        """Writes the series, and gives the calls for the recorder."""
+        signals, version = self._signals, self._version
+        if self.ok:
+            version.requests("ok", self.ok)
+            signals.release(self.model, self.choice, "ok", self.ok)
+            self.ok = 0
+        if self.others:
+            for outcome, count in self.others.items():
+                version.requests(outcome, count)
+                signals.release(self.model, self.choice, outcome, count)
+            self.others.clear()
+        if self.moments:
+            version.latencies(np.array(self.moments).reshape(-1, _MOMENTS))
+            del self.moments[:]
+        calls, self.calls = self.calls, []
+        return calls

@@ -1,0 +1,250 @@
+"""What serving counts: children of the catalogue's metrics, looked up once and fed a batch at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from observability import names
+from observability.metrics import Metrics, observe_many
+from serving.batching.lane_policy import LanePolicy
+from serving.batching.pending import QueueState
+from serving.router import Choice
+from serving.routing.disagreement import Disagreement
+from serving.versions.memory import Footprint
+
+if TYPE_CHECKING:
+    from serving.cache import ResponseCache
+
+Floats = npt.NDArray[np.float64]
+NO_VERSION = "none"
+# Each release, and each change of its weight, adds series; beyond so many the oldest go.
+_RELEASE_SERIES = 1000
+
+
+def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]:
+    release = str(choice.release)
+    if choice.variant is not None:
+        return model, release, choice.variant, str(choice.version), f"{choice.propensity:g}", outcome
+    return model, release, str(choice.candidate), str(choice.baseline), choice.arm, f"{choice.weight:g}", outcome
+
+
+class VersionSignals:
+    """The series of one version."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._requests = {
+            outcome: metrics[names.INFERENCE_REQUESTS].labels(model, version, outcome) for outcome in names.OUTCOMES
+        }
+        self._metrics, self._labels = metrics, (model, version)
+        self._duration = metrics[names.INFERENCE_DURATION].labels(model, version)
+        self._queue = metrics[names.INFERENCE_QUEUE].labels(model, version)
+        stages = metrics[names.INFERENCE_STAGE_DURATION]
+        self._stages = [stages.labels(model, version, stage) for stage in names.STAGES]
+        self._compute = metrics[names.INFERENCE_COMPUTE].labels(model, version)
+        self._rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
+        self._rows = metrics[names.INFERENCE_ROWS].labels(model, version)
+        self._reasons: dict[str, Any] = {}
+        self._shed: dict[str, Any] = {}
+
+    def requests(self, outcome: str, count: int) -> None:
+        """Requests answered with this outcome."""
+        self._requests[outcome].inc(count)
+
+    def latencies(self, moments: Floats) -> None:
+        """Requests by their moments, a row each: arrived, queued, started, ended, encoded, done (seconds)."""
+        observe_many(self._duration, moments[:, -1] - moments[:, 0])
+        observe_many(self._queue, moments[:, 2] - moments[:, 0])
+        for stage, seconds in zip(self._stages, np.diff(moments, axis=1).T, strict=True):
+            observe_many(stage, seconds)
+
+    def traced(self, moments: Sequence[float], worked: bool, trace_id: str) -> None:
+        """One request's moments, with the trace that shows it."""
+        self._duration.observe(moments[-1] - moments[0], {"trace_id": trace_id})
+        if worked:
+            self._queue.observe(moments[2] - moments[0])
+        for stage, begun, ended in zip(self._stages, moments, moments[1:], strict=False):
+            stage.observe(ended - begun)
+
+    def shed(self, reason: str) -> None:
+        """A request that was turned away before it cost anything."""
+        if reason not in self._shed:
+            self._shed[reason] = self._metrics[names.REQUESTS_SHED].labels(*self._labels, reason)
+        self._shed[reason].inc()
+
+    def late(self, rows: int) -> None:
+        """Rows that reached the model behind their deadline."""
+        self._metrics[names.LATE_ROWS].labels(*self._labels).inc(rows)
+
+    def padding(self, rows: int) -> None:
+        """Rows that were added to a batch."""
+        self._metrics[names.PADDING_ROWS].labels(*self._labels).inc(rows)
+
+    def batch(self, rows: int, seconds: float, reason: str) -> None:
+        """A batch that the model has run."""
+        if reason not in self._reasons:
+            self._reasons[reason] = self._metrics[names.INFERENCE_BATCHES].labels(*self._labels, reason)
+        self._reasons[reason].inc()
+        self._rows_a_batch.observe(rows)
+        self._rows.inc(rows)
+        self._compute.observe(seconds)
+
+
+class _Unwritten(Collector):
+    """Asks for what is kept back to be counted in bulk, before the series of the same registry are read.
+
+    Only on the event loop's thread, to which the counts belong; others see what was written last.
+    """
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+        self._thread = threading.get_ident()
+
+    def describe(self) -> Iterable[Family]:
+        """Nothing: it has no series."""
+        return ()
+
+    def collect(self) -> Iterable[Family]:
+        """Nothing, after everything was written."""
+        if threading.get_ident() == self._thread:
+            self._settle()
+        return ()
+
+
+class Signals:
+    """All series of the server."""
+
+    def before_reading(self, settle: Callable[[], None]) -> None:
+        """From now on `settle` is called on this thread before anybody reads the series."""
+        self.metrics.registry.register(_Unwritten(settle))
+        # A family that is made while the series are read is not among them: these must be there, and behind it.
+        for family in (names.RELEASE_REQUESTS, names.EXPERIMENT_REQUESTS):
+            self.metrics[family]
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._versions: dict[tuple[str, str], VersionSignals] = {}
+        self._releases: dict[tuple[str, Choice, str], Any] = {}
+
+    def version(self, model: str, version: int | None) -> VersionSignals:
+        """The series of a version; of `none` for requests that no version could take."""
+        key = (model, NO_VERSION if version is None else str(version))
+        found = self._versions.get(key)
+        if found is None:
+            found = self._versions[key] = VersionSignals(self.metrics, *key)
+        return found
+
+    def release(self, model: str, choice: Choice, outcome: str, count: int) -> None:
+        """Live requests of a release in progress, for the canary's test; only what a version answered or failed."""
+        if choice.release is None or choice.arm == "shadow" or not (outcome == "ok" or outcome in names.FAULTS):
+            return
+        key = (model, choice, "ok" if outcome == "ok" else "error")
+        child = self._releases.get(key)
+        if child is None:
+            child = self._releases[key] = self._release_family(choice).labels(*_release_labels(*key))
+            if len(self._releases) > _RELEASE_SERIES:
+                oldest = next(iter(self._releases))
+                del self._releases[oldest]
+                self._release_family(oldest[1]).remove(*_release_labels(*oldest))
+        child.inc(count)
+
+    def _release_family(self, choice: Choice) -> Any:
+        return self.metrics[names.RELEASE_REQUESTS if choice.variant is None else names.EXPERIMENT_REQUESTS]
+
+    def loaded(self, model: str, version: int, digest: str, seconds: float) -> None:
+        """A version is loaded, verified and warm."""
+        self.metrics[names.MODEL_READY].labels(model, str(version)).set(1)
+        self.metrics[names.MODEL_INFO].labels(model, str(version), digest).set(1)
+        self.metrics[names.MODEL_LOAD_DURATION].labels(model, str(version)).set(seconds)
+
+    def unloaded(self, model: str, version: int, digest: str) -> None:
+        """A version has left the memory."""
+        self.metrics[names.MODEL_READY].labels(model, str(version)).set(0)
+        self.metrics[names.MODEL_INFO].remove(model, str(version), digest)
+
+    def load(self, model: str, reason: str, outcome: str) -> None:
+        """A version was loaded, or failed to be."""
+        self.metrics[names.MODEL_LOADS].labels(model, reason, outcome).inc()
+
+    def memory(self, model: str, version: int, footprint: Footprint) -> None:
+        """The bytes of a version that is in memory."""
+        self.metrics[names.MODEL_MEMORY].labels(model, str(version), "weights").set(footprint.weights)
+        self.metrics[names.MODEL_MEMORY].labels(model, str(version), "resident").set(footprint.resident)
+
+    def unload(self, model: str, version: int, reason: str) -> None:
+        """A version has gone: retired, evicted or unloaded by a call."""
+        self.metrics[names.MODEL_UNLOADS].labels(model, reason).inc()
+        for kind in ("weights", "resident"):
+            self.metrics[names.MODEL_MEMORY].remove(model, str(version), kind)
+
+    def memory_budget(self, limit: int) -> None:
+        """Bytes that versions may take together; 0 when there is no limit."""
+        self.metrics[names.MODEL_MEMORY_BUDGET].set(limit)
+
+    def traffic(self, model: str, generation: int, weights: dict[tuple[int, str], float]) -> None:
+        """The policy in force: weight by (version, role); roles that are gone fall to 0."""
+        self.metrics[names.TRAFFIC_GENERATION].labels(model).set(generation)
+        family = self.metrics[names.TRAFFIC_WEIGHT]
+        for sample_model, version, role in list(family._metrics):
+            if sample_model == model:
+                family.labels(model, version, role).set(0)
+        for (number, role), weight in weights.items():
+            family.labels(model, str(number), role).set(weight)
+
+    def in_flight(self, model: str, version: int, requests: int) -> None:
+        """Requests that are queued or with the model."""
+        self.metrics[names.INFERENCE_IN_FLIGHT].labels(model, str(version)).set(requests)
+
+    def queue(self, model: str, version: int, state: QueueState) -> None:
+        """What waits now."""
+        labels = (model, str(version))
+        for name, value in (
+            (names.QUEUE_ROWS, state.rows), (names.QUEUE_BYTES, state.bytes),
+            (names.QUEUE_OLDEST, state.oldest_seconds), (names.QUEUE_EXPECTED, state.expected_seconds),
+            (names.BATCH_LIMIT_ROWS, state.batch_rows),
+        ):  # fmt: skip
+            self.metrics[name].labels(*labels).set(value)
+
+    def queue_limits(self, model: str, policy: LanePolicy) -> None:
+        """What may wait."""
+        self.metrics[names.QUEUE_LIMIT_ROWS].labels(model).set(policy.limit_rows)
+        self.metrics[names.QUEUE_LIMIT_BYTES].labels(model).set(policy.limit_bytes)
+        self.metrics[names.CONCURRENCY_LIMIT].labels(model).set(policy.limit_requests)
+
+    def stalled(self, model: str, version: int, stalled: bool) -> None:
+        """A loaded version's batches have stopped coming back, or move again."""
+        self.metrics[names.MODEL_READY].labels(model, str(version)).set(0 if stalled else 1)
+
+    def cache(self, model: str, cache: ResponseCache) -> None:
+        """What a model's response cache has counted since the last time, and what it holds."""
+        counts, cache.counts = cache.counts, Counter()
+        for (version, result), count in counts.items():
+            self.metrics[names.RESPONSE_CACHE_REQUESTS].labels(model, str(version), result).inc(count)
+        evicted, cache.entries.evicted = cache.entries.evicted, Counter()
+        for reason, count in evicted.items():
+            self.metrics[names.RESPONSE_CACHE_EVICTIONS].labels(model, reason).inc(count)
+        self.metrics[names.RESPONSE_CACHE_HIT_RATIO].labels(model).set(cache.admission.ratio)
+        self.metrics[names.RESPONSE_CACHE_BYTES].labels(model).set(cache.entries.bytes)
+        self.metrics[names.RESPONSE_CACHE_LIMIT_BYTES].labels(model).set(cache.policy.bytes)
+        self.metrics[names.RESPONSE_CACHE_ENTRIES].labels(model).set(len(cache.entries))
+
+    def shadowed(self, model: str, shadow: int, outcome: str, count: int) -> None:
+        """What became of requests copied to a shadow: compared, incomparable, failed or dropped."""
+        if count:
+            self.metrics[names.SHADOW_REQUESTS].labels(model, str(shadow), outcome).inc(count)
+
+    def disagreement(self, model: str, version: int, shadow: int, found: Disagreement) -> None:
+        """How much a shadow's outputs differ from a version's answers."""
+        labels = (model, str(version), str(shadow))
+        observe_many(self.metrics[names.SHADOW_DIFFERENCE].labels(*labels), found.absolute)
+        observe_many(self.metrics[names.SHADOW_RELATIVE_DIFFERENCE].labels(*labels), found.relative)
+        if found.ranked_rows:
+            self.metrics[names.SHADOW_RANKED_ROWS].labels(*labels).inc(found.ranked_rows)
+            self.metrics[names.SHADOW_OTHER_ROWS].labels(*labels).inc(found.other_rows)

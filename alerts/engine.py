@@ -18,7 +18,7 @@ from alerts.querier import Querier, QueryError, Sample, SampleWriter, StoreAway,
 from alerts.rules import Rule, RuleGroup
 from alerts.state_store import StateStore
 from alerts.states import Alert, DuplicateAlert, Event, Instance, RuleState, step
-from alerts.templates import expand
+from alerts.templates import Surroundings, expand
 from observability import names
 from observability.metrics import Metrics
 
@@ -158,12 +158,13 @@ class RuleEngine:
         def query(expr: str) -> Sequence[Sample]:
             return self._querier.instant(expr, at)
 
+        surroundings = Surroundings(query, at, self._external_url, server_url=self._external_url)
         instances = []
         for sample in vector:
             labels = _unnamed(sample.labels)
 
             def text(template: str, labels: Labels = sample.labels, value: float = sample.value) -> str:
-                return expand(template, labels, value, query=query, external_url=self._external_url)
+                return expand(template, labels, value, surroundings, name=rule.name)
 
             own = {name: text(template) for name, template in rule.labels}
             merged = labels_of({**dict(labels), **own, "alertname": rule.name})

@@ -169,7 +169,7 @@ class _File:
             self.report(node, f"{what}: {error}")
             return default
 
-    def pairs(self, node: yaml.Node | None, what: str, *, templated: bool) -> Labels:
+    def pairs(self, node: yaml.Node | None, what: str, *, templated: bool, owner: str = "") -> Labels:
         """Labels or annotations; names and templates are checked."""
         if node is None or _is_null(node):
             return ()
@@ -183,7 +183,7 @@ class _File:
                 self.report(key, f"{name!r} is not a valid name in {what}")
             if templated:
                 try:
-                    Template.parse(text)
+                    Template.parse(text, owner)
                 except TemplateError as error:
                     self.report(value, f"{what} {name!r}: {error}")
             pairs.append((name, text))

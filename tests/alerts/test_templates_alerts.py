@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alerts.labels import Labels
 from alerts.querier import QueryError, Sample
-from alerts.templates import Template, TemplateError, expand
+from alerts.templates import Surroundings, Template, TemplateError
+from alerts.templates import expand as expand_in
 
 LABELS = (("__name__", "up"), ("instance", "web-1.example.org:8080"), ("model", "delay"))
 
@@ -21,6 +23,10 @@ def query(expr: str) -> Sequence[Sample]:
     if expr == "none":
         return []
     return [Sample((("column", "a"),), 1.5), Sample((("column", "b"),), 2.0)]
+
+
+def expand(text: str, labels: Labels, value: float) -> str:
+    return expand_in(text, labels, value, Surroundings(query), name="A")
 
 
 CASES = [
@@ -54,7 +60,7 @@ CASES = [
 
 @pytest.mark.parametrize(("text", "expected"), CASES)
 def test_a_template_expands_as_go_expands_it(text: str, expected: str) -> None:
-    assert expand(text, LABELS, 0.25, query=query) == expected
+    assert expand(text, LABELS, 0.25) == expected
 
 
 @pytest.mark.slow
@@ -97,11 +103,11 @@ def test_promtool_expands_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_a_failure_is_told_in_the_text(text: str) -> None:
-    assert expand(text, LABELS, 0.25, query=query).startswith("<error expanding template: ")
+    assert expand(text, LABELS, 0.25).startswith("<error expanding template: ")
 
 
 def test_a_template_without_actions_is_itself() -> None:
-    assert expand("100 % sure", LABELS, 1.0, query=query) == "100 % sure"
+    assert expand("100 % sure", LABELS, 1.0) == "100 % sure"
 
 
 def test_parsing_finds_errors_before_any_alert() -> None:

@@ -1,0 +1,393 @@
+"""The parser of Go templates: text to trees, one for the template itself and one for each `define` in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from alerts.templates.lexing import Token, tokens_of
+from alerts.templates.nodes import (
+    Action,
+    Branch,
+    Chain,
+    Command,
+    Dot,
+    Field,
+    Identifier,
+    Leave,
+    Literal,
+    Nil,
+    Node,
+    Pipe,
+    TemplateCall,
+    Text,
+    Variable,
+)
+from alerts.templates.printing import quoted
+from alerts.templates.values import Value
+
+_OPERANDS = ("bool", "charConstant", "dot", "field", "identifier", "number", "nil", "rawString", "string", "variable")
+_ESCAPE = re.compile(r"\\(?:([abfnrtv\\'\"])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3})|(.|\Z))", re.S)
+_PLAIN = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_INTEGER = re.compile(r"[+-]?(?:0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0(?:_?[0-7])*|[1-9](?:_?\d)*)\Z")
+_FLOAT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\Z")
+_HEX_FLOAT = re.compile(r"[+-]?0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)[pP][+-]?\d+\Z")
+
+
+class TemplateError(ValueError):
+    """A template that cannot be parsed, or fails when it is expanded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A template's name and what it holds."""
+
+    name: str
+    root: Sequence[Node]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds only white space."""
+        return all(isinstance(node, Text) and not node.text.strip() for node in self.root)
+
+
+def parse_template(name: str, text: str, knows: Callable[[str], bool]) -> dict[str, Tree]:
+    """The trees by name, the template's own among them; `knows` says which functions there are. Raises TemplateError."""
+    trees: dict[str, Tree] = {}
+    _Parser(name, tokens_of(text), knows, trees).whole()
+    return trees
+
+
+class _End:
+    """`{{end}}` or `{{else}}`, which close a list of nodes; `kind` is what follows an else: if, with or nothing."""
+
+    def __init__(self, word: str, kind: str = "") -> None:
+        self.word = word
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return f"{{{{{self.word}}}}}"
+
+
+class _Parser:
+    def __init__(
+        self, name: str, tokens: Sequence[Token], knows: Callable[[str], bool], trees: dict[str, Tree]
+    ) -> None:
+        self._name = name
+        self._tokens = tokens
+        self._knows = knows
+        self._trees = trees
+        self._place = 0
+        self._variables = ["$"]
+        self._ranges = 0
+        self._action_line = 0
+
+    def whole(self) -> None:
+        """Parse everything, definitions included, into the trees."""
+        nodes: list[Node] = []
+        while self._peek().kind != "EOF":
+            token = self._peek()
+            if token.kind == "leftDelim":
+                start = self._place
+                self._next()
+                if self._next_token().kind == "define":
+                    self._definition()
+                    continue
+                self._place = start
+            node = self._text_or_action()
+            if isinstance(node, _End):
+                raise self._error(f"unexpected {node}")
+            nodes.append(node)
+        self._add(Tree(self._name, nodes))
+
+    # --- structure ----------------------------------------------------------------------------------------------------
+    def _definition(self) -> None:
+        name = self._unquoted(self._expect(("string", "rawString"), "define clause"))
+        self._expect(("rightDelim",), "define clause")
+        variables, ranges = self._variables, self._ranges
+        self._variables, self._ranges = ["$"], 0
+        nodes, end = self._list()
+        if end.word != "end":
+            raise self._error(f"unexpected {end} in define clause")
+        self._variables, self._ranges = variables, ranges
+        self._add(Tree(name, nodes))
+
+    def _add(self, tree: Tree) -> None:
+        known = self._trees.get(tree.name)
+        if known is None or known.is_empty:
+            self._trees[tree.name] = tree
+        elif not tree.is_empty:
+            raise self._error(f"template: multiple definition of template {quoted(tree.name)}")
+
+    def _list(self) -> tuple[list[Node], _End]:
+        nodes: list[Node] = []
+        while self._peek_token().kind != "EOF":
+            node = self._text_or_action()
+            if isinstance(node, _End):
+                return nodes, node
+            nodes.append(node)
+        raise self._error("unexpected EOF")
+
+    def _text_or_action(self) -> Node | _End:
+        token = self._next_token()
+        if token.kind == "text":
+            return Text(token.position, token.text)
+        if token.kind == "leftDelim":
+            self._action_line = token.line
+            node = self._action()
+            self._action_line = 0
+            return node
+        raise self._unexpected(token, "input")
+
+    def _action(self) -> Node | _End:
+        token = self._next_token()
+        match token.kind:
+            case "if" | "with":
+                return self._branch(token.kind)
+            case "range":
+                self._ranges += 1
+                node = self._branch("range")
+                self._ranges -= 1
+                return node
+            case "end":
+                self._expect(("rightDelim",), "end")
+                return _End("end")
+            case "else":
+                following = self._peek_token().kind
+                if following in ("if", "with"):
+                    return _End("else", following)
+                self._expect(("rightDelim",), "else")
+                return _End("else")
+            case "template":
+                return self._template_call()
+            case "block":
+                return self._block()
+            case "break" | "continue":
+                if (extra := self._next_token()).kind != "rightDelim":
+                    raise self._unexpected(extra, f"{{{{{token.kind}}}}}")
+                if not self._ranges:
+                    raise self._error(f"{{{{{token.kind}}}}} outside {{{{range}}}}")
+                return Leave(token.position, token.kind)
+        self._place -= 1
+        return Action(token.position, self._pipeline("command", "rightDelim"))
+
+    def _branch(self, kind: str) -> Node:
+        known = len(self._variables)
+        pipe = self._pipeline(kind, "rightDelim")
+        body, end = self._list()
+        otherwise: Sequence[Node] = ()
+        if end.word == "else":
+            if end.kind:
+                if end.kind != kind:
+                    raise self._unexpected(self._peek_token(), "else")
+                self._next_token()
+                otherwise = [self._branch(end.kind)]  # shares this block's {{end}}
+            else:
+                otherwise, end = self._list()
+                if end.word != "end":
+                    raise self._error(f"expected end; found {end}")
+        del self._variables[known:]
+        return Branch(pipe.position, kind, pipe, body, otherwise)
+
+    def _template_call(self) -> Node:
+        token = self._expect(("string", "rawString"), "template clause")
+        name = self._unquoted(token)
+        if self._peek_token().kind == "rightDelim":
+            self._next_token()
+            return TemplateCall(token.position, name, None)
+        return TemplateCall(token.position, name, self._pipeline("template clause", "rightDelim"))
+
+    def _block(self) -> Node:
+        token = self._expect(("string", "rawString"), "block clause")
+        name = self._unquoted(token)
+        pipe = self._pipeline("block clause", "rightDelim")
+        variables, ranges = self._variables, self._ranges
+        self._variables, self._ranges = ["$"], 0
+        nodes, end = self._list()
+        if end.word != "end":
+            raise self._error(f"unexpected {end} in block clause")
+        self._variables, self._ranges = variables, ranges
+        self._add(Tree(name, nodes))
+        return TemplateCall(token.position, name, pipe)
+
+    # --- pipelines ----------------------------------------------------------------------------------------------------
+    def _pipeline(self, context: str, end: str) -> Pipe:
+        position = self._peek_token().position
+        declared, assigns = self._declarations(context)
+        commands: list[Command] = []
+        while True:
+            token = self._next_token()
+            if token.kind == end:
+                break
+            if token.kind not in (*_OPERANDS, "leftParen"):
+                raise self._unexpected(token, context)
+            self._place -= 1
+            commands.append(self._command())
+        if not commands:
+            raise self._error(f"missing value for {context}")
+        for stage, command in enumerate(commands[1:], start=2):
+            if isinstance(command.arguments[0], (Literal, Dot, Nil)):
+                raise self._error(f"non executable command in pipeline stage {stage}")
+        return Pipe(position, declared, assigns, tuple(commands))
+
+    def _declarations(self, context: str) -> tuple[tuple[str, ...], bool]:
+        declared: list[str] = []
+        while self._peek_token().kind == "variable":
+            start = self._place
+            variable = self._next_token()
+            following = self._next_token()
+            if following.kind in ("assign", "declare"):
+                declared.append(variable.text)
+                self._variables.append(variable.text)
+                return tuple(declared), following.kind == "assign"
+            if following.kind == "char" and following.text == ",":
+                declared.append(variable.text)
+                self._variables.append(variable.text)
+                if context == "range" and len(declared) < 2:
+                    if self._peek_token().kind not in ("variable", "rightDelim", "rightParen"):
+                        raise self._error("range can only initialize variables")
+                    continue
+                raise self._error(f"too many declarations in {context}")
+            self._place = start
+            break
+        return tuple(declared), False
+
+    def _command(self) -> Command:
+        position = self._peek_token().position
+        arguments: list[Node] = []
+        while True:
+            self._peek_token()
+            operand = self._operand()
+            if operand is not None:
+                arguments.append(operand)
+            token = self._next()
+            if token.kind == "space":
+                continue
+            if token.kind in ("rightDelim", "rightParen"):
+                self._place -= 1
+            elif token.kind != "pipe":
+                raise self._unexpected(token, "operand")
+            break
+        if not arguments:
+            raise self._error("empty command")
+        return Command(position, tuple(arguments))
+
+    def _operand(self) -> Node | None:
+        node = self._term()
+        if node is None or self._peek().kind != "field":
+            return node
+        position = self._peek().position
+        names: list[str] = []
+        while self._peek().kind == "field":
+            names.append(self._next().text[1:])
+        if isinstance(node, (Field, Variable)):
+            return type(node)(position, (*node.names, *names))
+        if isinstance(node, (Literal, Nil, Dot)):
+            raise self._error(f"unexpected . after term {quoted(str(node))}")
+        return Chain(position, node, tuple(names))
+
+    def _term(self) -> Node | None:
+        token = self._next_token()
+        match token.kind:
+            case "identifier":
+                if not self._knows(token.text):
+                    raise self._error(f"function {quoted(token.text)} not defined")
+                return Identifier(token.position, token.text)
+            case "dot":
+                return Dot(token.position)
+            case "nil":
+                return Nil(token.position)
+            case "variable":
+                if token.text not in self._variables:
+                    raise self._error(f"undefined variable {quoted(token.text)}")
+                return Variable(token.position, (token.text,))
+            case "field":
+                return Field(token.position, (token.text[1:],))
+            case "bool":
+                return Literal(token.position, token.text, token.text == "true")
+            case "number":
+                return Literal(token.position, token.text, self._number(token.text))
+            case "charConstant":
+                return Literal(token.position, token.text, self._rune(token))
+            case "string" | "rawString":
+                return Literal(token.position, token.text, self._unquoted(token))
+            case "leftParen":
+                return self._pipeline("parenthesized pipeline", "rightParen")
+        self._place -= 1
+        return None
+
+    # --- literals -----------------------------------------------------------------------------------------------------
+    def _number(self, text: str) -> Value:
+        if _INTEGER.match(text):
+            digits = text.replace("_", "").lower().lstrip("+-")
+            octal = len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
+            value = int(digits, 8 if octal else 0)
+            value = -value if text[0] == "-" else value
+            if not -(2**63) <= value < 2**63:
+                raise self._error(f"integer overflow: {quoted(text)}")
+            return value
+        if _HEX_FLOAT.match(text):
+            return float.fromhex(text)
+        if not _FLOAT.match(text):
+            raise self._error(f"illegal number syntax: {quoted(text)}")
+        return float(text)
+
+    def _rune(self, token: Token) -> int:
+        text = self._unescaped(token.text[1:-1])
+        if len(text) != 1:
+            raise self._error(f"malformed character constant: {token.text}")
+        return ord(text)
+
+    def _unquoted(self, token: Token) -> str:
+        body = token.text[1:-1]
+        return body.replace("\r", "") if token.kind == "rawString" else self._unescaped(body)
+
+    def _unescaped(self, text: str) -> str:
+        def one(found: re.Match[str]) -> str:
+            plain, *codes, octal, wrong = found.groups()
+            if wrong is not None:
+                raise self._error("invalid syntax")
+            if plain is not None:
+                return _PLAIN.get(plain, plain)
+            return chr(int(octal, 8) if octal else int(next(code for code in codes if code), 16))
+
+        return _ESCAPE.sub(one, text)
+
+    # --- tokens -------------------------------------------------------------------------------------------------------
+    def _next(self) -> Token:
+        token = self._peek()
+        self._place += 1
+        return token
+
+    def _peek(self) -> Token:
+        return self._tokens[min(self._place, len(self._tokens) - 1)]
+
+    def _next_token(self) -> Token:
+        """The next token that is not white space."""
+        self._peek_token()
+        return self._next()
+
+    def _peek_token(self) -> Token:
+        while self._peek().kind == "space":
+            self._place += 1
+        return self._peek()
+
+    def _expect(self, kinds: tuple[str, ...], context: str) -> Token:
+        token = self._next_token()
+        if token.kind not in kinds:
+            raise self._unexpected(token, context)
+        return token
+
+    def _unexpected(self, token: Token, context: str) -> TemplateError:
+        if token.kind != "error":
+            return self._error(f"unexpected {token} in {context}")
+        extra = ""
+        if self._action_line and self._action_line != token.line:
+            extra = f" in action started at {self._name}:{self._action_line}"
+            extra = extra.removeprefix(" in action") if token.text.endswith(" action") else extra
+        return self._error(f"{token}{extra}")
+
+    def _error(self, message: str) -> TemplateError:
+        last = self._tokens[min(max(self._place - 1, 0), len(self._tokens) - 1)]
+        return TemplateError(f"template: {self._name}:{last.line}: {message}")

@@ -41,6 +41,7 @@ from serving.routing.policies import PolicyStore
 from serving.shadow import Mirror, ShadowLimits
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
+from serving.transport.certificates import tls_context
 from serving.versions.deployment import Deployment, Loaded, load_version
 from serving.versions.references import References
 from serving.versions.repository import Repository
@@ -129,8 +130,6 @@ class ServingConfig:
     fleet: FleetOptions = field(default_factory=FleetOptions)
 
     def __post_init__(self) -> None:
-        if self.fleet.several and (self.grpc_port is not None or self.ssl_certfile is not None):
-            raise ValueError("gRPC and TLS need a server of one process: leave them out, or the fleet")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile is set and ssl_certfile is not: TLS needs a certificate")
         if self.max_batch_rows < 1 or self.max_queue_rows < self.max_batch_rows:
@@ -222,7 +221,6 @@ class Service:
                 host=config.host, grpc_port=config.grpc_port, body_bytes=config.limits.body_bytes,
                 trace_sample_ratio=config.trace_sample_ratio, metric_aliases=config.metric_aliases,
                 load_header=config.load_header, ssl_certfile=config.ssl_certfile, ssl_keyfile=config.ssl_keyfile,
-                grpc_shared=config.fleet.replicas > 1,
             ),
             self._front, self.deployments, self.health, self.metrics, callers, self._active,
             lambda: len(self.http.connections), self._front.settle,
@@ -258,7 +256,11 @@ class Service:
         """Opens the port; `port` says which. A replica behind fronts listens to them instead."""
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            self.http.connection, self.config.host, self.config.port, backlog=2048, ssl=self.edge.ssl_context()
+            self.http.connection,
+            self.config.host,
+            self.config.port,
+            backlog=2048,
+            ssl=tls_context(self.config.ssl_certfile, self.config.ssl_keyfile),
         )
         self.port = server.sockets[0].getsockname()[1]
         await self.edge.start()

@@ -16,9 +16,11 @@ from serving.fleet.app import RelayApp
 from serving.fleet.channel import Channel, first_of
 from serving.fleet.exposition import dump
 from serving.fleet.relay import TICK_SECONDS, Relay
+from serving.grpc.service import GrpcServer
 from serving.http import Server
-from serving.pages.edge import tls_context
 from serving.server import ServingConfig
+from serving.transport.certificates import grpc_credentials, tls_context
+from serving.transport.gateway import Gateway
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -42,6 +44,9 @@ class FrontProcess:
         self.relay = Relay(config.fleet, self._metrics)
         app = RelayApp(self.relay, self._unready, self._page, time.perf_counter)
         self.http = Server(self.relay, app, config.limits)
+        self._gateway = Gateway(self.relay)
+        self._gateway.app = app
+        self._grpc: GrpcServer | None = None
 
     async def handle(self, op: str, args: Mapping[str, Any]) -> Any:
         """What the supervisor asks."""
@@ -92,7 +97,16 @@ class FrontProcess:
         """Connects to the replicas that are there and accepts connections; without replicas these get 503."""
         await self._update(await self._channel.call("enter"))
         await self._accept({self._number})
+        await self._open_grpc()
         await self._channel.call("listening")
+
+    async def _open_grpc(self) -> None:
+        """All fronts listen on gRPC's port, and the kernel spreads its connections over those that live."""
+        config = self._config
+        if config.grpc_port is not None:
+            self._grpc = GrpcServer(self._gateway, max_message_bytes=config.limits.body_bytes)
+            credentials = grpc_credentials(config.ssl_certfile, config.ssl_keyfile)
+            await self._grpc.start(config.host, config.grpc_port, credentials, shared=True)
 
     async def sweep(self) -> None:
         """Keeps watch over slow clients and replicas, until cancelled."""
@@ -118,8 +132,11 @@ class FrontProcess:
         # A connection that has just come or was just answered may have a request on the way: it gets a moment.
         lingering = time.monotonic() + max(notice, _LINGER_SECONDS)
         limit = time.monotonic() + self._config.drain_timeout
+        calls = loop.create_task(self._grpc.stop(self._config.drain_timeout)) if self._grpc is not None else None
         while (now := time.monotonic()) < limit and (self.http.active() or (self.http.connections and now < lingering)):
             await asyncio.sleep(0.005)
+        if calls is not None:
+            await calls
         # What was written last has a turn of the loop to leave before the connections close.
         await asyncio.sleep(0)
         self.http.abort()

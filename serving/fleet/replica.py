@@ -183,7 +183,10 @@ class HubPeers:
 
 
 def share_of(config: ServingConfig) -> ServingConfig:
-    """What one replica makes of the server's settings: callers' rates are the server's, and it has a part of them."""
+    """What one replica makes of the server's settings: callers' rates are the server's, and it has a part of them.
+
+    Its ports and their certificate are the fronts'.
+    """
     count = config.fleet.replicas
     callers = tuple(
         replace(
@@ -193,7 +196,9 @@ def share_of(config: ServingConfig) -> ServingConfig:
         )
         for caller in config.callers
     )
-    return replace(config, port=0, drain_notice=0.0, callers=callers)
+    return replace(
+        config, port=0, drain_notice=0.0, callers=callers, grpc_port=None, ssl_certfile=None, ssl_keyfile=None
+    )
 
 
 class Replica(Service):
@@ -211,7 +216,7 @@ class Replica(Service):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Joins with all its models loaded; then only gRPC's port, which the replicas share, leads to it."""
+        """Joins with all its models loaded."""
         await super().start()
         await self.edge.start()
 

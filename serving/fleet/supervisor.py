@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import time
 from asyncio.subprocess import DEVNULL, Process, create_subprocess_exec
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from observability.metrics import Metrics
 from serving.fleet.channel import Channel
 from serving.fleet.hub import Gate, Hub, Member
 from serving.fleet.orders import Kind, Orders, send_orders
+from serving.transport.certificates import tls_context
 
 if TYPE_CHECKING:
     from serving.server import ServingConfig
@@ -44,7 +47,9 @@ class Fleet:
         self._metrics = Metrics()
         self.hub = Hub(config.fleet, self._metrics, self._kill)
         self.port = config.port
+        self.grpc_port = config.grpc_port
         self._listeners: list[socket.socket] = []
+        self._grpc_port_held: socket.socket | None = None
         self._folder = Path()
         self._processes: dict[tuple[Kind, int], Process] = {}
         self._keepers: dict[tuple[Kind, int], asyncio.Task[None]] = {}
@@ -52,9 +57,20 @@ class Fleet:
         self._draining: set[Kind] = set()
 
     async def start(self) -> None:
-        """Opens the port and starts the processes. Raises OSError when the port is taken."""
-        fleet = self._config.fleet
-        self._listeners = open_listeners(self._config.host, self._config.port, fleet.front_count)
+        """Opens the port and starts the processes.
+
+        Raises OSError when a port is taken or the certificate cannot be used, ImportError for gRPC without grpcio.
+        """
+        config, fleet = self._config, self._config.fleet
+        # What no front could do is said here, once, instead of by each of them again and again.
+        tls_context(config.ssl_certfile, config.ssl_keyfile)
+        if config.grpc_port is not None:
+            if importlib.util.find_spec("grpc") is None:
+                raise ImportError("the gRPC port needs grpcio: pip install 'trimtab[grpc]'")
+            self._grpc_port_held = hold_port(config.host, config.grpc_port)
+            self.grpc_port = self._grpc_port_held.getsockname()[1]
+            self._config = replace(config, grpc_port=self.grpc_port)
+        self._listeners = open_listeners(config.host, config.port, fleet.front_count)
         self.port = self._listeners[0].getsockname()[1]
         # Only this user may enter the folder: whoever reaches a replica's socket is taken for a front.
         self._folder = Path(tempfile.mkdtemp(prefix="trimtab-"))
@@ -91,6 +107,8 @@ class Fleet:
         await self._ended("replica")
         if self._watching is not None:
             self._watching.cancel()
+        if self._grpc_port_held is not None:
+            self._grpc_port_held.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _ended(self, kind: Kind) -> None:
@@ -178,14 +196,7 @@ class Fleet:
 
 def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
     """`count` listening sockets on one port, among which the kernel spreads the connections. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    with socket.socket(family, kind, protocol) as probe:
-        # Sharing a port is a matter of these sockets only: another server that shares it too must not go unseen.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(address)
-        address = probe.getsockname()
+    family, kind, protocol, address = _free_address(host, port)
     opened: list[socket.socket] = []
     try:
         for _ in range(count):
@@ -202,6 +213,34 @@ def open_listeners(host: str, port: int, count: int) -> list[socket.socket]:
             listener.close()
         raise
     return opened
+
+
+def hold_port(host: str, port: int) -> socket.socket:
+    """A socket that keeps the port for listeners that share it (SO_REUSEPORT), and takes no connections itself.
+
+    Raises OSError when the port is taken.
+    """
+    family, kind, protocol, address = _free_address(host, port)
+    held = socket.socket(family, kind, protocol)
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(address)
+    except OSError:
+        held.close()
+        raise
+    return held
+
+
+def _free_address(host: str, port: int) -> tuple[int, int, int, Any]:
+    """Family, kind and protocol of a socket there, and the address, with a port that nobody has."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as probe:
+        # Sharing a port is a matter of our sockets only: another server that shares it too must not go unseen.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return family, kind, protocol, probe.getsockname()
 
 
 def _environment() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -29,6 +30,9 @@ _CODES = {
 # Headers of HTTP's own framing, which a call's metadata must not set.
 _FRAMING = frozenset({"content-length", "content-encoding", "transfer-encoding", "content-type", "accept-encoding"})
 _STREAM_AHEAD = 64
+# Without a call for so long, none is under way in grpcio; it is not waited for longer than the second.
+_QUIET_SECONDS = 0.01
+_QUIET_LIMIT_SECONDS = 0.25
 # Space for a message's own fields beside its tensors.
 _MESSAGE_OVERHEAD = 64 * 1024
 
@@ -41,6 +45,10 @@ class GrpcServer:
         self._max_message_bytes = max_message_bytes
         self._max_calls = max_calls
         self._server: Any = None
+        # Calls of inference taken in; while the server stops, their answers wait until clients know.
+        self._calls = 0
+        self._told = asyncio.Event()
+        self._told.set()
 
     async def start(
         self, host: str, port: int, credentials: tuple[bytes, bytes] | None = None, *, shared: bool = False
@@ -96,10 +104,23 @@ class GrpcServer:
         return int(bound)
 
     async def stop(self, grace: float) -> None:
-        """Takes no more calls, and waits up to `grace` seconds for those in flight."""
-        if self._server is not None:
-            self._stopping.set()
-            await self._server.stop(grace)
+        """Takes no more calls, and waits up to `grace` seconds for those in flight.
+
+        grpcio drops calls that have come and that it has not handed to us when it is told to stop. So the answers are
+        held until no more calls come, and sent when all connections have been told that no more may come.
+        """
+        if self._server is None:
+            return
+        self._told.clear()
+        calls, limit = -1, time.monotonic() + min(grace, _QUIET_LIMIT_SECONDS)
+        while calls != self._calls and time.monotonic() < limit:
+            calls = self._calls
+            await asyncio.sleep(_QUIET_SECONDS)
+        self._stopping.set()
+        stopping = asyncio.create_task(self._server.stop(grace))
+        await asyncio.sleep(_QUIET_SECONDS)
+        self._told.set()
+        await stopping
 
     # --- calls -----------------------------------------------------------------------------------------------------
     async def _live(self, _data: bytes, context: Any) -> bytes:
@@ -120,11 +141,14 @@ class GrpcServer:
         return _SERVING if reply.status == 200 else _NOT_SERVING
 
     async def _infer(self, data: bytes, context: Any) -> bytes:
+        self._calls += 1
         request = await self._parsed("ModelInferRequest", data, context)
         try:
             reply = await self._asked(request, _headers(context))
         except InvalidRequest as error:
             await context.abort(self._codes[error.status], str(error))
+        if not self._told.is_set():
+            await self._told.wait()
         if reply.status != 200:
             await self._fail(reply, context)
         context.set_trailing_metadata(_shown(reply))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from serving.pages.extensions import Extensions
 from serving.pages.inspection import Inspection
 from serving.pages.load_report import LoadReport
 from serving.pages.openapi import openapi_routes
+from serving.transport.certificates import grpc_credentials
 from serving.transport.exchange import InferHandler
 from serving.transport.gateway import Gateway
 from serving.versions.deployment import Deployment
@@ -46,8 +46,6 @@ class EdgeOptions:
     load_header: bool
     ssl_certfile: Path | None
     ssl_keyfile: Path | None
-    # Other replicas of the server listen on the gRPC port too.
-    grpc_shared: bool = False
 
 
 class Edge:
@@ -105,18 +103,9 @@ class Edge:
         if options.grpc_port is None:
             return
         self._grpc = GrpcServer(self.gateway, max_message_bytes=options.body_bytes)
-        credentials = None
-        if options.ssl_certfile is not None:
-            key = options.ssl_keyfile or options.ssl_certfile
-            credentials = (key.read_bytes(), options.ssl_certfile.read_bytes())
-        self.grpc_port = await self._grpc.start(
-            options.host, options.grpc_port, credentials, shared=options.grpc_shared
-        )
+        credentials = grpc_credentials(options.ssl_certfile, options.ssl_keyfile)
+        self.grpc_port = await self._grpc.start(options.host, options.grpc_port, credentials)
         _log.info("gRPC on %s:%d", options.host, self.grpc_port)
-
-    def ssl_context(self) -> ssl.SSLContext | None:
-        """What the HTTP port needs to speak TLS. Raises OSError for files that cannot be read or do not fit."""
-        return tls_context(self._options.ssl_certfile, self._options.ssl_keyfile)
 
     async def stop(self, grace: float) -> None:
         """Takes no more gRPC calls; those in flight have `grace` seconds."""
@@ -154,12 +143,3 @@ class Edge:
                 if sample.name.endswith("_sum")
             )
         )
-
-
-def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
-    """What a port needs to speak TLS; None without a certificate. Raises OSError for files that do not fit."""
-    if certfile is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
-    return context

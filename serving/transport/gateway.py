@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from starlette.types import ASGIApp
 
@@ -50,7 +51,9 @@ class Gateway:
 
     async def infer(self, model: str, version: str | None, headers: dict[bytes, bytes], body: bytes) -> Reply:
         """Asks the front; `headers` by lower-case name."""
-        exchange, future = self._exchange(b"POST", b"", headers, body)
+        named = f"/versions/{quote(version, safe='')}" if version is not None else ""
+        target = f"/v2/models/{quote(model, safe='')}{named}/infer".encode()
+        exchange, future = self._exchange(b"POST", target, headers, body)
         self.active += 1
         try:
             self._handler.infer(exchange, model, version)

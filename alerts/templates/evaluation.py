@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from alerts.querier import QueryError
-from alerts.templates.functions import ANY, REFLECTED, SAMPLE, TEXT, VECTOR, Function
+from alerts.templates.calls import ANY, REFLECTED, SAMPLE, TEXT, VECTOR, Function
 from alerts.templates.humanize import FunctionError
 from alerts.templates.nodes import (
     Action,

@@ -12,14 +12,17 @@ from urllib.parse import urlsplit
 
 from alerts.labels import Labels
 from alerts.querier import Sample
+from alerts.templates.builtins import BUILTINS
+from alerts.templates.calls import REFLECTED, TEXT, Function, nil_pointer
 from alerts.templates.evaluation import Execution
-from alerts.templates.functions import FUNCTIONS, REFLECTED, TEXT, Function, nil_pointer
+from alerts.templates.functions import FUNCTIONS
 from alerts.templates.parsing import TemplateError, Tree, parse_template
 from alerts.templates.values import Data, LabelMap, QueryResult, SamplePointer, Value
 
 _PRELUDE = (
     "{{$labels := .Labels}}{{$externalLabels := .ExternalLabels}}{{$externalURL := .ExternalURL}}{{$value := .Value}}"
 )
+_FIXED = {**BUILTINS, **FUNCTIONS}
 _BOUND = ("and", "or", "query", "now", "externalURL", "pathPrefix")
 
 
@@ -60,7 +63,7 @@ class Template:
 
 @lru_cache(maxsize=4096)
 def _parsed(name: str, text: str) -> Template:
-    return Template(name, text, parse_template(name, text, lambda word: word in FUNCTIONS or word in _BOUND))
+    return Template(name, text, parse_template(name, text, lambda word: word in _FIXED or word in _BOUND))
 
 
 def expand(text: str, labels: Labels, value: float, surroundings: Surroundings, *, name: str = "") -> str:
@@ -88,7 +91,7 @@ def _functions(surroundings: Surroundings) -> Mapping[str, Function]:
         raise AssertionError("and, or are evaluated argument by argument")
 
     return {
-        **FUNCTIONS,
+        **_FIXED,
         "and": Function(unused, (REFLECTED, REFLECTED), True),
         "or": Function(unused, (REFLECTED, REFLECTED), True),
         "query": Function(query, (TEXT,)),

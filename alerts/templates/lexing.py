@@ -126,7 +126,7 @@ class _Lexer:
             if self._next() != "=":
                 return self._fail("expected :=")
             return self._emit("declare")
-        if character in '"`\'':
+        if character in "\"`'":
             return self._literal_text(character)
         if character in "$." and not (character == "." and self._peek().isdigit()):
             return self._name(character)
@@ -193,7 +193,7 @@ class _Lexer:
             return self._fail(f"bad number syntax: {quoted(self._text[self._start : self._place])}")
         return self._emit("number")
 
-    def _bad_character(self) -> None:
+    def _bad_character(self) -> _State | None:
         return self._fail(f"bad character {_code_point(self._peek())}")
 
     def _at_end_of_word(self) -> bool:
@@ -226,12 +226,15 @@ class _Lexer:
         if self._place > self._start:
             self._emit(kind)
 
-    def _fail(self, message: str) -> None:
+    def _fail(self, message: str) -> _State | None:
         self.tokens.append(Token("error", self._start, message, 1 + self._text.count("\n", 0, self._start)))
+        return None
 
 
 def _is_word(character: str) -> bool:
-    return character == "_" or (character != "" and unicodedata.category(character)[0] in "L" or character.isdecimal())
+    return character == "_" or (
+        (character != "" and unicodedata.category(character)[0] in "L") or character.isdecimal()
+    )
 
 
 def _code_point(character: str) -> str:

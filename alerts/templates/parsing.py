@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alerts.templates.lexing import Token, tokens_of
+from alerts.templates.literals import LiteralError, character, number, raw_text, text
 from alerts.templates.nodes import (
     Action,
     Branch,
@@ -28,11 +28,6 @@ from alerts.templates.printing import quoted
 from alerts.templates.values import Value
 
 _OPERANDS = ("bool", "charConstant", "dot", "field", "identifier", "number", "nil", "rawString", "string", "variable")
-_ESCAPE = re.compile(r"\\(?:([abfnrtv\\'\"])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3})|(.|\Z))", re.S)
-_PLAIN = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-_INTEGER = re.compile(r"[+-]?(?:0[xX](?:_?[0-9a-fA-F])+|0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0(?:_?[0-7])*|[1-9](?:_?\d)*)\Z")
-_FLOAT = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\Z")
-_HEX_FLOAT = re.compile(r"[+-]?0[xX](?:[0-9a-fA-F]+\.?[0-9a-fA-F]*|\.[0-9a-fA-F]+)[pP][+-]?\d+\Z")
 
 
 class TemplateError(ValueError):
@@ -52,10 +47,10 @@ class Tree:
         return all(isinstance(node, Text) and not node.text.strip() for node in self.root)
 
 
-def parse_template(name: str, text: str, knows: Callable[[str], bool]) -> dict[str, Tree]:
-    """The trees by name, the template's own among them; `knows` says which functions there are. Raises TemplateError."""
+def parse_template(name: str, source: str, knows: Callable[[str], bool]) -> dict[str, Tree]:
+    """The trees by name, the template's own among them; `knows` says what functions there are. Raises TemplateError."""
     trees: dict[str, Tree] = {}
-    _Parser(name, tokens_of(text), knows, trees).whole()
+    _Parser(name, tokens_of(source), knows, trees).whole()
     return trees
 
 
@@ -307,9 +302,9 @@ class _Parser:
             case "bool":
                 return Literal(token.position, token.text, token.text == "true")
             case "number":
-                return Literal(token.position, token.text, self._number(token.text))
+                return Literal(token.position, token.text, self._number(token))
             case "charConstant":
-                return Literal(token.position, token.text, self._rune(token))
+                return Literal(token.position, token.text, self._read(character, token.text))
             case "string" | "rawString":
                 return Literal(token.position, token.text, self._unquoted(token))
             case "leftParen":
@@ -318,41 +313,17 @@ class _Parser:
         return None
 
     # --- literals -----------------------------------------------------------------------------------------------------
-    def _number(self, text: str) -> Value:
-        if _INTEGER.match(text):
-            digits = text.replace("_", "").lower().lstrip("+-")
-            octal = len(digits) > 1 and digits[0] == "0" and digits[1].isdigit()
-            value = int(digits, 8 if octal else 0)
-            value = -value if text[0] == "-" else value
-            if not -(2**63) <= value < 2**63:
-                raise self._error(f"integer overflow: {quoted(text)}")
-            return value
-        if _HEX_FLOAT.match(text):
-            return float.fromhex(text)
-        if not _FLOAT.match(text):
-            raise self._error(f"illegal number syntax: {quoted(text)}")
-        return float(text)
-
-    def _rune(self, token: Token) -> int:
-        text = self._unescaped(token.text[1:-1])
-        if len(text) != 1:
-            raise self._error(f"malformed character constant: {token.text}")
-        return ord(text)
+    def _number(self, token: Token) -> Value:
+        return self._read(number, token.text)
 
     def _unquoted(self, token: Token) -> str:
-        body = token.text[1:-1]
-        return body.replace("\r", "") if token.kind == "rawString" else self._unescaped(body)
+        return str(self._read(raw_text if token.kind == "rawString" else text, token.text))
 
-    def _unescaped(self, text: str) -> str:
-        def one(found: re.Match[str]) -> str:
-            plain, *codes, octal, wrong = found.groups()
-            if wrong is not None:
-                raise self._error("invalid syntax")
-            if plain is not None:
-                return _PLAIN.get(plain, plain)
-            return chr(int(octal, 8) if octal else int(next(code for code in codes if code), 16))
-
-        return _ESCAPE.sub(one, text)
+    def _read(self, read: Callable[[str], Value], source: str) -> Value:
+        try:
+            return read(source)
+        except LiteralError as error:
+            raise self._error(str(error)) from error
 
     # --- tokens -------------------------------------------------------------------------------------------------------
     def _next(self) -> Token:

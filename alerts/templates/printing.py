@@ -37,7 +37,7 @@ def quoted(text: str, *, quote: str = '"', ascii_only: bool = False) -> str:
         if character in _ESCAPES:
             return _ESCAPES[character]
         code = ord(character)
-        if code < 0x80 and character.isprintable() or (character.isprintable() and not ascii_only):
+        if (code < 0x80 and character.isprintable()) or (character.isprintable() and not ascii_only):
             return character
         if code < 0x80:
             return f"\\x{code:02x}"
@@ -240,7 +240,8 @@ def _scalar(value: Value, verb: str, directive: _Directive) -> str | None:
     if verb == "q":
         return _padded(quoted(chr(value), quote="'"), directive)
     if verb == "U":
-        return _padded(f"U+{value:04X}", directive)
+        shown = f" '{chr(value)}'" if "#" in directive.flags and 0 <= value < 0x110000 else ""
+        return _padded(f"U+{value:04X}{shown}", directive)
     base = {"v": "d", "d": "d", "b": "b", "o": "o", "O": "o", "x": "x", "X": "X"}.get(verb)
     if base is None:
         return None
@@ -274,7 +275,7 @@ def _hex_float(value: float, verb: str) -> str:
 def _number(body: str, directive: _Directive, *, finite: bool, precision: int | None) -> str:
     """A number with its sign and its width; zeros fill the width before the digits."""
     if not body.startswith("-"):
-        if "+" in directive.flags or body == "Inf" and " " not in directive.flags:
+        if "+" in directive.flags or (body == "Inf" and " " not in directive.flags):
             body = "+" + body if body != "NaN" or "+" in directive.flags else body
         elif " " in directive.flags:
             body = " " + body

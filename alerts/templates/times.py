@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from alerts.templates.functions import TEXT, Function
+from alerts.templates.calls import TEXT, Function
 from alerts.templates.humanize import format_time
 from alerts.templates.printing import go_text
 from alerts.templates.values import DAYS, MONTHS, Named, Time, Value

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 import sqlalchemy as sa
 import uvicorn
 import uvloop
@@ -23,11 +22,12 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from collectors.database import intake_url, open_database
 from collectors.drift import DriftThresholds
-from collectors.events import EventLog, Signal
+from collectors.events import Content, EventLog, Signal
 from collectors.housekeeping import Housekeeping, OwnPage, Retention
 from collectors.intake import Intake
 from collectors.journal import Journal
-from collectors.measure import Measures, MeasureSettings
+from collectors.measure import Measures
+from collectors.measure_settings import MeasureSettings
 from collectors.measurer import Measurer
 from collectors.performance import JoinSettings
 from collectors.push import PushGroups
@@ -38,11 +38,13 @@ from collectors.references import ClosedWindows, References, Standing
 from collectors.replay import models_of, tables_since
 from collectors.report import Reports
 from collectors.scrape import Scraper, ScrapeSettings
+from collectors.scraping import ScrapeConfig
 from collectors.signals import Signals
 from collectors.spans import SpanStore
 from collectors.store import Store
+from collectors.target_views import targets_json
 from collectors.targets import ScrapeTarget
-from collectors.views import Views, passed_on, targets_json
+from collectors.views import Views, passed_on
 from collectors.windows import ModelTime, Pane, Slicing, WindowSettings
 
 DRAIN_SECONDS = 10
@@ -66,6 +68,8 @@ class CollectorConfig:
     file_sd: Sequence[str] = ()
     """Globs of `file_sd` JSON files."""
     scrape_interval_seconds: float = 1.0
+    scrape_configs: Sequence[ScrapeConfig] = ()
+    """Further targets, as a Prometheus configuration file has them: see `read_scrape_configs`."""
     alerts_url: str | None = None
     """The alerts service that rules and alerts are asked of."""
     window_seconds: float = 60.0
@@ -127,7 +131,10 @@ class Collector:
         # The own page comes from the registry; scraped as well, its series would have two sources.
         targets = [target for target in config.targets if target.instance != own["instance"]]
         settings = ScrapeSettings(
-            targets=targets, file_sd=config.file_sd, interval_seconds=config.scrape_interval_seconds
+            targets=targets,
+            file_sd=config.file_sd,
+            interval_seconds=config.scrape_interval_seconds,
+            configs=config.scrape_configs,
         )
         self.scraper = Scraper(self.store, settings, clock)
         self.own_page = OwnPage(self.store, self.signals, own, clock)
@@ -210,14 +217,16 @@ class Collector:
             known = times.get(model) or ModelTime(math.inf, floor)
             for table in tables_since(self.config.lake, "events", model, min(known.closed_until, floor)):
                 self.measures.replay(table, known)
+        for batch in self.log.profiles(min([floor, *(known.closed_until for known in times.values())])):
+            self.measures.replay_profile(batch, times.get(batch.model) or ModelTime(math.inf, floor))
         for model in models_of(self.config.lake, "labels"):
             for table in tables_since(self.config.lake, "labels", model, floor):
-                self.measures.replay_labels(table)
+                self.measures.scoring.replay_labels(table)
 
-    def _measure_again(self, kind: Signal, table: pa.Table, position: int) -> None:
+    def _measure_again(self, kind: Signal, content: Content, position: int) -> None:
         """Measures a batch of the log that the last run had not made durable."""
         try:
-            self.measures.apply(kind, table, position, counted=False)
+            self.measures.apply(kind, content, position, counted=False)
         except Exception:  # as in the last run: its rows are in the log, and go to the lake
             logger.exception("batch %d of the log could not be measured", position)
 

@@ -35,7 +35,7 @@ def pane_values(
     values = _performance_values(last, version) + _quality_values(judged, reference, version)
     if not verdicts:
         return values
-    values.append(Value(names.DRIFT_WINDOW_ROWS, version, judged.rows))
+    values.append(Value(names.DRIFT_WINDOW_ROWS, version, judged.seen))
     values.append(Value(names.DRIFT_COLUMNS, version, drifted_share(verdicts)))
     for name, verdict in verdicts.items():
         column = {**version, "column": name}
@@ -172,7 +172,7 @@ def traffic_values(quality: QualityMonitor, model: str, now: float) -> list[Valu
 
 
 def _performance_values(pane: Pane, version: dict[str, str]) -> list[Value]:
-    rate = pane.rows / (pane.end - pane.start)
+    rate = pane.seen / (pane.end - pane.start)
     values = [
         Value(names.OBSERVED_THROUGHPUT, version, rate),
         Value(names.QUALITY_ROWS, version, rate),

@@ -31,6 +31,16 @@ SEGMENTS = sa.Table(
     sa.Column("last_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
 )
 
+# Profiles that left the log, until their windows are closed: what the lake is to events.
+PROFILES = sa.Table(
+    "posted_profiles",
+    METADATA,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("time", sa.Float, nullable=False, index=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
 # Ids of accepted batches outlive their log rows: a retry may come after the compaction.
 BATCHES = sa.Table(
     "event_batches",

@@ -1,34 +1,37 @@
-"""Event and label intake: a batch is committed to the log before it is acknowledged, then compacted into the lake.
+"""Event, label and profile intake: a batch is committed to the log before it is acknowledged, then compacted.
 
 The way of a batch: `accept` commits its body and its id in one group transaction; `compact` names a run of log rows a
 segment, writes their lake files under the segment's name, and removes the rows. A crash at any point repeats the
 segment into files of the same names, so every row reaches the lake exactly once. A batch's position is the id of its
 log row. It leaves the log when what was measured of it is durable: the log is what a restart has to measure again.
+Profiles do not go to the lake but to a table of their own, until their windows are closed.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import sqlalchemy as sa
 
-from collectors.database import BATCHES, EVENT_LOG, SEGMENTS
+from collectors.database import BATCHES, EVENT_LOG, PROFILES, SEGMENTS
 from collectors.journal import Journal
+from collectors.profiles import ProfileBatch
 from observability.events import BadBatch, from_ipc, label_batch, to_ipc, validate_events, validate_labels
 from observability.lake import write_events, write_labels
 
-Signal = Literal["events", "labels"]
+Signal = Literal["events", "labels", "profiles"]
+Content: TypeAlias = pa.Table | ProfileBatch
 Clock = Callable[[], float]
-Measured = Callable[[Signal, pa.Table, int], None]
+Measured = Callable[[Signal, Content, int], None]
 
 # Rows of one segment: bounds the memory of a compaction.
 SEGMENT_ROWS = 250_000
@@ -46,11 +49,11 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A readable batch: the bytes for the log and the table for the windows."""
+    """A readable batch: the bytes for the log and the table, or the profile, for the windows."""
 
     signal: Signal
     body: bytes
-    table: pa.Table
+    table: Content
 
 
 class _JsonLabel(msgspec.Struct):
@@ -144,13 +147,22 @@ class EventLog:
         with self._journal.engine.connect() as connection:
             return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(EVENT_LOG.c.rows), 0))).scalar_one())
 
-    def tail(self) -> Iterator[tuple[Signal, pa.Table, int]]:
+    def tail(self) -> Iterator[tuple[Signal, Content, int]]:
         """The batches in the log, in the order of their positions."""
         with self._journal.engine.connect() as connection:
             positions = connection.execute(sa.select(EVENT_LOG.c.id).order_by(EVENT_LOG.c.id)).scalars().all()
             for position in positions:
                 row = connection.execute(sa.select(EVENT_LOG).where(EVENT_LOG.c.id == position)).one()
-                yield row.signal, from_ipc(row.body), position
+                read = ProfileBatch.from_bytes if row.signal == "profiles" else from_ipc
+                yield row.signal, read(row.body), position
+
+    def profiles(self, since: float) -> Iterator[ProfileBatch]:
+        """The profiles that left the log, whose time is at or after the unix time `since`."""
+        with self._journal.engine.connect() as connection:
+            chosen = sa.select(PROFILES.c.id).where(PROFILES.c.time >= since).order_by(PROFILES.c.id)
+            for position in connection.execute(chosen).scalars().all():
+                body = sa.select(PROFILES.c.body).where(PROFILES.c.id == position)
+                yield ProfileBatch.from_bytes(connection.execute(body).scalar_one())
 
     def last_position(self) -> int:
         """The highest position in the log; 0 when it is empty."""
@@ -173,6 +185,15 @@ class EventLog:
             return connection.execute(BATCHES.delete().where(BATCHES.c.accepted_at < before)).rowcount
 
         return int(self._journal.submit(write).result())
+
+    def forget_profiles(self, closed_until: Mapping[str, float]) -> None:
+        """Drops the profiles of windows that are closed and kept, by model."""
+
+        def write(connection: sa.Connection) -> None:
+            for model, end in closed_until.items():
+                connection.execute(PROFILES.delete().where((PROFILES.c.model == model) & (PROFILES.c.time < end)))
+
+        self._journal.submit(write).result()
 
     def _open_segment(self, until: int | None) -> int | None:
         """The segment to write: one that a crash left behind, else a new one over the oldest rows."""
@@ -200,7 +221,7 @@ class EventLog:
         chosen = EVENT_LOG.c.id <= segment  # one writer: no id at or below it can still come
         with self._journal.engine.connect() as connection:
             rows = connection.execute(
-                sa.select(EVENT_LOG.c.signal, EVENT_LOG.c.body).where(chosen).order_by(EVENT_LOG.c.id)
+                sa.select(EVENT_LOG.c.id, EVENT_LOG.c.signal, EVENT_LOG.c.body).where(chosen).order_by(EVENT_LOG.c.id)
             ).all()
         moved = 0
         for signal, write_rows in (("events", write_events), ("labels", write_labels)):
@@ -209,12 +230,22 @@ class EventLog:
                 moved += table.num_rows
                 write_rows(self._lake, table, f"segment-{segment:012d}-{number}")
 
+        profiles = [_kept(row.id, row.body) for row in rows if row.signal == "profiles"]
+        moved += sum(int(row.pop("rows")) for row in profiles)
+
         def forget(connection: sa.Connection) -> None:
+            if profiles:
+                connection.execute(PROFILES.insert(), profiles)
             connection.execute(EVENT_LOG.delete().where(chosen))
             connection.execute(SEGMENTS.delete().where(SEGMENTS.c.last_id == segment))
 
         self._journal.submit(forget).result()
         return moved
+
+
+def _kept(position: int, body: bytes) -> dict[str, Any]:
+    batch = ProfileBatch.from_bytes(body)
+    return {"id": position, "model": batch.model, "time": batch.time, "body": body, "rows": batch.num_rows}
 
 
 def merged(tables: list[pa.Table]) -> list[pa.Table]:

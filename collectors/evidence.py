@@ -103,9 +103,9 @@ def _verdicts(pane: Pane, against: Against, history: History) -> dict[str, Colum
     """The verdicts on the pane alone: those of its judged window where that is the pane."""
     window = history.ending(pane)
     one_pane = window is not None and window.pane is pane and against.pane_calibration is None
-    if window is not None and one_pane and pane.rows >= against.thresholds.min_rows:
+    if window is not None and one_pane and pane.seen >= against.thresholds.min_rows:
         return window.verdicts(against)
-    if pane.rows < EVIDENCE_ROWS:
+    if pane.seen < EVIDENCE_ROWS:
         return {}
     return against.pane_verdicts(pane, min(EVIDENCE_ROWS, against.thresholds.min_rows))
 

@@ -100,7 +100,7 @@ class Housekeeping:
     def look_up(self) -> None:
         """Finds in the lake the predictions of labels that memory had none for."""
         since = self.clock() - self.settings.look_back_seconds
-        waiting = self.measures.take_unmatched()
+        waiting = self.measures.scoring.take_unmatched()
         if waiting:
             self.log.compact()
         for model, ids in waiting.items():
@@ -109,7 +109,7 @@ class Housekeeping:
 
     def rescore(self) -> None:
         """Scores windows anew from the lake whose labels came after memory had let go of their rows."""
-        stale = self.measures.take_stale()
+        stale = self.measures.scoring.take_stale()
         if stale:
             self.log.compact()
         seconds = self.measures.settings.windows.window_seconds
@@ -119,13 +119,15 @@ class Housekeeping:
             predictions, labels = predictions_of(rows), rows.column("label").to_numpy()
             if predictions is not None:
                 known = np.isfinite(predictions) & np.isfinite(labels)
-                self.measures.score_again(window, Scored.of(predictions[known], labels[known]))
+                self.measures.scoring.score_again(window, Scored.of(predictions[known], labels[known]))
 
     def prune(self) -> None:
         """Drops what is past its retention."""
         now = self.clock()
         self.spans.prune(now - self.settings.traces_seconds)
         self.log.forget_batches(now - BATCH_IDS_SECONDS)
+        if (standing := self.windows.standing()) is not None:
+            self.log.forget_profiles({model: time.closed_until for model, time in standing.times.items()})
         self.windows.prune(self.measures.settings.history_windows)
         self.aside.prune()
         while self.store.prune(now):

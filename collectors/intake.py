@@ -1,4 +1,4 @@
-"""The intake's HTTP: OTLP, events, labels, references, pushes. A 2xx is given after the commit, never before."""
+"""The intake's HTTP: OTLP, events, labels, profiles, references, pushes. A 2xx comes after the commit, never before."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from collectors.measure import Measures
 from collectors.measurer import Measurer
 from collectors.otlp import IntakeError
 from collectors.otlp_metrics import Translated, translate
+from collectors.profiles import NotProfiled
 from collectors.push import BadGroup, PushGroups, group_labels
 from collectors.quality import SchemaEdit, SchemaError
 from collectors.quality.aside import KeptAside
@@ -34,6 +35,8 @@ from observability.columns import ProfileError
 from observability.events import MEDIA_TYPE, BadBatch
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
+# A profile takes some kB a column: this is a thousand columns, and far less to build than a body of events.
+MAX_PROFILE_BYTES = 16 * 1024 * 1024
 MAX_BATCH_ID = 200
 # Committed batches that may wait to be measured; beyond, senders are asked to come again.
 MAX_WAITING = 2_000
@@ -66,6 +69,7 @@ class Intake:
             routes=[
                 Route("/v1/events", self._answered("events", self.events), methods=["POST"]),
                 Route("/v1/labels", self._answered("labels", self.labels), methods=["POST"]),
+                Route("/v1/profiles/{model}/{version}", self._answered("profiles", self.profile), methods=["POST"]),
                 Route("/v1/traces", self._otlp("traces"), methods=["POST"]),
                 Route("/v1/metrics", self._otlp("metrics"), methods=["POST"]),
                 Route("/v1/logs", self._otlp("logs"), methods=["POST"]),
@@ -101,6 +105,18 @@ class Intake:
         else:
             batch = await _parsed(body, lambda: read_batch("labels", body))
         return await self._accept(request, batch)
+
+    async def profile(self, request: Request) -> Response:
+        model, version = request.path_params["model"], request.path_params["version"]
+        expected = self.measures.expected(model, version)
+        if expected is None:
+            raise IntakeError(404, "unknown", f"model {model!r} version {version!r} has no reference: PUT one first")
+        body = await self._body(request, min(MAX_PROFILE_BYTES, self.max_body_bytes))
+        try:
+            posted = await asyncio.to_thread(expected.read, body, request.headers)
+        except NotProfiled as error:
+            raise IntakeError(409, "not_profiled", str(error)) from error
+        return await self._accept(request, Batch("profiles", posted.to_bytes(), posted))
 
     async def reference(self, request: Request) -> Response:
         model, version = request.path_params["model"], request.path_params["version"]
@@ -153,21 +169,22 @@ class Intake:
         accepted = await asyncio.wrap_future(self.log.accept(batch, batch_id))
         return JSONResponse({"accepted_rows": accepted.accepted_rows, "duplicate": accepted.duplicate})
 
-    async def _body(self, request: Request) -> bytes:
-        """The request's body, decoded. IntakeError 413 as soon as it is too large."""
+    async def _body(self, request: Request, most: int | None = None) -> bytes:
+        """The request's body, decoded. IntakeError 413 as soon as it has more than `most` bytes."""
+        most = self.max_body_bytes if most is None else most
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self.max_body_bytes:
-            raise IntakeError(413, "too_large", f"the body has {declared} bytes, at most {self.max_body_bytes} fit")
+        if declared.isdigit() and int(declared) > most:
+            raise IntakeError(413, "too_large", f"the body has {declared} bytes, at most {most} fit")
         parts, size = [], 0
         async for part in request.stream():
             parts.append(part)
             size += len(part)
-            if size > self.max_body_bytes:
-                raise IntakeError(413, "too_large", f"the body has more than {self.max_body_bytes} bytes")
+            if size > most:
+                raise IntakeError(413, "too_large", f"the body has more than {most} bytes")
         encoding = request.headers.get("content-encoding", "")
         if not encoding:
             return b"".join(parts)
-        return await asyncio.to_thread(otlp.decoded, b"".join(parts), encoding, self.max_body_bytes)
+        return await asyncio.to_thread(otlp.decoded, b"".join(parts), encoding, most)
 
     def _answered(self, signal: str, handler: Handler) -> Handler:
         """The handler with its errors as JSON `{"error"}`."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,63 +17,32 @@ from collectors.computed import (
     duplicate_values,
     joint_values,
     pane_values,
-    performance_values,
-    score_values,
     skew_values,
     slice_values,
     traffic_values,
 )
-from collectors.drift import DriftThresholds
 from collectors.evidence import Evidence
 from collectors.history import Against, History, JudgedWindow
-from collectors.performance import JoinSettings, LabelJoin, predictions_of, scores
+from collectors.measure_settings import MeasureSettings
+from collectors.profiles import Expected, ProfileBatch
 from collectors.quality import Observed, QualityMonitor, Schema, SchemaEdit
-from collectors.references import Reference, Standing, StateKey
-from collectors.scores import (
-    LabelledWindow,
-    LabelledWindows,
-    Performance,
-    PerformanceEstimator,
-    PerformanceMonitor,
-    Scored,
-)
+from collectors.references import Reference, Standing
+from collectors.scores import PerformanceEstimator
+from collectors.scoring import Scoring
 from collectors.signals import Signals
-from collectors.windows import NO_SLICES, Added, Key, ModelTime, Pane, Slicing, Windows, WindowSettings, by_version
+from collectors.unsaved import Keep, Unsaved
+from collectors.windows import Added, Key, ModelTime, Pane, Windows, by_version
 from observability import names
 from observability.profile import Profile
 
 Clock = Callable[[], float]
-Keep = Callable[[Standing], "Future[None]"]
 EVIDENCE, ESTIMATOR = "evidence", "estimator"
-Kind = Literal["events", "labels", "predictions"]  # predictions: rows found in the lake, for the label join alone
+# Predictions are rows found in the lake, for the label join alone.
+Kind = Literal["events", "labels", "profiles", "predictions"]
+Content: TypeAlias = pa.Table | ProfileBatch
 
 # The furthest that nanoseconds in 64 bits reach.
 MOST_SECONDS = 9.2e9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasureSettings:
-    """How events are measured."""
-
-    windows: WindowSettings = field(default_factory=WindowSettings)
-    slicing: Slicing = NO_SLICES
-    join: JoinSettings = field(default_factory=JoinSettings)
-    thresholds: DriftThresholds = field(default_factory=DriftThresholds)
-    judged_windows: int = 1
-    """Drift is read from the sum of this many last windows: a sliding window that moves by one window."""
-    alarm_windows: float = 1000.0
-    """Windows between false drift alarms of a version, at least, on average: see `alarms`."""
-    history_windows: int = 500
-    """Closed windows of a version that are kept."""
-    silent_windows: float = 10.0
-    """After this many window lengths without rows or labels a version's values are taken off the page."""
-    score_seconds: float = 2.0
-    """Scores of a version are computed, and amended windows are judged again, at most this often."""
-
-    def amendable(self) -> WindowSettings:
-        """The windows, amended no further back than they are kept: of a forgotten one only the late rows are known."""
-        kept = self.history_windows * self.windows.window_seconds
-        return replace(self.windows, amend_seconds=min(self.windows.amend_seconds, kept))
 
 
 class Measures:
@@ -95,27 +63,18 @@ class Measures:
         self.settings = settings
         self.quality = quality or QualityMonitor(settings.windows.window_seconds, keep=lambda _: None)
         self.windows = Windows(settings.amendable(), settings.slicing)
-        self.scored = LabelledWindows(settings.windows.window_seconds, settings.history_windows)
-        self.performance = PerformanceMonitor(self.scored)
-        self.join = LabelJoin(settings.join, self.scored)
         self._signals = signals
         self._clock = clock
-        self._keep = keep
         self._lock = threading.RLock()
-        self._saving = threading.Lock()
-        self._unsaved: dict[tuple[Key, float], Pane] = {}
-        self._unsaved_states: dict[StateKey, bytes] = {}
+        seconds, kept = settings.windows.window_seconds, settings.history_windows
+        self.scoring = Scoring(settings.join, seconds, kept, signals, self._lock, self.windows.closed_until)
+        self._unsaved = Unsaved(keep)
         self._position = 0
-        self._settled = -1
-        self._history = History(settings.windows.window_seconds, settings.judged_windows, settings.history_windows)
+        self._history = History(seconds, settings.judged_windows, kept)
         self._evidence = Evidence(settings.alarm_windows, settings.amendable().amend_seconds)
         self._against: dict[Key, Against] = {}
-        self._estimators: set[Key] = set()
         self._skew: dict[Key, list[Value]] = {}
         self._active_at: dict[tuple[str, ...], float] = {}
-        self._unmatched: dict[str, list[str]] = {}
-        self._to_score: set[Key] = set()
-        self._scored_at = -1e18
         self._amended_at = -1e18
 
     def set_reference(self, model: str, version: str, reference: Reference) -> None:
@@ -123,10 +82,10 @@ class Measures:
         key, profile = (model, version), reference.profile
         with self._lock:
             if reference.estimator is not None:
-                self.performance.set_estimator(model, version, reference.estimator)
+                self.scoring.set_estimator(key, reference.estimator)
             old = self._against.get(key)
-            self.windows.set_reference(model, version, profile)
-            self.quality.set_reference(model, version, profile)
+            self.windows.set_reference(model, version, profile, reference.source)
+            self.quality.set_reference(model, version, profile, elsewhere=reference.source.columns)
             self._against[key] = Against(
                 profile,
                 reference.calibration,
@@ -151,6 +110,13 @@ class Measures:
     def reference(self, model: str, version: str) -> Profile | None:
         with self._lock:
             return self.windows.reference(model, version)
+
+    def expected(self, model: str, version: str) -> Expected | None:
+        """What posted profiles of a version have to look like; None without a reference."""
+        with self._lock:
+            reference = self.windows.reference(model, version)
+            source, seconds = self.windows.source(model, version), self.settings.windows.window_seconds
+        return None if reference is None else Expected(model, version, reference, source, seconds)
 
     def versions(self, model: str) -> list[str]:
         """Versions of a model that have closed windows or a reference, in order."""
@@ -191,15 +157,14 @@ class Measures:
             self._evidence.restore({key[1:]: body for key, body in standing.states.items() if key[0] == EVIDENCE})
             for (kind, model, version), body in standing.states.items():
                 if kind == ESTIMATOR:
-                    self.performance.set_estimator(model, version, PerformanceEstimator.from_json(body))
-                    self._estimators.add((model, version))
+                    self.scoring.set_estimator((model, version), PerformanceEstimator.from_json(body), kept=True)
             self._position = standing.position
 
-    def apply(self, kind: Kind, table: pa.Table, position: int | None = None, *, counted: bool = True) -> None:
+    def apply(self, kind: Kind, content: Content, position: int | None = None, *, counted: bool = True) -> None:
         """Measures the accepted batch of a log position; `counted` is False if another process has counted it."""
         with self._lock:
             try:
-                self._apply(kind, table, counted)
+                self._apply(kind, content, counted)
             finally:  # one that cannot be measured must not keep those behind it in the log for ever
                 self._position = self._position if position is None else position
 
@@ -208,7 +173,7 @@ class Measures:
         with self._lock:
             now = self._clock()
             self._judge(self._amended(now), now)
-            return self._position, self._settle()
+            return self._position, self._unsaved.settle(self._position, self.windows.times())
 
     def replay(self, events: pa.Table, times: ModelTime) -> None:
         """Takes in a model's rows of the lake after a restart: those of windows not closed yet are measured again.
@@ -216,9 +181,8 @@ class Measures:
         Rows later than all that were believed then were too far ahead of the clock; they are not measured now either.
         """
         with self._lock:
-            self.join.add_predictions(events)
             parts = by_version(events)
-            self._count_predictions(parts)
+            self.scoring.add_events(events, parts)
             self._check(parts, counted=False)
             column = events.column("time")
             # Seconds in float64 are exact to a quarter of a microsecond.
@@ -229,12 +193,11 @@ class Measures:
             if in_open_windows.num_rows:
                 self.windows.add(in_open_windows, self._clock())
 
-    def replay_labels(self, labels: pa.Table) -> None:
-        """Takes in labels of the lake after a restart."""
+    def replay_profile(self, batch: ProfileBatch, times: ModelTime) -> None:
+        """Takes in a posted profile after a restart, if its window was not closed yet."""
         with self._lock:
-            self.join.add_labels(labels)
-            models = set(labels.column("model").unique().to_pylist())
-            self._to_score.update(key for key in self.join.versions() if key[0] in models)
+            if batch.time >= times.closed_until and batch.end <= times.latest + 1e-6:
+                self.windows.add_profile(batch, self._clock())
 
     def tick(self) -> bool:
         """Closes and amends windows, computes scores, forgets silent versions. True when the page's values changed."""
@@ -243,7 +206,7 @@ class Measures:
             self._count(self.quality.checked())
             closed = self.windows.advance(now)
             for pane in closed:
-                self.quality.closed(pane.model, pane.end, pane.rows)
+                self.quality.closed(pane.model, pane.end, pane.seen)
             amended = self._amended(now) if closed or now - self._amended_at >= self.settings.score_seconds else []
             self._judge([*closed, *amended], now)
             for model in {pane.model for pane in self.windows.open_panes()} | {pane.model for pane in closed}:
@@ -252,12 +215,6 @@ class Measures:
                 self._signals.publish(("traffic", model), traffic_values(self.quality, model, now))
             scored = self._score(now)
             return bool(self._forget_silent(now) or closed or amended or scored)
-
-    def take_unmatched(self) -> dict[str, list[str]]:
-        """Ids of labels that found no prediction in memory since the last call, by model: to be sought in the lake."""
-        with self._lock:
-            taken, self._unmatched = self._unmatched, {}
-            return taken
 
     def _check(self, parts: Sequence[tuple[str, str, pa.Table]], *, counted: bool) -> None:
         """Checks rows against their schemas; those replayed after a restart were counted before it."""
@@ -273,18 +230,6 @@ class Measures:
             for (column, rule), rows in found.counts.items():
                 violations.labels(found.model, found.version, column, rule).inc(rows)
 
-    def _apply_labels(self, table: pa.Table, counted: bool) -> None:
-        joined = self.join.add_labels(table)
-        for model, ids in joined.unmatched.items():
-            waiting = self._unmatched.setdefault(model, [])
-            waiting += ids
-            del waiting[: -self.settings.join.waiting_labels]
-        for matched, found in (("false", {m: len(i) for m, i in joined.unmatched.items()}), ("true", joined.matched)):
-            for model, rows in found.items() if counted else ():
-                self._signals.metrics[names.LABEL_ROWS].labels(model, matched).inc(rows)
-        models = set(table.column("model").unique().to_pylist())
-        self._to_score.update(key for key in self.join.versions() if key[0] in models)
-
     def _amended(self, now: float) -> list[Pane]:
         if self.windows.has_amended():
             self._amended_at = now
@@ -297,14 +242,10 @@ class Measures:
         for pane in panes:
             self._history.put(pane)
             self._evidence.put(pane, self._against.get((pane.model, pane.version)), self._history)
-        with self._saving:
-            self._unsaved.update({((pane.model, pane.version), pane.start): pane for pane in panes})
-            self._unsaved_states.update(
-                {(EVIDENCE, *key): state for key, state in self._evidence.take_changed().items()}
-            )
+        self._unsaved.add(panes, {(EVIDENCE, *key): state for key, state in self._evidence.take_changed().items()})
         for key in dict.fromkeys((pane.model, pane.version) for pane in panes):
             self._publish(key, now)
-        self._settle()
+        self._unsaved.settle(self._position, self.windows.times())
 
     def _publish(self, key: Key, now: float) -> None:
         latest = self._history.latest(key)
@@ -330,123 +271,49 @@ class Measures:
                     break
         return known or []
 
-    def _settle(self) -> Future[None]:
-        """Hands to `keep` what is not durable yet; nothing to do gives a future that is done."""
-        with self._saving:
-            if self._position == self._settled and not self._unsaved and not self._unsaved_states:
-                done: Future[None] = Future()
-                done.set_result(None)
-                return done
-            panes, states = dict(self._unsaved), dict(self._unsaved_states)
-        position = self._position
-        committed = self._keep(Standing(position, self.windows.times(), tuple(panes.values()), states))
-        committed.add_done_callback(lambda future: self._saved(future, position, panes, states))
-        return committed
-
-    def _saved(
-        self,
-        committed: Future[None],
-        position: int,
-        panes: Mapping[tuple[Key, float], Pane],
-        states: Mapping[StateKey, bytes],
-    ) -> None:
-        if committed.cancelled() or committed.exception() is not None:
-            return
-        with self._saving:
-            self._settled = max(self._settled, position)
-            for key, pane in panes.items():
-                if self._unsaved.get(key) is pane:
-                    del self._unsaved[key]
-            for name, body in states.items():
-                if self._unsaved_states.get(name) is body:
-                    del self._unsaved_states[name]
-
-    def _apply(self, kind: Kind, table: pa.Table, counted: bool) -> None:
+    def _apply(self, kind: Kind, content: Content, counted: bool) -> None:
         now = self._clock()
-        if kind == "labels":
-            self._apply_labels(table, counted)
-            return
-        self.join.add_predictions(table)
-        if kind == "predictions":
-            self._to_score.update(self.join.versions())
-            return
-        parts = by_version(table)
-        self._count_predictions(parts)
-        added = self.windows.add(table, now)
-        for key in added.measured:
-            self._active_at["pane", *key] = now
-            self._to_score.add(key)
+        if isinstance(content, ProfileBatch):
+            self._apply_profile(content, now, counted)
+        elif kind == "labels":
+            self.scoring.add_labels(content, counted=counted)
+        elif kind == "predictions":
+            self.scoring.add_found(content)
+        else:
+            parts = by_version(content)
+            self.scoring.add_events(content, parts)
+            added = self.windows.add(content, now)
+            for key in added.measured:
+                self._active_at["pane", *key] = now
+                self.scoring.mark(key)
+            if counted:
+                self._count_rows(added, names.EVENT_ROWS)
+            self._check(parts, counted=counted)
+
+    def _apply_profile(self, batch: ProfileBatch, now: float, counted: bool) -> None:
+        added = self.windows.add_profile(batch, now)
+        self._active_at["pane", batch.model, batch.version] = now
+        if not added.late:
+            self.quality.told(batch.model, batch.end)
         if counted:
-            self._count_rows(added)
-        self._check(parts, counted=counted)
+            self._count_rows(added, names.PROFILE_ROWS)
 
-    def _count_predictions(self, parts: Sequence[tuple[str, str, pa.Table]]) -> None:
-        for model, version, part in parts:
-            predictions = predictions_of(part)
-            if predictions is not None:
-                times = part.column("time").cast(pa.int64()).to_numpy()
-                self.performance.count(model, version, times, predictions)
-
-    def _count_rows(self, added: Added) -> None:
+    def _count_rows(self, added: Added, accepted: names.Metric) -> None:
         for key, rows in added.measured.items():
-            self._signals.metrics[names.EVENT_ROWS].labels(*key).inc(rows + added.late.get(key, 0))
-        for metric, found in ((names.LATE_ROWS, added.late), (names.AMENDED_ROWS, added.amended)):
+            self._signals.metrics[accepted].labels(*key).inc(rows + added.late.get(key, 0))
+        for metric, found in ((names.LATE_EVENT_ROWS, added.late), (names.AMENDED_ROWS, added.amended)):
             for key, rows in found.items():
                 self._signals.metrics[metric].labels(*key).inc(rows)
 
     def _score(self, now: float) -> bool:
-        if not self._to_score or now - self._scored_at < self.settings.score_seconds:
-            return False
-        chosen, self._to_score, self._scored_at = self._to_score, set(), now
-        for key in chosen:
-            predictions, labels = self.join.labelled(*key)
-            found = self.performance.performance(*key, complete_until=self.windows.closed_until(key[0]))
-            if len(labels):
-                # The intervals are of the rows that the scores are of.
-                found = replace(found, realised=Scored.of(predictions, labels).scores())
-            values = performance_values(key, found)
-            if len(labels):
-                values += score_values(key, len(labels), scores(predictions, labels))
+        found = self.scoring.score(now, self.settings.score_seconds)
+        for key, values in found:
             if values:
                 self._signals.publish(("score", *key), values)
                 self._active_at["score", *key] = now
-            self._keep_estimator(key)
-        return True
-
-    def _keep_estimator(self, key: Key) -> None:
-        """Keeps an estimator that was learned, so that a restart does not learn another from later windows."""
-        estimator = self.performance.estimator(*key) if key not in self._estimators else None
-        if estimator is not None:
-            self._estimators.add(key)
-            with self._saving:
-                self._unsaved_states[ESTIMATOR, *key] = estimator.to_json()
-
-    def scored_windows(self, model: str, version: str, limit: int) -> list[tuple[LabelledWindow, Scored]]:
-        """The last `limit` windows of a version that have labels, oldest first."""
-        with self._lock:
-            windows = self.scored.windows(model, version)[-limit:] if limit > 0 else []
-            return [(window, self.scored.scored(window)) for window in windows]
-
-    def estimator(self, model: str, version: str) -> PerformanceEstimator | None:
-        """What a version's scores are expected from; None while nothing was learned."""
-        with self._lock:
-            return self.performance.estimator(model, version)
-
-    def expected_of(self, model: str, version: str) -> Performance:
-        """What is known of a version's performance now."""
-        with self._lock:
-            return self.performance.performance(model, version, complete_until=self.windows.closed_until(model))
-
-    def take_stale(self) -> list[LabelledWindow]:
-        """Windows whose labels came too late to be joined in memory: to be scored anew from the lake."""
-        with self._lock:
-            return self.scored.take_stale()
-
-    def score_again(self, window: LabelledWindow, scored: Scored) -> None:
-        """Sets a window to what was computed from all its rows in the lake."""
-        with self._lock:
-            self.scored.replace(window, scored)
-            self._to_score.add((window.model, window.version))
+        learned = self.scoring.take_learned([key for key, _ in found])
+        self._unsaved.add((), {(ESTIMATOR, *key): body for key, body in learned.items()})
+        return bool(found)
 
     def _forget_silent(self, now: float) -> bool:
         limit = self.settings.silent_windows * self.settings.windows.window_seconds

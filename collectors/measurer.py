@@ -9,9 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import pyarrow as pa
-
-from collectors.measure import Kind, Measures
+from collectors.measure import Content, Kind, Measures
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +22,7 @@ class Measurer:
         self._changed = changed
         self._tick_seconds = tick_seconds
         self._closing = threading.Event()
-        self._queue: queue.SimpleQueue[tuple[Kind, pa.Table, int | None]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Kind, Content, int | None]] = queue.SimpleQueue()
         self._waiting = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="collector-measurer", daemon=True)
@@ -32,10 +30,10 @@ class Measurer:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, kind: Kind, table: pa.Table, position: int | None = None) -> None:
+    def put(self, kind: Kind, content: Content, position: int | None = None) -> None:
         with self._lock:
             self._waiting += 1
-        self._queue.put((kind, table, position))
+        self._queue.put((kind, content, position))
 
     def waiting(self) -> int:
         """Batches committed but not measured yet, the one in work included."""

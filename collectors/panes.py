@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from collectors.drift.bins import Counts
+from collectors.profiles import EVENTS, Source, merged_into
 from observability import names
 from observability.columns import CategoricalColumn, Column, ProfileError
 from observability.profile import Profile
@@ -65,13 +66,16 @@ class Pane:
     revision: int = 0
     _slicing: Slicing = NO_SLICES
     _reference: Profile | None = None
+    _source: Source = EVENTS
     _waiting: list[pa.Table] = field(default_factory=list)
     _waiting_rows: int = 0
     _unsliced: list[pa.Table] = field(default_factory=list)
     _unsliced_rows: int = 0
 
-    def add(self, table: pa.Table, reference: Profile | None, slicing: Slicing = NO_SLICES) -> None:
-        """Adds rows; they are profiled when enough of them wait, or at `folded`."""
+    def add(
+        self, table: pa.Table, reference: Profile | None, slicing: Slicing = NO_SLICES, source: Source = EVENTS
+    ) -> None:
+        """Adds rows; they are profiled when enough of them wait, or at `folded`: the columns that `source` has not."""
         self.rows += table.num_rows
         for outcome, count in _value_counts(table.column("outcome")):
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + count
@@ -80,13 +84,28 @@ class Pane:
             return
         if self.profile is None and reference is not None:
             self.profile = reference.empty()
-        self._reference, self._slicing = reference, slicing
+        self._reference, self._slicing, self._source = reference, slicing, source
         self._waiting.append(table)
         self._waiting_rows += table.num_rows
         if self._waiting_rows >= FOLD_ROWS:
             self._fold_profile()
         if self._unsliced_rows >= SLICE_FOLD_ROWS:
             self._fold_slices()
+
+    def add_profile(self, posted: Profile, reference: Profile) -> None:
+        """Adds what a sender counted itself; what is not in the layout of this pane is left out of it."""
+        if self.profile is None:
+            self.profile = reference.empty()
+        try:
+            self.profile = merged_into(self.profile, posted)
+        except (KeyError, ProfileError) as error:
+            logger.warning("a profile of %s version %s does not fit its window: %s", self.model, self.version, error)
+
+    @property
+    def seen(self) -> int:
+        """Rows that are known of: those of the events, or those that profiles tell of where they are more."""
+        profile = self.folded().profile
+        return max(self.rows, profile.rows if profile else 0)
 
     def folded(self) -> Pane:
         """This pane with every row in its profile and its slices."""
@@ -172,22 +191,29 @@ class Pane:
 
     def _fold_profile(self) -> None:
         waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
-        for table in _joined(waiting) if self.profile is not None else ():
+        for table in self._joined(waiting) if self.profile is not None else ():
             self._profile(table)
         if self._slicing.columns:
             self._unsliced += waiting
             self._unsliced_rows += sum(table.num_rows for table in waiting)
 
+    def _joined(self, tables: list[pa.Table]) -> list[pa.Table]:
+        """The tables as few as they can be; where events need not carry every column, those alike in that."""
+        alike: dict[frozenset[str], list[pa.Table]] = {}
+        for table in tables:
+            alike.setdefault(frozenset(table.schema.names) if self._source.columns else frozenset(), []).append(table)
+        return [joined for group in alike.values() for joined in _joined(group)]
+
     def _profile(self, table: pa.Table) -> None:
         """Adds rows to the profile; rows that do not fit the reference are left out of it."""
         try:
-            self.profile = self.profile.updated(table) if self.profile is not None else None
+            self.profile = _updated(self.profile, table, self._source) if self.profile is not None else None
         except (pa.ArrowException, ProfileError) as error:
             logger.warning("rows of %s version %s do not fit its reference: %s", self.model, self.version, error)
 
     def _fold_slices(self) -> None:
         unsliced, self._unsliced, self._unsliced_rows = self._unsliced, [], 0
-        for table in _joined(unsliced):
+        for table in self._joined(unsliced):
             for column in self._slicing.columns:
                 if column in table.schema.names:
                     self._fold_column(column, table)
@@ -202,7 +228,8 @@ class Pane:
             part = parts.get(value)
             if part is None:
                 part = parts[value] = Pane(self.model, self.version, self.start, self.end)
-            part.add(rows, plain)
+            # No profile is divided by slices: what the events do carry is counted in them.
+            part.add(rows, plain, source=Source(self._source.columns - set(rows.schema.names)))
             part.folded()
         if known is None:
             self._pool(parts)
@@ -273,6 +300,28 @@ def frequent_values(column: Column | None, most: int) -> frozenset[str] | None:
     counts = column.counts[: len(column.categories)]
     order = np.argsort(-counts, kind="stable")[:most]
     return frozenset(str(column.categories[position]) for position in order)
+
+
+def _updated(profile: Profile, table: pa.Table, source: Source) -> Profile:
+    """The profile with the rows of events added, in the columns that come with events."""
+    if not source.columns:
+        return profile.updated(table)
+    joint = None if source.joint or not _whole(profile, table) else profile.joint
+    distinct = profile.distinct
+    own = {name: column for name, column in profile.columns.items() if name not in source.columns}
+    sketches = None if distinct is None else {name: distinct[name] for name in own}
+    part = Profile(own, joint, sketches).updated(table)
+    return Profile(
+        {**profile.columns, **part.columns},
+        profile.joint if joint is None else part.joint,
+        None if distinct is None else {**distinct, **(part.distinct or {})},
+        profile.left_out,
+    )
+
+
+def _whole(profile: Profile, table: pa.Table) -> bool:
+    """Whether rows have all columns of the joint part: half of a row says nothing of how columns go together."""
+    return profile.joint is not None and set(profile.joint.columns) <= set(table.schema.names)
 
 
 def _joined(tables: list[pa.Table]) -> list[pa.Table]:

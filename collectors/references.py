@@ -16,6 +16,7 @@ from collectors.database import MEASURED, REFERENCES, WINDOWS, replace
 from collectors.drift.calibration import Calibration
 from collectors.drift.seasonal import SeasonalReference
 from collectors.journal import Journal
+from collectors.profiles import EVENTS, Source
 from collectors.scores import PerformanceEstimator
 from collectors.windows import ModelTime, Pane, same_layout
 from observability.columns import ProfileError
@@ -44,11 +45,14 @@ class Reference:
     """From blocks as long as single windows, where judged ones are sums of several."""
     seasonal: SeasonalReference | None = None
     """The same rows by hour of the week, in the profile's layout."""
+    source: Source = EVENTS
+    """Which columns come in profiles that senders count themselves."""
 
     @staticmethod
     def from_json(body: bytes) -> Reference:
         """A profile's JSON, which may carry `"calibration"`, `"pane_calibration"`, `"estimator"` and `"seasonal"`.
 
+        And `"from_profiles"`: true, or names of columns that are not taken from events but from posted profiles.
         ProfileError if it is something else.
         """
         profile = Profile.from_json(body)
@@ -64,7 +68,8 @@ class Reference:
             raise ProfileError(f"what comes beside the profile cannot be read: {error}") from error
         if seasonal is not None and not same_layout(Profile(profile.columns), Profile(seasonal.whole.columns)):
             raise ProfileError("the seasonal reference has other bins or categories than the profile")
-        return Reference(profile, calibration, estimator, panes, seasonal)
+        source = Source.declared(beside.from_profiles, profile)
+        return Reference(profile, calibration, estimator, panes, seasonal, source)
 
 
 class _Beside(msgspec.Struct):
@@ -72,6 +77,7 @@ class _Beside(msgspec.Struct):
     pane_calibration: dict[str, Any] | None = None
     estimator: msgspec.Raw = msgspec.Raw(_NOTHING)
     seasonal: msgspec.Raw = msgspec.Raw(_NOTHING)
+    from_profiles: bool | list[str] | None = None
 
 
 class References:

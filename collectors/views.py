@@ -24,7 +24,6 @@ from collectors.quality.aside import KeptAside
 from collectors.query.errors import QueryError
 from collectors.report import NoReport, Reports
 from collectors.scores import Estimate, Score
-from collectors.scrape import Scraper
 from collectors.signals import Signals
 from collectors.spans import SpanStore
 from collectors.windows import Pane
@@ -140,7 +139,7 @@ def drift_view(
         for name in versions
         if (judged := measures.judged(model, name, limit))
         for window in judged
-        if window.pane.rows
+        if window.pane.seen
     ]
     windows.sort(key=lambda window: (window["end"], window["version"]))
     references = [found for name in versions if (found := measures.reference(model, name)) is not None]
@@ -175,7 +174,7 @@ def performance_view(measures: Measures, model: str, version: str | None, limit:
     versions = [version] if version else measures.versions(model)
     now = {}
     for name in versions:
-        found = measures.expected_of(model, name)
+        found = measures.scoring.expected_of(model, name)
         now[name] = {
             "labels": found.labels,
             "scores": {metric: score_json(score) for metric, score in found.realised.items()},
@@ -190,11 +189,11 @@ def performance_view(measures: Measures, model: str, version: str | None, limit:
 def scored_json(measures: Measures, model: str, version: str, limit: int) -> list[dict[str, Any]]:
     """The windows of a version that have labels: their scores so far, what was expected of the same rows, and how many
     of the window's rows are labelled."""
-    estimator = measures.estimator(model, version)
-    rows = {window.last.start: window.last.rows for window in measures.judged(model, version, limit)}
+    estimator = measures.scoring.estimator(model, version)
+    rows = {window.last.start: window.last.seen for window in measures.judged(model, version, limit)}
     seconds = measures.settings.windows.window_seconds
     bodies = []
-    for window, scored in measures.scored_windows(model, version, limit):
+    for window, scored in measures.scoring.windows(model, version, limit):
         found, total = scored.scores(), rows.get(window.start)
         honesty = estimator.honesty(scored.classes) if estimator and scored.binary else {}
         bodies.append(
@@ -267,7 +266,7 @@ def window_json(measures: Measures, window: JudgedWindow, *, slices: bool) -> di
         "version": pane.version,
         "start": pane.start,
         "end": pane.end,
-        "rows": pane.rows,
+        "rows": pane.seen,
         "revision": window.revision,
         "outcomes": pane.outcomes,
         "columns": columns,
@@ -352,29 +351,6 @@ def _shape_json(column: TextColumn | EmbeddingColumn) -> dict[str, Any]:
     return body
 
 
-def targets_json(scraper: Scraper) -> dict[str, Any]:
-    """The `data` of `/api/v1/targets`, as Prometheus has it."""
-    active = []
-    for target in scraper.targets():
-        result = scraper.results.get(target.name)
-        active.append(
-            {
-                "discoveredLabels": {"__address__": target.instance, "job": target.job},
-                "labels": target.series_labels,
-                "scrapePool": target.job,
-                "scrapeUrl": target.url,
-                "globalUrl": target.url,
-                "lastError": (result.error or "") if result else "",
-                "lastScrape": _rfc3339(result.at) if result else "0001-01-01T00:00:00Z",
-                "lastScrapeDuration": result.duration_seconds if result else 0.0,
-                "health": "unknown" if result is None else "up" if result.up else "down",
-                "scrapeInterval": f"{scraper.settings.interval_seconds:g}s",
-                "scrapeTimeout": f"{scraper.settings.patience:g}s",
-            }
-        )
-    return {"activeTargets": active, "droppedTargets": [], "droppedTargetCounts": {}}
-
-
 def passed_on(alerts_url: str, path: str) -> Callable[[], Awaitable[Any]]:
     """A provider of the `data` that the alerts service answers on `path`."""
 
@@ -388,10 +364,6 @@ def passed_on(alerts_url: str, path: str) -> Callable[[], Awaitable[Any]]:
             raise QueryError(f"the alerts service at {alerts_url} did not answer: {error!r}", "unavailable") from error
 
     return provide
-
-
-def _rfc3339(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _count(request: Request, name: str, default: int, most: int) -> int:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from collectors.drift.bins import Counts
 from collectors.panes import LATENCY_EDGES, NO_SLICES, Pane, Slicing, latency_counts, merge_panes, same_layout
+from collectors.profiles import EVENTS, ProfileBatch, Source
 from observability.profile import Profile
 
 NANOSECONDS = 1_000_000_000
@@ -80,22 +81,28 @@ class Windows:
         self.settings = settings or WindowSettings()
         self.slicing = slicing
         self._references: dict[Key, Profile] = {}
+        self._sources: dict[Key, Source] = {}
         self._panes: dict[tuple[str, str, int], Pane] = {}
         self._closed: dict[tuple[str, str, int], Pane] = {}
         self._amended: set[tuple[str, str, int]] = set()
         self._times: dict[str, _Time] = {}
 
-    def set_reference(self, model: str, version: str, profile: Profile) -> None:
-        """Sets the reference; panes that were opened under another are counted from here on against this one."""
-        old = self._references.get((model, version))
-        self._references[model, version] = profile
-        if old is not None and same_layout(old, profile):
+    def set_reference(self, model: str, version: str, profile: Profile, source: Source = EVENTS) -> None:
+        """Sets the reference; panes that were opened under another, or another source, are counted anew from here."""
+        key = (model, version)
+        old, before = self._references.get(key), self._sources.get(key, EVENTS)
+        self._references[key], self._sources[key] = profile, source
+        if old is not None and before == source and same_layout(old, profile):
             return
         for pane in self.open_panes(model, version):
             pane.without_profile()
 
     def reference(self, model: str, version: str) -> Profile | None:
         return self._references.get((model, version))
+
+    def source(self, model: str, version: str) -> Source:
+        """Which columns of a version come in profiles."""
+        return self._sources.get((model, version), EVENTS)
 
     def references(self) -> list[Key]:
         return list(self._references)
@@ -140,6 +147,22 @@ class Windows:
             if in_time + amending < part.num_rows:
                 found[2][key] = part.num_rows - in_time - amending
         return Added(*found)
+
+    def add_profile(self, batch: ProfileBatch, now: float) -> Added:
+        """Adds a profile to the window that holds its middle; without a reference there is none to add it to."""
+        key, rows = (batch.model, batch.version), batch.num_rows
+        reference = self._references.get(key)
+        if reference is None or batch.end > now + self.settings.future_seconds:
+            return Added({key: 0}, {}, {key: rows})
+        time = self._arrived(batch.model, batch.end, now)
+        number = self._number(round(batch.time * NANOSECONDS))
+        end = (number + 1) * self.settings.window_seconds
+        if end <= self._amendable_from(time):
+            return Added({key: 0}, {}, {key: rows})
+        closed = end <= time.closed_until
+        pane = self._amendable((*key, number)) if closed else self._open((*key, number))
+        pane.add_profile(batch.profile, reference)
+        return Added({key: rows}, {key: rows} if closed else {}, {})
 
     def closed_until(self, model: str) -> float | None:
         """The end of the model's last closed window; None before there is one."""
@@ -194,11 +217,7 @@ class Windows:
         believed = times[times <= limit]
         if not len(believed):
             return 0, 0
-        time = self._times.get(key[0])
-        if time is None:
-            time = self._times[key[0]] = _Time(-np.inf, now, -np.inf)
-        time.latest = max(time.latest, float(believed.max()) / NANOSECONDS)
-        time.arrived_at = max(time.arrived_at, now)
+        time = self._arrived(key[0], float(believed.max()) / NANOSECONDS, now)
         numbers = self._numbers(times)
         in_time = amending = 0
         for number in np.unique(numbers).tolist():
@@ -212,9 +231,18 @@ class Windows:
             rest = part if rows == part.num_rows else part.filter(pa.array(chosen))
             closed = end <= time.closed_until
             pane = self._amendable((*key, number)) if closed else self._open((*key, number))
-            pane.add(rest, self._references.get(key), self.slicing)
+            pane.add(rest, self._references.get(key), self.slicing, self._sources.get(key, EVENTS))
             in_time, amending = (in_time, amending + rows) if closed else (in_time + rows, amending)
         return in_time, amending
+
+    def _arrived(self, model: str, latest: float, now: float) -> _Time:
+        """The model's time, now that something of it came whose latest event time is `latest`."""
+        time = self._times.get(model)
+        if time is None:
+            time = self._times[model] = _Time(-np.inf, now, -np.inf)
+        time.latest = max(time.latest, latest)
+        time.arrived_at = max(time.arrived_at, now)
+        return time
 
     def _open(self, key: tuple[str, str, int]) -> Pane:
         pane = self._panes.get(key)

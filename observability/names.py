@@ -373,13 +373,16 @@ OBSERVED_THROUGHPUT = _gauge("observed_rows_per_second", "Predictions a second."
 OBSERVED_ERRORS = _gauge("observed_error_ratio", "Share of a version's events that failed.", "model", "version")
 EVENT_ROWS = _counter("collector_event_rows_total", "Event rows accepted.", "model", "version")
 EVENT_ERRORS = _counter("collector_rejected_batches_total", "Batches refused, by reason.", "signal", "reason")
+PROFILE_ROWS = _counter(
+    "collector_profile_rows_total", "Rows accepted in profiles that senders counted themselves.", "model", "version"
+)
 LABEL_ROWS = _counter(
     "collector_label_rows_total", "Label rows accepted, by whether a prediction was found.", "model", "matched"
 )
 AMENDED_ROWS = _counter(
     "collector_amended_rows_total", "Event rows behind the watermark that amended a closed window.", "model", "version"
 )
-LATE_ROWS = _counter(
+LATE_EVENT_ROWS = _counter(
     "collector_late_rows_total",
     "Event rows that were not measured: older than every window that is amended, or too far ahead of the clock.",
     "model", "version",
@@ -446,6 +449,21 @@ MLSERVER_FAILURE = Alias("model_infer_request_failure", "Requests that failed.")
 ALIASES: tuple[Alias, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Alias))
 
 CATALOGUE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+# --- series that rules record of an objective; a window's length stands behind the first two --------------------------
+SLO_ERROR_RATIO = "slo:sli_error:ratio_rate"
+SLO_EVENTS = "slo:sli_total:increase"
+SLO_VALUE = "slo:sli_value:current"
+SLO_SLICE_ERROR = "slo:sli_slice_error:ratio"
+SLO_OBJECTIVE = "slo:objective:ratio"
+SLO_BUDGET = "slo:error_budget:ratio"
+SLO_PERIOD_DAYS = "slo:time_period:days"
+SLO_PERIOD_START = "slo:period_start:timestamp_seconds"
+SLO_PERIOD_END = "slo:period_end:timestamp_seconds"
+SLO_BURN_RATE = "slo:current_burn_rate:ratio"
+SLO_PERIOD_BURN_RATE = "slo:period_burn_rate:ratio"
+SLO_BUDGET_LEFT = "slo:period_error_budget_remaining:ratio"
+SLO_INFO = "slo_info"
 
 # --- spans -----------------------------------------------------------------------------------------------------------
 SPAN_REQUEST = "inference.request"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -51,9 +51,16 @@ class QualityMonitor:
     _volumes: dict[str, Volume] = field(default_factory=dict)
     _waiting: dict[Key, list[pa.Table]] = field(default_factory=dict)
 
-    def set_reference(self, model: str, version: str, reference: Profile) -> None:
-        """Infers the version's schema from its reference."""
-        self._inferred[model, version] = Schema.inferred(reference)
+    def set_reference(
+        self, model: str, version: str, reference: Profile, elsewhere: Collection[str] = frozenset()
+    ) -> None:
+        """Infers the version's schema from its reference. Columns that come `elsewhere` need not be in its rows."""
+        schema = Schema.inferred(reference)
+        columns = {
+            name: replace(rules, required=False) if name in elsewhere else rules
+            for name, rules in schema.columns.items()
+        }
+        self._inferred[model, version] = replace(schema, columns=columns)
 
     def edit(self, model: str, edit: SchemaEdit) -> None:
         """Changes the schema of all versions of a model. SchemaError when that contradicts itself."""
@@ -79,6 +86,10 @@ class QualityMonitor:
         if sum(table.num_rows for table in waiting) < CHECKED_ROWS:
             return None
         return self._check(model, version, self._waiting.pop((model, version)))
+
+    def told(self, model: str, time: float) -> None:
+        """Says that rows up to an event time came otherwise than as events."""
+        self._volume(model).row_at(time)
 
     def checked(self) -> list[Observed]:
         """Checks the rows that wait. Nothing is dropped or changed by what is found."""

@@ -178,7 +178,7 @@ def test_a_label_of_a_prediction_that_memory_forgot_is_joined_from_the_lake(
         collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "false") == 1)
         housekeeping = collector.collector.housekeeping()
         housekeeping.look_up()
-        collector.settled(lambda: len(collector.collector.measures.join.labelled("delay", "1")[0]) == 1)
+        collector.settled(lambda: len(collector.collector.measures.scoring.join.labelled("delay", "1")[0]) == 1)
 
 
 def test_a_crash_between_lake_and_log_doubles_nothing(collector: Any, events: Events) -> None:

@@ -1,19 +1,14 @@
-"""Prometheus text and OpenMetrics pages read into samples, metadata and exemplars."""
+"""Pages as samples with labels: of a text that was pushed, and of a registry."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from collectors.formats import BadExposition, read_lines
+from collectors.scraping.samples import with_target_labels
 from collectors.store.values import MetricMetadata
-
-
-class BadExposition(ValueError):
-    """A page that is not in the text format; the message has the parser's reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +30,19 @@ class Page:
     exemplars: list[PageExemplar] = field(default_factory=list)
 
 
-def read_page(body: str, content_type: str = "") -> Page:
-    """Parses a page by its content type. BadExposition with the reason when it cannot be read."""
-    try:
-        parse = parse_openmetrics if "openmetrics" in content_type else parse_text
-        return page_of(parse(body))
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        raise BadExposition(f"the page is not in the Prometheus text format: {error}") from error
+def read_page(body: str | bytes, content_type: str = "") -> Page:
+    """Reads a page by its content type. BadExposition with the reason when it cannot be read."""
+    lines = read_lines(body.encode() if isinstance(body, str) else body, content_type)
+    if lines.error:
+        raise BadExposition(f"the page is not in the Prometheus text format: {lines.error}")
+    series = [lines.new[key] for key in lines.keys]
+    samples = [(labels, lines.values[index], lines.times.get(index)) for index, labels in enumerate(series)]
+    exemplars = [PageExemplar(series[item.index], item.labels, item.value, item.t_ms) for item in lines.exemplars]
+    return Page(samples, lines.metadata, exemplars)
 
 
 def page_of(families: object) -> Page:
-    """The page of prometheus_client families, from a parser or a registry."""
+    """The page of prometheus_client families of a registry, without the times at which they were created."""
     page = Page([])
     for family in families:  # type: ignore[attr-defined]
         _add_family(page, family)
@@ -69,13 +66,4 @@ def _add_family(page: Page, family: Family) -> None:
             )
 
 
-def with_target_labels(labels: Mapping[str, str], target: Mapping[str, str], honor: bool) -> dict[str, str]:
-    """A series' labels with its target's: on a clash the page's win if `honor`, else they become `exported_…`."""
-    merged = dict(labels)
-    for name, value in target.items():
-        if name in merged and merged[name] != "":
-            if honor:
-                continue
-            merged[f"exported_{name}"] = merged[name]
-        merged[name] = value
-    return merged
+__all__ = ["BadExposition", "Page", "PageExemplar", "page_of", "read_page", "with_target_labels"]

@@ -1,4 +1,4 @@
-"""Scraping: every target's page at every tick of the interval, stored at the tick's time."""
+"""Scraping: every target's page at every tick of its interval, stored at the tick's time."""
 
 from __future__ import annotations
 
@@ -11,25 +11,34 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from collectors.exposition import BadExposition, Page, read_page, with_target_labels
+from collectors.formats import Lines, read_lines
+from collectors.scraping.client import BadClient, Clients, clients
+from collectors.scraping.config import PROTOCOLS, ScrapeConfig
+from collectors.scraping.discovery import USER_AGENT, Discovery
+from collectors.scraping.samples import Samples, SeriesCache, Taken
+from collectors.scraping.target import Pool, Target, pool_of
 from collectors.store.store import Store
-from collectors.targets import FileTargets, ScrapeTarget
+from collectors.store.values import MetricMetadata
+from collectors.targets import ScrapeTarget, files_config
 
-ACCEPT = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 MAX_PAGE_BYTES = 64 * 1024 * 1024
+# How often files are looked at, and targets that came or went are started or ended.
+SYNC_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ScrapeResult:
-    """How the last scrape of a target went; times in unix seconds and seconds."""
+    """How the last scrape of a target went; `at` in unix seconds. The counts are those of `Taken`."""
 
-    target: ScrapeTarget
+    target: Target
     at: float
     duration_seconds: float
     samples: int
     error: str | None
+    kept: int = 0
+    added: int = 0
 
     @property
     def up(self) -> bool:
@@ -38,112 +47,222 @@ class ScrapeResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrapeSettings:
-    """What is scraped, how often and how patiently."""
+    """What is scraped: targets and files at one interval, and configurations that have their own."""
 
     targets: Sequence[ScrapeTarget] = ()
     file_sd: Sequence[str] = ()
     interval_seconds: float = 1.0
     timeout_seconds: float | None = None
     """None: the interval, at most 10 seconds."""
+    configs: Sequence[ScrapeConfig] = ()
 
     def __post_init__(self) -> None:
-        if self.interval_seconds <= 0 or (self.timeout_seconds is not None and self.timeout_seconds <= 0):
-            raise ValueError(f"the scrape interval and timeout must be positive: {self}")
+        if self.interval_seconds < 0.001 or (self.timeout_seconds is not None and self.timeout_seconds < 0.001):
+            raise ValueError(f"the scrape interval and timeout must be at least a millisecond: {self}")
 
     @property
     def patience(self) -> float:
         return min(self.interval_seconds, 10.0) if self.timeout_seconds is None else self.timeout_seconds
 
+    def all_configs(self) -> list[ScrapeConfig]:
+        """One configuration for each target, one for the files, and the others."""
+        interval_ms = round(self.interval_seconds * 1000)
+        timeout_ms = min(round(self.patience * 1000), interval_ms)
+        own = [target.config(interval_ms, timeout_ms) for target in self.targets]
+        files = [files_config(self.file_sd, interval_ms, timeout_ms)] if self.file_sd else []
+        return [*own, *files, *self.configs]
+
 
 @dataclass(slots=True)
+class ScrapePool:
+    """A configuration and its targets as they were last looked up."""
+
+    config: ScrapeConfig
+    discovery: Discovery
+    targets: Pool = field(default_factory=Pool)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why none of the targets is scraped: there are too many."""
+        count, limit = len(self.targets.active), self.config.target_limit
+        return f"target_limit exceeded (number of targets: {count}, limit: {limit})" if 0 < limit < count else None
+
+
+@dataclass(slots=True)
+class _Loop:
+    target: Target
+    task: asyncio.Task[None]
+    last_ms: int = 0
+
+
 class Scraper:
-    """Scrapes into a store. `results` holds how each target's last scrape went."""
+    """Scrapes into a store. `results` holds how each target's last scrape went, `pools` which targets there are."""
 
-    store: Store
-    settings: ScrapeSettings
-    clock: Callable[[], float]
-    results: dict[str, ScrapeResult] = field(default_factory=dict)
-    _files: FileTargets = field(init=False)
-    _running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    def __init__(self, store: Store, settings: ScrapeSettings, clock: Callable[[], float]) -> None:
+        self.store = store
+        self.settings = settings
+        self.clock = clock
+        self.results: dict[str, ScrapeResult] = {}
+        self.metadata: dict[str, dict[str, MetricMetadata]] = {}
+        """What each target's page says of its metric families."""
+        self.pools = [ScrapePool(config, Discovery(config)) for config in settings.all_configs()]
+        self._caches: dict[str, SeriesCache] = {}
+        self._loops: dict[str, _Loop] = {}
 
-    def __post_init__(self) -> None:
-        self._files = FileTargets(self.settings.file_sd)
-
-    def targets(self) -> list[ScrapeTarget]:
-        """The targets now, each once."""
-        return list({target.name: target for target in (*self.settings.targets, *self._files.targets())}.values())
+    def look_up(self) -> dict[str, tuple[Target, str | None]]:
+        """The targets now, each once, with the reason why it must not be asked, if there is one."""
+        found: dict[str, tuple[Target, str | None]] = {}
+        for pool in self.pools:
+            targets = pool_of(pool.config, pool.discovery.groups())
+            for error in targets.errors:
+                if error not in pool.targets.errors:
+                    logger.warning("a target of job %s cannot be scraped: %s", pool.config.job, error)
+            pool.targets = targets
+            refusal = pool.refusal
+            for name, target in targets.active.items():
+                found.setdefault(name, (target, refusal))
+        return found
 
     async def run(self) -> None:
         """Scrapes until cancelled. A target that still answers to the last tick skips this one."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-        async with httpx.AsyncClient(limits=limits, timeout=self.settings.patience, trust_env=False) as client:
+        every = min([SYNC_SECONDS, *(pool.config.interval_ms / 1000 for pool in self.pools)])
+        async with clients() as opened:
+            asked = [asyncio.create_task(pool.discovery.run(opened)) for pool in self.pools if pool.config.urls]
             try:
                 while True:
-                    tick = next_tick(self.clock(), self.settings.interval_seconds)
-                    await asyncio.sleep(max(0.0, tick - self.clock()))
-                    await self.start_tick(client, tick)
+                    await self.sync(opened)
+                    await asyncio.sleep(every)
             finally:
-                for task in self._running.values():
+                running = [*asked, *(loop.task for loop in self._loops.values())]
+                for task in running:
                     task.cancel()
-                await asyncio.gather(*self._running.values(), return_exceptions=True)
+                await asyncio.gather(*running, return_exceptions=True)
 
-    async def start_tick(self, client: httpx.AsyncClient, tick: float) -> None:
-        """Starts the scrapes of one tick (unix seconds), and ends the series of targets that are gone."""
-        targets = await asyncio.to_thread(self.targets)
-        names = {target.name for target in targets}
-        for gone in [name for name in self.results if name not in names]:
-            del self.results[gone]
-            await asyncio.to_thread(self.store.mark_stale, gone, round(tick * 1000))
-        self._running = {name: task for name, task in self._running.items() if not task.done()}
-        for target in targets:
-            if target.name not in self._running:
-                self._running[target.name] = asyncio.create_task(self._guarded(client, target, tick))
+    async def sync(self, opened: Clients) -> None:
+        """Begins with the targets that are new, and ends the series of those that are gone."""
+        found = await asyncio.to_thread(self.look_up)
+        gone = [name for name in self._loops if name not in found]
+        for name in gone:
+            await self._end(name)
+        for name, (target, _) in found.items():
+            if name not in self._loops:
+                task = asyncio.create_task(self._follow(opened, target))
+                self._loops[name] = _Loop(target, task)
 
-    async def scrape(self, client: httpx.AsyncClient, target: ScrapeTarget, tick: float) -> ScrapeResult:
-        """Scrapes one target and stores its page at `tick`; a failure is stored as `up` 0 and ends its series."""
+    async def scrape(self, opened: Clients, target: Target, tick: float, refusal: str | None = None) -> ScrapeResult:
+        """Scrapes one target and stores its page at `tick`; a failure is stored as `up` 0 and ends its series.
+
+        With a `refusal` it is not asked: that is its error.
+        """
         started = time.monotonic()
-        page, error = await self._page(client, target)
-        result = ScrapeResult(target, tick, time.monotonic() - started, len(page.samples), error)
-        await asyncio.to_thread(self._keep, result, page)
+        body, content_type, error = (b"", "", refusal) if refusal else await self._body(opened, target)
+        keeping = asyncio.ensure_future(asyncio.to_thread(self._keep, target, tick, started, body, content_type, error))
+        try:
+            result = await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            await keeping
+            raise
         self.results[target.name] = result
         return result
 
-    async def _guarded(self, client: httpx.AsyncClient, target: ScrapeTarget, tick: float) -> None:
-        try:
-            await self.scrape(client, target, tick)
-        except Exception:  # the store failed: the next tick tries again, and the others go on
-            logger.exception("the scrape of %s could not be stored", target.url)
+    async def _follow(self, opened: Clients, target: Target) -> None:
+        interval = target.interval_ms / 1000
+        while True:
+            tick = next_tick(self.clock(), interval)
+            await asyncio.sleep(max(0.0, tick - self.clock()))
+            refusal = next((pool.refusal for pool in self.pools if target.name in pool.targets.active), None)
+            try:
+                await self.scrape(opened, target, tick, refusal)
+            except Exception:  # the store failed: the next tick tries again, and the others go on
+                logger.exception("the scrape of %s could not be stored", target.url)
+            if target.name in self._loops:
+                self._loops[target.name].last_ms = round(tick * 1000)
 
-    async def _page(self, client: httpx.AsyncClient, target: ScrapeTarget) -> tuple[Page, str | None]:
+    async def _end(self, name: str) -> None:
+        loop = self._loops.pop(name)
+        loop.task.cancel()
+        await asyncio.gather(loop.task, return_exceptions=True)
+        for kept in (self.results, self.metadata, self._caches):
+            kept.pop(name, None)
+        ended_ms = max(round(self.clock() * 1000), loop.last_ms + 1)
+        await asyncio.to_thread(self.store.mark_stale, name, ended_ms)
+
+    async def _body(self, opened: Clients, target: Target) -> tuple[bytes, str, str | None]:
+        """The page, its content type, and what went wrong."""
+        config, seconds = target.config, target.timeout_ms / 1000
+        headers = {
+            "Accept": config.accept,
+            "Accept-Encoding": "gzip" if config.compression else "identity",
+            "User-Agent": USER_AGENT,
+            "X-Prometheus-Scrape-Timeout-Seconds": f"{seconds:g}",
+        }
+        limit = config.limits.body_bytes or MAX_PAGE_BYTES
+        parts, size = [], 0
         try:
-            async with asyncio.timeout(self.settings.patience):
-                answer = await client.get(target.url, headers={"Accept": ACCEPT})
-            answer.raise_for_status()
-            if len(answer.content) > MAX_PAGE_BYTES:
-                raise BadExposition(f"the page has {len(answer.content)} bytes, more than {MAX_PAGE_BYTES}")
-            return await asyncio.to_thread(read_page, answer.text, answer.headers.get("content-type", "")), None
+            async with asyncio.timeout(seconds):
+                client = opened.get(config.client)
+                extensions = dict(config.client.extensions)
+                async with client.stream("GET", target.url, headers=headers, extensions=extensions) as answer:
+                    if answer.status_code != httpx.codes.OK:
+                        status = f"{answer.status_code} {answer.reason_phrase}"
+                        return b"", "", f"server returned HTTP status {status}"
+                    async for part in answer.aiter_bytes():
+                        size += len(part)
+                        if size >= limit:
+                            return b"", "", f"body size limit exceeded: the page has at least {size} bytes of {limit}"
+                        parts.append(part)
+            return b"".join(parts), answer.headers.get("content-type", ""), None
         except TimeoutError:
-            return Page([]), f"no answer within {self.settings.patience} s"
-        except (httpx.HTTPError, httpx.InvalidURL, BadExposition) as error:
-            return Page([]), f"{type(error).__name__}: {error}"
+            return b"", "", f"no answer within {seconds:g} s: context deadline exceeded"
+        except (httpx.HTTPError, httpx.InvalidURL, BadClient) as error:
+            return b"", "", f"{type(error).__name__}: {error}"
 
-    def _keep(self, result: ScrapeResult, page: Page) -> None:
-        target, t_ms = result.target, round(result.at * 1000)
-        labels = target.series_labels
-        samples = [
-            (with_target_labels(series, labels, target.honor_labels), value) for series, value, _ in page.samples
-        ]
-        samples += [
-            ({"__name__": "up", **labels}, float(result.up)),
-            ({"__name__": "scrape_duration_seconds", **labels}, result.duration_seconds),
-            ({"__name__": "scrape_samples_scraped", **labels}, float(result.samples)),
-        ]
-        self.store.append(target.name, t_ms, samples)
-        self.store.set_metadata(page.metadata)
-        for exemplar in page.exemplars:
-            series = with_target_labels(exemplar.series, labels, target.honor_labels)
-            at = t_ms if exemplar.t_ms is None else exemplar.t_ms
-            self.store.add_exemplar(series, exemplar.labels, exemplar.value, at)
+    def _keep(
+        self, target: Target, tick: float, started: float, body: bytes, content_type: str, error: str | None
+    ) -> ScrapeResult:
+        t_ms = round(tick * 1000)
+        taken = Taken()
+        if error is None and body:
+            lines, taken = self._taken(target, t_ms, body, content_type)
+            error = taken.error
+            if error is None:
+                self._store_beside(target, t_ms, taken, lines)
+        seconds = time.monotonic() - started
+        result = ScrapeResult(target, tick, seconds, taken.scraped, error, taken.kept, taken.added)
+        samples = taken.samples if error is None else []
+        self.store.append(target.name, t_ms, samples + _report(result))
+        return result
+
+    def _taken(self, target: Target, t_ms: int, body: bytes, content_type: str) -> tuple[Lines, Taken]:
+        config = target.config
+        fallback = PROTOCOLS.get(config.fallback_protocol, "text/plain").split(";")[0]
+        cache = self._caches.setdefault(target.name, SeriesCache())
+        lines = read_lines(body, content_type, cache.known, fallback=fallback)
+        return lines, cache.take(lines, config, target.series_labels, t_ms)
+
+    def _store_beside(self, target: Target, t_ms: int, taken: Taken, lines: Lines) -> None:
+        """Stores what is not part of the vector at the tick: samples with times of their own, exemplars, metadata."""
+        if taken.ahead:
+            logger.warning("%d samples of %s are too far into the future", taken.ahead, target.url)
+        for at_ms in sorted(taken.timed):
+            self.store.append(f"{target.name}:timed", at_ms, taken.timed[at_ms], stale=False)
+        self.store.set_metadata(lines.metadata)
+        self.metadata[target.name] = lines.metadata
+        for series, exemplar in taken.exemplars:
+            at_ms = t_ms if exemplar.t_ms is None else exemplar.t_ms
+            self.store.add_exemplar(series, exemplar.labels, exemplar.value, at_ms)
+
+
+def _report(result: ScrapeResult) -> Samples:
+    labels = result.target.series_labels
+    values = {
+        "up": float(result.up),
+        "scrape_duration_seconds": result.duration_seconds,
+        "scrape_samples_scraped": float(result.samples),
+        "scrape_samples_post_metric_relabeling": float(result.kept),
+        "scrape_series_added": float(result.added),
+    }
+    return [({**labels, "__name__": name}, value) for name, value in values.items()]
 
 
 def next_tick(now: float, interval: float) -> float:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -19,8 +18,11 @@ from prometheus_client.openmetrics.exposition import generate_latest
 from collectors.exposition import BadExposition, read_page
 from collectors.query import Engine, Vector
 from collectors.scrape import Scraper, ScrapeSettings, next_tick
+from collectors.scraping import GroupFiles, Target
+from collectors.scraping.client import clients
 from collectors.store import Matcher, Store
-from collectors.targets import FileTargets, ScrapeTarget
+from collectors.target_views import targets_json
+from collectors.targets import ScrapeTarget
 
 T0 = 1_363_000_000.0
 
@@ -54,7 +56,7 @@ class Page:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"127.0.0.1:{self.server.server_port}"
         self.target = ScrapeTarget(url=f"http://{self.address}/metrics", job="demo")
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -73,11 +75,18 @@ def store(clock: Any) -> Iterator[Store]:
     made.close()
 
 
+def only_target(scraper: Scraper) -> Target:
+    ((target, _),) = scraper.look_up().values()
+    return target
+
+
 def scrape(store: Store, target: ScrapeTarget, at: float, timeout: float = 5.0) -> Any:
+    settings = ScrapeSettings(targets=[target], interval_seconds=10, timeout_seconds=timeout)
+
     async def once() -> Any:
-        scraper = Scraper(store, ScrapeSettings(targets=[target], timeout_seconds=timeout), lambda: at)
-        async with httpx.AsyncClient() as client:
-            return await scraper.scrape(client, target, at)
+        scraper = Scraper(store, settings, lambda: at)
+        async with clients() as opened:
+            return await scraper.scrape(opened, only_target(scraper), at)
 
     return asyncio.run(once())
 
@@ -111,7 +120,8 @@ def test_the_stored_time_is_the_ticks(page: Page, store: Store) -> None:
 
 @pytest.mark.parametrize("failure", ["status", "garbage", "silence", "gone"])
 def test_a_target_that_fails_is_down_and_its_series_end(page: Page, store: Store, failure: str) -> None:
-    scrape(store, page.target, T0)
+    timeout = 0.5 if failure == "silence" else 5.0
+    scrape(store, page.target, T0, timeout)
     target = page.target
     if failure == "status":
         page.status = 500
@@ -123,7 +133,7 @@ def test_a_target_that_fails_is_down_and_its_series_end(page: Page, store: Store
         page.server.shutdown()
         page.server.server_close()
 
-    result = scrape(store, target, T0 + 1, timeout=0.3 if failure == "silence" else 5.0)
+    result = scrape(store, target, T0 + 1, timeout)
 
     assert not result.up
     assert result.error
@@ -167,39 +177,48 @@ def test_openmetrics_exemplars_are_kept(page: Page, store: Store) -> None:
     (exemplar,) = store.exemplars([Matcher("__name__", "=", "hits_total")], 0, 2**62)
 
     assert (exemplar.labels, exemplar.value) == ({"trace_id": "abc"}, 1)
-    assert values(store, "hits_created", T0) == {}
+    assert len(values(store, "hits_created", T0)) == 1  # a series of its own, as in Prometheus
     assert list(values(store, "plain", T0).values()) == [4]
 
 
 def test_targets_of_files_come_and_go(page: Page, store: Store, tmp_path: Path) -> None:
     file = tmp_path / "targets.json"
     file.write_text(json.dumps([{"targets": [page.address], "labels": {"job": "files", "zone": "b"}}]))
-    scraper = Scraper(store, ScrapeSettings(file_sd=[str(tmp_path / "*.json")]), lambda: T0)
+    now = [T0]
+    scraper = Scraper(store, ScrapeSettings(file_sd=[str(tmp_path / "*.json")]), lambda: now[0])
 
-    async def tick(at: float) -> None:
-        async with httpx.AsyncClient() as client:
-            await scraper.start_tick(client, at)
-            await asyncio.gather(*scraper._running.values())
+    async def story() -> None:
+        async with clients() as opened:
+            await scraper.sync(opened)
+            await scraper.scrape(opened, only_target(scraper), T0)
+            (shown,) = targets_json(scraper)["activeTargets"]
+            assert (shown["health"], shown["scrapePool"], shown["labels"]["zone"]) == ("up", "file_sd", "b")
+            file.unlink()
+            now[0] = T0 + 1
+            await scraper.sync(opened)
 
-    asyncio.run(tick(T0))
+    asyncio.run(story())
     (labels,) = values(store, "a", T0)
     assert json.loads(labels) == {"__name__": "a", "instance": page.address, "job": "files", "zone": "b"}
-
-    file.unlink()
-    asyncio.run(tick(T0 + 1))
-    assert values(store, "a", T0 + 1) == {}
-    assert values(store, "up", T0 + 1) == {}
+    assert values(store, "a", T0 + 1.5) == {}
+    assert values(store, "up", T0 + 1.5) == {}
+    assert targets_json(scraper)["activeTargets"] == []
 
 
 def test_half_a_written_file_keeps_the_targets(tmp_path: Path) -> None:
     file = tmp_path / "targets.json"
     file.write_text('[{"targets": ["127.0.0.1:1"], "labels": {"__metrics_path__": "/probe", "__scheme__": "https"}}]')
-    files = FileTargets([str(tmp_path / "*.json")])
-    before = files.targets()
+    files = GroupFiles([str(tmp_path / "*.json")])
+    before = files.groups()
     file.write_text('[{"targets": ["127.0.0.1:1"')
 
-    assert [target.url for target in before] == ["https://127.0.0.1:1/probe"]
-    assert files.targets() == before
+    assert before[0].targets == ({"__address__": "127.0.0.1:1"},)
+    assert before[0].labels == {
+        "__metrics_path__": "/probe",
+        "__scheme__": "https",
+        "__meta_filepath": str(file),
+    }
+    assert files.groups() == before
 
 
 def test_a_target_without_a_scheme_is_refused() -> None:

@@ -102,6 +102,11 @@ def label_batch(ids: Any, model: Any, labels: Any, time_ns: Any) -> pa.RecordBat
 
 def to_ipc(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> bytes:
     """The batches as one Arrow IPC stream; columns that some lack are null there. BadBatch if types clash."""
+    return ipc_buffer(batches).to_pybytes()  # type: ignore[no-any-return]
+
+
+def ipc_buffer(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> pa.Buffer:
+    """The same, not copied: a large body takes the interpreter's lock for as long as its copy takes."""
     several = [batches] if isinstance(batches, pa.RecordBatch) else list(batches)
     if not several:
         raise BadBatch("there is no batch to write: an Arrow stream needs a schema")
@@ -111,10 +116,10 @@ def to_ipc(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> bytes:
     with pa.ipc.new_stream(sink, several[0].schema) as writer:
         for batch in several:
             writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    return sink.getvalue()
 
 
-def from_ipc(body: bytes) -> pa.Table:
+def from_ipc(body: bytes | memoryview) -> pa.Table:
     """The table in an Arrow IPC stream, fully validated: a hostile body cannot crash a later reader. BadBatch."""
     try:
         table = pa.ipc.open_stream(pa.py_buffer(body)).read_all()

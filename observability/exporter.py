@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import pyarrow as pa
 
 from observability import names
-from observability.events import to_ipc
+from observability.events import ipc_buffer
 from observability.metrics import Metrics
 from observability.sinks import Batch, Rejected, Sink, Unavailable
 
@@ -288,7 +288,8 @@ class EventExporter(BufferedExporter[pa.RecordBatch]):
             sink,
             signal=signal,
             encode=_encode_events,
-            measure=lambda batch: (batch.get_total_buffer_size(), batch.num_rows),
+            # What its rows take: their buffers may be parts of longer ones, shared by many batches.
+            measure=lambda batch: (batch.nbytes, batch.num_rows),
             # Only equal columns: events of another model would fill this one's table with nulls.
             together=lambda first, other: first.schema.equals(other.schema),
             max_batches=max_batches,
@@ -325,7 +326,7 @@ class _Signals:
 
 
 def _encode_events(batches: Sequence[pa.RecordBatch]) -> Batch:
-    return Batch(to_ipc(batches), sum(batch.num_rows for batch in batches))
+    return Batch(memoryview(ipc_buffer(batches)), sum(batch.num_rows for batch in batches))
 
 
 def _forget_in_child(exporter: BufferedExporter[Item]) -> None:

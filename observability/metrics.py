@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -74,12 +75,21 @@ def exposition(source: Metrics | CollectorRegistry, accept: str | None = None) -
 
 def observe_many(histogram: Histogram, values: NDArray[np.float64]) -> None:
     """The same as `histogram.observe` of each value, at the cost of a few; NaN is left out. `histogram` is a child."""
-    values = values[~np.isnan(values)]
-    bounds = np.asarray(histogram._upper_bounds)
-    cells = np.bincount(np.searchsorted(bounds, values, side="left"), minlength=len(bounds))
-    for cell in np.flatnonzero(cells):
-        histogram._buckets[cell].inc(int(cells[cell]))
-    histogram._sum.inc(float(values.sum()))
+    total = float(values.sum())
+    if total != total:
+        values = values[~np.isnan(values)]
+        total = float(values.sum())
+    bounds = histogram._upper_bounds
+    if len(values) > 256:
+        # Comparing all values with one bound after the other is several times faster than a search for each value.
+        below = [int(np.count_nonzero(values <= bound)) for bound in bounds]
+        cells = [below[0], *(upper - lower for lower, upper in pairwise(below))]
+    else:
+        cells = np.bincount(np.searchsorted(bounds, values, side="left"), minlength=len(bounds)).tolist()
+    for bucket, count in zip(histogram._buckets, cells, strict=True):
+        if count:
+            bucket.inc(count)
+    histogram._sum.inc(total)
 
 
 class WithoutCreated(Collector):

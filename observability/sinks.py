@@ -22,7 +22,7 @@ _TRY_LATER = (408, 429, 502, 503, 504)
 class Batch:
     """One body to deliver. Its id stays the same over retries, so that the receiver can tell a repetition."""
 
-    body: bytes
+    body: bytes | memoryview
     rows: int = 0
     id: str = field(default_factory=lambda: uuid4().hex)
 

@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5
 # Answered requests are counted and recorded together: after so many seconds, calls or bytes, or when somebody looks.
 _SETTLE_SECONDS = 0.2
-_SETTLE_CALLS = 4096
+_SETTLE_CALLS = 1024
+_MANY_CALLS = 256
 _SETTLE_BYTES = 8 * 1024 * 1024
 _MAX_ACCOUNTS = 1024
 _MAX_HEADS = 1024
@@ -91,6 +92,7 @@ class Front:
         body_limit: int,
         max_request_rows: int,
         instance: str,
+        trace_limit: int = 20,
         clock: Callable[[], float] = time.perf_counter,
         draw: Callable[[], float] | None = None,
     ) -> None:
@@ -106,6 +108,8 @@ class Front:
         self._clock = clock
         self._draw = draw or random.Random().random  # the host's seeds stay its own
         self._sampled = tracing.sample_ratio
+        self._trace_limit = trace_limit
+        self._traces, self._traces_since = 0, 0.0
         self._records = recorder.records_all
         self._express: dict[str, Express | _Detour] = {}
         self._heads: dict[tuple[bytes, int | None, str, bytes], bytes] = {}
@@ -131,7 +135,15 @@ class Front:
             self._reject(exchange, None, error)
         else:
             hurry = exchange.head is not None and version is None
-            self._take(exchange, self._draw() < self._sampled, deployment, version, hurry=hurry)
+            trace = self._draw() < self._sampled and self._may_trace(exchange.received)
+            self._take(exchange, trace, deployment, version, hurry=hurry)
+
+    def _may_trace(self, now: float) -> bool:
+        """Whether one more trace may begin in this second: a trace costs many times what the request costs."""
+        if now - self._traces_since >= 1.0:
+            self._traces_since, self._traces = now, 0
+        self._traces += 1
+        return self._traces <= self._trace_limit
 
     def _take(
         self, exchange: Exchange, trace: bool, deployment: Deployment, named: str | None = None, *, hurry: bool = False
@@ -314,7 +326,7 @@ class Front:
         if self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self.settle)
         elif self._ended >= _SETTLE_CALLS or self._kept_bytes >= _SETTLE_BYTES:
-            self.settle()
+            self._settle(_MANY_CALLS)
 
     def _head(self, head: bytes, header_length: int | None, cache: str, extra: bytes) -> bytes:
         """Header lines of an answer; made once for all of a kind."""
@@ -360,10 +372,15 @@ class Front:
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
+        self._settle(1)
+
+    def _settle(self, least: int) -> None:
+        """As `settle`, but calls that are fewer than `least` wait for more: a group costs as much as many calls."""
         self._ended = self._kept_bytes = 0
         for account in self._accounts.values():
-            calls = account.flush()
-            if calls:
+            account.flush()
+            if len(account.calls) >= least:
+                calls, account.calls = account.calls, []
                 self._recorder.put(calls)
             if account.served:
                 served, account.served = account.served, []

@@ -28,7 +28,7 @@ from serving.batching.lane_policy import LanePolicy
 from serving.batching.lanes import Lanes
 from serving.cache import CachePolicy, ResponseCache
 from serving.callers import Caller, Callers
-from serving.control import Control, Peers
+from serving.control import Control
 from serving.errors import ServingError
 from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
@@ -36,6 +36,7 @@ from serving.garbage import settle_down
 from serving.health import Health
 from serving.http import Limits, Server
 from serving.pages.edge import Edge, EdgeOptions
+from serving.peers import Alone, Peers
 from serving.registry import Registry
 from serving.routing.policies import PolicyStore
 from serving.shadow import Mirror, ShadowLimits
@@ -97,6 +98,8 @@ class ServingConfig:
     # Base URL of the collector's intake; None sends no events, traces, logs or profiles.
     collector_url: str | None = None
     trace_sample_ratio: float = 0.01
+    # New traces that a process begins in a second at most; those that a caller has begun are kept besides.
+    trace_limit_per_second: int = 20
     # Control calls must be signed with it; empty means no signature.
     secret: str = ""
     # `module:callable` names that safetensors artifacts may declare.
@@ -176,6 +179,7 @@ class Service:
     """A running server. `start` returns when it is ready; `drain` stops it and loses no accepted request."""
 
     def __init__(self, config: ServingConfig, metrics: Metrics | None = None, *, peers: Peers | None = None) -> None:
+        peers = peers or Alone()
         self.config = config
         self.metrics = metrics or Metrics()
         self.deployments: dict[str, Deployment] = {}
@@ -201,6 +205,7 @@ class Service:
         self._front = Front(
             self.deployments, self._signals, self._recorder, self._tracing, self._mirror,
             body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=instance,
+            trace_limit=config.trace_limit_per_second,
         )  # fmt: skip
         store = PolicyStore(self._registry.engine)
         self._residency = Residency(
@@ -212,9 +217,9 @@ class Service:
             peers=peers,
         )  # fmt: skip
         repository = Repository(
-            self._control, self._registry, self._residency, models=config.models, secret=config.secret
+            self._control, self._registry, self._residency, peers, models=config.models, secret=config.secret
         )
-        callers = Callers(config.callers, self.metrics) if config.callers else None
+        callers = self._callers = Callers(config.callers, self.metrics) if config.callers else None
         self._front.callers = callers
         self.edge = Edge(
             EdgeOptions(
@@ -224,7 +229,7 @@ class Service:
             ),
             self._front, self.deployments, self.health, self.metrics, callers, self._active,
             lambda: len(self.http.connections), self._front.settle,
-            lambda line: setattr(self._front, "extra_head", line),
+            lambda line: setattr(self._front, "extra_head", line), peers,
         )  # fmt: skip
         app = ControlApp(
             self._control, self.deployments, store, self.metrics, secret=config.secret, models=config.models,

@@ -204,6 +204,9 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     max_ejected_ratio: float = 0.5
     """Largest share of the replicas that may be out of the traffic because their answers fail."""
     trace_sample_ratio: float = 0.01
+    """Share of the requests that are traced; a caller's own decision is followed."""
+    trace_limit_per_second: int = 20
+    """New traces that each process begins in a second at most; those that callers have begun are kept besides."""
     architectures: list[str] = []
     """`module:callable` names that safetensors artifacts may declare."""
     torch_threads: int = 1

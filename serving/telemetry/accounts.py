@@ -73,8 +73,8 @@ class Account:
         else:
             self._version.traced(moments, call.started is not None, format_trace_id(call.span) or "")
 
-    def flush(self) -> list[Call]:
-        """Writes the series, and gives the calls for the recorder."""
+    def flush(self) -> None:
+        """Writes the series."""
         signals, version = self._signals, self._version
         if self.ok:
             version.requests("ok", self.ok)
@@ -88,5 +88,3 @@ class Account:
         if self.moments:
             version.latencies(np.array(self.moments).reshape(-1, _MOMENTS))
             del self.moments[:]
-        calls, self.calls = self.calls, []
-        return calls

@@ -20,13 +20,12 @@ from observability.events import event_batch
 from observability.metrics import Metrics
 from observability.tracing import Tracing, format_trace_id
 from serving.calls import Call
-from serving.protocol.signature import Input, Signature, Values
 from serving.protocol.tensors import Array
 from serving.router import Choice
 from serving.telemetry.accounts import Served
+from serving.telemetry.served import EventForm, ServedGroup, feature, names_of, recorded
 
-# Values a row of an input that events still carry.
-_MAX_VECTOR = 4096
+_MAX_FORMS = 64
 
 
 class EventSink(Protocol):
@@ -57,7 +56,8 @@ class Recorder:
         self.records_all = events is not None
         self._tracing = tracing
         self._metrics = metrics
-        self._instance = instance
+        self._instance = instance.encode()
+        self._forms: dict[int, EventForm] = {}
         self._groups: queue.Queue[tuple[Sequence[Call] | ServedGroup, _Anchor] | None] = queue.Queue(max_groups)
         self._thread = threading.Thread(target=self._work, name="trimtab-recorder", daemon=True)
         self._thread.start()
@@ -73,7 +73,7 @@ class Recorder:
         """Records batches of the shortcut; `first` is the number of their first request."""
         if self._events is None:
             return
-        group = ServedGroup(model, choice, served[0].signature, self._instance, served, first)
+        group = ServedGroup(model, choice, served, first)
         try:
             self._groups.put_nowait((group, _Anchor(time.perf_counter(), time.time_ns())))
         except queue.Full:
@@ -106,9 +106,19 @@ class Recorder:
     def _record_served(self, group: ServedGroup, anchor: _Anchor) -> None:
         try:
             if self._events is not None:
-                self._events.put(group.events(anchor))
+                self._events.put(self._form(group).events(group, anchor.unix_ns / 1e9 - anchor.clock))
         except Exception:
             self._dropped_rows("invalid", group.count)
+
+    def _form(self, group: ServedGroup) -> EventForm:
+        """What such events have in common; found by the choice, which the form keeps, so that no other gets its id."""
+        form, signature = self._forms.get(id(group.choice)), group.served[0].signature
+        if form is None or form.signature is not signature:
+            if len(self._forms) >= _MAX_FORMS:
+                self._forms.clear()
+            form = EventForm(group.model, group.choice, signature, self._instance)
+            self._forms[id(group.choice)] = form
+        return form
 
     def _dropped(self, reason: str, calls: Sequence[Call]) -> None:
         self._dropped_rows(reason, sum(call.rows for call in calls))
@@ -137,63 +147,15 @@ class Recorder:
         record(names.SPAN_MODEL, started, finished, batch, model, error=error)
 
 
-@dataclass(frozen=True, slots=True)
-class ServedGroup:
-    """Batches of the shortcut that were answered by one choice."""
-
-    model: str
-    choice: Choice
-    signature: Signature
-    instance: str
-    served: Sequence[Served]
-    first: int
-
-    @property
-    def count(self) -> int:
-        """Rows of all batches."""
-        return sum(len(batch.column) for batch in self.served)
-
-    def events(self, anchor: _Anchor) -> pa.RecordBatch:
-        """One event a row."""
-        served, choice = self.served, self.choice
-        rows = [count for batch in served for count in batch.rows]
-        done = np.repeat([batch.done for batch in served], [len(batch.rows) for batch in served])
-        latency = done - np.concatenate([batch.arrived for batch in served])
-        ids: list[str] = []
-        for number, count in enumerate(rows, self.first):
-            name = f"{self.instance}-{number}"
-            ids += [name] if count == 1 else [f"{name}/{row}" for row in range(count)]
-        column = self.signature.inputs[0]
-        features = {column.name: _feature(column, [batch.column for batch in served])} if _recorded(column) else {}
-        predictions: dict[str, Any] = {}
-        for place, output in enumerate(self.signature.outputs):
-            values = np.concatenate([np.asarray(batch.outputs[place], np.float64) for batch in served])
-            values = values.reshape(len(ids), -1)
-            named = [output.name] if values.shape[1] == 1 else [f"{output.name}.{k}" for k in range(values.shape[1])]
-            predictions |= {name: pa.array(np.ascontiguousarray(values[:, k])) for k, name in enumerate(named)}
-        return event_batch(
-            ids=ids,
-            time_ns=np.repeat(anchor.unix_ns + ((done - anchor.clock) * 1e9).astype(np.int64), rows),
-            model=self.model,
-            version=str(choice.version),
-            arm=choice.arm,
-            release=choice.release,
-            propensity=choice.propensity,
-            latency_seconds=np.repeat(latency, rows),
-            features=features,
-            predictions=predictions,
-        )
-
-
 def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
     """One event a row of calls of one version and arm, as one record batch; predictions of failed calls are null."""
     first = calls[0]
     choice, signature = first.choice, first.signature
     rows = [call.rows for call in calls]
     features = {
-        column.name: _feature(column, [call.values[place] for call in calls])
+        column.name: feature(column, [call.values[place] for call in calls])
         for place, column in enumerate(signature.inputs)
-        if _recorded(column)
+        if recorded(column)
     }
     predictions: dict[str, Any] = {}
     for place, output in enumerate(signature.outputs):
@@ -203,7 +165,7 @@ def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
         width = max(declared, *(part.shape[1] for part in parts))
         values = np.concatenate([part if part.shape[1] == width else _widened(part, width) for part in parts])
         failed = np.repeat([call.outputs is None for call in calls], rows)
-        named = [output.name] if width == 1 else [f"{output.name}.{k}" for k in range(width)]
+        named = names_of(output.name, width)
         predictions |= {name: pa.array(values[:, k], pa.float64(), mask=failed) for k, name in enumerate(named)}
     return event_batch(
         ids=list(chain.from_iterable(_ids(call) for call in calls)),
@@ -230,21 +192,6 @@ def _repeated(values: list[str | None] | list[str], rows: list[int]) -> pa.Array
     return pa.array(
         list(chain.from_iterable([value] * count for value, count in zip(values, rows, strict=True))), pa.utf8()
     )
-
-
-def _recorded(column: Input) -> bool:
-    """A vector of texts, of varying length, or too long to be compared with others, is not part of an event."""
-    return not column.shape or (column.codes is None and 0 < column.size <= _MAX_VECTOR)
-
-
-def _feature(column: Input, parts: list[Values]) -> pa.Array:
-    if column.datatype == "BYTES":
-        return pa.array(chain.from_iterable(parts), pa.utf8())
-    values = column.joined(parts)
-    if column.shape:
-        kind = np.float32 if column.datatype in ("FP16", "FP32") else np.float64
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind, copy=False)), column.size)
-    return pa.array(values.astype(np.bool_ if column.datatype == "BOOL" else np.float64))
 
 
 def _widened(part: Array, width: int) -> Array:

@@ -60,10 +60,11 @@ class VersionSignals:
 
     def latencies(self, moments: Floats) -> None:
         """Requests by their moments, a row each: arrived, queued, started, ended, encoded, done (seconds)."""
-        observe_many(self._duration, moments[:, -1] - moments[:, 0])
-        observe_many(self._queue, moments[:, 2] - moments[:, 0])
-        for stage, seconds in zip(self._stages, np.diff(moments, axis=1).T, strict=True):
-            observe_many(stage, seconds)
+        by_moment = np.ascontiguousarray(moments.T)
+        observe_many(self._duration, by_moment[-1] - by_moment[0])
+        observe_many(self._queue, by_moment[2] - by_moment[0])
+        for stage, begun, ended in zip(self._stages, by_moment, by_moment[1:], strict=False):
+            observe_many(stage, ended - begun)
 
     def traced(self, moments: Sequence[float], worked: bool, trace_id: str) -> None:
         """One request's moments, with the trace that shows it."""

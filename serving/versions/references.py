@@ -30,7 +30,7 @@ class ReferenceSink:
         if self._client is None:
             self._client = httpx.Client(timeout=self._timeout, trust_env=False)
         try:
-            answer = self._client.put(url, content=batch.body, headers={"Content-Type": "application/json"})
+            answer = self._client.put(url, content=bytes(batch.body), headers={"Content-Type": "application/json"})
         except httpx.HTTPError as error:
             raise Unavailable(f"{url} cannot be reached: {error!r}") from error
         if answer.status_code in (408, 429, 502, 503, 504):

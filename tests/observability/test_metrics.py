@@ -102,12 +102,17 @@ def test_the_names_of_the_catalogue_are_unique_and_follow_the_conventions() -> N
         assert bool(metric.buckets) == (metric.kind == "histogram")
 
 
-@given(st.lists(st.floats(min_value=0, max_value=100, allow_nan=False) | st.sampled_from(names.PHASE_SECONDS)))
-def test_observing_many_values_at_once_is_observing_each(values: list[float]) -> None:
+@given(
+    st.lists(st.floats(min_value=0, max_value=100, allow_nan=False) | st.sampled_from(names.PHASE_SECONDS)),
+    st.sampled_from([1, 300]),
+    st.booleans(),
+)
+def test_observing_many_values_at_once_is_observing_each(values: list[float], times: int, nan: bool) -> None:
     one, many = Metrics(), Metrics()
+    values = values * times
     for value in values:
         one[names.TRAINING_STEP_DURATION].labels("m").observe(value)
-    observe_many(many[names.TRAINING_STEP_DURATION].labels("m"), np.array(values))
+    observe_many(many[names.TRAINING_STEP_DURATION].labels("m"), np.array(values + [np.nan] * nan, np.float64))
 
     def samples(metrics: Metrics) -> dict[tuple[str, str], float]:
         collected = [sample for family in metrics.registry.collect() for sample in family.samples]

@@ -360,6 +360,25 @@ async def test_a_sampled_request_leaves_spans_from_the_clients_down_to_the_model
     assert f'trace_id="{trace}"' in page.text
 
 
+async def test_a_process_begins_no_more_traces_in_a_second_than_it_may_and_follows_its_callers_besides(
+    collector: Collector, start: Start
+) -> None:
+    service = await start(collector_url=collector.url, trace_sample_ratio=1.0, trace_limit_per_second=2)
+    asked, begun = 40, time.perf_counter()
+    async with client_of(service) as client:
+        for _ in range(asked):
+            await client.infer("fares", GOOD)
+        seconds = time.perf_counter() - begun
+        for digit in "123456":
+            await client.infer("fares", GOOD, traceparent=f"00-{digit * 32}-b7ad6b7169203331-01")
+    await until(lambda: len(collector.events) == asked + 6, "all events")
+
+    kept = {event["trace_id"] for event in collector.events} - {None}
+    assert kept > {digit * 32 for digit in "123456"}
+    # A second begins with a request: no more of them can begin in that time.
+    assert 2 <= len(kept) - 6 <= 2 * (int(seconds) + 1)
+
+
 async def test_a_full_queue_answers_429_with_retry_after_and_a_deadline_504(
     start: Start, gate: tuple[str, Path]
 ) -> None:

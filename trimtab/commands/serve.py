@@ -53,6 +53,7 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                 stall_seconds=serving.stall_seconds,
                 collector_url=settings.intake_url,
                 trace_sample_ratio=serving.trace_sample_ratio,
+                trace_limit_per_second=serving.trace_limit_per_second,
                 secret=settings.trimtab.secret,
                 architectures=tuple(serving.architectures),
                 torch_threads=serving.torch_threads,

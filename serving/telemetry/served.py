@@ -1,0 +1,180 @@
+"""Events of the shortcut's batches, built column by column: what Python does does not grow with the rows.
+
+The recorder shares the interpreter with the event loop, so a group of thousands of answers must hold it for well under
+a millisecond: ids are written as one block of digits, constants are slices of arrays made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from observability.events import FEATURE, METADATA, PREDICTION, TIME
+from serving.protocol.signature import Input, Signature, Values
+from serving.protocol.tensors import Array
+from serving.router import Choice
+from serving.telemetry.accounts import Served
+
+# Values a row of an input that events still carry.
+_MAX_VECTOR = 4096
+_POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
+_CONSTANTS = ("model", "version", "arm", "release", "propensity", "outcome", "trace_id", "attributes")
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedGroup:
+    """Batches of the shortcut that were answered by one choice; `first` is the number of their first request."""
+
+    model: str
+    choice: Choice
+    served: Sequence[Served]
+    first: int
+
+    @property
+    def count(self) -> int:
+        """Rows of all batches."""
+        return sum(len(batch.column) for batch in self.served)
+
+
+@dataclass(slots=True)
+class EventForm:
+    """What the events of one choice and signature have in common: their schema, and the columns that never change."""
+
+    model: str
+    choice: Choice
+    signature: Signature
+    prefix: bytes
+    _schema: pa.Schema | None = None
+    _constants: dict[str, pa.Array] = field(default_factory=dict)
+    _capacity: int = 0
+
+    def events(self, group: ServedGroup, unix: float) -> pa.RecordBatch:
+        """One event a row. `unix` is what has to be added to the clock of calls for unix time, seconds."""
+        served = group.served
+        requests = np.array([count for batch in served for count in batch.rows], np.int64)
+        done = np.repeat([batch.done for batch in served], [len(batch.rows) for batch in served])
+        latency = done - np.concatenate([batch.arrived for batch in served])
+        rows = len(requests)
+        numbers = np.arange(group.first, group.first + rows)
+        places: Integers | None = None
+        if requests.max(initial=1) > 1 or requests.min(initial=1) < 1:
+            rows = int(requests.sum())
+            places = np.arange(rows) - np.repeat(np.cumsum(requests) - requests, requests)
+            # A request of one row has no row's number behind its id.
+            places[np.repeat(requests == 1, requests)] = -1
+            numbers, done, latency = (np.repeat(each, requests) for each in (numbers, done, latency))
+        # Whole microseconds: beyond them the sum of two clocks as floats says nothing.
+        times = ((done + unix) * 1e6).astype(np.int64) * 1000
+        values: dict[str, pa.Array] = {}
+        column = self.signature.inputs[0]
+        if recorded(column):
+            values[FEATURE + column.name] = feature(column, [batch.column for batch in served])
+        for place, output in enumerate(self.signature.outputs):
+            found = np.concatenate([batch.outputs[place].reshape(len(batch.column), -1) for batch in served])
+            by_output = np.ascontiguousarray(found.T, np.float64)
+            values |= {
+                PREDICTION + name: pa.array(by_output[k])
+                for k, name in enumerate(names_of(output.name, len(by_output)))
+            }
+        constants = self._repeated(rows)
+        arrays = [
+            row_ids(self.prefix, numbers, places), pa.array(times).view(TIME), *constants[:6], pa.array(latency),
+            *constants[6:], *values.values(),
+        ]  # fmt: skip
+        if self._schema is None or len(self._schema) != len(arrays):
+            kinds = [pa.field(name, array.type) for name, array in values.items()]
+            self._schema = pa.schema([*METADATA, *kinds])
+        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def _repeated(self, rows: int) -> list[pa.Array]:
+        """The columns of `_CONSTANTS`, in the order of METADATA."""
+        if rows > self._capacity:
+            self._capacity = max(1024, 1 << (rows - 1).bit_length())
+            choice = self.choice
+            given: tuple[Any, ...] = (
+                self.model, str(choice.version), choice.arm, choice.release, choice.propensity, "ok", None, None,
+            )  # fmt: skip
+            self._constants = {
+                name: pa.repeat(pa.scalar(value, METADATA.field(name).type), self._capacity)
+                for name, value in zip(_CONSTANTS, given, strict=True)
+            }
+        return [array.slice(0, rows) for array in self._constants.values()]
+
+
+def row_ids(prefix: bytes, numbers: Integers, places: Integers | None = None) -> pa.Array:
+    """`PREFIX-NUMBER` for each row, with `/PLACE` behind it where its place is not negative."""
+    rows = len(numbers)
+    head = np.frombuffer(prefix + b"-", np.uint8)
+    digits = 1 + np.searchsorted(_POWERS, numbers, side="right")
+    if places is None and rows and digits.min() == digits.max():
+        return _even_ids(head, numbers, int(digits[0]))
+    lengths = len(head) + digits
+    tails = None
+    if places is not None:
+        tails = 1 + np.searchsorted(_POWERS, places, side="right")
+        lengths = lengths + np.where(places < 0, 0, 1 + tails)
+    ends = np.cumsum(lengths)
+    offsets = np.zeros(rows + 1, np.int32)
+    offsets[1:] = ends
+    text = np.empty(int(ends[-1]) if rows else 0, np.uint8)
+    for place, letter in enumerate(head):
+        text[offsets[:-1] + place] = letter
+    _write(text, offsets[:-1] + len(head) + digits, numbers, digits)
+    if places is not None and tails is not None:
+        several = places >= 0
+        text[(ends - tails - 1)[several]] = ord("/")
+        _write(text, ends[several], places[several], tails[several])
+    return pa.Array.from_buffers(pa.utf8(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+def _even_ids(head: npt.NDArray[np.uint8], numbers: Integers, digits: int) -> pa.Array:
+    """Ids of one length, as a matrix of letters."""
+    width = len(head) + digits
+    text = np.empty((len(numbers), width), np.uint8)
+    text[:, : len(head)] = head
+    rest = numbers
+    for place in range(width - 1, len(head) - 1, -1):
+        rest, digit = np.divmod(rest, 10)
+        text[:, place] = digit + ord("0")
+    offsets = np.arange(0, len(numbers) * width + 1, width, dtype=np.int32)
+    return pa.Array.from_buffers(pa.utf8(), len(numbers), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+def _write(text: npt.NDArray[np.uint8], ends: Integers, numbers: Integers, digits: Integers) -> None:
+    """The decimal digits of each number, so that they end before its `ends`."""
+    rest = numbers
+    for place in range(int(digits.max(initial=0))):
+        rest, digit = np.divmod(rest, 10)
+        if place == 0:
+            text[ends - 1] = digit + ord("0")
+            continue
+        there = digits > place
+        text[(ends - 1 - place)[there]] = digit[there] + ord("0")
+
+
+def names_of(output: str, width: int) -> list[str]:
+    """The names of an output's values in an event: one column a value."""
+    return [output] if width == 1 else [f"{output}.{k}" for k in range(width)]
+
+
+def recorded(column: Input) -> bool:
+    """A vector of texts, of varying length, or too long to be compared with others, is not part of an event."""
+    return not column.shape or (column.codes is None and 0 < column.size <= _MAX_VECTOR)
+
+
+def feature(column: Input, parts: Sequence[Values]) -> pa.Array:
+    """A feature's values in the type that events have."""
+    if column.datatype == "BYTES":
+        return pa.array([text for part in parts for text in part], pa.utf8())
+    values: Array = column.joined(parts)
+    if column.shape:
+        kind = np.float32 if column.datatype in ("FP16", "FP32") else np.float64
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind, copy=False)), column.size)
+    return pa.array(values.astype(np.bool_ if column.datatype == "BOOL" else np.float64))

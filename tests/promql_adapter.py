@@ -9,6 +9,8 @@ from dataclasses import replace
 from collectors.query import PROMETHEUS_2, PROMETHEUS_3, Engine, Matrix, Scalar, Semantics, String
 from collectors.store import Store
 
+# The scripts load classic histograms as native ones with custom buckets as well (`load_with_nhcb`).
+_LOADED = replace(PROMETHEUS_3, native_names=True)
 Points = list[tuple[int, float]]
 
 
@@ -57,8 +59,13 @@ def _points(matrix: Matrix) -> list[tuple[dict[str, str], object]]:
 
 
 def engine_v3() -> ScriptedEngine:
-    """Prometheus 3 as its scripts run it: metric names are removed at the end."""
-    return ScriptedEngine(replace(PROMETHEUS_3, delayed_names=True))
+    """Prometheus 3 as its scripts run it: metric names are removed at the end of a query."""
+    return ScriptedEngine(replace(_LOADED, delayed_names=True))
+
+
+def engine_v3_defaults() -> ScriptedEngine:
+    """Prometheus 3 as it is without feature flags."""
+    return ScriptedEngine(_LOADED)
 
 
 def engine_v2() -> ScriptedEngine:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from collectors.query.context import PROMETHEUS_3, Context, Semantics, Value
+from collectors.query.context import PROMETHEUS_3, Context, Limits, Semantics, Shared, Value
 from collectors.query.errors import QueryError
 from collectors.query.evaluate import evaluate, sample_windows
 from collectors.query.frame import Frame, Ints
@@ -18,10 +22,37 @@ from collectors.store import Labels, SampleReader
 _SUBQUERY_STEP_MS = 60_000
 
 
-class Engine:
-    """Evaluates PromQL over what a reader gives. Holds no state: any number of threads may use one.
+@runtime_checkable
+class Versioned(Protocol):
+    """A reader that says when its answers may have changed."""
 
-    `lookback_ms` is how old a sample may be and still stand for its series; `timeout_seconds` bounds one query.
+    def version(self) -> int:
+        """A number that is another one after every change of the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an expression gave at `times`, as matrices: what the API writes as JSON, and `result` as plain values."""
+
+    value: Value | Matrix
+    times: Ints
+    is_range: bool
+
+    def result(self) -> Result:
+        """The values one by one."""
+        if isinstance(self.value, Matrix):
+            return self.value
+        if self.is_range:
+            return _range_result(self.value, self.times)
+        return _instant_result(self.value, int(self.times[0]))
+
+
+class Engine:
+    """Evaluates PromQL over what a reader gives. Any number of threads may use one.
+
+    `lookback_ms` is how old a sample may be and still stand for its series. `timeout_seconds` bounds one query, and
+    `max_samples` what it holds at once. Expressions at the same time over the same samples share their
+    sub-expressions, in one call of `instants` or, over a reader that is Versioned, in calls that follow each other.
     """
 
     def __init__(
@@ -30,51 +61,130 @@ class Engine:
         lookback_ms: int = 300_000,
         *,
         timeout_seconds: float = 120.0,
+        max_samples: int = 50_000_000,
         semantics: Semantics = PROMETHEUS_3,
     ) -> None:
         self._reader = reader
         self._lookback_ms = lookback_ms
         self._timeout_seconds = timeout_seconds
+        self._max_samples = max_samples
         self._semantics = semantics
+        self._lock = threading.Lock()
+        self._latest: tuple[tuple[int, int], Shared] | None = None
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long a query may take at most."""
+        return self._timeout_seconds
+
+    @property
+    def max_samples(self) -> int:
+        """How many samples a query may hold at once."""
+        return self._max_samples
+
+    @property
+    def lookback_ms(self) -> int:
+        """How old a sample may be and still stand for its series."""
+        return self._lookback_ms
 
     def instant(self, expr: str, at_ms: int, *, timeout_seconds: float | None = None) -> Result:
         """The value at one time (unix ms). A range selector gives a Matrix of its samples. Raises QueryError."""
-        node = parse(expr)
-        context = self._context(np.array([at_ms], dtype=np.int64), timeout_seconds)
-        with np.errstate(all="ignore"):
-            if isinstance(node, RangeSelector | Subquery):
-                return _samples(node, context)
-            return _instant_result(evaluate(node, context), int(at_ms))
+        return self.instant_outcome(expr, at_ms, self.limits(timeout_seconds)).result()
+
+    def instants(
+        self, exprs: Sequence[str], at_ms: int, *, timeout_seconds: float | None = None
+    ) -> list[Result | QueryError]:
+        """The values of several expressions at one time; sub-expressions that they share are computed once."""
+        outcomes = self.instant_outcomes(exprs, at_ms, self.limits(timeout_seconds))
+        return [outcome if isinstance(outcome, QueryError) else outcome.result() for outcome in outcomes]
 
     def range(
         self, expr: str, start_ms: int, end_ms: int, step_ms: int, *, timeout_seconds: float | None = None
     ) -> Matrix:
         """The values at start, start + step, … up to end (unix ms). Raises QueryError."""
+        result = self.range_outcome(expr, start_ms, end_ms, step_ms, self.limits(timeout_seconds)).result()
+        assert isinstance(result, Matrix)
+        return result
+
+    def limits(self, timeout_seconds: float | None = None, cancelled: threading.Event | None = None) -> Limits:
+        """The limits of a query that begins now; its own timeout cannot be longer than the engine's."""
+        timeout = self._timeout_seconds if timeout_seconds is None else min(timeout_seconds, self._timeout_seconds)
+        return Limits(time.monotonic() + timeout, self._max_samples, cancelled)
+
+    # --- outcomes -----------------------------------------------------------------------------------------------------
+    def instant_outcome(self, expr: str, at_ms: int, limits: Limits) -> Outcome:
+        """As `instant`."""
+        return self._at(expr, at_ms, limits, self._shared(at_ms))
+
+    def instant_outcomes(self, exprs: Sequence[str], at_ms: int, limits: Limits) -> list[Outcome | QueryError]:
+        """As `instants`."""
+        shared = self._shared(at_ms)
+        found: list[Outcome | QueryError] = []
+        for expr in exprs:
+            try:
+                found.append(self._at(expr, at_ms, limits, shared))
+            except QueryError as error:
+                found.append(error)
+        return found
+
+    def range_outcome(self, expr: str, start_ms: int, end_ms: int, step_ms: int, limits: Limits) -> Outcome:
+        """As `range`."""
         if step_ms <= 0:
             raise QueryError("zero or negative query resolution step widths are not accepted", "bad_data")
         if end_ms < start_ms:
             raise QueryError("end timestamp must not be before start time", "bad_data")
         node = parse(expr)
         if isinstance(node, RangeSelector | Subquery):
-            raise QueryError(
-                'invalid expression type "range vector" for range query, must be Scalar or instant Vector', "bad_data"
-            )
-        context = self._context(np.arange(start_ms, end_ms + 1, step_ms, dtype=np.int64), timeout_seconds, end_ms)
-        with np.errstate(all="ignore"):
-            return _range_result(evaluate(node, context), context)
+            raise QueryError(_wrong_type("range vector"), "bad_data")
+        limits.take((end_ms - start_ms) // step_ms)
+        times = np.arange(start_ms, end_ms + 1, step_ms, dtype=np.int64)
+        value = self._evaluated(node, self._context(times, end_ms, step_ms, limits, Shared()))
+        if isinstance(value, str):
+            raise QueryError(_wrong_type("string"), "bad_data")
+        return Outcome(value.without_empty() if isinstance(value, Frame) else value, times, True)
 
-    def _context(self, times: Ints, timeout_seconds: float | None, end_ms: int | None = None) -> Context:
-        timeout = self._timeout_seconds if timeout_seconds is None else min(timeout_seconds, self._timeout_seconds)
+    def _at(self, expr: str, at_ms: int, limits: Limits, shared: Shared) -> Outcome:
+        node = parse(expr)
+        times = np.array([at_ms], dtype=np.int64)
+        # The step of an instant is zero.
+        context = self._context(times, int(at_ms), 0, limits, shared)
+        if isinstance(node, RangeSelector | Subquery):
+            with np.errstate(all="ignore"):
+                return Outcome(_samples(node, context), times, False)
+        return Outcome(self._evaluated(node, context), times, False)
+
+    def _evaluated(self, node: Node, context: Context) -> Value:
+        with np.errstate(all="ignore"):
+            value = evaluate(node, context)
+            return value.settled(context.naming).merged() if isinstance(value, Frame) else value
+
+    def _context(self, times: Ints, end_ms: int, step_ms: int, limits: Limits, shared: Shared) -> Context:
         return Context(
             self._reader,
             times,
             int(times[0]),
-            int(times[-1]) if end_ms is None else int(end_ms),
+            int(end_ms),
+            step_ms,
             self._lookback_ms,
             _SUBQUERY_STEP_MS,
             self._semantics,
-            time.monotonic() + timeout,
+            limits,
+            shared,
         )
+
+    def _shared(self, at_ms: int) -> Shared:
+        """What the last expression at this time left, unless samples have come since."""
+        if not isinstance(self._reader, Versioned):
+            return Shared()
+        key = self._reader.version(), int(at_ms)
+        with self._lock:
+            if self._latest is None or self._latest[0] != key:
+                self._latest = key, Shared()
+            return self._latest[1]
+
+
+def _wrong_type(kind: str) -> str:
+    return f'invalid expression type "{kind}" for range query, must be Scalar or instant Vector'
 
 
 def _instant_result(value: Value, at_ms: int) -> Result:
@@ -82,41 +192,30 @@ def _instant_result(value: Value, at_ms: int) -> Result:
         return String(at_ms, value)
     if not isinstance(value, Frame):
         return Scalar(at_ms, float(value[0]))
-    frame = value.settled().merged()
-    return Vector(
-        tuple(
-            VectorElement(labels, at_ms, number)
-            for labels, number, there in zip(
-                frame.labels, frame.values[:, 0].tolist(), frame.present[:, 0].tolist(), strict=True
-            )
-            if there
-        )
-    )
+    rows = zip(value.labels, value.values[:, 0].tolist(), value.present[:, 0].tolist(), strict=True)
+    return Vector(tuple([VectorElement(labels, at_ms, number) for labels, number, there in rows if there]))
 
 
-def _range_result(value: Value, context: Context) -> Matrix:
-    if isinstance(value, str):
-        raise QueryError(
-            'invalid expression type "string" for range query, must be Scalar or instant Vector', "bad_data"
-        )
+def _range_result(value: Value, times: Ints) -> Matrix:
+    assert not isinstance(value, str)
     if not isinstance(value, Frame):
-        return Matrix((MatrixSeries({}, context.times, np.asarray(value)),))
-    frame = value.settled().merged().without_empty()
-    found = [
-        MatrixSeries(labels, context.times[present], values[present])
-        for labels, values, present in zip(frame.labels, frame.values, frame.present, strict=True)
-    ]
-    return Matrix(tuple(sorted(found, key=_sorting)))
+        return Matrix((MatrixSeries({}, times, np.asarray(value)),))
+    whole = np.logical_and.reduce(value.present, axis=1)
+    found = []
+    for row in value.labels.order().tolist():
+        present = slice(None) if whole[row] else value.present[row]
+        found.append(MatrixSeries(value.labels[row], times[present], value.values[row][present]))
+    return Matrix(tuple(found))
 
 
 def _samples(node: Node, context: Context) -> Matrix:
     found: list[MatrixSeries] = []
-    for item in sample_windows(node, context):
+    for samples, item in sample_windows(node, context):
         rows = slice(int(item.low[0]), int(item.high[0]))
         if rows.start < rows.stop:
-            t = item.samples.t[rows]
-            columns = enumerate(item.samples.labels)
-            found.extend(MatrixSeries(labels, t, item.samples.v[rows, column]) for column, labels in columns)
+            t = samples.t[rows]
+            columns = enumerate(samples.labels)
+            found.extend(MatrixSeries(labels, t, samples.v[rows, column]) for column, labels in columns)
     return Matrix(tuple(sorted(found, key=_sorting)))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from collectors.query import aggregate, binary, functions, histograms, range_functions, windows
+from collectors.query import aggregate, binary, range_functions, windows
+from collectors.query.calls import SCALAR_CALLS, VECTOR_CALLS, Evaluator
 from collectors.query.context import Context, Value, instant
 from collectors.query.errors import QueryError
-from collectors.query.frame import Bools, Floats, Frame, Ints
+from collectors.query.frame import Floats, Frame, Ints, joined
+from collectors.query.hashes import label_hashes
 from collectors.query.syntax import (
     Aggregate,
     Binary,
@@ -24,17 +25,28 @@ from collectors.query.syntax import (
     Text,
 )
 from collectors.query.windows import Samples, Windows
-from collectors.store import Labels
 
 
 def evaluate(node: Node, context: Context) -> Value:
     """A frame, a number at each step [steps], or a text. Raises QueryError."""
-    context.check()
+    context.limits.check()
     match node:
         case Number():
             return np.full(len(context.times), node.value)
         case Text():
             return node.value
+        case RangeSelector() | Subquery():
+            raise QueryError("a range vector must be the argument of a function that takes one", "bad_data")
+    key = context.key(node)
+    found = context.shared.find(key)
+    if found is None:
+        found = _computed(node, context)
+        context.shared.keep(key, found)
+    return found
+
+
+def _computed(node: Node, context: Context) -> Value:
+    match node:
         case Selector():
             return instant(node, context)[0]
         case Negation():
@@ -45,8 +57,8 @@ def evaluate(node: Node, context: Context) -> Value:
             return _aggregate(node, context)
         case Call():
             return _call(node, context)
-        case RangeSelector() | Subquery():
-            raise QueryError("a range vector must be the argument of a function that takes one", "bad_data")
+        case _:
+            raise QueryError(f"{type(node).__name__} has no value of its own", "internal")
 
 
 def frame_of(node: Node, context: Context) -> Frame:
@@ -65,19 +77,13 @@ def scalar_of(node: Node, context: Context) -> Floats:
     return value
 
 
-def _text(node: Node) -> str:
-    if not isinstance(node, Text):
-        raise QueryError("expected a string", "bad_data")
-    return node.value
-
-
 # --- ranges -----------------------------------------------------------------------------------------------------------
-def sample_windows(node: Node, context: Context) -> list[Windows]:
-    """The windows of a range vector."""
+def sample_windows(node: Node, context: Context) -> list[tuple[Samples, Windows]]:
+    """The samples of a range vector, with their windows."""
     if isinstance(node, RangeSelector):
-        moments = context.moments(node.selector.offset_ms, node.selector.at)
-        oldest = int(moments.min()) - node.range_ms
-        blocks = context.reader.select_blocks(node.selector.matchers, oldest, int(moments.max()))
+        selector = node.selector
+        moments = context.moments(selector.offset_ms, selector.at)
+        blocks = context.blocks(selector, int(moments.min()) - node.range_ms, int(moments.max()))
         samples = windows.from_blocks(blocks)
     elif isinstance(node, Subquery):
         moments = context.moments(node.offset_ms, node.at)
@@ -85,7 +91,7 @@ def sample_windows(node: Node, context: Context) -> list[Windows]:
     else:
         raise QueryError("expected a range vector", "bad_data")
     left_open = context.semantics.left_open
-    return [windows.windows(item, moments, node.range_ms, left_open) for item in samples]
+    return [(item, windows.windows(item, moments, node.range_ms, left_open)) for item in samples]
 
 
 def _subquery(node: Subquery, moments: Ints, context: Context) -> list[Samples]:
@@ -95,17 +101,15 @@ def _subquery(node: Subquery, moments: Ints, context: Context) -> list[Samples]:
     oldest = int(moments.min()) - node.range_ms
     # Steps of a subquery are multiples of its step, whatever the outer query's start.
     first = -(-(oldest + (1 if context.semantics.left_open else 0)) // step) * step
+    context.limits.take((int(moments.max()) - first) // step + 1)
     times = np.arange(first, int(moments.max()) + 1, step, dtype=np.int64)
     if not len(times):
         return []
-    value = evaluate(node.expr, replace(context, times=times))
+    value = evaluate(node.expr, replace(context, times=times, step_ms=step))
     frame = value if isinstance(value, Frame) else _single_row(value, len(times))
-    split = windows.split_by_presence(frame.labels, times, frame.values.T, frame.present.T)
-    dropping = {id(labels) for labels, drop in zip(frame.labels, frame.drop_name, strict=True) if drop}
-    if not dropping:
-        return split
-    bare = Frame(frame.labels, frame.values, frame.present, frame.drop_name).settled()
-    return windows.split_by_presence(bare.labels, times, bare.values.T, bare.present.T)
+    if frame.drop_name.any():
+        frame = frame.settled(context.naming)
+    return windows.split_by_presence(frame.labels, times, frame.values.T, frame.present.T)
 
 
 def _single_row(value: Floats | str, steps: int) -> Frame:
@@ -114,10 +118,30 @@ def _single_row(value: Floats | str, steps: int) -> Frame:
     return Frame.of([{}], value[None, :], np.ones((1, steps), dtype=np.bool_))
 
 
+def over_windows(name: str, argument: Node, function: range_functions.RangeFunction, context: Context) -> Frame:
+    """A function of a range vector, applied to every window of every series."""
+    found = sample_windows(argument, context)
+    labels = joined([samples.labels for samples, _ in found])
+    shape = len(labels), len(context.times)
+    context.limits.take(shape[0] * shape[1])
+    values, present = np.empty(shape), np.empty(shape, dtype=np.bool_)
+    first = 0
+    for samples, whole in found:
+        for columns, some in whole.slices():
+            context.limits.check()
+            answer, there = function(some)
+            begin = first + (columns.start or 0)
+            values[begin : begin + some.shape[1]] = answer.T
+            present[begin : begin + some.shape[1]] = there
+        first += len(samples.labels)
+    frame = Frame.of(labels, values, present).without_empty()
+    return frame.merged() if name in range_functions.KEEPS_NAME else frame.nameless(context.naming)
+
+
 # --- operators --------------------------------------------------------------------------------------------------------
 def _negated(value: Value, context: Context) -> Value:
     if isinstance(value, Frame):
-        return value.with_values(-value.values).nameless(context.semantics.delayed_names)
+        return value.with_values(-value.values).nameless(context.naming)
     if isinstance(value, str):
         raise QueryError("a string cannot be negated", "bad_data")
     return -value
@@ -125,193 +149,50 @@ def _negated(value: Value, context: Context) -> Value:
 
 def _binary(node: Binary, context: Context) -> Value:
     left, right = evaluate(node.left, context), evaluate(node.right, context)
-    delayed = context.semantics.delayed_names
+    semantics = context.semantics
     if isinstance(left, str) or isinstance(right, str):
         raise QueryError("binary operators do not work on strings", "bad_data")
     if isinstance(left, Frame) and isinstance(right, Frame):
         if node.op in binary.SETS:
             return binary.sets(node.op, left, right, node.matching)
-        return binary.vectors(node.op, left, right, node.matching, node.return_bool, delayed)
+        return binary.vectors(node.op, left, right, node.matching, node.return_bool, semantics)
     if isinstance(left, Frame):
         assert isinstance(right, np.ndarray)
-        return binary.vector_and_scalar(node.op, left, right, False, node.return_bool, delayed)
+        return binary.vector_and_scalar(node.op, left, right, False, node.return_bool, semantics)
     if isinstance(right, Frame):
-        return binary.vector_and_scalar(node.op, right, left, True, node.return_bool, delayed)
+        return binary.vector_and_scalar(node.op, right, left, True, node.return_bool, semantics)
     return binary.scalars(node.op, left, right)
 
 
 def _aggregate(node: Aggregate, context: Context) -> Frame:
     frame = frame_of(node.expr, context)
+    if node.param is None:
+        moments = context.semantics.running_moments
+        return aggregate.aggregate(node.op, frame, node.labels, node.without, moments)
     if node.op == "count_values":
-        assert node.param is not None
-        return aggregate.count_values(frame, _text(node.param), node.labels, node.without)
+        label = evaluate(node.param, context)
+        assert isinstance(label, str)
+        return aggregate.count_values(frame, label, node.labels, node.without)
+    parameter = scalar_of(node.param, context)
     if node.op in ("topk", "bottomk"):
-        assert node.param is not None
-        k = scalar_of(node.param, context)
-        return aggregate.top(frame, k, node.labels, node.without, node.op == "topk")
-    if node.op == "quantile":
-        assert node.param is not None
-        return aggregate.quantile(frame, scalar_of(node.param, context), node.labels, node.without)
-    return aggregate.aggregate(node.op, frame, node.labels, node.without)
+        return aggregate.top(frame, parameter, node.labels, node.without, node.op == "topk")
+    if node.op == "limitk":
+        return aggregate.limited(frame, parameter, node.labels, node.without)
+    if node.op == "limit_ratio":
+        return aggregate.ratio_limited(frame, parameter, label_hashes(frame.labels))
+    return aggregate.quantile(frame, parameter, node.labels, node.without)
 
 
-# --- functions --------------------------------------------------------------------------------------------------------
 def _call(node: Call, context: Context) -> Value:
-    handler = _CALLS.get(node.name)
-    if handler is not None:
-        return handler(node, context)
+    scalar = SCALAR_CALLS.get(node.name)
+    if scalar is not None:
+        return scalar([scalar_of(argument, context) for argument in node.args], context)
+    call = VECTOR_CALLS.get(node.name)
+    if call is not None:
+        return call(node, context, _EVALUATOR)
     if node.name in range_functions.SIMPLE:
-        return _over_windows(node, context, node.args[0], range_functions.SIMPLE[node.name])
-    if node.name in functions.MATHS:
-        return _elementwise(frame_of(node.args[0], context), functions.MATHS[node.name], context)
-    if node.name in functions.CALENDAR:
-        frame = frame_of(node.args[0], context) if node.args else _now(context)
-        return _elementwise(frame, functions.CALENDAR[node.name], context)
-    raise QueryError(f"function {node.name}() is not supported", "bad_data")
+        return over_windows(node.name, node.args[0], range_functions.SIMPLE[node.name], context)
+    raise QueryError(f'unknown function with name "{node.name}"', "bad_data")
 
 
-def _elementwise(frame: Frame, function: Callable[[Floats], Floats], context: Context) -> Frame:
-    return frame.with_values(function(frame.values)).nameless(context.semantics.delayed_names)
-
-
-def _now(context: Context) -> Frame:
-    return _single_row(context.times / 1000, len(context.times))
-
-
-def _over_windows(node: Call, context: Context, argument: Node, function: range_functions.RangeFunction) -> Frame:
-    frames = []
-    for item in sample_windows(argument, context):
-        context.check()
-        values, present = function(item)
-        there = np.broadcast_to(present[:, None], values.shape)
-        frames.append(Frame.of(item.samples.labels, values.T, there.T))
-    frame = Frame.concatenated(frames, len(context.times)).without_empty()
-    if node.name in range_functions.KEEPS_NAME:
-        return frame.merged()
-    return frame.nameless(context.semantics.delayed_names)
-
-
-def _growth(is_counter: bool, per_second: bool) -> Callable[[Call, Context], Frame]:
-    def call(node: Call, context: Context) -> Frame:
-        function = range_functions.growth(is_counter, per_second, context.semantics.zero_first)
-        return _over_windows(node, context, node.args[0], function)
-
-    return call
-
-
-def _predict_linear(node: Call, context: Context) -> Frame:
-    seconds = scalar_of(node.args[1], context)
-    return _over_windows(node, context, node.args[0], range_functions.predict_linear(seconds, context.times))
-
-
-def _quantile_over_time(node: Call, context: Context) -> Frame:
-    quantile = scalar_of(node.args[0], context)
-    return _over_windows(node, context, node.args[1], range_functions.quantile_over_time(quantile))
-
-
-def _absent(node: Call, context: Context) -> Frame:
-    nothing: Bools = np.atleast_1d(~frame_of(node.args[0], context).present.any(axis=0))
-    return _absence(node.args[0], nothing, context)
-
-
-def _absent_over_time(node: Call, context: Context) -> Frame:
-    nothing = np.ones(len(context.times), dtype=np.bool_)
-    for item in sample_windows(node.args[0], context):
-        nothing &= item.counts == 0
-    return _absence(node.args[0], nothing, context)
-
-
-def _absence(argument: Node, nothing: Bools, context: Context) -> Frame:
-    if not nothing.any():
-        return Frame.empty(len(context.times))
-    return Frame.of([_labels_of_selector(argument)], np.ones((1, len(nothing))), nothing[None, :])
-
-
-def _labels_of_selector(node: Node) -> Labels:
-    """The labels that a selector fixes with `=`, once each: what an absent series would have had."""
-    selector = node.selector if isinstance(node, RangeSelector) else node
-    if not isinstance(selector, Selector):
-        return {}
-    names = [matcher.name for matcher in selector.matchers]
-    return {
-        matcher.name: matcher.value
-        for matcher in selector.matchers
-        if matcher.op == "=" and matcher.name != "__name__" and names.count(matcher.name) == 1 and matcher.value
-    }
-
-
-def _scalar(node: Call, context: Context) -> Floats:
-    frame = frame_of(node.args[0], context)
-    if not len(frame):
-        return np.full(len(context.times), np.nan)
-    total = np.where(frame.present, frame.values, 0).sum(axis=0)
-    return np.where(frame.present.sum(axis=0) == 1, total, np.nan)
-
-
-def _timestamp(node: Call, context: Context) -> Frame:
-    argument = node.args[0]
-    if isinstance(argument, Selector):
-        return instant(argument, context)[1].nameless(context.semantics.delayed_names)
-    frame = frame_of(argument, context)
-    moments = np.broadcast_to(context.times / 1000, frame.values.shape)
-    return frame.with_values(moments).nameless(context.semantics.delayed_names)
-
-
-def _clamp(node: Call, context: Context) -> Frame:
-    frame = frame_of(node.args[0], context)
-    bounds = [scalar_of(argument, context) for argument in node.args[1:]]
-    infinite = np.full(len(context.times), np.inf)
-    low = -infinite if node.name == "clamp_max" else bounds[0]
-    high = infinite if node.name == "clamp_min" else bounds[-1]
-    return functions.clamp(frame, low, high, context.semantics.delayed_names)
-
-
-def _round(node: Call, context: Context) -> Frame:
-    to_nearest = scalar_of(node.args[1], context) if len(node.args) > 1 else np.ones(len(context.times))
-    return functions.rounded(frame_of(node.args[0], context), to_nearest, context.semantics.delayed_names)
-
-
-def _label_replace(node: Call, context: Context) -> Frame:
-    target, replacement, source, pattern = (_text(argument) for argument in node.args[1:])
-    return functions.label_replace(frame_of(node.args[0], context), target, replacement, source, pattern)
-
-
-def _label_join(node: Call, context: Context) -> Frame:
-    target, separator, *sources = (_text(argument) for argument in node.args[1:])
-    return functions.label_join(frame_of(node.args[0], context), target, separator, sources)
-
-
-def _histogram_quantile(node: Call, context: Context) -> Frame:
-    quantile = scalar_of(node.args[0], context)
-    return histograms.histogram_quantile(frame_of(node.args[1], context), quantile, context.semantics.delayed_names)
-
-
-def _histogram_fraction(node: Call, context: Context) -> Frame:
-    lower, upper = scalar_of(node.args[0], context), scalar_of(node.args[1], context)
-    return histograms.histogram_fraction(frame_of(node.args[2], context), lower, upper, context.semantics.delayed_names)
-
-
-_CALLS: dict[str, Callable[[Call, Context], Value]] = {
-    "rate": _growth(is_counter=True, per_second=True),
-    "increase": _growth(is_counter=True, per_second=False),
-    "delta": _growth(is_counter=False, per_second=False),
-    "predict_linear": _predict_linear,
-    "quantile_over_time": _quantile_over_time,
-    "absent": _absent,
-    "absent_over_time": _absent_over_time,
-    "scalar": _scalar,
-    "vector": lambda node, context: _single_row(scalar_of(node.args[0], context), len(context.times)),
-    "time": lambda node, context: context.times / 1000,
-    "pi": lambda node, context: np.full(len(context.times), np.pi),
-    "timestamp": _timestamp,
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "clamp_max": _clamp,
-    "round": _round,
-    "sort": lambda node, context: functions.ordered(frame_of(node.args[0], context), descending=False),
-    "sort_desc": lambda node, context: functions.ordered(frame_of(node.args[0], context), descending=True),
-    "label_replace": _label_replace,
-    "label_join": _label_join,
-    "histogram_quantile": _histogram_quantile,
-    "histogram_fraction": _histogram_fraction,
-}
+_EVALUATOR = Evaluator(frame_of, scalar_of, sample_windows, over_windows)

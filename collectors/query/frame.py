@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collectors.query.errors import QueryError
+from collectors.query.label_sets import IDENTITY, NAME, Ints, LabelSets, joined, label_sets, only_labels, without_labels
 from collectors.store import Labels
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
-NAME = "__name__"
-# What names a quantity; a function that makes another quantity drops all three.
-IDENTITY = (NAME, "__type__", "__unit__")
 SAME_LABELS = "vector cannot contain metrics with the same labelset"
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """What becomes of the names of a new quantity: which labels go, at once or (`delayed`) at the end of the query."""
+
+    labels: tuple[str, ...] = (NAME,)
+    delayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +33,15 @@ class Frame:
     NaN is a value like any other: only `present` says whether a series has one at a step.
     """
 
-    labels: list[Labels]
+    labels: LabelSets
     values: Floats
     present: Bools
     drop_name: Bools
 
     @staticmethod
-    def of(labels: list[Labels], values: Floats, present: Bools) -> Frame:
+    def of(labels: Sequence[Labels], values: Floats, present: Bools) -> Frame:
         """A frame whose names stay."""
-        return Frame(labels, values, present, np.zeros(len(labels), dtype=np.bool_))
+        return Frame(label_sets(labels), values, present, np.zeros(len(labels), dtype=np.bool_))
 
     @staticmethod
     def empty(steps: int) -> Frame:
@@ -51,7 +56,7 @@ class Frame:
         if not frames:
             return Frame.empty(steps)
         return Frame(
-            [labels for frame in frames for labels in frame.labels],
+            joined([frame.labels for frame in frames]),
             np.concatenate([frame.values for frame in frames]),
             np.concatenate([frame.present for frame in frames]),
             np.concatenate([frame.drop_name for frame in frames]),
@@ -64,65 +69,65 @@ class Frame:
         """The same series with other values."""
         return Frame(self.labels, values, self.present if present is None else present, self.drop_name)
 
-    def with_labels(self, labels: list[Labels], drop_name: Bools | None = None) -> Frame:
+    def with_labels(self, labels: Sequence[Labels], drop_name: Bools | None = None) -> Frame:
         """The same values under other labels. Raises QueryError if that makes two series one at some step."""
         flags = self.drop_name if drop_name is None else drop_name
-        return Frame(labels, self.values, self.present, flags).merged()
+        return Frame(label_sets(labels), self.values, self.present, flags).merged()
 
     def rows(self, chosen: Ints | Sequence[int]) -> Frame:
         """Some rows, in the given order."""
         index = np.asarray(chosen, dtype=np.int64)
-        return Frame([self.labels[i] for i in index], self.values[index], self.present[index], self.drop_name[index])
+        return Frame(self.labels.rows(index), self.values[index], self.present[index], self.drop_name[index])
 
     def without_empty(self) -> Frame:
         """The rows that have a value at some step."""
         alive = self.present.any(axis=1)
         return self if alive.all() else self.rows(np.flatnonzero(alive))
 
-    def nameless(self, delayed: bool) -> Frame:
-        """The result of a function that makes a new quantity: its name goes, at once or (`delayed`) at the end."""
-        if delayed:
+    def nameless(self, naming: Naming) -> Frame:
+        """The result of a function that makes a new quantity: its name goes, at once or at the end."""
+        if naming.delayed:
             return Frame(self.labels, self.values, self.present, np.ones(len(self.labels), dtype=np.bool_))
-        names = {labels.get(NAME) for labels in self.labels}
-        bare: list[Labels] = [without_labels(labels, IDENTITY) for labels in self.labels]
-        frame = Frame(bare, self.values, self.present, np.zeros(len(bare), dtype=np.bool_))
-        return frame if len(names) <= 1 else frame.merged()
+        bare = self.labels.without(naming.labels)
+        return Frame(bare, self.values, self.present, np.zeros(len(bare), dtype=np.bool_)).merged()
 
-    def settled(self) -> Frame:
+    def settled(self, naming: Naming) -> Frame:
         """The end of the query: names that were marked go."""
         if not self.drop_name.any():
             return self
-        labels = [
-            without_labels(labels, IDENTITY) if drop else labels
-            for labels, drop in zip(self.labels, self.drop_name, strict=True)
-        ]
+        if self.drop_name.all():
+            return self.nameless(Naming(naming.labels))
+        pairs = zip(self.labels, self.drop_name.tolist(), strict=True)
+        labels = LabelSets([without_labels(labels, naming.labels) if drop else labels for labels, drop in pairs])
         return Frame(labels, self.values, self.present, np.zeros(len(labels), dtype=np.bool_)).merged()
 
     def merged(self, message: str = SAME_LABELS) -> Frame:
         """Rows of the same labels made one. Raises QueryError where both have a value at a step."""
-        first: dict[frozenset[tuple[str, str]], int] = {}
-        owner = [first.setdefault(frozenset(labels.items()), row) for row, labels in enumerate(self.labels)]
-        if len(first) == len(owner):
+        owner = self.labels.owners()
+        if owner is None:
             return self
         values, present = self.values.copy(), self.present.copy()
-        for row, target in enumerate(owner):
-            if row == target:
-                continue
+        for row in np.flatnonzero(owner != np.arange(len(owner))).tolist():
+            target = owner[row]
             if (present[target] & present[row]).any():
                 raise QueryError(message)
             values[target] = np.where(present[row], values[row], values[target])
             present[target] |= present[row]
-        return Frame(self.labels, values, present, self.drop_name).rows(sorted(first.values()))
+        return Frame(self.labels, values, present, self.drop_name).rows(np.unique(owner))
 
 
-def without_labels(labels: Labels, names: Iterable[str]) -> dict[str, str]:
-    """A copy that lacks some labels."""
-    kept = dict(labels)
-    for name in names:
-        kept.pop(name, None)
-    return kept
-
-
-def only_labels(labels: Labels, names: Iterable[str]) -> dict[str, str]:
-    """A copy that has only some labels."""
-    return {name: labels[name] for name in names if name in labels}
+__all__ = [
+    "IDENTITY",
+    "NAME",
+    "SAME_LABELS",
+    "Bools",
+    "Floats",
+    "Frame",
+    "Ints",
+    "LabelSets",
+    "Naming",
+    "joined",
+    "label_sets",
+    "only_labels",
+    "without_labels",
+]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from collectors.query.errors import QueryError
-from collectors.query.frame import Floats, Frame
+from collectors.query.frame import Floats, Frame, LabelSets, Naming
 from collectors.store import Labels
 from collectors.store.regex import compile_go
 
@@ -17,6 +17,7 @@ _REFERENCE = re.compile(r"\$(?:\$|(\w+)|\{(\w+)\})")
 # datetime64[s] in, whole numbers out.
 Moments = np.ndarray[Any, Any]
 
+_RUNS = re.compile(r"[0-9]+|[^0-9]+")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 
@@ -87,15 +88,15 @@ CALENDAR: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
-def clamp(frame: Frame, low: Floats, high: Floats, delayed: bool) -> Frame:
+def clamp(frame: Frame, low: Floats, high: Floats, naming: Naming) -> Frame:
     """Values held within [low, high] ([steps] each); nothing at the steps where low > high."""
     values = np.maximum(np.minimum(frame.values, high), low)
-    return frame.with_values(values, frame.present & ~(low > high)).without_empty().nameless(delayed)
+    return frame.with_values(values, frame.present & ~(low > high)).without_empty().nameless(naming)
 
 
-def rounded(frame: Frame, to_nearest: Floats, delayed: bool) -> Frame:
+def rounded(frame: Frame, to_nearest: Floats, naming: Naming) -> Frame:
     """Rounded to the nearest multiple; ties go up."""
-    return frame.with_values(_round_half_up(frame.values, to_nearest)).nameless(delayed)
+    return frame.with_values(_round_half_up(frame.values, to_nearest)).nameless(naming)
 
 
 def ordered(frame: Frame, descending: bool) -> Frame:
@@ -106,6 +107,22 @@ def ordered(frame: Frame, descending: bool) -> Frame:
     return frame.rows(np.lexsort((-values if descending else values, np.isnan(values))))
 
 
+def ordered_by_labels(frame: Frame, names: Sequence[str], descending: bool) -> Frame:
+    """Sorted by the values of the labels, numbers in them as numbers, then by all labels; as `ordered`."""
+    if frame.values.shape[1] != 1:
+        return frame
+    keys = [
+        ([_natural(labels.get(name, "")) for name in names], sorted(labels.items()), row)
+        for row, labels in enumerate(frame.labels)
+    ]
+    return frame.rows([row for *_, row in sorted(keys, reverse=descending)])
+
+
+def _natural(text: str) -> list[tuple[int, int | str, str]]:
+    """Runs of digits compare as numbers and come before other text."""
+    return [(0, int(run), run) if run.isdigit() else (1, run, "") for run in _RUNS.findall(text)]
+
+
 def label_replace(frame: Frame, target: str, replacement: str, source: str, pattern: str) -> Frame:
     """`target` set to `replacement` (with $1, ${name}) where the whole value of `source` matches."""
     try:
@@ -114,16 +131,24 @@ def label_replace(frame: Frame, target: str, replacement: str, source: str, patt
         raise QueryError(f"invalid regular expression in label_replace(): {pattern}") from error
     if not _LABEL_NAME.fullmatch(target):
         raise QueryError(f"invalid destination label name in label_replace(): {target}")
-    changed: list[Labels] = []
-    drop = frame.drop_name.copy()
-    for row, labels in enumerate(frame.labels):
-        match = regex.fullmatch(labels.get(source, ""))
-        if match is None:
-            changed.append(labels)
-            continue
-        changed.append(_with_label(labels, target, _expanded(replacement, match)))
-        if target == "__name__":
-            drop[row] = False
+
+    def replaced() -> tuple[LabelSets, list[int]]:
+        changed: list[Labels] = []
+        matched: list[int] = []
+        for row, labels in enumerate(frame.labels):
+            match = regex.fullmatch(labels.get(source, ""))
+            if match is None:
+                changed.append(labels)
+            else:
+                changed.append(_with_label(labels, target, _expanded(replacement, match)))
+                matched.append(row)
+        return LabelSets(changed), matched
+
+    changed, matched = frame.labels.kept(("replace", target, replacement, source, pattern), replaced)
+    drop = frame.drop_name
+    if target == "__name__":
+        drop = drop.copy()
+        drop[matched] = False
     return frame.with_labels(changed, drop)
 
 
@@ -145,8 +170,12 @@ def label_join(frame: Frame, target: str, separator: str, sources: list[str]) ->
         if not _LABEL_NAME.fullmatch(name):
             kind = "destination" if name == target else "source"
             raise QueryError(f"invalid {kind} label name in label_join(): {name}")
-    joined = [separator.join(labels.get(name, "") for name in sources) for labels in frame.labels]
-    changed = [_with_label(labels, target, text) for labels, text in zip(frame.labels, joined, strict=True)]
+
+    def joined() -> LabelSets:
+        texts = [separator.join(labels.get(name, "") for name in sources) for labels in frame.labels]
+        return LabelSets(_with_label(labels, target, text) for labels, text in zip(frame.labels, texts, strict=True))
+
+    changed = frame.labels.kept(("join", target, separator, *sources), joined)
     drop = np.zeros_like(frame.drop_name) if target == "__name__" else frame.drop_name
     return frame.with_labels(changed, drop)
 

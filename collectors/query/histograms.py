@@ -2,89 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from collectors.query.frame import Bools, Floats, Frame, without_labels
-from collectors.query.numbers import parse_float
+from collectors.query.frame import Bools, Floats, Frame, Ints, LabelSets, Naming, without_labels
+from collectors.query.numbers import format_open_metrics, parse_float
 from collectors.query.quantiles import bucket_fraction, bucket_quantile
 from collectors.store import Labels
 
-# (bounds [buckets], counts [histograms, buckets, steps], steps) -> [histograms, steps]
-BucketFunction = Callable[[Floats, Floats, slice], Floats]
+# (bounds [buckets], counts [histograms, buckets, steps], the step of each) -> [histograms, steps]
+BucketFunction = Callable[[Floats, Floats, Ints], Floats]
 
 
 @dataclass(frozen=True, slots=True)
-class _Histogram:
-    """One histogram: counts and presence [buckets, steps] in the order of the rising bounds."""
+class _Layout:
+    """Histograms with the same bounds: `rows` [histograms, buckets, duplicates] of the frame, -1 where there is none.
 
-    labels: Labels
-    bounds: tuple[float, ...]
-    counts: Floats
-    present: Bools
+    More than one row is a bucket where bounds are written in different ways, such as "1" and "1.0".
+    """
+
+    labels: list[Labels]
+    bounds: Floats
+    rows: Ints
 
 
-def histogram_quantile(frame: Frame, quantile: Floats, delayed: bool) -> Frame:
+def histogram_quantile(frame: Frame, quantile: Floats, naming: Naming) -> Frame:
     """The quantile [steps] of classic histograms, whose buckets are series that differ in `le`."""
-    return _apply(frame, lambda bounds, counts, steps: bucket_quantile(bounds, counts, quantile[steps]), delayed)
+    return _apply(frame, lambda bounds, counts, step: bucket_quantile(bounds, counts, quantile[step]), naming)
 
 
-def histogram_fraction(frame: Frame, lower: Floats, upper: Floats, delayed: bool) -> Frame:
+def histogram_quantiles(frame: Frame, label: str, quantiles: Sequence[Floats], naming: Naming) -> Frame:
+    """Several quantiles ([steps] each) at once, told apart by the value of `label`."""
+    frames = []
+    for quantile in quantiles:
+        found = histogram_quantile(frame, quantile, naming)
+        # A quantile that changes from step to step makes a series for each of its values.
+        for value in np.unique(quantile).tolist():
+            here = np.isnan(quantile) if np.isnan(value) else quantile == value
+            labels = [{**own, label: format_open_metrics(value)} for own in found.labels]
+            frames.append(Frame(LabelSets(labels), found.values, found.present & here, found.drop_name))
+    return Frame.concatenated(frames, frame.values.shape[1]).without_empty().merged()
+
+
+def histogram_fraction(frame: Frame, lower: Floats, upper: Floats, naming: Naming) -> Frame:
     """The share of observations in (lower, upper] ([steps] each) of classic histograms."""
-    return _apply(
-        frame, lambda bounds, counts, steps: bucket_fraction(bounds, counts, lower[steps], upper[steps]), delayed
-    )
+    return _apply(frame, lambda bounds, counts, step: bucket_fraction(bounds, counts, lower[step], upper[step]), naming)
 
 
-def _apply(frame: Frame, function: BucketFunction, delayed: bool) -> Frame:
-    by_bounds: dict[tuple[float, ...], list[_Histogram]] = {}
-    for histogram in _histograms(frame):
-        by_bounds.setdefault(histogram.bounds, []).append(histogram)
-    if not by_bounds:
+def _apply(frame: Frame, function: BucketFunction, naming: Naming) -> Frame:
+    layouts, labels = frame.labels.kept("histograms", lambda: _layouts(frame.labels))
+    if not layouts:
         return Frame.empty(frame.values.shape[1])
-    found = [histogram for some in by_bounds.values() for histogram in some]
-    values = [_values(np.array(bounds), some, function) for bounds, some in by_bounds.items()]
-    present = np.array([histogram.present.any(axis=0) for histogram in found])
-    return Frame.of([histogram.labels for histogram in found], np.concatenate(values), present).nameless(delayed)
+    values, presences = [], []
+    for layout in layouts:
+        counts, present = _counts(frame, layout)
+        values.append(_values(layout.bounds, counts, present, function))
+        presences.append(present.any(axis=1))
+    return Frame.of(labels, np.concatenate(values), np.concatenate(presences)).without_empty().nameless(naming)
 
 
-def _histograms(frame: Frame) -> list[_Histogram]:
-    by_labels: dict[frozenset[tuple[str, str]], dict[float, list[int]]] = {}
-    for row, labels in enumerate(frame.labels):
+def _layouts(labels: LabelSets) -> tuple[list[_Layout], LabelSets]:
+    histograms: dict[frozenset[tuple[str, str]], dict[float, list[int]]] = {}
+    for row, own in enumerate(labels):
         try:
-            bound = parse_float(labels.get("le", ""))
+            bound = parse_float(own.get("le", ""))
         except ValueError:
             continue  # not a bucket: Prometheus leaves such series out too
         if not np.isnan(bound):
-            key = frozenset(pair for pair in labels.items() if pair[0] != "le")
-            by_labels.setdefault(key, {}).setdefault(bound, []).append(row)
-    return [_histogram(frame, buckets) for buckets in by_labels.values()]
+            key = frozenset(pair for pair in own.items() if pair[0] != "le")
+            histograms.setdefault(key, {}).setdefault(bound, []).append(row)
+    by_bounds: dict[tuple[float, ...], list[dict[float, list[int]]]] = {}
+    for buckets in histograms.values():
+        by_bounds.setdefault(tuple(sorted(buckets)), []).append(buckets)
+    layouts = [_layout(labels, bounds, some) for bounds, some in by_bounds.items()]
+    return layouts, LabelSets([own for layout in layouts for own in layout.labels])
 
 
-def _histogram(frame: Frame, buckets: dict[float, list[int]]) -> _Histogram:
-    bounds = tuple(sorted(buckets))
-    first = buckets[bounds[0]][0]
-    labels = without_labels(frame.labels[first], ("le",))
-    if all(len(rows) == 1 for rows in buckets.values()):
-        order = [buckets[bound][0] for bound in bounds]
-        return _Histogram(labels, bounds, frame.values[order], frame.present[order])
-    # "1" and "1.0" are one bound: the counts add up.
-    rows = [buckets[bound] for bound in bounds]
-    counts = np.array([np.where(frame.present[some], frame.values[some], 0).sum(axis=0) for some in rows])
-    present = np.array([frame.present[some].any(axis=0) for some in rows])
-    return _Histogram(labels, bounds, counts, present)
+def _layout(labels: LabelSets, bounds: tuple[float, ...], histograms: list[dict[float, list[int]]]) -> _Layout:
+    width = max(len(rows) for buckets in histograms for rows in buckets.values())
+    rows = np.full((len(histograms), len(bounds), width), -1, dtype=np.int64)
+    for index, buckets in enumerate(histograms):
+        for position, bound in enumerate(bounds):
+            rows[index, position, : len(buckets[bound])] = buckets[bound]
+    own: list[Labels] = [without_labels(labels[int(row)], ("le",)) for row in rows[:, 0, 0]]
+    return _Layout(own, np.array(bounds), rows)
 
 
-def _values(bounds: Floats, histograms: list[_Histogram], function: BucketFunction) -> Floats:
-    counts = np.array([histogram.counts for histogram in histograms])
-    present = np.array([histogram.present for histogram in histograms])
-    values = function(bounds, counts, slice(None))
-    # Where buckets are absent, only the others count.
+def _counts(frame: Frame, layout: _Layout) -> tuple[Floats, Bools]:
+    """Counts and presence [histograms, buckets, steps]; the counts of equal bounds add up."""
+    first = layout.rows[:, :, 0]
+    counts, present = frame.values[first], frame.present[first]
+    if layout.rows.shape[2] > 1:
+        counts = np.where(present, counts, 0.0)
+        for more in range(1, layout.rows.shape[2]):
+            rows = layout.rows[:, :, more]
+            there = (rows >= 0)[:, :, None] & frame.present[rows]
+            counts = counts + np.where(there, frame.values[rows], 0.0)
+            present = present | there
+    return counts, present
+
+
+def _values(bounds: Floats, counts: Floats, present: Bools, function: BucketFunction) -> Floats:
+    steps = np.arange(counts.shape[2])
+    values = function(bounds, counts, steps)
     whole = present.all(axis=1) | ~present.any(axis=1)
-    for histogram, step in np.argwhere(~whole):
-        there = present[histogram, :, step]
-        one = counts[histogram, there, step][None, :, None]
-        values[histogram, step] = function(bounds[there], one, slice(step, step + 1))[0, 0]
+    if whole.all():
+        return values
+    # Where buckets are absent, only the others count: cells with the same buckets are computed together.
+    histogram, step = np.nonzero(~whole)
+    cells = present[histogram, :, step]
+    patterns, which = np.unique(cells, axis=0, return_inverse=True)
+    for number, there in enumerate(patterns):
+        chosen = np.flatnonzero(which.ravel() == number)
+        some = counts[histogram[chosen], :, step[chosen]][:, there].T[None]
+        values[histogram[chosen], step[chosen]] = function(bounds[there], some, step[chosen])[0]
     return values

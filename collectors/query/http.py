@@ -17,14 +17,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from collectors.query.encode import result_data, sample_text, seconds
+from collectors.query.encode import outcome_json, sample_text, seconds
 from collectors.query.engine import Engine
 from collectors.query.errors import QueryError
 from collectors.query.federate import CONTENT_TYPE, federated
 from collectors.query.parameters import Parameters, bounds
 from collectors.query.parse import format_query, parse, parse_selector
 from collectors.query.selectors import selectors_of
-from collectors.query.values import Result
 from collectors.store import Labels, SampleReader
 
 MAX_POINTS = 11_000
@@ -96,7 +95,8 @@ class QueryApi:
         timeout = self._timeout_seconds(parameters)
         expr = parameters.text("query")
         return await self._in_thread(
-            lambda: _encoded(self._engine.instant(expr, at_ms, timeout_seconds=timeout)), timeout
+            lambda: msgspec.Raw(outcome_json(self._engine.instant_outcome(expr, at_ms, self._engine.limits(timeout)))),
+            timeout,
         )
 
     async def query_range(self, parameters: Parameters, request: Request) -> Any:
@@ -120,7 +120,10 @@ class QueryApi:
         timeout = self._timeout_seconds(parameters)
         expr = parameters.text("query")
         return await self._in_thread(
-            lambda: _encoded(self._engine.range(expr, start_ms, end_ms, step_ms, timeout_seconds=timeout)), timeout
+            lambda: msgspec.Raw(
+                outcome_json(self._engine.range_outcome(expr, start_ms, end_ms, step_ms, self._engine.limits(timeout)))
+            ),
+            timeout,
         )
 
     async def query_exemplars(self, parameters: Parameters, request: Request) -> Any:
@@ -250,11 +253,6 @@ def query_app(engine: Engine, reader: SampleReader, **settings: Any) -> Starlett
 def _limited(items: list[Any], parameters: Parameters) -> list[Any]:
     limit = parameters.count("limit")
     return items if limit is None else items[:limit]
-
-
-def _encoded(result: Result) -> msgspec.Raw:
-    """JSON made in the query's own thread: large matrices take longer to write than to compute."""
-    return msgspec.Raw(msgspec.json.encode(result_data(result)))
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> Response:

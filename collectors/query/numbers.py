@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 
 def format_float(value: float) -> str:
@@ -30,3 +31,16 @@ def parse_float(text: str) -> float:
     if "_" in text or text != text.strip():
         raise ValueError(f"not a number: {text!r}")
     return float(text)
+
+
+def format_open_metrics(value: float) -> str:
+    """The number as OpenMetrics has it in `le` and `quantile`: Go's 'g', -1, whole ones with `.0`."""
+    if not math.isfinite(value):
+        return format_float(value)
+    digits = Decimal(repr(value)).normalize()
+    exponent = digits.adjusted() if value else 0
+    if -4 <= exponent < 6:
+        text = format_float(value)
+        return text if "." in text else f"{text}.0"
+    mantissa = format(digits.scaleb(-exponent), "f")
+    return f"{mantissa}e{'-' if exponent < 0 else '+'}{abs(exponent):02d}"

@@ -32,10 +32,22 @@ _TOKENS = re.compile(
     r"""(?P<quoted>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|`(?P<raw>[^`]*)`|(?P<comment>\#[^\n]*)""", re.S
 )
 _STRINGS = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'""", re.S)
+_INFO = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\binfo\s*\(|,\s*\{(?!\s*\})|[()\[\]{}]""", re.S)
+_MARK = "__trimtab_info__"
 _NEGATIVE_AT = re.compile(r"@\s*-")
 _MILLISECOND = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
+# What promql-parser does not know, or not any more: the name that double_exponential_smoothing had before version 3.
+grammar.register_extra_functions(
+    [
+        grammar.Function(
+            "holt_winters",
+            [grammar.ValueType.Matrix, grammar.ValueType.Scalar, grammar.ValueType.Scalar],
+            grammar.ValueType.Vector,
+        )
+    ]
+)
 _CARDINALITIES: dict[str, Cardinality] = {
     "OneToOne": "one-to-one",
     "ManyToOne": "many-to-one",
@@ -80,7 +92,29 @@ def _tree(expr: str) -> Any:
     if _NEGATIVE_AT.search(_STRINGS.sub('""', prepared)):
         # The parser accepts these but panics when the time is read.
         raise QueryError("invalid expression: times before 1970 after @ are not supported", "bad_data")
-    return grammar.parse(prepared)
+    return grammar.parse(_info_marked(prepared) if "info" in prepared else prepared)
+
+
+def _info_marked(text: str) -> str:
+    """The second argument of info() with a matcher that stands for itself: it may match everything, selectors not."""
+    found: list[str] = []
+    inside: list[int] = []
+    depth = end = 0
+    for match in _INFO.finditer(text):
+        piece = match[0]
+        if piece.endswith("(") or piece in "[{":
+            depth += 1
+            if piece not in "([{":
+                inside.append(depth)
+        elif piece in ")]}":
+            if inside and inside[-1] == depth:
+                inside.pop()
+            depth -= 1
+        elif piece.startswith(",") and inside and inside[-1] == depth:
+            found.append(text[end : match.start()] + piece + f'{_MARK}="1",')
+            end = match.end()
+            depth += 1
+    return "".join([*found, text[end:]])
 
 
 def _double_quoted(match: re.Match[str]) -> str:
@@ -117,6 +151,8 @@ def _selector(tree: Any) -> Selector:
         raise QueryError("`or` between matchers is not PromQL; use a regular expression", "bad_data")
     matchers = [Matcher("__name__", "=", tree.name)] if tree.name is not None else []
     for item in tree.matchers.matchers:
+        if item.name == _MARK:
+            continue
         operator = _OPERATORS[str(item.op).rsplit(".", 1)[-1]]
         matchers.append(Matcher(item.name, cast(Any, operator), item.value))
     return Selector(tuple(matchers), _milliseconds(tree.offset), _at(tree.at))

@@ -5,13 +5,14 @@ The formulas are those of Prometheus' promql/functions.go.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
+from collectors.query.errors import QueryError
 from collectors.query.frame import Bools, Floats, Ints
 from collectors.query.quantiles import quantile_of_columns
+from collectors.query.sums import cancelled, careful_mean, careful_sum, overflowed
 from collectors.query.windows import Windows
 
 Answer = tuple[Floats, Bools]
@@ -19,7 +20,7 @@ RangeFunction = Callable[[Windows], Answer]
 
 
 def _per_series(windows: Windows, per_step: Floats) -> Floats:
-    return np.repeat(per_step[:, None], windows.samples.v.shape[1], axis=1)
+    return np.repeat(per_step[:, None], windows.v.shape[1], axis=1)
 
 
 def _prefix_sums(windows: Windows, increments: Floats) -> Floats:
@@ -31,14 +32,14 @@ def _prefix_sums(windows: Windows, increments: Floats) -> Floats:
 
 # --- counters and gauges over a range ---------------------------------------------------------------------------------
 def _gains(windows: Windows, is_counter: bool) -> Floats:
-    v = windows.samples.v
+    v = windows.v
     gained: Floats = v[windows.last_rows] - v[windows.first_rows]
     if is_counter and len(v) > 1:
         dropped = np.where(v[1:] < v[:-1], v[:-1], 0.0)
         if np.isfinite(dropped).all():
             gained = gained + _prefix_sums(windows, dropped)
         else:
-            inner = Windows(windows.samples, windows.low + 1, windows.high, windows.start, windows.end)
+            inner = Windows(windows.t, windows.v, windows.low + 1, windows.high, windows.start, windows.end)
             lost = np.concatenate([np.zeros((1, v.shape[1])), dropped])
             gained = gained + np.where(windows.counts[:, None] > 1, inner.reduce(np.add, lost), 0.0)
     return gained
@@ -46,17 +47,17 @@ def _gains(windows: Windows, is_counter: bool) -> Floats:
 
 def _extrapolated(windows: Windows, is_counter: bool, per_second: bool, zero_first: bool) -> Answer:
     """Growth over the whole range, extrapolated to its ends where samples are near enough (extrapolatedRate)."""
-    counts, t = windows.counts, windows.samples.t
+    counts, t = windows.counts, windows.t
     present = counts >= 2
     first, last = t[windows.first_rows], t[windows.last_rows]
     sampled = (last - first) / 1000
-    to_start = np.repeat(((first - windows.start) / 1000)[:, None], windows.samples.v.shape[1], axis=1)
+    to_start = np.repeat(((first - windows.start) / 1000)[:, None], windows.v.shape[1], axis=1)
     to_end = (windows.end - last) / 1000
     average = sampled / np.maximum(counts - 1, 1)
     threshold = average * 1.1
     gained = _gains(windows, is_counter)
     # A counter cannot have been below zero: do not extrapolate to before the time it would have been zero.
-    begin = windows.samples.v[windows.first_rows]
+    begin = windows.v[windows.first_rows]
     starts_at_zero = (gained > 0) & (begin >= 0) if is_counter else np.zeros(gained.shape, dtype=np.bool_)
     to_zero = np.where(starts_at_zero, sampled[:, None] * (begin / np.where(gained == 0, 1, gained)), np.inf)
     near = to_start if not zero_first else np.minimum(to_start, to_zero)
@@ -76,7 +77,7 @@ def growth(is_counter: bool, per_second: bool, zero_first: bool) -> RangeFunctio
 
 
 def _instant_growth(windows: Windows, is_rate: bool) -> Answer:
-    v, t = windows.samples.v, windows.samples.t
+    v, t = windows.v, windows.t
     last = windows.last_rows
     before = np.maximum(last - 1, 0)
     change = v[last] - v[before]
@@ -96,7 +97,7 @@ def idelta(windows: Windows) -> Answer:
 
 
 def _changed(windows: Windows, changed: Callable[[Floats, Floats], Bools]) -> Answer:
-    v = windows.samples.v
+    v = windows.v
     flags = changed(v[:-1], v[1:]).astype(np.float64)
     return _prefix_sums(windows, flags), windows.counts >= 1
 
@@ -114,7 +115,7 @@ def resets(windows: Windows) -> Answer:
 # --- straight lines ---------------------------------------------------------------------------------------------------
 def _regression(windows: Windows, origin: Ints) -> tuple[Floats, Floats]:
     """Slope a second and value at `origin` (ms, [steps]) of the least-squares line through each window."""
-    shape = (len(windows.low), windows.samples.v.shape[1])
+    shape = (len(windows.low), windows.v.shape[1])
     slope, intercept = np.empty(shape), np.empty(shape)
     for steps, v, t, inside in windows.padded():
         weight = inside[:, :, None]
@@ -126,7 +127,7 @@ def _regression(windows: Windows, origin: Ints) -> tuple[Floats, Floats]:
         dx, dy = np.where(weight, x - x_mean[:, None], 0), np.where(weight, v - y_mean[:, None], 0)
         slope[steps] = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
         intercept[steps] = y_mean - slope[steps] * x_mean
-    first = windows.samples.v[windows.first_rows]
+    first = windows.v[windows.first_rows]
     constant = (windows.reduce(np.minimum) == first) & (windows.reduce(np.maximum) == first)
     infinite = constant & np.isinf(first)
     slope = np.where(constant, np.where(infinite, np.nan, 0.0), slope)
@@ -135,7 +136,7 @@ def _regression(windows: Windows, origin: Ints) -> tuple[Floats, Floats]:
 
 def deriv(windows: Windows) -> Answer:
     """Slope a second of the least-squares line."""
-    return _regression(windows, windows.samples.t[windows.first_rows])[0], windows.counts >= 2
+    return _regression(windows, windows.t[windows.first_rows])[0], windows.counts >= 2
 
 
 def predict_linear(seconds: Floats, now: Ints) -> RangeFunction:
@@ -149,49 +150,30 @@ def predict_linear(seconds: Floats, now: Ints) -> RangeFunction:
 
 
 # --- aggregates over time ---------------------------------------------------------------------------------------------
-def exact_sum(values: Floats) -> float:
-    """The correctly rounded sum of a few values; infinite or NaN as IEEE has it."""
-    try:
-        return math.fsum(values.tolist())
-    except (OverflowError, ValueError):
-        return float(np.sum(values))
-
-
-def exact_mean(values: Floats) -> float:
-    """The mean of a few values, whose sum may overflow."""
-    with np.errstate(all="ignore"):
-        if np.isfinite(values).all():
-            return (
-                math.fsum((values / 1e3).tolist()) / len(values) * 1e3
-                if np.abs(values).max() > 1e300
-                else (math.fsum(values.tolist()) / len(values))
-            )
-        return float(np.mean(values))
-
-
-def needs_care(total: Floats, magnitude: Floats) -> Bools:
-    """Where a plain float sum lost digits that matter: its terms nearly cancel, or it overflowed."""
-    return ~np.isfinite(total) | (np.abs(total) < magnitude * 1e-7)
-
-
-def _careful(windows: Windows, exact: Callable[[Floats], float], total: Floats) -> Floats:
-    v = windows.samples.v
-    magnitude = windows.reduce(np.add, np.abs(v))
-    for step, column in np.argwhere(needs_care(total, magnitude) & (windows.counts > 0)[:, None]):
-        total[step, column] = exact(v[windows.low[step] : windows.high[step], column])
-    return total
+def _careful(windows: Windows, result: Floats, total: Floats, exact: Callable[[Floats], float]) -> Floats:
+    """The result, computed again where the plain sum of a window lost digits that matter."""
+    v = windows.v
+    doubtful = np.zeros(total.shape, dtype=np.bool_)
+    if (v < 0).any():
+        doubtful = cancelled(total, windows.reduce(np.add, np.abs(v)))
+    if not np.isfinite(total).all():
+        doubtful |= overflowed(total, windows.reduce(np.maximum, np.abs(v)))
+    for step, column in np.argwhere(doubtful & (windows.counts > 0)[:, None]):
+        result[step, column] = exact(v[windows.low[step] : windows.high[step], column])
+    return result
 
 
 def sum_over_time(windows: Windows) -> Answer:
     """Sum, with the digits kept when terms cancel."""
-    return _careful(windows, exact_sum, windows.reduce(np.add)), windows.counts >= 1
+    total = windows.reduce(np.add)
+    return _careful(windows, total, total, careful_sum), windows.counts >= 1
 
 
 def avg_over_time(windows: Windows) -> Answer:
     """Mean, also where the sum overflows."""
     divisor = np.maximum(windows.counts, 1)[:, None]
-    mean = windows.reduce(np.add) / divisor
-    return _careful(windows, exact_mean, mean), windows.counts >= 1
+    total = windows.reduce(np.add)
+    return _careful(windows, total / divisor, total, careful_mean), windows.counts >= 1
 
 
 def min_over_time(windows: Windows) -> Answer:
@@ -216,17 +198,17 @@ def present_over_time(windows: Windows) -> Answer:
 
 def last_over_time(windows: Windows) -> Answer:
     """The newest value."""
-    return windows.samples.v[windows.last_rows], windows.counts >= 1
+    return windows.v[windows.last_rows], windows.counts >= 1
 
 
 def first_over_time(windows: Windows) -> Answer:
     """The oldest value."""
-    return windows.samples.v[windows.first_rows], windows.counts >= 1
+    return windows.v[windows.first_rows], windows.counts >= 1
 
 
 def stdvar_over_time(windows: Windows) -> Answer:
     """Population variance."""
-    variance = np.empty((len(windows.low), windows.samples.v.shape[1]))
+    variance = np.empty((len(windows.low), windows.v.shape[1]))
     for steps, v, _, inside in windows.padded():
         n = np.maximum(inside.sum(axis=1), 1)[:, None]
         weight = inside[:, :, None]
@@ -247,13 +229,85 @@ def quantile_over_time(quantile: Floats) -> RangeFunction:
     """The interpolated quantile ([steps]) of the samples."""
 
     def over_time(windows: Windows) -> Answer:
-        result = np.empty((len(windows.low), windows.samples.v.shape[1]))
+        result = np.empty((len(windows.low), windows.v.shape[1]))
         for steps, v, _, inside in windows.padded():
             present = np.broadcast_to(inside[:, :, None], v.shape)
             result[steps] = quantile_of_columns(np.moveaxis(v, 1, 0), np.moveaxis(present, 1, 0), quantile[steps, None])
         return result, windows.counts >= 1
 
     return over_time
+
+
+def _median_deviation(v: Floats, inside: Bools, series: Bools) -> Floats:
+    half = np.full(v.shape[1:], 0.5)
+    median = quantile_of_columns(v, inside, half)
+    found = quantile_of_columns(np.abs(v - median[None]), inside, half)
+    return np.where(series, np.nan, found)
+
+
+def mad_over_time(windows: Windows) -> Answer:
+    """Median absolute deviation; NaN if any sample is."""
+    result = np.empty(windows.shape)
+    for steps, v, _, inside in windows.padded():
+        there = np.broadcast_to(inside[:, :, None], v.shape)
+        lost: Bools = np.logical_or.reduce(np.isnan(v) & there, axis=1)
+        result[steps] = _median_deviation(np.moveaxis(v, 1, 0), np.moveaxis(there, 1, 0), lost)
+    return result, windows.counts >= 1
+
+
+def _time_of(last_of: Callable[[Floats, Bools], Bools]) -> RangeFunction:
+    """The time in seconds of the last sample of those that `last_of` finds in [s, width, series]."""
+
+    def over_time(windows: Windows) -> Answer:
+        result = np.empty(windows.shape)
+        for steps, v, t, inside in windows.padded():
+            there = np.broadcast_to(inside[:, :, None], v.shape)
+            found = last_of(v, there)
+            last = v.shape[1] - 1 - np.argmax(found[:, ::-1], axis=1)
+            result[steps] = np.take_along_axis(t, last, axis=1) / 1000
+        return result, windows.counts >= 1
+
+    return over_time
+
+
+def _extreme(reduce: Callable[[Floats], Floats], absent: float) -> Callable[[Floats, Bools], Bools]:
+    def found(v: Floats, there: Bools) -> Bools:
+        best = reduce(np.where(there & ~np.isnan(v), v, absent))[:, None]
+        number = there & (v == best)
+        # Of nothing but NaN the last one counts.
+        return np.where(number.any(axis=1)[:, None], number, there)
+
+    return found
+
+
+def _bound_time(rows: Callable[[Windows], Ints]) -> RangeFunction:
+    return lambda windows: (_per_series(windows, windows.t[rows(windows)] / 1000), windows.counts >= 1)
+
+
+def double_exponential_smoothing(smoothing: Floats, trend: Floats) -> RangeFunction:
+    """Holt's linear smoothing with two factors ([steps] each), 0 < factor < 1; needs two samples."""
+    for kind, factor in (("smoothing", smoothing), ("trend", trend)):
+        wrong = factor[~((factor > 0) & (factor < 1))]
+        if len(wrong):
+            raise QueryError(f"invalid {kind} factor. Expected: 0 < {kind[0]}f < 1, got: {wrong[0]:f}")
+
+    def smooth(windows: Windows) -> Answer:
+        result = np.empty(windows.shape)
+        for steps, v, _, inside in windows.padded():
+            if v.shape[1] < 2:
+                continue
+            sf, tf = smoothing[steps, None], trend[steps, None]
+            level, slope, before = v[:, 0], v[:, 1] - v[:, 0], v[:, 0]
+            for position in range(1, v.shape[1]):
+                if position > 1:
+                    slope = np.where(inside[:, position, None], tf * (level - before) + (1 - tf) * slope, slope)
+                following = sf * v[:, position] + (1 - sf) * (level + slope)
+                here = inside[:, position, None]
+                before, level = np.where(here, level, before), np.where(here, following, level)
+            result[steps] = level
+        return result, windows.counts >= 2
+
+    return smooth
 
 
 SIMPLE: dict[str, RangeFunction] = {
@@ -272,5 +326,10 @@ SIMPLE: dict[str, RangeFunction] = {
     "first_over_time": first_over_time,
     "stddev_over_time": stddev_over_time,
     "stdvar_over_time": stdvar_over_time,
+    "mad_over_time": mad_over_time,
+    "ts_of_min_over_time": _time_of(_extreme(lambda v: v.min(axis=1), np.inf)),
+    "ts_of_max_over_time": _time_of(_extreme(lambda v: v.max(axis=1), -np.inf)),
+    "ts_of_last_over_time": _bound_time(lambda windows: windows.last_rows),
+    "ts_of_first_over_time": _bound_time(lambda windows: windows.first_rows),
 }
 KEEPS_NAME = frozenset({"last_over_time", "first_over_time"})

@@ -12,11 +12,12 @@ def selectors_of(node: Node) -> Iterator[tuple[Matcher, ...]]:
     """The matchers of each selector, from left to right."""
     if isinstance(node, Selector):
         yield node.matchers
-    for child in _children(node):
+    for child in children_of(node):
         yield from selectors_of(child)
 
 
-def _children(node: Node) -> tuple[Node, ...]:
+def children_of(node: Node) -> tuple[Node, ...]:
+    """The nodes right below a node, from left to right."""
     match node:
         case RangeSelector():
             return (node.selector,)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 from collectors.store import Matcher
@@ -14,9 +15,13 @@ Cardinality = Literal["one-to-one", "many-to-one", "one-to-many", "many-to-many"
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number, or a duration in seconds."""
+    """A number, or a duration in seconds. `sign` tells 0 from -0, which are equal but not the same divisor."""
 
     value: float
+    sign: float = field(init=False, repr=False, default=1.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sign", math.copysign(1.0, self.value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +28,7 @@ class String:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class VectorElement:
+class VectorElement(NamedTuple):
     """One series' value at a time (unix ms)."""
 
     labels: Labels

@@ -8,30 +8,38 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from collectors.query.frame import Bools, Floats, Ints
-from collectors.store import Block, Labels, is_stale
+from collectors.query.frame import Bools, Floats, Ints, LabelSets, joined
+from collectors.store import Block, is_stale
 
 _CHUNK_VALUES = 4_000_000
+# Values that a function works on at a time: few enough to stay in the processor's cache.
+_SLICE_VALUES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
     """Series that share their sample times: `t` int64 ms [n], `v` float64 [n, series]; no stale markers."""
 
-    labels: list[Labels]
+    labels: LabelSets
     t: Ints
     v: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Samples with one window a step, all [steps]: rows `low` up to `high`, for the range (start, end] in ms."""
+    """Samples `t` [n] and `v` [n, series] with one window a step: rows `low` up to `high` for (start, end] in ms."""
 
-    samples: Samples
+    t: Ints
+    v: Floats
     low: Ints
     high: Ints
     start: Ints
     end: Ints
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Steps and series: the shape of an answer."""
+        return len(self.low), self.v.shape[1]
 
     @property
     def counts(self) -> Ints:
@@ -41,19 +49,34 @@ class Windows:
     @property
     def first_rows(self) -> Ints:
         """The first row of each window; of an empty one, some row."""
-        return np.minimum(self.low, len(self.samples.t) - 1)
+        return np.minimum(self.low, len(self.t) - 1)
 
     @property
     def last_rows(self) -> Ints:
         """The last row of each window; of an empty one, some row."""
         return np.maximum(self.high - 1, 0)
 
+    def slices(self) -> Iterator[tuple[slice, Windows]]:
+        """The same windows over some series at a time."""
+        width = max(1, _SLICE_VALUES // max(1, len(self.t), len(self.low)))
+        if width >= self.v.shape[1]:
+            yield slice(None), self
+            return
+        for begin in range(0, self.v.shape[1], width):
+            columns = slice(begin, begin + width)
+            v = np.ascontiguousarray(self.v[:, columns])
+            yield columns, Windows(self.t, v, self.low, self.high, self.start, self.end)
+
     def reduce(self, ufunc: np.ufunc, values: Floats | None = None) -> Floats:
         """`ufunc` over the rows of each window: [steps, series]; of an empty window, some value.
 
         The pairs (low, high) go to `reduceat`, which folds from one index to the next; every second fold is a window.
         """
-        source = self.samples.v if values is None else values
+        source = self.v if values is None else values
+        if len(self.low) == 1:
+            first = int(self.first_rows[0])
+            whole: Floats = ufunc.reduce(source[first : max(int(self.high[0]), first + 1)], axis=0)[None]
+            return whole
         padded = np.concatenate([source, source[-1:]])
         pairs = np.stack([self.first_rows, np.maximum(self.high, self.first_rows)], axis=1).ravel()
         folded: Floats = ufunc.reduceat(padded, pairs, axis=0)[::2]
@@ -65,36 +88,41 @@ class Windows:
         Each is (steps, v [s, width, series], t [s, width], inside [s, width]).
         """
         width = max(int(self.counts.max(initial=0)), 1)
-        size = max(1, _CHUNK_VALUES // (width * max(1, self.samples.v.shape[1])))
+        size = max(1, _CHUNK_VALUES // (width * max(1, self.v.shape[1])))
         offsets = np.arange(width)
         for begin in range(0, len(self.low), size):
             steps = slice(begin, begin + size)
             rows = self.low[steps, None] + offsets
             inside = rows < self.high[steps, None]
             rows = np.where(inside, rows, self.first_rows[steps, None])
-            yield steps, self.samples.v[rows], self.samples.t[rows].astype(np.float64), inside
+            yield steps, self.v[rows], self.t[rows].astype(np.float64), inside
 
 
 def from_blocks(blocks: list[Block]) -> list[Samples]:
     """Blocks without their stale markers; series whose markers differ no longer share their times."""
     found: list[Samples] = []
     for block in blocks:
-        found.extend(split_by_presence(block.labels, block.t, block.v, ~is_stale(block.v)))
+        labels = joined([block.labels])
+        # A stale marker is a NaN: where there is none, nothing else has to be looked at.
+        present = ~is_stale(block.v) if np.isnan(block.v).any() else None
+        found.extend(split_by_presence(labels, block.t, block.v, present))
     return found
 
 
-def split_by_presence(labels: list[Labels], t: Ints, v: Floats, present: Bools) -> list[Samples]:
+def split_by_presence(labels: LabelSets, t: Ints, v: Floats, present: Bools | None) -> list[Samples]:
     """Samples where `present` [n, series] holds, grouped by equal times; series without any sample are left out."""
-    if present.all():
+    if present is None or present.all():
         return [Samples(labels, t, v)] if labels and len(t) else []
     groups: dict[bytes, list[int]] = {}
-    for column in range(len(labels)):
-        groups.setdefault(present[:, column].tobytes(), []).append(column)
+    packed = np.packbits(present, axis=0).T
+    for column, pattern in enumerate(np.ascontiguousarray(packed)):
+        groups.setdefault(pattern.tobytes(), []).append(column)
     found = []
     for columns in groups.values():
         rows = np.flatnonzero(present[:, columns[0]])
         if len(rows):
-            found.append(Samples([labels[c] for c in columns], t[rows], v[np.ix_(rows, np.array(columns))]))
+            chosen = np.array(columns, dtype=np.int64)
+            found.append(Samples(labels.rows(chosen), t[rows], v[np.ix_(rows, chosen)]))
     return found
 
 
@@ -103,4 +131,4 @@ def windows(samples: Samples, moments: NDArray[np.int64], range_ms: int, left_op
     start = moments - range_ms
     low = np.searchsorted(samples.t, start, side="right" if left_open else "left")
     high = np.searchsorted(samples.t, moments, side="right")
-    return Windows(samples, low, high, start, moments)
+    return Windows(samples.t, samples.v, low, high, start, moments)

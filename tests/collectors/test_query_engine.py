@@ -24,8 +24,8 @@ from collectors.query import (
 )
 from collectors.query.numbers import format_float
 from collectors.query.quantiles import bucket_quantile, quantile_of_columns
-from collectors.query.range_functions import exact_mean, exact_sum
 from collectors.query.selectors import selectors_of
+from collectors.query.sums import careful_mean, careful_sum
 from collectors.query.syntax import Number, RangeSelector, Selector
 from collectors.store import STALE_NAN, Matcher, Store
 
@@ -158,9 +158,8 @@ def test_at_start_and_end_are_those_of_the_whole_query(store: Store) -> None:
 @pytest.mark.parametrize(
     ("expr", "message"),
     [
-        ("mad_over_time(x[5m])", "mad_over_time"),
+        ("nonsense(x[5m])", "nonsense"),
         ("x @ -5", "1970"),
-        ("limitk(1, x)", "limitk"),
         ("sum(x", "invalid expression"),
         ('x{a=~"("}', "invalid expression"),
         ('{a="p" or a="q"}', "or"),
@@ -214,6 +213,6 @@ def test_quantiles_agree_with_numpy_and_a_plain_histogram() -> None:
 
 
 def test_sums_keep_the_digits_that_cancelling_would_lose(store: Store) -> None:
-    assert exact_sum(np.array([1.0, 1e100, 1.0, -1e100])) == 2.0
-    assert exact_mean(np.array([1.7e308, 1.7e308])) == 1.7e308
-    assert math.isnan(exact_mean(np.array([math.inf, -math.inf])))
+    assert careful_sum(np.array([1.0, 1e100, 1.0, -1e100])) == 2.0
+    assert careful_mean(np.array([1.7e308, 1.7e308])) == 1.7e308
+    assert math.isnan(careful_mean(np.array([math.inf, -math.inf])))

@@ -147,10 +147,10 @@ def test_errors_have_their_status_and_type(
 
 
 def test_an_unsupported_function_is_named(http: httpx.Client) -> None:
-    answer = http.get("/query", params={"query": "mad_over_time(odd[5m])"})
+    answer = http.get("/query", params={"query": "nonsense(odd[5m])"})
 
     assert answer.status_code == 400
-    assert "mad_over_time" in answer.json()["error"]
+    assert "nonsense" in answer.json()["error"]
 
 
 def test_raw_strings_and_comments_are_read(client: PrometheusClient) -> None:

@@ -5,7 +5,7 @@ from alerts.api import alerts_app, serve
 from alerts.config import AlertsConfig
 from alerts.evidence import VerdictPolicy
 from alerts.labels import Matcher, parse_matcher
-from alerts.route import Route
+from alerts.notifications import ConfigurationError, Route
 from alerts.rules import Problem, RuleError, check, load
 from alerts.service import AlertsService
 
@@ -14,6 +14,7 @@ __all__ = [
     "AlertsConfig",
     "AlertsService",
     "CommandHook",
+    "ConfigurationError",
     "FunctionHook",
     "HttpHook",
     "Matcher",

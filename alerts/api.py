@@ -22,20 +22,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as Path
 
 from alerts.actions import NotWaiting, UnknownAction
-from alerts.channels import rfc3339
 from alerts.config import AlertsConfig
-from alerts.labels import match_all, parse_matcher
-from alerts.received import ReceivedAlert, read_alert
+from alerts.notifications import AlertmanagerApi
+from alerts.received import read_webhook
 from alerts.service import AlertsService
-from alerts.silence import UnknownSilence
-from alerts.views import alertmanager_alert, prometheus_alert, read_silence, rule_groups, silence_json
+from alerts.views import prometheus_alert, rule_groups
 from observability import signing
 from observability.metrics import exposition
 
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 8 * 1024 * 1024
-_STATUS = {UnknownAction: 404, UnknownSilence: 404, NotWaiting: 409, TypeError: 422, ValueError: 400}
+_STATUS = {UnknownAction: 404, NotWaiting: 409, TypeError: 422, ValueError: 400}
+_ACTING = ("/api/v1/", "/hooks/")
 
 
 class Unsigned(PermissionError):
@@ -86,17 +85,11 @@ class Api:
             ("/-/healthy", get, lambda request, body: PlainTextResponse("OK")),
             ("/-/ready", get, self._ready),
             ("/metrics", get, self._metrics),
-            ("/api/v2/status", get, self._status),
-            ("/api/v2/receivers", get, lambda request, body: [{"name": "default"}]),
-            ("/api/v2/alerts", get, self._alerts),
-            ("/api/v2/alerts", post, self._put_alerts),
-            ("/api/v2/silences", get, self._silences),
-            ("/api/v2/silences", post, self._put_silence),
-            ("/api/v2/silence/{id}", get, self._silence),
-            ("/api/v2/silence/{id}", ["DELETE"], self._expire_silence),
             ("/api/v1/rules", get, self._rules),
             ("/api/v1/alerts", get, self._prometheus_alerts),
             ("/api/v1/evidence", get, self._evidence),
+            ("/api/v1/notifications", get, self._notifications),
+            ("/hooks/alertmanager", post, self._webhook),
             ("/api/v1/webhook", post, self._webhook),
             ("/api/v1/actions", get, self._actions),
             ("/api/v1/actions", post, self._request_action),
@@ -104,33 +97,41 @@ class Api:
             ("/api/v1/actions/{id}/approve", post, self._approve),
             ("/api/v1/actions/{id}/reject", post, self._reject),
         ]
-        return [Path(path, self._endpoint(call), methods=methods) for path, methods, call in table]
+        own = [Path(path, self._endpoint(self._parsed(call)), methods=methods) for path, methods, call in table]
+        theirs = AlertmanagerApi(self._service.notifications).table()
+        return own + [Path(path, self._endpoint(call), methods=methods) for path, methods, call in theirs]
 
-    def _endpoint(self, call: Callable[[Request, Any], Any]) -> Callable[[Request], Awaitable[Response]]:
+    def _endpoint(self, call: Callable[[Request, bytes], Any]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             raw = await request.body()
             return await run_in_threadpool(self._answer, call, request, raw)
 
         return endpoint
 
-    def _answer(self, call: Callable[[Request, Any], Any], request: Request, raw: bytes) -> Response:
+    def _parsed(self, call: Callable[[Request, Any], Any]) -> Callable[[Request, bytes], Any]:
+        """The endpoint with its body read as JSON, once it is known who asks."""
+
+        def answer(request: Request, raw: bytes) -> Any:
+            if request.method != "POST":
+                return call(request, None)
+            if request.url.path.startswith(_ACTING):
+                self._check_signature(request, raw)
+            return call(request, _json(raw))
+
+        return answer
+
+    def _answer(self, call: Callable[[Request, bytes], Any], request: Request, raw: bytes) -> Response:
         try:
             if len(raw) > _MAX_BODY_BYTES:
                 return JSONResponse({"error": f"the body is larger than {_MAX_BODY_BYTES} bytes"}, 413)
-            if request.method == "POST" and request.url.path.startswith("/api/v1/"):
-                self._check_signature(request, raw)
-            answer = call(request, _json(raw) if request.method == "POST" else None)
+            answer = call(request, raw)
         except Unsigned as error:
             return JSONResponse({"error": str(error)}, 401)
         except (LookupError, TypeError, ValueError) as error:
             status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
             if status == 500:
                 raise
-            # Alertmanager's own clients expect a bare string from its API.
-            text = str(error)
-            if request.url.path.startswith("/api/v2/"):
-                return JSONResponse({"code": 612, "message": text} if status == 422 else text, status)
-            return JSONResponse({"error": text}, status)
+            return JSONResponse({"error": str(error)}, status)
         return answer if isinstance(answer, Response) else JSONResponse(answer)
 
     def _check_signature(self, request: Request, raw: bytes) -> None:
@@ -151,69 +152,6 @@ class Api:
     def _metrics(self, request: Request, body: Any) -> Response:
         content, kind = exposition(self._service.metrics, request.headers.get("Accept"))
         return Response(content, media_type=kind)
-
-    # --- Alertmanager's API v2 ---------------------------------------------------------------------------------------
-    def _status(self, request: Request, body: Any) -> Any:
-        return {
-            "cluster": {"status": "disabled", "peers": []},
-            "config": {"original": ""},
-            "uptime": rfc3339(self._service.started_at),
-            "versionInfo": {
-                "version": "trimtab", "revision": "", "branch": "", "buildUser": "", "buildDate": "", "goVersion": "",
-            },
-        }  # fmt: skip
-
-    def _alerts(self, request: Request, body: Any) -> Any:
-        now = self._service.clock()
-        silences, routes = self._service.silences.all(), self._service.config.routes
-        matchers = [parse_matcher(text) for text in request.query_params.getlist("filter")]
-        shown = [
-            alertmanager_alert(alert, silences, routes, now)
-            for alert in self._service.alerts(now)
-            if alert.state == "firing" and match_all(matchers, alert.labels)
-        ]
-        unwanted = {
-            state
-            for state, name in (("active", "active"), ("suppressed", "silenced"))
-            if request.query_params.get(name, "true") == "false"
-        }
-        return [alert for alert in shown if alert["status"]["state"] not in unwanted]
-
-    def _put_alerts(self, request: Request, body: Any) -> Any:
-        if not isinstance(body, list):
-            raise ValueError("the body must be a list of alerts")
-        now = self._service.clock()
-        valid: list[ReceivedAlert] = []
-        wrong: list[str] = []
-        for item in body:
-            try:
-                valid.append(read_alert(item, now))
-            except ValueError as error:
-                wrong.append(str(error))
-        # Like Alertmanager: what is valid is kept even if the rest is refused.
-        self._service.received.put(valid, now)
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        return Response(status_code=200)
-
-    def _silences(self, request: Request, body: Any) -> Any:
-        now = self._service.clock()
-        wanted = [parse_matcher(text) for text in request.query_params.getlist("filter")]
-        return [
-            silence_json(silence, now)
-            for silence in self._service.silences.all()
-            if match_all(wanted, tuple((m.name, m.value) for m in silence.matchers))
-        ]
-
-    def _put_silence(self, request: Request, body: Any) -> Any:
-        return {"silenceID": self._service.silences.set(read_silence(body), self._service.clock())}
-
-    def _silence(self, request: Request, body: Any) -> Any:
-        return silence_json(self._service.silences.get(request.path_params["id"]), self._service.clock())
-
-    def _expire_silence(self, request: Request, body: Any) -> Any:
-        self._service.silences.expire(request.path_params["id"], self._service.clock())
-        return Response(status_code=200)
 
     # --- Prometheus' API ---------------------------------------------------------------------------------------------
     def _rules(self, request: Request, body: Any) -> Any:
@@ -238,16 +176,27 @@ class Api:
         }
 
     def _webhook(self, request: Request, body: Any) -> Any:
-        if not isinstance(body, dict) or not isinstance(body.get("alerts"), list):
-            raise ValueError("the body must be Alertmanager's webhook message, version 4, with a list of alerts")
+        """Alerts of a real Alertmanager: what they ask for is in the journal before it is answered, and runs after."""
         now = self._service.clock()
-        alerts = [
-            read_alert({**item, "endsAt": None}, now).as_alert(now)
-            for item in body["alerts"]
-            if isinstance(item, dict) and item.get("status") == "firing"
-        ]
+        alerts, ignored = read_webhook(body, now)
         decided = [self._service.actions.consider(alert) for alert in self._service.audible(alerts, now)]
-        return {"actions": [action.to_json() for action in decided if action is not None]}
+        return {"actions": [action.to_json() for action in decided if action is not None], "ignored": ignored}
+
+    def _notifications(self, request: Request, body: Any) -> Any:
+        """What is still to be told, and whom it could not be told."""
+        dispatcher = self._service.notifications.dispatcher
+        return {
+            "waiting": [
+                {"id": item.id, "integration": item.integration, "title": item.message.title,
+                 "group_key": item.message.group_key, "created_at": item.created_at, "deadline": item.deadline}
+                for item in dispatcher.waiting()
+            ],
+            "failed": [
+                {"integration": failure.integration, "title": failure.title, "at": failure.at, "error": failure.error,
+                 "final": failure.final}
+                for failure in dispatcher.failures()
+            ],
+        }  # fmt: skip
 
     def _actions(self, request: Request, body: Any) -> Any:
         model = request.query_params.get("model", "")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from alerts.actions import PROMOTE, RETRAIN, ROLLBACK, ActionPolicy, Hook
 from alerts.evidence import VerdictPolicy
-from alerts.route import Route
 
 
 def _automatic() -> dict[str, ActionPolicy]:
@@ -34,8 +33,10 @@ class AlertsConfig:
     """How often releases are judged, and rule groups that name no interval are evaluated."""
     notify_urls: tuple[str, ...] = ()
     """Apprise URLs; those that begin with http:// or https:// get Alertmanager's webhook JSON."""
-    routes: tuple[Route, ...] = (Route(),)
-    """The only receiver is `default`: all of `notify_urls`. Alerts that no route matches are told to nobody."""
+    alertmanager_config: str | Path = ""
+    """An `alertmanager.yml` that says who is told, in place of `notify_urls`; read again when it changes."""
+    alertmanagers: tuple[str, ...] = ()
+    """Base URLs of Alertmanagers that get the alerts of our own rules too."""
     policies: Mapping[str, ActionPolicy] = field(default_factory=_automatic)
     hooks: Mapping[str, Hook] = field(default_factory=dict)
     verdict: VerdictPolicy = field(default_factory=VerdictPolicy)
@@ -47,5 +48,7 @@ class AlertsConfig:
     """How others reach this service; stands in notifications and templates."""
 
     def __post_init__(self) -> None:
+        if self.alertmanager_config and self.notify_urls:
+            raise ValueError("give notify_urls or alertmanager_config, not both: the file names all receivers")
         if self.interval_seconds <= 0:
             raise ValueError(f"interval_seconds must be above 0, got {self.interval_seconds}")

@@ -1,135 +1,141 @@
-"""Alerts that others sent: by Alertmanager's API (kept until they end) or its webhook (acted on as they come)."""
+"""Alerts and silences as requests bring them: read strictly, in the words of Alertmanager where something is wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+import math
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
-import sqlalchemy as sa
-
-from alerts.labels import LABEL_NAME, Labels, fingerprint, labels_of
-from alerts.schema import RECEIVED_ALERTS
+from alerts.labels import LABEL_NAME, Matcher, labels_of
+from alerts.notifications.alert_store import KnownAlert
+from alerts.notifications.times import read_time
+from alerts.silence import Silence
 from alerts.states import Alert
 
-RESOLVE_SECONDS = 300.0
-_RETENTION_SECONDS = 900.0
+
+class Malformed(ValueError):
+    """A request whose JSON is not what is asked for: 400 in Alertmanager's API."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReceivedAlert:
-    """An alert as Alertmanager's API takes it; times are unix seconds."""
+class Invalid(ValueError):
+    """A request that lacks a field or has a value of the wrong form: 422, with go-openapi's code."""
 
-    labels: Labels
-    annotations: Labels
-    starts_at: float
-    ends_at: float
-    generator_url: str = ""
-
-    def as_alert(self, now: float) -> Alert:
-        """The alert as the engine would hold it."""
-        over = self.ends_at <= now
-        return Alert(
-            labels=self.labels,
-            annotations=self.annotations,
-            value=1.0,
-            state="inactive" if over else "firing",
-            active_at=self.starts_at,
-            fired_at=self.starts_at,
-            resolved_at=self.ends_at if over else None,
-        )
+    def __init__(self, message: str, code: int = 602) -> None:
+        super().__init__(message)
+        self.code = code
 
 
-class ReceivedStore:
-    """Received alerts in SQL, forgotten a quarter of an hour after their end."""
+def read_alert(item: Any, now: float, resolve_seconds: float, place: int = 0) -> KnownAlert:
+    """One alert of a request to Alertmanager's API; raises Malformed, Invalid, or ValueError for a wrong alert.
 
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-
-    def put(self, alerts: Iterable[ReceivedAlert], now: float) -> None:
-        """Add alerts, or renew those with the same labels (the earlier start stays)."""
-        table = RECEIVED_ALERTS
-        with self._engine.begin() as connection:
-            connection.execute(table.delete().where(table.c.ends_at < now - _RETENTION_SECONDS))
-            for alert in alerts:
-                mark = fingerprint(alert.labels)
-                old = connection.execute(sa.select(table).where(table.c.fingerprint == mark)).first()
-                starts = min(alert.starts_at, old.starts_at) if old and old.ends_at > now else alert.starts_at
-                connection.execute(table.delete().where(table.c.fingerprint == mark))
-                connection.execute(
-                    table.insert().values(
-                        fingerprint=mark,
-                        labels=dict(alert.labels),
-                        annotations=dict(alert.annotations),
-                        starts_at=starts,
-                        ends_at=alert.ends_at,
-                        updated_at=now,
-                        generator_url=alert.generator_url,
-                    )
-                )
-
-    def alerts(self, now: float) -> list[Alert]:
-        """All that are known, firing or lately resolved."""
-        with self._engine.begin() as connection:
-            rows = connection.execute(
-                sa.select(RECEIVED_ALERTS).where(RECEIVED_ALERTS.c.ends_at > now - _RETENTION_SECONDS)
-            )
-            return [
-                ReceivedAlert(
-                    labels=labels_of(row.labels),
-                    annotations=labels_of(row.annotations),
-                    starts_at=row.starts_at,
-                    ends_at=row.ends_at,
-                ).as_alert(now)
-                for row in rows
-            ]
-
-
-def read_alert(item: Any, now: float) -> ReceivedAlert:
-    """One alert of a request to Alertmanager's API; raises ValueError."""
+    Without a start it began now, or at its end if that is given; without an end it ends after the resolve timeout.
+    """
     if not isinstance(item, Mapping):
-        raise ValueError("an alert is an object with labels")
-    labels = read_labels(item.get("labels"), "labels")
+        raise Malformed("an alert must be an object with labels")
+    if item.get("labels") is None:
+        raise Invalid(f"{place}.labels in body is required")
+    labels = labels_of(_texts(item["labels"], "labels"))
+    annotations = tuple(sorted(_texts(item.get("annotations"), "annotations").items()))
+    ends, starts = _instant(item, "endsAt"), _instant(item, "startsAt")
+    starts = starts or ends or now
+    timeout = ends == 0
+    ends = ends or now + resolve_seconds
+    if ends < starts:
+        raise ValueError("start time must be before end time")
     if not labels:
         raise ValueError("at least one label pair required")
-    ends = read_time(item.get("endsAt"), "endsAt", 0.0)
-    starts = read_time(item.get("startsAt"), "startsAt", min(now, ends) if ends > 0 else now)
-    if ends > 0 and ends < starts:
-        raise ValueError("start time must be before end time")
-    return ReceivedAlert(
+    for what, pairs in (("label set", labels), ("annotations", annotations)):
+        bad = [name for name, _ in pairs if not LABEL_NAME.match(name)]
+        if bad:
+            raise ValueError(f'invalid {what}: invalid name "{bad[0]}"')
+    return KnownAlert(
         labels=labels,
-        annotations=read_labels(item.get("annotations"), "annotations"),
+        annotations=annotations,
         starts_at=starts,
-        ends_at=ends if ends > 0 else now + RESOLVE_SECONDS,
-        generator_url=str(item.get("generatorURL") or ""),
+        ends_at=ends,
+        updated_at=now,
+        timeout=timeout,
+        generator_url=_url(item.get("generatorURL"), place),
     )
 
 
-def read_labels(value: Any, what: str) -> Labels:
-    """Labels or annotations of a request; raises ValueError."""
-    if value is None:
-        return ()
-    if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
-        raise ValueError(f"{what} must be an object of texts")
-    bad = [name for name in value if not LABEL_NAME.match(name)]
-    if bad:
-        raise ValueError(f"invalid name {bad[0]!r} in {what}")
-    return labels_of(value)
+def read_webhook(body: Any, now: float) -> tuple[list[Alert], list[str]]:
+    """The firing alerts of Alertmanager's webhook message, and why others of them cannot be used; raises ValueError.
+
+    Only a firing alert says something: a resolved one may mean that it is well, or that nothing is known any more.
+    """
+    if not isinstance(body, Mapping) or not isinstance(body.get("alerts"), list):
+        raise ValueError("the body must be Alertmanager's webhook message, version 4, with a list of alerts")
+    if str(body.get("version", "4")) != "4":
+        raise ValueError(f"the webhook message is of version {body['version']!r}; only version 4 is read")
+    found: list[Alert] = []
+    ignored: list[str] = []
+    for item in body["alerts"]:
+        if not isinstance(item, Mapping) or item.get("status") != "firing":
+            continue
+        try:
+            found.append(read_alert({**item, "endsAt": None, "generatorURL": None}, now, math.inf).as_alert(now))
+        except ValueError as error:
+            ignored.append(str(error))
+    if truncated := body.get("truncatedAlerts"):
+        ignored.append(f"{truncated} alerts were left out of the message: set max_alerts to 0 in the receiver")
+    return found, ignored
 
 
-def read_time(value: Any, what: str, default: float) -> float:
-    """Unix seconds of an RFC 3339 time; Go's zero time is 0. Raises ValueError."""
-    if value in (None, ""):
-        return default
-    if not isinstance(value, str):
-        raise ValueError(f"{what} must be an RFC 3339 time, got {value!r}")
-    if value.startswith("0001-01-01"):
-        return default
+def read_silence(body: Any) -> Silence:
+    """The silence of a request; raises Malformed, Invalid, or ValueError for a silence that is wrong."""
+    if not isinstance(body, Mapping):
+        raise Malformed("a silence is an object")
+    missing = [name for name in ("comment", "createdBy", "endsAt", "matchers", "startsAt") if body.get(name) is None]
+    if missing:
+        raise Invalid(f"{missing[0]} in body is required")
+    if not isinstance(body["matchers"], list):
+        raise Malformed("matchers must be a list")
+    if not body["matchers"]:
+        raise Invalid("matchers in body should have at least 1 items", 612)
+    return Silence(
+        id=str(body.get("id") or ""),
+        matchers=tuple(_read_matcher(item, place) for place, item in enumerate(body["matchers"])),
+        starts_at=_instant(body, "startsAt"),
+        ends_at=_instant(body, "endsAt"),
+        created_by=str(body["createdBy"]),
+        comment=str(body["comment"]),
+    )
+
+
+def _instant(body: Mapping[str, Any], name: str) -> float:
     try:
-        moment = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        return read_time(body.get(name), name, 0.0)
     except ValueError as error:
-        raise ValueError(f"{what} must be an RFC 3339 time, got {value!r}") from error
-    if moment.tzinfo is None:
-        raise ValueError(f"{what} must name its time zone, got {value!r}")
-    return moment.timestamp()
+        raise Malformed(str(error)) from error
+
+
+def _url(value: Any, place: int) -> str:
+    text = str(value or "")
+    if text and not urlsplit(text).scheme:
+        raise Invalid(f'{place}.generatorURL in body must be of type uri: "{text}"', 601)
+    return text
+
+
+def _read_matcher(item: Any, place: int) -> Matcher:
+    if not isinstance(item, Mapping):
+        raise Malformed("a matcher is an object with name, value and isRegex")
+    for name, kind in (("isRegex", bool), ("name", str), ("value", str), ("isEqual", bool)):
+        if name != "isEqual" and item.get(name) is None:
+            raise Invalid(f"matchers.{place}.{name} in body is required")
+        if not isinstance(item.get(name, True), kind):
+            raise Malformed(f"matchers.{place}.{name} must be {'text' if kind is str else 'true or false'}")
+    operator = ("=" if item.get("isEqual", True) else "!") + ("~" if item["isRegex"] else "")
+    try:
+        return Matcher(item["name"], {"!": "!="}.get(operator, operator), item["value"])
+    except ValueError as error:
+        raise ValueError(f"silence invalid: invalid label matcher {place}: {error}") from error
+
+
+def _texts(value: Any, what: str) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(text, str) for text in value.values()):
+        raise Malformed(f"{what} must be an object of texts")
+    return dict(value)

@@ -21,6 +21,14 @@ ALERT_STATES = sa.Table(
     sa.Column("body", sa.JSON, nullable=False),
 )
 
+# When a group was last evaluated, to the precision that restoring needs.
+RULE_GROUPS = sa.Table(
+    "rule_groups",
+    METADATA,
+    sa.Column("group_key", sa.String(500), primary_key=True),
+    sa.Column("evaluated_at", sa.Float, nullable=False),
+)
+
 SILENCES = sa.Table(
     "silences",
     METADATA,
@@ -31,30 +39,6 @@ SILENCES = sa.Table(
     sa.Column("updated_at", sa.Float, nullable=False),
     sa.Column("created_by", sa.Text, nullable=False),
     sa.Column("comment", sa.Text, nullable=False),
-)
-
-# Alerts that others sent to the API; `ends_at` resolves them.
-RECEIVED_ALERTS = sa.Table(
-    "received_alerts",
-    METADATA,
-    sa.Column("fingerprint", sa.String(16), primary_key=True),
-    sa.Column("labels", sa.JSON, nullable=False),
-    sa.Column("annotations", sa.JSON, nullable=False),
-    sa.Column("starts_at", sa.Float, nullable=False),
-    sa.Column("ends_at", sa.Float, nullable=False),
-    sa.Column("updated_at", sa.Float, nullable=False),
-    sa.Column("generator_url", sa.Text, nullable=False),
-)
-
-# What each receiver was last told of a group of alerts.
-NOTIFIED = sa.Table(
-    "notified",
-    METADATA,
-    sa.Column("receiver", sa.String(200), primary_key=True),
-    sa.Column("group_key", sa.String(1000), primary_key=True),
-    sa.Column("firing", sa.JSON, nullable=False),
-    sa.Column("resolved", sa.JSON, nullable=False),
-    sa.Column("sent_at", sa.Float, nullable=False),
 )
 
 RELEASES = sa.Table(

@@ -7,19 +7,17 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from alerts.actions import ActionRunner, Hook, serving_hooks
-from alerts.channels import channel_of
 from alerts.config import AlertsConfig
 from alerts.engine import Evaluation, RuleEngine
 from alerts.evidence import ReleaseJudge
-from alerts.notify import Notifier
+from alerts.notifications import Alertmanager, Configuration, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
-from alerts.received import ReceivedStore
 from alerts.rules import SHIPPED_RULES, load
 from alerts.schema import open_database
-from alerts.silence import SilenceStore, silenced_by
 from alerts.state_store import StateStore
 from alerts.states import Alert
 from collectors.query import PrometheusClient
@@ -28,7 +26,26 @@ from observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-_FAMILIES = (names.RULE_EVALUATION_DURATION, names.RULE_FAILURES, names.NOTIFICATIONS, names.ACTIONS)
+_FAMILIES = (
+    names.RULE_EVALUATION_DURATION,
+    names.RULE_FAILURES,
+    names.ACTIONS,
+    names.ALERTMANAGER_NOTIFICATIONS,
+    names.ALERTMANAGER_NOTIFICATIONS_FAILED,
+    names.ALERTMANAGER_NOTIFICATION_REQUESTS,
+    names.ALERTMANAGER_NOTIFICATION_REQUESTS_FAILED,
+    names.ALERTMANAGER_NOTIFICATION_LATENCY,
+    names.ALERTMANAGER_ALERTS,
+    names.ALERTMANAGER_ALERTS_RECEIVED,
+    names.ALERTMANAGER_ALERTS_INVALID,
+    names.ALERTMANAGER_SILENCES,
+    names.ALERTMANAGER_GROUPS,
+    names.ALERTMANAGER_CONFIG_GOOD,
+    names.ALERTMANAGER_CONFIG_LOADED,
+    names.ALERTS_FORWARDED,
+    names.ALERTS_FORWARD_ERRORS,
+    names.ALERTS_FORWARD_DROPPED,
+)
 _QUERY_SECONDS = 5.0
 
 
@@ -52,8 +69,16 @@ class AlertsService:
         self._push = PushWriter(config.push_url)
         writer = writer or self._push
         files = [*(SHIPPED_RULES if config.shipped_rules else ()), *config.rule_files]
-        self.silences = SilenceStore(self.database)
-        self.received = ReceivedStore(self.database)
+        self.notifications = Alertmanager(
+            self.database,
+            None if config.alertmanager_config else _everything_to_one(config),
+            path=Path(config.alertmanager_config) if config.alertmanager_config else None,
+            alertmanagers=config.alertmanagers,
+            external_url=config.external_url,
+            clock=clock,
+            metrics=self.metrics,
+        )
+        self.silences = self.notifications.silences
         self.judge = ReleaseJudge(
             self.database, querier, writer, lambda model: config.verdicts.get(model, config.verdict)
         )
@@ -74,14 +99,6 @@ class AlertsService:
             clock=clock,
             metrics=self.metrics,
         )
-        channels = [channel_of(url, config.secret) for url in config.notify_urls]
-        self.notifier = Notifier(
-            self.database,
-            config.routes,
-            {"default": channels},
-            external_url=config.external_url,
-            metrics=self.metrics,
-        )
         self.evidence_error = ""
         self.started_at = clock()
         self.ticks = 0
@@ -94,6 +111,7 @@ class AlertsService:
         resumed = self.actions.resume()
         if resumed:
             log.info("took up %d actions that were running", len(resumed))
+        self.notifications.start()
         self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
         self._thread.start()
 
@@ -102,7 +120,7 @@ class AlertsService:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
-        self.notifier.close()
+        self.notifications.close()
         self.actions.close()
         self._push.close()
         self._client.close()
@@ -115,23 +133,20 @@ class AlertsService:
             self._looked_at = ts
             self._look(ts)
         evaluations = [self.rules.evaluate(group, at) for group, at in self.rules.due(now)]
-        received = self.received.alerts(now)
+        self.notifications.tick(self.rules.alerts(), now)
         firing = [alert for evaluation in evaluations for alert in evaluation.firing]
-        firing += [alert for alert in received if alert.state == "firing"]
-        for alert in self.audible(firing, now):
+        for alert in self.audible([*firing, *self.notifications.received(now)], now):
             self.actions.consider(alert)
-        self.notifier.update(self.audible([*self.rules.alerts(), *received], now), now)
         self.ticks += 1
         return evaluations
 
     def alerts(self, now: float) -> list[Alert]:
         """Every alert, the engine's and those received."""
-        return [*self.rules.alerts(), *self.received.alerts(now)]
+        return [*self.rules.alerts(), *self.notifications.received(now)]
 
     def audible(self, alerts: Sequence[Alert], now: float) -> list[Alert]:
-        """The alerts that no silence covers."""
-        silences = self.silences.all() if alerts else []
-        return [alert for alert in alerts if not silenced_by(silences, alert.labels, now)]
+        """The alerts that nothing silences or inhibits."""
+        return self.notifications.audible(alerts, now)
 
     def _look(self, ts: float) -> None:
         try:
@@ -162,3 +177,23 @@ class AlertsService:
 def _hooks(config: AlertsConfig) -> dict[str, Hook]:
     embedded = serving_hooks(config.serving_url, secret=config.secret) if config.serving_url else {}
     return {**embedded, **config.hooks}
+
+
+def _everything_to_one(config: AlertsConfig) -> Configuration:
+    """Without a file: one receiver, which hears of everything at once."""
+    grouping = ["alertname", "model"]
+    webhooks = [url for url in config.notify_urls if url.startswith(("http://", "https://"))]
+    return simple_configuration(
+        simple_receiver("default", config.notify_urls, config.secret),
+        group_by=grouping,
+        group_wait_seconds=0.0,
+        group_interval_seconds=10.0,
+        repeat_interval_seconds=4 * 3600.0,
+        shown={
+            "route": {
+                "receiver": "default", "group_by": grouping, "group_wait": "0s", "group_interval": "10s",
+                "repeat_interval": "4h",
+            },
+            "receivers": [{"name": "default", "webhook_configs": [{"url": url} for url in webhooks]}],
+        },
+    )  # fmt: skip

@@ -32,10 +32,14 @@ class Silence:
     comment: str
 
     def __post_init__(self) -> None:
-        if not self.matchers or all(matcher.matches_empty for matcher in self.matchers):
-            raise ValueError("a silence needs a matcher that does not match the empty label: it would silence all")
+        if not self.matchers:
+            raise ValueError("silence invalid: at least one matcher required")
+        if all(map(_takes_empty, self.matchers)):
+            raise ValueError(
+                "silence invalid: at least one matcher must not match the empty string (or it would silence everything)"
+            )
         if self.ends_at < self.starts_at:
-            raise ValueError("a silence must end after it starts")
+            raise ValueError("silence invalid: end time must not be before start time")
 
     def state(self, now: float) -> str:
         """`pending`, `active` or `expired`."""
@@ -63,38 +67,37 @@ class SilenceStore:
 
     def get(self, id: str) -> Silence:
         """One silence; raises UnknownSilence."""
-        found = next((silence for silence in self.all() if silence.id == id), None)
-        if found is None:
-            raise UnknownSilence(f"there is no silence {id}")
-        return found
+        with self._engine.begin() as connection:
+            row = connection.execute(sa.select(SILENCES).where(SILENCES.c.id == id)).mappings().first()
+        if row is None:
+            raise UnknownSilence(f"silence not found: there is no silence {id}")
+        return _silence(row)
 
     def set(self, silence: Silence, now: float) -> str:
         """Store a new silence or change one by its id; the id. Raises ValueError and UnknownSilence.
 
-        Like Alertmanager's: changing what an active one matches, or when it started, ends it and makes a new one.
+        Like Alertmanager's: what would change the past (what an active one matches, or when it started) ends it and
+        makes a new one; one that ended is made anew.
         """
-        if silence.ends_at <= now:
-            raise ValueError("end time can't be in the past")
+        if silence.starts_at >= silence.ends_at:
+            raise ValueError("Failed to create silence: start time must be before end time")
+        if silence.ends_at < now:
+            raise ValueError("Failed to create silence: end time can't be in the past")
         if silence.id:
             old = self.get(silence.id)
-            same = old.matchers == silence.matchers and (
-                old.starts_at == silence.starts_at or old.state(now) == "pending"
-            )
-            if same and old.state(now) != "expired":
+            if _can_become(old, silence, now):
                 self._write(replace(silence, updated_at=now))
                 return silence.id
-            if old.state(now) != "expired":
-                self.expire(old.id, now)
+            self.expire(old.id, now)
         created = replace(silence, id=str(uuid.uuid4()), starts_at=max(silence.starts_at, now), updated_at=now)
         self._write(created)
         return created.id
 
     def expire(self, id: str, now: float) -> None:
-        """End a silence now; raises UnknownSilence, and ValueError when it has ended."""
+        """End a silence now, if it has not ended; raises UnknownSilence."""
         silence = self.get(id)
-        if silence.state(now) == "expired":
-            raise ValueError(f"silence {id} already expired")
-        self._write(replace(silence, starts_at=min(silence.starts_at, now), ends_at=now, updated_at=now))
+        if silence.state(now) != "expired":
+            self._write(replace(silence, starts_at=min(silence.starts_at, now), ends_at=now, updated_at=now))
 
     def _write(self, silence: Silence) -> None:
         row = {
@@ -115,3 +118,20 @@ class SilenceStore:
 def _silence(row: Any) -> Silence:
     matchers: Sequence[Sequence[str]] = row["matchers"]
     return Silence(**{**row, "matchers": tuple(Matcher(*matcher) for matcher in matchers)})
+
+
+def _can_become(old: Silence, new: Silence, now: float) -> bool:
+    """Whether a silence may be changed in place."""
+    state = old.state(now)
+    if state == "expired" or old.matchers != new.matchers:
+        return False
+    if state == "pending":
+        return new.starts_at >= now
+    return int(new.starts_at) == int(old.starts_at) and new.ends_at >= now
+
+
+def _takes_empty(matcher: Matcher) -> bool:
+    """Whether the matcher asks for nothing. A negative one does not count: it was meant to leave something out."""
+    if matcher.op == "=":
+        return matcher.value == ""
+    return matcher.op == "=~" and matcher.matches_empty

@@ -407,8 +407,72 @@ CANARY_VERDICT = _gauge(
 RULE_EVALUATION_DURATION = _histogram(
     "rule_group_duration_seconds", "Time to evaluate a rule group.", LATENCY_SECONDS, "group"
 )
-RULE_FAILURES = _counter("rule_evaluation_failures_total", "Rule evaluations that failed.", "group", "rule")
-NOTIFICATIONS = _counter("notifications_total", "Notifications by channel and outcome.", "channel", "outcome")
+# Rule groups are counted under Prometheus' own names; a group is its file and name, with `;` between.
+RULE_EVALUATIONS = _counter("prometheus_rule_evaluations_total", "Evaluations of rules.", "rule_group")
+RULE_FAILURES = _counter("prometheus_rule_evaluation_failures_total", "Evaluations of rules that failed.", "rule_group")
+RULE_ITERATIONS = _counter(
+    "prometheus_rule_group_iterations_total", "Evaluations of groups that were due, missed ones included.", "rule_group"
+)
+RULE_ITERATIONS_MISSED = _counter(
+    "prometheus_rule_group_iterations_missed_total", "Evaluations of groups that were due and missed.", "rule_group"
+)
+RULE_GROUP_INTERVAL = _gauge("prometheus_rule_group_interval_seconds", "How often a group is evaluated.", "rule_group")
+RULE_GROUP_RULES = _gauge("prometheus_rule_group_rules", "Rules of a group.", "rule_group")
+RULE_GROUP_LAST_EVALUATION = _gauge(
+    "prometheus_rule_group_last_evaluation_timestamp_seconds", "When a group was last evaluated.", "rule_group"
+)
+RULE_GROUP_LAST_DURATION = _gauge(
+    "prometheus_rule_group_last_duration_seconds", "How long a group's last evaluation took.", "rule_group"
+)
+RULE_GROUP_LAST_SAMPLES = _gauge(
+    "prometheus_rule_group_last_evaluation_samples", "Samples that a group's last evaluation made.", "rule_group"
+)
+RULES_RELOAD_GOOD = _gauge(
+    "prometheus_config_last_reload_successful", "1 if the rule files could be read when they were last tried."
+)
+RULES_RELOADED = _gauge(
+    "prometheus_config_last_reload_success_timestamp_seconds", "When rule files were last read without an error."
+)
+# Notifications are counted under Alertmanager's own names, so that its dashboards and rules hold here too.
+ALERTMANAGER_NOTIFICATIONS = _counter(
+    "alertmanager_notifications_total", "Notifications that were to be sent.", "integration"
+)
+ALERTMANAGER_NOTIFICATIONS_FAILED = _counter(
+    "alertmanager_notifications_failed_total", "Notifications that were given up.", "integration"
+)
+ALERTMANAGER_NOTIFICATION_REQUESTS = _counter(
+    "alertmanager_notification_requests_total", "Tries to send notifications.", "integration"
+)
+ALERTMANAGER_NOTIFICATION_REQUESTS_FAILED = _counter(
+    "alertmanager_notification_requests_failed_total", "Tries to send notifications that failed.", "integration"
+)
+ALERTMANAGER_NOTIFICATION_LATENCY = _histogram(
+    "alertmanager_notification_latency_seconds", "Time of a try to send a notification.", (0.1, 0.5, 1, 5, 10, 15, 20),
+    "integration",
+)  # fmt: skip
+ALERTMANAGER_ALERTS = _gauge("alertmanager_alerts", "Alerts that fire, by state.", "state")  # active | suppressed
+ALERTMANAGER_ALERTS_RECEIVED = _counter(
+    "alertmanager_alerts_received_total", "Alerts that others sent.", "status", "version"
+)
+ALERTMANAGER_ALERTS_INVALID = _counter(
+    "alertmanager_alerts_invalid_total", "Alerts that others sent and that were refused.", "version"
+)
+ALERTMANAGER_SILENCES = _gauge("alertmanager_silences", "Silences by state.", "state")  # active | pending | expired
+ALERTMANAGER_GROUPS = _gauge("alertmanager_dispatcher_aggregation_groups", "Groups of alerts.")
+ALERTMANAGER_CONFIG_GOOD = _gauge(
+    "alertmanager_config_last_reload_successful", "1 if the configuration could be read when it was last tried."
+)
+ALERTMANAGER_CONFIG_LOADED = _gauge(
+    "alertmanager_config_last_reload_success_timestamp_seconds", "When the configuration was last read."
+)
+ALERTS_FORWARDED = _counter("prometheus_notifications_sent_total", "Alerts sent on to an Alertmanager.", "alertmanager")
+ALERTS_FORWARD_ERRORS = _counter(
+    "prometheus_notifications_errors_total", "Alerts that an Alertmanager did not take; most are sent again.",
+    "alertmanager",
+)  # fmt: skip
+ALERTS_FORWARD_DROPPED = _counter(
+    "prometheus_notifications_dropped_total", "Alerts not sent on because too many waited.", "alertmanager"
+)
 ACTIONS = _counter("actions_total", "Actions by kind and outcome.", "action", "model", "outcome")
 # outcome: done | failed | advised | held | waiting
 

@@ -1,0 +1,153 @@
+"""Receivers of `alertmanager.yml`: each section becomes integrations, each with a channel that delivers.
+
+A field or a service that cannot be carried out here is an error that names it: nothing is silently left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from alerts.notifications.apprise_channel import AppriseChannel
+from alerts.notifications.channel import Channel
+from alerts.notifications.http_options import HttpOptions, Secret, read_http_options
+from alerts.notifications.webhook import WebhookChannel
+from alerts.notifications.yaml_reader import Value
+
+GLOBAL_FIELDS = (
+    "http_config", "smtp_from", "smtp_hello", "smtp_smarthost", "smtp_auth_username", "smtp_auth_password",
+    "smtp_auth_password_file", "smtp_auth_secret", "smtp_auth_identity", "smtp_require_tls", "slack_api_url",
+    "slack_api_url_file", "pagerduty_url", "opsgenie_api_url", "opsgenie_api_key", "opsgenie_api_key_file",
+    "wechat_api_url", "wechat_api_secret", "wechat_api_corp_id", "victorops_api_url", "victorops_api_key",
+    "victorops_api_key_file", "telegram_api_url", "webex_api_url",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Integration:
+    """One way in which a receiver is told; `id` is its name in the log of notifications."""
+
+    id: str
+    channel: Channel
+    send_resolved: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """A name of the routing tree and the ways in which it is told."""
+
+    name: str
+    integrations: tuple[Integration, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, channels: Sequence[Channel], *, send_resolved: bool = True) -> Receiver:
+        """A receiver of channels, numbered by kind."""
+        numbers: dict[str, int] = {}
+        integrations = []
+        for channel in channels:
+            number = numbers[channel.kind] = numbers.get(channel.kind, -1) + 1
+            integrations.append(Integration(f"{name}/{channel.kind}/{number}", channel, send_resolved))
+        return cls(name, tuple(integrations))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What `global` and `templates` give to all receivers."""
+
+    fields: Mapping[str, Value]
+    folder: Path
+    options: HttpOptions
+
+
+def read_defaults(fields: Mapping[str, Value], templates: Sequence[str], folder: Path, whole: Value) -> Defaults:
+    """The global section's fields. Raises ConfigurationError."""
+    whole.one_of(fields.get("slack_api_url"), fields.get("slack_api_url_file"))
+    whole.one_of(fields.get("opsgenie_api_key"), fields.get("opsgenie_api_key_file"))
+    whole.one_of(fields.get("victorops_api_key"), fields.get("victorops_api_key_file"))
+    whole.one_of(fields.get("smtp_auth_password"), fields.get("smtp_auth_password_file"))
+    options = read_http_options(fields["http_config"], folder) if "http_config" in fields else HttpOptions()
+    return Defaults(fields=fields, folder=folder, options=options)
+
+
+def read_receiver(value: Value, defaults: Defaults, *, build: set[str]) -> Receiver:
+    """One receiver; its sections are checked always, and made to channels where a route uses it."""
+    fields = value.fields(("name", *_SECTIONS), _UNSUPPORTED)
+    if "name" not in fields or not fields["name"].text():
+        value.fail("missing name in receiver")
+    name = fields["name"].text()
+    found: list[Integration] = []
+    for section, read in _SECTIONS.items():
+        for number, item in enumerate(fields[section].items() if section in fields else ()):
+            channel, send_resolved = read(item, defaults)
+            found.append(Integration(f"{name}/{channel.kind}/{number}", channel, send_resolved))
+    return Receiver(name, tuple(found) if name in build else ())
+
+
+def _webhook(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
+    fields = value.fields(("send_resolved", "http_config", "url", "url_file", "max_alerts", "timeout"))
+    value.one_of(fields.get("url"), fields.get("url_file"))
+    if "url_file" in fields:
+        url = Secret(path=defaults.folder / fields["url_file"].text())
+    elif "url" in fields:
+        url = Secret(http_url(fields["url"]))
+    else:
+        value.fail("missing URL in webhook config: give url or url_file")
+    most = fields["max_alerts"].whole() if "max_alerts" in fields else 0
+    if most < 0:
+        fields["max_alerts"].fail(f"max_alerts must be at least 0, got {most}")
+    channel = WebhookChannel(
+        url,
+        max_alerts=most,
+        timeout_seconds=fields["timeout"].seconds() if "timeout" in fields else 0.0,
+        options=options_of(fields, defaults),
+    )
+    return channel, resolved(fields, True)
+
+
+def _apprise(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
+    fields = value.fields(("url", "send_resolved"))
+    if "url" not in fields:
+        value.fail("missing url in apprise config: give an apprise URL such as mailto://… or slack://…")
+    return fields["url"].read(AppriseChannel), resolved(fields, True)
+
+
+def resolved(fields: Mapping[str, Value], default: bool) -> bool:
+    """Whether the receiver hears of the end of alerts."""
+    return fields["send_resolved"].flag() if "send_resolved" in fields else default
+
+
+def options_of(fields: Mapping[str, Value], defaults: Defaults) -> HttpOptions:
+    """The section's own `http_config`, else the global one."""
+    return read_http_options(fields["http_config"], defaults.folder) if "http_config" in fields else defaults.options
+
+
+def http_url(value: Value) -> str:
+    """An http or https URL; raises ConfigurationError."""
+    text = value.text()
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https"):
+        value.fail(f'{value.what}: unsupported scheme "{parts.scheme}" for URL')
+    if not parts.netloc:
+        value.fail(f"{value.what}: missing host for URL")
+    return text
+
+
+def simple_receiver(name: str, urls: Sequence[str], secret: str = "") -> Receiver:
+    """A receiver of URLs: http and https get the webhook, signed if there is a secret; all others are apprise's."""
+    return Receiver.of(name, list(_channels(urls, secret)))
+
+
+def _channels(urls: Sequence[str], secret: str) -> Iterator[Channel]:
+    for url in urls:
+        webhook = url.startswith(("http://", "https://"))
+        yield WebhookChannel(Secret(url), secret=secret) if webhook else AppriseChannel(url)
+
+
+_SECTIONS: dict[str, Callable[[Value, Defaults], tuple[Channel, bool]]] = {
+    "webhook_configs": _webhook,
+    "apprise_configs": _apprise,
+}
+_UNSUPPORTED = ("wechat_configs", "sns_configs", "msteams_configs", "msteamsv2_configs", "jira_configs",
+                "rocketchat_configs", "mattermost_configs", "incidentio_configs")  # fmt: skip

@@ -89,7 +89,7 @@ REQUESTS_SHED = _counter(
 PADDING_ROWS = _counter(
     "inference_padding_rows_total", "Rows added to fill batches up to an allowed size.", "model", "version"
 )
-LATE_ROWS = _counter(
+INFERENCE_LATE_ROWS = _counter(
     "inference_late_rows_total", "Rows that reached the model behind their deadline.", "model", "version"
 )
 INFERENCE_ROWS = _counter("inference_rows_total", "Rows inferred.", "model", "version")

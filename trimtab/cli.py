@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "drift": ("trimtab.commands.drift", "drift", "Compare any two tables (Parquet, CSV, Arrow)."),
     "query": ("trimtab.commands.query", "query", "Evaluate a PromQL expression."),
     "rules": ("trimtab.commands.rules", "rules", "Check Prometheus rule files."),
-    "slo": ("trimtab.commands.rules", "slo", "Generate SLO burn-rate rules."),
+    "slo": ("trimtab.commands.slo", "slo", "Objectives: burn-rate rules, budgets left, checks."),
     "actions": ("trimtab.commands.actions", "actions", "The journal of actions: list, show, approve, reject."),
     "export": ("trimtab.commands.export", "export", "Files for Grafana, Prometheus and Alertmanager."),
 }  # fmt: skip

@@ -103,6 +103,16 @@ def counted(query: str, *, counter: bool = True) -> Counted:
     return Counted(text, function, "rate" if used == {"rate"} else "increase")
 
 
+def grouping(query: str) -> tuple[str, ...]:
+    """The labels that the query's outermost aggregation keeps, where it is one."""
+    tree = pp.parse(_TEMPLATE.sub(_PLACE, query.strip()))
+    while isinstance(tree, (pp.ParenExpr, pp.BinaryExpr)):
+        tree = tree.expr if isinstance(tree, pp.ParenExpr) else tree.lhs
+    modifier = tree.modifier if isinstance(tree, pp.AggregateExpr) else None
+    kept = modifier is not None and modifier.type == pp.AggModifierType.By
+    return tuple(modifier.labels) if kept and modifier is not None else ()
+
+
 def _kinds(tree: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"ranges": 0, "selectors": 0, "subqueries": 0, "functions": set()}
 

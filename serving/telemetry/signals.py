@@ -82,7 +82,7 @@ class VersionSignals:
 
     def late(self, rows: int) -> None:
         """Rows that reached the model behind their deadline."""
-        self._metrics[names.LATE_ROWS].labels(*self._labels).inc(rows)
+        self._metrics[names.INFERENCE_LATE_ROWS].labels(*self._labels).inc(rows)
 
     def padding(self, rows: int) -> None:
         """Rows that were added to a batch."""

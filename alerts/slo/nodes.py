@@ -1,0 +1,157 @@
+"""YAML read node by node, so that every complaint names file and line, and all of them come at once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from alerts.rules import Problem
+
+Severity = Literal["error", "warning"]
+_SHORTHAND = re.compile(r"(\d+)(ms|s|m|h|d|w|M|Q|Y)\Z")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_YES_NO = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class Reader:
+    """One file's nodes on their way in; what is wrong with them collects in `problems`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.problems: list[Problem] = []
+
+    def documents(self, text: str) -> list[yaml.Node]:
+        """The documents that hold something."""
+        try:
+            return [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if not is_null(node)]
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 0
+            self.report(line, f"not YAML: {error.problem}")
+        except yaml.YAMLError as error:
+            self.report(0, f"not YAML: {error}")
+        return []
+
+    def report(self, node: yaml.Node | int, message: str, severity: Severity = "error") -> None:
+        """Something wrong (or unwise) at a node or a line."""
+        line = node if isinstance(node, int) else node.start_mark.line + 1
+        self.problems.append(Problem(self.path, line, severity, message))
+
+    def fields(self, node: yaml.Node | None, what: str, allowed: Sequence[str]) -> dict[str, yaml.Node]:
+        """The fields of a mapping that are not null; unknown and repeated ones are reported."""
+        if node is None or is_null(node):
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            self.report(node, f"{what} must be a mapping with {', '.join(allowed)}")
+            return {}
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if key.value not in allowed:
+                self.report(key, f"unknown field {key.value!r} in {what}; known are {', '.join(allowed)}")
+            elif key.value in found:
+                self.report(key, f"field {key.value!r} appears twice in {what}")
+            elif not is_null(value):
+                found[key.value] = value
+        return found
+
+    def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
+        """The items of a list."""
+        if node is None or is_null(node):
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            self.report(node, f"{what} must be a list")
+            return []
+        return list(node.value)
+
+    def text(self, node: yaml.Node | None, what: str, default: str = "") -> str:
+        """Text; a number or a word is taken as it is written."""
+        if node is None:
+            return default
+        if not isinstance(node, yaml.ScalarNode):
+            self.report(node, f"{what} must be text")
+            return default
+        return str(node.value)
+
+    def number(self, node: yaml.Node | None, what: str) -> float | None:
+        """A finite number, None where there is none."""
+        if node is None:
+            return None
+        try:
+            value = float(self.text(node, what))
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self.report(node, f"{what} must be a number, got {getattr(node, 'value', '')!r}")
+            return None
+        return value
+
+    def flag(self, node: yaml.Node | None, what: str, default: bool) -> bool:
+        """true or false."""
+        if node is None:
+            return default
+        value = _YES_NO.get(self.text(node, what).lower())
+        if value is None:
+            self.report(node, f"{what} must be true or false, got {getattr(node, 'value', '')!r}")
+        return default if value is None else value
+
+    def choice(self, node: yaml.Node | None, what: str, allowed: Sequence[str], default: str = "") -> str:
+        """One of some words."""
+        value = self.text(node, what, default)
+        if node is not None and value not in allowed:
+            self.report(node, f"{what} must be one of {', '.join(allowed)}, got {value!r}")
+            return default
+        return value
+
+    def shorthand(self, node: yaml.Node | None, what: str) -> tuple[int, str] | None:
+        """OpenSLO's duration shorthand as number and unit: `4w`, `1M`."""
+        if node is None:
+            return None
+        found = _SHORTHAND.match(self.text(node, what))
+        if found is None or int(found[1]) < 1:
+            got = getattr(node, "value", "")
+            self.report(node, f"{what} must be a whole number and a unit, like 5m, 1h, 30d, 4w or 1M, got {got!r}")
+            return None
+        return int(found[1]), found[2]
+
+    def seconds(self, node: yaml.Node | None, what: str) -> float | None:
+        """Seconds of a duration shorthand with a fixed length."""
+        pair = self.shorthand(node, what)
+        if pair is None or node is None:
+            return None
+        if pair[1] not in _UNITS:
+            self.report(node, f"{what}: {pair[0]}{pair[1]} has no fixed length; write it in days, like 30d")
+            return None
+        return pair[0] * _UNITS[pair[1]]
+
+    def pairs(self, node: yaml.Node | None, what: str) -> dict[str, tuple[str, yaml.Node]]:
+        """A mapping of names to text, each with its node."""
+        if node is None or is_null(node):
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            self.report(node, f"{what} must be a mapping of names to text")
+            return {}
+        return {
+            str(key.value): (self.text(value, f"{what} {key.value!r}"), value)
+            for key, value in node.value
+            if isinstance(value, yaml.ScalarNode)
+        }
+
+
+def is_null(node: yaml.Node) -> bool:
+    """Whether nothing stands there."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
+def read_text(path: Path, reader: Reader) -> str:
+    """The file's text, empty and reported where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        reader.report(0, f"cannot read the file: {error.strerror or error}")
+    except UnicodeDecodeError as error:
+        reader.report(0, f"the file is not UTF-8: {error}")
+    return ""

@@ -66,26 +66,44 @@ class Bucket:
         self.tokens = burst
         self._at: float | None = None
 
+    def resize(self, rate: float, burst: float, now: float) -> float:
+        """Goes on with another rate and burst; gives the tokens that do not fit any more."""
+        self._pass(now)
+        self.rate, self.burst = rate, burst
+        over = max(0.0, self.tokens - burst)
+        self.tokens -= over
+        return over
+
+    def _pass(self, now: float) -> None:
+        if self._at is not None and now > self._at:
+            self.tokens = min(self.burst, self.tokens + (now - self._at) * self.rate)
+        self._at = now if self._at is None else max(self._at, now)
+
     def take(self, amount: float, now: float) -> float:
         """Takes `amount` and gives 0, or takes nothing and gives the seconds until it can be had.
 
         What is more than the bucket holds is given when it is full, on credit: the long-run rate holds all the same.
         """
-        if self._at is not None and now > self._at:
-            self.tokens = min(self.burst, self.tokens + (now - self._at) * self.rate)
-        self._at = now if self._at is None else max(self._at, now)
+        self._pass(now)
         needed = min(amount, self.burst)
         # A few units in the last place are no reason to send anybody away.
         if self.tokens >= needed * (1.0 - 1e-12):
             self.tokens -= amount
             return 0.0
-        return (needed - self.tokens) / self.rate
+        return (needed - self.tokens) / self.rate if self.rate > 0 else 1.0
+
+
+def burst_of(caller: Caller) -> float:
+    """Rows that the caller may send at once after a pause."""
+    return caller.burst_rows or max(1.0, caller.rows_per_second or 0.0)
 
 
 class Account:
     """One caller at work: its bucket and its counts, which `Callers.observe` hands to the metrics."""
 
-    __slots__ = ("admitted", "bucket", "caller", "digest", "forbidden", "limited", "models", "name", "priority", "rows")
+    __slots__ = (
+        "admitted", "asked", "bucket", "caller", "digest", "forbidden", "limited", "models", "name", "priority", "rows",
+    )  # fmt: skip
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
@@ -94,18 +112,22 @@ class Account:
         self.models = frozenset(caller.models)
         self.priority = caller.priority
         rate = caller.rows_per_second
-        self.bucket = None if rate is None else Bucket(rate, caller.burst_rows or max(1.0, rate))
+        self.bucket = None if rate is None else Bucket(rate, burst_of(caller))
         self.admitted = self.rows = self.forbidden = self.limited = 0
+        # Rows admitted and refused since the last look of who divides the rate between replicas.
+        self.asked = 0
 
     def take(self, rows: int, now: float) -> None:
         """Admits a request of `rows` rows. Raises Limited when it comes too soon."""
         if self.bucket is not None:
+            self.asked += rows
             seconds = self.bucket.take(rows, now)
             if seconds > 0:
                 self.limited += 1
+                caller = self.caller
                 raise Limited(
-                    f"caller {self.name} may send {self.bucket.rate:g} rows a second, {self.bucket.burst:g} at once; "
-                    f"these {rows} can be had in {seconds:.3f} s",
+                    f"caller {self.name} may send {caller.rows_per_second:g} rows a second, {burst_of(caller):g} at "
+                    f"once; these {rows} can be had in {seconds:.3f} s",
                     retry_after_seconds=seconds,
                 )
         self.admitted += 1
@@ -142,6 +164,37 @@ class Callers:
             account.forbidden += 1
             raise Forbidden(f"caller {account.name} may not ask model {model!r}; it may ask {sorted(account.models)}")
         return account
+
+    # --- one of several replicas -----------------------------------------------------------------------------------
+    def demand(self) -> dict[str, int]:
+        """Rows that each caller with a rate sent since the last look, admitted or not."""
+        asked = {}
+        for account in self._accounts.values():
+            if account.bucket is not None:
+                asked[account.name], account.asked = account.asked, 0
+        return asked
+
+    def share(self, shares: Mapping[str, Sequence[float]], now: float) -> dict[str, float]:
+        """Limits callers to a share of their rate and burst, and adds rows to what they have at hand, by name.
+
+        Rows below 0 stand for all that the share holds. Gives, by name, what was at hand and exceeds the share.
+        """
+        freed = {}
+        for account in self._accounts.values():
+            bucket, rate = account.bucket, account.caller.rows_per_second
+            if bucket is None or rate is None or account.name not in shares:
+                continue
+            share, rows = shares[account.name]
+            # At least one row: else a small burst could never be had from any replica.
+            freed[account.name] = bucket.resize(share * rate, max(1.0, share * burst_of(account.caller)), now)
+            bucket.tokens = min(bucket.burst, bucket.tokens + rows) if rows >= 0 else bucket.burst
+        return freed
+
+    def share_nothing(self) -> None:
+        """Admits nobody who has a rate, until there are shares."""
+        for account in self._accounts.values():
+            if account.bucket is not None:
+                account.bucket.rate = account.bucket.tokens = 0.0
 
     def observe(self) -> None:
         """Hands what was counted since the last time to the metrics."""

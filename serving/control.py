@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, ServingError
+from serving.peers import Alone, Peers, View
 from serving.registry import ModelVersion, Registry
 from serving.routing import switches
 from serving.routing.changes import Change
@@ -24,38 +25,6 @@ _DESCRIBED_SWITCHES = 500
 _POLICY_FIELDS = (
     "model", "generation", "stable", "previous", "canary", "shadow", "sticky", "shadows", "standby", "rules",
 )  # fmt: skip
-
-
-class Peers(Protocol):
-    """The other replicas of this server, which follow the changes made here."""
-
-    async def prepare(self, policy: Policy) -> None:
-        """Each has the policy's versions loaded and verified. Raises ServingError: then nothing changes."""
-
-    async def abort(self, policy: Policy) -> None:
-        """What was prepared is not coming."""
-
-    async def commit(self, policy: Policy, move: bool) -> None:
-        """All switch to the stored policy; one that cannot is taken out of the traffic. Never raises."""
-
-    async def repeat(self, deed: str, model: str, versions: Sequence[int] | None) -> None:
-        """All `load` or `unload` what was loaded or unloaded here. Raises ServingError, naming who could not."""
-
-
-class Alone:
-    """No other replicas."""
-
-    async def prepare(self, policy: Policy) -> None:
-        """Nothing to do."""
-
-    async def abort(self, policy: Policy) -> None:
-        """Nothing to do."""
-
-    async def commit(self, policy: Policy, move: bool) -> None:
-        """Nothing to do."""
-
-    async def repeat(self, deed: str, model: str, versions: Sequence[int] | None) -> None:
-        """Nothing to do."""
 
 
 class _Lock(asyncio.Lock):
@@ -119,20 +88,29 @@ class Control:
         if not versions:
             raise RegistryError(f"model {model!r} is not in the registry")
         history = await asyncio.to_thread(self._store.history, model, _DESCRIBED_SWITCHES)
+        views = await self._peers.views()
         deployment = self._deployments.get(model)
         policy = deployment.router.policy if deployment else Policy(model)
+        loaded = {self._peers.number: set() if deployment is None else set(deployment.versions)}
+        loaded |= {number: _loaded(view, model) for number, view in views.items()}
+        everywhere = set.intersection(*loaded.values())
         body = policy.to_json()
         return {
             **{name: body[name] for name in _POLICY_FIELDS},
             "experiment": policy.experiment and {k: v for k, v in body["experiment"].items() if k != "runs"},
             "versions": [
                 {
-                    "version": v.version, "digest": v.digest, "state": _state(v.version, policy, deployment),
+                    "version": v.version, "digest": v.digest, "state": _state(v.version, policy, everywhere),
                     "created_at": v.created_at, "metrics": v.metrics, "lineage": v.lineage,
                 }
                 for v in versions
             ],
             "history": history,
+            **({} if not views else {"replicas": [
+                {"replica": number, "loaded": sorted(held),
+                 "generation": views[number].generations.get(model) if number in views else policy.generation}
+                for number, held in sorted(loaded.items())
+            ]}),
         }  # fmt: skip
 
     # --- start -----------------------------------------------------------------------------------------------------
@@ -453,7 +431,12 @@ def _only_version(before: Policy, policy: Policy) -> int | None:
     return None
 
 
-def _state(number: int, policy: Policy, deployment: Deployment | None) -> str:
+def _loaded(view: View, model: str) -> set[int]:
+    """The versions that another replica has in memory."""
+    return {number for (name, number), status in view.statuses.items() if name == model and status.state == "READY"}
+
+
+def _state(number: int, policy: Policy, loaded: Collection[int]) -> str:
     roles: dict[int | None, str] = {
         policy.canary.version if policy.canary else None: "canary",
         **{variant.version: variant.arm for variant in (policy.experiment.variants if policy.experiment else ())},
@@ -465,4 +448,4 @@ def _state(number: int, policy: Policy, deployment: Deployment | None) -> str:
     }
     if number in roles:
         return roles[number]
-    return "loaded" if deployment is not None and number in deployment.versions else "registered"
+    return "loaded" if number in loaded else "registered"

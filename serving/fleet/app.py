@@ -1,9 +1,10 @@
-"""What a front answers besides inference: liveness itself, readiness and metrics of all, the rest by relay."""
+"""What a front answers besides inference: liveness itself, readiness, metrics and load of all, the rest by relay."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from starlette.types import Message, Receive, Scope, Send
@@ -17,18 +18,24 @@ Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class RelayApp:
-    """An ASGI app. `ready` gives the reason why the server is not, or None; `page` the metrics for an Accept header."""
+    """An ASGI app.
+
+    `ready` gives the reason why the server is not, or None; `page` the metrics for an Accept header; `load` the load
+    report of all processes.
+    """
 
     def __init__(
         self,
         relay: Relay,
         ready: Callable[[], Awaitable[str | None]],
         page: Callable[[str], Awaitable[tuple[bytes, str]]],
+        load: Callable[[], Awaitable[dict[str, Any]]],
         clock: Callable[[], float],
     ) -> None:
         self._relay = relay
         self._ready = ready
         self._page = page
+        self._load = load
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,6 +50,8 @@ class RelayApp:
             accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
             body, content_type = await self._page(accept)
             reply = 200, [(b"content-type", content_type.encode())], body
+        elif path == b"/load" and scope["method"] in ("GET", "HEAD"):
+            reply = _json(200, await self._load())
         else:
             reply = await self._relayed(scope, await _body_of(receive))
         status, headers, body = reply

@@ -42,7 +42,7 @@ class FrontProcess:
         self._accepting: dict[int, asyncio.Server] = {}
         self._closing = False
         self.relay = Relay(config.fleet, self._metrics)
-        app = RelayApp(self.relay, self._unready, self._page, time.perf_counter)
+        app = RelayApp(self.relay, self._unready, self._page, self._load, time.perf_counter)
         self.http = Server(self.relay, app, config.limits)
         self._gateway = Gateway(self.relay)
         self._gateway.app = app
@@ -55,6 +55,9 @@ class FrontProcess:
         if op == "cover":
             await self._accept({self._number, *args["fronts"]})
             return None
+        if op == "view":
+            in_flight = self.http.active() + self._gateway.active
+            return {"connections": len(self.http.connections), "in_flight_requests": in_flight}
         if op == "snapshot":
             return self.snapshot()
         raise ServingError(f"a front does not know {op!r}")
@@ -92,6 +95,10 @@ class FrontProcess:
     async def _page(self, accept: str) -> tuple[bytes, str]:
         body, content_type = await self._channel.call("page", timeout=30.0, accept=accept)
         return body, content_type
+
+    async def _load(self) -> dict[str, Any]:
+        report: dict[str, Any] = await self._channel.call("load", timeout=5.0)
+        return report
 
     async def start(self) -> None:
         """Connects to the replicas that are there and accepts connections; without replicas these get 503."""

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from observability import names
 from observability.metrics import Metrics
 from serving.fleet.channel import Channel
-from serving.fleet.hub import Gate, Hub, Member
+from serving.fleet.hub import Hub
+from serving.fleet.members import Gate, Member
 from serving.fleet.orders import Kind, Orders, send_orders
 from serving.transport.certificates import tls_context
 
@@ -45,7 +46,7 @@ class Fleet:
         self._config = config
         self._log_level = log_level
         self._metrics = Metrics()
-        self.hub = Hub(config.fleet, self._metrics, self._kill)
+        self.hub = Hub(config.fleet, self._metrics, self._kill, config.callers)
         self.port = config.port
         self.grpc_port = config.grpc_port
         self._listeners: list[socket.socket] = []
@@ -53,7 +54,7 @@ class Fleet:
         self._folder = Path()
         self._processes: dict[tuple[Kind, int], Process] = {}
         self._keepers: dict[tuple[Kind, int], asyncio.Task[None]] = {}
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._draining: set[Kind] = set()
 
     async def start(self) -> None:
@@ -75,7 +76,7 @@ class Fleet:
         # Only this user may enter the folder: whoever reaches a replica's socket is taken for a front.
         self._folder = Path(tempfile.mkdtemp(prefix="trimtab-"))
         loop = asyncio.get_running_loop()
-        self._watching = loop.create_task(self.hub.watch())
+        self._watching = [loop.create_task(self.hub.watch()), loop.create_task(self.hub.share())]
         for number in range(fleet.front_count):
             self._keepers["front", number] = loop.create_task(self._keep("front", number))
         for number in range(fleet.replicas):
@@ -105,8 +106,8 @@ class Fleet:
         for member in self.hub.replicas.values():
             member.channel.notify("drain")
         await self._ended("replica")
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._watching:
+            task.cancel()
         if self._grpc_port_held is not None:
             self._grpc_port_held.close()
         shutil.rmtree(self._folder, ignore_errors=True)

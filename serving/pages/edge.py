@@ -24,6 +24,7 @@ from serving.pages.extensions import Extensions
 from serving.pages.inspection import Inspection
 from serving.pages.load_report import LoadReport
 from serving.pages.openapi import openapi_routes
+from serving.peers import Peers
 from serving.transport.certificates import grpc_credentials
 from serving.transport.exchange import InferHandler
 from serving.transport.gateway import Gateway
@@ -63,6 +64,7 @@ class Edge:
         connections: Callable[[], int],
         settle: Callable[[], None],
         show_load: Callable[[bytes], None],
+        peers: Peers,
     ) -> None:
         """`settle` counts what is not counted yet; `show_load` puts a header line on the answers from now on."""
         self._options = options
@@ -75,7 +77,7 @@ class Edge:
             deployments, self._busy_seconds, lambda: active() + self.gateway.active, lambda: health.state, connections,
             time.perf_counter,
         )  # fmt: skip
-        inspection = Inspection(deployments, health, metrics, self.load.report, settle)
+        inspection = Inspection(deployments, health, metrics, self.load.report, settle, peers)
         extensions = Extensions(lambda model: model in deployments, options.trace_sample_ratio)
         self.routes: list[BaseRoute] = [
             *inspection.routes(),

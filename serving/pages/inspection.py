@@ -13,8 +13,10 @@ from observability.metrics import Metrics
 from serving.errors import NotFound
 from serving.health import Health
 from serving.pages.description import model_config, model_metadata, server_metadata
-from serving.pages.statistics import Counts, read_counts, triton_statistics
+from serving.pages.statistics import COUNTED_FAMILIES, Counts, counts_in, read_counts, triton_statistics
+from serving.peers import Peers
 from serving.versions.deployment import Deployment
+from serving.versions.status import NOT_LOADED, Status, everywhere
 
 
 class Inspection:
@@ -27,12 +29,14 @@ class Inspection:
         metrics: Metrics,
         load: Callable[[], Mapping[str, Any]],
         settle: Callable[[], None],
+        peers: Peers,
     ) -> None:
         self._deployments = deployments
         self._health = health
         self._metrics = metrics
         self._load = load
         self._settle = settle
+        self._peers = peers
 
     def routes(self) -> list[Route]:
         """For the control app."""
@@ -70,7 +74,7 @@ class Inspection:
 
     async def _model_ready(self, request: Request) -> Response:
         deployment, number = self._found(request)
-        reason = deployment.unready(number)
+        reason = await self._unready(deployment, number)
         body = {"name": deployment.model, "version": str(number), "ready": reason is None}
         if reason is None:
             return JSONResponse(body)
@@ -84,17 +88,32 @@ class Inspection:
         deployment = self._served(model)
         if version is not None:
             deployment.route(version, None)
-        return JSONResponse(triton_statistics(self._counts(), {model: deployment}, version))
+        return JSONResponse(triton_statistics(await self._counts(), {model: deployment}, version))
 
     async def _all_statistics(self, _request: Request) -> Response:
-        return JSONResponse(triton_statistics(self._counts(), self._deployments))
+        return JSONResponse(triton_statistics(await self._counts(), self._deployments))
 
     async def _report(self, _request: Request) -> Response:
         return JSONResponse(dict(self._load()))
 
-    def _counts(self) -> dict[tuple[str, str], Counts]:
+    async def _counts(self) -> dict[tuple[str, str], Counts]:
+        summed = await self._peers.counts(COUNTED_FAMILIES)
+        if summed is not None:
+            return counts_in(summed)
         self._settle()
         return read_counts(self._metrics)
+
+    async def _unready(self, deployment: Deployment, number: int) -> str | None:
+        """Why a version cannot answer; in a fleet, why too few replicas can."""
+        reason = deployment.unready(number)
+        views = await self._peers.views()
+        if not views:
+            return reason
+        key = deployment.model, number
+        own = Status("READY") if reason is None else Status("UNAVAILABLE", reason)
+        others = {replica: view.statuses.get(key, NOT_LOADED) for replica, view in views.items()}
+        status = everywhere({self._peers.number: own} | others, self._peers.needed)
+        return None if status.state == "READY" else status.reason
 
     def _served(self, model: str) -> Deployment:
         deployment = self._deployments.get(model)

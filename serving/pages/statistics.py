@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from prometheus_client.samples import Sample
 
 from observability import names
 from observability.metrics import Metrics
@@ -52,27 +54,48 @@ class Counts:
         return self.cached.get("miss", 0)
 
 
+_COUNTED = (
+    names.INFERENCE_REQUESTS, names.INFERENCE_ROWS, names.RESPONSE_CACHE_REQUESTS, names.INFERENCE_DURATION,
+    names.INFERENCE_STAGE_DURATION, names.INFERENCE_COMPUTE,
+)  # fmt: skip
+# The names of what is read, as families of metrics have them.
+COUNTED_FAMILIES = tuple(metric.name.removesuffix("_total") for metric in _COUNTED)
+
+
 def read_counts(metrics: Metrics) -> dict[tuple[str, str], Counts]:
     """By (model, version). Reading costs the requests nothing: they are counted once, in the catalogue's metrics.
 
     What was counted a moment ago and is not yet in the series is not here; whoever reads settles it before.
     """
+    return _counts(sample for metric in _COUNTED for sample in samples_of(metrics, metric))
+
+
+def counts_in(families: Iterable[Sequence[Any]]) -> dict[tuple[str, str], Counts]:
+    """The same of families as processes send them to each other: name, type, help, unit, samples."""
+    return _counts(
+        Sample(name, labels, value)
+        for *_, samples in families
+        for name, labels, value, _ in samples
+        if labels.get("version", NO_VERSION) != NO_VERSION
+    )
+
+
+def _counts(samples: Iterable[Any]) -> dict[tuple[str, str], Counts]:
     found: dict[tuple[str, str], Counts] = defaultdict(Counts)
-    for sample in samples_of(metrics, names.INFERENCE_REQUESTS):
-        if sample.name.endswith("_total"):
-            found[_key(sample)].outcomes[sample.labels["outcome"]] = int(sample.value)
-    for sample in samples_of(metrics, names.INFERENCE_ROWS):
-        if sample.name.endswith("_total"):
-            found[_key(sample)].rows = int(sample.value)
-    for sample in samples_of(metrics, names.RESPONSE_CACHE_REQUESTS):
-        if sample.name.endswith("_total"):
-            found[_key(sample)].cached[sample.labels["result"]] = int(sample.value)
-    for sample in samples_of(metrics, names.INFERENCE_DURATION):
-        _add(found[_key(sample)].spans["total"], sample)
-    for sample in samples_of(metrics, names.INFERENCE_STAGE_DURATION):
-        _add(found[_key(sample)].spans[sample.labels["stage"]], sample)
-    for sample in samples_of(metrics, names.INFERENCE_COMPUTE):
-        _add(found[_key(sample)].batches, sample)
+    for sample in samples:
+        counts, labels = found[_key(sample)], sample.labels
+        if sample.name == names.INFERENCE_REQUESTS.name:
+            counts.outcomes[labels["outcome"]] = int(sample.value)
+        elif sample.name == names.INFERENCE_ROWS.name:
+            counts.rows = int(sample.value)
+        elif sample.name == names.RESPONSE_CACHE_REQUESTS.name:
+            counts.cached[labels["result"]] = int(sample.value)
+        elif sample.name.startswith(names.INFERENCE_STAGE_DURATION.name):
+            _add(counts.spans[labels["stage"]], sample)
+        elif sample.name.startswith(names.INFERENCE_COMPUTE.name):
+            _add(counts.batches, sample)
+        elif sample.name.startswith(names.INFERENCE_DURATION.name):
+            _add(counts.spans["total"], sample)
     return dict(found)
 
 

@@ -20,8 +20,10 @@ from observability import signing
 from serving.control import Control
 from serving.errors import InvalidRequest, NotFound
 from serving.pages.extensions import object_of
+from serving.peers import Peers
 from serving.registry import Registry
 from serving.versions.residency import Residency
+from serving.versions.status import NOT_LOADED, everywhere
 
 _POLICY_KINDS = {"latest", "all", "specific"}
 
@@ -51,6 +53,7 @@ class Repository:
         control: Control,
         registry: Registry,
         residency: Residency,
+        peers: Peers,
         *,
         models: tuple[str, ...] = (),
         secret: str = "",
@@ -59,6 +62,7 @@ class Repository:
         self._control = control
         self._registry = registry
         self._residency = residency
+        self._peers = peers
         self._models = models
         self._secret = secret
         self._clock = clock
@@ -76,10 +80,13 @@ class Repository:
         ready = body.get("ready", False)
         if not isinstance(ready, bool):
             raise InvalidRequest(f"ready is {ready!r}; give true (ready versions only) or false")
-        found = await asyncio.to_thread(self._registered)
+        found, views = await asyncio.gather(asyncio.to_thread(self._registered), self._peers.views())
         rows = []
         for model, number in found:
-            status = self._residency.status(model, number)
+            status = everywhere(
+                {self._peers.number: self._residency.status(model, number)}
+                | {replica: view.statuses.get((model, number), NOT_LOADED) for replica, view in views.items()}
+            )
             if not ready or status.state == "READY":
                 rows.append(
                     {"name": model, "version": str(number), "state": status.state, "reason": status.reason}

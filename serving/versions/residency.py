@@ -9,29 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 from serving.errors import ArtifactError, NotFound, ServingError, Unavailable
 from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Loaded, Version
 from serving.versions.memory import Held, giving_way, release_unused
+from serving.versions.status import NOT_LOADED, Status
 
 _log = logging.getLogger(__name__)
 Key = tuple[str, int]
-State = Literal["LOADING", "READY", "UNLOADING", "UNAVAILABLE"]
 # A loading thread gives the interpreter to a waiting event loop after so long: Python's own 5 ms would be felt.
 _SWITCH_SECONDS = 0.0005
 _POLL_SECONDS = 0.005
 _DRAIN_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Where a version stands, in Triton's words, and why when it is not ready."""
-
-    state: State
-    reason: str = ""
 
 
 class Residency:
@@ -84,7 +74,13 @@ class Residency:
         if deployment is not None and number in deployment.versions:
             stalled = deployment.versions[number].lane.stalled
             return Status("READY") if stalled is None else Status("UNAVAILABLE", stalled)
-        return self._states.get((model, number), Status("UNAVAILABLE", "not loaded"))
+        return self._states.get((model, number), NOT_LOADED)
+
+    def statuses(self) -> dict[Key, Status]:
+        """Where the versions stand that are in memory, or of which there is something to say."""
+        known = set(self._states)
+        known |= {(model, number) for model, deployment in self._deployments.items() for number in deployment.versions}
+        return {key: self.status(*key) for key in known}
 
     async def ensure(self, deployment: Deployment, number: int, reason: str = "policy") -> Version:
         """The version, in memory and guarded until the deployment's guards are lifted.

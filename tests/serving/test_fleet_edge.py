@@ -8,6 +8,7 @@ import ipaddress
 import os
 import signal
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tritonclient.utils import InferenceServerException
 
-from tests.serving.fleet_processes import PATIENCE, Fleet, running, until, with_versions
+from serving.callers import token_digest
+from tests.serving.fleet_processes import PATIENCE, ROW, Fleet, running, until, with_versions
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +49,15 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return cert_file, key_file
 
 
+TOKEN, SLOW_TOKEN = "t" * 32, "s" * 32
+HEADERS = {"authorization": f"Bearer {TOKEN}"}
+RATE, BURST = 40.0, 20.0
+CALLERS = [
+    {"name": "fast", "token_sha256": token_digest(TOKEN)},
+    {"name": "slow", "token_sha256": token_digest(SLOW_TOKEN), "rows_per_second": RATE, "burst_rows": BURST},
+]
+
+
 class Edge:
     """A fleet behind TLS, with a client of each kind."""
 
@@ -69,7 +80,13 @@ def secure_fleet(tmp_path_factory: pytest.TempPathFactory, artifacts: list[Path]
     """Two fronts and two replicas with TLS and gRPC, and the file of their certificate."""
     folder = tmp_path_factory.mktemp("secure")
     cert_file, key_file = certificate(folder)
-    options = {"grpc_port": 0, "ssl_certfile": str(cert_file), "ssl_keyfile": str(key_file), "drain_notice": 0.2}
+    options: dict[str, Any] = {
+        "grpc_port": 0,
+        "ssl_certfile": str(cert_file),
+        "ssl_keyfile": str(key_file),
+        "drain_notice": 0.2,
+    }
+    options["callers"] = CALLERS
     with running(with_versions(folder, artifacts), folder, options, replicas=2, fronts=2) as fleet:
         yield fleet, cert_file
 
@@ -101,17 +118,9 @@ async def test_every_front_speaks_tls_and_nothing_else(edge: Edge) -> None:
         async with httpx.AsyncClient(
             base_url=edge.http.base_url, verify=ssl.create_default_context(cafile=str(edge.cert)), trust_env=False
         ) as client:
-            answer = await client.post(
-                "/v2/models/fares/infer",
-                json={
-                    "inputs": [
-                        {"name": "amount", "datatype": "FP32", "shape": [1, 1], "data": [1.0]},
-                        {"name": "carrier", "datatype": "BYTES", "shape": [1, 1], "data": ["AA"]},
-                    ]
-                },
-            )
+            answer = await client.post("/v2/models/fares/infer", json=ROW, headers=HEADERS)
             assert answer.status_code == 200, answer.text
-            assert answer.json()["outputs"][0]["data"] == [10.0]
+            assert answer.json()["outputs"][0]["data"] == pytest.approx([10 + np.log(2.0)])
             fronts.add(answer.headers["x-trimtab-version"])
     assert fronts == {"1"}
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -126,23 +135,81 @@ async def test_tritons_grpc_client_has_the_whole_protocol_from_every_front(edge:
         async with edge.grpc() as client:
             assert await client.is_server_ready()
             assert await client.is_model_ready("fares")
-            result = await client.infer("fares", inputs(float(np.e)))
+            result = await client.infer("fares", inputs(float(np.e)), headers=HEADERS)
             np.testing.assert_allclose(result.as_numpy("score"), [11.0], rtol=1e-5)
-            forced = await client.infer("fares", inputs(float(np.e)), model_version="1")
+            forced = await client.infer("fares", inputs(float(np.e)), headers=HEADERS, model_version="1")
             np.testing.assert_allclose(forced.as_numpy("score"), [11.0], rtol=1e-5)
             metadata = await client.get_model_metadata("fares", as_json=True)
             assert [column["name"] for column in metadata["inputs"]] == ["amount", "carrier"]
             with pytest.raises(InferenceServerException, match="amount") as caught:
-                await client.infer("fares", inputs()[1:])
+                await client.infer("fares", inputs()[1:], headers=HEADERS)
             assert "INVALID_ARGUMENT" in caught.value.status()
             with pytest.raises(InferenceServerException, match="not served"):
-                await client.infer("unknown", inputs())
+                await client.infer("unknown", inputs(), headers=HEADERS)
     async with edge.grpc() as client:
         # A change of what is loaded goes to the replica that leads, and by it to all of them.
         await client.load_model("fares", config='{"version_policy": {"specific": {"versions": [2]}}}')
         for _ in range(8):
-            result = await client.infer("fares", inputs(float(np.e)), model_version="2")
+            result = await client.infer("fares", inputs(float(np.e)), headers=HEADERS, model_version="2")
             np.testing.assert_allclose(result.as_numpy("score"), [12.0], rtol=1e-5)
+
+
+async def test_pages_tell_of_all_processes(edge: Edge) -> None:
+    http = edge.http
+    before = (await http.get("/v2/models/fares/versions/1/stats")).json()["model_stats"][0]
+    async with asyncio.TaskGroup() as group:
+        asked = [
+            group.create_task(http.post("/v2/models/fares/versions/1/infer", json=ROW, headers=HEADERS))
+            for _ in range(60)
+        ]
+    assert {task.result().status_code for task in asked} == {200}
+    after = (await http.get("/v2/models/fares/versions/1/stats")).json()["model_stats"][0]
+    whole = (await http.get("/v2/models/stats")).json()["model_stats"]
+    assert after["inference_count"] == before["inference_count"] + 60
+    assert after["inference_stats"]["success"]["count"] == before["inference_stats"]["success"]["count"] + 60
+    assert after in whole
+    async with edge.grpc() as client:
+        over_grpc = await client.get_inference_statistics("fares", "1", as_json=True)
+    assert int(over_grpc["model_stats"][0]["inference_count"]) == after["inference_count"]
+
+    load = (await http.get("/load")).json()
+    assert (load["state"], set(load["replicas"]), set(load["fronts"])) == ("ready", {"0", "1"}, {"0", "1"})
+    # This request itself is in flight, on a connection.
+    assert load["connections"] >= load["in_flight_requests"] >= 1
+    assert load["connections"] == sum(front["connections"] for front in load["fronts"].values())
+    (lane,) = (one for one in load["models"] if one["version"] == "1")
+    assert (lane["replicas"], lane["queue_limit_rows"]) == (2, 2048)
+
+    described = await edge.fleet.described()
+    assert [one["replica"] for one in described["replicas"]] == [0, 1]
+    assert {one["generation"] for one in described["replicas"]} == {described["generation"]}
+    assert all(1 in one["loaded"] for one in described["replicas"])
+    index = {one["version"]: one["state"] for one in (await http.post("/v2/repository/index", json={})).json()}
+    assert index["1"] == "READY"
+    assert index["3"] == "UNAVAILABLE"
+    assert (await http.get("/v2/models/fares/ready")).json()["ready"] is True
+
+
+async def test_a_callers_rate_is_that_of_all_replicas(edge: Edge) -> None:
+    headers = {"authorization": f"Bearer {SLOW_TOKEN}"}
+    answers: list[httpx.Response] = []
+    began = time.monotonic()
+
+    async def ask() -> None:
+        while sum(answer.status_code == 200 for answer in answers) < 2 * BURST:
+            answers.append(await edge.http.post("/v2/models/fares/infer", json=ROW, headers=headers))
+            assert time.monotonic() < began + PATIENCE
+
+    await asyncio.gather(*(ask() for _ in range(4)))
+    seconds = time.monotonic() - began
+    admitted = sum(answer.status_code == 200 for answer in answers)
+    refused = [answer for answer in answers if answer.status_code != 200]
+
+    # One row a replica is the least that can be had at once.
+    assert admitted <= RATE * seconds + BURST + 2
+    assert {answer.status_code for answer in refused} == {429}
+    assert f"may send {RATE:g} rows a second, {BURST:g} at once" in refused[0].json()["error"]
+    assert "retry-after" in refused[0].headers
 
 
 async def test_a_killed_front_costs_grpc_clients_their_connection_only(edge: Edge) -> None:
@@ -152,7 +219,7 @@ async def test_a_killed_front_costs_grpc_clients_their_connection_only(edge: Edg
 
         async def answered() -> bool:
             try:
-                await client.infer("fares", inputs())
+                await client.infer("fares", inputs(), headers=HEADERS)
             except InferenceServerException as error:
                 said.append(error.status())
                 return False
@@ -162,7 +229,7 @@ async def test_a_killed_front_costs_grpc_clients_their_connection_only(edge: Edg
     assert set(said) <= {"StatusCode.UNAVAILABLE"}
     await edge.fleet.all_up()
     async with edge.grpc() as client:
-        await client.infer("fares", inputs())
+        await client.infer("fares", inputs(), headers=HEADERS)
 
 
 async def test_no_call_fails_when_the_server_is_told_to_end(edge: Edge) -> None:
@@ -174,7 +241,7 @@ async def test_no_call_fails_when_the_server_is_told_to_end(edge: Edge) -> None:
         async with edge.grpc() as client:
             while not stopped.is_set():
                 try:
-                    await client.infer("fares", inputs())
+                    await client.infer("fares", inputs(), headers=HEADERS)
                     seen.append("ok")
                 except InferenceServerException as error:
                     # The port is closed; a call that was taken in is answered.

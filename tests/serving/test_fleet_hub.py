@@ -15,7 +15,8 @@ from serving.errors import ServingError
 from serving.fleet import FleetOptions
 from serving.fleet.channel import ChannelClosed, RemoteError
 from serving.fleet.exposition import dump
-from serving.fleet.hub import Gate, Hub, Member
+from serving.fleet.hub import Hub
+from serving.fleet.members import Gate, Member
 
 POLICY = {"model": "fares", "generation": 2}
 
@@ -91,7 +92,7 @@ async def stage() -> Stage:
     await made.hub.from_front(made.gate, "listening", {})
     for number in range(3):
         await made.join(number)
-    assert made.hub.leader == 0
+    assert made.hub.roster.leader == 0
     return made
 
 
@@ -161,7 +162,7 @@ async def test_when_the_leader_dies_between_the_phases_the_next_brings_all_to_wh
     await stage.leave(stage.members[0])
     await settled()
 
-    assert stage.hub.leader == 1
+    assert stage.hub.roster.leader == 1
     for channel in stage.channels[1:]:
         assert channel.said[:2] == ["prepare", "sync"]
     assert stage.channels[1].said[-1] == "lead"
@@ -219,7 +220,7 @@ async def test_ready_needs_every_front_and_enough_replicas() -> None:
 
 async def test_counts_of_replicas_that_died_or_hang_stay_on_the_page(stage: Stage) -> None:
     async def total() -> float:
-        body, _ = await stage.hub.page(None)
+        body, _ = await stage.hub.overview.page(None)
         line = next(row for row in body.decode().splitlines() if row.startswith(f"{names.INFERENCE_ROWS.name}{{"))
         return float(line.rsplit(" ", 1)[1])
 

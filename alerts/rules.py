@@ -27,7 +27,7 @@ __all__ = [
 
 DEFAULT_INTERVAL_SECONDS = 1.0
 _SHIPPED = Path(__file__).parent / "rules.d"
-SHIPPED_RULES = (_SHIPPED / "trimtab.yml", _SHIPPED / "availability.yml")
+SHIPPED_RULES = tuple(sorted(_SHIPPED.glob("*.yml")))
 
 _GROUP_FIELDS = ("name", "interval", "query_offset", "limit", "labels", "rules")
 _RULE_FIELDS = ("record", "alert", "expr", "for", "keep_firing_for", "labels", "annotations")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from serving.telemetry.accounts import Served
 
 # Values a row of an input that events still carry.
 _MAX_VECTOR = 4096
-_POWERS = 10 ** np.arange(1, 19, dtype=np.int64)
 _CONSTANTS = ("model", "version", "arm", "release", "propensity", "outcome", "trace_id", "attributes")
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -62,14 +62,9 @@ class EventForm:
         done = np.repeat([batch.done for batch in served], [len(batch.rows) for batch in served])
         latency = done - np.concatenate([batch.arrived for batch in served])
         rows = len(requests)
-        numbers = np.arange(group.first, group.first + rows)
-        places: Integers | None = None
         if requests.max(initial=1) > 1 or requests.min(initial=1) < 1:
             rows = int(requests.sum())
-            places = np.arange(rows) - np.repeat(np.cumsum(requests) - requests, requests)
-            # A request of one row has no row's number behind its id.
-            places[np.repeat(requests == 1, requests)] = -1
-            numbers, done, latency = (np.repeat(each, requests) for each in (numbers, done, latency))
+            done, latency = np.repeat(done, requests), np.repeat(latency, requests)
         # Whole microseconds: beyond them the sum of two clocks as floats says nothing.
         times = ((done + unix) * 1e6).astype(np.int64) * 1000
         values: dict[str, pa.Array] = {}
@@ -85,7 +80,7 @@ class EventForm:
             }
         constants = self._repeated(rows)
         arrays = [
-            row_ids(self.prefix, numbers, places), pa.array(times).view(TIME), *constants[:6], pa.array(latency),
+            row_ids(self.prefix, group.first, requests), pa.array(times).view(TIME), *constants[:6], pa.array(latency),
             *constants[6:], *values.values(),
         ]  # fmt: skip
         if self._schema is None or len(self._schema) != len(arrays):
@@ -108,55 +103,48 @@ class EventForm:
         return [array.slice(0, rows) for array in self._constants.values()]
 
 
-def row_ids(prefix: bytes, numbers: Integers, places: Integers | None = None) -> pa.Array:
-    """`PREFIX-NUMBER` for each row, with `/PLACE` behind it where its place is not negative."""
-    rows = len(numbers)
+def row_ids(prefix: bytes, first: int, requests: Integers) -> pa.Array:
+    """`PREFIX-NUMBER` of each request from the `first` number on, with `/ROW` behind it where it has several rows."""
+    count = len(requests)
+    if count and requests.max() == 1 == requests.min():
+        return _single_ids(prefix, first, count)
+    ids: list[str] = []
+    name = prefix.decode()
+    for number, rows in enumerate(requests.tolist(), first):
+        if rows == 1:
+            ids.append(f"{name}-{number}")
+        else:
+            start = f"{name}-{number}/"
+            ids += [start + row for row in _texts(rows)]
+    return pa.array(ids, pa.utf8())
+
+
+@lru_cache(64)
+def _texts(rows: int) -> tuple[str, ...]:
+    return tuple(map(str, range(rows)))
+
+
+def _single_ids(prefix: bytes, first: int, count: int) -> pa.Array:
+    """Ids of requests of one row: as one block of letters for all numbers of as many digits."""
     head = np.frombuffer(prefix + b"-", np.uint8)
-    digits = 1 + np.searchsorted(_POWERS, numbers, side="right")
-    if places is None and rows and digits.min() == digits.max():
-        return _even_ids(head, numbers, int(digits[0]))
-    lengths = len(head) + digits
-    tails = None
-    if places is not None:
-        tails = 1 + np.searchsorted(_POWERS, places, side="right")
-        lengths = lengths + np.where(places < 0, 0, 1 + tails)
-    ends = np.cumsum(lengths)
-    offsets = np.zeros(rows + 1, np.int32)
-    offsets[1:] = ends
-    text = np.empty(int(ends[-1]) if rows else 0, np.uint8)
-    for place, letter in enumerate(head):
-        text[offsets[:-1] + place] = letter
-    _write(text, offsets[:-1] + len(head) + digits, numbers, digits)
-    if places is not None and tails is not None:
-        several = places >= 0
-        text[(ends - tails - 1)[several]] = ord("/")
-        _write(text, ends[several], places[several], tails[several])
-    return pa.Array.from_buffers(pa.utf8(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
-
-
-def _even_ids(head: npt.NDArray[np.uint8], numbers: Integers, digits: int) -> pa.Array:
-    """Ids of one length, as a matrix of letters."""
-    width = len(head) + digits
-    text = np.empty((len(numbers), width), np.uint8)
-    text[:, : len(head)] = head
-    rest = numbers
-    for place in range(width - 1, len(head) - 1, -1):
-        rest, digit = np.divmod(rest, 10)
-        text[:, place] = digit + ord("0")
-    offsets = np.arange(0, len(numbers) * width + 1, width, dtype=np.int32)
-    return pa.Array.from_buffers(pa.utf8(), len(numbers), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
-
-
-def _write(text: npt.NDArray[np.uint8], ends: Integers, numbers: Integers, digits: Integers) -> None:
-    """The decimal digits of each number, so that they end before its `ends`."""
-    rest = numbers
-    for place in range(int(digits.max(initial=0))):
-        rest, digit = np.divmod(rest, 10)
-        if place == 0:
-            text[ends - 1] = digit + ord("0")
-            continue
-        there = digits > place
-        text[(ends - 1 - place)[there]] = digit[there] + ord("0")
+    blocks, lengths, last = [], [], first + count
+    while first < last:
+        digits = len(str(first))
+        numbers = np.arange(first, min(last, 10**digits))
+        width = len(head) + digits
+        block = np.empty((len(numbers), width), np.uint8)
+        block[:, : len(head)] = head
+        rest = numbers
+        for place in range(width - 1, len(head) - 1, -1):
+            rest, digit = np.divmod(rest, 10)
+            block[:, place] = digit + ord("0")
+        blocks.append(block.reshape(-1))
+        lengths.append(np.full(len(numbers), width))
+        first += len(numbers)
+    offsets = np.zeros(count + 1, np.int32)
+    np.cumsum(np.concatenate(lengths), out=offsets[1:])
+    text = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return pa.Array.from_buffers(pa.utf8(), count, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
 
 
 def names_of(output: str, width: int) -> list[str]:

@@ -24,22 +24,20 @@ def batch(rows: list[int], done: float, seed: int) -> Served:
     return Served(SIGNATURE, rows, drawn[:, :3].copy(), [drawn[:, 3:5].copy(), drawn[:, 5].copy()], arrived, done)
 
 
-@given(st.lists(st.integers(0, 10**17), max_size=40), st.text("0123456789abcdef", max_size=12))
-def test_ids_are_what_formatting_gives(numbers: list[int], prefix: str) -> None:
-    ids = row_ids(prefix.encode(), np.array(numbers, np.int64))
+@given(
+    st.lists(st.integers(1, 130), max_size=40) | st.integers(1, 300).map(lambda count: [1] * count),
+    st.integers(0, 10**17) | st.sampled_from([9, 98, 9_990]),
+    st.text("0123456789abcdef", max_size=12),
+)
+def test_ids_are_what_formatting_gives(requests: list[int], first: int, prefix: str) -> None:
+    ids = row_ids(prefix.encode(), first, np.array(requests, np.int64))
 
-    assert ids.to_pylist() == [f"{prefix}-{number}" for number in numbers]
     ids.validate(full=True)
-
-
-@given(st.lists(st.tuples(st.integers(0, 10**12), st.integers(-1, 2000)), min_size=1, max_size=40))
-def test_ids_with_places_are_what_formatting_gives(rows: list[tuple[int, int]]) -> None:
-    numbers, places = (np.array(values, np.int64) for values in zip(*rows, strict=True))
-
-    ids = row_ids(b"a1", numbers, places)
-
-    assert ids.to_pylist() == [f"a1-{n}" + ("" if place < 0 else f"/{place}") for n, place in rows]
-    ids.validate(full=True)
+    assert ids.to_pylist() == [
+        f"{prefix}-{number}" + (f"/{row}" if rows > 1 else "")
+        for number, rows in enumerate(requests, first)
+        for row in range(rows)
+    ]
 
 
 @given(

@@ -61,8 +61,8 @@ class Objective:
     runbook_url: str = ""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.target < 1.0:
-            raise ValueError(f"an objective's target is a share within [0, 1), got {self.target}")
+        if not 0.0 < self.target < 1.0:
+            raise ValueError(f"an objective's target is a share within (0, 1), got {self.target}")
         if not 0.0 < self.slice_target <= 1.0:
             raise ValueError(f"a time slice's target is a share within (0, 1], got {self.slice_target}")
         if self.slice_seconds < 1.0 or self.slice_seconds > self.period.seconds / 10:

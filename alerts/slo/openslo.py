@@ -312,10 +312,10 @@ def _target(reader: Reader, node: yaml.Node, fields: dict[str, yaml.Node]) -> fl
         return None
     if percent is not None:
         value = round(value / 100, 12)
-    if not 0.0 <= value < 1.0:
+    if not 0.0 < value < 1.0:
         hint = f"; is {value:g} a percentage? write targetPercent: {value:g}" if share and 1 <= value < 100 else ""
         top = "1" if share else "100"
-        reader.report(share or percent or node, f"the target must be at least 0 and below {top}{hint}")
+        reader.report(share or percent or node, f"the target must be above 0 and below {top}{hint}")
         return None
     return value
 

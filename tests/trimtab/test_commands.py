@@ -290,7 +290,7 @@ def test_promtool_accepts_the_exported_configuration_with_its_rules(
     found = trimtab("export", "prometheus", tmp_path / "p", "--settings", settings(text))
 
     assert found.exit_code == 0
-    assert "2 rule files found" in _checked("promtool", "check", "config", tmp_path / "p" / "prometheus.yml")
+    assert "7 rule files found" in _checked("promtool", "check", "config", tmp_path / "p" / "prometheus.yml")
     config = yaml.safe_load((tmp_path / "p" / "prometheus.yml").read_text())
     assert config["alerting"]["alertmanagers"][0]["static_configs"] == [{"targets": ["127.0.0.1:19093"]}]
     (mine,) = [job for job in config["scrape_configs"] if job["job_name"] == "mine"]
@@ -326,7 +326,7 @@ def test_promtool_accepts_the_generated_objectives(trimtab: Run, tmp_path: Path)
     path = tmp_path / "slo.yml"
     path.write_text(found.stdout)
 
-    assert "20 rules found" in _checked("promtool", "check", "rules", path)
+    assert "52 rules found" in _checked("promtool", "check", "rules", path)
     assert trimtab("rules", "check", path).exit_code == 0
 
 

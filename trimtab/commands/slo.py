@@ -54,7 +54,7 @@ def generate(
         if files or not chosen:
             found = _named(files)
             if not found:
-                fail("give a file of objectives (or write slo.yaml here), --availability, or --latency")
+                fail("give --availability, --latency, or a file of objectives (slo.yaml here is read by itself)")
             chosen += _read(found)
         text = objectives.to_yaml(*objectives.all_groups(chosen, interval=interval))
     except ValueError as error:

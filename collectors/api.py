@@ -35,6 +35,7 @@ from collectors.quality import QualityMonitor
 from collectors.quality.aside import KeptAside
 from collectors.query import Engine, QueryApi
 from collectors.references import ClosedWindows, References, Standing
+from collectors.remote_write import Receiver
 from collectors.replay import models_of, tables_since
 from collectors.report import Reports
 from collectors.scrape import Scraper, ScrapeSettings
@@ -138,8 +139,11 @@ class Collector:
         )
         self.scraper = Scraper(self.store, settings, clock)
         self.own_page = OwnPage(self.store, self.signals, own, clock)
+        self.receiver = Receiver(self.store, clock)
         self._started = False
-        self.intake_app = self._intake()
+        intake = self._intake()
+        self._also_here = intake.prometheus_routes()
+        self.intake_app = intake.app()
         self._queries = self._query_api()
         self.query_app = self._query()
 
@@ -191,6 +195,7 @@ class Collector:
         self.journal.close()
         self.journal.engine.dispose()
         self._queries.close()
+        self.receiver.close()
         self.store.close()
 
     def healthy(self) -> bool:
@@ -233,7 +238,7 @@ class Collector:
     def _page_changed(self) -> None:
         self.own_page.append()
 
-    def _intake(self) -> Starlette:
+    def _intake(self) -> Intake:
         return Intake(
             store=self.store,
             log=self.log,
@@ -243,9 +248,10 @@ class Collector:
             aside=self.aside,
             spans=self.spans,
             pushes=PushGroups(self.store, self.clock),
+            receiver=self.receiver,
             signals=self.signals,
             clock=self.clock,
-        ).app()
+        )
 
     def _query_api(self) -> QueryApi:
         url = self.config.alerts_url
@@ -272,7 +278,7 @@ class Collector:
             healthy=self.healthy,
         )
         compressed = Middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
-        return Starlette(routes=[*views.routes(), *self._queries.routes()], middleware=[compressed])
+        return Starlette(routes=[*views.routes(), *self._queries.routes(), *self._also_here], middleware=[compressed])
 
 
 def build(config: CollectorConfig, clock: Callable[[], float] = time.time) -> Collector:

@@ -27,6 +27,7 @@ from collectors.push import BadGroup, PushGroups, group_labels
 from collectors.quality import SchemaEdit, SchemaError
 from collectors.quality.aside import KeptAside
 from collectors.references import References
+from collectors.remote_write import BadMessage, NotAccepted, Receiver, TooLarge, version_of
 from collectors.signals import Signals
 from collectors.spans import SpanStore, log_rows, span_rows
 from collectors.store.store import Store
@@ -42,6 +43,8 @@ MAX_BATCH_ID = 200
 MAX_WAITING = 2_000
 # Bodies above this are parsed off the event loop.
 INLINE_BYTES = 512 * 1024
+
+_UNREADABLE = (BadBatch, BadExposition, BadGroup, BadMessage, ProfileError, SchemaError, UnicodeDecodeError)
 
 Parsed = TypeVar("Parsed")
 Handler = Callable[[Request], Awaitable[Response]]
@@ -59,6 +62,7 @@ class Intake:
     aside: KeptAside
     spans: SpanStore
     pushes: PushGroups
+    receiver: Receiver
     signals: Signals
     clock: Callable[[], float]
     max_body_bytes: int = MAX_BODY_BYTES
@@ -80,10 +84,18 @@ class Intake:
                 ),
                 Route("/v1/schemas/{model}", self._answered("schemas", self.schema), methods=["GET", "PUT"]),
                 push,
+                self._write_route(),
                 Route("/health/live", self.live),
                 Route("/health/ready", self.ready),
             ]
         )
+
+    def prometheus_routes(self) -> list[Route]:
+        """The ways in that a Prometheus has on the port that it is queried on."""
+        return [self._write_route(), Route("/api/v1/otlp/v1/metrics", self._otlp("metrics"), methods=["POST"])]
+
+    def _write_route(self) -> Route:
+        return Route("/api/v1/write", self._answered("remote_write", self.write), methods=["POST"])
 
     async def live(self, _: Request) -> Response:
         return PlainTextResponse("ok")
@@ -160,6 +172,16 @@ class Intake:
         await asyncio.to_thread(self.pushes.put, labels, body, kind, replace=replace, honor_labels=honor)
         return Response(status_code=200)
 
+    async def write(self, request: Request) -> Response:
+        version = version_of(request.headers.get("content-type", ""), request.headers.get("content-encoding", ""))
+        body = await self._raw_body(request, self.max_body_bytes)
+        loop = asyncio.get_running_loop()
+        outcome = await loop.run_in_executor(self.receiver.threads, self.receiver.write, body, version)
+        if outcome.refused:
+            self.signals.metrics[names.EVENT_ERRORS].labels("remote_write", "refused").inc()
+            return PlainTextResponse(outcome.refused, 400, outcome.headers)
+        return Response(status_code=204, headers=outcome.headers)
+
     async def _accept(self, request: Request, batch: Batch) -> Response:
         batch_id = request.headers.get("x-batch-id") or uuid.uuid4().hex
         if len(batch_id) > MAX_BATCH_ID:
@@ -172,6 +194,14 @@ class Intake:
     async def _body(self, request: Request, most: int | None = None) -> bytes:
         """The request's body, decoded. IntakeError 413 as soon as it has more than `most` bytes."""
         most = self.max_body_bytes if most is None else most
+        body = await self._raw_body(request, most)
+        encoding = request.headers.get("content-encoding", "")
+        if not encoding:
+            return body
+        return await asyncio.to_thread(otlp.decoded, body, encoding, most)
+
+    async def _raw_body(self, request: Request, most: int) -> bytes:
+        """The request's body as it was sent. IntakeError 413 as soon as it has more than `most` bytes."""
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > most:
             raise IntakeError(413, "too_large", f"the body has {declared} bytes, at most {most} fit")
@@ -181,10 +211,7 @@ class Intake:
             size += len(part)
             if size > most:
                 raise IntakeError(413, "too_large", f"the body has more than {most} bytes")
-        encoding = request.headers.get("content-encoding", "")
-        if not encoding:
-            return b"".join(parts)
-        return await asyncio.to_thread(otlp.decoded, b"".join(parts), encoding, most)
+        return b"".join(parts)
 
     def _answered(self, signal: str, handler: Handler) -> Handler:
         """The handler with its errors as JSON `{"error"}`."""
@@ -244,8 +271,12 @@ class Intake:
             refusal = IntakeError(400, "disconnected", "the client went away before its body was complete")
         elif isinstance(error, IntakeError):
             refusal = error
-        elif isinstance(error, BadBatch | BadExposition | BadGroup | ProfileError | SchemaError | UnicodeDecodeError):
+        elif isinstance(error, _UNREADABLE):
             refusal = IntakeError(400, "unreadable", str(error))
+        elif isinstance(error, NotAccepted):
+            refusal = IntakeError(415, "media_type", str(error))
+        elif isinstance(error, TooLarge):
+            refusal = IntakeError(413, "too_large", str(error))
         elif isinstance(error, sa.exc.DBAPIError | OSError | JournalClosed):
             refusal = IntakeError(503, "not_durable", f"the batch could not be made durable: {error}", 5)
         else:

@@ -14,7 +14,9 @@ NEVER = "0001-01-01T00:00:00Z"
 
 def targets_json(scraper: Scraper) -> dict[str, Any]:
     """The `data` of `/api/v1/targets`, as Prometheus has it."""
-    active, dropped, counts = [], [], {}
+    active: list[dict[str, Any]] = []
+    dropped: list[dict[str, Any]] = []
+    counts: dict[str, int] = {}
     for pool in scraper.pools:
         active += [_active(scraper, target) for target in list(pool.targets.active.values())]
         gone = list(pool.targets.dropped)

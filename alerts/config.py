@@ -24,6 +24,8 @@ class AlertsConfig:
     """Where rules and the judge of releases read (Prometheus' HTTP API)."""
     push_url: str = "http://127.0.0.1:4318"
     """Where alert states, recorded series and canary evidence are written (Pushgateway's API)."""
+    write_url: str = ""
+    """Where rules write what they record, by remote write, if that is not the collector: a Prometheus' address."""
     serving_url: str = ""
     """Serving's control API: gives rollback and promote a hook where `hooks` names none."""
     database_url: str = "sqlite:///.trimtab/alerts.db"

@@ -1,11 +1,12 @@
 """Evaluation of rule groups: rules in order, each seeing what those before it recorded; states kept over restarts.
 
 A rule that fails shows its error and keeps its state; its group goes on. A store that is away fails every rule: nothing
-resolves, nothing acts, and evaluation goes on when it is back.
+resolves, nothing acts, and evaluation goes on when it is back. Source: Prometheus, rules/group.go.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import time
@@ -13,16 +14,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from alerts.dependencies import batches
 from alerts.labels import Labels, labels_of
 from alerts.querier import Querier, QueryError, Sample, SampleWriter, StoreAway, WriteError
 from alerts.rules import Rule, RuleGroup
-from alerts.state_store import StateStore
-from alerts.states import Alert, DuplicateAlert, Event, Instance, RuleState, step
+from alerts.state_store import StateStore, rule_keys
+from alerts.states import Alert, DuplicateAlert, Event, Instance, RuleState, resumed, series, step
 from alerts.templates import Surroundings, expand
+from collectors.store import STALE_NAN
 from observability import names
 from observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+# Nobody looked for this long, besides two intervals: then the time does not count for what waits.
+_GAP_SECONDS = 5.0
 
 
 class EvaluationError(RuntimeError):
@@ -39,18 +45,25 @@ class RuleStatus:
     last_error: str = ""
     evaluated_at: float = 0.0
     duration_seconds: float = 0.0
+    written: frozenset[Labels] = frozenset()
+    """The series that the rule made last; those that it makes no longer get stale markers."""
 
 
 @dataclass(slots=True)
 class GroupStatus:
-    """How a group fares."""
+    """How a group fares. `evaluated_at` is the last time on its grid, `looked_at` when that really was."""
 
     group: RuleGroup
     rules: list[RuleStatus]
+    batches: list[range]
     evaluated_at: float = 0.0
+    looked_at: float = 0.0
     duration_seconds: float = 0.0
     write_error: str = ""
-    has_series: bool = True  # the store may hold series from before a restart
+    restored_at: float = 0.0
+    """When the states that were restored had been evaluated last; 0 once evaluation goes on."""
+    gone: frozenset[Labels] = frozenset()
+    """Series of rules that the group had before it was read anew: they end at the next evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,10 @@ class Evaluation:
 
 
 class RuleEngine:
-    """Rule groups and their states. `evaluate` is called from one thread; the statuses may be read from any."""
+    """Rule groups and their states. `evaluate` is called from one thread; the statuses may be read from any.
+
+    `external_url` and `external_labels` are what templates know as such. `clock` measures durations.
+    """
 
     def __init__(
         self,
@@ -76,6 +92,7 @@ class RuleEngine:
         *,
         metrics: Metrics | None = None,
         external_url: str = "",
+        external_labels: Labels = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._querier = querier
@@ -83,18 +100,25 @@ class RuleEngine:
         self._store = store
         self._metrics = metrics or Metrics()
         self._external_url = external_url
+        self._external_labels = external_labels
         self._clock = clock
-        self.groups = [
-            GroupStatus(group, [RuleStatus(rule, store.load(group, place)) for place, rule in enumerate(group.rules)])
-            for group in groups
-        ]
+        self.groups: list[GroupStatus] = [self._restored(group) for group in groups]
+        self._store.keep_only([status.group for status in self.groups])
+
+    def replace(self, groups: Sequence[RuleGroup], now: float) -> None:
+        """Go on with other groups: a rule of the same group, name and labels keeps its state; others' series end."""
+        before = {status.group.key: status for status in self.groups}
+        after = [self._succeeding(group, before.pop(group.key, None)) for group in groups]
+        for status in before.values():
+            self._end(status, now)
+        self.groups = after
+        self._store.keep_only([status.group for status in after])
 
     def due(self, now: float) -> list[tuple[GroupStatus, float]]:
         """Groups to evaluate at `now`, with the time on their grid; grid points that were missed are skipped."""
         found = []
         for status in self.groups:
-            interval = status.group.interval_seconds
-            ts = math.floor(now / interval + 1e-9) * interval
+            ts = grid_time(status.group, now)
             if ts > status.evaluated_at:
                 found.append((status, ts))
         return found
@@ -107,24 +131,39 @@ class RuleEngine:
         """Evaluate a group at `ts` (unix seconds); never raises for a rule's failure."""
         started = self._clock()
         group, at = status.group, ts - status.group.query_offset_seconds
-        written: list[Sample] = []
+        self._count(status, ts)
+        if status.restored_at:
+            self._resume(status, ts)
         events: list[Event] = []
+        made = 0
         away: StoreAway | None = None
-        for place, rule_status in enumerate(status.rules):
-            try:
-                if away is not None:
-                    raise away
-                samples, changes = self._rule(group, place, rule_status, ts, at)
-                written += samples
-                events += changes
-            except (QueryError, WriteError, EvaluationError, DuplicateAlert) as error:
-                away = error if isinstance(error, StoreAway) else away
-                self._failed(group, rule_status, error)
-        if away is None:
-            self._write(status, written, at)
-        self._store.save(group, {place: rule.state for place, rule in enumerate(status.rules)})
-        status.evaluated_at, status.duration_seconds = ts, self._clock() - started
-        self._metrics[names.RULE_EVALUATION_DURATION].labels(group.name).observe(status.duration_seconds)
+        for batch in status.batches:
+            samples: list[Sample] = []
+            good: list[tuple[RuleStatus, frozenset[Labels]]] = []
+            for rule_status, answer in self._answers([status.rules[place] for place in batch], at, away):
+                began = self._clock()
+                try:
+                    result, changes = self._rule(group, rule_status, answer, ts)
+                except (QueryError, EvaluationError, DuplicateAlert) as error:
+                    away = error if isinstance(error, StoreAway) else away
+                    self._failed(group, rule_status, error)
+                else:
+                    rule_status.health, rule_status.last_error = "ok", ""
+                    series_now = frozenset(sample.labels for sample in result)
+                    samples += result
+                    samples += [Sample(labels, STALE_NAN) for labels in rule_status.written - series_now]
+                    good.append((rule_status, series_now))
+                    events += changes
+                    made += len(result)
+                rule_status.evaluated_at = ts
+                rule_status.duration_seconds += self._clock() - began
+            if good:
+                self._write(status, samples, good, at)
+        if status.gone and away is None:
+            self._write(status, [Sample(labels, STALE_NAN) for labels in status.gone], (), at)
+            status.gone = frozenset()
+        self._store.save(group, [rule.state for rule in status.rules], ts)
+        self._finish(status, ts, self._clock() - started, made)
         return Evaluation(
             group,
             ts,
@@ -133,82 +172,202 @@ class RuleEngine:
             tuple(f"{rule.rule.name}: {rule.last_error}" for rule in status.rules if rule.health == "err"),
         )
 
-    def _rule(
-        self, group: RuleGroup, place: int, status: RuleStatus, ts: float, at: float
-    ) -> tuple[Sequence[Sample], Sequence[Event]]:
-        started = self._clock()
-        rule = status.rule
-        vector = self._querier.instant(rule.expr, at)
-        if group.limit and len(vector) > group.limit:
-            status.state = {}
-            raise EvaluationError(f"exceeded limit of {group.limit} with {len(vector)} series")
-        events: Sequence[Event] = ()
-        if rule.kind == "record":
-            samples = _recorded(rule, vector)
-            if any(rule.name in later.expr for later in group.rules[place + 1 :]):
-                self._writer.append(group.name, samples, at)
+    # --- one rule -----------------------------------------------------------------------------------------------------
+    def _answers(
+        self, statuses: Sequence[RuleStatus], at: float, away: StoreAway | None
+    ) -> list[tuple[RuleStatus, Sequence[Sample] | QueryError]]:
+        """The results of rules that do not read each other, asked for together; each gets its share of the time."""
+        began = self._clock()
+        answers: Sequence[Sequence[Sample] | QueryError]
+        if away is not None:
+            answers = [away] * len(statuses)
         else:
-            result = step(rule, status.state, self._instances(rule, vector, at), ts)
-            status.state, samples, events = result.state, list(result.samples), result.events
-        status.health, status.last_error, status.evaluated_at = "ok", "", ts
-        status.duration_seconds = self._clock() - started
-        return samples, events
+            try:
+                answers = self._querier.instants([status.rule.expr for status in statuses], at)
+            except QueryError as error:
+                answers = [error] * len(statuses)
+        share = (self._clock() - began) / max(len(statuses), 1)
+        for status in statuses:
+            status.duration_seconds = share
+        return list(zip(statuses, answers, strict=True))
 
-    def _instances(self, rule: Rule, vector: Sequence[Sample], at: float) -> list[Instance]:
+    def _rule(
+        self, group: RuleGroup, status: RuleStatus, answer: Sequence[Sample] | QueryError, ts: float
+    ) -> tuple[Sequence[Sample], Sequence[Event]]:
+        if isinstance(answer, QueryError):
+            raise answer
+        rule = status.rule
+        if rule.kind == "record":
+            if 0 < group.limit < len(answer):
+                raise EvaluationError(f"exceeded limit of {group.limit} with {len(answer)} series")
+            return recorded(rule, answer), ()
+        result = step(rule, status.state, self._instances(rule, answer, ts), ts)
+        active = sum(alert.state != "inactive" for alert in result.state.values())
+        if 0 < group.limit < active:
+            status.state = {}
+            raise EvaluationError(f"exceeded limit of {group.limit} with {active} alerts")
+        status.state = result.state
+        return result.samples, result.events
+
+    def _instances(self, rule: Rule, vector: Sequence[Sample], ts: float) -> list[Instance]:
         def query(expr: str) -> Sequence[Sample]:
-            return self._querier.instant(expr, at)
+            return self._querier.instant(expr, ts)
 
-        surroundings = Surroundings(query, at, self._external_url, server_url=self._external_url)
-        instances = []
-        for sample in vector:
-            labels = _unnamed(sample.labels)
-
-            def text(template: str, labels: Labels = sample.labels, value: float = sample.value) -> str:
-                return expand(template, labels, value, surroundings, name=rule.name)
-
-            own = {name: text(template) for name, template in rule.labels}
-            merged = labels_of({**dict(labels), **own, "alertname": rule.name})
-            annotations = tuple((name, text(template)) for name, template in rule.annotations)
-            instances.append(Instance(merged, annotations, sample.value))
-        return instances
+        surroundings = Surroundings(query, ts, self._external_url, self._external_labels, server_url=self._external_url)
+        return instances(rule, vector, surroundings)
 
     def _failed(self, group: RuleGroup, status: RuleStatus, error: Exception) -> None:
         if status.last_error != str(error):
             log.warning("rule %s of group %s failed: %s", status.rule.name, group.name, error)
         status.health, status.last_error = "err", str(error)
-        self._metrics[names.RULE_FAILURES].labels(group.name, status.rule.name).inc()
+        self._metrics[names.RULE_FAILURES].labels(group.key).inc()
 
-    def _write(self, status: GroupStatus, samples: Sequence[Sample], at: float) -> None:
-        if not samples and not status.has_series:
-            return
-        # A failed rule's series must not end: then only add.
-        failed = any(rule.health == "err" for rule in status.rules)
-        write = self._writer.append if failed else self._writer.replace
+    def _write(
+        self,
+        status: GroupStatus,
+        samples: Sequence[Sample],
+        good: Iterable[tuple[RuleStatus, frozenset[Labels]]],
+        at: float,
+    ) -> None:
         try:
-            write(status.group.name, samples, at)
-            status.has_series = bool(samples)
-            status.write_error = ""
+            if samples:
+                self._writer.write(samples, at)
         except WriteError as error:
             if not status.write_error:
                 log.warning("cannot write the series of group %s: %s", status.group.name, error)
             status.write_error = str(error)
+        else:
+            status.write_error = ""
+            for rule_status, written in good:
+                rule_status.written = written
+
+    # --- groups -------------------------------------------------------------------------------------------------------
+    def _restored(self, group: RuleGroup) -> GroupStatus:
+        states, evaluated_at = self._store.load(group)
+        rules = [
+            RuleStatus(rule, state, written=frozenset(sample.labels for sample in series(rule, state)))
+            for rule, state in zip(group.rules, states, strict=True)
+        ]
+        self._describe(group)
+        return GroupStatus(group, rules, batches(group.rules), restored_at=evaluated_at)
+
+    def _resume(self, status: GroupStatus, ts: float) -> None:
+        """Let a gap in which nobody looked not count for what waits, unless it is as short as a restart."""
+        gap = ts - status.restored_at - status.group.interval_seconds
+        if gap > status.group.interval_seconds + _GAP_SECONDS:
+            for rule in status.rules:
+                rule.state = resumed(rule.state, gap)
+        status.restored_at = 0.0
+
+    def _succeeding(self, group: RuleGroup, before: GroupStatus | None) -> GroupStatus:
+        if before is None:
+            return self._restored(group)
+        known = dict(zip(rule_keys(before.group.rules), before.rules, strict=True))
+        rules = []
+        for key, rule in zip(rule_keys(group.rules), group.rules, strict=True):
+            kept = known.pop(key, None)
+            rules.append(RuleStatus(rule) if kept is None else RuleStatus(rule, kept.state, written=kept.written))
+        self._describe(group)
+        gone = before.gone.union(*(status.written for status in known.values()))
+        same_grid = group.interval_seconds == before.group.interval_seconds
+        return GroupStatus(
+            group,
+            rules,
+            batches(group.rules),
+            evaluated_at=before.evaluated_at if same_grid else 0.0,
+            looked_at=before.looked_at,
+            duration_seconds=before.duration_seconds,
+            restored_at=before.restored_at,
+            gone=gone,
+        )
+
+    def _end(self, status: GroupStatus, now: float) -> None:
+        """End the series of a group that is no more."""
+        labels = status.gone.union(*(rule.written for rule in status.rules))
+        self._write(status, [Sample(one, STALE_NAN) for one in labels], (), now)
+        for family in _GROUP_FAMILIES:
+            self._metrics[family].remove(status.group.key)
+
+    def _describe(self, group: RuleGroup) -> None:
+        for family in _GROUP_FAMILIES:
+            self._metrics[family].labels(group.key)
+        self._metrics[names.RULE_GROUP_INTERVAL].labels(group.key).set(group.interval_seconds)
+        self._metrics[names.RULE_GROUP_RULES].labels(group.key).set(len(group.rules))
+
+    def _count(self, status: GroupStatus, ts: float) -> None:
+        key, passed = status.group.key, 1
+        if status.evaluated_at:
+            passed = max(round((ts - status.evaluated_at) / status.group.interval_seconds), 1)
+        self._metrics[names.RULE_ITERATIONS].labels(key).inc(passed)
+        self._metrics[names.RULE_ITERATIONS_MISSED].labels(key).inc(passed - 1)
+        self._metrics[names.RULE_EVALUATIONS].labels(key).inc(len(status.rules))
+
+    def _finish(self, status: GroupStatus, ts: float, seconds: float, made: int) -> None:
+        status.evaluated_at, status.looked_at, status.duration_seconds = ts, ts, seconds
+        key = status.group.key
+        self._metrics[names.RULE_EVALUATION_DURATION].labels(status.group.name).observe(seconds)
+        self._metrics[names.RULE_GROUP_LAST_EVALUATION].labels(key).set(ts)
+        self._metrics[names.RULE_GROUP_LAST_DURATION].labels(key).set(seconds)
+        self._metrics[names.RULE_GROUP_LAST_SAMPLES].labels(key).set(made)
+
+
+_GROUP_FAMILIES = (
+    names.RULE_EVALUATIONS,
+    names.RULE_FAILURES,
+    names.RULE_ITERATIONS,
+    names.RULE_ITERATIONS_MISSED,
+    names.RULE_GROUP_INTERVAL,
+    names.RULE_GROUP_RULES,
+    names.RULE_GROUP_LAST_EVALUATION,
+    names.RULE_GROUP_LAST_DURATION,
+    names.RULE_GROUP_LAST_SAMPLES,
+)
+RULE_FAMILIES = (*_GROUP_FAMILIES, names.RULE_EVALUATION_DURATION, names.RULES_RELOAD_GOOD, names.RULES_RELOADED)
+
+
+def grid_time(group: RuleGroup, now: float) -> float:
+    """The last point of a group's grid up to `now`. Groups of the same interval are spread over its whole seconds."""
+    interval, phase = group.interval_seconds, 0
+    if interval >= 2:
+        digest = hashlib.blake2b(group.key.encode(), digest_size=8).digest()
+        phase = int.from_bytes(digest, "big") % int(interval)
+    return math.floor((now - phase) / interval + 1e-9) * interval + phase
+
+
+def instances(rule: Rule, vector: Sequence[Sample], surroundings: Surroundings) -> list[Instance]:
+    """The alerts that a result makes: its labels without the name, the rule's, expanded, over them, and annotations."""
+    found = []
+    for sample in vector:
+
+        def text(template: str, labels: Labels = sample.labels, value: float = sample.value) -> str:
+            return expand(template, labels, value, surroundings, name=rule.name)
+
+        own = {name: text(template) for name, template in rule.labels}
+        labels = labels_of({**_unnamed(sample.labels), **own, "alertname": rule.name})
+        annotations = tuple((name, text(template)) for name, template in rule.annotations)
+        found.append(Instance(labels, annotations, sample.value))
+    return found
+
+
+def recorded(rule: Rule, vector: Sequence[Sample]) -> list[Sample]:
+    """The series that a recording rule makes of a result; EvaluationError if two have the same labels."""
+    samples = []
+    seen: set[Labels] = set()
+    for sample in vector:
+        labels = labels_of({**dict(sample.labels), **dict(rule.labels), "__name__": rule.name})
+        if labels in seen:
+            raise EvaluationError(
+                "vector contains metrics with the same labelset after applying rule labels: "
+                f"{dict(labels)}; aggregate the expression so that one is left"
+            )
+        seen.add(labels)
+        samples.append(Sample(labels, sample.value))
+    return samples
 
 
 def _firing(state: RuleState) -> Iterable[Alert]:
     return (alert for alert in state.values() if alert.state == "firing")
 
 
-def _unnamed(labels: Labels) -> Labels:
-    return tuple(pair for pair in labels if pair[0] != "__name__")
-
-
-def _recorded(rule: Rule, vector: Sequence[Sample]) -> list[Sample]:
-    samples = []
-    seen: set[Labels] = set()
-    for sample in vector:
-        labels = labels_of({**dict(sample.labels), **dict(rule.labels), "__name__": rule.name})
-        if labels in seen:
-            raise EvaluationError(f"two results have the labels {dict(labels)}; aggregate so that one is left")
-        seen.add(labels)
-        samples.append(Sample(labels, sample.value))
-    return samples
+def _unnamed(labels: Labels) -> dict[str, str]:
+    return {name: value for name, value in labels if name != "__name__"}

@@ -12,7 +12,7 @@ from typing import Any
 
 from alerts.actions import ActionRunner, Hook, serving_hooks
 from alerts.config import AlertsConfig
-from alerts.engine import Evaluation, RuleEngine
+from alerts.engine import RULE_FAMILIES, Evaluation, RuleEngine
 from alerts.evidence import ReleaseJudge
 from alerts.notifications import Alertmanager, Configuration, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
@@ -27,8 +27,7 @@ from observability.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _FAMILIES = (
-    names.RULE_EVALUATION_DURATION,
-    names.RULE_FAILURES,
+    *RULE_FAMILIES,
     names.ACTIONS,
     names.ALERTMANAGER_NOTIFICATIONS,
     names.ALERTMANAGER_NOTIFICATIONS_FAILED,
@@ -66,7 +65,7 @@ class AlertsService:
         self.database = open_database(config.database_url)
         self._client = PrometheusClient(config.query_url, timeout_seconds=_QUERY_SECONDS)
         querier = querier or ClientQuerier(self._client)
-        self._push = PushWriter(config.push_url)
+        self._push = PushWriter(config.push_url, write_url=config.write_url)
         writer = writer or self._push
         files = [*(SHIPPED_RULES if config.shipped_rules else ()), *config.rule_files]
         self.notifications = Alertmanager(

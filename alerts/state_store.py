@@ -2,70 +2,108 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
-from alerts.labels import fingerprint
-from alerts.rules import RuleGroup
-from alerts.schema import ALERT_STATES
+from alerts.labels import Labels
+from alerts.rules import Rule, RuleGroup
+from alerts.schema import ALERT_STATES, RULE_GROUPS
 from alerts.states import Alert, RuleState
+
+_NAME_LENGTH = 150
+
+# What of an alert is worth a write: not its value, nor its annotations.
+_Lasting = tuple[str, float, float | None, float | None, float | None]
 
 
 class StateStore:
-    """Saves and restores the alerts of rules. A rule is known by its file's group and its name and place in it."""
+    """Saves and restores the alerts of rules. A rule is known by its group, its name and its labels."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._saved: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        self._saved: dict[tuple[str, str], dict[Labels, _Lasting]] = {}
 
-    def load(self, group: RuleGroup, place: int) -> RuleState:
-        """The rule's alerts as they were last saved."""
-        key = _key(group, place)
-        query = sa.select(ALERT_STATES.c.fingerprint, ALERT_STATES.c.body).where(
-            ALERT_STATES.c.group_key == key[0], ALERT_STATES.c.rule == key[1]
-        )
+    def load(self, group: RuleGroup) -> tuple[list[RuleState], float]:
+        """The alerts of each rule as they were last saved, and when (unix seconds; 0 for never)."""
+        columns = ALERT_STATES.c
+        query = sa.select(columns.rule, columns.body).where(columns.group_key == group.key)
+        when = sa.select(RULE_GROUPS.c.evaluated_at).where(RULE_GROUPS.c.group_key == group.key)
+        found: dict[str, list[Alert]] = {}
         with self._engine.begin() as connection:
-            rows = {row.fingerprint: row.body for row in connection.execute(query)}
-        self._saved[key] = rows
-        alerts = [_alert(body) for body in rows.values()]
-        return {alert.labels: alert for alert in alerts}
+            for rule, body in connection.execute(query):
+                found.setdefault(rule, []).append(_alert(body))
+            evaluated_at = float(connection.scalar(when) or 0.0)
+        states: list[RuleState] = []
+        for key in rule_keys(group.rules):
+            state = {alert.labels: alert for alert in found.get(key, [])}
+            self._saved[group.key, key] = _lasting(state)
+            states.append(state)
+        return states, evaluated_at
 
-    def save(self, group: RuleGroup, states: dict[int, RuleState]) -> None:
+    def save(self, group: RuleGroup, states: Sequence[RuleState], evaluated_at: float) -> None:
         """Write what changed since the last save, in one transaction. Values alone are not worth a write."""
-        writes: list[tuple[tuple[str, str], dict[str, dict[str, Any]]]] = []
-        for place, state in states.items():
-            key = _key(group, place)
-            bodies = {fingerprint(labels): _body(alert) for labels, alert in state.items()}
-            if _lasting(bodies) != _lasting(self._saved.get(key, {})):
-                writes.append((key, bodies))
-        if not writes:
+        writes: list[tuple[tuple[str, str], RuleState]] = []
+        for rule, state in zip(rule_keys(group.rules), states, strict=True):
+            if _lasting(state) != self._saved.get((group.key, rule), {}):
+                writes.append(((group.key, rule), state))
+        # How long an alert has waited, or is kept firing, counts only while somebody looks: see `states.resumed`.
+        waiting = any(_waits(alert) for state in states for alert in state.values())
+        if not writes and not waiting:
             return
+        columns = ALERT_STATES.c
         with self._engine.begin() as connection:
-            for key, bodies in writes:
-                connection.execute(
-                    ALERT_STATES.delete().where(ALERT_STATES.c.group_key == key[0], ALERT_STATES.c.rule == key[1])
-                )
-                if bodies:
+            for (group_key, rule), state in writes:
+                connection.execute(ALERT_STATES.delete().where(columns.group_key == group_key, columns.rule == rule))
+                rows = [
+                    {"group_key": group_key, "rule": rule, "fingerprint": alert.fingerprint, "body": _body(alert)}
+                    for alert in state.values()
+                ]
+                if rows:
+                    connection.execute(ALERT_STATES.insert(), rows)
+            known = RULE_GROUPS.c.group_key == group.key
+            updated = connection.execute(RULE_GROUPS.update().where(known).values(evaluated_at=evaluated_at))
+            if not updated.rowcount:
+                connection.execute(RULE_GROUPS.insert().values(group_key=group.key, evaluated_at=evaluated_at))
+        self._saved.update((key, _lasting(state)) for key, state in writes)
+
+    def keep_only(self, groups: Collection[RuleGroup]) -> None:
+        """Forget the alerts of rules that are no more: a rule that comes back begins anew."""
+        present = {(group.key, rule) for group in groups for rule in rule_keys(group.rules)}
+        columns = ALERT_STATES.c
+        with self._engine.begin() as connection:
+            stored = connection.execute(sa.select(columns.group_key, columns.rule).distinct()).all()
+            for group_key, rule in stored:
+                if (group_key, rule) not in present:
                     connection.execute(
-                        ALERT_STATES.insert(),
-                        [
-                            {"group_key": key[0], "rule": key[1], "fingerprint": mark, "body": body}
-                            for mark, body in bodies.items()
-                        ],
+                        ALERT_STATES.delete().where(columns.group_key == group_key, columns.rule == rule)
                     )
-        self._saved.update(writes)
+                    self._saved.pop((group_key, rule), None)
 
 
-def _key(group: RuleGroup, place: int) -> tuple[str, str]:
-    return f"{group.path};{group.name}", f"{place}:{group.rules[place].name}"
+def rule_keys(rules: Sequence[Rule]) -> list[str]:
+    """What each rule is known by in its group: name and labels, and for equal ones their order."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for rule in rules:
+        digest = hashlib.blake2b(repr((rule.kind, rule.name, rule.labels)).encode(), digest_size=12).hexdigest()
+        keys.append(f"{rule.name[:_NAME_LENGTH]}#{digest}.{seen[digest]}")
+        seen[digest] += 1
+    return keys
 
 
-def _lasting(bodies: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _waits(alert: Alert) -> bool:
+    return alert.state == "pending" or alert.keep_firing_since is not None
+
+
+def _lasting(state: RuleState) -> dict[Labels, _Lasting]:
     return {
-        mark: {name: item for name, item in body.items() if name not in ("value", "annotations")}
-        for mark, body in bodies.items()
+        labels: (alert.state, alert.active_at, alert.fired_at, alert.keep_firing_since, alert.resolved_at)
+        for labels, alert in state.items()
     }
 
 

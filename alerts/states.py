@@ -6,13 +6,14 @@ receiver hears of it. Source: Prometheus, rules/alerting.go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alerts.labels import Labels, fingerprint
-from alerts.querier import Sample
+from alerts.labels import Labels, fingerprint, labels_of
 from alerts.rules import Rule
+from alerts.samples import Sample
 
 RESOLVED_RETENTION_SECONDS = 15 * 60.0
 
@@ -99,7 +100,7 @@ def step(rule: Rule, state: RuleState, result: Sequence[Instance], ts: float) ->
             after[labels] = moved
         if change is not None:
             events.append(Event(change, moved or state[labels]))
-    return Step(after, tuple(_samples(after.values())), tuple(events))
+    return Step(after, tuple(series(rule, after)), tuple(events))
 
 
 def _by_labels(result: Sequence[Instance]) -> dict[Labels, Instance]:
@@ -107,7 +108,8 @@ def _by_labels(result: Sequence[Instance]) -> dict[Labels, Instance]:
     for instance in result:
         if instance.labels in present:
             raise DuplicateAlert(
-                f"two results have the labels {dict(instance.labels)}; aggregate the expression so that one is left"
+                "vector contains metrics with the same labelset after applying alert labels: "
+                f"{dict(instance.labels)}; aggregate the expression so that one is left"
             )
         present[instance.labels] = instance
     return present
@@ -127,8 +129,11 @@ def _seen(rule: Rule, alert: Alert | None, instance: Instance, ts: float) -> tup
     else:
         alert = replace(alert, value=instance.value, annotations=instance.annotations, keep_firing_since=None)
         begun = None
-    if alert.state == "pending" and ts - alert.active_at >= rule.for_seconds:
+    held = elapsed(alert.active_at, ts) >= rule.for_seconds
+    if alert.state == "pending" and held:
         return replace(alert, state="firing", fired_at=ts), "firing"
+    if alert.state == "firing" and not held:  # the rule was given a longer `for`
+        return replace(alert, state="pending", fired_at=None), "pending"
     return alert, begun
 
 
@@ -137,25 +142,42 @@ def _missed(rule: Rule, alert: Alert, ts: float) -> tuple[Alert | None, Change |
     if alert.state == "pending":
         return None, "dropped"
     if alert.state == "inactive":
-        kept = ts - (alert.resolved_at or ts) <= RESOLVED_RETENTION_SECONDS
+        kept = elapsed(alert.resolved_at or ts, ts) <= RESOLVED_RETENTION_SECONDS
         return (alert if kept else None), None
     if rule.keep_firing_for_seconds > 0:
         since = ts if alert.keep_firing_since is None else alert.keep_firing_since
-        if ts - since < rule.keep_firing_for_seconds:
+        if elapsed(since, ts) < rule.keep_firing_for_seconds:
+            if elapsed(alert.active_at, ts) < rule.for_seconds:
+                return replace(alert, state="pending", fired_at=None, keep_firing_since=None), "pending"
             return replace(alert, keep_firing_since=since), None
     return replace(alert, state="inactive", resolved_at=ts, keep_firing_since=None), "resolved"
 
 
-def _samples(alerts: Iterable[Alert]) -> list[Sample]:
+def elapsed(since: float, until: float) -> float:
+    """Seconds between two unix times, to the microsecond: floats of this size know no more."""
+    return round(until - since, 6)
+
+
+def resumed(state: RuleState, gap_seconds: float) -> RuleState:
+    """The state after `gap_seconds` in which nobody looked: what waits, or is kept firing, goes on where it was."""
+    return {
+        labels: replace(alert, active_at=alert.active_at + gap_seconds)
+        if alert.state == "pending"
+        else replace(alert, keep_firing_since=alert.keep_firing_since + gap_seconds)
+        if alert.state == "firing" and alert.keep_firing_since is not None
+        else alert
+        for labels, alert in state.items()
+    }
+
+
+def series(rule: Rule, state: RuleState) -> list[Sample]:
     """ALERTS and ALERTS_FOR_STATE of the active alerts."""
     samples = []
-    for alert in alerts:
+    for alert in state.values():
         if alert.state == "inactive":
             continue
-        samples.append(Sample(_named("ALERTS", (*alert.labels, ("alertstate", alert.state))), 1.0))
-        samples.append(Sample(_named("ALERTS_FOR_STATE", alert.labels), float(int(alert.active_at))))
+        # As in Prometheus, a label whose template came out empty stands in these series as it is written.
+        own = {**dict(rule.labels), **dict(alert.labels), "alertname": rule.name}
+        samples.append(Sample(labels_of({**own, "__name__": "ALERTS", "alertstate": alert.state}), 1.0))
+        samples.append(Sample(labels_of({**own, "__name__": "ALERTS_FOR_STATE"}), float(math.floor(alert.active_at))))
     return samples
-
-
-def _named(name: str, labels: Labels) -> Labels:
-    return tuple(sorted((*labels, ("__name__", name))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from alerts.querier import QueryError
+from alerts.samples import QueryError
 from alerts.templates.calls import ANY, REFLECTED, SAMPLE, TEXT, VECTOR, Function
 from alerts.templates.humanize import FunctionError
 from alerts.templates.nodes import (

@@ -11,7 +11,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 from alerts.labels import Labels
-from alerts.querier import Sample
+from alerts.samples import Sample
 from alerts.templates.builtins import BUILTINS
 from alerts.templates.calls import REFLECTED, TEXT, Function, nil_pointer
 from alerts.templates.evaluation import Execution

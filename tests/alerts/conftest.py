@@ -63,6 +63,22 @@ class Metering:
         assert len(found) <= 1, found
         return found[0].value if found else None
 
+    def instants(self, exprs: Sequence[str], at: float) -> Sequence[Sequence[Sample] | QueryError]:
+        answers: list[Sequence[Sample] | QueryError] = []
+        for expr in exprs:
+            try:
+                answers.append(self.instant(expr, at))
+            except StoreAway:
+                raise
+            except QueryError as error:
+                answers.append(error)
+        return answers
+
+    def write(self, samples: Sequence[Sample], at: float) -> None:
+        if self.away:
+            raise WriteError("the store is away")
+        self.store.append("rules", round(at * 1000), [(dict(s.labels), s.value) for s in samples], stale=False)
+
     def append(self, group: str, samples: Sequence[Sample], at: float) -> None:
         self._write(group, samples, at, stale=False)
 

@@ -131,12 +131,12 @@ def test_a_restart_keeps_when_an_alert_fired_and_since_when_it_is_kept(
 def test_more_alerts_than_the_limit_are_an_error(
     make_rule_file: Callable[[str], Path], metering: Any, database: sa.Engine, clock: Any
 ) -> None:
-    text = "groups: [{name: g, interval: 1s, limit: 1, rules: [{alert: A, expr: '{model=~`.+`}'}]}]"
+    text = "groups: [{name: g, interval: 1s, limit: 1, rules: [{alert: A, expr: 'vector(1) or errors'}]}]"
     engine = make_engine(make_rule_file(text), metering, database)
 
     evaluation = run(engine, metering, clock, 1.0)
 
-    assert evaluation.failures == ("A: exceeded limit of 1 with 2 series",)
+    assert evaluation.failures == ("A: exceeded limit of 1 with 2 alerts",)
     assert engine.alerts() == []
 
 

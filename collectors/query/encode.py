@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import orjson
 
 from collectors.query.engine import Outcome
 from collectors.query.frame import Floats, Frame, Ints, LabelSets
@@ -14,6 +15,7 @@ from collectors.query.values import Matrix
 from collectors.store import Labels
 
 _CHUNK_VALUES = 100_000
+_TEMPLATES = 64
 # Go's encoder writes these so that the text may stand in HTML.
 _HTML = ((b"<", b"\\u003c"), (b">", b"\\u003e"), (b"&", b"\\u0026"))
 
@@ -44,15 +46,15 @@ def time_text(t_ms: int) -> bytes:
 
 def number_texts(values: Floats) -> list[bytes]:
     """The sample values as text, without quotes."""
-    numbers = values.tolist()
-    if not numbers:
+    if not values.size:
         return []
-    written = msgspec.json.encode(numbers)[1:-1] + b","
-    pieces = written.replace(b".0,", b",")[:-1].split(b",")
+    written = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY).replace(b".0,", b",")
+    pieces = written[1:-1].split(b",")
+    pieces[-1] = pieces[-1].removesuffix(b".0")
     if b"e" in written or b"n" in written:  # exponents, and null for what is not finite
         for index, piece in enumerate(pieces):
             if b"e" in piece or b"n" in piece:
-                pieces[index] = sample_text(numbers[index]).encode()
+                pieces[index] = sample_text(float(values[index])).encode()
     return pieces
 
 
@@ -94,7 +96,8 @@ def _series(metric: bytes, times: Ints, numbers: list[bytes], templates: dict[by
     template = templates.get(key)
     if template is None:
         template = b",".join([b'[%b,"%%b"]' % time_text(t_ms) for t_ms in times.tolist()])
-        templates[key] = template
+        if len(templates) < _TEMPLATES:
+            templates[key] = template
     return b'{"metric":%b,"values":[%b]}' % (metric, template % tuple(numbers))
 
 
@@ -118,13 +121,12 @@ def _rows(frame: Frame, times: Ints) -> bytes:
     size = max(1, _CHUNK_VALUES // max(1, len(times)))
     for begin in range(0, len(order), size):
         chosen = order[begin : begin + size]
-        texts = number_texts(frame.values[chosen].ravel())
-        for place, row in enumerate(chosen.tolist()):
-            numbers = texts[place * len(times) : (place + 1) * len(times)]
-            if whole[row]:
-                found.append(_series(metrics[row], times, numbers, templates))
-                continue
-            present = frame.present[row]
-            some = [text for text, there in zip(numbers, present.tolist(), strict=True) if there]
-            found.append(_series(metrics[row], times[present], some, {}))
+        there = frame.present[chosen]
+        texts = number_texts(frame.values[chosen][there])
+        ends = np.cumsum(there.sum(axis=1)).tolist()
+        first = 0
+        for row, present, end in zip(chosen.tolist(), there, ends, strict=True):
+            own = times if whole[row] else times[present]
+            found.append(_series(metrics[row], own, texts[first:end], templates))
+            first = end
     return _matrix(found)

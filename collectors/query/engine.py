@@ -69,6 +69,7 @@ class Engine:
         self._timeout_seconds = timeout_seconds
         self._max_samples = max_samples
         self._semantics = semantics
+        self._version = reader.version if isinstance(reader, Versioned) else None
         self._lock = threading.Lock()
         self._latest: tuple[tuple[int, int], Shared] | None = None
 
@@ -174,9 +175,9 @@ class Engine:
 
     def _shared(self, at_ms: int) -> Shared:
         """What the last expression at this time left, unless samples have come since."""
-        if not isinstance(self._reader, Versioned):
+        if self._version is None:
             return Shared()
-        key = self._reader.version(), int(at_ms)
+        key = self._version(), int(at_ms)
         with self._lock:
             if self._latest is None or self._latest[0] != key:
                 self._latest = key, Shared()

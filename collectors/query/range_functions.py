@@ -34,15 +34,17 @@ def _prefix_sums(windows: Windows, increments: Floats) -> Floats:
 def _gains(windows: Windows, is_counter: bool) -> Floats:
     v = windows.v
     gained: Floats = v[windows.last_rows] - v[windows.first_rows]
-    if is_counter and len(v) > 1:
-        dropped = np.where(v[1:] < v[:-1], v[:-1], 0.0)
-        if np.isfinite(dropped).all():
-            gained = gained + _prefix_sums(windows, dropped)
-        else:
-            inner = Windows(windows.t, windows.v, windows.low + 1, windows.high, windows.start, windows.end)
-            lost = np.concatenate([np.zeros((1, v.shape[1])), dropped])
-            gained = gained + np.where(windows.counts[:, None] > 1, inner.reduce(np.add, lost), 0.0)
-    return gained
+    if not is_counter:
+        return gained
+    fell = v[1:] < v[:-1]
+    if not fell.any():
+        return gained
+    dropped = np.where(fell, v[:-1], 0.0)
+    if np.isfinite(dropped).all():
+        return gained + _prefix_sums(windows, dropped)
+    inner = Windows(windows.t, v, windows.low + 1, windows.high, windows.start, windows.end)
+    lost = np.concatenate([np.zeros((1, v.shape[1])), dropped])
+    return gained + np.where(windows.counts[:, None] > 1, inner.reduce(np.add, lost), 0.0)
 
 
 def _extrapolated(windows: Windows, is_counter: bool, per_second: bool, zero_first: bool) -> Answer:
@@ -128,7 +130,7 @@ def _regression(windows: Windows, origin: Ints) -> tuple[Floats, Floats]:
         slope[steps] = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
         intercept[steps] = y_mean - slope[steps] * x_mean
     first = windows.v[windows.first_rows]
-    constant = (windows.reduce(np.minimum) == first) & (windows.reduce(np.maximum) == first)
+    constant = (windows.extreme(np.minimum) == first) & (windows.extreme(np.maximum) == first)
     infinite = constant & np.isinf(first)
     slope = np.where(constant, np.where(infinite, np.nan, 0.0), slope)
     return slope, np.where(constant, np.where(infinite, np.nan, first), intercept)
@@ -178,12 +180,12 @@ def avg_over_time(windows: Windows) -> Answer:
 
 def min_over_time(windows: Windows) -> Answer:
     """Smallest value; NaN only if there is nothing else."""
-    return windows.reduce(np.fmin), windows.counts >= 1
+    return windows.extreme(np.fmin), windows.counts >= 1
 
 
 def max_over_time(windows: Windows) -> Answer:
     """Largest value; NaN only if there is nothing else."""
-    return windows.reduce(np.fmax), windows.counts >= 1
+    return windows.extreme(np.fmax), windows.counts >= 1
 
 
 def count_over_time(windows: Windows) -> Answer:

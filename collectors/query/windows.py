@@ -82,6 +82,26 @@ class Windows:
         folded: Floats = ufunc.reduceat(padded, pairs, axis=0)[::2]
         return folded
 
+    def extreme(self, ufunc: np.ufunc) -> Floats:
+        """As `reduce`, for a ufunc that gives the same however often it sees a value, such as the maximum.
+
+        Answers for spans of 1, 2, 4, … rows are made from those of half the length; a window is two such spans.
+        """
+        if len(self.low) == 1:
+            return self.reduce(ufunc)
+        result = np.empty(self.shape)
+        first, last = self.first_rows, self.last_rows
+        level = np.maximum(np.log2(np.maximum(last - first + 1, 1)).astype(np.int64), 0)
+        spans, length = self.v, 1
+        for exponent in range(int(level.max(initial=0)) + 1):
+            here = np.flatnonzero(level == exponent)
+            if len(here):
+                result[here] = ufunc(spans[first[here]], spans[np.maximum(last[here] - length + 1, first[here])])
+            if length < len(spans):
+                spans = ufunc(spans[:-length], spans[length:])
+            length *= 2
+        return result
+
     def padded(self) -> Iterator[tuple[slice, Floats, Floats, Bools]]:
         """The windows as rectangles, some steps at a time.
 

@@ -94,11 +94,15 @@ def read_silence(body: Any) -> Silence:
         raise Malformed("matchers must be a list")
     if not body["matchers"]:
         raise Invalid("matchers in body should have at least 1 items", 612)
+    starts, ends = _instant(body, "startsAt"), _instant(body, "endsAt")
+    matchers = tuple(_read_matcher(item, place) for place, item in enumerate(body["matchers"]))
+    if starts >= ends:
+        raise ValueError("Failed to create silence: start time must be before end time")
     return Silence(
         id=str(body.get("id") or ""),
-        matchers=tuple(_read_matcher(item, place) for place, item in enumerate(body["matchers"])),
-        starts_at=_instant(body, "startsAt"),
-        ends_at=_instant(body, "endsAt"),
+        matchers=matchers,
+        starts_at=starts,
+        ends_at=ends,
         created_by=str(body["createdBy"]),
         comment=str(body["comment"]),
     )

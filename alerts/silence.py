@@ -79,8 +79,6 @@ class SilenceStore:
         Like Alertmanager's: what would change the past (what an active one matches, or when it started) ends it and
         makes a new one; one that ended is made anew.
         """
-        if silence.starts_at >= silence.ends_at:
-            raise ValueError("Failed to create silence: start time must be before end time")
         if silence.ends_at < now:
             raise ValueError("Failed to create silence: end time can't be in the past")
         if silence.id:

@@ -57,7 +57,9 @@ class CollectorSettings(_Section, frozen=True, kw_only=True):
     targets: list[Target] = []
     """Prometheus targets besides Trimtab's own services."""
     file_sd: list[str] = []
-    """Globs of Prometheus `file_sd` JSON files, watched for change."""
+    """Globs of Prometheus `file_sd` files (JSON, YAML), watched for change."""
+    scrape_config: str = ""
+    """Prometheus configuration file; what its `scrape_configs` name is scraped, too."""
     scrape_interval_seconds: float = 1.0
     window_seconds: float = 60.0
     allowed_lateness_seconds: float = 5.0
@@ -111,6 +113,10 @@ class AlertsSettings(_Section, frozen=True, kw_only=True):
     """Apprise URLs (mail, Slack, Teams, PagerDuty, …)."""
     webhooks: list[str] = []
     """URLs that get Alertmanager's webhook JSON, signed if a secret is set."""
+    alertmanager_config: str = ""
+    """An `alertmanager.yml` that says who is told what and when, in place of `notify` and `webhooks`."""
+    alertmanagers: list[str] = []
+    """Base URLs of Alertmanagers that get the alerts of our rules too, such as `http://am:9093`."""
     actions: dict[str, ActionSettings] = {}
 
 
@@ -389,6 +395,11 @@ def _check(settings: Settings) -> None:
     for name in settings.alerts.actions:
         if name not in ACTIONS:
             raise SettingsError(f"alerts.actions.{name}: no such action; there are {', '.join(ACTIONS)}")
+    own = settings.alerts
+    if own.alertmanager_config and (own.notify or own.webhooks):
+        raise SettingsError(
+            "alerts.alertmanager_config names all receivers; move alerts.notify and alerts.webhooks into that file"
+        )
     collector = settings.collector
     if collector.scrape_interval_seconds <= 0 or collector.window_seconds <= 0:
         raise SettingsError("collector.scrape_interval_seconds and collector.window_seconds must be above 0")

@@ -8,6 +8,7 @@ from alerts.notifications.configuration import (
     read_configuration,
     simple_configuration,
 )
+from alerts.notifications.matchers import parse_matcher, parse_matchers
 from alerts.notifications.receivers import Receiver, simple_receiver
 from alerts.notifications.route import Route
 from alerts.notifications.yaml_reader import ConfigurationError
@@ -20,6 +21,8 @@ __all__ = [
     "Receiver",
     "Route",
     "load_configuration",
+    "parse_matcher",
+    "parse_matchers",
     "read_configuration",
     "simple_configuration",
     "simple_receiver",

@@ -86,7 +86,7 @@ def prometheus(folder: Path, alertmanager: str | None, settings: Settings) -> No
 @with_settings
 def alertmanager(folder: Path, settings: Settings) -> None:
     """A configuration that sends alerts with an `action` label to Trimtab's webhook, which acts on them."""
-    receiver = {"url": f"{settings.alerts_url}/api/v1/webhook", "send_resolved": True}
+    receiver = {"url": f"{settings.alerts_url}/hooks/alertmanager", "send_resolved": True}
     if settings.secret:
         receiver["http_config"] = {"authorization": {"type": "Bearer", "credentials": "PUT THE SECRET HERE"}}
     config = {

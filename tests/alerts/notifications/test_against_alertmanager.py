@@ -1,0 +1,226 @@
+"""The same alerts to ours and to the real Alertmanager, on the same configuration: the same webhooks and answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.slow
+
+CONFIGURATION = """
+global: {resolve_timeout: 1h}
+route:
+  receiver: root
+  group_by: [alertname]
+  group_wait: 200ms
+  group_interval: 1s
+  repeat_interval: 1h
+  routes:
+    - match_re: {severity: "page|ticket"}
+      match: {team: ml}
+      receiver: web.hook
+      group_by: [alertname, model]
+      continue: true
+    - matchers: ['model=~"m.*"', severity!="none"]
+      receiver: "two hooks"
+      group_by: ['...']
+    - matchers: [team="quiet"]
+      receiver: firing-only
+inhibit_rules:
+  - source_matchers: [alertname="Down"]
+    target_match_re: {alertname: "Slow|Down"}
+    equal: [model]
+receivers:
+  - name: root
+    webhook_configs: [{url: "URL/NAME/root"}]
+  - name: web.hook
+    webhook_configs: [{url: "URL/NAME/ml", max_alerts: 2}]
+  - name: two hooks
+    webhook_configs: [{url: "URL/NAME/one"}, {url: "URL/NAME/two", send_resolved: false}]
+  - name: firing-only
+    webhook_configs: [{url: "URL/NAME/firing", send_resolved: false}]
+"""
+
+CLIENT = httpx.Client(verify=False)  # making one takes longer than a request
+
+NOW = datetime.now(UTC).replace(microsecond=123000)
+
+
+def alert(name: str, *, ends: float = 3600, annotations: dict[str, str] | None = None, **labels: str) -> dict[str, Any]:
+    return {
+        "labels": {"alertname": name, **labels},
+        "annotations": annotations or {"summary": f'{name} "is" <bad>', "empty": ""},
+        "startsAt": (NOW - timedelta(seconds=60)).isoformat().replace("+00:00", "Z"),
+        "endsAt": (NOW + timedelta(seconds=ends)).isoformat().replace("+00:00", "Z"),
+        "generatorURL": "http://prom.example/graph?g0.expr=up%3D%3D1",
+    }
+
+
+ROUNDS = [
+    [
+        alert("Slow", model="m1", severity="page", team="ml"),
+        alert("Slow", model="m2", severity="page", team="ml", instance="b"),
+        alert("Slow", model="m2", severity="page", team="ml", instance="a"),
+        alert("Slow", model="m2", severity="ticket", team="ml", job="z"),
+        alert("Down", model="m1", severity="page", team="ops"),
+        alert("Odd", path='a"b\\c\nd', note="naïve ✓"),
+        alert("Quiet", team="quiet", model="x"),
+        alert("Nobody"),
+    ],
+    [
+        alert("Slow", model="m2", severity="page", team="ml", instance="a", ends=-1),
+        alert("Quiet", team="quiet", model="x", ends=-1),
+        alert("Odd", path="new", note="naïve ✓"),
+    ],
+    [alert("Nobody", ends=-1), alert("Odd", path="new", note="naïve ✓", annotations={"summary": "changed"})],
+]
+
+
+def statuses(url: str, **params: str) -> Any:
+    found = CLIENT.get(f"{url}/api/v2/alerts", params=params).json()
+    return [{key: value for key, value in each.items() if key != "updatedAt"} for each in found]
+
+
+def groups(url: str) -> Any:
+    found = CLIENT.get(f"{url}/api/v2/alerts/groups").json()
+    for group in found:
+        for each in group["alerts"]:
+            del each["updatedAt"]
+    return found
+
+
+def settle(webhooks: Any) -> None:
+    """Wait until two group intervals have brought no more webhooks."""
+    count, since = len(webhooks.requests), time.monotonic()
+    while time.monotonic() - since < 2.2:
+        time.sleep(0.05)
+        if len(webhooks.requests) != count:
+            count, since = len(webhooks.requests), time.monotonic()
+
+
+def test_the_same_alerts_give_the_same_webhooks_and_statuses(
+    webhooks: Any, real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
+) -> None:
+    text = CONFIGURATION.replace("URL", webhooks.url)
+    theirs, ours = real_alertmanager(text.replace("NAME", "theirs")), our_alertmanager(text.replace("NAME", "ours"))
+
+    for number, posted in enumerate(ROUNDS):
+        for url in (theirs, ours):
+            assert CLIENT.post(f"{url}/api/v2/alerts", json=posted).status_code == 200
+        settle(webhooks)
+        for path in ("root", "ml", "one", "two", "firing"):
+            left, right = (
+                sorted(webhooks.bodies(f"/{name}/{path}"), key=lambda body: (body["groupKey"], str(body)))
+                for name in ("theirs", "ours")
+            )
+            assert right == left, (number, path)
+        assert statuses(ours) == statuses(theirs)
+        assert groups(ours) == groups(theirs)
+    assert len(webhooks.bodies("/ours/")) >= 10
+
+    for params in (
+        {"active": "false"}, {"inhibited": "false"}, {"silenced": "false"}, {"receiver": "two.*"},
+        {"filter": 'alertname=~"S.*"'}, {"filter": 'team=""'}, {"filter": 'team!=""'}, {"receiver": "two"},
+    ):  # fmt: skip
+        assert statuses(ours, **params) == statuses(theirs, **params), params
+    assert CLIENT.get(f"{ours}/api/v2/receivers").json() == CLIENT.get(f"{theirs}/api/v2/receivers").json()
+
+
+SILENCE = {
+    "matchers": [{"name": "a", "value": "b", "isRegex": False}], "startsAt": "2026-11-22T00:00:00Z",
+    "endsAt": "2036-01-01T00:00:00Z", "createdBy": "ada", "comment": "c",
+}  # fmt: skip
+UNKNOWN = "7d8d5e5e-0000-4000-8000-000000000000"
+
+
+def matchers(*items: dict[str, Any]) -> dict[str, Any]:
+    return {**SILENCE, "matchers": list(items)}
+
+
+REQUESTS: list[tuple[str, str, Any]] = [
+    ("POST", "alerts", [{}]),
+    ("POST", "alerts", [{"labels": {}}]),
+    ("POST", "alerts", [{"labels": {"a-b": "c"}}, {"labels": {"ok": "1"}, "annotations": {"y-z": "1"}}]),
+    ("POST", "alerts", [{"labels": {"ok": "3"}, "startsAt": "2026-01-02T00:00:00Z", "endsAt": "2026-01-01T00:00:00Z"}]),
+    ("POST", "alerts", [{"labels": {"ok": "4"}, "generatorURL": "not a url"}]),
+    ("POST", "alerts", [{"labels": {"ok": "5"}, "extra": 1}]),
+    ("GET", "alerts?filter=%7B", None),
+    ("GET", "alerts/groups?receiver=none", None),
+    *(("POST", "silences", {key: value for key, value in SILENCE.items() if key != name}) for name in SILENCE),
+    ("POST", "silences", matchers()),
+    ("POST", "silences", matchers({"name": "a", "value": "b"})),
+    ("POST", "silences", matchers({"name": "a", "isRegex": True})),
+    ("POST", "silences", {**SILENCE, "endsAt": "2020-01-01T00:00:00Z"}),
+    ("POST", "silences", {**SILENCE, "startsAt": "2020-01-01T00:00:00Z", "endsAt": "2020-01-02T00:00:00Z"}),
+    ("GET", "silences?filter=a%3D%22x", None),
+    ("GET", "silence/none", None),
+    ("DELETE", "silence/none", None),
+]
+# Where the words are Go's own, the status is what counts.
+SAME_STATUS: list[tuple[str, str, Any]] = [
+    ("POST", "alerts", {}),
+    ("POST", "alerts", [{"labels": {"a": 5}}]),
+    ("POST", "alerts", [{"labels": {"a": "b"}, "startsAt": "soon"}]),
+    ("GET", "alerts?receiver=%28", None),
+    ("POST", "silences", {**SILENCE, "startsAt": "soon"}),
+    ("POST", "silences", {**SILENCE, "id": UNKNOWN}),
+    ("POST", "silences", {**SILENCE, "id": "nope"}),
+    ("POST", "silences", matchers({"name": "a", "value": "", "isRegex": False})),
+    ("POST", "silences", matchers({"name": "a", "value": ".*", "isRegex": True})),
+    ("POST", "silences", matchers({"name": "a", "value": "(", "isRegex": True})),
+    ("POST", "silences", matchers({"name": "a-b", "value": "x", "isRegex": False})),
+    ("POST", "silences", matchers({"name": "a", "value": "x", "isRegex": False, "isEqual": False})),
+    ("GET", f"silence/{UNKNOWN}", None),
+]
+
+
+def test_requests_that_are_wrong_are_refused_in_the_same_words(
+    real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
+) -> None:
+    text = "route: {receiver: d}\nreceivers: [{name: d}]"
+    urls = [real_alertmanager(text), our_alertmanager(text)]
+
+    for method, path, body in (*REQUESTS, *SAME_STATUS):
+        left, right = (CLIENT.request(method, f"{url}/api/v2/{path}", json=body) for url in urls)
+        assert right.status_code == left.status_code, (method, path, body, left.text, right.text)
+        if (method, path, body) in REQUESTS:
+            assert right.text.strip() == left.text.strip(), (method, path, body)
+
+
+def test_silences_live_the_same_life(
+    real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
+) -> None:
+    text = "route: {receiver: d}\nreceivers: [{name: d}]"
+    soon = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    lives = []
+    for url in (real_alertmanager(text), our_alertmanager(text)):
+        with httpx.Client(base_url=f"{url}/api/v2", verify=False) as client:
+            client.post("/alerts", json=[{"labels": {"a": "b"}}, {"labels": {"a": "c"}}])
+            first = client.post("/silences", json=SILENCE).json()["silenceID"]
+            shown = client.get(f"/silence/{first}").json()
+            longer = {**SILENCE, "id": first, "startsAt": shown["startsAt"], "endsAt": "2037-01-01T00:00:00Z"}
+            same = client.post("/silences", json=longer).json()["silenceID"]
+            wider = matchers({"name": "a", "value": "b|c", "isRegex": True})
+            other = client.post("/silences", json={**wider, "id": first}).json()["silenceID"]
+            pending = client.post("/silences", json={**SILENCE, "startsAt": soon}).json()["silenceID"]
+            moved = client.post("/silences", json={**SILENCE, "id": pending, "startsAt": soon}).json()["silenceID"]
+            gone = [client.delete(f"/silence/{pending}").status_code for _ in range(2)]
+            found = client.get("/silences").json()
+            ids = {first: "first", other: "other", pending: "pending"}
+            lives.append(
+                (
+                    same == first, other != first, moved == pending, gone,
+                    [(ids[each["id"]], each["status"]["state"], each["matchers"]) for each in found],
+                    [(a["labels"], a["status"]["state"], [ids[id] for id in a["status"]["silencedBy"]])
+                     for a in client.get("/alerts").json()],
+                    [ids[each["id"]] for each in client.get("/silences", params={"filter": "a=b"}).json()],
+                )
+            )  # fmt: skip
+
+    assert lives[1] == lives[0]
+    assert lives[0][:4] == (True, True, True, [200, 200])

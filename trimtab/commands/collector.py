@@ -7,6 +7,7 @@ import click
 from collectors.api import CollectorConfig
 from collectors.api import serve as run
 from collectors.drift.judge import DriftThresholds
+from collectors.scraping import BadConfig, ScrapeConfig, read_scrape_configs
 from collectors.targets import ScrapeTarget
 from trimtab.commands.options import fail, start_logging, with_settings
 from trimtab.settings import Settings
@@ -30,6 +31,7 @@ def collector(settings: Settings) -> None:
                 targets=targets(settings),
                 file_sd=tuple(own.file_sd),
                 scrape_interval_seconds=own.scrape_interval_seconds,
+                scrape_configs=scrape_configs(settings),
                 alerts_url=settings.alerts_url,
                 window_seconds=own.window_seconds,
                 allowed_lateness_seconds=own.allowed_lateness_seconds,
@@ -43,6 +45,16 @@ def collector(settings: Settings) -> None:
         )
     except OSError as error:
         fail(str(error))
+
+
+def scrape_configs(settings: Settings) -> tuple[ScrapeConfig, ...]:
+    """What the Prometheus file that the settings name says of scraping. Ends the command when it cannot be used."""
+    if not settings.collector.scrape_config:
+        return ()
+    try:
+        return read_scrape_configs(settings.collector.scrape_config)
+    except BadConfig as error:
+        fail(f"collector.scrape_config: {error}")
 
 
 def targets(settings: Settings) -> tuple[ScrapeTarget, ...]:

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from opentelemetry.trace import SpanKind
 
@@ -23,7 +24,7 @@ from serving.calls import Call
 from serving.protocol.tensors import Array
 from serving.router import Choice
 from serving.telemetry.accounts import Served
-from serving.telemetry.served import EventForm, ServedGroup, feature, names_of, recorded
+from serving.telemetry.served import EventForm, ServedGroup, feature, names_of, recorded, row_texts
 
 _MAX_FORMS = 64
 
@@ -151,12 +152,14 @@ def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
     """One event a row of calls of one version and arm, as one record batch; predictions of failed calls are null."""
     first = calls[0]
     choice, signature = first.choice, first.signature
-    rows = [call.rows for call in calls]
+    rows = np.array([call.rows for call in calls])
     features = {
         column.name: feature(column, [call.values[place] for call in calls])
         for place, column in enumerate(signature.inputs)
         if recorded(column)
     }
+    failures = [call.outputs is None for call in calls]
+    failed = np.repeat(failures, rows) if any(failures) else None
     predictions: dict[str, Any] = {}
     for place, output in enumerate(signature.outputs):
         parts = [_prediction(call, place) for call in calls]
@@ -164,11 +167,10 @@ def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
         declared = 1 if -1 in output.shape else prod(output.shape)
         width = max(declared, *(part.shape[1] for part in parts))
         values = np.concatenate([part if part.shape[1] == width else _widened(part, width) for part in parts])
-        failed = np.repeat([call.outputs is None for call in calls], rows)
-        named = names_of(output.name, width)
-        predictions |= {name: pa.array(values[:, k], pa.float64(), mask=failed) for k, name in enumerate(named)}
+        by_name = zip(names_of(output.name, width), np.ascontiguousarray(values.T, np.float64), strict=True)
+        predictions |= {name: pa.array(of_name, pa.float64(), mask=failed) for name, of_name in by_name}
     return event_batch(
-        ids=list(chain.from_iterable(_ids(call) for call in calls)),
+        ids=list(chain.from_iterable(map(_ids, calls))),
         time_ns=np.repeat([anchor.unix(call.done) for call in calls], rows),
         model=first.model,
         version=str(choice.version),
@@ -185,13 +187,17 @@ def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
 
 
 def _ids(call: Call) -> list[str]:
-    return [call.id] if call.rows == 1 else [f"{call.id}/{row}" for row in range(call.rows)]
+    if call.rows == 1:
+        return [call.id]
+    start = f"{call.id}/"
+    return [start + row for row in row_texts(call.rows)]
 
 
-def _repeated(values: list[str | None] | list[str], rows: list[int]) -> pa.Array:
-    return pa.array(
-        list(chain.from_iterable([value] * count for value, count in zip(values, rows, strict=True))), pa.utf8()
-    )
+def _repeated(values: Sequence[str | None], rows: npt.NDArray[np.int64]) -> pa.Array | str | None:
+    """Each value for all rows of its call; one value where it is the same for all."""
+    if values.count(values[0]) == len(values):
+        return values[0]
+    return pa.array(np.repeat(np.array(values, object), rows), pa.utf8(), from_pandas=False)
 
 
 def _widened(part: Array, width: int) -> Array:
@@ -199,6 +205,7 @@ def _widened(part: Array, width: int) -> Array:
 
 
 def _prediction(call: Call, place: int) -> Array:
+    """What the model gave for the call's rows, [rows, values]; NaN where it gave nothing."""
     if call.outputs is None:
         return np.full((call.rows, 1), np.nan)
-    return call.outputs[place].reshape(call.rows, -1).astype(np.float64)
+    return call.outputs[place].reshape(call.rows, -1)

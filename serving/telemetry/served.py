@@ -115,12 +115,13 @@ def row_ids(prefix: bytes, first: int, requests: Integers) -> pa.Array:
             ids.append(f"{name}-{number}")
         else:
             start = f"{name}-{number}/"
-            ids += [start + row for row in _texts(rows)]
+            ids += [start + row for row in row_texts(rows)]
     return pa.array(ids, pa.utf8())
 
 
 @lru_cache(64)
-def _texts(rows: int) -> tuple[str, ...]:
+def row_texts(rows: int) -> tuple[str, ...]:
+    """What ends the ids of a request's rows."""
     return tuple(map(str, range(rows)))
 
 

@@ -141,6 +141,101 @@ def _avg(rows: _Ordered) -> Floats:
 
 
 def _stdvar(rows: _Ordered) -> Floats:
+    if rows.running_moments:
+        return _running_variance(rows)
+    count = np.maximum(rows.counts(), 1)
+    # From the group's smallest value on: equal values then have no variance at all, not a rounding error.
+    shifted = rows.values - rows.fold(np.fmin, rows.values, np.nan)[rows.group]
+    mean = rows.fold(np.add, shifted, 0.0) / count
+    return rows.fold(np.add, (shifted - mean[rows.group]) ** 2, 0.0) / count
+
+
+def _running_variance(rows: _Ordered) -> Floats:
+    """The variance as version 2 has it: one value after the other, so of one value, even an infinite one, 0."""
+    starts = rows.grouping.starts
+    sizes = np.diff(np.append(starts, len(rows.values)))
+    shape = len(starts), rows.values.shape[1]
+    count, mean, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for position in range(int(sizes.max())):
+        groups = np.flatnonzero(sizes > position)
+        value = rows.values[starts[groups] + position]
+        here = np.ones(value.shape, dtype=bool) if rows.present is None else rows.present[starts[groups] + position]
+        first = here & (count[groups] == 0)
+        count[groups] += here
+        delta = value - mean[groups]
+        moved = np.where(first, value, mean[groups] + delta / np.maximum(count[groups], 1))
+        squares[groups] += np.where(here & ~first, delta * (value - moved), 0.0)
+        mean[groups] = np.where(here, moved, mean[groups])
+    return squares / np.maximum(count, 1)
+
+
+_REDUCTIONS.get(op)
+    if reduce is None:
+        raise QueryError(f"unsupported aggregation {op!r}", "bad_data")
+    grouping = grouped(frame.labels, labels, without)
+    if not grouping.labels:
+        return frame
+    present = frame.present[grouping.order]
+    ordered = _Ordered(frame.values[grouping.order], None if present.all() else present, grouping, running_moments)
+    there = np.logical_or.reduceat(present, grouping.starts, axis=0)
+    return Frame(grouping.labels, reduce(ordered), there, _dropped(frame, grouping, without))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ordered:
+    """Rows sorted by group; `present` is None where all are."""
+
+    values: Floats
+    present: Bools | None
+    grouping: Grouping
+    running_moments: bool
+
+    @property
+    def group(self) -> Ints:
+        """The group of each row."""
+        return self.grouping.of_row[self.grouping.order]
+
+    def fold(self, ufunc: np.ufunc, values: Floats, absent: float) -> Floats:
+        source = values if self.present is None else np.where(self.present, values, absent)
+        folded: Floats = ufunc.reduceat(source, self.grouping.starts, axis=0)
+        return folded
+
+    def counts(self) -> Floats:
+        if self.present is None:
+            sizes = np.diff(np.append(self.grouping.starts, len(self.values))).astype(np.float64)
+            return np.repeat(sizes[:, None], self.values.shape[1], axis=1)
+        counted: Floats = np.add.reduceat(self.present.astype(np.float64), self.grouping.starts, axis=0)
+        return counted
+
+    def careful(self, result: Floats, total: Floats, exact: Callable[[Floats], float]) -> Floats:
+        """The result, computed again where the plain sum of the terms lost digits that matter."""
+        doubtful = np.zeros(total.shape, dtype=np.bool_)
+        if (self.values < 0).any():
+            doubtful = cancelled(total, self.fold(np.add, np.abs(self.values), 0.0))
+        if not np.isfinite(total).all():
+            doubtful |= overflowed(total, self.fold(np.maximum, np.abs(self.values), 0.0))
+        ends = np.append(self.grouping.starts, len(self.values))
+        for group, step in np.argwhere(doubtful):
+            rows = slice(ends[group], ends[group + 1])
+            chosen = self.values[rows, step]
+            if self.present is not None:
+                chosen = chosen[self.present[rows, step]]
+            if len(chosen):
+                result[group, step] = exact(chosen)
+        return result
+
+
+def _sum(rows: _Ordered) -> Floats:
+    total = rows.fold(np.add, rows.values, 0.0)
+    return rows.careful(total, total, careful_sum)
+
+
+def _avg(rows: _Ordered) -> Floats:
+    total = rows.fold(np.add, rows.values, 0.0)
+    return rows.careful(total / np.maximum(rows.counts(), 1), total, careful_mean)
+
+
+def _stdvar(rows: _Ordered) -> Floats:
     counts = rows.counts()
     count = np.maximum(counts, 1)
     # From the group's smallest value on: equal values then have no variance at all, not a rounding error.
@@ -251,7 +346,8 @@ def count_values(frame: Frame, label: str, labels: tuple[str, ...], without: boo
     for row, step in np.argwhere(frame.present):
         text = format_float(float(frame.values[row, step]))
         # A label of the same name gives way, and groups that differed in it alone become one.
-        key = label_key({**grouping.labels[grouping.of_row[row]], label: text})
+        group = grouping.labels[grouping.of_row[row]]
+        key = label_key(group if without and label in labels else {**group, label: text})
         counts.setdefault(key, np.zeros(steps))[step] += 1
     if not counts:
         return Frame.empty(steps)

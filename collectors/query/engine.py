@@ -63,8 +63,10 @@ class Engine:
         timeout_seconds: float = 120.0,
         max_samples: int = 50_000_000,
         semantics: Semantics = PROMETHEUS_3,
+        subquery_step_ms: int = _SUBQUERY_STEP_MS,
     ) -> None:
         self._reader = reader
+        self._subquery_step_ms = subquery_step_ms
         self._lookback_ms = lookback_ms
         self._timeout_seconds = timeout_seconds
         self._max_samples = max_samples
@@ -167,7 +169,7 @@ class Engine:
             int(end_ms),
             step_ms,
             self._lookback_ms,
-            _SUBQUERY_STEP_MS,
+            self._subquery_step_ms,
             self._semantics,
             limits,
             shared,

@@ -53,12 +53,16 @@ MATHS: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
+_LAST = np.iinfo(np.int64).max
+
+
 # --- calendar (UTC; values are unix seconds) --------------------------------------------------------------------------
 def _calendar(read: Callable[[Moments], Moments]) -> Callable[[Floats], Floats]:
     def apply(values: Floats) -> Floats:
-        finite = np.isfinite(values)
-        moments = np.where(finite, values, 0).astype("datetime64[s]")
-        return np.where(finite, read(moments).astype(np.float64), np.nan)
+        # What is no 64-bit number of seconds, NaN too, is one second after the last, as in Go on most machines.
+        fits = np.abs(values) < 2.0**63
+        whole = np.where(fits, values, 0).astype(np.int64)
+        return read(np.where(fits, whole, _LAST).astype("datetime64[s]")).astype(np.float64)
 
     return apply
 

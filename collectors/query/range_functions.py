@@ -12,7 +12,7 @@ import numpy as np
 from collectors.query.errors import QueryError
 from collectors.query.frame import Bools, Floats, Ints
 from collectors.query.quantiles import quantile_of_columns
-from collectors.query.sums import cancelled, careful_mean, careful_sum, overflowed
+from collectors.query.sums import CompensatedSum, cancelled, careful_mean, careful_sum, overflowed
 from collectors.query.windows import Windows
 
 Answer = tuple[Floats, Bools]
@@ -116,19 +116,26 @@ def resets(windows: Windows) -> Answer:
 
 # --- straight lines ---------------------------------------------------------------------------------------------------
 def _regression(windows: Windows, origin: Ints) -> tuple[Floats, Floats]:
-    """Slope a second and value at `origin` (ms, [steps]) of the least-squares line through each window."""
-    shape = (len(windows.low), windows.v.shape[1])
-    slope, intercept = np.empty(shape), np.empty(shape)
+    """Slope a second and value at `origin` (ms, [steps]) of the least-squares line through each window.
+
+    The sums are compensated term by term, as in linearRegression: lines that are nearly flat need the digits.
+    """
+    slope, intercept = np.empty(windows.shape), np.empty(windows.shape)
     for steps, v, t, inside in windows.padded():
-        weight = inside[:, :, None]
-        x = ((t - origin[steps, None]) / 1000)[:, :, None]
-        n = np.maximum(inside.sum(axis=1), 1)[:, None]
-        # Centred sums: the plain ones cancel when the window is far from the origin.
-        x_mean = np.where(weight, x, 0).sum(axis=1) / n
-        y_mean = np.where(weight, v, 0).sum(axis=1) / n
-        dx, dy = np.where(weight, x - x_mean[:, None], 0), np.where(weight, v - y_mean[:, None], 0)
-        slope[steps] = (dx * dy).sum(axis=1) / (dx * dx).sum(axis=1)
-        intercept[steps] = y_mean - slope[steps] * x_mean
+        n = np.maximum(inside.sum(axis=1), 1)[:, None].astype(np.float64)
+        times = (t - origin[steps, None]) / 1000
+        sum_x, sum_xx = CompensatedSum(n.shape), CompensatedSum(n.shape)
+        sum_y, sum_xy = CompensatedSum(v.shape[::2]), CompensatedSum(v.shape[::2])
+        for position in range(v.shape[1]):
+            here = inside[:, position, None]
+            x, y = np.where(here, times[:, position, None], 0.0), np.where(here, v[:, position], 0.0)
+            sum_x.add(x)
+            sum_y.add(y)
+            sum_xy.add(x * y)
+            sum_xx.add(x * x)
+        x_total, y_total = sum_x.total, sum_y.total
+        slope[steps] = (sum_xy.total - x_total * y_total / n) / (sum_xx.total - x_total * x_total / n)
+        intercept[steps] = y_total / n - slope[steps] * x_total / n
     first = windows.v[windows.first_rows]
     constant = (windows.extreme(np.minimum) == first) & (windows.extreme(np.maximum) == first)
     infinite = constant & np.isinf(first)

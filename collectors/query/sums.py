@@ -19,6 +19,28 @@ def _added(term: float, total: float, lost: float) -> tuple[float, float]:
     return following, lost + ((term - following) + total)
 
 
+class CompensatedSum:
+    """Sums of many rows of terms at once, each with the digits that it lost (Neumaier)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._sum = np.zeros(shape)
+        self._lost = np.zeros(shape)
+
+    def add(self, terms: Floats) -> None:
+        """Adds one term to every sum."""
+        following = self._sum + terms
+        larger = np.abs(self._sum) >= np.abs(terms)
+        lost = np.where(larger, (self._sum - following) + terms, (terms - following) + self._sum)
+        self._lost = np.where(np.isinf(following), 0.0, self._lost + lost)
+        self._sum = following
+
+    @property
+    def total(self) -> Floats:
+        """The sums."""
+        total: Floats = self._sum + self._lost
+        return total
+
+
 def careful_sum(values: Floats) -> float:
     """The sum of a few values as Prometheus compensates it."""
     total = lost = 0.0

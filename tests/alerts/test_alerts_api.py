@@ -122,7 +122,8 @@ def test_alertmanagers_webhook_drives_actions_once(client: httpx.Client, clock: 
     }
     message = {"version": "4", "status": "firing", "alerts": [alert, {**alert, "status": "resolved"}]}
 
-    answers = [client.post("/api/v1/webhook", json=message).json()["actions"] for _ in range(3)]
+    paths = ("/hooks/alertmanager", "/api/v1/webhook", "/hooks/alertmanager")
+    answers = [client.post(path, json=message).json()["actions"] for path in paths]
     (action,) = answers[0]
     approved = client.post(f"/api/v1/actions/{action['id']}/approve", json={"actor": "ada"})
 
@@ -155,9 +156,10 @@ def test_a_person_asks_for_an_action(client: httpx.Client) -> None:
         ("POST", "/api/v1/actions", {"action": "retrain", "model": "m", "actor": "a"}, 400, "no hook is set"),
         ("POST", "/api/v1/actions/99/approve", {"actor": "a"}, 404, "no action 99"),
         ("POST", "/api/v1/webhook", {"version": "4"}, 400, "Alertmanager's webhook message"),
-        ("GET", "/api/v2/silence/none", None, 404, "there is no silence none"),
-        ("GET", "/api/v2/alerts?filter=%7B", None, 400, "cannot read the matcher"),
-        ("POST", "/api/v2/silences", {"matchers": []}, 422, "startsAt in body is required"),
+        ("GET", "/api/v2/silence/none", None, 422, "must be of type uuid"),
+        ("GET", "/api/v2/alerts?filter=%7B", None, 400, "bad matcher format"),
+        ("POST", "/api/v2/silences", {"matchers": []}, 422, "comment in body is required"),
+        ("POST", "/hooks/alertmanager", {"version": "3", "alerts": []}, 400, "only version 4 is read"),
         ("POST", "/api/v2/alerts", {}, 400, "must be a list"),
         ("POST", "/api/v2/alerts", [{"labels": {"a": "b"}, "startsAt": "soon"}], 400, "RFC 3339"),
     ],
@@ -176,7 +178,7 @@ def test_silences_that_end_in_the_past_or_match_everything_are_refused(client: h
     every = [{"name": "a", "value": ".*", "isRegex": True}]
     everything = client.post("/api/v2/silences", json=silence(clock, matchers=every))
 
-    assert (past.status_code, past.json()) == (400, "end time can't be in the past")
+    assert (past.status_code, past.json()) == (400, "Failed to create silence: end time can't be in the past")
     assert everything.status_code == 400
 
 

@@ -188,7 +188,7 @@ def test_a_silenced_alert_neither_acts_nor_notifies(
     for _ in range(10):
         service.tick(traffic.second(canary=0.5))
     settle(service)
-    service.notifier.close()
+    service.notifications.close()
 
     assert silenced == []
     paths = [request["path"] for request in hook_server.requests]

@@ -15,6 +15,7 @@ from dashboards.sources import SourceError
 from dashboards.stats import Stat, stats
 from dashboards.theme import severity_color, version_color
 from dashboards.timeline import Timeline, timeline
+from dashboards.traffic import shares
 
 _MOST_TOLD = 7
 
@@ -146,27 +147,23 @@ def _traffic(view: shell.View, policy: dict[str, object]) -> None:
     if not policy.get("stable"):
         shell.empty("No version serves yet", "Promote one: <code>trimtab models promote</code>.", "serving")
         return
-    canary, shadow = policy.get("canary"), policy.get("shadow")
-    weight = float(canary["weight"]) if isinstance(canary, dict) else 0.0
-    parts = [(str(policy["stable"]), 1 - weight, "stable")]
-    if isinstance(canary, dict):
-        parts.append((str(canary["version"]), weight, f"canary, {canary.get('release') or 'no release'}"))
-    bar = "".join(f'<div style="width:{w * 100:.2f}%;background:{version_color(v)}"></div>' for v, w, _ in parts)
-    lines = "".join(
-        f'<div><span class="tt-dot" style="background:{version_color(v)}"></span>{fmt.version(v)}&ensp;'
-        f'<span class="tt-sub">{html.escape(role)}</span><i>{fmt.percent(w)}</i></div>'
-        for v, w, role in parts
+    found = shares(policy)
+    bar = "".join(
+        f'<div style="width:{one.weight * 100:.2f}%;background:{version_color(one.version)}"></div>'
+        for one in found
+        if one.answers
     )
-    if isinstance(shadow, dict):
-        v = str(shadow["version"])
-        lines += (
-            f'<div><span class="tt-dot" style="background:{version_color(v)}"></span>{fmt.version(v)}&ensp;<span '
-            f'class="tt-sub">shadow</span><i>{fmt.percent(float(shadow.get("fraction") or 0))} copied</i></div>'
-        )
+    lines = "".join(
+        f'<div><span class="tt-dot" style="background:{version_color(one.version)}"></span>{fmt.version(one.version)}'
+        f'&ensp;<span class="tt-sub">{html.escape(", ".join(filter(None, (one.name, one.release))))}</span>'
+        f"<i>{fmt.percent(one.weight)}{'' if one.answers else ' copied'}</i></div>"
+        for one in found
+    )
+    trial = policy.get("canary") or policy.get("experiment")
     previous = fmt.version(str(policy["previous"])) if policy.get("previous") else None
     note = (
-        f"A rollback goes to {previous if not canary else fmt.version(str(policy['stable']))}."
-        if (previous or canary)
+        f"A rollback goes to {previous if not trial else fmt.version(str(policy['stable']))}."
+        if (previous or trial)
         else "There is no version to roll back to."
     )
     st.html(

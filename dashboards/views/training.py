@@ -16,6 +16,7 @@ from dashboards.series import Series, Span
 from dashboards.sources import SourceError
 from dashboards.stats import Stat, stats
 from dashboards.theme import SERIES
+from dashboards.traffic import shares
 from observability import names
 
 _MOST_RUNS = 4
@@ -106,11 +107,9 @@ def _numbers(
 
 
 def _roles_words(policy: Mapping[str, Any]) -> str:
-    if not policy.get("stable"):
-        return "none serves"
-    canary = policy.get("canary")
-    words = f"{fmt.version(str(policy['stable']))} is stable"
-    return f"{words}, {fmt.version(str(canary['version']))} canary" if canary else words
+    found = [one for one in shares(policy) if one.answers]
+    words = [f"{fmt.version(one.version)} {'is stable' if one.role == 'stable' else one.name}" for one in found]
+    return ", ".join(words) or "none serves"
 
 
 def _curve(view: shell.View, key: str, series: Sequence[Series], runs: Sequence[str]) -> None:
@@ -237,13 +236,18 @@ def _short(digest: Any) -> str:
 
 
 def _role(view: shell.View, policy: Mapping[str, Any], version: str, state: str) -> str:
-    canary, shadow = policy.get("canary") or {}, policy.get("shadow") or {}
-    if version == str(policy.get("stable")):
-        return shell.tag("stable", view.colors.good)
-    if version == str(canary.get("version")):
-        return shell.tag(f"canary {fmt.percent(float(canary.get('weight') or 0), 0)}", view.colors.warning)
-    if version == str(shadow.get("version")):
-        return shell.tag("shadow", view.colors.accent)
+    colors = view.colors
+    tones = {"stable": colors.good, "canary": colors.warning}
+    tags = [
+        shell.tag(
+            one.name if one.role == "stable" else f"{one.name} {fmt.percent(one.weight, 0)}",
+            tones.get(one.role, colors.accent),
+        )
+        for one in shares(policy)
+        if one.version == version
+    ]
+    if tags:
+        return " ".join(tags)
     if version == str(policy.get("previous")):
         return shell.tag("previous", view.colors.muted)
     return f'<span class="dim">{html.escape(state)}</span>'

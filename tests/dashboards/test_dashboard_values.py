@@ -21,6 +21,7 @@ from dashboards.distributions import compare
 from dashboards.launch import arguments, parse
 from dashboards.series import Series, Span
 from dashboards.timeline import AlertSpan, Band, runs, timeline
+from dashboards.traffic import Share, shares
 from dashboards.views.drift import alarm_words
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "grafana"
@@ -217,8 +218,8 @@ def test_joined_bins_are_few_keep_every_share_and_are_true_to_their_labels(size:
     assert both is not None
     assert both.edges is not None
     assert len(both.labels) == len(both.reference) == len(both.edges) - 1 <= 26
-    for shares, count in ((both.reference, counts[0]), (both.current, counts[1])):
-        assert shares.sum() == pytest.approx(1 if sum(count) else 0)
+    for parts, count in ((both.reference, counts[0]), (both.current, counts[1])):
+        assert parts.sum() == pytest.approx(1 if sum(count) else 0)
     assert set(both.edges[np.isfinite(both.edges)]) <= set(edges)
 
 
@@ -297,3 +298,22 @@ def test_an_alarm_of_missing_values_is_told_as_one() -> None:
     assert alarm_words({**looks, "cause": "missing", "missing": missing}) == said
     assert "→" in alarm_words({**looks, "cause": "values", "missing": missing})
     assert "missing" not in alarm_words(looks)
+
+
+def test_shares_name_everybody_who_gets_requests_or_copies() -> None:
+    canary = {"version": 2, "weight": 0.1, "release": "m-1"}
+    shadows = [{"version": 3, "fraction": 0.5}, {"version": 4, "fraction": 1.0}]
+    variants = [{"name": "a", "version": 1, "weight": 0.75}, {"name": "b", "version": 2, "weight": 0.25}]
+
+    assert shares({}) == shares({"stable": None, "shadows": shadows}) == []
+    assert shares({"stable": 1, "canary": None}) == [Share("1", "stable", "stable", 1.0)]
+    released = shares({"stable": 1, "canary": canary, "shadow": shadows[0], "shadows": shadows})
+    assert released == [
+        Share("1", "stable", "stable", 0.9), Share("2", "canary", "canary", 0.1, "m-1"),
+        Share("3", "shadow", "shadow", 0.5), Share("4", "shadow", "shadow", 1.0),
+    ]  # fmt: skip
+    assert [one.answers for one in released] == [True, True, False, False]
+    tried = shares({"stable": 1, "experiment": {"release": "m-2", "variants": variants}, "shadow": shadows[0]})
+    assert [(one.version, one.name, one.weight) for one in tried] == [
+        ("1", "variant a", 0.75), ("2", "variant b", 0.25), ("3", "shadow", 0.5),
+    ]  # fmt: skip

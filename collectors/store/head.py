@@ -1,14 +1,17 @@
-"""The head: recent scrapes in memory, one matrix a layout, and the gathering of blocks from such matrices."""
+"""The head: recent scrapes in memory, one matrix a layout."""
 
 from __future__ import annotations
-
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from collectors.store.values import Block, Floats, Labels, Times
+from collectors.store.values import Floats, Times
+
+Ids = NDArray[np.int64]
+# What a matrix of rows grows by when it is full.
+_GROWTH = 1.5
+# Rows before the floor go when they are one in so many.
+_DROPPED = 8
 
 
 class Layout:
@@ -16,60 +19,104 @@ class Layout:
 
     __slots__ = ("_order", "_sorted", "id", "series_ids")
 
-    def __init__(self, layout_id: int, series_ids: NDArray[np.int64]) -> None:
+    def __init__(self, layout_id: int, series_ids: Ids) -> None:
         self.id = layout_id
         self.series_ids = series_ids
-        self._order = np.argsort(series_ids, kind="stable")
-        self._sorted = series_ids[self._order]
+        rising = len(series_ids) < 2 or bool((series_ids[1:] > series_ids[:-1]).all())
+        # The usual layout is in order already, and needs no second array.
+        self._order: Ids | None = None if rising else np.argsort(series_ids, kind="stable")
+        self._sorted = series_ids if self._order is None else series_ids[self._order]
 
-    def columns(self, series_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def columns(self, series_ids: Ids) -> Ids:
         """The column of each id; every id must be in the layout."""
-        return self._order[np.searchsorted(self._sorted, series_ids)]
+        places = np.searchsorted(self._sorted, series_ids)
+        return places if self._order is None else self._order[places]
+
+    def shared(self, series_ids: Ids) -> Ids:
+        """Those of the rising ids that are in the layout."""
+        if not len(series_ids) or not len(self._sorted):
+            return series_ids[:0]
+        # The ids between the layout's first and last; usually few more than the layout has.
+        low, high = np.searchsorted(series_ids, self._sorted[0]), np.searchsorted(series_ids, self._sorted[-1], "right")
+        near = series_ids[low:high]
+        places = np.searchsorted(self._sorted, near)
+        shared: Ids = near[self._sorted[places] == near]
+        return shared
 
 
 class Rows:
-    """Scrapes of one layout in time order: a matrix [time, series] that grows by doubling."""
+    """Scrapes of one layout in time order: a matrix [time, series] that grows as it fills.
 
-    __slots__ = ("_t", "_used", "_v")
+    A late row is put at the end and into its place when rows are next read.
+    """
+
+    __slots__ = ("_sorted", "_t", "_used", "_v")
 
     def __init__(self, width: int) -> None:
         self._t = np.empty(8, dtype=np.int64)
         self._v = np.empty((8, width), dtype=np.float64)
         self._used = 0
+        self._sorted = True
+
+    @classmethod
+    def of(cls, t: Times, v: Floats) -> Rows:
+        """Rows of the arrays themselves; the times must rise."""
+        rows = cls(0)
+        rows._t, rows._v, rows._used = t, v, len(t)
+        return rows
 
     def __len__(self) -> int:
         return self._used
 
-    def append(self, t_ms: int, values: Floats) -> None:
-        """Adds a row; its time must be later than the last one's."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows there are."""
+        return self._used * (8 + 8 * self._v.shape[1])
+
+    def append(self, t_ms: int, values: Floats, floor_ms: int) -> None:
+        """Adds a row; its time must not be there yet. When they are full, rows before the floor make room."""
         if self._used == len(self._t):
-            self._t = np.concatenate([self._t, np.empty_like(self._t)])
-            self._v = np.concatenate([self._v, np.empty_like(self._v)])
+            self.trim(floor_ms, self._used // _DROPPED)
+        if self._used == len(self._t):
+            self._resize(max(8, int(self._used * _GROWTH)))
+        if self._used and t_ms < self._t[self._used - 1]:
+            self._sorted = False
         self._t[self._used] = t_ms
         self._v[self._used] = values
         self._used += 1
 
+    def trim(self, floor_ms: int, at_least: int = 1) -> int:
+        """Forgets the rows before the floor where there are at least so many; gives how many went."""
+        t, v = self.between(floor_ms, np.iinfo(np.int64).max)
+        dropped = self._used - len(t)
+        if dropped and dropped >= at_least:
+            self._t, self._v, self._used = t, v, len(t)
+            self._resize(len(t) + max(dropped, 8))
+            return dropped
+        return 0
+
+    def _resize(self, size: int) -> None:
+        """Moves to fresh arrays: readers may hold views of these."""
+        t, v = np.empty(size, dtype=np.int64), np.empty((size, self._v.shape[1]), dtype=np.float64)
+        t[: self._used], v[: self._used] = self._t[: self._used], self._v[: self._used]
+        self._t, self._v = t, v
+
     def between(self, start_ms: int, end_ms: int) -> tuple[Times, Floats]:
         """Views of the rows with start <= t <= end."""
+        if not self._sorted:
+            order = np.argsort(self._t[: self._used], kind="stable")
+            self._t, self._v, self._sorted = self._t[: self._used][order], self._v[: self._used][order], True
         low = int(np.searchsorted(self._t[: self._used], start_ms, side="left"))
         high = int(np.searchsorted(self._t[: self._used], end_ms, side="right"))
         return self._t[low:high], self._v[low:high]
 
-    def trimmed(self, floor_ms: int) -> Rows | None:
-        """The rows from the floor on in fresh arrays, or None when none is left."""
-        t, v = self.between(floor_ms, np.iinfo(np.int64).max)
-        if not len(t):
-            return None
-        rows = Rows(0)
-        rows._t, rows._v, rows._used = t.copy(), v.copy(), len(t)
-        return rows
-
 
 class Head:
-    """Rows by layout id, all with t >= `floor_ms`. Not thread-safe: the store holds its lock."""
+    """Rows by layout id; it has all with t >= `floor_ms`. Not thread-safe: the store holds its lock."""
 
-    def __init__(self, floor_ms: int) -> None:
-        self.floor_ms = floor_ms
+    def __init__(self) -> None:
+        # No row is too old until the first ones come.
+        self.floor_ms = -(2**62)
         self.rows: dict[int, Rows] = {}
 
     def append(self, layout: Layout, t_ms: int, values: Floats) -> None:
@@ -79,69 +126,17 @@ class Head:
         rows = self.rows.get(layout.id)
         if rows is None:
             rows = self.rows[layout.id] = Rows(len(layout.series_ids))
-        rows.append(t_ms, values)
+        rows.append(t_ms, values, self.floor_ms)
 
-    def trim(self, floor_ms: int) -> None:
-        """Forgets rows before the floor."""
-        self.floor_ms = floor_ms
-        kept = {layout_id: rows.trimmed(floor_ms) for layout_id, rows in self.rows.items()}
-        self.rows = {layout_id: rows for layout_id, rows in kept.items() if rows is not None}
+    def trim(self, layout_id: int) -> None:
+        """Forgets a layout's rows before the floor."""
+        rows = self.rows.get(layout_id)
+        if rows is not None:
+            rows.trim(self.floor_ms)
+            if not len(rows):
+                del self.rows[layout_id]
 
     def parts(self, start_ms: int, end_ms: int) -> dict[int, tuple[Times, Floats]]:
         """Non-empty row ranges (views) by layout id."""
         found = {layout_id: rows.between(start_ms, end_ms) for layout_id, rows in self.rows.items()}
         return {layout_id: part for layout_id, part in found.items() if len(part[0])}
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Series that are in the same layouts, hence share their times; for each layout, their columns."""
-
-    labels: list[Labels]
-    columns: tuple[tuple[int, slice | NDArray[np.int64]], ...]
-
-
-def group_by_layouts(
-    series_ids: Sequence[int],
-    labels: Mapping[int, Labels],
-    layouts: Mapping[int, Layout],
-    layouts_of: Mapping[int, Sequence[int]],
-    active: Container[int],
-) -> list[Group]:
-    """How to gather the series from the active layouts; series in none of them are left out."""
-    members: dict[tuple[int, ...], list[int]] = {}
-    for series_id in series_ids:
-        key = tuple([layout_id for layout_id in layouts_of[series_id] if layout_id in active])
-        if key:
-            members.setdefault(key, []).append(series_id)
-    return [
-        Group(
-            [labels[series_id] for series_id in ids],
-            tuple((layout_id, _compact(layouts[layout_id].columns(np.array(ids)))) for layout_id in key),
-        )
-        for key, ids in members.items()
-    ]
-
-
-def _compact(columns: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Neighbouring columns as a slice, which reads them without a copy."""
-    if np.array_equal(columns, np.arange(columns[0], columns[0] + len(columns))):
-        return slice(int(columns[0]), int(columns[0]) + len(columns))
-    return columns
-
-
-def gather(groups: Sequence[Group], parts: Mapping[int, tuple[Times, Floats]]) -> list[Block]:
-    """Blocks of the groups from row ranges; read-only, as they may be views of the head."""
-    return [_block(group, parts) for group in groups]
-
-
-def _block(group: Group, parts: Mapping[int, tuple[Times, Floats]]) -> Block:
-    pieces = [(parts[layout_id][0], parts[layout_id][1][:, columns]) for layout_id, columns in group.columns]
-    if len(pieces) == 1:
-        t, v = pieces[0][0][:], pieces[0][1]
-    else:
-        t = np.concatenate([piece[0] for piece in pieces])
-        order = np.argsort(t, kind="stable")
-        t, v = t[order], np.concatenate([piece[1] for piece in pieces])[order]
-    t.flags.writeable = v.flags.writeable = False
-    return Block(group.labels, t, v)

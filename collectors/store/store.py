@@ -6,52 +6,58 @@ One process writes to a database at a time; any number of its threads append and
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 
-from collectors.store import retention
+from collectors.store import exemplars, retention
+from collectors.store.archive import Archive, BlockInfo
 from collectors.store.catalog import Catalog
 from collectors.store.commit import GroupCommit
-from collectors.store.head import Group, Head, gather, group_by_layouts
+from collectors.store.compaction import HOUR_MS, Compactor
+from collectors.store.grouping import Group, Piece, gather, group_parts, join
+from collectors.store.head import Head
+from collectors.store.limits import LimitExceeded, Limits
 from collectors.store.matchers import Matcher
-from collectors.store.schema import (
-    is_in_memory,
-    layouts_table,
-    metadata_table,
-    open_database,
-    scrapes_table,
-    series_table,
-)
+from collectors.store.resolve import Resolver
+from collectors.store.restore import restore_bounds, restore_catalog, restore_head, restore_metadata
+from collectors.store.schema import is_in_memory, metadata_table, open_database
+from collectors.store.sources import Sources
 from collectors.store.values import (
+    Append,
     Block,
+    Columns,
     Exemplar,
     Floats,
     Labels,
     MetricMetadata,
+    Scrape,
     SeriesData,
     StoreCounts,
+    Taken,
     Times,
 )
-from collectors.store.writer import Append, MarkStale, Writer
+from collectors.store.writer import MarkStale, Request, Writer
 
-_LAYOUTS_IN_A_STATEMENT = 500
-_TRIM_SLACK = 0.1
-_EXEMPLARS = 100_000
 # Answers to "which series share their times", kept until a series or layout comes or goes.
 _GROUPINGS = 256
+# An hour is compacted no sooner than this after its end: scrapes of its last moments may be under way.
+_SETTLED_MS = 60_000
+_EVER = 2**62
 
 
 class Store:
     """Appends samples and answers selections.
 
     `url` is an SQLAlchemy URL (`sqlite:///file`, `sqlite://` for memory, `postgresql+psycopg://…`); `clock` gives unix
-    seconds; the last `head_seconds` are kept in memory; `prune` removes what is older than `retention_seconds`.
+    seconds. The last `head_seconds` before the newest sample are kept in memory. A sample up to `late_seconds` older
+    than its series' newest is taken, one older still is refused. `maintain` compacts closed hours, and removes what is
+    older than `retention_seconds` and, oldest first, what is beyond `retention_bytes` (None: no bound).
     """
 
     def __init__(
@@ -61,27 +67,52 @@ class Store:
         clock: Callable[[], float] = time.time,
         head_seconds: float = 7200.0,
         retention_seconds: float = 30 * 86400.0,
+        retention_bytes: int | None = None,
+        late_seconds: float = 3600.0,
+        limits: Limits | None = None,
         synchronous: str = "FULL",
     ) -> None:
         self._engine = open_database(url, synchronous)
         self._clock = clock
-        self._head_seconds = head_seconds
+        self._head_ms = int(head_seconds * 1000)
         self._retention_seconds = retention_seconds
+        self._retention_bytes = retention_bytes
+        self._late_ms = int(late_seconds * 1000)
         self._lock = threading.RLock()
         self._catalog = Catalog()
-        self._head = Head(self._floor_ms())
-        self._has_older = False
+        self._head = Head()
+        self._sources = Sources()
         self._has_unused = False
         self._groups: dict[tuple[tuple[Matcher, ...], frozenset[int]], list[Group]] = {}
         self._groups_generation = 0
         self._metadata: dict[str, MetricMetadata] = {}
-        self._exemplars: deque[Exemplar] = deque(maxlen=_EXEMPLARS)
+        self._shelf = exemplars.ExemplarShelf()
         self._counts = StoreCounts()
-        self._load()
-        writer = Writer(self._engine, self._catalog, self._head, self._lock, self._counts)
-        self._group: GroupCommit[Append | MarkStale, int] = GroupCommit(writer.commit)
+        self._limits = limits or Limits()
+        self._resolver = Resolver(self._catalog, self._sources, self._lock, self._limits)
+        self._group: GroupCommit[Request, Taken] = GroupCommit(self._commit)
         # A database in memory has one connection, so its readers must not look into an open transaction.
-        self._reading = self._group.turn if is_in_memory(self._engine.url) else contextlib.nullcontext()
+        self._reading: contextlib.AbstractContextManager[object] = (
+            self._group.turn if is_in_memory(self._engine.url) else contextlib.nullcontext()
+        )
+        self._archive = Archive(self._engine, self._catalog, self._lock, self._reading)
+        self._writer = Writer(
+            self._engine,
+            self._catalog,
+            self._head,
+            self._archive,
+            self._sources,
+            self._resolver,
+            self._lock,
+            self._counts,
+            self._late_ms,
+        )
+        self._compactor = Compactor(
+            self._engine, self._catalog, self._archive, self._lock, self._group.turn, self._reading
+        )
+        # Of the threads that keep house, one at a time does.
+        self._keeping = threading.Lock()
+        self._load()
 
     # --- writing ------------------------------------------------------------------------------------------------------
     def append(
@@ -89,17 +120,41 @@ class Store:
     ) -> int:
         """Writes the samples of one source at `t_ms`; when it returns they are durable. Gives how many were taken.
 
-        A sample older than its series' newest, or of the same time with another value, is refused and counted
+        A sample of the time of another with another value, or too far behind its series' newest, is refused and counted
         (`counts`); the same time and value again is taken without effect. With `stale`, series that the target's last
-        append had and this one has not get a stale marker; pass False for a source that sends parts.
+        append had and this one has not get a stale marker; pass False for a source that sends parts. LimitExceeded when
+        the source sends more than `limits` allow: then nothing was taken.
         """
-        taken = self._group.submit(Append(target, int(t_ms), samples, stale))
-        self._after_append(t_ms)
-        return taken
+        return self.write([Append(target, int(t_ms), samples, stale)]).taken
+
+    def columns(self, target: str, labels: Sequence[Mapping[str, str]]) -> Columns:
+        """Looks a source's series up once, for `append_values`, which costs a small part of `append`. LimitExceeded.
+
+        The answer's `labels` are the store's own copies: comparing with these shows whether a page has changed.
+        """
+        return self._resolver.columns(target, list(labels), True)
+
+    def append_values(self, columns: Columns, t_ms: int, values: Floats, *, stale: bool = True) -> int:
+        """`append` of one value for each of the columns, float64."""
+        return self.write([Scrape(columns, int(t_ms), values, stale)]).taken
+
+    def write(self, appends: Sequence[Append | Scrape]) -> Taken:
+        """Writes several appends in one transaction, in this order, and says what became of their samples.
+
+        For a remote write, or a backfill: samples of many times at once. Raises LimitExceeded, with nothing taken.
+        """
+        if not appends:
+            return Taken()
+        try:
+            return self._group.submit(tuple([self._resolver.resolve(append) for append in appends]))
+        except LimitExceeded:
+            with self._lock:
+                self._counts.limited += sum(len(a.samples if isinstance(a, Append) else a.values) for a in appends)
+            raise
 
     def mark_stale(self, target: str, t_ms: int) -> int:
         """Ends all series of a source that is gone; gives how many stale markers were written."""
-        return self._group.submit(MarkStale(target, int(t_ms)))
+        return self._group.submit(MarkStale(target, int(t_ms))).taken
 
     def set_metadata(self, metadata: Mapping[str, MetricMetadata]) -> None:
         """Records what metric families are; writes only what changed."""
@@ -107,36 +162,57 @@ class Store:
         if not changed:
             return
         rows = [{"metric": n, "type": m.type, "help": m.help, "unit": m.unit} for n, m in changed.items()]
+        gone = [{"old": name} for name in changed]
         with self._group.turn, self._engine.begin() as connection:
-            connection.execute(metadata_table.delete().where(metadata_table.c.metric.in_(list(changed))))
+            connection.execute(metadata_table.delete().where(metadata_table.c.metric == sa.bindparam("old")), gone)
             connection.execute(metadata_table.insert(), rows)
         with self._lock:
             self._metadata |= changed
 
     def add_exemplar(self, series: Mapping[str, str], labels: Mapping[str, str], value: float, t_ms: int) -> None:
-        """Keeps an exemplar; the newest hundred thousand are held, in memory only."""
-        with self._lock:
-            self._exemplars.append(Exemplar(dict(series), dict(labels), value, int(t_ms)))
+        """Keeps one exemplar. See `add_exemplars`."""
+        self.add_exemplars([Exemplar(dict(series), dict(labels), value, int(t_ms))])
+
+    def add_exemplars(self, items: Sequence[Exemplar]) -> int:
+        """Keeps exemplars, durable when it returns; gives how many were new.
+
+        One that its series has already, or that is older than its series' last, is left out; the newest hundred
+        thousand are held. ValueError when the labels of one have more than 128 characters, with nothing kept.
+        """
+        with self._group.turn:
+            with self._lock:
+                new = [item for item in items if self._shelf.admits(item)]
+            if new:
+                with self._engine.begin() as connection:
+                    exemplars.write(connection, new)
+                with self._lock:
+                    for item in new:
+                        self._shelf.add(item)
+                    self._counts.exemplars += len(new)
+        return len(new)
+
+    # --- keeping house ------------------------------------------------------------------------------------------------
+    def maintain(self, now: float | None = None) -> bool:
+        """One small step of compaction or retention (`now` in unix seconds); says whether another is to follow.
+
+        Appends wait for a step's transaction only, a few milliseconds of each.
+        """
+        with self._keeping:
+            return self._compact(now) > 0 or self._prune(now, 1000) > 0 or self._tidy(now)
+
+    def compact(self, now: float | None = None) -> int:
+        """Compacts some scrapes of the oldest closed hour; gives how many samples: 0 is done."""
+        with self._keeping:
+            return self._compact(now)
 
     def prune(self, now: float | None = None, limit: int = 1000) -> int:
-        """Deletes about `limit` scrapes past retention (`now` in unix seconds); gives how many went: 0 is done."""
-        moment = self._clock() if now is None else now
-        cutoff_ms = int((moment - self._retention_seconds) * 1000)
-        with self._group.turn:
-            with self._engine.begin() as connection:
-                deleted = retention.delete_scrapes(connection, cutoff_ms, limit)
-            self._has_unused = self._has_unused or deleted > 0
-            if self._has_unused and deleted < limit:
-                self._forget_unused()
-                self._has_unused = False
-        with self._lock:
-            if cutoff_ms > self._head.floor_ms:
-                self._head.trim(cutoff_ms)
-        return deleted
+        """Deletes about `limit` scrapes or blocks past retention; gives how many went: 0 is done."""
+        with self._keeping:
+            return self._prune(now, limit)
 
     def close(self) -> None:
         """Waits for the commit under way and closes the database."""
-        with self._group.turn:
+        with self._keeping, self._group.turn:
             self._engine.dispose()
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -146,14 +222,13 @@ class Store:
             ids = self._catalog.index.select(matchers)
             if not len(ids):
                 return []
-            if start_ms >= self._head.floor_ms or not self._has_older:
-                return self._gather(matchers, self._head.parts(start_ms, end_ms))
-            floor_ms = self._head.floor_ms
-            parts = self._head.parts(max(start_ms, floor_ms), end_ms)
-            wanted = {layout for series_id in ids.tolist() for layout in self._catalog.layouts_of[series_id]}
-        older = self._read_older(wanted, start_ms, min(end_ms, floor_ms - 1))
+            floor_ms, oldest_ms = self._head.floor_ms, self._writer.oldest_ms
+            if start_ms >= floor_ms or oldest_ms is None or oldest_ms >= floor_ms:
+                return self._gather(matchers, ids, self._head.parts(start_ms, end_ms))
+            pieces = self._head_pieces(ids, max(start_ms, floor_ms), end_ms)
+        pieces += self._archive.pieces(ids, start_ms, min(end_ms, floor_ms - 1))
         with self._lock:
-            return self._gather(matchers, _joined(older, parts))
+            return join(pieces, self._catalog.index.labels_of)
 
     def select(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> list[SeriesData]:
         """The same, series by series."""
@@ -167,17 +242,15 @@ class Store:
     def series(
         self, matchers: Sequence[Matcher] = (), start_ms: int | None = None, end_ms: int | None = None
     ) -> list[Labels]:
-        """Label sets that meet all matchers; with a range, those of the scrapes in it."""
+        """Label sets that meet all matchers; with a range, those with samples in it, of blocks in their hour."""
         with self._lock:
-            ids = self._catalog.index.select(matchers).tolist()
+            ids = self._catalog.index.select(matchers)
             if start_ms is None and end_ms is None:
-                return [self._catalog.index.labels[i] for i in ids]
-        low = -(2**62) if start_ms is None else start_ms
-        high = 2**62 if end_ms is None else end_ms
-        active = self._active_layouts(low, high)
+                return self._catalog.index.labels_of(ids.tolist())
+        active = self._active(ids, -_EVER if start_ms is None else start_ms, _EVER if end_ms is None else end_ms)
         with self._lock:
-            labels, layouts_of = self._catalog.index.labels, self._catalog.layouts_of
-            return [labels[i] for i in ids if i in labels and not active.isdisjoint(layouts_of[i])]
+            index = self._catalog.index
+            return [index.labels(i) for i in ids[active].tolist() if i in index]
 
     def label_names(
         self, matchers: Sequence[Matcher] = (), start_ms: int | None = None, end_ms: int | None = None
@@ -203,57 +276,150 @@ class Store:
             return dict(self._metadata)
 
     def exemplars(self, matchers: Sequence[Matcher], start_ms: int, end_ms: int) -> list[Exemplar]:
-        """Exemplars of the matching series with start <= t <= end, in the order of arrival."""
+        """Exemplars of the matching series with start <= t <= end, each series' in the order of arrival."""
         with self._lock:
-            recent = [item for item in self._exemplars if start_ms <= item.t_ms <= end_ms]
-        return [item for item in recent if all(matcher.matches_labels(item.series) for matcher in matchers)]
+            return self._shelf.select(matchers, start_ms, end_ms)
 
     def counts(self) -> StoreCounts:
         """A copy of the counts of samples taken and refused."""
         with self._lock:
-            current = self._counts
-            return StoreCounts(
-                current.appended, current.duplicates, current.conflicting, current.out_of_order, current.commits
-            )
+            return replace(self._counts)
 
     def num_series(self) -> int:
         """Series known, in memory or in the database."""
         with self._lock:
             return len(self._catalog.index)
 
-    # --- inside -------------------------------------------------------------------------------------------------------
+    def size_bytes(self) -> int:
+        """Bytes that the data takes in the database."""
+        with self._reading, self._engine.connect() as connection:
+            return retention.used_bytes(connection)
+
+    # --- inside: writing ----------------------------------------------------------------------------------------------
+    def _commit(self, requests: Sequence[Request]) -> list[Taken | Exception]:
+        taken = self._writer.commit(requests)
+        with self._lock:
+            floor_ms = self._floor_ms()
+            if floor_ms > self._head.floor_ms:
+                self._head.floor_ms = floor_ms
+        return taken
+
     def _floor_ms(self) -> int:
-        return int((self._clock() - self._head_seconds) * 1000)
+        newest = self._writer.newest_ms
+        now_ms = int(self._clock() * 1000)
+        return (now_ms if newest is None else min(now_ms, newest)) - self._head_ms
 
     def _load(self) -> None:
-        floor_ms = self._head.floor_ms
         with self._engine.connect() as connection:
-            for series_id, text in connection.execute(sa.select(series_table.c.id, series_table.c.labels)):
-                self._catalog.restore_series(series_id, json.loads(text), floor_ms - 1)
-            for layout_id, data in connection.execute(sa.select(layouts_table.c.id, layouts_table.c.series_ids)):
-                self._catalog.restore_layout(layout_id, np.frombuffer(data, dtype="<i8").astype(np.int64))
-            for metric, kind, text, unit in connection.execute(sa.select(metadata_table)):
-                self._metadata[metric] = MetricMetadata(kind, text, unit)
-            columns = scrapes_table.c
-            older = sa.select(sa.exists().where(columns.t_ms < floor_ms))
-            self._has_older = bool(connection.scalar(older))
-            recent = sa.select(scrapes_table).where(columns.t_ms >= floor_ms).order_by(columns.t_ms)
-            for layout_id, t_ms, data in connection.execute(recent):
-                layout, values = self._catalog.layouts[layout_id], np.frombuffer(data, dtype="<f8")
-                self._head.append(layout, t_ms, values)
-                self._catalog.last_t[layout.series_ids] = t_ms
-                self._catalog.last_v[layout.series_ids] = values
+            bounds = restore_bounds(connection, self._archive)
+            self._writer.oldest_ms, self._writer.newest_ms = bounds.oldest_ms, bounds.newest_ms
+            floor_ms = -_EVER if bounds.newest_ms is None else self._floor_ms()
+            restore_catalog(connection, self._catalog, self._sources, floor_ms)
+            restore_head(connection, self._catalog, self._archive, self._head, floor_ms)
+            self._metadata = restore_metadata(connection)
+            exemplars.load(connection, self._shelf)
 
-    def _after_append(self, t_ms: int) -> None:
-        floor_ms = self._floor_ms()
+    # --- inside: keeping house ----------------------------------------------------------------------------------------
+    def _now(self, now: float | None) -> float:
+        return self._clock() if now is None else now
+
+    def _compact(self, now: float | None) -> int:
+        open_ms = max(_SETTLED_MS, min(self._late_ms, HOUR_MS))
+        compacted = self._compactor.step(int(self._now(now) * 1000) - open_ms)
         with self._lock:
-            if t_ms < self._head.floor_ms:
-                self._has_older = True
-            if floor_ms - self._head.floor_ms > self._head_seconds * 1000 * _TRIM_SLACK:
-                self._has_older = self._has_older or bool(self._head.parts(self._head.floor_ms, floor_ms - 1))
-                self._head.trim(floor_ms)
+            self._counts.compacted += compacted
+        self._has_unused = self._has_unused or compacted > 0
+        return compacted
 
-    def _gather(self, matchers: Sequence[Matcher], parts: Mapping[int, tuple[Times, Floats]]) -> list[Block]:
+    def _prune(self, now: float | None, limit: int) -> int:
+        cutoff_ms = int((self._now(now) - self._retention_seconds) * 1000)
+        deleted = self._delete_blocks([b for b in self._oldest_blocks() if b.end_ms < cutoff_ms], limit, _EVER)
+        with self._group.turn, self._engine.begin() as connection:
+            deleted += retention.delete_scrapes(connection, cutoff_ms, limit)
+        with self._lock:
+            self._head.floor_ms = max(self._head.floor_ms, cutoff_ms)
+        deleted = deleted or self._delete_surplus(limit)
+        self._has_unused = self._has_unused or deleted > 0
+        if self._has_unused and deleted < limit:
+            self._forget_unused()
+            self._has_unused = False
+        return deleted
+
+    def _oldest_blocks(self) -> list[BlockInfo]:
+        with self._lock:
+            return sorted(self._archive.directory.all(), key=lambda block: block.end_ms)
+
+    def _delete_surplus(self, limit: int) -> int:
+        if self._retention_bytes is None:
+            return 0
+        surplus = self.size_bytes() - self._retention_bytes
+        if surplus <= 0:
+            return 0
+        deleted = self._delete_blocks(self._oldest_blocks(), limit, surplus)
+        if not deleted:
+            with self._group.turn, self._engine.begin() as connection:
+                deleted = retention.delete_surplus_scrapes(connection, surplus, limit)
+        return deleted
+
+    def _delete_blocks(self, blocks: Sequence[BlockInfo], limit: int, nbytes: int) -> int:
+        chosen = [block.id for block in retention.some_of(blocks, limit, min(nbytes, retention.STEP_BYTES))]
+        if chosen:
+            with self._group.turn, self._engine.begin() as connection:
+                retention.delete_blocks(connection, chosen)
+            self._archive.forget(chosen)
+        return len(chosen)
+
+    def _tidy(self, now: float | None) -> bool:
+        cutoff_ms = int((self._now(now) - self._retention_seconds) * 1000)
+        with self._group.turn:
+            with self._engine.begin() as connection:
+                deleted = exemplars.delete(connection, cutoff_ms)
+            with self._lock:
+                self._shelf.prune(cutoff_ms)
+            return deleted > 0 or retention.give_back(self._engine)
+
+    def _forget_unused(self) -> None:
+        """Drops sources, layouts and series that no sample is left of, from the database and from memory."""
+        with self._reading, self._engine.connect() as connection:
+            oldest_ms = retention.oldest_time(connection, [b.start_ms for b in self._oldest_blocks()])
+        self._learn_newest()
+        with self._group.turn:
+            with self._lock:
+                self._writer.oldest_ms = oldest_ms
+                for layout_id in list(self._head.rows):
+                    self._head.trim(layout_id)
+                bound = _EVER if oldest_ms is None else oldest_ms
+                last_t = self._catalog.last_t
+                quiet = [key for key, ids in self._sources.items() if not (last_t[ids] >= bound).any()]
+            with self._engine.begin() as connection:
+                retention.delete_sources(connection, quiet)
+                layouts = [i for i in retention.unused_layouts(connection) if i not in self._head.rows]
+                retention.delete_layouts(connection, layouts)
+                with self._lock:
+                    self._sources.drop(quiet)
+                    sent = {self._catalog.layout(ids).id for _, ids in self._sources.items()}
+                    unsaved = self._catalog.layouts.keys() - self._catalog.saved - self._head.rows.keys() - sent
+                    series = self._catalog.unused_series({*layouts, *unsaved}, bound)
+                retention.delete_series(connection, series)
+            with self._lock:
+                self._catalog.remove_layouts({*layouts, *unsaved})
+                self._catalog.remove_series(series)
+
+    def _learn_newest(self) -> None:
+        """Looks up the newest samples of the series of which the last start did not see any."""
+        with self._lock:
+            ids = np.flatnonzero(self._catalog.unknown)
+        if len(ids):
+            t, v = self._archive.newest(ids)
+            with self._lock:
+                still = self._catalog.unknown[ids]
+                self._catalog.last_t[ids[still]], self._catalog.last_v[ids[still]] = t[still], v[still]
+                self._catalog.unknown[ids[still]] = False
+
+    # --- inside: reading ----------------------------------------------------------------------------------------------
+    def _gather(
+        self, matchers: Sequence[Matcher], ids: NDArray[np.int64], parts: Mapping[int, tuple[Times, Floats]]
+    ) -> list[Block]:
         catalog = self._catalog
         if self._groups_generation != catalog.generation or len(self._groups) >= _GROUPINGS:
             self._groups.clear()
@@ -261,59 +427,28 @@ class Store:
         key = tuple(matchers), frozenset(parts)
         groups = self._groups.get(key)
         if groups is None:
-            ids = catalog.index.select(matchers).tolist()
-            groups = group_by_layouts(ids, catalog.index.labels, catalog.layouts, catalog.layouts_of, parts)
+            wanted = {i: catalog.layouts[i] for i in catalog.layouts_with(ids) & parts.keys()}
+            members = {i: (layout.shared(ids), layout.columns) for i, layout in sorted(wanted.items())}
+            groups = group_parts(members, catalog.index.labels_of)
             self._groups[key] = groups
         return gather(groups, parts)
 
-    def _read_older(self, layout_ids: set[int], start_ms: int, end_ms: int) -> dict[int, tuple[Times, Floats]]:
-        columns = scrapes_table.c
-        found: dict[int, list[tuple[int, Floats]]] = {}
-        ordered = sorted(layout_ids)
-        with self._reading, self._engine.connect() as connection:
-            for first in range(0, len(ordered), _LAYOUTS_IN_A_STATEMENT):
-                query = (
-                    sa.select(columns.layout_id, columns.t_ms, columns.data)
-                    .where(columns.layout_id.in_(ordered[first : first + _LAYOUTS_IN_A_STATEMENT]))
-                    .where(columns.t_ms.between(start_ms, end_ms))
-                    .order_by(columns.layout_id, columns.t_ms)
-                )
-                for layout_id, t_ms, data in connection.execute(query):
-                    found.setdefault(layout_id, []).append((t_ms, np.frombuffer(data, dtype="<f8")))
-        return {
-            layout_id: (np.array([t for t, _ in rows], dtype=np.int64), np.array([v for _, v in rows]))
-            for layout_id, rows in found.items()
-        }
+    def _head_pieces(self, ids: NDArray[np.int64], start_ms: int, end_ms: int) -> list[Piece]:
+        pieces = []
+        parts = self._head.parts(start_ms, end_ms)
+        for layout_id in self._catalog.layouts_with(ids) & parts.keys():
+            layout = self._catalog.layouts[layout_id]
+            shared = layout.shared(ids)
+            t, v = parts[layout_id]
+            pieces.append(Piece(shared, t[:], v[:, layout.columns(shared)]))
+        return pieces
 
-    def _active_layouts(self, start_ms: int, end_ms: int) -> set[int]:
+    def _active(self, ids: NDArray[np.int64], start_ms: int, end_ms: int) -> NDArray[np.bool_]:
+        active = np.zeros(len(ids), dtype=np.bool_)
         with self._lock:
-            active = set(self._head.parts(start_ms, end_ms))
-            floor_ms = self._head.floor_ms
-            look_older = self._has_older and start_ms < floor_ms
-        if look_older:
-            columns = scrapes_table.c
-            in_range = columns.t_ms.between(start_ms, min(end_ms, floor_ms - 1))
-            query = sa.select(columns.layout_id).distinct().where(in_range)
-            with self._reading, self._engine.connect() as connection:
-                active.update(connection.scalars(query))
+            floor_ms, oldest_ms = self._head.floor_ms, self._writer.oldest_ms
+            for layout_id in self._head.parts(max(start_ms, floor_ms), end_ms):
+                active[np.searchsorted(ids, self._catalog.layouts[layout_id].shared(ids))] = True
+        if start_ms < floor_ms and oldest_ms is not None and oldest_ms < floor_ms:
+            active |= self._archive.active(ids, start_ms, min(end_ms, floor_ms - 1))
         return active
-
-    def _forget_unused(self) -> None:
-        with self._engine.begin() as connection:
-            layouts = retention.unused_layouts(connection)
-            with self._lock:
-                series = self._catalog.only_in(layouts)
-            retention.delete_layouts(connection, layouts)
-            retention.delete_series(connection, series)
-        with self._lock:
-            self._catalog.remove(layouts, series)
-
-
-def _joined(
-    older: Mapping[int, tuple[Times, Floats]], newer: Mapping[int, tuple[Times, Floats]]
-) -> dict[int, tuple[Times, Floats]]:
-    joined = {**older, **newer}
-    for layout_id in older.keys() & newer.keys():
-        (t_old, v_old), (t_new, v_new) = older[layout_id], newer[layout_id]
-        joined[layout_id] = np.concatenate([t_old, t_new]), np.concatenate([v_old, v_new])
-    return joined

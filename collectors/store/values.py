@@ -80,13 +80,88 @@ class MetricMetadata:
 
 @dataclass(slots=True)
 class StoreCounts:
-    """What happened to samples since the store was opened."""
+    """What happened to samples since the store was opened.
+
+    `appended`: taken, stale markers included. `duplicates`: sent again, without effect. `out_of_order`: behind their
+    series' newest; of these, `too_old` ones, further behind than the window for them, were refused, the others taken.
+    `conflicting`: refused, another value for a time that has one. `limited`: refused, in appends over a limit.
+    """
 
     appended: int = 0
     duplicates: int = 0
     conflicting: int = 0
     out_of_order: int = 0
+    too_old: int = 0
+    limited: int = 0
     commits: int = 0
+    compacted: int = 0
+    exemplars: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Samples of one source at one time (unix ms); `replaces` says that series it no longer sends have ended."""
+
+    target: str
+    t_ms: int
+    samples: Sequence[tuple[Labels, float]]
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The series of one source in the order of its values, looked up once: see `Store.columns`."""
+
+    target: str
+    labels: list[Labels]
+    ids: NDArray[np.int64]
+    # The catalog's count of removals then: while it has not changed, the ids hold.
+    removals: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """An append as a vector: `values` float64, one for each of the columns. `replaces` is that of Append."""
+
+    columns: Columns
+    t_ms: int
+    values: Floats
+    replaces: bool = True
+
+    @property
+    def target(self) -> str:
+        """The source."""
+        return self.columns.target
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of the samples of an append; the fields are those of StoreCounts.
+
+    `taken` includes duplicates. `refusal` says of the first refused sample what was wrong with it.
+    """
+
+    taken: int = 0
+    duplicates: int = 0
+    conflicting: int = 0
+    out_of_order: int = 0
+    too_old: int = 0
+    refusal: str = ""
+
+    def __add__(self, other: Taken) -> Taken:
+        return Taken(
+            self.taken + other.taken,
+            self.duplicates + other.duplicates,
+            self.conflicting + other.conflicting,
+            self.out_of_order + other.out_of_order,
+            self.too_old + other.too_old,
+            self.refusal or other.refusal,
+        )
+
+    @property
+    def refused(self) -> int:
+        """Samples that are not in the store."""
+        return self.conflicting + self.too_old
 
 
 class SampleReader(Protocol):

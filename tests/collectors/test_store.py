@@ -93,16 +93,19 @@ def test_a_source_that_sends_parts_ends_nothing_until_it_is_marked_stale(store: 
     assert all(is_stale(s.v)[-1] and s.t[-1] == T0 + 2000 for s in after)
 
 
-def test_out_of_order_and_conflicting_samples_are_refused_one_by_one(store: Store) -> None:
+def test_samples_behind_the_window_and_conflicting_ones_are_refused_one_by_one(clock: FakeClock) -> None:
+    store = Store("sqlite://", clock=clock, late_seconds=0.0)
     store.append("a", T0, [(named("x", i="1"), 1.0)], stale=False)
     taken = store.append("a", T0 - 1, [(named("x", i="1"), 0.0), (named("x", i="2"), 2.0)], stale=False)
     same = store.append("a", T0, [(named("x", i="1"), 1.0)], stale=False)
     other = store.append("a", T0, [(named("x", i="1"), 9.0)], stale=False)
     counts = store.counts()
+    found = points(store, "x")
+    store.close()
 
     assert (taken, same, other) == (1, 1, 0)
-    assert (counts.out_of_order, counts.duplicates, counts.conflicting) == (1, 1, 1)
-    assert points(store, "x") == {"1": [(T0, 1.0)], "2": [(T0 - 1, 2.0)]}
+    assert (counts.out_of_order, counts.too_old, counts.duplicates, counts.conflicting) == (1, 1, 1, 1)
+    assert found == {"1": [(T0, 1.0)], "2": [(T0 - 1, 2.0)]}
 
 
 def test_the_same_series_twice_in_one_append_keeps_the_first(store: Store) -> None:
@@ -301,7 +304,7 @@ def test_the_store_agrees_with_a_plain_dictionary(
     appends: list[tuple[int, int, dict[int, float]]], start: int, length: int
 ) -> None:
     clock = FakeClock(0.0)
-    store = Store("sqlite://", clock=clock, head_seconds=0.010)
+    store = Store("sqlite://", clock=clock, head_seconds=0.010, late_seconds=0.0)
     model: dict[str, dict[int, float]] = {}
     for target, t_ms, values in appends:
         clock.seconds = max(clock.seconds, t_ms / 1000)

@@ -9,6 +9,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import sysconfig
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,8 @@ _FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-shared", "-fPIC", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 TIMEOUT_SECONDS = 60.0
 _POINTER = ctypes.c_void_p
-# The arguments of each function: p is a pointer, n a number.
+# The arguments of each function: p is a pointer, n a number, o an object of Python's.
+_ARGUMENTS = {"p": _POINTER, "n": ctypes.c_int64, "o": ctypes.py_object}
 _TALLY = dict.fromkeys(("trimtab_tally_float", "trimtab_tally_double"), "pnpnppp")
 _COUNT = {
     "trimtab_add_float": "pnnnnpnpp",
@@ -34,8 +37,14 @@ _COUNT = {
     "trimtab_probe_count_waiting": "p",
     "trimtab_copy": "npppp",
 }
-_FUNCTIONS = {"count": _COUNT, "tally": _TALLY}
-_SIZES = ("trimtab_tables_size_float", "trimtab_tables_size_double")
+_FUNCTIONS = {"count": _COUNT, "tally": _TALLY, "offer": {"trimtab_offer": "oppnno"}}
+_RESULTS: dict[str, type] = {
+    "trimtab_tables_size_float": ctypes.c_int64,
+    "trimtab_tables_size_double": ctypes.c_int64,
+    "trimtab_offer": ctypes.py_object,
+}
+# What includes Python's own headers, which not every machine has.
+_WITH_HEADERS = ("offer",)
 Loaded = TypeVar("Loaded", bound=ctypes.CDLL)
 _log = logging.getLogger(__name__)
 
@@ -67,7 +76,9 @@ def _compiled(compiler: str, name: str) -> Path:
     """The shared library, from the user's cache where this machine has made it before."""
     source = _FOLDER / f"{name}.c"
     text = b"".join(file.read_bytes() for file in (source, *sorted(_FOLDER.glob(f"{name}*.h"))))
-    key = hashlib.sha256(text + repr((compiler, FLAGS)).encode() + _processor()).hexdigest()[:16]
+    flags = (*FLAGS, f"-I{sysconfig.get_paths()['include']}") if name in _WITH_HEADERS else FLAGS
+    built_for = sys.version if name in _WITH_HEADERS else ""
+    key = hashlib.sha256(text + repr((compiler, flags, built_for)).encode() + _processor()).hexdigest()[:16]
     folder = _folder()
     path = folder / f"{name}-{key}.so"
     if path.exists() and path.stat().st_uid == os.getuid():
@@ -76,7 +87,7 @@ def _compiled(compiler: str, name: str) -> Path:
     os.close(handle)
     try:
         for machine in (["-march=native"], []):
-            command = [compiler, *FLAGS, *machine, str(source), "-o", unfinished, "-lm", "-pthread"]
+            command = [compiler, *flags, *machine, str(source), "-o", unfinished, "-lm", "-pthread"]
             made = subprocess.run(command, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
             if made.returncode == 0:
                 # Two processes may do this at once: each replaces the file with an equal one.
@@ -111,6 +122,6 @@ def _processor() -> bytes:
 def _declared(loaded: Loaded, library_name: str = "count") -> Loaded:
     for name, arguments in _FUNCTIONS[library_name].items():
         function = getattr(loaded, name)
-        function.argtypes = [_POINTER if letter == "p" else ctypes.c_int64 for letter in arguments]
-        function.restype = ctypes.c_int64 if name in _SIZES else None
+        function.argtypes = [_ARGUMENTS[letter] for letter in arguments]
+        function.restype = _RESULTS.get(name)
     return loaded

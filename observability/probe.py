@@ -36,7 +36,9 @@ _MEMORY = ("counts", "moments", "tables", "waiting", "filled")
 _LOOKED_UP = ("edges", "edges_float32", "tables")
 _EXACT = ("edges", "edges_float32", "moments", "waiting")
 # Hooks on every module; the two are never replaced.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS, _GLOBAL_PRE_HOOKS = module._global_forward_hooks, module._global_forward_pre_hooks
+_in_a_trace = torch.compiler.is_dynamo_compiling
 # So many rows of a whole tensor are counted at a time, for what the operators allocate on the device.
 _CHUNK_ROWS = 1 << 22
 
@@ -94,28 +96,10 @@ class Probe(nn.Module):
         self.reset()
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """`forward`, after the hooks if there are any.
-
-        What most models have, a float32 matrix in memory, is added here, past torch's dispatch and the three calls of
-        `nn.Module.__call__`: a model leaves Python's and torch's own code cold, so that each call on the way costs
-        three times what a loop over this would show.
-        """
+        """`forward`, after the hooks if there are any; the usual batch of the usual model is taken before them."""
         memory = self._memory
-        if memory is not None and len(inputs) == 1 and not torch.compiler.is_compiling():
-            values = inputs[0]
-            if (
-                type(values) is Tensor
-                and values.dtype is torch.float32
-                and memory.counts is self._buffers["counts"]
-                and not (self._forward_hooks or self._forward_pre_hooks or self._backward_hooks)
-                and not (self._backward_pre_hooks or _GLOBAL_HOOKS or _GLOBAL_PRE_HOOKS)
-                and values.is_contiguous()
-                and values.is_cpu
-            ):
-                shape = values.shape
-                if len(shape) == 2 and shape[1] == self._direct and shape[0] <= memory.brief:
-                    memory.add(memory.address, values.data_ptr(), shape[0])
-                    return values
+        if memory is not None and not _in_a_trace() and memory.offer(inputs):
+            return inputs[0]
         return super().__call__(*inputs)
 
     def forward(self, *inputs: Tensor) -> Any:
@@ -140,6 +124,9 @@ class Probe(nn.Module):
         """Counts a tensor a column, numbers in float32; and sees to it that the next batch finds its memory."""
         if self._memory is None or self._memory.counts is not self._buffers["counts"]:
             self._memory = ProbeMemory.of(*(getattr(self, name) for name in _MEMORY))
+            if self._memory is not None:
+                hooks = [getattr(self, name) for name in _HOOKS]
+                self._memory.offered_by([*hooks, _GLOBAL_HOOKS, _GLOBAL_PRE_HOOKS], self._buffers, self._direct)
         memory, layout = self._memory, self._layout
         if memory is None or len(inputs) != len(layout.names) or type(inputs[0]) is not Tensor or inputs[0].ndim == 0:
             return False

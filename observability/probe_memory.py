@@ -79,16 +79,17 @@ def addresses(counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, 
 class ProbeMemory:
     """The C code's view of a probe's buffers, to add batches without torch's dispatch. Copies of a module make anew."""
 
-    __slots__ = ("_add_columns", "_struct", "_tensors", "add", "address", "brief", "counts")
+    __slots__ = ("_add_columns", "_brief", "_struct", "_tensors", "address", "counts", "offer")
 
     def __init__(self, columns: int, tensors: tuple[Tensor, ...], calls: ctypes.PyDLL) -> None:
         self.counts = tensors[0]
-        # So many rows are added by `add(address, pointer, rows)`, which holds on to Python.
-        self.brief = _BRIEF_VALUES // columns
+        # So many rows are added by calls that hold on to Python.
+        self._brief = _BRIEF_VALUES // columns
         self._tensors = tensors
         self._struct = addresses(*tensors)
         self.address = ctypes.addressof(self._struct)
-        self.add: Callable[[int, int, int], None] = calls.trimtab_probe_add
+        # Takes the tuple of a module's inputs, and says whether it has counted them; see `offered_by`.
+        self.offer: Callable[[tuple[object, ...]], bool] = _taken_by_nobody
         self._add_columns = calls.trimtab_probe_add_columns
 
     @staticmethod
@@ -102,10 +103,26 @@ class ProbeMemory:
             return None
         return ProbeMemory(counts.shape[0], tensors, calls)
 
+    def offered_by(self, dicts: Sequence[dict[Any, Any]], buffers: dict[str, Any], columns: int) -> None:
+        """Makes `offer`: one call of C that takes a float32 matrix [rows, columns] in memory, as most models have it.
+
+        A model leaves Python's and torch's own code cold, so that each call on the way costs three times what a loop
+        over it shows. It takes nothing once one of `dicts` (a module's hooks) has something in it, or `buffers` other
+        counts.
+        """
+        exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+        calls, adding = brief_calls("offer"), library()
+        if exchange is None or calls is None or adding is None or not columns:
+            return
+        pointer = ctypes.cast(adding.trimtab_probe_add, ctypes.c_void_p).value
+        parts = Tensor, tuple(dicts), buffers, "counts", self.counts
+        offer = calls.trimtab_offer(exchange, pointer, self.address, columns, self._brief, parts)
+        self.offer = offer or _taken_by_nobody
+
     def add_columns(self, columns: Sequence[Tensor], rows: int) -> None:
         """Adds float32 columns [rows] that lie without gaps, one for each of the probe's."""
         pointers = (ctypes.c_void_p * len(columns))(*[column.data_ptr() for column in columns])
-        add = self._add_columns if rows <= self.brief else cast(ctypes.CDLL, library()).trimtab_probe_add_columns
+        add = self._add_columns if rows <= self._brief else cast(ctypes.CDLL, library()).trimtab_probe_add_columns
         add(self.address, ctypes.addressof(pointers), rows)
 
     def count_waiting(self) -> None:
@@ -117,6 +134,11 @@ class ProbeMemory:
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
+
+
+def _taken_by_nobody(inputs: tuple[object, ...]) -> bool:
+    """Where there is no such call, every batch goes the long way."""
+    return False
 
 
 def copied_on_cpu(state: Sequence[Tensor]) -> tuple[Tensor, ...]:

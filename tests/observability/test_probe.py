@@ -17,7 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from observability import probe_memory
 from observability.cells import ProfileError
+from observability.native import brief_calls
 from observability.probe import Probe, ignored_by_ddp, profile_of_tensors
 from observability.profile import Profile
 
@@ -117,6 +119,36 @@ def test_hooks_see_what_passes_a_probe(reference: Profile) -> None:
 
     assert seen == [True, True]
     assert probe.profile().rows == 20
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_any_layout_of_a_batch_is_counted_once_by_the_short_way_or_the_long(
+    reference: Profile, monkeypatch: pytest.MonkeyPatch, headers: bool
+) -> None:
+    if not headers:
+        monkeypatch.setattr(
+            probe_memory, "brief_calls", lambda name="count": None if name == "offer" else brief_calls()
+        )
+    probe, wide = Probe(reference, NAMES), torch.randn(40, 6)
+    probe(rows(1))
+    given = [
+        rows(7, 1), rows(7, 2).double(), rows(40, 3)[5:], rows(40, 4)[::2], wide[:, :3], wide[:, ::2], rows(3, 5).t(),
+        rows(0, 6), rows(1, 7), rows(30_000, 8), rows(9, 9).requires_grad_(), rows(4, 10).half(),
+        rows(3, 11).t().contiguous().t(), rows(12, 12).reshape(4, 3, 3), nn.Parameter(rows(5, 13)),
+    ]  # fmt: skip
+    for values in given:
+        assert probe(values) is values
+
+    flat = torch.cat([rows(1), *(values.detach().double().reshape(-1, 3) for values in given)])
+    profile = probe.profile()
+    assert counts_of(profile) == counted(reference, flat)
+    assert profile.rows == len(flat)
+    assert profile.columns["a"].mean == pytest.approx(float(flat[:, 0].mean()), rel=1e-9, abs=1e-12)
+    copied = copy.deepcopy(probe)
+    copied(rows(2))
+    probe.reset()
+    probe(rows(3))
+    assert (copied.profile().rows, probe.profile().rows) == (len(flat) + 2, 3)
 
 
 def test_nan_is_missing_where_that_is_what_it_means(reference: Profile) -> None:

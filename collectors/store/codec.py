@@ -104,12 +104,13 @@ def _coded(columns: Floats) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
         for code, scale in enumerate(_SCALES):
             if not len(left):
                 break
-            some = columns[left]
-            scaled = np.rint(some * scale)
-            exact = ((scaled / scale).view(np.uint64) == bits[left]).all(axis=1) & (np.abs(scaled) < _EXACT).all(axis=1)
+            whole = np.rint(columns[left] * scale)
+            fits = (np.abs(whole) < _EXACT).all(axis=1)
+            numbers = np.where(fits[:, None], whole, 0.0).astype(np.int64)
+            # What will be read must be the same bits: minus zero, for one, is no whole number.
+            exact = fits & ((numbers.astype(np.float64) / scale).view(np.uint64) == bits[left]).all(axis=1)
             chosen = left[exact]
-            steps = np.diff(scaled[exact].astype(np.int64), axis=1, prepend=np.int64(0))
-            words[chosen] = _zigzag(steps)
+            words[chosen] = _zigzag(np.diff(numbers[exact], axis=1, prepend=np.int64(0)))
             codes[chosen] = code
             left = left[~exact]
     return words, codes

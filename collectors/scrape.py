@@ -254,7 +254,13 @@ class Scraper:
 
 
 def _report(result: ScrapeResult) -> Samples:
-    labels = result.target.series_labels
+    """The series about the scrape. As in Prometheus they lose a target's `exported_X` where there is an X after it."""
+    own = result.target.series_labels
+    labels = {
+        name: value
+        for name, value in own.items()
+        if not (name.startswith("exported_") and (bare := name.removeprefix("exported_")) in own and bare > name)
+    }
     values = {
         "up": float(result.up),
         "scrape_duration_seconds": result.duration_seconds,

@@ -18,7 +18,7 @@ from alerts.dependencies import batches
 from alerts.labels import Labels, labels_of
 from alerts.querier import Querier, QueryError, Sample, SampleWriter, StoreAway, WriteError
 from alerts.rules import Rule, RuleGroup
-from alerts.state_store import StateStore, rule_keys
+from alerts.state_store import NoStateStore, StateStore, rule_keys
 from alerts.states import Alert, DuplicateAlert, Event, Instance, RuleState, resumed, series, step
 from alerts.templates import Surroundings, expand
 from collectors.store import STALE_NAN
@@ -80,7 +80,8 @@ class Evaluation:
 class RuleEngine:
     """Rule groups and their states. `evaluate` is called from one thread; the statuses may be read from any.
 
-    `external_url` and `external_labels` are what templates know as such. `clock` measures durations.
+    `external_url` and `external_labels` are what templates know as `$externalURL` and `$externalLabels`, `server_url`
+    what the functions externalURL and pathPrefix give. `clock` measures durations.
     """
 
     def __init__(
@@ -88,11 +89,12 @@ class RuleEngine:
         groups: Iterable[RuleGroup],
         querier: Querier,
         writer: SampleWriter,
-        store: StateStore,
+        store: StateStore | NoStateStore,
         *,
         metrics: Metrics | None = None,
         external_url: str = "",
         external_labels: Labels = (),
+        server_url: str | None = "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._querier = querier
@@ -101,6 +103,7 @@ class RuleEngine:
         self._metrics = metrics or Metrics()
         self._external_url = external_url
         self._external_labels = external_labels
+        self._server_url = server_url
         self._clock = clock
         self.groups: list[GroupStatus] = [self._restored(group) for group in groups]
         self._store.keep_only([status.group for status in self.groups])
@@ -213,7 +216,7 @@ class RuleEngine:
         def query(expr: str) -> Sequence[Sample]:
             return self._querier.instant(expr, ts)
 
-        surroundings = Surroundings(query, ts, self._external_url, self._external_labels, server_url=self._external_url)
+        surroundings = Surroundings(query, ts, self._external_url, self._external_labels, server_url=self._server_url)
         return instances(rule, vector, surroundings)
 
     def _failed(self, group: RuleGroup, status: RuleStatus, error: Exception) -> None:

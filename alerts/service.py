@@ -88,6 +88,7 @@ class AlertsService:
             StateStore(self.database),
             metrics=self.metrics,
             external_url=config.external_url,
+            server_url=config.external_url,
         )
         self.actions = ActionRunner(
             self.database,

@@ -21,6 +21,20 @@ _NAME_LENGTH = 150
 _Lasting = tuple[str, float, float | None, float | None, float | None]
 
 
+class NoStateStore:
+    """Keeps nothing: every evaluation begins in an empty world."""
+
+    def load(self, group: RuleGroup) -> tuple[list[RuleState], float]:
+        """No alerts."""
+        return [{} for _ in group.rules], 0.0
+
+    def save(self, group: RuleGroup, states: Sequence[RuleState], evaluated_at: float) -> None:
+        """Nothing to do."""
+
+    def keep_only(self, groups: Collection[RuleGroup]) -> None:
+        """Nothing to do."""
+
+
 class StateStore:
     """Saves and restores the alerts of rules. A rule is known by its group, its name and its labels."""
 

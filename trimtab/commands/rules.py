@@ -1,19 +1,27 @@
-"""`trimtab rules check`: rule files, before they run."""
+"""`trimtab rules check|lint|test`: rule files, before they run."""
 
 from __future__ import annotations
 
+import re
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from alerts.rule_tests import FileVerdict, Options, junit, run_file
 from alerts.rules import check as check_files
-from trimtab.commands.options import echo_json, with_json
+from alerts.yaml_nodes import Problem
+from trimtab.commands.options import echo_json, fail, with_json
+
+_FILES = click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
 @click.group()
 def rules() -> None:
-    """Check Prometheus rule files.
+    """Check, lint and test Prometheus rule files.
 
     \b
     Example:
@@ -22,19 +30,91 @@ def rules() -> None:
 
 
 @rules.command(epilog="Example: trimtab rules check my-rules.yml")
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@_FILES
 @with_json
 def check(files: tuple[Path, ...], as_json: bool) -> None:
-    """Say what is wrong in the files, with the line; exit status 1 if something is."""
+    """Say what is wrong in the files, with line and column; exit status 1 if something is."""
     problems = check_files(files)
-    errors = [problem for problem in problems if problem.severity == "error"]
+    wrong = any(problem.severity == "error" for problem in problems)
+    _show(problems, as_json, "" if wrong else f"{_count(files)} without errors")
+    sys.exit(1 if wrong else 0)
+
+
+@rules.command(epilog="Example: trimtab rules test alerts/tests/*.yml --junit results.xml")
+@_FILES
+@click.option("--run", "patterns", multiple=True, metavar="REGEX", help="Only tests whose name matches; repeatable.")
+@click.option("--junit", "junit_file", metavar="FILE", type=click.Path(path_type=Path), help="Write JUnit XML.")
+@click.option("--diff", is_flag=True, help="Show failures as the lines that differ.")
+@click.option(
+    "--prometheus",
+    "version",
+    type=click.Choice(["2", "3", "any"]),
+    default="any",
+    show_default=True,
+    help="Evaluate like version 2 (ranges closed on the left) or 3 (open); any: like 3, and where that fails like 2.",
+)
+@click.option("--ignore-unknown-fields", is_flag=True, help="Let unknown fields of rule files pass.")
+@with_json
+def test(
+    files: tuple[Path, ...],
+    patterns: tuple[str, ...],
+    junit_file: Path | None,
+    diff: bool,
+    version: str,
+    ignore_unknown_fields: bool,
+    as_json: bool,
+) -> None:
+    """Run unit tests in promtool's format; exit status 1 if one fails."""
+    pattern = "|".join(patterns)
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        fail(f"--run {pattern!r} is not a regular expression: {error}")
+    options = Options(
+        run=pattern,
+        diff=diff,
+        version="2" if version == "2" else "3" if version == "3" else "any",
+        strict=not ignore_unknown_fields,
+    )
+    verdicts = []
+    for file in files:
+        verdict = run_file(file, options)
+        verdicts.append(verdict)
+        if not as_json:
+            _tell(verdict)
     if as_json:
-        echo_json(
-            [{"file": str(p.path), "line": p.line, "severity": p.severity, "message": p.message} for p in problems]
-        )
+        echo_json([asdict(verdict) for verdict in verdicts])
+    if junit_file is not None:
+        junit_file.write_bytes(junit(verdicts, now=time.time()))
+    sys.exit(1 if any(verdict.failures for verdict in verdicts) else 0)
+
+
+def _tell(verdict: FileVerdict) -> None:
+    click.echo(f"Unit Testing:  {verdict.path}")
+    for warning in verdict.warnings:
+        click.echo(f"  WARNING: {warning}")
+    if verdict.failures:
+        click.echo("  FAILED:")
+        for failure in verdict.failures:
+            click.echo(f"{failure}\n")
     else:
-        for problem in problems:
-            click.echo(str(problem))
-        if not errors:
-            click.echo(f"{len(files)} file{'s' if len(files) > 1 else ''} without errors")
-    sys.exit(1 if errors else 0)
+        click.echo("  SUCCESS")
+    for test in verdict.tests:
+        if test.version == "2" and not test.failures:
+            click.echo(f"  NOTE: {test.name} holds as Prometheus 2 evaluates, not as 3 does and the alerts service")
+    click.echo("")
+
+
+def _show(problems: Sequence[Problem], as_json: bool, good: str) -> None:
+    if as_json:
+        keys = ("line", "column", "severity", "message")
+        echo_json([{"file": p.path, **{key: getattr(p, key) for key in keys}} for p in problems])
+        return
+    for problem in problems:
+        click.echo(str(problem))
+    if good:
+        click.echo(good)
+
+
+def _count(files: Sequence[Path]) -> str:
+    return f"{len(files)} file{'s' if len(files) > 1 else ''}"

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ from alerts.notifications.ledger import Key, Ledger, Outgoing, Timer, Told, expi
 from alerts.notifications.message import Message, MessageAlert
 from alerts.notifications.muting import Muting
 from alerts.notifications.receivers import Integration
-from alerts.notifications.route import Route
+from alerts.notifications.route import Route, group_key
 from alerts.silence import SilenceStore
 from observability import names
 from observability.metrics import Metrics
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 CLEAN_UP_SECONDS = 30.0
 _SHORTEST_DEADLINE_SECONDS = 10.0
 _LONGEST_SLEEP_SECONDS = 1.0
+_REFRESH_SECONDS = 1.0
 
 
 class Dispatcher:
@@ -78,6 +79,7 @@ class Dispatcher:
         self._by_id: dict[str, Group] = {}
         self._seen: dict[str, KnownAlert] = {}
         self._clean_up_at = 0.0
+        self._refreshed_at = 0.0
         self._lock = threading.RLock()
         self._wake = threading.Event()
         self._closing = False
@@ -130,7 +132,9 @@ class Dispatcher:
             if not self._lease.hold(now):
                 self._stand_down()
                 return now + _LONGEST_SLEEP_SECONDS
-            self._alerts.refresh()
+            if now - self._refreshed_at >= _REFRESH_SECONDS:
+                self._refreshed_at = now
+                self._alerts.refresh()
             if not self._leads:
                 self._leads = True
                 self._take_over(now)
@@ -182,11 +186,12 @@ class Dispatcher:
         self._courier.forget()
         self._groups, self._by_id, self._seen = {}, {}, {}
         waiting, timers = self._ledger.load()
+        told = {item.message.group_key: item.firing for item in waiting}
         born: dict[str, Timer] = {}
         for alert in self._alerts.all():
             self._seen[alert.fingerprint] = alert
             for route in self.configuration.route.match(alert.labels):
-                if not alert.resolved(now) or self._is_told_firing(route, alert):
+                if not alert.resolved(now) or self._is_told_firing(route, alert, told):
                     self._insert(route, alert, now, timers, born)
         self._ledger.decide({id: timer for id, timer in born.items() if id not in timers}, (), {})
         self._clean_up_at = now + CLEAN_UP_SECONDS
@@ -209,9 +214,11 @@ class Dispatcher:
             self._courier.forget()
             self._groups, self._by_id, self._seen = {}, {}, {}
 
-    def _is_told_firing(self, route: Route, alert: KnownAlert) -> bool:
-        """Whether somebody was told that the alert fires and not that it ended."""
-        key, mark = Group(route, route.group_labels(alert.labels), 0.0).key, alert.fingerprint
+    def _is_told_firing(self, route: Route, alert: KnownAlert, waiting: Mapping[str, Collection[str]]) -> bool:
+        """Whether somebody was told, or is about to be, that the alert fires and not that it ended."""
+        key, mark = group_key(route, route.group_labels(alert.labels)), alert.fingerprint
+        if mark in waiting.get(key, ()):
+            return True
         logged = (self._ledger.told((each.id, key)) for each in self._receiver(route))
         return any(told is not None and mark in told.firing for told in logged)
 

@@ -6,15 +6,12 @@ import asyncio
 import http.server
 import json
 import random
-import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
@@ -24,6 +21,7 @@ from collectors.scraping import read_scrape_configs
 from collectors.scraping.client import clients
 from collectors.store import Store
 from collectors.target_views import targets_json
+from tests.collectors.real_prometheus import Prometheus
 
 pytestmark = pytest.mark.slow
 
@@ -127,47 +125,6 @@ def target() -> Iterator[Target]:
     yield made
     made.server.shutdown()
     made.server.server_close()
-
-
-class Prometheus:
-    """A real one, with a configuration."""
-
-    def __init__(self, folder: Path, config: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.log = folder / "prometheus.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [
-                    "prometheus",
-                    f"--config.file={config}",
-                    f"--storage.tsdb.path={folder / 'data'}",
-                    f"--web.listen-address={self.address}",
-                ],
-                stderr=log,
-            )
-        self.client = httpx.Client(base_url=f"http://{self.address}", timeout=30)
-
-    def until(self, seen: Callable[[], Any], seconds: float = 60) -> Any:
-        """What `seen` gives as soon as it is true."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            try:
-                if found := seen():
-                    return found
-            except (httpx.HTTPError, ValueError):
-                pass
-            time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
-
-    def get(self, path: str, **params: Any) -> Any:
-        return self.client.get(f"/api/v1/{path}", params=params).json()["data"]
-
-    def close(self) -> None:
-        self.client.close()
-        self.process.terminate()
-        self.process.wait()
 
 
 def targets_of(data: dict[str, Any]) -> tuple[list[str], int]:

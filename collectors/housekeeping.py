@@ -24,7 +24,7 @@ from collectors.scores import Scored
 from collectors.scrape import next_tick
 from collectors.signals import Signals
 from collectors.spans import SpanStore
-from collectors.store import Store
+from collectors.store import Store, StoreCounts
 from observability import names
 from observability.lake import read_labelled
 
@@ -44,21 +44,32 @@ class OwnPage:
     signals: Signals
     labels: dict[str, str]
     clock: Callable[[], float]
-    _appended: int = 0
+    _counted: StoreCounts = field(default_factory=StoreCounts)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def append(self, at: float | None = None) -> None:
         """Appends the page at `at` (unix seconds; default now); series that left it get stale markers."""
         with self._lock:
-            appended = self.store.counts().appended
-            self.signals.metrics[names.STORE_SAMPLES].inc(appended - self._appended)
-            self._appended = appended
+            self._count(self.store.counts())
             self.signals.metrics[names.STORE_SERIES].set(self.store.num_series())
             page = page_of(self.signals.registry.collect())
             samples = [(with_target_labels(series, self.labels, False), value) for series, value, _ in page.samples]
             samples.append(({"__name__": "up", **self.labels}, 1.0))
             self.store.append(SELF_TARGET, round((self.clock() if at is None else at) * 1000), samples)
             self.store.set_metadata(page.metadata)
+
+    def _count(self, now: StoreCounts) -> None:
+        before, self._counted, metrics = self._counted, now, self.signals.metrics
+        metrics[names.STORE_SAMPLES].inc(now.appended - before.appended)
+        metrics[names.STORE_OUT_OF_ORDER].inc(now.out_of_order - before.out_of_order)
+        metrics[names.STORE_DUPLICATES].inc(now.duplicates - before.duplicates)
+        metrics[names.STORE_COMPACTED].inc(now.compacted - before.compacted)
+        metrics[names.STORE_EXEMPLARS].inc(now.exemplars - before.exemplars)
+        metrics[names.STORE_COMMITS].inc(now.commits - before.commits)
+        refused = metrics[names.STORE_REFUSED]
+        refused.labels("too_old").inc(now.too_old - before.too_old)
+        refused.labels("conflicting").inc(now.conflicting - before.conflicting)
+        refused.labels("limit").inc(now.limited - before.limited)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +141,9 @@ class Housekeeping:
             self.log.forget_profiles({model: time.closed_until for model, time in standing.times.items()})
         self.windows.prune(self.measures.settings.history_windows)
         self.aside.prune()
-        while self.store.prune(now):
+        while self.store.maintain(now):
             pass
+        self.own_page.signals.metrics[names.STORE_BYTES].set(self.store.size_bytes())
 
     async def _scrape_self(self) -> None:
         while True:

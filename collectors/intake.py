@@ -30,7 +30,7 @@ from collectors.references import References
 from collectors.remote_write import BadMessage, NotAccepted, Receiver, TooLarge, version_of
 from collectors.signals import Signals
 from collectors.spans import SpanStore, log_rows, span_rows
-from collectors.store.store import Store
+from collectors.store import Exemplar, Store
 from observability import names
 from observability.columns import ProfileError
 from observability.events import MEDIA_TYPE, BadBatch
@@ -138,7 +138,9 @@ class Intake:
                 raise IntakeError(404, "unknown", f"model {model!r} version {version!r} has no reference: PUT one")
             return Response(known, media_type="application/json")
         body = await self._body(request)
-        done = self.references.put(
+        # A reference by the hour of the week takes a second to read.
+        done = await asyncio.to_thread(
+            self.references.put,
             model,
             version,
             body,
@@ -262,8 +264,7 @@ class Intake:
         for (target, t_ms), samples in sorted(translated.samples.items(), key=lambda item: item[0][1]):
             self.store.append(target, t_ms, samples, stale=False)
         self.store.set_metadata(translated.metadata)
-        for series, labels, value, t_ms in translated.exemplars:
-            self.store.add_exemplar(series, labels, value, t_ms)
+        self.store.add_exemplars([Exemplar(*item) for item in translated.exemplars])
 
     def _refusal(self, signal: str, error: Exception) -> IntakeError:
         """What an error means to the sender; anything unknown is raised on, and becomes a 500."""

@@ -25,6 +25,13 @@ COUNTED = (
     names.SPANS,
     names.STORE_SAMPLES,
     names.STORE_SERIES,
+    names.STORE_REFUSED,
+    names.STORE_OUT_OF_ORDER,
+    names.STORE_DUPLICATES,
+    names.STORE_COMPACTED,
+    names.STORE_EXEMPLARS,
+    names.STORE_COMMITS,
+    names.STORE_BYTES,
 )
 
 

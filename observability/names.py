@@ -390,7 +390,19 @@ LATE_EVENT_ROWS = _counter(
 WATERMARK = _gauge("collector_watermark_timestamp_seconds", "Event time up to which windows are closed.", "model")
 SPANS = _counter("collector_spans_total", "Spans accepted.")
 STORE_SAMPLES = _counter("collector_samples_total", "Samples appended to the store.")
-STORE_SERIES = _gauge("collector_series", "Series in the head of the store.")
+STORE_SERIES = _gauge("collector_series", "Series that the store knows.")
+STORE_REFUSED = _counter("collector_samples_refused_total", "Samples that the store did not take, by reason.", "reason")
+# reason: one of STORE_REFUSALS
+STORE_REFUSALS = ("too_old", "conflicting", "limit")
+STORE_OUT_OF_ORDER = _counter(
+    "collector_samples_out_of_order_total",
+    "Samples behind their series' newest: taken within the window for them, else refused as too old.",
+)
+STORE_DUPLICATES = _counter("collector_samples_duplicate_total", "Samples that the store had already.")
+STORE_COMPACTED = _counter("collector_samples_compacted_total", "Samples of closed hours brought into blocks.")
+STORE_EXEMPLARS = _counter("collector_exemplars_total", "Exemplars kept.")
+STORE_COMMITS = _counter("collector_store_commits_total", "Transactions in which samples were written.")
+STORE_BYTES = _gauge("collector_store_bytes", "Bytes that the samples take in the database.")
 
 # --- alerts ----------------------------------------------------------------------------------------------------------
 CANARY_EVIDENCE = _gauge(

@@ -105,7 +105,7 @@ def _coded(columns: Floats) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
             if not len(left):
                 break
             whole = np.rint(columns[left] * scale)
-            fits = (np.abs(whole) < _EXACT).all(axis=1)
+            fits: Bools = np.all(np.abs(whole) < _EXACT, axis=1)
             numbers = np.where(fits[:, None], whole, 0.0).astype(np.int64)
             # What will be read must be the same bits: minus zero, for one, is no whole number.
             exact = fits & ((numbers.astype(np.float64) / scale).view(np.uint64) == bits[left]).all(axis=1)

@@ -33,14 +33,9 @@ class ExemplarShelf:
         return len(self._order)
 
     def admits(self, exemplar: Exemplar) -> bool:
-        """Whether it is new. ValueError when its labels are too long."""
-        length = sum(len(name) + len(value) for name, value in exemplar.labels.items())
-        if length > MOST_CHARACTERS:
-            longest = max(exemplar.labels, key=lambda name: len(exemplar.labels[name]))
-            raise ValueError(
-                f"an exemplar's labels have {length} characters; at most {MOST_CHARACTERS} are taken, "
-                f"and the longest is {longest!r}"
-            )
+        """Whether it is new, and its labels are short enough."""
+        if sum(len(name) + len(value) for name, value in exemplar.labels.items()) > MOST_CHARACTERS:
+            return False
         kept = self._by_series.get(label_key(exemplar.series))
         return not kept or (exemplar.t_ms >= kept[-1].t_ms and not _same(kept[-1], exemplar))
 

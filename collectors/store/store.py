@@ -176,8 +176,8 @@ class Store:
     def add_exemplars(self, items: Sequence[Exemplar]) -> int:
         """Keeps exemplars, durable when it returns; gives how many were new.
 
-        One that its series has already, or that is older than its series' last, is left out; the newest hundred
-        thousand are held. ValueError when the labels of one have more than 128 characters, with nothing kept.
+        As in Prometheus one is left out that its series has already, that is older than its series' last, or whose
+        labels have more than 128 characters. The newest hundred thousand are held.
         """
         with self._group.turn:
             with self._lock:

@@ -270,11 +270,13 @@ class Grammar:
         grouping = self._grouping()
         if name in ("topk", "bottomk"):
             # Of equal values, which are kept is not defined: these seldom are.
-            inner = self._of("temperature", "balance", "rate(temperature[5m])", "deriv(requests_total[5m])")
+            inner = self._of("temperature", "balance", "rate(temperature[5m])", "deriv(balance[10m])")
             return f"{name} {grouping}({self._of('0', '1', '2', '3', '10')}, {inner})"
         if name == "quantile":
             return f"quantile {grouping}({self._of('0', '0.4', '0.9', '1', '1.2')}, {self.vector(depth - 1)})"
         if name == "count_values":
+            # With three labels, 2.42 loses one of them in range queries: it sorts its own list of them in place.
+            grouping = self._of("", "by (model) ", "by (room, le) ", "without (room) ", "without (model, room) ")
             inner = self._of("build_info", "floor(temperature / 10)", "sgn(balance)", "changes(balance[1m])")
             return f'count_values {grouping}("{self._of("value", "model")}", {inner})'
         return f"{name} {grouping}({self.vector(depth - 1)})"

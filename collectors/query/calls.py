@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from collectors.query.families import classic
 from collectors.query.frame import Bools, Floats, Frame
 from collectors.query.info import with_info
 from collectors.query.range_functions import RangeFunction
-from collectors.query.syntax import Call, Node, RangeSelector, Selector, Subquery, Text
+from collectors.query.syntax import Call, Node, RangeSelector, Selector, Text
 from collectors.query.windows import Samples, Windows
 from collectors.store import Labels
 
@@ -64,23 +64,7 @@ def _growth(is_counter: bool, per_second: bool) -> VectorCall:
 def _predict_linear(node: Call, context: Context, evaluate: Evaluator) -> Frame:
     seconds = evaluate.scalar(node.args[1], context)
     function = range_functions.predict_linear(seconds, context.times)
-    return evaluate.over(node.name, _moving(node.args[0], context), function, context)
-
-
-def _moving(node: Node, context: Context) -> Node:
-    """A pinned range as Prometheus moves it along with the steps for `predict_linear`, from the first step on."""
-    if isinstance(node, RangeSelector):
-        selector = _unpinned(node.selector, context)
-        assert isinstance(selector, Selector)
-        return replace(node, selector=selector)
-    return _unpinned(node, context) if isinstance(node, Subquery) else node
-
-
-def _unpinned(node: Selector | Subquery, context: Context) -> Node:
-    if node.at is None:
-        return node
-    first = int(context.moments(node.offset_ms, node.at)[0])
-    return replace(node, at=None, offset_ms=int(context.times[0]) - first)
+    return evaluate.over(node.name, node.args[0], function, context)
 
 
 def _quantile_over_time(node: Call, context: Context, evaluate: Evaluator) -> Frame:

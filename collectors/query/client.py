@@ -25,6 +25,8 @@ class PrometheusClient:
     def __init__(self, base_url: str, *, timeout_seconds: float = 30.0, headers: dict[str, str] | None = None) -> None:
         self._base_url = base_url.rstrip("/")
         self._http = httpx.Client(timeout=timeout_seconds, headers=headers)
+        # Until a server is found not to know the call.
+        self._batches = True
 
     def __enter__(self) -> PrometheusClient:
         return self
@@ -41,6 +43,31 @@ class PrometheusClient:
     def instant(self, expr: str, at: float | None = None) -> Result:
         """The value at a time; without one, now by the server's clock."""
         return _result(self._call("query", query=expr, **({} if at is None else {"time": _number(at)})))
+
+    def instants(self, exprs: Sequence[str], at: float | None = None) -> list[Result | QueryError]:
+        """The values of several expressions at a time, each or why there is none.
+
+        Ours answers them in one call and computes once what they share; any other server is asked one by one.
+        """
+        if not self._batches:
+            return [self._result_or_error(expr, at) for expr in exprs]
+        form: dict[str, str | list[str]] = {"query": list(exprs), **({} if at is None else {"time": _number(at)})}
+        try:
+            answers = self._data(self._http.build_request("POST", f"{self._base_url}/api/v1/query_batch", data=form))
+        except QueryError as error:
+            if error.kind in ("unavailable", "timeout"):
+                raise
+            self._batches = False
+            return [self._result_or_error(expr, at) for expr in exprs]
+        return [_answered(answer) for answer in answers]
+
+    def _result_or_error(self, expr: str, at: float | None) -> Result | QueryError:
+        try:
+            return self.instant(expr, at)
+        except QueryError as error:
+            if error.kind == "unavailable":
+                raise
+            return error
 
     def range(self, expr: str, start: float, end: float, step: float) -> Matrix:
         """The values from start to end, every `step` seconds."""
@@ -112,9 +139,17 @@ class PrometheusClient:
             message = f"{request.url} answered {response.status_code} without JSON: {response.text[:200]!r}"
             raise QueryError(message, "unavailable" if response.status_code >= 500 else "internal") from error
         if body.get("status") != "success":
-            kind = body.get("errorType")
-            raise QueryError(str(body.get("error", body)), kind if kind in _KINDS else "internal")
+            raise _error(body)
         return body["data"]
+
+
+def _error(body: Any) -> QueryError:
+    kind = body.get("errorType")
+    return QueryError(str(body.get("error", body)), kind if kind in _KINDS else "internal")
+
+
+def _answered(body: Any) -> Result | QueryError:
+    return _result(body["data"]) if body["status"] == "success" else _error(body)
 
 
 def _number(value: float) -> str:

@@ -38,6 +38,20 @@ class Outcome:
     times: Ints
     is_range: bool
 
+    def __len__(self) -> int:
+        """Series in it."""
+        return len(self.value) if isinstance(self.value, Matrix | Frame) else 1
+
+    def first(self, limit: int) -> Outcome:
+        """With at most so many series: the first ones, by their labels where they are not in an order of their own."""
+        if len(self) <= limit:
+            return self
+        if isinstance(self.value, Matrix):
+            return Outcome(Matrix(self.value.series[:limit]), self.times, self.is_range)
+        assert isinstance(self.value, Frame)
+        order = self.value.labels.order() if self.is_range else np.arange(len(self.value))
+        return Outcome(self.value.rows(order[:limit]), self.times, self.is_range)
+
     def result(self) -> Result:
         """The values one by one."""
         if isinstance(self.value, Matrix):
@@ -115,9 +129,10 @@ class Engine:
         return Limits(time.monotonic() + timeout, self._max_samples, cancelled)
 
     # --- outcomes -----------------------------------------------------------------------------------------------------
-    def instant_outcome(self, expr: str, at_ms: int, limits: Limits) -> Outcome:
-        """As `instant`."""
-        return self._at(expr, at_ms, limits, self._shared(at_ms))
+    def instant_outcome(self, expr: str, at_ms: int, limits: Limits, lookback_ms: int | None = None) -> Outcome:
+        """As `instant`; with another lookback than the engine's if one is given."""
+        shared = self._shared(at_ms) if lookback_ms is None else Shared()
+        return self._at(expr, at_ms, limits, shared, lookback_ms)
 
     def instant_outcomes(self, exprs: Sequence[str], at_ms: int, limits: Limits) -> list[Outcome | QueryError]:
         """As `instants`."""
@@ -130,8 +145,10 @@ class Engine:
                 found.append(error)
         return found
 
-    def range_outcome(self, expr: str, start_ms: int, end_ms: int, step_ms: int, limits: Limits) -> Outcome:
-        """As `range`."""
+    def range_outcome(
+        self, expr: str, start_ms: int, end_ms: int, step_ms: int, limits: Limits, lookback_ms: int | None = None
+    ) -> Outcome:
+        """As `range`; with another lookback than the engine's if one is given."""
         if step_ms <= 0:
             raise QueryError("zero or negative query resolution step widths are not accepted", "bad_data")
         if end_ms < start_ms:
@@ -141,16 +158,16 @@ class Engine:
             raise QueryError(_wrong_type("range vector"), "bad_data")
         limits.take((end_ms - start_ms) // step_ms)
         times = np.arange(start_ms, end_ms + 1, step_ms, dtype=np.int64)
-        value = self._evaluated(node, self._context(times, end_ms, step_ms, limits, Shared()))
+        value = self._evaluated(node, self._context(times, end_ms, step_ms, limits, Shared(), lookback_ms))
         if isinstance(value, str):
             raise QueryError(_wrong_type("string"), "bad_data")
         return Outcome(value.without_empty() if isinstance(value, Frame) else value, times, True)
 
-    def _at(self, expr: str, at_ms: int, limits: Limits, shared: Shared) -> Outcome:
+    def _at(self, expr: str, at_ms: int, limits: Limits, shared: Shared, lookback_ms: int | None = None) -> Outcome:
         node = parse(expr)
         times = np.array([at_ms], dtype=np.int64)
         # The step of an instant is zero.
-        context = self._context(times, int(at_ms), 0, limits, shared)
+        context = self._context(times, int(at_ms), 0, limits, shared, lookback_ms)
         if isinstance(node, RangeSelector | Subquery):
             with np.errstate(all="ignore"):
                 return Outcome(_samples(node, context), times, False)
@@ -161,7 +178,9 @@ class Engine:
             value = evaluate(node, context)
             return value.settled(context.naming).merged() if isinstance(value, Frame) else value
 
-    def _context(self, times: Ints, end_ms: int, step_ms: int, limits: Limits, shared: Shared) -> Context:
+    def _context(
+        self, times: Ints, end_ms: int, step_ms: int, limits: Limits, shared: Shared, lookback_ms: int | None
+    ) -> Context:
         return Context(
             self._reader,
             times,

@@ -13,3 +13,10 @@ class QueryError(Exception):
     def __init__(self, message: str, kind: ErrorKind = "execution") -> None:
         super().__init__(message)
         self.kind: ErrorKind = kind
+
+
+class ParseError(QueryError):
+    """A text that is not PromQL; the message says where, as `line:column: parse error: …`."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "bad_data")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,37 +11,48 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from collectors.query.encode import outcome_json, sample_text, seconds
-from collectors.query.engine import Engine
-from collectors.query.errors import QueryError
+from collectors.query.encode import outcome_json, sample_text, time_text
+from collectors.query.engine import Engine, Outcome
+from collectors.query.errors import ParseError, QueryError
 from collectors.query.federate import CONTENT_TYPE, federated
-from collectors.query.parameters import Parameters, bounds
-from collectors.query.parse import format_query, parse, parse_selector
+from collectors.query.parameters import Parameters
+from collectors.query.parse import format_query, parse
+from collectors.query.parsed import parsed_json
+from collectors.query.responses import (
+    STATUS,
+    Answer,
+    Body,
+    accepts_gzip,
+    cross_origin,
+    packed,
+    refused,
+    responded,
+    success,
+    success_raw,
+)
 from collectors.query.selectors import selectors_of
-from collectors.store import Labels, SampleReader
+from collectors.query.series_calls import SeriesCalls
+from collectors.query.status_calls import Provider, StatusCalls
+from collectors.store import SampleReader
 
 MAX_POINTS = 11_000
-_STATUS = {
-    "bad_data": 400,
-    "execution": 422,
-    "canceled": 503,
-    "timeout": 503,
-    "unavailable": 503,
-    "internal": 500,
-    "not_found": 404,
-}
-Provider = Callable[[], Awaitable[Any]]
-Answer = TypeVar("Answer")
+# A query that takes longer than this is watched: nobody may be waiting for it any more.
+_WATCHED_AFTER_SECONDS = 0.05
+_TRUNCATED = "results truncated due to limit"
+Found = TypeVar("Found")
+Call = Callable[[Parameters, Request], Awaitable[Answer | Body | None]]
 
 
 class QueryApi:
-    """The API's calls. `rules`, `alerts` and `targets` give the JSON of their `data`; without one it is empty."""
+    """The API's calls. `rules`, `alerts` and `targets` give the JSON of their `data`; without one it is empty.
+
+    At most `max_concurrency` queries run at once; others wait, and that counts towards their time. `flags` and
+    `config` are what the status pages say of the settings.
+    """
 
     def __init__(
         self,
@@ -53,35 +64,51 @@ class QueryApi:
         targets: Provider | None = None,
         version: str = "3.0.0",
         clock: Callable[[], float] = time.time,
-        num_threads: int = 4,
+        max_concurrency: int = 20,
+        flags: Mapping[str, str] | None = None,
+        config: str = "",
     ) -> None:
         self._engine = engine
         self._reader = reader
-        self._rules = rules
-        self._alerts = alerts
-        self._targets = targets
-        self._version = version
         self._clock = clock
         # Queries get their own threads, so that a slow one cannot hold up what else runs on the event loop.
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="query")
+        self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="query")
+        known = {
+            "query.lookback-delta": f"{engine.lookback_ms // 1000}s",
+            "query.max-concurrency": str(max_concurrency),
+            "query.max-samples": str(engine.max_samples),
+            "query.timeout": f"{engine.timeout_seconds:g}s",
+        }
+        self._series = SeriesCalls(reader, self._in_thread)
+        self._status = StatusCalls(
+            reader,
+            self._in_thread,
+            rules=rules,
+            alerts=alerts,
+            targets=targets,
+            version=version,
+            flags={**known, **(flags or {})},
+            config=config,
+            clock=clock,
+        )
 
     def routes(self) -> list[Route]:
         """The routes: /api/v1/…, and /federate."""
-        both = ["GET", "POST"]
+        both, get = ["GET", "POST"], ["GET"]
+        calls: list[tuple[str, Call, list[str]]] = [
+            ("/query", self.query, both),
+            ("/query_range", self.query_range, both),
+            ("/query_batch", self.query_batch, ["POST"]),
+            ("/query_exemplars", self.query_exemplars, both),
+            ("/format_query", self.format_query, both),
+            ("/parse_query", self.parse_query, both),
+            *((path, call, both) for path, call in self._series.both()),
+            *((path, call, get) for path, call in [*self._series.gets(), *self._status.gets()]),
+        ]
         return [
-            self._route("/query", self.query, both),
-            self._route("/query_range", self.query_range, both),
-            self._route("/query_exemplars", self.query_exemplars, both),
-            self._route("/format_query", self.format_query, both),
-            self._route("/series", self.series, both),
-            self._route("/labels", self.labels, both),
-            self._route("/label/{name}/values", self.label_values, ["GET"]),
-            self._route("/metadata", self.metadata, ["GET"]),
-            self._route("/targets", self.targets, ["GET"]),
-            self._route("/rules", self.rules, ["GET"]),
-            self._route("/alerts", self.alerts, ["GET"]),
-            self._route("/status/buildinfo", self.buildinfo, ["GET"]),
-            Route("/federate", self.federate, methods=["GET"]),
+            *(self._route(path, call, methods) for path, call, methods in calls),
+            Route("/api/v1/{path:path}", _options, methods=["OPTIONS"]),
+            Route("/federate", self.federate, methods=get),
         ]
 
     def close(self) -> None:
@@ -89,22 +116,23 @@ class QueryApi:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     # --- queries ------------------------------------------------------------------------------------------------------
-    async def query(self, parameters: Parameters, request: Request) -> Any:
+    async def query(self, parameters: Parameters, request: Request) -> Body:
         """One instant."""
-        at_ms = parameters.time_ms("time", self._now_ms())
-        timeout = self._timeout_seconds(parameters)
-        expr = parameters.text("query")
-        return await self._in_thread(
-            lambda: msgspec.Raw(outcome_json(self._engine.instant_outcome(expr, at_ms, self._engine.limits(timeout)))),
-            timeout,
-        )
+        at_ms = parameters.time_ms("time", self._now_ms(), named=True)
+        lookback_ms = parameters.lookback_ms()
+        limit, expr = parameters.limit(), parameters.expression("query")
 
-    async def query_range(self, parameters: Parameters, request: Request) -> Any:
+        def work(limits: Any) -> bytes:
+            return _written(self._engine.instant_outcome(expr, at_ms, limits, lookback_ms), limit)
+
+        return await self._queried(work, parameters, request)
+
+    async def query_range(self, parameters: Parameters, request: Request) -> Body:
         """Every step of a range, at most MAX_POINTS of them."""
         start_ms, end_ms = parameters.time_ms("start"), parameters.time_ms("end")
-        step_ms = parameters.duration_ms("step")
         if end_ms < start_ms:
             raise QueryError('invalid parameter "end": end timestamp must not be before start time', "bad_data")
+        step_ms = parameters.duration_ms("step")
         if step_ms <= 0:
             raise QueryError(
                 'invalid parameter "step": zero or negative query resolution step widths are not accepted. '
@@ -117,95 +145,62 @@ class QueryApi:
                 "Try decreasing the query resolution (?step=XX)",
                 "bad_data",
             )
-        timeout = self._timeout_seconds(parameters)
-        expr = parameters.text("query")
-        return await self._in_thread(
-            lambda: msgspec.Raw(
-                outcome_json(self._engine.range_outcome(expr, start_ms, end_ms, step_ms, self._engine.limits(timeout)))
-            ),
-            timeout,
-        )
+        lookback_ms = parameters.lookback_ms()
+        limit, expr = parameters.limit(), parameters.expression("query")
 
-    async def query_exemplars(self, parameters: Parameters, request: Request) -> Any:
+        def work(limits: Any) -> bytes:
+            outcome = self._engine.range_outcome(expr, start_ms, end_ms, step_ms, limits, lookback_ms)
+            return _written(outcome, limit)
+
+        return await self._queried(work, parameters, request)
+
+    async def query_batch(self, parameters: Parameters, request: Request) -> Body:
+        """Several expressions (`query`, each) at one instant: what they share is computed once.
+
+        Not Prometheus': its data is a list of what each would have been answered.
+        """
+        at_ms = parameters.time_ms("time", self._now_ms(), named=True)
+        exprs = parameters.all("query")
+
+        def work(limits: Any) -> bytes:
+            outcomes = self._engine.instant_outcomes(exprs, at_ms, limits)
+            return success_raw(b"[" + b",".join(map(_one_of_many, outcomes)) + b"]")
+
+        return await self._queried(work, parameters, request)
+
+    async def query_exemplars(self, parameters: Parameters, request: Request) -> Answer | None:
         """Exemplars of the series that an expression reads."""
         now = self._now_ms()
-        start_ms, end_ms = parameters.time_ms("start", now - 3_600_000), parameters.time_ms("end", now)
+        start_ms = parameters.time_ms("start", now - 3_600_000, named=True)
+        end_ms = parameters.time_ms("end", now, named=True)
+        if end_ms < start_ms:
+            raise QueryError("end timestamp must not be before start timestamp", "bad_data")
+        selectors = list(selectors_of(parse(parameters.expression("query"))))
+        if not selectors:
+            return None
         found: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-        for matchers in selectors_of(parse(parameters.text("query"))):
+        for matchers in selectors:
             for item in self._reader.exemplars(matchers, start_ms, end_ms):
                 key = tuple(sorted(item.series.items()))
-                group = found.setdefault(key, {"seriesLabels": item.series, "exemplars": []})
-                group["exemplars"].append(
-                    {"labels": item.labels, "value": sample_text(item.value), "timestamp": seconds(item.t_ms)}
-                )
-        return list(found.values())
+                group = found.setdefault(key, {"seriesLabels": dict(key), "exemplars": {}})
+                exemplar = {
+                    "labels": item.labels,
+                    "value": sample_text(item.value),
+                    "timestamp": msgspec.Raw(time_text(item.t_ms)),
+                }
+                group["exemplars"][item.t_ms, item.value, tuple(sorted(item.labels.items()))] = exemplar
+        return Answer(
+            [{**group, "exemplars": [group["exemplars"][key] for key in sorted(group["exemplars"])]}
+             for _, group in sorted(found.items())]
+        )  # fmt: skip
 
-    async def format_query(self, parameters: Parameters, request: Request) -> Any:
+    async def format_query(self, parameters: Parameters, request: Request) -> Answer:
         """The expression, laid out."""
-        return format_query(parameters.text("query"))
+        return Answer(format_query(parameters.expression("query")))
 
-    # --- series and labels --------------------------------------------------------------------------------------------
-    async def series(self, parameters: Parameters, request: Request) -> Any:
-        """Label sets of the selected series."""
-        selectors = parameters.all("match[]", "match")
-        if not selectors:
-            raise QueryError("no match[] parameter provided", "bad_data")
-        range_ms = bounds(parameters)
-        found: dict[tuple[tuple[str, str], ...], Labels] = {}
-        for text in selectors:
-            matchers = parse_selector(text)
-            for labels in await self._in_thread(functools.partial(self._reader.series, matchers, **range_ms)):
-                found[tuple(sorted(labels.items()))] = labels
-        return _limited([found[key] for key in sorted(found)], parameters)
-
-    async def labels(self, parameters: Parameters, request: Request) -> Any:
-        """Label names, of the selected series."""
-        range_ms = bounds(parameters)
-        names: set[str] = set()
-        for text in parameters.all("match[]", "match") or [""]:
-            matchers = parse_selector(text) if text else ()
-            names.update(await self._in_thread(functools.partial(self._reader.label_names, matchers, **range_ms)))
-        return _limited(sorted(names), parameters)
-
-    async def label_values(self, parameters: Parameters, request: Request) -> Any:
-        """Values of a label in the selected series."""
-        name = request.path_params["name"]
-        range_ms = bounds(parameters)
-        values: set[str] = set()
-        for text in parameters.all("match[]", "match") or [""]:
-            matchers = parse_selector(text) if text else ()
-            look_up = functools.partial(self._reader.label_values, name, matchers, **range_ms)
-            values.update(await self._in_thread(look_up))
-        return _limited(sorted(values), parameters)
-
-    async def metadata(self, parameters: Parameters, request: Request) -> Any:
-        """Type, help and unit of metric families."""
-        wanted = parameters.text("metric", "")
-        known = self._reader.metadata().items()
-        found = [
-            (name, [{"type": item.type, "help": item.help, "unit": item.unit}])
-            for name, item in known
-            if not wanted or name == wanted
-        ]
-        return dict(_limited(found, parameters))
-
-    # --- what others provide ------------------------------------------------------------------------------------------
-    async def targets(self, parameters: Parameters, request: Request) -> Any:
-        """What the targets provider says."""
-        return await self._targets() if self._targets else {"activeTargets": [], "droppedTargets": []}
-
-    async def rules(self, parameters: Parameters, request: Request) -> Any:
-        """What the rules provider says."""
-        return await self._rules() if self._rules else {"groups": []}
-
-    async def alerts(self, parameters: Parameters, request: Request) -> Any:
-        """What the alerts provider says."""
-        return await self._alerts() if self._alerts else {"alerts": []}
-
-    async def buildinfo(self, parameters: Parameters, request: Request) -> Any:
-        """The version that clients probe for."""
-        names = ("revision", "branch", "buildUser", "buildDate", "goVersion")
-        return {"version": self._version, **dict.fromkeys(names, "")}
+    async def parse_query(self, parameters: Parameters, request: Request) -> Answer:
+        """The expression as a tree."""
+        return Answer(parsed_json(parameters.expression("query")))
 
     async def federate(self, request: Request) -> Response:
         """The newest samples of the selected series, as text."""
@@ -213,47 +208,99 @@ class QueryApi:
         try:
             text = await self._in_thread(lambda: federated(self._engine, self._reader.metadata(), selectors, at_ms))
         except QueryError as error:
-            return Response(f"{error}\n", _STATUS[error.kind], media_type="text/plain")
+            return Response(f"{error}\n", STATUS[error.kind], media_type="text/plain")
         return Response(text, media_type=CONTENT_TYPE)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-    def _route(self, path: str, call: Callable[[Parameters, Request], Awaitable[Any]], methods: list[str]) -> Route:
+    def _route(self, path: str, call: Call, methods: list[str]) -> Route:
         async def endpoint(request: Request) -> Response:
+            headers = cross_origin(request)
             try:
-                data = await call(await Parameters.of(request), request)
+                answer = await call(await Parameters.of(request), request)
             except QueryError as error:
-                return _json({"status": "error", "errorType": error.kind, "error": str(error)}, _STATUS[error.kind])
-            return _json({"status": "success", "data": data})
+                return refused(_named(error), headers)
+            if answer is None:
+                return Response(status_code=204, headers=dict(headers))
+            if isinstance(answer, Body):
+                return responded(answer, headers=headers)
+            return responded(packed(success(answer), accepts_gzip(request)), headers=headers)
 
         return Route(f"/api/v1{path}", endpoint, methods=methods)
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    @staticmethod
-    def _timeout_seconds(parameters: Parameters) -> float:
-        return parameters.duration_ms("timeout", 120_000) / 1000
+    async def _in_thread(self, work: Callable[[], Found]) -> Found:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def _in_thread(self, work: Callable[[], Answer], timeout_seconds: float = 120.0) -> Answer:
-        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.wait_for(running, timeout_seconds)
-        except TimeoutError as error:
-            raise QueryError("query timed out", "timeout") from error
+    async def _queried(self, work: Callable[[Any], bytes], parameters: Parameters, request: Request) -> Body:
+        """The answer of a query, made and compressed in a thread; stopped when its time is up or its client gone."""
+        cancelled = threading.Event()
+        limits = self._engine.limits(parameters.timeout_seconds(), cancelled)
+        gzip = accepts_gzip(request)
+
+        def answered() -> Body:
+            if time.monotonic() > limits.deadline:
+                raise QueryError("query timed out in query queue", "timeout")
+            return packed(work(limits), gzip)
+
+        running = asyncio.get_running_loop().run_in_executor(self._threads, answered)
+        left = False
+        done, _ = await asyncio.wait({running}, timeout=min(_WATCHED_AFTER_SECONDS, _left(limits.deadline)))
+        if not done:
+            gone = asyncio.ensure_future(_disconnected(request))
+            try:
+                waited: set[asyncio.Future[Any]] = {running, gone}
+                await asyncio.wait(waited, timeout=_left(limits.deadline), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                left = gone.done()
+                gone.cancel()
+        if running.done():
+            return running.result()
+        cancelled.set()
+        running.add_done_callback(_heard)
+        if left:
+            raise QueryError("query was canceled in expression evaluation", "canceled")
+        raise QueryError("query timed out in expression evaluation", "timeout")
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _heard(running: asyncio.Future[Any]) -> None:
+    """Takes the outcome of a query that nobody waits for, so that it is not reported as lost."""
+    if not running.cancelled():
+        running.exception()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _options(request: Request) -> Response:
+    return Response(status_code=204, headers=dict(cross_origin(request)))
+
+
+def _named(error: QueryError) -> QueryError:
+    """A text that is not PromQL is a bad parameter."""
+    return QueryError(f'invalid parameter "query": {error}', error.kind) if isinstance(error, ParseError) else error
+
+
+def _written(outcome: Outcome, limit: int | None) -> bytes:
+    data = outcome_json(outcome if limit is None else outcome.first(limit))
+    if limit is None or len(outcome) <= limit:
+        return success_raw(data)
+    return b'{"status":"success","data":%b,"warnings":["%b"]}' % (data, _TRUNCATED.encode())
+
+
+def _one_of_many(outcome: Outcome | QueryError) -> bytes:
+    if isinstance(outcome, Outcome):
+        return success_raw(outcome_json(outcome))
+    return msgspec.json.encode({"status": "error", "errorType": outcome.kind, "error": str(outcome)})
 
 
 def query_app(engine: Engine, reader: SampleReader, **settings: Any) -> Starlette:
     """An ASGI application with the API alone; `settings` are those of QueryApi."""
-    api = QueryApi(engine, reader, **settings)
-    return Starlette(
-        routes=list(api.routes()), middleware=[Middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)]
-    )
-
-
-def _limited(items: list[Any], parameters: Parameters) -> list[Any]:
-    limit = parameters.count("limit")
-    return items if limit is None else items[:limit]
-
-
-def _json(body: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, media_type="application/json")
+    return Starlette(routes=list(QueryApi(engine, reader, **settings).routes()))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 
-from collectors.query.errors import QueryError
-from collectors.query.parse import parse_duration_ms
+from collectors.query.errors import ParseError, QueryError
+from collectors.query.parse import parse_duration_ms, parse_selector
+from collectors.store import Matcher
 
 # As far as a 64-bit time in nanoseconds goes; clients send such bounds to mean "all".
 _FARTHEST_SECONDS = 9.2e15
@@ -46,18 +48,33 @@ class Parameters:
             raise QueryError(f'invalid parameter "{name}": it is missing', "bad_data")
         return default
 
-    def time_ms(self, name: str, default: int | None = None) -> int:
-        """A moment (RFC 3339 or unix seconds) in unix ms."""
+    def expression(self, name: str) -> str:
+        """PromQL. Raises QueryError (`bad_data`) when there is none."""
+        text = self.text(name, "")
+        if not text.strip():
+            raise QueryError(f'invalid parameter "{name}": 1:1: parse error: no expression found in input', "bad_data")
+        return text
+
+    def selector(self, name: str) -> tuple[Matcher, ...]:
+        """The matchers of a series selector; none when it is not given."""
+        text = self.text(name, "")
+        try:
+            return parse_selector(text) if text else ()
+        except ParseError as error:
+            raise QueryError(f'invalid parameter "{name}": {error}', "bad_data") from error
+
+    def time_ms(self, name: str, default: int | None = None, *, named: bool = False) -> int:
+        """A moment (RFC 3339 or unix seconds) in unix ms. `named`: the error says the name twice, as Prometheus'."""
         values = self._values.get(name)
         if not values or not values[0]:
             if default is None:
                 raise QueryError(f'invalid parameter "{name}": cannot parse "" to a valid timestamp', "bad_data")
             return default
-        return parse_time_ms(values[0], name)
+        return parse_time_ms(values[0], f"\"{name}\": Invalid time value for '{name}'" if named else f'"{name}"')
 
     def optional_time_ms(self, name: str) -> int | None:
         """The moment, or None when it is not given."""
-        return self.time_ms(name) if self._values.get(name, [""])[0] else None
+        return self.time_ms(name, named=True) if self._values.get(name, [""])[0] else None
 
     def duration_ms(self, name: str, default: int | None = None) -> int:
         """A duration (`15s` or seconds) in ms."""
@@ -68,17 +85,50 @@ class Parameters:
             return default
         return _duration_ms(values[0], name)
 
-    def count(self, name: str) -> int | None:
+    def timeout_seconds(self) -> float | None:
+        """How long a query may take; None when the client does not say."""
+        return self.duration_ms("timeout", -1) / 1000 if self.text("timeout", "") else None
+
+    def lookback_ms(self) -> int | None:
+        """How old a sample may be; None when the client does not say."""
+        text = self.text("lookback_delta", "")
+        if not text:
+            return None
+        try:
+            return _duration_ms(text, "lookback_delta")
+        except QueryError as error:
+            reason = str(error).partition(": ")[2]
+            raise QueryError(f"error parsing lookback delta duration: {reason}", "bad_data") from error
+
+    def limit(self) -> int | None:
         """A number of items at most, or None when it is not given or 0."""
+        text = self.text("limit", "")
+        if not text:
+            return None
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
+            message = f'invalid parameter "limit": strconv.Atoi: parsing {quoted(text)}: invalid syntax'
+            raise QueryError(message, "bad_data")
+        if int(text) < 0:
+            raise QueryError('invalid parameter "limit": limit must be non-negative', "bad_data")
+        return int(text) or None
+
+    def number(self, name: str, what: str = "a number") -> int | None:
+        """A whole number, or None when it is not given."""
         text = self.text(name, "")
         if not text:
             return None
-        if not text.isdigit():
-            raise QueryError(f'invalid parameter "{name}": {text!r} is not a whole number', "bad_data")
-        return int(text) or None
+        if not re.fullmatch(r"[+-]?[0-9]+", text):
+            raise QueryError(f"{name} must be {what}", "bad_data")
+        return int(text)
 
 
-def parse_time_ms(text: str, name: str = "time") -> int:
+def quoted(text: str) -> str:
+    """The text in double quotes."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def parse_time_ms(text: str, name: str = '"time"') -> int:
     """Unix seconds or RFC 3339 in unix ms. Raises QueryError (`bad_data`)."""
     try:
         number = float(text)
@@ -89,7 +139,7 @@ def parse_time_ms(text: str, name: str = "time") -> int:
     try:
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError as error:
-        message = f'invalid parameter "{name}": cannot parse "{text}" to a valid timestamp'
+        message = f'invalid parameter {name}: cannot parse "{text}" to a valid timestamp'
         raise QueryError(message, "bad_data") from error
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import promql_parser as grammar
 
-from collectors.query.errors import QueryError
+from collectors.query.complaints import complaint
+from collectors.query.errors import ParseError
 from collectors.query.syntax import (
     Aggregate,
     At,
@@ -37,7 +38,7 @@ _MARK = "__trimtab_info__"
 _NEGATIVE_AT = re.compile(r"@\s*-")
 _MILLISECOND = timedelta(milliseconds=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
+OPERATORS = {"Equal": "=", "NotEqual": "!=", "Re": "=~", "NotRe": "!~"}
 # What promql-parser does not know, or not any more: the name that double_exponential_smoothing had before version 3.
 grammar.register_extra_functions(
     [
@@ -48,37 +49,35 @@ grammar.register_extra_functions(
         )
     ]
 )
-_CARDINALITIES: dict[str, Cardinality] = {
+CARDINALITIES: dict[str, Cardinality] = {
     "OneToOne": "one-to-one",
     "ManyToOne": "many-to-one",
     "OneToMany": "one-to-many",
     "ManyToMany": "many-to-many",
 }
-_SET_OPERATORS = ("and", "or", "unless")
+SET_OPERATORS = ("and", "or", "unless")
 
 
 @lru_cache(maxsize=2048)
 def parse(expr: str) -> Node:
-    """The tree of an expression. Raises QueryError (`bad_data`) for text that is not PromQL or is wrongly typed."""
+    """The tree of an expression. Raises ParseError for text that is not PromQL or is wrongly typed."""
+    tree = grammar_tree(expr)
     try:
-        return _node(_tree(expr))
+        return _node(tree)
     except ValueError as error:
-        raise QueryError(f"invalid expression: {error}", "bad_data") from error
+        raise ParseError(complaint(expr, str(error))) from error
 
 
 def format_query(expr: str) -> str:
-    """The expression, laid out. Raises QueryError (`bad_data`)."""
-    try:
-        return cast(str, _tree(expr).prettify())
-    except ValueError as error:
-        raise QueryError(f"invalid expression: {error}", "bad_data") from error
+    """The expression, laid out. Raises ParseError."""
+    return cast(str, grammar_tree(expr).prettify())
 
 
 def parse_selector(text: str) -> tuple[Matcher, ...]:
-    """The matchers of a series selector such as `up{job="x"}`. Raises QueryError (`bad_data`)."""
+    """The matchers of a series selector such as `up{job="x"}`. Raises ParseError."""
     node = parse(text)
     if not isinstance(node, Selector) or node.offset_ms or node.at is not None:
-        raise QueryError(f"invalid series selector {text!r}: give a metric name, labels, or both", "bad_data")
+        raise ParseError(f"invalid series selector {text!r}: give a metric name, labels, or both")
     return node.matchers
 
 
@@ -87,11 +86,19 @@ def parse_duration_ms(text: str) -> int:
     return int(grammar.parse_duration(text) // _MILLISECOND)
 
 
+def grammar_tree(expr: str) -> Any:
+    """The tree of `promql-parser`. Raises ParseError."""
+    try:
+        return _tree(expr)
+    except ValueError as error:
+        raise ParseError(complaint(expr, str(error))) from error
+
+
 def _tree(expr: str) -> Any:
     prepared = _TOKENS.sub(_double_quoted, expr)
     if _NEGATIVE_AT.search(_STRINGS.sub('""', prepared)):
         # The parser accepts these but panics when the time is read.
-        raise QueryError("invalid expression: times before 1970 after @ are not supported", "bad_data")
+        raise ParseError("invalid expression: times before 1970 after @ are not supported")
     return grammar.parse(_info_marked(prepared) if "info" in prepared else prepared)
 
 
@@ -129,7 +136,8 @@ def _milliseconds(duration: timedelta | None) -> int:
     return 0 if duration is None else duration // _MILLISECOND
 
 
-def _at(modifier: Any) -> At | None:
+def at_of(modifier: Any) -> At | None:
+    """The `@` modifier of a grammar node."""
     if modifier is None:
         return None
     kind = str(modifier.type).rsplit(".", 1)[-1].lower()
@@ -142,40 +150,40 @@ def _at(modifier: Any) -> At | None:
 def _node(tree: Any) -> Node:
     convert = _CONVERTERS.get(type(tree).__name__)
     if convert is None:
-        raise QueryError(f"unsupported syntax {type(tree).__name__}", "bad_data")
+        raise ParseError(f"unsupported syntax {type(tree).__name__}")
     return convert(tree)
 
 
 def _selector(tree: Any) -> Selector:
     if tree.matchers.or_matchers:
-        raise QueryError("`or` between matchers is not PromQL; use a regular expression", "bad_data")
+        raise ParseError("`or` between matchers is not PromQL; use a regular expression")
     matchers = [Matcher("__name__", "=", tree.name)] if tree.name is not None else []
     for item in tree.matchers.matchers:
         if item.name == _MARK:
             continue
-        operator = _OPERATORS[str(item.op).rsplit(".", 1)[-1]]
+        operator = OPERATORS[str(item.op).rsplit(".", 1)[-1]]
         matchers.append(Matcher(item.name, cast(Any, operator), item.value))
-    return Selector(tuple(matchers), _milliseconds(tree.offset), _at(tree.at))
+    return Selector(tuple(matchers), _milliseconds(tree.offset), at_of(tree.at))
 
 
 def _subquery(tree: Any) -> Subquery:
     step = None if tree.step is None else _milliseconds(tree.step)
-    return Subquery(_node(tree.expr), _milliseconds(tree.range), step, _milliseconds(tree.offset), _at(tree.at))
+    return Subquery(_node(tree.expr), _milliseconds(tree.range), step, _milliseconds(tree.offset), at_of(tree.at))
 
 
 def _binary(tree: Any) -> Binary:
     op, modifier = str(tree.op), tree.modifier
-    default: Cardinality = "many-to-many" if op in _SET_OPERATORS else "one-to-one"
+    default: Cardinality = "many-to-many" if op in SET_OPERATORS else "one-to-one"
     matching, return_bool = Matching(default, on=False, labels=()), False
     if modifier is not None:
         fills = modifier.fill_values
         if fills is not None and (fills.lhs is not None or fills.rhs is not None):
-            raise QueryError("the fill modifier is not supported", "bad_data")
+            raise ParseError("the fill modifier is not supported")
         labels, on = (), False
         if modifier.matching is not None:
             labels = tuple(modifier.matching.labels)
             on = str(modifier.matching.type).endswith("Include")
-        cardinality = _CARDINALITIES[str(modifier.card).rsplit(".", 1)[-1]]
+        cardinality = CARDINALITIES[str(modifier.card).rsplit(".", 1)[-1]]
         matching = Matching(cardinality, on, labels, tuple(modifier.group_labels or ()))
         return_bool = bool(modifier.return_bool)
     return Binary(op, _node(tree.lhs), _node(tree.rhs), matching, return_bool)

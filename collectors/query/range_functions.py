@@ -216,15 +216,16 @@ def first_over_time(windows: Windows) -> Answer:
 
 
 def stdvar_over_time(windows: Windows) -> Answer:
-    """Population variance."""
-    variance = np.empty((len(windows.low), windows.v.shape[1]))
+    """Population variance: mean and squares run along, compensated (varianceOverTime)."""
+    variance = np.empty(windows.shape)
     for steps, v, _, inside in windows.padded():
-        n = np.maximum(inside.sum(axis=1), 1)[:, None]
-        weight = inside[:, :, None]
-        # From the first value on: equal values then have no variance at all, not a rounding error.
-        v = v - v[:, :1]
-        mean = np.where(weight, v, 0).sum(axis=1) / n
-        variance[steps] = (np.where(weight, v - mean[:, None], 0) ** 2).sum(axis=1) / n
+        mean, squares = CompensatedSum(v.shape[::2]), CompensatedSum(v.shape[::2])
+        for position in range(v.shape[1]):
+            here, value = inside[:, position, None], v[:, position]
+            delta = np.where(here, value - mean.total, 0.0)
+            mean.add(delta / (position + 1))
+            squares.add(np.where(here, delta * (value - mean.total), 0.0))
+        variance[steps] = squares.total / np.maximum(inside.sum(axis=1), 1)[:, None]
     return variance, windows.counts >= 1
 
 

@@ -83,10 +83,10 @@ def responded(body: Body, status: int = 200, headers: Mapping[str, str] | None =
     return Response(body.content, status, extra, "application/json")
 
 
-def refused(error: QueryError) -> Response:
+def refused(error: QueryError, headers: Mapping[str, str] | None = None) -> Response:
     """The response to a call that failed."""
     body = {"status": "error", "errorType": error.kind, "error": str(error)}
-    return responded(Body(msgspec.json.encode(body)), STATUS[error.kind])
+    return responded(Body(msgspec.json.encode(body)), STATUS[error.kind], headers)
 
 
 def cross_origin(request: Request) -> Mapping[str, str]:

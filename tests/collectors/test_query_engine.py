@@ -160,8 +160,8 @@ def test_at_start_and_end_are_those_of_the_whole_query(store: Store) -> None:
     [
         ("nonsense(x[5m])", "nonsense"),
         ("x @ -5", "1970"),
-        ("sum(x", "invalid expression"),
-        ('x{a=~"("}', "invalid expression"),
+        ("sum(x", "parse error"),
+        ('x{a=~"("}', "parse error"),
         ('{a="p" or a="q"}', "or"),
     ],
 )

@@ -42,23 +42,30 @@ class Problem:
 
 
 def walk(
-    base_url: str, *, settle_seconds: float = 3.0, notices: bool = True, chromium: str = CHROMIUM
+    base_url: str,
+    *,
+    pages: Sequence[str] = PAGES,
+    menu: bool = True,
+    settle_seconds: float = 3.0,
+    notices: bool = True,
+    chromium: str = CHROMIUM,
 ) -> list[Problem]:
-    """Open every page of the dashboard at `base_url`, stay through a refresh, and list the problems; none is good.
+    """Open the pages of the dashboard at `base_url`, stay through a refresh, and list the problems; none is good.
 
-    Pages are opened by address and then by the menu. With `notices=False` lines about services
-    that are away are let pass.
+    Pages are opened by address and then, with `menu`, all of them by the menu. With `notices=False` lines about
+    services that are away are let pass.
     """
     problems: list[Problem] = []
     with open_page(chromium) as page:
         where = [""]
         page.on("console", lambda message: problems.extend(_console(where[0], message)))
         page.on("pageerror", lambda error: problems.append(Problem(where[0], "page error", str(error)[:500])))
-        for name in PAGES:
+        for name in pages:
             where[0] = name or "overview"
             page.goto(f"{base_url.rstrip('/')}/{name}")
             problems += _look(page, where[0], settle_seconds, notices)
-        for link in page.locator('[data-testid="stSidebarNavLink"]').all():
+        links = page.locator('[data-testid="stSidebarNavLink"]').all() if menu else []
+        for link in links:
             where[0] = f"{link.inner_text().strip()} (menu)"
             link.click()
             problems += _look(page, where[0], settle_seconds, notices)

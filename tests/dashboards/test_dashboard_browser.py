@@ -69,7 +69,7 @@ def test_no_page_has_an_error_box_a_notice_or_a_console_error(dashboard: str) ->
 def test_the_walk_sees_a_service_that_is_away(stack: FakeStack, tmp_path: Path) -> None:
     config = replace(stack.config(port=_free_port()), alerts_url=f"http://127.0.0.1:{_free_port()}")
     for url in _served(config, tmp_path):
-        problems = walk(url, settle_seconds=1.0)
+        problems = walk(url, pages=("", "alerts"), menu=False, settle_seconds=1.0)
 
     assert {problem.kind for problem in problems} == {"notice"}
     assert any("trimtab alerts" in problem.text for problem in problems)

@@ -1,7 +1,7 @@
 """Remote write: samples a second into our collector and into Prometheus' own receiver, in the same run.
 
 Run: python benchmarks/remote_write.py [--series 10000] [--steps 12] [--per-request 500] [--senders 8]. The same
-requests (snappy, version 1.0, eight labels a series) go to a collector and to Prometheus with its receiver enabled, each
+requests (snappy, version 1.0, eight labels a series) go to a collector and to Prometheus with its receiver on, each
 a process of its own, by turns, over kept connections. The collector answers when a request is on disk; Prometheus when
 it is in its write-ahead log, which is synced later. `read` is the reader alone, without HTTP and store.
 """

@@ -13,15 +13,18 @@ from typing import Literal
 
 import cramjam
 import numpy as np
+from numpy.typing import NDArray
 
 from collectors.remote_write.v1 import read_v1
 from collectors.remote_write.v2 import read_v2
 from collectors.remote_write.wire import BadMessage, varint
-from collectors.remote_write.written import LabelCache, Written
-from collectors.scraping.samples import MAX_AHEAD_MS, Samples
+from collectors.remote_write.written import LabelCache, SeriesLabels, Written
+from collectors.scraping.samples import MAX_AHEAD_MS
 from collectors.store.store import Store
+from collectors.store.values import Columns, Scrape
 
-TARGET = "remote_write"
+# No source of the store's: who writes says itself when a series ends.
+SOURCE = ""
 # Requests that wait for one commit at the same time share it.
 THREADS = 16
 Version = Literal["1", "2"]
@@ -107,37 +110,54 @@ class Receiver:
         if written.histograms:
             reasons.append(f"{written.histograms} samples of native histograms: they are not stored")
         taken = self._samples(written, reasons)
-        for exemplar in written.exemplars:
-            self._store.add_exemplar(exemplar.series, exemplar.labels, exemplar.value, exemplar.t_ms)
+        if written.exemplars:
+            self._store.add_exemplars(written.exemplars)
         self._store.set_metadata(written.metadata)
         return Outcome(version, taken, len(written.exemplars), _told(reasons))
 
     def _samples(self, written: Written, reasons: list[str]) -> int:
-        times, latest = written.times, round(self._clock() * 1000) + MAX_AHEAD_MS
-        ahead = int((times > latest).sum())
+        """Stores the samples in one transaction, oldest first; gives how many are in the store now."""
+        if not written.labels:
+            return 0
+        removals, ids = self._ids(written.labels)
+        latest = round(self._clock() * 1000) + MAX_AHEAD_MS
+        ahead = int((written.times > latest).sum())
         if ahead:
             reasons.append(f"out of bounds: {ahead} samples are more than {MAX_AHEAD_MS // 60_000} minutes ahead")
-        taken = 0
-        for t_ms, samples in _by_time(written):
+        scrapes = []
+        for t_ms, rows in _by_time(written.times):
             if t_ms <= latest:
-                taken += self._store.append(TARGET, t_ms, samples, stale=False)
-        missing = len(times) - ahead - taken
-        if missing:
-            reasons.append(f"out of order sample, or duplicate sample for timestamp: {missing} of {len(times)} samples")
-        return taken
+                labels = written.labels if isinstance(rows, slice) else [written.labels[row] for row in rows.tolist()]
+                columns = Columns(SOURCE, labels, ids[rows], removals)  # type: ignore[arg-type]
+                scrapes.append(Scrape(columns, t_ms, written.values[rows], replaces=False))
+        taken = self._store.write(scrapes)
+        if taken.refused:
+            reasons.append(f"{taken.refused} of {len(written.times)} samples: {taken.refusal}")
+        return taken.taken
+
+    def _ids(self, labels: list[SeriesLabels]) -> tuple[int, NDArray[np.int64]]:
+        """The series of the label sets, and the catalog's count of removals that they hold for.
+
+        Removals are read before ids and written after them: an id is never taken for newer than it is.
+        """
+        removals = {item.removals for item in labels}
+        ids = np.array([item.series_id for item in labels], np.int64)
+        if len(removals) == 1 and -1 not in removals:
+            return removals.pop(), ids
+        found = self._store.columns(SOURCE, labels)
+        for item, series_id in zip(labels, found.ids.tolist(), strict=True):
+            item.series_id = series_id
+            item.removals = found.removals
+        return found.removals, found.ids
 
 
-def _by_time(written: Written) -> list[tuple[int, Samples]]:
-    """The samples of each moment, oldest first."""
-    times, values = written.times, written.values.tolist()
-    if not len(times):
-        return []
+def _by_time(times: NDArray[np.int64]) -> list[tuple[int, slice | NDArray[np.int64]]]:
+    """The rows of each moment, oldest first."""
     if (times == times[0]).all():
-        return [(int(times[0]), list(zip(written.labels, values, strict=True)))]
+        return [(int(times[0]), slice(None))]
     order = np.argsort(times, kind="stable")
-    starts = np.flatnonzero(np.diff(times[order], prepend=times[order[0]] - 1))
-    groups = np.split(order, starts[1:])
-    return [(int(times[group[0]]), [(written.labels[i], values[i]) for i in group.tolist()]) for group in groups]
+    starts = np.flatnonzero(np.diff(times[order]))
+    return [(int(times[rows[0]]), rows) for rows in np.split(order, starts + 1)]
 
 
 def _told(reasons: list[str]) -> str | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from collectors.remote_write.wire import BYTES, FIXED64, VARINT, BadMessage, double, fields, signed, text, varint
-from collectors.remote_write.written import Columns, LabelCache, Written, checked_labels
-from collectors.store.values import Exemplar, Labels, MetricMetadata
+from collectors.remote_write.written import Columns, LabelCache, SeriesLabels, Written
+from collectors.store.values import Exemplar, MetricMetadata
 
 _METADATA = 3
 _TYPES = (
@@ -33,7 +33,7 @@ def _read(body: bytes, cache: LabelCache, *, quick: bool) -> Written | None:
     """The request; None when something that looked like a usual sample is none, which happens only with `quick`."""
     written, others = Written(), Columns()
     known, looks_like = cache.known, body.startswith
-    labels: list[Labels] = []
+    labels: list[SeriesLabels] = []
     ends: list[int] = []
     zeros: list[int] = []
     position, size = 0, len(body)
@@ -83,7 +83,7 @@ def _tails(body: bytes, ends: list[int], zeros: list[int], written: Written) -> 
     return ok
 
 
-def _labels_only(key: bytes, cache: LabelCache) -> Labels | None:
+def _labels_only(key: bytes, cache: LabelCache) -> SeriesLabels | None:
     """The label set of bytes that are labels and nothing else; None when they are not, or not a valid set."""
     position = 0
     while position < len(key):
@@ -93,7 +93,7 @@ def _labels_only(key: bytes, cache: LabelCache) -> Labels | None:
         position = start + length
     if position != len(key):
         return None
-    found = cache.labels(key, lambda: checked_labels(_pairs(key)))
+    found = cache.labels(key, lambda: _pairs(key))
     return None if isinstance(found, str) else found
 
 
@@ -128,7 +128,7 @@ def _series(body: bytes, start: int, end: int, cache: LabelCache, written: Writt
         elif number == 4:
             written.histograms += 1
     key = b"".join(spans)
-    labels = cache.labels(key, lambda: checked_labels(_pairs(key)))
+    labels = cache.labels(key, lambda: _pairs(key))
     if isinstance(labels, str):
         written.invalid[labels] = None
         written.invalid_samples += len(samples)

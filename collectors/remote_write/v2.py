@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collectors.remote_write.wire import BYTES, FIXED64, VARINT, BadMessage, double, fields, packed, signed, text
-from collectors.remote_write.written import Columns, LabelCache, Written, checked_labels
+from collectors.remote_write.written import Columns, LabelCache, Written
 from collectors.store.values import Exemplar, MetricMetadata
 
 _SYMBOLS, _SERIES = 4, 5
@@ -52,7 +52,7 @@ def _series(
             described = (first, last)
     written.histograms += histograms
     pairs = _pairs(references, symbols)
-    labels = cache.labels(tuple(pairs), lambda: checked_labels(pairs))
+    labels = cache.labels(tuple(pairs), lambda: pairs)
     if isinstance(labels, str):
         written.invalid[labels] = None
         written.invalid_samples += len(samples)

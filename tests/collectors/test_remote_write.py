@@ -236,7 +236,7 @@ def test_a_stale_marker_ends_a_series(collector: Any) -> None:
     [
         (({"job": "a"}, [(NOW_MS, 1.0)]), "no metric name"),
         (({"__name__": "x"}, [(NOW_MS + 3_600_000, 1.0)]), "out of bounds"),
-        (({"__name__": "kept"}, [(NOW_MS, 8.0)]), "duplicate sample for timestamp"),
+        (({"__name__": "kept"}, [(NOW_MS, 8.0)]), "first sample was taken"),
     ],
 )
 def test_what_can_never_be_stored_is_a_400_and_the_rest_is_stored(collector: Any, bad: Series, reason: str) -> None:
@@ -254,6 +254,18 @@ def test_a_request_that_is_sent_again_is_taken_again_without_effect(collector: A
     body = packed(request_v1([({"__name__": "x"}, [(NOW_MS, 1.0), (NOW_MS + 1, 2.0)])]))
     for _ in range(2):
         assert collector.intake.post("/api/v1/write", content=body, headers=V1).status_code == 204
+
+
+def test_another_value_for_a_time_is_refused(collector: Any) -> None:
+    answers = [
+        collector.intake.post(
+            "/api/v1/write", content=packed(request_v1([({"__name__": "x"}, [(NOW_MS, value)])])), headers=V1
+        )
+        for value in (1.0, 2.0)
+    ]
+
+    assert [answer.status_code for answer in answers] == [204, 400]
+    assert "duplicate sample for timestamp" in answers[1].text
 
 
 def test_native_histograms_are_refused_and_say_so(collector: Any) -> None:

@@ -80,7 +80,7 @@ def only_target(scraper: Scraper) -> Target:
     return target
 
 
-def scrape(store: Store, target: ScrapeTarget, at: float, timeout: float = 5.0) -> Any:
+def scrape(store: Store, target: ScrapeTarget, at: float, timeout: float = 10.0) -> Any:
     settings = ScrapeSettings(targets=[target], interval_seconds=10, timeout_seconds=timeout)
 
     async def once() -> Any:
@@ -120,7 +120,7 @@ def test_the_stored_time_is_the_ticks(page: Page, store: Store) -> None:
 
 @pytest.mark.parametrize("failure", ["status", "garbage", "silence", "gone"])
 def test_a_target_that_fails_is_down_and_its_series_end(page: Page, store: Store, failure: str) -> None:
-    timeout = 0.5 if failure == "silence" else 5.0
+    timeout = 2.5 if failure == "silence" else 10.0
     scrape(store, page.target, T0, timeout)
     target = page.target
     if failure == "status":
@@ -185,7 +185,7 @@ def test_targets_of_files_come_and_go(page: Page, store: Store, tmp_path: Path) 
     file = tmp_path / "targets.json"
     file.write_text(json.dumps([{"targets": [page.address], "labels": {"job": "files", "zone": "b"}}]))
     now = [T0]
-    scraper = Scraper(store, ScrapeSettings(file_sd=[str(tmp_path / "*.json")]), lambda: now[0])
+    scraper = Scraper(store, ScrapeSettings(file_sd=[str(tmp_path / "*.json")], interval_seconds=10), lambda: now[0])
 
     async def story() -> None:
         async with clients() as opened:

@@ -149,7 +149,7 @@ def _check_metrics(settings: Settings) -> None:
 
 
 async def test_without_the_fault_no_rollback_comes(story_of: StoryOf) -> None:
-    story = story_of(replace(FAST, fault=False, rollback_seconds=20.0))
+    story = story_of(replace(FAST, fault=False, rollback_seconds=30.0))
 
     report = await story.tell()
 

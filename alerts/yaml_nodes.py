@@ -12,6 +12,7 @@ import yaml
 from alerts.durations import parse_duration
 
 _MERGE = "tag:yaml.org,2002:merge"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times faster, and not everywhere
 _NULL = "tag:yaml.org,2002:null"
 
 Value = TypeVar("Value")
@@ -44,7 +45,7 @@ class YamlFile:
     def root(self) -> yaml.Node | None:
         """The first document, which like Prometheus is the only one that counts."""
         try:
-            documents = yaml.compose_all(Path(self.path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            documents = yaml.compose_all(Path(self.path).read_text(encoding="utf-8"), Loader=_LOADER)
             first = next(iter(documents), None)
             second = next(iter(documents), None)
         except OSError as error:

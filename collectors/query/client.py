@@ -44,30 +44,22 @@ class PrometheusClient:
         """The value at a time; without one, now by the server's clock."""
         return _result(self._call("query", query=expr, **({} if at is None else {"time": _number(at)})))
 
-    def instants(self, exprs: Sequence[str], at: float | None = None) -> list[Result | QueryError]:
-        """The values of several expressions at a time, each or why there is none.
+    def batch(self, exprs: Sequence[str], at: float | None = None) -> list[Result | QueryError] | None:
+        """The values of several expressions at a time, each or why there is none, in one call.
 
-        Ours answers them in one call and computes once what they share; any other server is asked one by one.
+        Our own server computes once what they share. None when the server does not know the call.
         """
         if not self._batches:
-            return [self._result_or_error(expr, at) for expr in exprs]
+            return None
         form: dict[str, str | list[str]] = {"query": list(exprs), **({} if at is None else {"time": _number(at)})}
         try:
             answers = self._data(self._http.build_request("POST", f"{self._base_url}/api/v1/query_batch", data=form))
         except QueryError as error:
-            if error.kind in ("unavailable", "timeout"):
+            if error.kind in ("unavailable", "timeout", "canceled"):
                 raise
             self._batches = False
-            return [self._result_or_error(expr, at) for expr in exprs]
+            return None
         return [_answered(answer) for answer in answers]
-
-    def _result_or_error(self, expr: str, at: float | None) -> Result | QueryError:
-        try:
-            return self.instant(expr, at)
-        except QueryError as error:
-            if error.kind == "unavailable":
-                raise
-            return error
 
     def range(self, expr: str, start: float, end: float, step: float) -> Matrix:
         """The values from start to end, every `step` seconds."""

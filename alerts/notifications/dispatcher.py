@@ -101,6 +101,7 @@ class Dispatcher:
         if self._thread is not None:
             self._thread.join()
         self._courier.close()
+        self._ledger.close()
         try:
             self._lease.release()
         except sa.exc.SQLAlchemyError:

@@ -1,8 +1,9 @@
 """What receivers were told and what they are still to be told, in SQL: a restart neither loses nor repeats anything.
 
 A decision is committed to the outbox before the first try; a delivery is committed to the log, and leaves the outbox,
-in one transaction. A process that dies between the answer and that commit sends the same message again, with the same
-id: that window, and no other, can repeat one.
+in one transaction. A process that dies while a request is under way cannot know whether it arrived: it sends the same
+message again, with the same id. That window, and no other, can repeat one (with a database that is no file, the window
+lasts until the commit).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 import sqlalchemy as sa
 
 from alerts.notifications.message import Message
+from alerts.notifications.receipts import Receipts
 from alerts.notifications.tables import GROUPS, NOTIFICATION_LOG, OUTBOX
 
 RETENTION_SECONDS = 120 * 3600.0
@@ -92,6 +94,7 @@ class Ledger:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._receipts = Receipts.beside(engine)
         self._told: dict[Key, Told] = {}
         self._lock = threading.Lock()
 
@@ -105,7 +108,11 @@ class Ledger:
             timers = {row.id: Timer(row.next_flush, bool(row.flushed)) for row in connection.execute(sa.select(GROUPS))}
         with self._lock:
             self._told = told
-        return self.waiting(), timers
+        waiting, receipts = self.waiting(), self._receipts.read()
+        for item in waiting:
+            if item.id in receipts:
+                self._commit(item, item.created_at)
+        return [item for item in waiting if item.id not in receipts], timers
 
     def waiting(self) -> list[Outgoing]:
         """What is in the outbox, the oldest first."""
@@ -136,6 +143,15 @@ class Ledger:
 
     def delivered(self, item: Outgoing, now: float) -> None:
         """Commit a delivery."""
+        self._receipts.add(item.id)
+        self._commit(item, now)
+        self._receipts.settle(item.id)
+
+    def close(self) -> None:
+        """Let go of files."""
+        self._receipts.close()
+
+    def _commit(self, item: Outgoing, now: float) -> None:
         told = Told(item.firing, item.resolved, now)
         with self._engine.begin() as connection:
             connection.execute(OUTBOX.delete().where(OUTBOX.c.id == item.id))

@@ -19,7 +19,7 @@ NAME = "__name__"
 # What names a quantity where series carry their type and unit; a function that makes another quantity drops all three.
 IDENTITY = (NAME, "__type__", "__unit__")
 _KEPT_ANSWERS = 48
-_KNOWN_SELECTIONS = 256
+_KNOWN_SELECTIONS = 64
 
 
 class LabelSets(list[Labels]):

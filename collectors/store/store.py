@@ -285,6 +285,11 @@ class Store:
         with self._lock:
             return replace(self._counts)
 
+    def version(self) -> int:
+        """A number that is another one after every change of the samples."""
+        with self._lock:
+            return self._counts.commits + self._catalog.generation
+
     def num_series(self) -> int:
         """Series known, in memory or in the database."""
         with self._lock:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dashboards.charts.frame import Floats
 from dashboards.readings import seconds_of
+from dashboards.series import Series
 
 Window = Mapping[str, Any]
 _REASONS = {
@@ -47,6 +48,31 @@ def verdict_words(scores: Mapping[str, Any]) -> str:
     """A column's verdict in a window, for people."""
     reason = str(scores.get("reason") or ("drifted" if scores.get("drifted") else "within_threshold"))
     return _REASONS.get(reason, reason.replace("_", " "))
+
+
+def joint_series(windows: Sequence[Window]) -> tuple[Series, Series]:
+    """How far the numeric columns together are, and from where that is drift, by the windows' ends.
+
+    Windows without a joint part, or of too few rows for it, are left out.
+    """
+    judged = sorted((w for w in windows if w.get("joint")), key=lambda window: seconds_of(window["end"]))
+    ends = np.array([seconds_of(window["end"]) for window in judged])
+    found = [np.array([_number(w["joint"].get(name)) for w in judged], float) for name in ("mmd", "threshold")]
+    return Series({"statistic": "mmd"}, ends, found[0]), Series({"statistic": "threshold"}, ends, found[1])
+
+
+def joint_words(window: Window) -> str:
+    """The verdict on a window's numeric columns together, for people."""
+    joint = window.get("joint")
+    if not joint:
+        return "not judged in this window"
+    error = _number(joint.get("reconstruction"))
+    words = "drifted" if joint.get("drifted") else "within threshold"
+    return words if np.isnan(error) else f"{words}; error by the reference's components {error:.2f} × its own"
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def is_judged(scores: Mapping[str, Any]) -> bool:

@@ -56,6 +56,8 @@ class TabularTask:
     """Name of the model's output."""
     network: Callable[[Encoding], nn.Module]
     """Makes a fresh TabularNetwork."""
+    time: str | None = None
+    """Column of event times (UTC), for a reference by the hour of the week; a retraining takes those of the events."""
     min_count: int = 20
     """Training rows that a category needs to get a code of its own."""
 

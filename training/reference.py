@@ -40,6 +40,8 @@ class ReferenceData:
     groups: pa.ChunkedArray
     """Of each row."""
     held_out: HeldOut
+    times: pa.ChunkedArray | None = None
+    """Event time of each row; None where the task or the rows have none."""
 
 
 Beside = Callable[[ReferenceData], Mapping[str, Any]]
@@ -53,14 +55,20 @@ def reference_body(
     table: pa.Table,
     held_out: HeldOut,
     beside: Beside | None = None,
+    *,
+    joint: bool = False,
 ) -> bytes:
-    """The profile of the rows and of what the network says of them as JSON, with what `beside` adds."""
+    """The profile of the rows and of what the network says of them as JSON, with what `beside` adds.
+
+    `joint` also keeps the first 64 numeric columns together: see `Profile.of`.
+    """
     columns = {FEATURE + name: table.column(name) for name in task.features}
     columns[PREDICTION + task.output] = pa.array(predict(network, encode(task, vocabularies, table)), pa.float64())
     rows = pa.table(columns)
-    profile = Profile.of(rows)
+    profile = Profile.of(rows, joint=joint)
     body = profile.to_json()
-    more = beside(ReferenceData(profile, rows, table.column(task.group), held_out)) if beside else {}
+    times = table.column(task.time) if task.time is not None and task.time in table.column_names else None
+    more = beside(ReferenceData(profile, rows, table.column(task.group), held_out, times)) if beside else {}
     if not more:
         return body
     return json.dumps({**json.loads(body), **more}, separators=(",", ":"), allow_nan=False).encode()

@@ -60,11 +60,12 @@ def retrain(
     push_url: str | None = None,
     run: str | None = None,
     beside: Beside | None = None,
+    joint: bool = False,
 ) -> TrainOutcome:
     """Trains a challenger on labelled events and registers it if its log loss on the latest groups is no worse.
 
     Never raises: a failure is an outcome with its reason. Scores are the challenger's on the held-out groups.
-    `beside` makes what is registered beside the reference profile.
+    `beside` makes what is registered beside the reference profile, which with `joint` has a joint part.
     """
 
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
@@ -95,7 +96,7 @@ def retrain(
             scores=score(labels, probabilities),
             gate=job.gate.against_champion(labels, probabilities, before, held_out.groups),
         )
-        return conclude(job.task, candidate, lineage, rows, held_out, job.out, registry, monitor, beside)
+        return conclude(job.task, candidate, lineage, rows, held_out, job.out, registry, monitor, beside, joint)
 
     return supervised(learn, job.task.model, metrics, push_url, run, job.config.device)
 
@@ -114,6 +115,8 @@ def recent_rows(job: RetrainJob) -> pa.Table:
     columns = {name: events.column(FEATURE + name) for name in job.task.features}
     columns[job.task.label] = events.column("label")
     columns[job.task.group] = _attribute(events.column("attributes"), job.task.group)
+    if job.task.time is not None:
+        columns.setdefault(job.task.time, events.column("time"))
     rows = pa.table(columns)
     return labelled(job.task, rows.filter(pc.is_valid(rows.column(job.task.group))))
 

@@ -136,11 +136,12 @@ def train(
     push_url: str | None = None,
     run: str | None = None,
     beside: Beside | None = None,
+    joint: bool = False,
 ) -> TrainOutcome:
     """Trains a first version; it is registered only if it beats the base rate of the held-out groups. Never raises.
 
     `push_url` takes the metrics of this short-lived job (a Pushgateway or the collector's intake). `beside` makes what
-    is registered beside the reference profile.
+    is registered beside the reference profile, which with `joint` has a joint part.
     """
 
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
@@ -161,7 +162,7 @@ def train(
             scores=score(labels, probabilities),
             gate=job.gate.against_base_rate(labels, probabilities, held_out.groups),
         )
-        return conclude(job.task, candidate, lineage, job.table, held_out, job.out, registry, monitor, beside)
+        return conclude(job.task, candidate, lineage, job.table, held_out, job.out, registry, monitor, beside, joint)
 
     return supervised(learn, job.task.model, metrics, push_url, run, job.config.device)
 
@@ -276,6 +277,7 @@ def conclude(
     registry: ModelRegistry,
     monitor: TrainingMonitor,
     beside: Beside | None,
+    joint: bool = False,
 ) -> TrainOutcome:
     """Reports the scores and, where the gate passed, registers the artifact with lineage and reference."""
     monitor.evaluated(**{name: float(value) for name, value in lineage.scores.to_json().items()})
@@ -288,7 +290,9 @@ def conclude(
             task.model,
             artifact.folder,
             lineage=lineage.to_json(),
-            profile=reference_body(task, candidate.network, candidate.vocabularies, reference, held_out, beside),
+            profile=reference_body(
+                task, candidate.network, candidate.vocabularies, reference, held_out, beside, joint=joint
+            ),
             metrics=lineage.scores.to_json(),
         ).version
     return TrainOutcome(

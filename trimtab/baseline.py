@@ -1,6 +1,7 @@
-"""What the collector knows of a version before its first row: how its reference's own blocks differ, and its scores.
+"""What the collector knows of a version before its first row: how its reference's own blocks differ, the hours of its
+week, and its scores.
 
-Both are made from what a training run leaves, and registered with the version beside its profile.
+All are made from what a training run leaves, and registered with the version beside its profile.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from collectors.drift.calibration import FEWEST_BLOCKS, Calibration
+from collectors.drift.seasonal import SeasonalReference
 from collectors.scores import PerformanceEstimator, ScoreError, ScoreHistogram
+from observability.profile import Profile
 from training.reference import Beside, HeldOut, ReferenceData
 
 logger = logging.getLogger(__name__)
+_TIME = "time"
 
 
-def baseline(groups: int, rows: int, windows: int = 1) -> Beside:
-    """Calibrations and estimator of a reference.
+def baseline(groups: int, rows: int, windows: int = 1, *, seasonal: bool = True) -> Beside:
+    """Calibrations and estimator of a reference, and with `seasonal` its profiles by the hour of the week.
 
     Judged windows are as long as `groups` groups, have at least `rows` rows, and are sums of so many `windows`: single
     ones, which alarms look at, differ by more.
@@ -31,7 +35,7 @@ def baseline(groups: int, rows: int, windows: int = 1) -> Beside:
     lengths = {"calibration": Length(groups, rows)}
     if windows > 1:
         lengths["pane_calibration"] = Length(max(1, round(groups / windows)), max(1, rows // windows))
-    return partial(_baseline, lengths=lengths)
+    return partial(_baseline, lengths=lengths, seasonal=seasonal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +46,12 @@ class Length:
     rows: int
 
 
-def _baseline(data: ReferenceData, *, lengths: Mapping[str, Length]) -> Mapping[str, Any]:
+def _baseline(data: ReferenceData, *, lengths: Mapping[str, Length], seasonal: bool) -> Mapping[str, Any]:
     calibrated = {name: calibration_of(data, length) for name, length in lengths.items()}
     found: dict[str, Any] = {name: one.to_json() for name, one in calibrated.items() if one is not None}
+    hours = seasonal_of(data) if seasonal else None
+    if hours is not None:
+        found["seasonal"] = json.loads(hours.to_json())
     estimator = estimator_of(data.held_out)
     return found if estimator is None else {**found, "estimator": json.loads(estimator.to_json())}
 
@@ -65,8 +72,24 @@ def calibration_of(data: ReferenceData, length: Length) -> Calibration | None:
             FEWEST_BLOCKS,
         )
         return None
-    empty = data.profile.empty()
+    # Columns are calibrated one by one.
+    empty = Profile(data.profile.columns).empty()
     return Calibration.of([empty.updated(data.rows.take(block)) for block in blocks])
+
+
+def seasonal_of(data: ReferenceData) -> SeasonalReference | None:
+    """The hours of the week that were seen in two weeks at least; None where the rows have no times or no such hours.
+
+    One hour weighs about as much as a whole profile, and a hundred and sixty-eight are the most.
+    """
+    if data.times is None:
+        return None
+    rows = data.rows.append_column(_TIME, data.times)
+    found = SeasonalReference.of(rows, _TIME, reference=Profile(data.profile.columns)).usable()
+    if not found.slots:
+        logger.info("no hour of the week is in two weeks of the reference: windows are judged against all of it")
+        return None
+    return found
 
 
 def blocks_of(groups: npt.NDArray[Any], length: Length) -> list[npt.NDArray[np.int64]]:

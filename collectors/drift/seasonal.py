@@ -74,6 +74,13 @@ class SeasonalReference:
         mixture = sum((self.slots[slot] for slot in touched), start=self.whole.empty())
         return mixture if mixture.rows >= fewest_rows else self.whole
 
+    def usable(self) -> SeasonalReference:
+        """Without the hours that no window is compared with, for they were seen in too few weeks."""
+        kept = [slot for slot in self.slots if self.weeks.get(slot, 0) >= FEWEST_WEEKS]
+        return SeasonalReference(
+            self.whole, {slot: self.slots[slot] for slot in kept}, {slot: self.weeks[slot] for slot in kept}
+        )
+
     def to_json(self) -> bytes:
         """As UTF-8 JSON; each profile is its own JSON inside."""
         return json.dumps(

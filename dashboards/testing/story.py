@@ -425,6 +425,19 @@ def window_column(story: Story, column: str, version: str, start: float) -> Mapp
     }
 
 
+def window_joint(story: Story, version: str, start: float) -> dict[str, Any]:
+    """The numeric columns together, as far as the temperature is."""
+    mmd, threshold = 0.012 + 0.08 * min(story.psi("feature.temp", version, start), 1.5), 0.05
+    return {
+        "rows": 300,
+        "mmd": mmd,
+        "threshold": threshold,
+        "p_value": 0.4 if mmd < threshold else 1e-6,
+        "drifted": mmd >= threshold,
+        "reconstruction": 1.0 + 4 * max(mmd - 0.012, 0.0),
+    }
+
+
 def drift_answer(story: Story, now: float, num_windows: int, version: str | None) -> dict[str, Any]:
     """The answer of `/api/drift/{model}`."""
     width = 15.0
@@ -442,6 +455,7 @@ def drift_answer(story: Story, now: float, num_windows: int, version: str | None
                         "end": start + width,
                         "rows": round(600 * weight),
                         "columns": {column: window_column(story, column, name, start) for column in _COLUMNS},
+                        "joint": window_joint(story, name, start),
                     }
                 )
     return {

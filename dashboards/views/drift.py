@@ -13,7 +13,7 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
-from dashboards.distances import busiest, drift_matrix, newest_judged, verdict_words
+from dashboards.distances import busiest, drift_matrix, joint_series, joint_words, newest_judged, verdict_words
 from dashboards.distributions import compare
 from dashboards.series import Series
 from dashboards.sources import Refused, SourceError, Sources, Unavailable
@@ -102,6 +102,10 @@ def _drift(view: shell.View, every: Windows, versions: list[str]) -> None:
             _distribution(view, chosen, column)
         with shell.card("scores", "Distances in this window", verdict_words(scores) if scores else ""):
             _scores(scores)
+    distance, threshold = joint_series(windows)
+    if len(distance.times):
+        with shell.card("joint", "Numeric columns together", joint_words(chosen)):
+            _joint(view, str(chosen["version"]), distance, threshold)
     with shell.card("columns", "Columns in this window", f"{fmt.number(chosen.get('rows'))} rows"):
         _columns(columns, windows, chosen)
 
@@ -139,6 +143,15 @@ def _scores(scores: Mapping[str, Any]) -> None:
         ("Threshold", scores.get("threshold")),
     ]
     shell.rows([name for name, _ in cells], [[fmt.number(value) for _, value in cells]])
+
+
+def _joint(view: shell.View, version: str, distance: Series, threshold: Series) -> None:
+    """Their discrepancy from the reference: columns may each be as they were and yet go together otherwise."""
+    shown = [
+        Line("discrepancy (MMD)", distance, version_color(version)),
+        Line("drift from here on", threshold, view.frame.colors.critical, "dash"),
+    ]
+    shell.chart("joint", charts.lines(view.frame, shown, "number", height=190))
 
 
 def _columns(columns: list[str], windows: Windows, chosen: Mapping[str, Any]) -> None:

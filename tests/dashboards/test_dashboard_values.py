@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from dashboards import DashboardConfig, command, distances, grafana, journal, queries, readings
 from dashboards import format as fmt
+from dashboards.distances import joint_series, joint_words
 from dashboards.distributions import compare
 from dashboards.launch import arguments, parse
 from dashboards.series import Series, Span
@@ -317,3 +318,20 @@ def test_shares_name_everybody_who_gets_requests_or_copies() -> None:
     assert [(one.version, one.name, one.weight) for one in tried] == [
         ("1", "variant a", 0.75), ("2", "variant b", 0.25), ("3", "shadow", 0.5),
     ]  # fmt: skip
+
+
+def test_the_columns_together_are_a_line_where_windows_tell_of_them() -> None:
+    judged = {"mmd": 0.06, "threshold": 0.05, "drifted": True, "reconstruction": 1.25}
+    windows = [
+        {"end": 30.0, "joint": judged},
+        {"end": 10.0, "joint": {**judged, "mmd": 0.01, "drifted": False, "reconstruction": None}},
+        {"end": 20.0},
+    ]
+
+    distance, threshold = joint_series(windows)
+
+    assert distance.times.tolist() == threshold.times.tolist() == [10.0, 30.0]
+    assert (distance.values.tolist(), threshold.values.tolist()) == ([0.01, 0.06], [0.05, 0.05])
+    assert joint_words(windows[0]) == "drifted; error by the reference's components 1.25 × its own"
+    assert joint_words(windows[1]) == "within threshold"
+    assert joint_words(windows[2]) == "not judged in this window"

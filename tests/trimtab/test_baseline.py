@@ -97,6 +97,29 @@ def test_single_windows_have_a_calibration_of_their_own_length() -> None:
     assert reference(data(), 10, 60).pane_calibration is None
 
 
+def test_the_hours_that_come_again_each_week_are_registered_and_others_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = data()
+    # 2,400 rows from a Monday on: a row each five minutes for eight days, so that one day of the week comes twice.
+    monday = np.datetime64("2024-01-01T00:00", "ns").astype(np.int64)
+    times = pa.chunked_array([pa.array(monday + np.arange(DAYS * A_DAY) * 300 * 10**9).cast(pa.timestamp("ns"))])
+    timed = replace(found, times=times)
+
+    seasonal = reference(timed, 1, 50).seasonal
+
+    assert seasonal is not None
+    assert sorted(seasonal.slots) == list(range(32))
+    assert seasonal.slots[0].rows == 24
+    assert seasonal.whole.columns == found.profile.columns
+    assert reference(found, 1, 50).seasonal is None
+    assert "seasonal" not in baseline(1, 50, seasonal=False)(timed)
+    once = pa.chunked_array([pa.array(monday + np.arange(DAYS * A_DAY) * 10**9).cast(pa.timestamp("ns"))])
+    with caplog.at_level(logging.INFO):
+        assert reference(replace(found, times=once), 1, 50).seasonal is None
+    assert "in two weeks" in caplog.text
+
+
 def test_labels_of_one_class_give_no_estimator_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     found = reference(data(positives=0.0), 1, 1)
 

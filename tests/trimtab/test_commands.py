@@ -268,6 +268,8 @@ def test_a_trained_version_carries_what_the_collector_judges_it_by(
     assert reference.calibration is not None
     # Thirty days in blocks of four at least.
     assert (reference.calibration.blocks, reference.calibration.rows) == (7, 857)
+    assert reference.profile.joint is not None
+    assert reference.profile.joint.count == 6000
     assert reference.estimator is not None
     assert reference.estimator.usual["roc_auc"].value > 0.8
 

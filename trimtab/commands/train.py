@@ -52,6 +52,7 @@ def train(model: str, settings: Settings, as_json: bool) -> None:
         registry_of(settings),
         push_url=settings.intake_url,
         beside=_baseline(settings, chosen),
+        joint=chosen.joint_reference,
     )
     _end(outcome, as_json)
 
@@ -90,6 +91,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
         Champion(champion.version, registry.artifact(champion)),
         push_url=settings.intake_url,
         beside=_baseline(settings, chosen),
+        joint=chosen.joint_reference,
     )
     released: dict[str, Any] = {}
     if outcome.passed and chosen.canary_weight > 0:
@@ -111,7 +113,8 @@ def _config(chosen: ModelSettings) -> TrainConfig:
 
 def _baseline(settings: Settings, chosen: ModelSettings) -> Beside:
     collector = settings.collector
-    return baseline(chosen.window_groups, collector.drift_min_rows, collector.judged_windows)
+    groups, rows, windows = chosen.window_groups, collector.drift_min_rows, collector.judged_windows
+    return baseline(groups, rows, windows, seasonal=chosen.seasonal_reference)
 
 
 def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None = None) -> None:

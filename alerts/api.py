@@ -23,10 +23,11 @@ from starlette.routing import Route as Path
 
 from alerts.actions import NotWaiting, UnknownAction
 from alerts.config import AlertsConfig
-from alerts.notifications import AlertmanagerApi
+from alerts.notifications import AlertmanagerApi, ConfigurationError
 from alerts.received import read_webhook
+from alerts.rule_listing import BadParameter, alert_json, rule_discovery
+from alerts.rules import RuleError
 from alerts.service import AlertsService
-from alerts.views import prometheus_alert, rule_groups
 from observability import signing
 from observability.metrics import exposition
 
@@ -43,9 +44,10 @@ class Unsigned(PermissionError):
 
 def serve(config: AlertsConfig) -> None:
     """Run the service until SIGTERM or SIGINT. Raises RuleError when a rule file cannot be used."""
+    service = AlertsService(config)
     server = uvicorn.Server(
         uvicorn.Config(
-            alerts_app(AlertsService(config)),
+            alerts_app(service),
             host=config.host,
             port=config.port,
             log_level="warning",
@@ -54,6 +56,7 @@ def serve(config: AlertsConfig) -> None:
     )
     # uvicorn raises the signal again once it has shut down; a service that was asked to stop has not failed.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: service.ask_to_reload())
     server.run()
 
 
@@ -98,6 +101,7 @@ class Api:
             ("/api/v1/actions/{id}/reject", post, self._reject),
         ]
         own = [Path(path, self._endpoint(self._parsed(call)), methods=methods) for path, methods, call in table]
+        own.append(Path("/-/reload", self._endpoint(self._reload), methods=["POST", "PUT"]))
         theirs = AlertmanagerApi(self._service.notifications).table()
         return own + [Path(path, self._endpoint(call), methods=methods) for path, methods, call in theirs]
 
@@ -155,16 +159,24 @@ class Api:
 
     # --- Prometheus' API ---------------------------------------------------------------------------------------------
     def _rules(self, request: Request, body: Any) -> Any:
-        groups = rule_groups(self._service.rules.groups)
-        kind = request.query_params.get("type")
-        if kind in ("alert", "record"):
-            wanted = {"alert": "alerting", "record": "recording"}[kind]
-            groups = [{**group, "rules": [r for r in group["rules"] if r["type"] == wanted]} for group in groups]
-        return {"status": "success", "data": {"groups": groups}}
+        try:
+            data = rule_discovery(self._service.rules.groups, request.query_params)
+        except BadParameter as error:
+            return JSONResponse({"status": "error", "errorType": "bad_data", "error": str(error)}, 400)
+        wrong = self._service.rules_error
+        warnings = {"warnings": [f"the rule files could not be reloaded: {wrong}"]} if wrong else {}
+        return {"status": "success", "data": data, **warnings}
 
     def _prometheus_alerts(self, request: Request, body: Any) -> Any:
-        alerts = [prometheus_alert(a) for a in self._service.rules.alerts() if a.state != "inactive"]
+        alerts = [alert_json(alert) for alert in self._service.rules.alerts() if alert.state != "inactive"]
         return {"status": "success", "data": {"alerts": alerts}}
+
+    def _reload(self, request: Request, raw: bytes) -> Response:
+        try:
+            self._service.reload()
+        except (RuleError, ConfigurationError) as error:
+            return PlainTextResponse(f"failed to reload config: {error}", 500)
+        return Response(status_code=200)
 
     # --- releases and actions ----------------------------------------------------------------------------------------
     def _evidence(self, request: Request, body: Any) -> Any:

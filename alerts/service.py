@@ -14,9 +14,10 @@ from alerts.actions import ActionRunner, Hook, serving_hooks
 from alerts.config import AlertsConfig
 from alerts.engine import RULE_FAMILIES, Evaluation, RuleEngine
 from alerts.evidence import ReleaseJudge
-from alerts.notifications import Alertmanager, Configuration, simple_configuration, simple_receiver
+from alerts.notifications import Alertmanager, Configuration, ConfigurationError, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
-from alerts.rules import SHIPPED_RULES, load
+from alerts.rule_files import RuleFiles
+from alerts.rules import SHIPPED_RULES, RuleError
 from alerts.schema import open_database
 from alerts.state_store import StateStore
 from alerts.states import Alert
@@ -67,7 +68,10 @@ class AlertsService:
         querier = querier or ClientQuerier(self._client)
         self._push = PushWriter(config.push_url, write_url=config.write_url)
         writer = writer or self._push
-        files = [*(SHIPPED_RULES if config.shipped_rules else ()), *config.rule_files]
+        self._files = RuleFiles(
+            [*(SHIPPED_RULES if config.shipped_rules else ()), *config.rule_files],
+            interval_seconds=config.interval_seconds,
+        )
         self.notifications = Alertmanager(
             self.database,
             None if config.alertmanager_config else _everything_to_one(config),
@@ -82,7 +86,7 @@ class AlertsService:
             self.database, querier, writer, lambda model: config.verdicts.get(model, config.verdict)
         )
         self.rules = RuleEngine(
-            load(files, interval_seconds=config.interval_seconds),
+            self._files.load(),
             querier,
             writer,
             StateStore(self.database),
@@ -99,6 +103,10 @@ class AlertsService:
             clock=clock,
             metrics=self.metrics,
         )
+        self._rules_lock = threading.Lock()
+        self._reload_asked = threading.Event()
+        self.rules_error = ""
+        self._loaded(clock())
         self.evidence_error = ""
         self.started_at = clock()
         self.ticks = 0
@@ -132,13 +140,52 @@ class AlertsService:
         if ts > self._looked_at:
             self._looked_at = ts
             self._look(ts)
-        evaluations = [self.rules.evaluate(group, at) for group, at in self.rules.due(now)]
+        self._look_at_files()
+        with self._rules_lock:
+            evaluations = [self.rules.evaluate(group, at) for group, at in self.rules.due(now)]
         self.notifications.tick(self.rules.alerts(), now)
         firing = [alert for evaluation in evaluations for alert in evaluation.firing]
         for alert in self.audible([*firing, *self.notifications.received(now)], now):
             self.actions.consider(alert)
         self.ticks += 1
         return evaluations
+
+    def reload(self) -> None:
+        """Take rule files and Alertmanager's file as they are now.
+
+        Raises RuleError or ConfigurationError; what was wrong leaves its old form in force.
+        """
+        try:
+            groups = self._files.load()
+        except RuleError as error:
+            self.rules_error = str(error)
+            self.metrics[names.RULES_RELOAD_GOOD].set(0)
+            raise
+        finally:
+            self.notifications.reload()
+        with self._rules_lock:
+            self.rules.replace(groups, self.clock())
+        self._loaded(self.clock())
+        log.info("%d rule groups are in force", len(groups))
+
+    def ask_to_reload(self) -> None:
+        """Reload before the next evaluation; safe in a signal handler."""
+        self._reload_asked.set()
+
+    def _look_at_files(self) -> None:
+        changed = self._files.changed()
+        if not self._reload_asked.is_set() and not changed:
+            return
+        self._reload_asked.clear()
+        try:
+            self.reload()
+        except (RuleError, ConfigurationError) as error:
+            log.error("the old rules stay in force: %s", error)
+
+    def _loaded(self, now: float) -> None:
+        self.rules_error = ""
+        self.metrics[names.RULES_RELOAD_GOOD].set(1)
+        self.metrics[names.RULES_RELOADED].set(now)
 
     def alerts(self, now: float) -> list[Alert]:
         """Every alert, the engine's and those received."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from alerts.labels import Labels
 from alerts.rule_tests.document import ExpectedAlert
-from alerts.templates.printing import quoted
+from alerts.templates.printing import exponent_text, quoted
 
 Samples = Sequence[tuple[Labels, float]]
 
@@ -69,15 +69,4 @@ def _same(left: float, right: float, *, fuzzy: bool) -> bool:
 
 
 def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'+' if value > 0 else '-'}Inf"
-    return _shortest(value)
-
-
-def _shortest(value: float) -> str:
-    """Go's shortest `%E`: as few digits as tell the number."""
-    for precision in range(17):
-        text = format(value, f".{precision}E")
-        if float(text) == value:
-            break
-    return text
+    return exponent_text(value).upper() if math.isfinite(value) else exponent_text(value)

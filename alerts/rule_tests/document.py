@@ -86,7 +86,8 @@ class RuleTest:
     @property
     def last(self) -> float:
         """When the last case is, in seconds after the start."""
-        return max((case.at for case in (*self.alerts, *self.queries)), default=0.0)
+        times = [case.at for case in self.alerts] + [case.at for case in self.queries]
+        return max(times, default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,9 @@ def read_test_file(path: Path) -> RuleTestFile:
     if errors:
         raise TestFileError(errors)
     return found
+
+
+_NO_LABELS: Labels = ()
 
 
 class _Reader(YamlFile):
@@ -159,7 +163,7 @@ class _Reader(YamlFile):
 
     def _series(self, node: yaml.Node) -> InputSeries:
         fields = self.fields(node, "an input series", ("series", "values"))
-        labels = self.value(fields.get("series"), "series", series_labels, ())
+        labels = self.value(fields.get("series"), "series", series_labels, _NO_LABELS)
         return InputSeries(labels, tuple(self.value(fields.get("values"), "values", series_values, [])))
 
     def _alerts(self, node: yaml.Node) -> AlertCase:
@@ -183,7 +187,7 @@ class _Reader(YamlFile):
             parts = self.fields(item, "an expected sample", ("labels", "value", "histogram"))
             if self.text(parts.get("histogram"), "histogram"):
                 self.report(parts["histogram"], "native histograms are not supported; leave this sample out")
-            labels = self.value(parts.get("labels"), "labels", series_labels, ())
+            labels = self.value(parts.get("labels"), "labels", series_labels, _NO_LABELS)
             samples.append((labels, self.value(parts.get("value"), "value", _number, 0.0)))
         at = self.duration(fields.get("eval_time"), "eval_time")
         return QueryCase(at, self.text(fields.get("expr"), "expr"), tuple(samples))

@@ -25,6 +25,7 @@ from alerts.rule_tests.document import (
 from alerts.rules import RuleGroup, read
 from alerts.samples import QueryError, Sample
 from alerts.state_store import NoStateStore
+from alerts.states import Alert
 from alerts.templates.printing import quoted
 from collectors.query import PROMETHEUS_2, PROMETHEUS_3, Engine, Semantics
 from collectors.store import Store
@@ -181,8 +182,7 @@ class _Run:
         got = [
             ExpectedAlert(alert.labels, tuple(sorted(alert.annotations)))
             for status in self._rules.groups
-            for rule in _alerting(status, case.name)
-            for alert in rule
+            for alert in _alerts(status, case.name)
             if alert.state == "firing"
         ]
         if not same_alerts(case.expected, got):
@@ -209,8 +209,11 @@ class _Run:
         return f"{title}\n        exp:{_indented(expected, 12).lstrip()},\n        got:{_indented(got, 12).lstrip()}"
 
 
-def _alerting(status: GroupStatus, name: str) -> Iterator[list]:
-    return (list(rule.state.values()) for rule in status.rules if rule.rule.kind == "alert" and rule.rule.name == name)
+def _alerts(status: GroupStatus, name: str) -> Iterator[Alert]:
+    """The alerts of a group's rules of a name."""
+    for rule in status.rules:
+        if rule.rule.kind == "alert" and rule.rule.name == name:
+            yield from rule.state.values()
 
 
 def _indented(text: str, width: int) -> str:

@@ -64,6 +64,15 @@ def go_float(value: float) -> str:
     return "-" + body if sign else body
 
 
+def exponent_text(value: float) -> str:
+    """Go's `%e` with as few digits as tell the number: 2.5e-01, 1e+00, NaN, +Inf."""
+    if not math.isfinite(value):
+        return go_float(value)
+    return next(
+        (text for digits in range(17) if float(text := format(value, f".{digits}e")) == value), format(value, ".17e")
+    )
+
+
 def go_text(value: Value, *, top: bool = True) -> str:
     """A value as Go's `%v` prints it. `top` is false inside another value, where a pointer is an address."""
     return _formatted(value, "v", _Directive(), top)

@@ -30,7 +30,7 @@ from collectors.references import References
 from collectors.remote_write import BadMessage, NotAccepted, Receiver, TooLarge, version_of
 from collectors.signals import Signals
 from collectors.spans import SpanStore, log_rows, span_rows
-from collectors.store import Exemplar, Store
+from collectors.store import Append, Exemplar, LimitExceeded, Store
 from observability import names
 from observability.columns import ProfileError
 from observability.events import MEDIA_TYPE, BadBatch
@@ -256,15 +256,20 @@ class Intake:
             await asyncio.wrap_future(self.spans.add_logs(rows))
         else:
             translated = translate(message)
-            await asyncio.to_thread(self._store_metrics, translated)
-            rejected = translated.rejected
+            rejected = await asyncio.to_thread(self._store_metrics, translated)
         return rejected
 
-    def _store_metrics(self, translated: Translated) -> None:
-        for (target, t_ms), samples in sorted(translated.samples.items(), key=lambda item: item[0][1]):
-            self.store.append(target, t_ms, samples, stale=False)
+    def _store_metrics(self, translated: Translated) -> otlp.Rejected:
+        """Stores them in one transaction; says what was left out, by the rules or by the store."""
+        moments = sorted(translated.samples.items(), key=lambda item: item[0][1])
+        taken = self.store.write([Append(target, t_ms, samples) for (target, t_ms), samples in moments])
         self.store.set_metadata(translated.metadata)
         self.store.add_exemplars([Exemplar(*item) for item in translated.exemplars])
+        rejected = translated.rejected
+        if not taken.refused:
+            return rejected
+        reasons = "; ".join(reason for reason in (rejected.message, taken.refusal) if reason)
+        return otlp.Rejected(rejected.count + taken.refused, reasons)
 
     def _refusal(self, signal: str, error: Exception) -> IntakeError:
         """What an error means to the sender; anything unknown is raised on, and becomes a 500."""
@@ -274,6 +279,8 @@ class Intake:
             refusal = error
         elif isinstance(error, _UNREADABLE):
             refusal = IntakeError(400, "unreadable", str(error))
+        elif isinstance(error, LimitExceeded):
+            refusal = IntakeError(400, "limit", str(error))
         elif isinstance(error, NotAccepted):
             refusal = IntakeError(415, "media_type", str(error))
         elif isinstance(error, TooLarge):

@@ -1,7 +1,7 @@
 """OTLP metrics as Prometheus samples, by the published rules for names, labels and types.
 
-The rules: OpenTelemetry specification, "Prometheus and OpenMetrics compatibility". What they forbid (delta
-temporality) and what the store has no form for (exponential histograms) is left out; the partial success says so.
+The rules: OpenTelemetry specification, "Prometheus and OpenMetrics compatibility", where Prometheus follows it
+(storage/remote/otlptranslator). What they forbid (delta temporality) is left out; the partial success says so.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import Any
 
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, DataPointFlags
 
+from collectors.exponential import explicit_buckets
+from collectors.formats import bound_text
 from collectors.otlp import Rejected, attributes_of
 from collectors.store.values import STALE_NAN, MetricMetadata
 
 UNITS = {
     "d": "days", "h": "hours", "min": "minutes", "s": "seconds", "ms": "milliseconds", "us": "microseconds",
     "ns": "nanoseconds", "By": "bytes", "KiBy": "kibibytes", "MiBy": "mebibytes", "GiBy": "gibibytes",
-    "TiBy": "tebibytes", "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes", "TBy": "terabytes",
-    "KB": "kilobytes", "MB": "megabytes", "GB": "gigabytes", "TB": "terabytes", "B": "bytes",
+    "TiBy": "tibibytes", "KBy": "kilobytes", "MBy": "megabytes", "GBy": "gigabytes", "TBy": "terabytes",
     "m": "meters", "V": "volts", "A": "amperes", "J": "joules", "W": "watts", "g": "grams",
     "Cel": "celsius", "Hz": "hertz", "%": "percent", "1": "",
 }  # fmt: skip
+# OpenMetrics 1.0: attributes that do not fit are left off an exemplar, before its ids are.
+MAX_EXEMPLAR_CHARACTERS = 128
 PER_UNITS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week", "mo": "month", "y": "year"}
 
 
@@ -35,6 +38,8 @@ class Source:
     target: str
     labels: Mapping[str, str]
     info: Mapping[str, str]
+    described: bool
+    """Whether `info` says more than who it is."""
 
 
 @dataclass(slots=True)
@@ -59,10 +64,10 @@ def translate(request: Any) -> Translated:
         source = source_of(attributes_of(resource.resource.attributes))
         latest = 0
         for scope in resource.scope_metrics:
-            labels = {**source.labels, **_scope_labels(scope.scope)}
+            labels = {**source.labels, **_scope_labels(scope)}
             for metric in scope.metrics:
                 latest = max(latest, _add_metric(out, source.target, labels, metric))
-        if latest:
+        if latest and source.described:
             info = {"__name__": "target_info", **source.info}
             out.samples.setdefault((source.target, latest), []).append((info, 1.0))
     return out
@@ -76,14 +81,13 @@ def source_of(attributes: Mapping[str, Any]) -> Source:
         labels["instance"] = str(instance)
     identifying = ("service.name", "service.namespace", "service.instance.id")
     others = {key: value for key, value in attributes.items() if key not in identifying}
-    return Source(f"otlp:{sorted(labels.items())}", labels, {**label_set(others), **labels})
+    return Source(f"otlp:{sorted(labels.items())}", labels, {**label_set(others), **labels}, bool(others))
 
 
 def metric_name(name: str, unit: str, *, monotonic: bool = False, gauge: bool = False) -> str:
     """The Prometheus name of a metric: legal characters, the unit's suffix, `_total` or `_ratio`."""
     tokens = [token for token in re.split(r"[^a-zA-Z0-9:]+", name) if token]
-    main, _, per = unit.partition("/")
-    for suffix in (_unit_word(main, UNITS), _per_word(per)):
+    for suffix in _unit_words(unit):
         if suffix and not _ends_in(tokens, suffix):
             tokens += suffix.split("_")
     if monotonic:
@@ -99,7 +103,7 @@ def label_set(attributes: Mapping[str, Any]) -> dict[str, str]:
     labels: dict[str, list[str]] = {}
     for key in sorted(attributes):
         name = re.sub(r"_+", "_", re.sub(r"[^a-zA-Z0-9_]", "_", key))
-        name = f"key_{name}" if name[:1].isdigit() else name
+        name = f"key_{name.lstrip('_')}" if re.match(r"[0-9]|_(?!_)", name) else name
         labels.setdefault(name, []).append(_text(attributes[key]))
     return {name: ";".join(values) for name, values in labels.items()}
 
@@ -111,9 +115,17 @@ def _text(value: Any) -> str:
 
 
 def _unit_word(unit: str, words: Mapping[str, str]) -> str:
-    bare = re.sub(r"\{[^}]*\}", "", unit).strip()
+    bare = unit.strip()
+    if "{" in bare or "}" in bare:  # an annotation: it counts things, and has no unit
+        return ""
     word = words.get(bare, bare)
     return "_".join(token for token in re.split(r"[^a-zA-Z0-9]+", word) if token)
+
+
+def _unit_words(unit: str) -> tuple[str, str]:
+    """`meters` and `per_second` of `m/s`."""
+    main, _, per = unit.partition("/")
+    return _unit_word(main, UNITS), _per_word(per)
 
 
 def _per_word(unit: str) -> str:
@@ -126,8 +138,15 @@ def _ends_in(tokens: list[str], suffix: str) -> bool:
     return suffix in tokens or "_".join(tokens).endswith(f"_{suffix}")
 
 
-def _scope_labels(scope: Any) -> dict[str, str]:
-    labels = {"otel_scope_name": scope.name, "otel_scope_version": scope.version}
+def _scope_labels(metrics: Any) -> dict[str, str]:
+    scope = metrics.scope
+    attributes = {f"otel_scope_{name}": value for name, value in label_set(attributes_of(scope.attributes)).items()}
+    labels = {
+        **attributes,
+        "otel_scope_name": scope.name,
+        "otel_scope_version": scope.version,
+        "otel_scope_schema_url": metrics.schema_url,
+    }
     return {name: value for name, value in labels.items() if value}
 
 
@@ -142,9 +161,12 @@ def _add_metric(out: Translated, target: str, labels: Mapping[str, str], metric:
         return 0
     monotonic = kind == "sum" and metric.sum.is_monotonic
     gauge = kind == "gauge" or (kind == "sum" and not monotonic)
-    name = metric_name(metric.name, metric.unit, monotonic=monotonic, gauge=gauge)
-    prometheus_type = "counter" if monotonic else "gauge" if gauge else str(kind)
-    out.metadata[name] = MetricMetadata(prometheus_type, metric.description, metric.unit)
+    name = metric_name(metric.name, metric.unit, monotonic=monotonic, gauge=kind == "gauge")
+    out.metadata[name] = MetricMetadata(
+        "counter" if monotonic else "gauge" if gauge else "summary" if kind == "summary" else "histogram",
+        metric.description,
+        "_".join(word for word in _unit_words(metric.unit) if word),
+    )
     latest = 0
     for point in points:
         t_ms = point.time_unix_nano // 1_000_000
@@ -162,9 +184,7 @@ def _add_metric(out: Translated, target: str, labels: Mapping[str, str], metric:
 def _refusal(metric: Any, kind: str | None) -> str | None:
     if kind is None:
         return "it has no data"
-    if kind == "exponential_histogram":
-        return "exponential histograms are not stored: use explicit buckets"
-    if kind in ("sum", "histogram"):
+    if kind in ("sum", "histogram", "exponential_histogram"):
         temporality = getattr(metric, kind).aggregation_temporality
         if temporality != AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE:
             return "only cumulative temporality is stored: set the exporter's preference to cumulative"
@@ -176,18 +196,26 @@ def _values(kind: str, point: Any) -> Iterator[tuple[str, dict[str, str], float]
     if kind in ("sum", "gauge"):
         yield "", {}, float(point.as_int if point.WhichOneof("value") == "as_int" else point.as_double)
         return
-    if kind == "histogram":
-        total = 0
-        for bound, count in zip([*point.explicit_bounds, float("inf")], point.bucket_counts, strict=False):
-            total += count
-            yield "_bucket", {"le": "+Inf" if bound == float("inf") else repr(float(bound))}, float(total)
-        if not point.bucket_counts:
-            yield "_bucket", {"le": "+Inf"}, float(point.count)
-    else:
+    if kind == "summary":
         for quantile in point.quantile_values:
-            yield "", {"quantile": repr(float(quantile.quantile))}, float(quantile.value)
-    yield "_sum", {}, float(point.sum)
+            yield "", {"quantile": bound_text(quantile.quantile)}, float(quantile.value)
+    else:
+        yield from _bucket_values(kind, point)
+    if kind == "summary" or point.HasField("sum"):
+        yield "_sum", {}, float(point.sum)
     yield "_count", {}, float(point.count)
+
+
+def _bucket_values(kind: str, point: Any) -> Iterator[tuple[str, dict[str, str], float]]:
+    if kind == "histogram":
+        bounds, counts = list(point.explicit_bounds), list(point.bucket_counts)
+    else:
+        bounds, counts = explicit_buckets(point)
+    total = 0
+    for bound, count in zip(bounds, counts, strict=False):
+        total += count
+        yield "_bucket", {"le": bound_text(bound)}, float(total)
+    yield "_bucket", {"le": "+Inf"}, float(point.count)
 
 
 def _exemplars(
@@ -196,9 +224,12 @@ def _exemplars(
     for exemplar in point.exemplars:
         value = float(exemplar.as_int if exemplar.WhichOneof("value") == "as_int" else exemplar.as_double)
         series = {"__name__": name, **labels}
-        if kind == "histogram":
-            bounds = [bound for bound in point.explicit_bounds if value <= bound]
-            series = {"__name__": f"{name}_bucket", **labels, "le": repr(float(bounds[0])) if bounds else "+Inf"}
+        if kind != "sum" and kind != "gauge":
+            known = point.explicit_bounds if kind == "histogram" else explicit_buckets(point)[0]
+            bounds = [bound for bound in known if value <= bound]
+            series = {"__name__": f"{name}_bucket", **labels, "le": bound_text(bounds[0]) if bounds else "+Inf"}
         ids = {"trace_id": exemplar.trace_id.hex(), "span_id": exemplar.span_id.hex()}
-        found = {**label_set(attributes_of(exemplar.filtered_attributes)), **{k: v for k, v in ids.items() if v}}
-        yield series, found, value, exemplar.time_unix_nano // 1_000_000
+        own = {name: text for name, text in ids.items() if text}
+        more = {**label_set(attributes_of(exemplar.filtered_attributes)), **own}
+        fits = sum(len(name) + len(text) for name, text in more.items()) <= MAX_EXEMPLAR_CHARACTERS
+        yield series, more if fits else own, value, exemplar.time_unix_nano // 1_000_000

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from google.rpc.status_pb2 import Status
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -16,12 +18,15 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.proto.metrics.v1.metrics_pb2 import ExponentialHistogramDataPoint
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 
+from collectors.exponential import explicit_buckets
 from collectors.otlp import IntakeError, decoded
 from collectors.otlp_metrics import label_set, metric_name, translate
 
@@ -264,3 +269,97 @@ def test_exemplars_of_a_histogram_go_to_their_bucket() -> None:
     ((series, labels, value, t_ms),) = found.exemplars
     assert (series["__name__"], series["le"], value, t_ms) == ("t_bucket", "+Inf", 0.7, 1)
     assert labels == {"trace_id": "000102030405060708090a0b0c0d0e0f"}
+
+
+def test_exponential_histograms_become_explicit_buckets(collector: Any) -> None:
+    """Whatever scale the SDK has come to: counts by bucket are those of the recorded values."""
+    reader = PeriodicExportingMetricReader(
+        OTLPMetricExporter(
+            endpoint=f"{collector.intake.base_url}/v1/metrics",
+            preferred_aggregation={Histogram: ExponentialBucketHistogramAggregation()},
+        ),
+        export_interval_millis=3_600_000,
+    )
+    provider = MeterProvider([reader], resource=RESOURCE)
+    histogram = provider.get_meter("test").create_histogram("latency", "s")
+    values = [0.0, 0.001, 0.0042, 0.01, 0.25, 0.25, 1.0, 3.7, 64.0, 5000.0]
+    for value in values:
+        histogram.record(value)
+    provider.force_flush()
+    (block, *_) = collector.collector.store.select_blocks([], 0, 2**62)
+    at = float(block.t[-1]) / 1000 + 1
+    provider.shutdown()
+
+    buckets = {
+        float(dict(labels)["le"]): count for labels, count in collector.values("latency_seconds_bucket", at).items()
+    }
+    assert len(buckets) > 20
+    for bound, count in buckets.items():
+        # The SDK's own rounding at a bound may put a value that is one into either bucket.
+        assert sum(v < bound * (1 - 1e-9) for v in values) <= count <= sum(v <= bound * (1 + 1e-9) for v in values)
+    assert buckets[float("inf")] == len(values)
+    assert list(collector.values("latency_seconds_sum", at).values()) == [pytest.approx(sum(values))]
+    median = next(iter(collector.values("histogram_quantile(0.5, latency_seconds_bucket)", at).values()))
+    assert 0.25 / 1.2 < median < 0.25 * 1.2
+
+
+@given(
+    st.integers(-3, 8),
+    st.dictionaries(st.integers(-40, 40), st.integers(1, 5), max_size=30),
+    st.dictionaries(st.integers(-40, 40), st.integers(1, 5), max_size=30),
+    st.integers(0, 3),
+)
+def test_buckets_of_any_scale_keep_their_counts(
+    scale: int, above: dict[int, int], below: dict[int, int], zeros: int
+) -> None:
+    point = ExponentialHistogramDataPoint(scale=scale, zero_count=zeros)
+    for buckets, counts in ((point.positive, above), (point.negative, below)):
+        if counts:
+            buckets.offset = min(counts)
+            buckets.bucket_counts.extend(counts.get(k, 0) for k in range(min(counts), max(counts) + 1))
+
+    bounds, counts = explicit_buckets(point)
+
+    assert bounds == sorted(set(bounds))
+    assert sum(counts) == zeros + sum(above.values()) + sum(below.values())
+    base = 2.0 ** (2.0**-scale)
+    middles = [(base ** (k + 0.5), n) for k, n in above.items()] + [(-(base ** (k + 0.5)), n) for k, n in below.items()]
+    for k, bound in enumerate(bounds):
+        expected = sum(n for middle, n in middles if middle <= bound) + (zeros if bound >= 0 else 0)
+        assert sum(counts[: k + 1]) == expected
+
+
+def test_the_scope_is_told_whole_and_a_bare_resource_has_no_target_info() -> None:
+    request = ExportMetricsServiceRequest()
+    resource = request.resource_metrics.add()
+    resource.resource.attributes.add(key="service.name").value.string_value = "shop"
+    scope = resource.scope_metrics.add(schema_url="https://example.com/schema")
+    scope.scope.name, scope.scope.version = "library", "1.2"
+    scope.scope.attributes.add(key="build.kind").value.string_value = "debug"
+    scope.metrics.add(name="_odd", unit="1").sum.data_points.add(as_int=3, time_unix_nano=2_000_000)
+    scope.metrics[0].sum.aggregation_temporality = 2
+    scope.metrics[0].sum.data_points[0].attributes.add(key="_private").value.string_value = "x"
+
+    found = translate(request)
+
+    ((series, value),) = found.samples[next(iter(found.samples))]
+    assert value == 3
+    assert series == {
+        "__name__": "odd",
+        "job": "shop",
+        "key_private": "x",
+        "otel_scope_name": "library",
+        "otel_scope_version": "1.2",
+        "otel_scope_schema_url": "https://example.com/schema",
+        "otel_scope_build_kind": "debug",
+    }
+
+
+def test_what_the_store_refuses_is_rejected_in_part(collector: Any) -> None:
+    body = sum_metric(2)
+    assert collector.intake.post("/v1/metrics", json=body).json() == {}
+    body["resourceMetrics"][0]["scopeMetrics"][0]["metrics"][0]["sum"]["dataPoints"][0]["asInt"] = "5"
+    partial = collector.query.post("/api/v1/otlp/v1/metrics", json=body).json()["partialSuccess"]
+
+    assert partial["rejectedDataPoints"] == "1"
+    assert "duplicate sample for timestamp" in partial["errorMessage"]

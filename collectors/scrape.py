@@ -7,9 +7,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
+import numpy as np
 
 from collectors.formats import Lines, read_lines
 from collectors.scraping.client import BadClient, Clients, clients
@@ -17,8 +18,9 @@ from collectors.scraping.config import PROTOCOLS, ScrapeConfig
 from collectors.scraping.discovery import USER_AGENT, Discovery
 from collectors.scraping.samples import Samples, SeriesCache, Taken
 from collectors.scraping.target import Pool, Target, pool_of
+from collectors.store.limits import LimitExceeded
 from collectors.store.store import Store
-from collectors.store.values import MetricMetadata
+from collectors.store.values import Append, Columns, Exemplar, Labels, MetricMetadata
 from collectors.targets import ScrapeTarget, files_config
 
 MAX_PAGE_BYTES = 64 * 1024 * 1024
@@ -107,6 +109,7 @@ class Scraper:
         """What each target's page says of its metric families."""
         self.pools = [ScrapePool(config, Discovery(config)) for config in settings.all_configs()]
         self._caches: dict[str, SeriesCache] = {}
+        self._columns: dict[str, tuple[list[Labels], Columns]] = {}
         self._loops: dict[str, _Loop] = {}
 
     def look_up(self) -> dict[str, tuple[Target, str | None]]:
@@ -182,7 +185,7 @@ class Scraper:
         loop = self._loops.pop(name)
         loop.task.cancel()
         await asyncio.gather(loop.task, return_exceptions=True)
-        for kept in (self.results, self.metadata, self._caches):
+        for kept in (self.results, self.metadata, self._caches, self._columns):
             kept.pop(name, None)
         ended_ms = max(round(self.clock() * 1000), loop.last_ms + 1)
         await asyncio.to_thread(self.store.mark_stale, name, ended_ms)
@@ -221,17 +224,27 @@ class Scraper:
         self, target: Target, tick: float, started: float, body: bytes, content_type: str, error: str | None
     ) -> ScrapeResult:
         t_ms = round(tick * 1000)
-        taken = Taken()
+        taken, lines = Taken(), Lines()
         if error is None and body:
             lines, taken = self._taken(target, t_ms, body, content_type)
             error = taken.error
+        result = ScrapeResult(target, tick, time.monotonic() - started, taken.scraped, error, taken.kept, taken.added)
+        try:
+            self._append(target.name, t_ms, (taken.samples if error is None else []) + _report(result))
             if error is None:
                 self._store_beside(target, t_ms, taken, lines)
-        seconds = time.monotonic() - started
-        result = ScrapeResult(target, tick, seconds, taken.scraped, error, taken.kept, taken.added)
-        samples = taken.samples if error is None else []
-        self.store.append(target.name, t_ms, samples + _report(result))
+        except LimitExceeded as refused:
+            result = replace(result, error=str(refused))
+            self._append(target.name, t_ms, _report(result))
         return result
+
+    def _append(self, name: str, t_ms: int, samples: Samples) -> None:
+        """Appends the vector of a scrape. Series that are the same objects as last time are not looked up again."""
+        labels = [item for item, _ in samples]
+        known = self._columns.get(name)
+        if known is None or known[0] != labels:
+            known = self._columns[name] = labels, self.store.columns(name, labels)
+        self.store.append_values(known[1], t_ms, np.array([value for _, value in samples], np.float64))
 
     def _taken(self, target: Target, t_ms: int, body: bytes, content_type: str) -> tuple[Lines, Taken]:
         config = target.config
@@ -244,13 +257,16 @@ class Scraper:
         """Stores what is not part of the vector at the tick: samples with times of their own, exemplars, metadata."""
         if taken.ahead:
             logger.warning("%d samples of %s are too far into the future", taken.ahead, target.url)
-        for at_ms in sorted(taken.timed):
-            self.store.append(f"{target.name}:timed", at_ms, taken.timed[at_ms], stale=False)
+        # Samples with times of their own are of no source: they do not end with the page.
+        self.store.write([Append("", at_ms, taken.timed[at_ms]) for at_ms in sorted(taken.timed)])
         self.store.set_metadata(lines.metadata)
         self.metadata[target.name] = lines.metadata
-        for series, exemplar in taken.exemplars:
-            at_ms = t_ms if exemplar.t_ms is None else exemplar.t_ms
-            self.store.add_exemplar(series, exemplar.labels, exemplar.value, at_ms)
+        exemplars = [
+            Exemplar(series, item.labels, item.value, t_ms if item.t_ms is None else item.t_ms)
+            for series, item in taken.exemplars
+        ]
+        if exemplars:
+            self.store.add_exemplars(exemplars)
 
 
 def _report(result: ScrapeResult) -> Samples:

@@ -1,25 +1,32 @@
 """PromQL over 10,000 series x 241 samples (1 h at 15 s): our server against a real Prometheus, same data, same client.
 
-Run: python benchmarks/query.py [--series 10000] [--rounds 5]. Prints medians of wall time and their ratio; the engine
-without HTTP is the limit. Answers are compared: a query on which the two disagree is marked DIFFER.
+Run: python benchmarks/query.py [--series 10000] [--rounds 5]. For each query, at an instant and over the hour, prints
+the medians of the wall time through HTTP and the servers' processor time for one query, with their ratios; the engine
+without HTTP is the limit. Then 200 rules over the same buckets: one call to ours, query by query to the peer. Rounds
+of the two take turns. Answers are compared: a query on which the two disagree is marked DIFFER.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
+import os
 import shutil
 import socket
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
+from numpy.typing import NDArray
 
 from collectors.query import Engine, Matrix, PrometheusClient, QueryError, Result, Scalar, String, query_app
 from collectors.store import Store
@@ -28,6 +35,7 @@ START = 1_700_000_000_000
 STEP = 15_000
 SAMPLES = 241
 AT = START + 3_600_000
+_CALLS = 5
 
 QUERIES = [
     "sum by (model) (rate(requests_total[5m]))",
@@ -60,7 +68,7 @@ def make_series(count: int) -> list[dict[str, str]]:
     return found + [{"__name__": "temperature", "instance": f"i{k}"} for k in range(count // 5)]
 
 
-def make_values(series: list[dict[str, str]]) -> np.ndarray:  # type: ignore[type-arg]
+def make_values(series: list[dict[str, str]]) -> NDArray[np.float64]:
     """[samples, series]: counters rise, histograms are cumulative over their buckets, gauges wander."""
     chance = np.random.default_rng(1)
     values = chance.exponential(4.0, (SAMPLES, len(series))).cumsum(axis=0)
@@ -85,10 +93,23 @@ def filled_store(count: int) -> Store:
     return store
 
 
+class Unversioned:
+    """A store that does not say when its samples change: its engine keeps no answers from call to call."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "version":
+            raise AttributeError(name)
+        return getattr(self._store, name)
+
+
 def serve(count: int, listener: socket.socket) -> None:
     """Our server, in a process of its own."""
     store = filled_store(count)
-    app = query_app(Engine(store), store)
+    # Without what the last call left: every query is computed.
+    app = query_app(Engine(Unversioned(store)), store)
     uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off")).run(sockets=[listener])
 
 
@@ -137,11 +158,51 @@ def wait_for(url: str) -> None:
     raise SystemExit(f"{url} does not answer")
 
 
-def median_ms(call: Callable[[], object], rounds: int) -> float:
-    """Median wall time after one warm-up."""
+def processor_ms(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one call: median wall time, and the mean of the server's processor time, in ms."""
+
+    wall: float
+    processor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where it answers, and its process."""
+
+    url: str
+    pid: int
+
+
+def costs(calls: Sequence[tuple[Callable[[], object], Server]], rounds: int) -> list[Cost]:
+    """What each call costs its server; the calls take turns. Many times, as processor time comes in ticks of 10 ms."""
+    for call, _ in calls:
+        call()
+        call()
+    walls: list[list[float]] = [[] for _ in calls]
+    used = [0.0 for _ in calls]
+    for _ in range(rounds):
+        for position, (call, server) in enumerate(calls):
+            before = processor_ms(server.pid)
+            for _ in range(_CALLS):
+                begin = time.perf_counter()
+                call()
+                walls[position].append((time.perf_counter() - begin) * 1000)
+            used[position] += processor_ms(server.pid) - before
+    return [Cost(statistics.median(w), u / rounds / _CALLS) for w, u in zip(walls, used, strict=True)]
+
+
+def engine_ms(call: Callable[[], object], rounds: int) -> float:
+    """Median wall time in this process after one warm-up."""
     call()
     times = []
-    for _ in range(rounds):
+    for _ in range(rounds * _CALLS):
         begin = time.perf_counter()
         call()
         times.append((time.perf_counter() - begin) * 1000)
@@ -158,11 +219,12 @@ def same(ours: Result, theirs: Result) -> bool:
     )
 
 
-def compare(ours_url: str, peer_url: str, engine: Engine, rounds: int) -> None:
-    """Prints a line a query."""
-    print(f"{'query':96} {'kind':8} {'engine':>9} {'ours':>9} {'peer':>9} {'ours/peer':>10}")
+def compare(ours: Server, peer: Server, engine: Engine, rounds: int) -> None:
+    """Prints a line a query and form."""
+    heads = "".join(f"{head:>9}" for head in ("engine", "ours", "peer", "ratio", "CPU", "peer", "ratio"))
+    print(f"{'query':96} {'kind':8}{heads}")
     at, start = f"{AT / 1000}", f"{AT / 1000 - 3600}"
-    with httpx.Client(timeout=60) as http, PrometheusClient(ours_url) as one, PrometheusClient(peer_url) as two:
+    with httpx.Client(timeout=60) as http, PrometheusClient(ours.url) as one, PrometheusClient(peer.url) as two:
         for query in QUERIES:
             agree = "" if same(one.instant(query, AT / 1000), two.instant(query, AT / 1000)) else " DIFFER"
             forms = {
@@ -171,18 +233,43 @@ def compare(ours_url: str, peer_url: str, engine: Engine, rounds: int) -> None:
             }
             for kind, (path, form) in forms.items():
 
-                def ask(url: str, path: str = path, form: dict[str, str] = form) -> None:
-                    http.post(f"{url}/api/v1/{path}", data=form).raise_for_status()
+                def ask(server: Server, path: str = path, form: dict[str, str] = form) -> None:
+                    http.post(f"{server.url}/api/v1/{path}", data=form).raise_for_status()
 
                 def evaluate(kind: str = kind, query: str = query) -> None:
                     if kind == "instant":
-                        engine.instant(query, AT)
+                        engine.instant_outcome(query, AT, engine.limits())
                     else:
-                        engine.range(query, AT - 3_600_000, AT, STEP)
+                        engine.range_outcome(query, AT - 3_600_000, AT, STEP, engine.limits())
 
-                limit = median_ms(evaluate, rounds)
-                ours, peer = (median_ms(lambda url=url: ask(url), rounds) for url in (ours_url, peer_url))  # type: ignore[misc]
-                print(f"{query:96} {kind:8} {limit:9.1f} {ours:9.1f} {peer:9.1f} {ours / peer:10.2f}{agree}")
+                limit = engine_ms(evaluate, rounds)
+                found = costs([(functools.partial(ask, server), server) for server in (ours, peer)], rounds)
+                wall, used = found[0].wall / found[1].wall, found[0].processor / max(found[1].processor, 1e-9)
+                print(
+                    f"{query:96} {kind:8}{limit:9.1f}{found[0].wall:9.1f}{found[1].wall:9.1f}{wall:9.2f}"
+                    f"{found[0].processor:9.1f}{found[1].processor:9.1f}{used:9.2f}{agree}"
+                )
+
+
+def compare_rules(ours: Server, peer: Server) -> None:
+    """200 rules over the same 6,000 series, as a rule group asks for them."""
+    rules = [
+        f"histogram_quantile({number / 200}, sum by (le, model) (rate(latency_seconds_bucket[5m])))"
+        for number in range(1, 201)
+    ]
+    with PrometheusClient(ours.url, timeout_seconds=120) as one, PrometheusClient(peer.url) as two:
+        for moment in (AT - 30_000, AT - 15_000, AT):
+            before, begin = processor_ms(ours.pid), time.perf_counter()
+            answers = one.batch(rules, moment / 1000)
+            mine = time.perf_counter() - begin, (processor_ms(ours.pid) - before) / 1000
+        before, begin = processor_ms(peer.pid), time.perf_counter()
+        expected = [two.instant(rule, AT / 1000) for rule in rules]
+        theirs = time.perf_counter() - begin, (processor_ms(peer.pid) - before) / 1000
+    assert answers is not None
+    pairs = zip(answers, expected, strict=True)
+    agree = all(not isinstance(answer, QueryError) and same(answer, other) for answer, other in pairs)
+    print(f"200 wide rules: ours {mine[0]:.2f} s ({mine[1]:.2f} s CPU), peer {theirs[0]:.2f} s ({theirs[1]:.2f} s CPU)",
+          "" if agree else "DIFFER")  # fmt: skip
 
 
 def main() -> None:
@@ -205,7 +292,10 @@ def main() -> None:
         try:
             wait_for(ours_url)
             wait_for(peer_url)
-            compare(ours_url, peer_url, Engine(filled_store(options.series)), options.rounds)
+            assert server.pid is not None
+            ours, theirs = Server(ours_url, server.pid), Server(peer_url, peer.pid)
+            compare(ours, theirs, Engine(Unversioned(filled_store(options.series))), options.rounds)
+            compare_rules(ours, theirs)
         finally:
             peer.terminate()
             peer.wait()

@@ -70,9 +70,10 @@ def _reads(read: Sequence[Selector], texts: Sequence[str], earlier: Rule) -> boo
     if any(name in text for name in made for text in texts):
         return True
     known = {"alertname": earlier.name} if earlier.kind == "alert" else dict(earlier.labels)
-    return any(_may_meet(selector, name, known) for name in made for selector in read)
+    return any(may_meet(selector, name, known) for name in made for selector in read)
 
 
-def _may_meet(selector: Selector, name: str, labels: Mapping[str, str]) -> bool:
+def may_meet(selector: Selector, name: str, labels: Mapping[str, str]) -> bool:
+    """Whether a selector may find the series of a name that have these labels, and perhaps others."""
     fixed = {**labels, "__name__": name}
     return all(matcher.matches(fixed[matcher.name]) for matcher in selector.matchers if matcher.name in fixed)

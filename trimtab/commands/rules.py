@@ -11,6 +11,9 @@ from pathlib import Path
 
 import click
 
+from alerts.durations import parse_duration
+from alerts.rule_lint import TARGETS, LintPolicy, Target
+from alerts.rule_lint import lint as lint_files
 from alerts.rule_tests import FileVerdict, Options, junit, run_file
 from alerts.rules import check as check_files
 from alerts.yaml_nodes import Problem
@@ -38,6 +41,31 @@ def check(files: tuple[Path, ...], as_json: bool) -> None:
     wrong = any(problem.severity == "error" for problem in problems)
     _show(problems, as_json, "" if wrong else f"{_count(files)} without errors")
     sys.exit(1 if wrong else 0)
+
+
+@rules.command(epilog="Example: trimtab rules lint my-rules.yml --scrape-interval 15s --target prometheus-2.42")
+@_FILES
+@click.option(
+    "--scrape-interval",
+    metavar="DURATION",
+    default="15s",
+    show_default=True,
+    help="How often the targets are scraped: rates need four scrapes.",
+)
+@click.option(
+    "--target", type=click.Choice(TARGETS), default="trimtab", show_default=True, help="What the rules must run on too."
+)
+@click.option("--strict", is_flag=True, help="Exit status 1 for warnings, too.")
+@with_json
+def lint(files: tuple[Path, ...], scrape_interval: str, target: Target, strict: bool, as_json: bool) -> None:
+    """Say what is wrong or unwise in the files; exit status 1 if something is wrong."""
+    try:
+        seconds = parse_duration(scrape_interval)
+    except ValueError as error:
+        fail(f"--scrape-interval: {error}")
+    problems = lint_files(files, LintPolicy(scrape_interval_seconds=seconds, target=target))
+    _show(problems, as_json, "" if problems else f"{_count(files)} with nothing to say against")
+    sys.exit(1 if any(strict or problem.severity == "error" for problem in problems) else 0)
 
 
 @rules.command(epilog="Example: trimtab rules test alerts/tests/*.yml --junit results.xml")

@@ -27,7 +27,7 @@ def junit(verdicts: Sequence[FileVerdict], *, now: float) -> bytes:
         for test in verdict.tests:
             case = xml.SubElement(suite, "testcase", name=test.name)
             for failure in test.failures:
-                xml.SubElement(case, "failure", message=failure.strip().splitlines()[0]).text = failure
+                xml.SubElement(case, "failure", message=" ".join(failure.split("exp:")[0].split())).text = failure
         if verdict.error:
             case = xml.SubElement(suite, "testcase", name=verdict.path)
             xml.SubElement(case, "error", message=verdict.error.splitlines()[0]).text = verdict.error

@@ -30,7 +30,7 @@ from collectors.measure import Measures
 from collectors.measure_settings import MeasureSettings
 from collectors.measurer import Measurer
 from collectors.performance import JoinSettings
-from collectors.push import PushGroups
+from collectors.push import REPEAT_SECONDS, PushGroups
 from collectors.quality import QualityMonitor
 from collectors.quality.aside import KeptAside
 from collectors.query import Engine, QueryApi
@@ -140,6 +140,7 @@ class Collector:
         self.scraper = Scraper(self.store, settings, clock)
         self.own_page = OwnPage(self.store, self.signals, own, clock)
         self.receiver = Receiver(self.store, clock)
+        self.pushes = PushGroups(self.store, clock, self.journal)
         self._started = False
         intake = self._intake()
         self._also_here = intake.prometheus_routes()
@@ -167,7 +168,16 @@ class Collector:
         """Scrapes and keeps house until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.scraper.run())
+            group.create_task(self._repeat_pushes())
             group.create_task(self.housekeeping().run())
+
+    async def _repeat_pushes(self) -> None:
+        while True:
+            await asyncio.sleep(REPEAT_SECONDS)
+            try:
+                await asyncio.to_thread(self.pushes.repeat)
+            except Exception:
+                logger.exception("the pushed groups could not be repeated; the next round tries again")
 
     def housekeeping(self) -> Housekeeping:
         """The standing work over this collector's parts."""
@@ -247,7 +257,7 @@ class Collector:
             references=self.references,
             aside=self.aside,
             spans=self.spans,
-            pushes=PushGroups(self.store, self.clock),
+            pushes=self.pushes,
             receiver=self.receiver,
             signals=self.signals,
             clock=self.clock,

@@ -51,6 +51,14 @@ BATCHES = sa.Table(
     sa.Column("accepted_at", sa.Float, nullable=False, index=True),
 )
 
+# Groups of pushed metrics as they stand.
+PUSHES = sa.Table(
+    "push_groups",
+    METADATA,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+)
+
 REFERENCES = sa.Table(
     "reference_profiles",
     METADATA,

@@ -166,7 +166,7 @@ class Intake:
         if request.method == "DELETE":
             await asyncio.to_thread(self.pushes.delete, labels)
             return Response(status_code=202)
-        body = (await self._body(request)).decode()
+        body = await self._body(request)
         kind = request.headers.get("content-type", "")
         # A rule's series are those that the rule names: a job of their own would keep them from being joined by labels.
         honor = request.query_params.get("honor_labels", "").lower() in ("1", "true")

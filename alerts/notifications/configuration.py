@@ -26,8 +26,9 @@ from alerts.notifications.intervals import (
 )
 from alerts.notifications.masking import shown_configuration
 from alerts.notifications.matchers import in_order, parse_matchers
-from alerts.notifications.receivers import GLOBAL_FIELDS, Defaults, Receiver, read_defaults, read_receiver
+from alerts.notifications.receivers import GLOBAL_FIELDS, Receiver, read_defaults, read_receiver
 from alerts.notifications.route import ALL_LABELS, Route, keyed
+from alerts.notifications.section import Defaults
 from alerts.notifications.yaml_reader import ConfigurationError, Value, read_yaml
 
 RESOLVE_TIMEOUT_SECONDS = 300.0

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from alerts.notifications.apprise_channel import AppriseChannel
 from alerts.notifications.channel import Channel
+from alerts.notifications.chats import discord, email, pushover, slack, telegram, webex
 from alerts.notifications.http_options import HttpOptions, Secret, read_http_options
+from alerts.notifications.pagers import opsgenie, pagerduty, victorops
+from alerts.notifications.section import Defaults, Section, http_url
+from alerts.notifications.templating import Templates
 from alerts.notifications.webhook import WebhookChannel
 from alerts.notifications.yaml_reader import Value
+from alerts.templates import TemplateError
 
 GLOBAL_FIELDS = (
     "http_config", "smtp_from", "smtp_hello", "smtp_smarthost", "smtp_auth_username", "smtp_auth_password",
@@ -52,15 +56,6 @@ class Receiver:
         return cls(name, tuple(integrations))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What `global` and `templates` give to all receivers."""
-
-    fields: Mapping[str, Value]
-    folder: Path
-    options: HttpOptions
-
-
 def read_defaults(fields: Mapping[str, Value], templates: Sequence[str], folder: Path, whole: Value) -> Defaults:
     """The global section's fields. Raises ConfigurationError."""
     whole.one_of(fields.get("slack_api_url"), fields.get("slack_api_url_file"))
@@ -68,7 +63,11 @@ def read_defaults(fields: Mapping[str, Value], templates: Sequence[str], folder:
     whole.one_of(fields.get("victorops_api_key"), fields.get("victorops_api_key_file"))
     whole.one_of(fields.get("smtp_auth_password"), fields.get("smtp_auth_password_file"))
     options = read_http_options(fields["http_config"], folder) if "http_config" in fields else HttpOptions()
-    return Defaults(fields=fields, folder=folder, options=options)
+    try:
+        found = Templates(templates, folder)
+    except (TemplateError, OSError, UnicodeDecodeError) as error:
+        whole.fail(f"failed to parse templates: {error}")
+    return Defaults(fields=fields, folder=folder, options=options, templates=found)
 
 
 def read_receiver(value: Value, defaults: Defaults, *, build: set[str]) -> Receiver:
@@ -86,7 +85,8 @@ def read_receiver(value: Value, defaults: Defaults, *, build: set[str]) -> Recei
 
 
 def _webhook(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
-    fields = value.fields(("send_resolved", "http_config", "url", "url_file", "max_alerts", "timeout"))
+    section = Section(value, defaults, ("url", "url_file", "max_alerts", "timeout"))
+    fields = section.fields
     value.one_of(fields.get("url"), fields.get("url_file"))
     if "url_file" in fields:
         url = Secret(path=defaults.folder / fields["url_file"].text())
@@ -101,37 +101,17 @@ def _webhook(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
         url,
         max_alerts=most,
         timeout_seconds=fields["timeout"].seconds() if "timeout" in fields else 0.0,
-        options=options_of(fields, defaults),
+        options=section.options,
     )
-    return channel, resolved(fields, True)
+    return channel, section.resolved(True)
 
 
 def _apprise(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
     fields = value.fields(("url", "send_resolved"))
     if "url" not in fields:
         value.fail("missing url in apprise config: give an apprise URL such as mailto://… or slack://…")
-    return fields["url"].read(AppriseChannel), resolved(fields, True)
-
-
-def resolved(fields: Mapping[str, Value], default: bool) -> bool:
-    """Whether the receiver hears of the end of alerts."""
-    return fields["send_resolved"].flag() if "send_resolved" in fields else default
-
-
-def options_of(fields: Mapping[str, Value], defaults: Defaults) -> HttpOptions:
-    """The section's own `http_config`, else the global one."""
-    return read_http_options(fields["http_config"], defaults.folder) if "http_config" in fields else defaults.options
-
-
-def http_url(value: Value) -> str:
-    """An http or https URL; raises ConfigurationError."""
-    text = value.text()
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https"):
-        value.fail(f'{value.what}: unsupported scheme "{parts.scheme}" for URL')
-    if not parts.netloc:
-        value.fail(f"{value.what}: missing host for URL")
-    return text
+    send_resolved = fields["send_resolved"].flag() if "send_resolved" in fields else True
+    return fields["url"].read(AppriseChannel), send_resolved
 
 
 def simple_receiver(name: str, urls: Sequence[str], secret: str = "") -> Receiver:
@@ -147,6 +127,15 @@ def _channels(urls: Sequence[str], secret: str) -> Iterator[Channel]:
 
 _SECTIONS: dict[str, Callable[[Value, Defaults], tuple[Channel, bool]]] = {
     "webhook_configs": _webhook,
+    "email_configs": email,
+    "pagerduty_configs": pagerduty,
+    "opsgenie_configs": opsgenie,
+    "slack_configs": slack,
+    "victorops_configs": victorops,
+    "pushover_configs": pushover,
+    "telegram_configs": telegram,
+    "discord_configs": discord,
+    "webex_configs": webex,
     "apprise_configs": _apprise,
 }
 _UNSUPPORTED = ("wechat_configs", "sns_configs", "msteams_configs", "msteamsv2_configs", "jira_configs",

@@ -59,10 +59,11 @@ def webhooks() -> Iterator[Webhooks]:
                 {"path": self.path, "headers": dict(self.headers), "body": json.loads(raw), "status": status}
             )
             self.send_response(status)
-            for name, value in {**state.headers, "Content-Length": "2"}.items():
+            answer = b'{"ok": true, "result": {"message_id": 1, "chat": {"id": 1}}}'  # what Telegram says
+            for name, value in {**state.headers, "Content-Length": str(len(answer))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(b"ok")
+            self.wfile.write(answer)
 
         do_PUT = do_POST
 

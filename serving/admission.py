@@ -17,10 +17,19 @@ _DEADLINE_MS = b"x-deadline-ms"  # milliseconds from now
 
 def deadline(request: InferRequest, headers: Mapping[bytes, bytes], arrived: float) -> float | None:
     """The tightest of the parameter `timeout` (µs), `Request-Timeout` (s) and `X-Deadline-Ms`, on `arrived`'s clock."""
-    if "timeout" not in request.parameters and _REQUEST_TIMEOUT not in headers and _DEADLINE_MS not in headers:
+    return _deadline(request.parameters.get("timeout"), headers, arrived)
+
+
+def header_deadline(headers: Mapping[bytes, bytes], arrived: float) -> float | None:
+    """The deadline that the headers alone name; the request's own may be earlier."""
+    return _deadline(None, headers, arrived)
+
+
+def _deadline(timeout: Any, headers: Mapping[bytes, bytes], arrived: float) -> float | None:
+    if timeout is None and _REQUEST_TIMEOUT not in headers and _DEADLINE_MS not in headers:
         return None
     given = (
-        (request.parameters.get("timeout"), 1e-6, "parameter timeout"),
+        (timeout, 1e-6, "parameter timeout"),
         (headers.get(_REQUEST_TIMEOUT), 1.0, "header Request-Timeout"),
         (headers.get(_DEADLINE_MS), 1e-3, "header X-Deadline-Ms"),
     )

@@ -80,7 +80,7 @@ class Lane:
         """Whether what waits goes at once and as it is: then requests may pass by an empty queue."""
         policy = self.policy
         waits = policy.max_delay > 0 or policy.latency_target > 0 or bool(policy.preferred_rows)
-        return not waits and policy.inline_seconds > 0
+        return not (waits or policy.limit_requests) and policy.inline_seconds > 0
 
     def free(self, rows: int, now: float) -> bool:
         """Whether a batch of so many rows may run on the event loop now, as nothing is before it."""
@@ -144,6 +144,24 @@ class Lane:
         if not self._scheduled and self._running is None:
             self._schedule()
 
+    def pressed(self, deadline: float | None) -> bool:
+        """Whether requests are refused now, or those with such a deadline might be."""
+        queue = self.queue
+        if self._running is None and queue.requests == 0:
+            return False
+        return deadline is not None or self._gate.strict or queue.rows >= queue.limit_rows
+
+    def refuse_early(self, arrived: float, deadline: float | None) -> None:
+        """Raises Refused where any request of the default class would be refused, before its body is read."""
+        queue, gate = self.queue, self._gate
+        # The least that can be asked: what is refused of it is refused of all.
+        least, now = Pending((), 1, arrived, deadline), self._clock()
+        gate.admit(least, queue.lacks(least), now, self._remaining(now), self._running)
+
+    def refuse_overflow(self, rows: int) -> None:
+        """Raises Refused: so many rows wait for the shortcut that no more may."""
+        raise self._gate.overflow(rows)
+
     def cancel(self, pending: Pending) -> None:
         """Ends a request whose client went away; queued rows never reach the model."""
         self.end_early(pending, Cancelled("the client closed the connection"))
@@ -154,6 +172,8 @@ class Lane:
             return
         if pending.state is State.QUEUED:
             self.queue.discard(pending)
+        if isinstance(error, Expired):
+            self._gate.missed(pending, self._clock())
         pending.state = State.DONE
         pending.finish(error)
 
@@ -354,7 +374,7 @@ class Lane:
         seconds = executed.ended - executed.started
         self.times.observe(batch.rows, seconds)
         self._inline.observe(batch.rows, seconds, executed.ended, inline=inline)
-        self._gate.learn(batch, executed.started)
+        self._gate.learn(batch, executed.started, executed.ended)
         if executed.fits:
             self.queue.max_rows = min(self.queue.max_rows, executed.fits)
             self._grow_at = executed.ended + _MEMORY_SECONDS

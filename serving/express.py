@@ -7,6 +7,7 @@ and every request of a batch that the model does not answer well, goes the gener
 
 from __future__ import annotations
 
+import asyncio
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from serving.versions.deployment import Deployment, Version
 
 _MAX_ROWS = 256
+# Seconds of the event loop's turn after which what waits still is left for the next one.
+_TURN_SECONDS = 0.005
 _Asked = tuple[int, "Mapping[str, bool] | None", bool]
 
 
@@ -56,11 +59,15 @@ class Express:
         self._clock = clock
         self._records = records
         self._model = version.loaded.model
+        # Of what is answered here; the lane's own model counts by itself.
+        self._counter = getattr(version.lane.model, "counter", None)
         self._signature = signature = self._model.signature
         self._input = column = signature.inputs[0]
         self._one = [1, *column.shape]
         self._wanted = list(column.shape)
         self._pack = packer(column.datatype, column.size)
+        # Requests that may wait for a turn: one over the queue's limit of rows is refused as by the queue.
+        self.most = version.lane.policy.limit_rows
         self.waiting: list[Exchange] = []
         # Those whose trace is kept go the general way, behind the others: in the lane's queue they would stop them.
         self.traced: list[Exchange] = []
@@ -80,8 +87,15 @@ class Express:
         traced, self.traced = self.traced, []
         if waiting:
             self._run(waiting)
+        if self.waiting:
+            self.traced = traced + self.traced
+            return
         for exchange in traced:
             self._leave(exchange, True)
+
+    def refuse(self) -> None:
+        """Raises Refused."""
+        self._version.lane.refuse_overflow(len(self.waiting))
 
     def _leave(self, exchange: Exchange, trace: bool = False) -> None:
         """To the general way, unless its client has left."""
@@ -106,7 +120,8 @@ class Express:
         asked: list[_Asked] = []
         taken: list[Exchange] = []
         rows = 0
-        for exchange in waiting:
+        ends = begun + _TURN_SECONDS
+        for place, exchange in enumerate(waiting):
             if exchange.answer is not None:
                 self._account.others["cancelled"] += 1
                 continue
@@ -120,6 +135,11 @@ class Express:
             if rows + found[1][0] > limit:
                 self._serve(taken, parts, asked, rows, begun)
                 parts, asked, taken, rows, begun = [], [], [], 0, self._clock()
+                if begun > ends:
+                    # The rest goes with what comes next: others have a turn of the loop, too.
+                    self.waiting = waiting[place:] + self.waiting
+                    asyncio.get_running_loop().call_soon(self.run)
+                    return
             parts.append(found[0])
             asked.append(found[1])
             taken.append(exchange)
@@ -182,6 +202,8 @@ class Express:
             exchange.connection.respond(exchange, 200, heads[header_length], body)
         done = clock()
         self._note(taken, asked, column, outputs, (begun, started, ended, encoded, done))
+        if self._counter is not None:
+            self._counter.add((column,), outputs)
         self._version.lane.ran(rows, started, ended, worked if self._model.solo else None)
 
     def _note(

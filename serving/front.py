@@ -178,6 +178,8 @@ class Front:
             express = self._express[deployment.model] = self._shortcut(deployment)
         if isinstance(express, _Detour):
             return False
+        if len(express.waiting) >= express.most:
+            express.refuse()
         if not (express.waiting or express.traced):
             asyncio.get_running_loop().call_soon(express.run)
         (express.traced if trace else express.waiting).append(exchange)
@@ -217,6 +219,9 @@ class Front:
         body = decoded_body(exchange, self._body_limit) if asked.packed else exchange.body
         # Without a unit to look for in the body, the version is known before the body is read, and what it takes.
         routed = deployment.route(named, None, headers) if deployment.router.policy.sticky is None else None
+        plain = account is None and deployment.cache is None and not (trace or asked.traced or asked.packed)
+        if routed is not None and plain and self._turns_away(exchange, deployment.model, *routed, asked.parameters):
+            return
         request = v2.parse(body, asked.header_length, routed is not None and routed[1].responder.floats)
         if request.rows > self._max_request_rows:
             raise InvalidRequest(
@@ -262,6 +267,28 @@ class Front:
                 deployment.cache.submit(call, version)
         except ServingError as error:
             call.finish(error)
+
+    def _turns_away(
+        self, exchange: Exchange, model: str, choice: Choice, version: Version, timed: bool
+    ) -> bool:  # fmt: skip
+        """Whether the request was refused unread: its version has no time or room for any request that is no other's
+        better. Reading it costs more than all the rest of a refusal.
+        """
+        received = exchange.received
+        deadline = admission.header_deadline(exchange.headers, received) if timed else None
+        if not version.lane.pressed(deadline) or b'"priority"' in exchange.body:
+            return False
+        try:
+            version.lane.refuse_early(received, deadline)
+        except ServingError as error:
+            self._answer_error(exchange, None, error, version, choice)
+            account = self._accounts.get(id(choice)) or self._account(model, choice)
+            account.others[error.outcome] += 1
+            now = self._clock()
+            account.extend((received, received, now, now, now, now))
+            self._noted(1, 0)
+            return True
+        return False
 
     def _next(self) -> int:
         number, self._number = self._number, self._number + 1
@@ -342,14 +369,15 @@ class Front:
         return head + extra
 
     def _answer_error(
-        self, exchange: Exchange, call: Call | None, error: ServingError, version: Version | None
-    ) -> None:
+        self, exchange: Exchange, call: Call | None, error: ServingError, version: Version | None,
+        choice: Choice | None = None,
+    ) -> None:  # fmt: skip
         head = error_head(error.retry_after_seconds)
         if error.status == 401:
             head += b"www-authenticate: Bearer\r\n"
-        if version is not None and call is not None:
-            arm = call.choice.arm.encode()
-            head += b"x-trimtab-version: %d\r\nx-trimtab-arm: %b\r\n" % (call.choice.version, arm)
+        choice = choice if call is None else call.choice
+        if version is not None and choice is not None:
+            head += b"x-trimtab-version: %d\r\nx-trimtab-arm: %b\r\n" % (choice.version, choice.arm.encode())
         exchange.respond(error.status, head, error_body(str(error), error.details))
         if call is not None and error.outcome in names.FAULTS:
             self._log_failure(call, error)

@@ -51,6 +51,19 @@ class ShadowLimits:
     # Added to the thread's nice value.
     nice: int = 10
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be."""
+        if min(self.batch_rows, self.step_rows, self.queue_rows, self.queue_bytes) < 1:
+            raise ValueError(
+                f"shadow: batch_rows is {self.batch_rows}, step_rows {self.step_rows}, queue_rows {self.queue_rows}, "
+                f"queue_bytes {self.queue_bytes}: at least 1 each"
+            )
+        if self.gather < 0 or not 0 <= self.busy_share <= 1 or not 0 <= self.nice <= 19:
+            raise ValueError(
+                f"shadow: gather is {self.gather:g} s, busy_share {self.busy_share:g}, nice {self.nice}: not negative, "
+                "a share from 0 to 1, and 0 to 19"
+            )
+
 
 class _Thread:
     """Runs shadow batches one after another at a lower priority than the rest of the process (Linux)."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from serving.batcher import Batch, BatchQueue, Pending
+from serving.batching.concurrency import AdaptiveLimit
 from serving.batching.lane_policy import LanePolicy
+from serving.batching.margin import Margin
 from serving.batching.shedding import DelayGuard
 from serving.batching.steptimes import StepTimes
 from serving.errors import Overloaded, Refused, Unavailable
 
 _LEARN = 0.1
 _STRETCH = (0.5, 4.0)
+# Of the time left, for the answer's own way: at most so many seconds, and such a share.
+_ON_THE_WAY = (0.001, 0.02)
 
 
 class Gate:
@@ -31,12 +35,16 @@ class Gate:
         self._times = times
         self._policy = policy
         self._on_shed = on_shed
+        self._margin = Margin()
+        tolerance = policy.adaptive_concurrency
+        self.limit = AdaptiveLimit(tolerance, policy.max_rows, policy.limit_rows) if tolerance > 0 else None
         self._stretch = 1.0  # how much longer requests wait than the batches before them should take
 
     @property
     def strict(self) -> bool:
         """Whether requests are looked at that have no deadline and that there is room for."""
-        return self.guard.shedding or self.stalled is not None or self._policy.limit_requests > 0
+        limited = self._policy.limit_requests > 0 or self.limit is not None
+        return self.guard.shedding or self.stalled is not None or limited
 
     def wait(self, priority: int, rows: int, remaining: float) -> float:
         """Seconds until a batch would start that holds a request of `rows` rows; the running one has `remaining`."""
@@ -64,6 +72,13 @@ class Gate:
         ):
             most = f"the limit is {policy.limit_requests} requests at a time"
             raise self._refusal(pending, "concurrency", remaining, most)
+        if (
+            self.limit is not None
+            and running is not None
+            and (queue.rows + running.rows + pending.rows > self.limit.rows)
+        ):
+            most = f"{queue.rows + running.rows} rows wait or run, {self.limit.rows} may now"
+            raise self._refusal(pending, "concurrency", remaining, most)
         victims = queue.room_for(pending) if lacking is not None else []
         if victims is None:
             has = f"the request has {pending.rows} rows and {pending.bytes} bytes"
@@ -74,9 +89,25 @@ class Gate:
         why = f"a request of priority {pending.priority} took its place"
         return ((victim, self._refusal(victim, "evicted", remaining, why)) for victim in victims)
 
-    def learn(self, batch: Batch, started: float) -> None:
-        """A batch has started: compares what its first request waited with what was expected of it."""
+    def overflow(self, rows: int) -> Refused:
+        """The refusal of a request behind so many that pass by the queue."""
+        return self._refusal(Pending((), 1, 0.0, None), "queue_rows", 0.0, f"{rows} rows wait for this turn")
+
+    def missed(self, pending: Pending, now: float) -> None:
+        """A request's deadline passed before its batch began."""
+        if pending.promised is not None:
+            self._margin.missed(now - pending.promised)
+
+    def learn(self, batch: Batch, started: float, ended: float) -> None:
+        """A batch has run: compares what its requests waited and took with what was expected."""
         first = batch.requests[0]
+        full = self._times.of(self._queue.max_rows)
+        promised = [pending.promised for pending in batch.requests if pending.promised is not None]
+        fill = batch.rows / self._queue.max_rows
+        self._margin.observe(ended - min(promised) if promised else None, full, fill)
+        if self.limit is not None and first.queued is not None:
+            least = full + self._times.of(batch.rows)
+            self.limit.observe(ended - first.queued, least, self._queue.rows + batch.rows)
         if first.expected is not None and first.expected > 1e-3 and first.queued is not None:
             seen = (started - first.queued) * self._stretch / first.expected
             self._stretch += _LEARN * (min(_STRETCH[1], seen) - self._stretch)
@@ -100,9 +131,11 @@ class Gate:
         if pending.deadline is not None:
             work = self._times.upper(max(pending.rows, min(queue.max_rows, queue.rows + pending.rows)))
             left = pending.deadline - now
-            if wait + work > left:
-                why = f"it would wait {wait:.3f} s and run {work:.3f} s, {left:.3f} s are left"
+            spare = self._margin.seconds + min(_ON_THE_WAY[0], _ON_THE_WAY[1] * left)
+            if wait + work + spare > left:
+                why = f"it would wait {wait:.3f} s and run {work + spare:.3f} s, {left:.3f} s are left"
                 raise self._refusal(pending, "deadline", remaining, why)
+            pending.promised = now + wait + work
 
     def _refusal(self, pending: Pending, reason: str, remaining: float, why: str) -> Refused:
         if self._on_shed is not None:

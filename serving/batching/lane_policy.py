@@ -26,6 +26,8 @@ class LanePolicy:
     limit_rows: int = 1024
     limit_bytes: int = 0
     limit_requests: int = 0
+    # Rows that may wait or run follow what requests take: twice a full batch's time is let grow by this factor.
+    adaptive_concurrency: float = 0.0
     # A queue whose delay stays over `delay_target` for `delay_interval` refuses what would wait longer than that.
     delay_target: float = 0.0
     delay_interval: float = 0.1
@@ -46,7 +48,7 @@ class LanePolicy:
             name
             for name in (
                 "max_delay", "latency_target", "inline_seconds", "limit_bytes", "limit_requests", "delay_target",
-                "stall_seconds",
+                "stall_seconds", "adaptive_concurrency",
             )
             if getattr(self, name) < 0
         ]  # fmt: skip

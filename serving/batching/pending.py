@@ -33,7 +33,7 @@ class Pending:
 
     __slots__ = (
         "arrived", "batch_rows", "bucket", "bytes", "caller", "deadline", "ended", "expected", "key", "lane",
-        "priority", "queued", "rows", "started", "state", "values",
+        "priority", "promised", "queued", "rows", "started", "state", "values",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class Pending:
         self.key = 0.0  # the queue's: by when it should go
         self.queued: float | None = None
         self.expected: float | None = None  # seconds that it was expected to wait when it was queued
+        self.promised: float | None = None  # when it should be done, by what was known when it was queued
         self.started: float | None = None
         self.ended: float | None = None
         self.batch_rows = 0

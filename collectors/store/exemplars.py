@@ -32,12 +32,20 @@ class ExemplarShelf:
     def __len__(self) -> int:
         return len(self._order)
 
-    def admits(self, exemplar: Exemplar) -> bool:
-        """Whether it is new, and its labels are short enough."""
-        if sum(len(name) + len(value) for name, value in exemplar.labels.items()) > MOST_CHARACTERS:
-            return False
-        kept = self._by_series.get(label_key(exemplar.series))
-        return not kept or (exemplar.t_ms >= kept[-1].t_ms and not _same(kept[-1], exemplar))
+    def new_ones(self, exemplars: Iterable[Exemplar]) -> list[Exemplar]:
+        """Those that are new when they come in this order, and whose labels are short enough."""
+        last: dict[LabelKey, Exemplar] = {}
+        found = []
+        for exemplar in exemplars:
+            if sum(len(name) + len(value) for name, value in exemplar.labels.items()) > MOST_CHARACTERS:
+                continue
+            key = label_key(exemplar.series)
+            kept = self._by_series.get(key)
+            before = last.get(key) or (kept[-1] if kept else None)
+            if before is None or (exemplar.t_ms >= before.t_ms and not _same(before, exemplar)):
+                last[key] = exemplar
+                found.append(exemplar)
+        return found
 
     def add(self, exemplar: Exemplar) -> None:
         """Keeps it; the oldest one makes room."""

@@ -181,7 +181,7 @@ class Store:
         """
         with self._group.turn:
             with self._lock:
-                new = [item for item in items if self._shelf.admits(item)]
+                new = self._shelf.new_ones(items)
             if new:
                 with self._engine.begin() as connection:
                     exemplars.write(connection, new)
@@ -391,6 +391,9 @@ class Store:
         with self._group.turn:
             with self._lock:
                 self._writer.oldest_ms = oldest_ms
+                # What has left the database leaves the head, too.
+                gone_until = (self._writer.newest_ms or 0) + 1 if oldest_ms is None else oldest_ms
+                self._head.floor_ms = max(self._head.floor_ms, gone_until)
                 for layout_id in list(self._head.rows):
                     self._head.trim(layout_id)
                 bound = _EVER if oldest_ms is None else oldest_ms

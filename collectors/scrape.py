@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from collectors.formats import Lines, read_lines
-from collectors.scraping.client import BadClient, Clients, clients
+from collectors.scraping.client import Clients, clients
 from collectors.scraping.config import PROTOCOLS, ScrapeConfig
 from collectors.scraping.discovery import USER_AGENT, Discovery
 from collectors.scraping.samples import Samples, SeriesCache, Taken
@@ -217,7 +217,7 @@ class Scraper:
             return b"".join(parts), answer.headers.get("content-type", ""), None
         except TimeoutError:
             return b"", "", f"no answer within {seconds:g} s: context deadline exceeded"
-        except (httpx.HTTPError, httpx.InvalidURL, BadClient) as error:
+        except Exception as error:  # whatever went wrong between here and the page, the target is down
             return b"", "", f"{type(error).__name__}: {error}"
 
     def _keep(

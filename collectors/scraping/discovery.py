@@ -15,7 +15,7 @@ import httpx
 import msgspec
 import yaml
 
-from collectors.scraping.client import BadClient, Clients
+from collectors.scraping.client import Clients
 from collectors.scraping.config import HttpDiscovery, ScrapeConfig, TargetGroup
 from collectors.scraping.config_fields import StaticGroup
 from collectors.scraping.config_file import parsed_text
@@ -48,7 +48,7 @@ class Discovery:
         """Asks one URL once."""
         try:
             self._answered[source] = await _asked(source, clients)
-        except (httpx.HTTPError, httpx.InvalidURL, BadClient, ValueError, TimeoutError) as error:
+        except Exception as error:  # whatever went wrong, the next round asks again
             reason = f"{type(error).__name__}: {error}"
             logger.warning("the targets of %s (job %s) stay as they were: %s", source.url, self._config.job, reason)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
     from observability.metrics import Metrics, exposition, observe_many
     from observability.middleware import InferenceMiddleware
+    from observability.probe import Probe, ignored_by_ddp, profile_of_tensors
     from observability.profile import Profile, distribution
     from observability.signing import SignatureError, sign, verify
     from observability.sinks import Batch, DeliveryError, HttpSink, Rejected, Sink, Unavailable
@@ -63,6 +64,7 @@ _HOMES = {
     "logs": "JsonFormatter LogLine log_exporter setup_logging",
     "metrics": "Metrics exposition observe_many",
     "middleware": "InferenceMiddleware",
+    "probe": "Probe ignored_by_ddp profile_of_tensors",
     "profile": "Profile distribution",
     "signing": "SignatureError sign verify",
     "sinks": "Batch DeliveryError HttpSink Rejected Sink Unavailable",
@@ -96,6 +98,7 @@ __all__ = [
     "NoTracing",
     "NumericColumn",
     "OtlpSpanExporter",
+    "Probe",
     "Profile",
     "ProfileError",
     "Rejected",
@@ -112,11 +115,13 @@ __all__ = [
     "format_trace_id",
     "format_traceparent",
     "from_ipc",
+    "ignored_by_ddp",
     "label_batch",
     "log_exporter",
     "names",
     "observe_many",
     "parse_traceparent",
+    "profile_of_tensors",
     "push",
     "setup_logging",
     "setup_tracing",

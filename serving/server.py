@@ -40,6 +40,7 @@ from serving.peers import Alone, Peers
 from serving.registry import Registry
 from serving.routing.policies import PolicyStore
 from serving.shadow import Mirror, ShadowLimits
+from serving.telemetry.counting import Counting
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
 from serving.transport.certificates import tls_context
@@ -86,6 +87,9 @@ class ServingConfig:
     max_total_bytes: int = 512 * 1024 * 1024
     # Requests of a version that may wait or run; 0 means no limit.
     max_concurrent_requests: int = 0
+    # Rows of a version that may wait or run follow what requests take; twice a full batch is let grow by this
+    # factor; 0 does not limit them so.
+    adaptive_concurrency: float = 0.0
     # A queue that made requests wait longer than this for `queue_delay_interval` refuses what would; 0 never does.
     queue_delay_target: float = 1.0
     queue_delay_interval: float = 0.1
@@ -97,6 +101,11 @@ class ServingConfig:
     stall_seconds: float = 10.0
     # Base URL of the collector's intake; None sends no events, traces, logs or profiles.
     collector_url: str | None = None
+    # Versions with a reference are counted here and their profiles sent every so many seconds, no longer than the
+    # collector's windows; events then need not carry the features that are counted.
+    probe: bool = False
+    probe_seconds: float = 2.0
+    event_features: bool = True
     trace_sample_ratio: float = 0.01
     # New traces that a process begins in a second at most; those that a caller has begun are kept besides.
     trace_limit_per_second: int = 20
@@ -141,6 +150,10 @@ class ServingConfig:
                 "the first must be at least 1, the second at least the first"
             )
         self.lane_policy()
+        if self.probe_seconds <= 0:
+            raise ValueError(f"probe_seconds is {self.probe_seconds}: it must be positive")
+        if not (self.event_features or self.probe):
+            raise ValueError("event_features is off and so is probe: nobody would count what models are given")
         if list(self.length_buckets) != sorted(set(self.length_buckets)) or min(self.length_buckets, default=1) < 1:
             raise ValueError(f"length_buckets are {self.length_buckets}; they are positive and ascend")
         for text in self.pinned_versions:
@@ -167,6 +180,7 @@ class ServingConfig:
             limit_rows=self.max_queue_rows,
             limit_bytes=self.max_queue_bytes,
             limit_requests=self.max_concurrent_requests,
+            adaptive_concurrency=self.adaptive_concurrency,
             delay_target=self.queue_delay_target,
             delay_interval=self.queue_delay_interval,
             newest_first=self.overload_newest_first,
@@ -186,9 +200,16 @@ class Service:
         self.health = Health(self.deployments)
         self.port = config.port
         self._signals = Signals(self.metrics)
+        self._references = References(config.collector_url, self.metrics)
+        self._counting: Counting | None = None
+        if config.probe and config.collector_url is not None:
+            self._counting = Counting(
+                config.collector_url, self.metrics, self._references.publish, seconds=config.probe_seconds,
+                features=config.event_features,
+            )  # fmt: skip
         self._lanes = Lanes(
             config.lane_policy(), Budget(config.max_total_rows, config.max_total_bytes), self._signals,
-            slots=config.device_batches, buckets=config.length_buckets,
+            slots=config.device_batches, buckets=config.length_buckets, counting=self._counting,
         )  # fmt: skip
         self._registry = Registry(config.registry_url, config.artifacts_dir)
         self._tracing = setup_tracing(
@@ -198,9 +219,9 @@ class Service:
         if config.collector_url is not None:
             sink = HttpSink(f"{config.collector_url.rstrip('/')}/v1/events")
             self._events = EventExporter(sink, metrics=self.metrics)
-        self._references = References(config.collector_url, self.metrics)
         instance = os.urandom(6).hex()
-        self._recorder = Recorder(self._events, self._tracing, self.metrics, instance=instance)
+        left_out = None if self._counting is None else self._counting.left_out
+        self._recorder = Recorder(self._events, self._tracing, self.metrics, instance=instance, left_out=left_out)
         self._mirror = Mirror(self._signals, self._recorder.put, self._busy, config.shadow)
         self._front = Front(
             self.deployments, self._signals, self._recorder, self._tracing, self._mirror,
@@ -213,8 +234,8 @@ class Service:
             pins=frozenset(map(pin, config.pinned_versions)),
         )  # fmt: skip
         self._control = Control(
-            self._registry, store, self.deployments, self._make, self._residency, self._references.publish,
-            peers=peers,
+            self._registry, store, self.deployments, self._make, self._residency,
+            (self._counting or self._references).publish, peers=peers,
         )  # fmt: skip
         repository = Repository(
             self._control, self._registry, self._residency, peers, models=config.models, secret=config.secret
@@ -313,6 +334,8 @@ class Service:
         self._recorder.close()
         if self._events is not None:
             self._events.close(timeout=2.0)
+        if self._counting is not None:
+            self._counting.close()
         self._references.close()
         self._tracing.close()
 

@@ -230,6 +230,13 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     """A replica that is silent for so long is killed and started again."""
     max_ejected_ratio: float = 0.5
     """Largest share of the replicas that may be out of the traffic because their answers fail."""
+    probe: bool = False
+    """Versions with a reference are counted in the server, and their profiles sent to the collector: features need not
+    travel in the events."""
+    probe_seconds: float = 2.0
+    """How often; no longer than the collector's windows, and best a part of them."""
+    event_features: bool = True
+    """Events carry the features that are counted so, too: retraining from the lake and slices need them."""
     trace_sample_ratio: float = 0.01
     """Share of the requests that are traced; a caller's own decision is followed."""
     trace_limit_per_second: int = 20

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from serving.batcher import Batch, Budget
 from serving.batching.device import Device
+from serving.batching.execution import Runnable
 from serving.batching.lane_policy import LanePolicy
 from serving.batching.padding import Padded
 from serving.batching.watchdog import Watchdog
 from serving.engine import Executed, InferenceThread, Lane
+from serving.telemetry.counting import Counting
 from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Loaded
 
@@ -20,13 +22,21 @@ class Lanes:
     """`slots` batches run in threads at a time; `buckets` are the lengths that ragged inputs are padded to."""
 
     def __init__(
-        self, policy: LanePolicy, total: Budget, signals: Signals, *, slots: int = 1, buckets: tuple[int, ...] = ()
+        self,
+        policy: LanePolicy,
+        total: Budget,
+        signals: Signals,
+        *,
+        slots: int = 1,
+        buckets: tuple[int, ...] = (),
+        counting: Counting | None = None,
     ) -> None:
         self.policy = policy
         self._total = total
         self._signals = signals
         self._slots = slots
         self._buckets = buckets
+        self._counting = counting
         self._device: Device | None = None
         self._watchdog = Watchdog(signals)
 
@@ -42,13 +52,17 @@ class Lanes:
         loaded.model.signature = replace(loaded.model.signature, buckets=self._buckets)
         padded = Padded(loaded.model, policy.preferred_rows) if policy.pad else None
 
+        runnable: Runnable = padded or loaded.model
+        if self._counting is not None:
+            runnable = self._counting.counted(model, loaded.number, runnable)
+
         def on_batch(batch: Batch, run: Executed) -> None:
             version.batch(batch.rows, run.ended - run.started, batch.reason)
             if padded is not None:
                 version.padding(padded.added())
 
         return Lane(
-            padded or loaded.model,
+            runnable,
             InferenceThread(f"{model}-{loaded.number}", loop.call_soon_threadsafe),
             loop,
             policy,

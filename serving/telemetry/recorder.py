@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
@@ -17,7 +17,7 @@ import pyarrow as pa
 from opentelemetry.trace import SpanKind
 
 from observability import names
-from observability.events import event_batch
+from observability.events import FEATURE, event_batch
 from observability.metrics import Metrics
 from observability.tracing import Tracing, format_trace_id
 from serving.calls import Call
@@ -27,6 +27,8 @@ from serving.telemetry.accounts import Served
 from serving.telemetry.served import EventForm, ServedGroup, feature, names_of, recorded, row_texts
 
 _MAX_FORMS = 64
+NOTHING: frozenset[str] = frozenset()
+LeftOut = Callable[[str, int], frozenset[str]]
 
 
 class EventSink(Protocol):
@@ -50,7 +52,13 @@ class Recorder:
     """`put(calls)` takes microseconds and never blocks; when the thread is behind, groups are dropped and counted."""
 
     def __init__(
-        self, events: EventSink | None, tracing: Tracing, metrics: Metrics, max_groups: int = 4096, instance: str = ""
+        self,
+        events: EventSink | None,
+        tracing: Tracing,
+        metrics: Metrics,
+        max_groups: int = 4096,
+        instance: str = "",
+        left_out: LeftOut | None = None,
     ) -> None:
         self._events = events
         # Whether every call is recorded, or traced ones only.
@@ -58,6 +66,8 @@ class Recorder:
         self._tracing = tracing
         self._metrics = metrics
         self._instance = instance.encode()
+        # Features that are counted elsewhere, by version: events go without them.
+        self._left_out = left_out or (lambda model, version: NOTHING)
         self._forms: dict[int, EventForm] = {}
         self._groups: queue.Queue[tuple[Sequence[Call] | ServedGroup, _Anchor] | None] = queue.Queue(max_groups)
         self._thread = threading.Thread(target=self._work, name="trimtab-recorder", daemon=True)
@@ -96,7 +106,7 @@ class Recorder:
                 continue
             try:
                 if self._events is not None:
-                    self._events.put(events_of(calls, anchor))
+                    self._events.put(events_of(calls, anchor, self._left_out(calls[0].model, calls[0].choice.version)))
                 for call in calls:
                     if call.span is not None:
                         self._trace(call, anchor)
@@ -114,10 +124,11 @@ class Recorder:
     def _form(self, group: ServedGroup) -> EventForm:
         """What such events have in common; found by the choice, which the form keeps, so that no other gets its id."""
         form, signature = self._forms.get(id(group.choice)), group.served[0].signature
-        if form is None or form.signature is not signature:
+        left_out = self._left_out(group.model, group.choice.version)
+        if form is None or form.signature is not signature or form.left_out != left_out:
             if len(self._forms) >= _MAX_FORMS:
                 self._forms.clear()
-            form = EventForm(group.model, group.choice, signature, self._instance)
+            form = EventForm(group.model, group.choice, signature, self._instance, left_out)
             self._forms[id(group.choice)] = form
         return form
 
@@ -148,15 +159,18 @@ class Recorder:
         record(names.SPAN_MODEL, started, finished, batch, model, error=error)
 
 
-def events_of(calls: Sequence[Call], anchor: _Anchor) -> pa.RecordBatch:
-    """One event a row of calls of one version and arm, as one record batch; predictions of failed calls are null."""
+def events_of(calls: Sequence[Call], anchor: _Anchor, left_out: frozenset[str] = NOTHING) -> pa.RecordBatch:
+    """One event a row of calls of one version and arm, as one record batch; predictions of failed calls are null.
+
+    `left_out` are columns of features that events go without.
+    """
     first = calls[0]
     choice, signature = first.choice, first.signature
     rows = np.array([call.rows for call in calls])
     features = {
         column.name: feature(column, [call.values[place] for call in calls])
         for place, column in enumerate(signature.inputs)
-        if recorded(column)
+        if recorded(column) and FEATURE + column.name not in left_out
     }
     failures = [call.outputs is None for call in calls]
     failed = np.repeat(failures, rows) if any(failures) else None

@@ -51,6 +51,8 @@ class EventForm:
     choice: Choice
     signature: Signature
     prefix: bytes
+    left_out: frozenset[str] = frozenset()
+    """Columns of features that events go without."""
     _schema: pa.Schema | None = None
     _constants: dict[str, pa.Array] = field(default_factory=dict)
     _capacity: int = 0
@@ -69,7 +71,7 @@ class EventForm:
         times = ((done + unix) * 1e6).astype(np.int64) * 1000
         values: dict[str, pa.Array] = {}
         column = self.signature.inputs[0]
-        if recorded(column):
+        if recorded(column) and FEATURE + column.name not in self.left_out:
             values[FEATURE + column.name] = feature(column, [batch.column for batch in served])
         for place, output in enumerate(self.signature.outputs):
             found = np.concatenate([batch.outputs[place].reshape(len(batch.column), -1) for batch in served])

@@ -11,6 +11,7 @@ from serving.callers import Caller
 from serving.fleet import FleetOptions
 from serving.server import ServingConfig
 from serving.server import serve as run
+from serving.shadow import ShadowLimits
 from serving.transport.limits import Limits
 from trimtab.commands.options import fail, with_settings
 from trimtab.settings import CallerSettings, Settings
@@ -46,6 +47,7 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                 max_total_bytes=serving.max_total_bytes,
                 limits=Limits(buffered_bytes=serving.max_buffered_bytes),
                 max_concurrent_requests=serving.max_concurrent_requests,
+                adaptive_concurrency=serving.adaptive_concurrency,
                 queue_delay_target=serving.queue_delay_target_seconds,
                 queue_delay_interval=serving.queue_delay_interval_seconds,
                 overload_newest_first=serving.overload_newest_first,
@@ -53,6 +55,9 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                 stall_seconds=serving.stall_seconds,
                 collector_url=settings.intake_url,
                 trace_sample_ratio=serving.trace_sample_ratio,
+                probe=serving.probe,
+                probe_seconds=serving.probe_seconds,
+                event_features=serving.event_features,
                 trace_limit_per_second=serving.trace_limit_per_second,
                 secret=settings.trimtab.secret,
                 architectures=tuple(serving.architectures),
@@ -61,6 +66,15 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                 pinned_versions=tuple(serving.pinned_versions),
                 grpc_port=serving.grpc_port or None,
                 callers=tuple(map(_caller, serving.callers)),
+                shadow=ShadowLimits(
+                    batch_rows=serving.shadow.batch_rows,
+                    gather=serving.shadow.gather_seconds,
+                    step_rows=serving.shadow.step_rows,
+                    queue_rows=serving.shadow.queue_rows,
+                    queue_bytes=serving.shadow.queue_bytes,
+                    busy_share=serving.shadow.busy_ratio,
+                    nice=serving.shadow.nice,
+                ),
                 cache={
                     model: CachePolicy(bytes=kept.bytes, seconds=kept.seconds, min_hit_ratio=kept.min_hit_ratio)
                     for model, kept in serving.cache.items()

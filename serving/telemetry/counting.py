@@ -1,0 +1,346 @@
+"""Counts what versions are given and answer, off the hot path, and posts profiles of it to the collector.
+
+A batch only leaves its arrays here: nothing changes them any more. A thread counts them by the reference that the
+version was registered with, with the operators of `observability.Probe`, and sends a profile every few seconds. The
+reference is sent with the names of the columns that come so (`"from_profiles"`): events need not have their values.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import observability
+from observability import names
+from observability.events import FEATURE, PREDICTION
+from observability.exporter import BufferedExporter
+from observability.metrics import Metrics
+from observability.sinks import BATCH_ID_HEADER, Batch, DeliveryError, Rejected, Unavailable
+from serving.batching.execution import Runnable
+from serving.protocol.signature import Signature
+from serving.protocol.tensors import Array
+from serving.registry import ModelVersion
+from serving.telemetry.served import names_of, recorded
+
+if TYPE_CHECKING:
+    import httpx
+
+    from observability.columns import Column
+    from observability.profile import Profile
+
+
+# Rows of a version that wait to be counted; beyond, the thread does not wait for its time.
+_MOST_ROWS = 65_536
+# A version whose reference has not come by then has none.
+_REFERENCE_SECONDS = 60.0
+# While the collector is away so many profiles are kept.
+_MAX_PROFILES = 1_000
+_SETTLING = (404, 408, 409, 429, 502, 503, 504)
+
+_log = logging.getLogger(__name__)
+_Key = tuple[str, int]
+Left = tuple[Sequence[Array], Sequence[Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a reference a version's inputs and outputs are, by name: their places."""
+
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, tuple[int, int]]
+    """Place of the output, and of the value in its row."""
+    categories: Mapping[str, tuple[str, ...]]
+
+    @staticmethod
+    def of(reference: Profile, signature: Signature) -> Columns:
+        """Those whose kind tensors can hold: numbers, codes of listed categories, true and false, vectors."""
+        inputs: dict[str, int] = {}
+        outputs: dict[str, tuple[int, int]] = {}
+        categories: dict[str, tuple[str, ...]] = {}
+        for place, column in enumerate(signature.inputs):
+            name = FEATURE + column.name
+            known = reference.columns.get(name)
+            if known is None or not recorded(column) or not _codes_tell(known, column.categories):
+                continue
+            kind = "embedding" if column.shape else "categorical" if column.categories is not None else "numeric"
+            if known.kind == kind or (known.kind == "boolean" and column.datatype == "BOOL" and not column.shape):
+                inputs[name] = place
+                if column.categories is not None:
+                    categories[name] = column.categories
+        for place, output in enumerate(signature.outputs):
+            width = 0 if -1 in output.shape else int(np.prod(output.shape))
+            for value, name in enumerate(names_of(output.name, width)):
+                known = reference.columns.get(PREDICTION + name)
+                if known is not None and known.kind == "numeric":
+                    outputs[PREDICTION + name] = place, value
+        return Columns(inputs, outputs, categories)
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.inputs, *self.outputs]
+
+
+def _codes_tell(known: Column, categories: Sequence[str] | None) -> bool:
+    """Whether a model's codes say which category a text is: one that it has no code for must not be the reference's."""
+    texts = getattr(known, "categories", None)
+    return categories is None or texts is None or set(texts) <= set(categories)
+
+
+class Counter:
+    """What one version has been given and has answered since the last look. `add` is called by any thread."""
+
+    def __init__(self, full: threading.Event) -> None:
+        self.active = True
+        self.begun = time.monotonic()
+        self.columns: Columns | None = None
+        self.reference: Profile | None = None
+        self.counted: Profile | None = None
+        self._full = full
+        self._rows = 0
+        self._left: deque[Left] = deque()
+
+    def add(self, columns: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """Leaves a batch to be counted: columns [rows, …] in the order of the inputs, and the outputs' rows."""
+        if self.active:
+            self._left.append((columns, outputs))
+            self._rows += len(columns[0])
+            if self._rows >= _MOST_ROWS:
+                self._full.set()
+
+    def expect(self, reference: Profile, columns: Columns) -> None:
+        """Sets by what batches are counted from now on."""
+        self.reference = observability.Profile({name: reference.columns[name] for name in columns.names})
+        self.columns, self.counted, self.active = columns, None, bool(columns.names)
+
+    def count(self) -> None:
+        """Counts what was left."""
+        left: list[Left] = []
+        while self._left:
+            left.append(self._left.popleft())
+        self._rows = 0
+        if self.reference is None or self.columns is None or not left:
+            return
+        found = _profile(self.reference, self.columns, left)
+        self.counted = found if self.counted is None else self.counted + found
+
+    def take(self) -> Profile | None:
+        """What has been counted since the last call; None when there is nothing."""
+        self.count()
+        taken, self.counted = self.counted, None
+        return taken if taken is not None and taken.rows else None
+
+    def give_up(self) -> None:
+        """Says that no reference will come."""
+        if self.reference is None:
+            self.active = False
+            self._left.clear()
+
+
+def _profile(reference: Profile, columns: Columns, left: Sequence[Left]) -> Profile:
+    import torch
+
+    tensors = {
+        name: torch.from_numpy(np.concatenate([inputs[place] for inputs, _ in left]))
+        for name, place in columns.inputs.items()
+    }
+    for name, (place, value) in columns.outputs.items():
+        parts = [outputs[place].reshape(len(outputs[place]), -1)[:, value] for _, outputs in left]
+        tensors[name] = torch.from_numpy(np.concatenate(parts))
+    return observability.profile_of_tensors(reference, tensors, categories=columns.categories)
+
+
+class Counted:
+    """A model whose batches are left to a counter once they are answered."""
+
+    def __init__(self, model: Runnable, counter: Counter) -> None:
+        self._model = model
+        self.counter = counter
+
+    @property
+    def signature(self) -> Signature:
+        """The model's."""
+        return self._model.signature
+
+    @signature.setter
+    def signature(self, signature: Signature) -> None:
+        self._model.signature = signature
+
+    @property
+    def solo(self) -> bool:
+        """The model's."""
+        return bool(getattr(self._model, "solo", False))
+
+    def run(self, columns: Sequence[Array]) -> list[Array]:
+        """Columns [rows] in, outputs for those rows out."""
+        outputs = self._model.run(columns)
+        if all(len(output) == len(columns[0]) for output in outputs):
+            self.counter.add(columns, outputs)
+        return outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Posted(Batch):
+    """A profile on its way: of which version, and between which unix times its rows were answered."""
+
+    owner: str = ""
+    start: float = 0.0
+    end: float = 0.0
+
+
+@dataclass(slots=True)
+class ProfileSink:
+    """POSTs profiles to `{url}/v1/profiles/{owner}`. One whose reference is not there yet is sent again."""
+
+    url: str
+    timeout: float = 10.0
+    _client: httpx.Client | None = field(default=None, init=False)
+
+    def send(self, batch: Batch) -> None:
+        """Raises Rejected for good, Unavailable or DeliveryError to be tried again."""
+        import httpx
+
+        assert isinstance(batch, Posted)
+        if self._client is None:
+            self._client = httpx.Client(timeout=self.timeout, trust_env=False)
+        url = f"{self.url.rstrip('/')}/v1/profiles/{batch.owner}"
+        span = {"X-Profile-Start": repr(batch.start), "X-Profile-End": repr(batch.end)}
+        headers = {"Content-Type": "application/json", BATCH_ID_HEADER: batch.id, **span}
+        try:
+            answer = self._client.post(url, content=bytes(batch.body), headers=headers)
+        except httpx.HTTPError as error:
+            raise Unavailable(f"{url} cannot be reached: {error!r}") from error
+        if answer.status_code in _SETTLING:
+            raise Unavailable(f"{url} answered {answer.status_code}: {answer.text[:200]}")
+        if 400 <= answer.status_code < 500:
+            raise Rejected(f"{url} answered {answer.status_code}: {answer.text[:200]}")
+        if answer.status_code >= 300:
+            raise DeliveryError(f"{url} answered {answer.status_code}: {answer.text[:200]}")
+
+    def close(self) -> None:
+        """Closes the connection."""
+        if self._client is not None:
+            self._client.close()
+
+
+class Counting:
+    """The counters of all versions, and the thread that looks at them every `seconds`, at whole multiples of them.
+
+    `publish` sends a version's reference on; with `features` events carry the features that are counted here, too.
+    """
+
+    def __init__(
+        self,
+        collector_url: str,
+        metrics: Metrics,
+        publish: Callable[[ModelVersion, bytes], None],
+        *,
+        seconds: float,
+        features: bool,
+    ) -> None:
+        self._publish = publish
+        self._seconds = seconds
+        self._features = features
+        self._metrics = metrics
+        self._counters: dict[_Key, Counter] = {}
+        self._signatures: dict[_Key, Signature] = {}
+        self._left_out: dict[_Key, frozenset[str]] = {}
+        self._references: deque[tuple[ModelVersion, bytes]] = deque()
+        self._due = threading.Event()
+        self._closing = False
+        self._since = time.time()
+        self._exporter: BufferedExporter[Posted] = BufferedExporter(
+            ProfileSink(collector_url),
+            signal="profiles",
+            encode=lambda posted: posted[0],
+            measure=lambda posted: (len(posted.body), posted.rows),
+            together=lambda first, other: False,
+            max_batches=_MAX_PROFILES,
+            linger_seconds=0.0,
+            metrics=metrics,
+        )
+        self._thread = threading.Thread(target=self._run, name="trimtab-counting", daemon=True)
+        self._thread.start()
+
+    def counted(self, model: str, number: int, runnable: Runnable) -> Counted:
+        """The version's model, whose batches are counted from now on."""
+        key = model, number
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = Counter(self._due)
+        self._signatures[key] = runnable.signature
+        return Counted(runnable, counter)
+
+    def publish(self, version: ModelVersion, profile: bytes) -> None:
+        """Takes a version's reference, to count by it and to send it on."""
+        self._references.append((version, profile))
+        self._due.set()
+
+    def left_out(self, model: str, number: int) -> frozenset[str]:
+        """The features that events of a version need not carry."""
+        return frozenset() if self._features else self._left_out.get((model, number), frozenset())
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Counts and sends what there is, and ends the thread."""
+        self._closing = True
+        self._due.set()
+        self._thread.join(timeout)
+        self._exporter.close(timeout)
+
+    def _run(self) -> None:
+        while not self._closing:
+            if self._due.wait(self._seconds - time.time() % self._seconds):
+                # A reference came, or too many rows wait, or it is the end.
+                self._due.clear()
+                self._guarded(self._take_references)
+                for counter in list(self._counters.values()):
+                    self._guarded(counter.count)
+            if self._closing or time.time() // self._seconds > self._since // self._seconds:
+                self._guarded(self._send)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            # Telemetry must not end with one odd batch; the counter says that something was lost.
+            _log.exception("what a version was given could not be counted")
+            self._metrics[names.TELEMETRY_DROPPED].labels("profiles", "invalid").inc()
+
+    def _take_references(self) -> None:
+        while self._references:
+            version, body = self._references.popleft()
+            key = version.model, version.version
+            signature, counter = self._signatures.get(key), self._counters.get(key)
+            try:
+                reference = observability.Profile.from_json(body)
+            except observability.ProfileError as error:
+                _log.warning("what %s:%d is given is not counted: its reference: %s", *key, error)
+                reference = observability.Profile({})
+            columns = Columns({}, {}, {}) if signature is None else Columns.of(reference, signature)
+            if counter is not None:
+                counter.expect(reference, columns)
+            if columns.names:
+                value: dict[str, Any] = json.loads(body)
+                body = json.dumps({**value, "from_profiles": columns.names}, separators=(",", ":")).encode()
+                self._left_out[key] = frozenset(columns.inputs)
+            self._publish(version, body)
+
+    def _send(self) -> None:
+        end = time.time()
+        # A machine that was asleep must not make the span of a profile longer than a window.
+        start, self._since = max(self._since, end - 2 * self._seconds), end
+        for (model, number), counter in list(self._counters.items()):
+            if counter.reference is None and time.monotonic() - counter.begun > _REFERENCE_SECONDS:
+                counter.give_up()
+            profile = counter.take()
+            if profile is not None:
+                self._exporter.put(
+                    Posted(profile.to_json(), profile.rows, owner=f"{model}/{number}", start=start, end=end)
+                )

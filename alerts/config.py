@@ -26,6 +26,8 @@ class AlertsConfig:
     """Where alert states, recorded series and canary evidence are written (Pushgateway's API)."""
     write_url: str = ""
     """Where rules write what they record, by remote write, if that is not the collector: a Prometheus' address."""
+    external_labels: Mapping[str, str] = field(default_factory=dict)
+    """What templates know as `$externalLabels`."""
     serving_url: str = ""
     """Serving's control API: gives rollback and promote a hook where `hooks` names none."""
     database_url: str = "sqlite:///.trimtab/alerts.db"

@@ -14,6 +14,7 @@ from alerts.actions import ActionRunner, Hook, serving_hooks
 from alerts.config import AlertsConfig
 from alerts.engine import RULE_FAMILIES, Evaluation, RuleEngine
 from alerts.evidence import ReleaseJudge
+from alerts.labels import labels_of
 from alerts.notifications import Alertmanager, Configuration, ConfigurationError, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
 from alerts.rule_files import RuleFiles
@@ -92,6 +93,7 @@ class AlertsService:
             StateStore(self.database),
             metrics=self.metrics,
             external_url=config.external_url,
+            external_labels=labels_of(config.external_labels),
             server_url=config.external_url,
         )
         self.actions = ActionRunner(

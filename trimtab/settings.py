@@ -107,7 +107,11 @@ class AlertsSettings(_Section, frozen=True, kw_only=True):
     database: str = ""
     """SQLAlchemy URL of the journal; empty means SQLite in the data folder."""
     rules: list[str] = []
-    """Prometheus rule files besides the shipped ones."""
+    """Prometheus rule files besides the shipped ones; patterns such as `rules/*.yml` are watched for new files."""
+    write_url: str = ""
+    """Where rules write what they record, if that is not the collector: `http://prometheus:9090/api/v1/write`."""
+    external_labels: dict[str, str] = {}
+    """What templates of rules know as `$externalLabels`."""
     shipped_rules: bool = True
     notify: list[str] = []
     """Apprise URLs (mail, Slack, Teams, PagerDuty, …)."""

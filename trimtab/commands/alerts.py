@@ -51,6 +51,8 @@ def _run(settings: Settings) -> None:
             port=own.port,
             query_url=settings.query_url,
             push_url=settings.intake_url,
+            write_url=own.write_url,
+            external_labels=own.external_labels,
             serving_url=settings.serving_url,
             database_url=settings.journal_url,
             rule_files=tuple(own.rules),

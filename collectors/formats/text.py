@@ -70,7 +70,7 @@ def read_text(body: bytes, known: Container[Hashable] = ()) -> Lines:
     """A page in Prometheus' text format 0.0.4 or 1.0.0. What is wrong is in `error`, with what came before it read."""
     out, family = Lines(), _Family()
     quick = not any(space in body for space in _UNUSUAL_SPACE)
-    _read_lines(body.split(b"\n"), out, family, known if quick else (), _text_line, strict=not quick)
+    _read_lines(body.split(b"\n"), out, family, known, _text_line, strict=not quick)
     out.metadata = family.metadata("")
     return out
 
@@ -83,7 +83,7 @@ def read_openmetrics(body: bytes, known: Container[Hashable] = ()) -> Lines:
         more, marker, rest = rest.partition(b"# EOF")
         text += b"# EOF" + more
     quick = not any(space in body for space in (*_UNUSUAL_SPACE, b"\t"))
-    _read_lines(text.split(b"\n")[:-1], out, family, known if quick else (), _openmetrics_line, strict=not quick)
+    _read_lines(text.split(b"\n")[:-1], out, family, known, _openmetrics_line, strict=not quick)
     out.metadata = family.metadata("_total")
     if out.error is None and not marker:
         out.error = "data does not end with # EOF"
@@ -101,10 +101,11 @@ def _read_lines(
     *,
     strict: bool,
 ) -> None:
+    """Reads the lines; with `strict` each number is looked at for spaces that Python's `float` would not mind."""
     keys, numbers, new = out.keys, out.numbers, out.new
     for line in lines:
         key, _, number = line.rpartition(b" ")
-        if key in known or key in new:
+        if (key in known or key in new) and number[-1:] != b"\t":
             keys.append(key)
             numbers.append(number)
             continue
@@ -127,7 +128,7 @@ def _one_by_one(out: Lines) -> list[float]:
     values: list[float] = []
     for number in out.numbers:
         try:
-            values.append(_number(number.strip(b"\t")))
+            values.append(_number(number))
         except BadExposition as error:
             out.error = f"{error} while parsing the value of {out.keys[len(values)]!r}"
             del out.keys[len(values) :]

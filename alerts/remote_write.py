@@ -39,22 +39,11 @@ class RemoteWriter:
         if len(self._labels) > 10 * _MAX_SAMPLES:
             self._labels.clear()
         for first in range(0, len(samples), _MAX_SAMPLES):
-            self._send(self._encoded(samples[first : first + _MAX_SAMPLES], round(at * 1000)))
+            self._send(encoded(samples[first : first + _MAX_SAMPLES], round(at * 1000), self._labels))
 
     def close(self) -> None:
         """Let the connections go."""
         self._client.close()
-
-    def _encoded(self, samples: Iterable[Sample], t_ms: int) -> bytes:
-        parts = []
-        stamp = _tag(2, _VARINT) + _varint(t_ms & 0xFFFF_FFFF_FFFF_FFFF)
-        for sample in samples:
-            labels = self._labels.get(sample.labels)
-            if labels is None:
-                labels = self._labels[sample.labels] = _label_bytes(sample.labels)
-            point = _tag(1, _DOUBLE) + struct.pack("<d", sample.value) + stamp
-            parts.append(_message(1, labels + _message(2, point)))
-        return b"".join(parts)
 
     def _send(self, body: bytes) -> None:
         try:
@@ -66,6 +55,20 @@ class RemoteWriter:
             if response.status_code == 404:
                 hint = f"; does {urlsplit(self._url).netloc} take remote writes (--web.enable-remote-write-receiver)?"
             raise WriteError(f"{self._url} refused a write: {response.status_code} {response.text[:200].strip()}{hint}")
+
+
+def encoded(samples: Iterable[Sample], t_ms: int, known: dict[Labels, bytes] | None = None) -> bytes:
+    """The request's protobuf, before compression; `known` keeps the bytes of labels from one call to the next."""
+    known = {} if known is None else known
+    parts = []
+    stamp = _tag(2, _VARINT) + _varint(t_ms & 0xFFFF_FFFF_FFFF_FFFF)
+    for sample in samples:
+        labels = known.get(sample.labels)
+        if labels is None:
+            labels = known[sample.labels] = _label_bytes(sample.labels)
+        point = _tag(1, _DOUBLE) + struct.pack("<d", sample.value) + stamp
+        parts.append(_message(1, labels + _message(2, point)))
+    return b"".join(parts)
 
 
 def _label_bytes(labels: Labels) -> bytes:

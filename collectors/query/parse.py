@@ -27,6 +27,7 @@ from collectors.query.syntax import (
     Subquery,
     Text,
 )
+from collectors.query.tokens import located
 from collectors.store import Matcher
 
 _TOKENS = re.compile(
@@ -96,9 +97,10 @@ def grammar_tree(expr: str) -> Any:
 
 def _tree(expr: str) -> Any:
     prepared = _TOKENS.sub(_double_quoted, expr)
-    if _NEGATIVE_AT.search(_STRINGS.sub('""', prepared)):
+    negative = _NEGATIVE_AT.search(_STRINGS.sub(lambda match: " " * len(match[0]), expr))
+    if negative:
         # The parser accepts these but panics when the time is read.
-        raise ParseError("invalid expression: times before 1970 after @ are not supported")
+        raise located(expr, negative.start(), "times before 1970 after @ are not supported")
     return grammar.parse(_info_marked(prepared) if "info" in prepared else prepared)
 
 

@@ -27,9 +27,9 @@ import httpx
 import numpy as np
 import psutil
 import pyarrow as pa
-from query import STEP, make_series, make_values, sample_time
+from query import make_series, sample_time
 
-from collectors.store import Matcher, Store
+from collectors.store import Matcher, Scrape, Store
 
 HOUR_MS = 3_600_000
 SCRAPE = 1000
@@ -44,8 +44,8 @@ def scrape_labels(target: int, count: int = SCRAPE) -> list[dict[str, str]]:
 
 
 # --- rate -------------------------------------------------------------------------------------------------------------
-def rate(seconds: float, targets: int, url: str = "") -> None:
-    """Durable samples a second of scrapes of 1,000."""
+def rate(seconds: float, targets: int, vectors: bool, url: str = "") -> None:
+    """Durable samples a second of scrapes of 1,000: label sets and values, or vectors for series looked up once."""
     with tempfile.TemporaryDirectory() as folder:
         store = Store(url or f"sqlite:///{folder}/store.db")
         start = int(time.time() * 1000) - HOUR_MS
@@ -54,15 +54,19 @@ def rate(seconds: float, targets: int, url: str = "") -> None:
         ready = threading.Barrier(targets + 1)
 
         def work(target: int) -> None:
-            labels, values = scrape_labels(target), np.random.default_rng(target).random((64, SCRAPE)).tolist()
+            labels, matrix = scrape_labels(target), np.random.default_rng(target).random((64, SCRAPE))
+            columns = store.columns(f"t{target}", labels)
+            scrapes = [list(zip(labels, row, strict=True)) for row in matrix[:4].tolist()]
             step = 0
-            store.append(f"t{target}", start, list(zip(labels, values[0], strict=True)))
+            store.append(f"t{target}", start, scrapes[0])
             ready.wait()
             while not stop.is_set():
                 step += 1
-                # Fresh dictionaries, as a parser makes them.
-                samples = list(zip([dict(item) for item in labels], values[step % 64], strict=True))
-                appended[target] += store.append(f"t{target}", start + step * 1000, samples)
+                t_ms = start + step * 1000
+                if vectors:
+                    appended[target] += store.append_values(columns, t_ms, matrix[step % 64])
+                else:
+                    appended[target] += store.append(f"t{target}", t_ms, scrapes[step % 4])
 
         threads = [threading.Thread(target=work, args=(target,)) for target in range(targets)]
         for thread in threads:
@@ -78,9 +82,10 @@ def rate(seconds: float, targets: int, url: str = "") -> None:
         store.close()
         total = sum(appended)
         limit = _bare_rate(Path(folder) / "bare", max(1, round(total / SCRAPE / groups)), min(seconds, 3.0))
+    form = "vectors   " if vectors else "label sets"
     print(
-        f"rate: {targets:3} targets  {total / took:12,.0f} samples/s  {total / SCRAPE / groups:5.1f} scrapes a commit"
-        f"  {used / total * 1e9:6.0f} ns CPU a sample  bare file {limit:12,.0f}  ours/bare {total / took / limit:.2f}"
+        f"rate: {targets:3} targets, {form} {total / took:12,.0f} samples/s {total / SCRAPE / groups:6.1f} scrapes "
+        f"a commit {used / total * 1e9:6.0f} ns CPU a sample; bare file {limit:12,.0f}, ours/bare {total / took / limit:.2f}"
     )
 
 
@@ -239,7 +244,113 @@ def memory(count: int) -> None:
     print(line)
 
 
-PARTS = ("rate", "memory")
+# --- pauses and start -------------------------------------------------------------------------------------------------
+def pauses(seconds: float) -> None:
+    """Times of appends (1,000 series, every 10 ms) alone, and while old hours are compacted and deleted."""
+    with tempfile.TemporaryDirectory() as folder:
+        now = [time.time()]
+        store = Store(
+            f"sqlite:///{folder}/store.db", clock=lambda: now[0], late_seconds=0.0, retention_seconds=86_400.0
+        )
+        columns = [store.columns(f"t{k}", scrape_labels(k)) for k in range(8)]
+        start = int(now[0] * 1000) // HOUR_MS * HOUR_MS - 40 * HOUR_MS
+        values = np.random.default_rng(0).poisson(3.0, (240, SCRAPE)).cumsum(axis=0).astype(float)
+        for hour in range(38):
+            for first in range(0, 240, 24):
+                store.write(
+                    [
+                        Scrape(target, start + hour * HOUR_MS + step * 15_000, values[step])
+                        for step in range(first, first + 24)
+                        for target in columns
+                    ]
+                )
+        live = store.columns("live", scrape_labels(99))
+
+        def appends(lasting: float) -> list[float]:
+            took, begin = [], time.perf_counter()
+            while time.perf_counter() - begin < lasting:
+                one = time.perf_counter()
+                store.append_values(live, int(time.time() * 1000), values[len(took) % 240])
+                took.append((time.perf_counter() - one) * 1000)
+                time.sleep(0.01)
+            return sorted(took)
+
+        alone = appends(seconds)
+        stop = threading.Event()
+        steps: list[float] = []
+
+        def keep() -> None:
+            while not stop.is_set():
+                one = time.perf_counter()
+                if not store.maintain(now[0]):
+                    now[0] += 1800.0  # another half hour is over
+                steps.append((time.perf_counter() - one) * 1000)
+
+        keeper = threading.Thread(target=keep)
+        before = store.counts().compacted
+        keeper.start()
+        beside = appends(3 * seconds)
+        stop.set()
+        keeper.join()
+        compacted = store.counts().compacted - before
+        size = store.size_bytes()
+        store.close()
+    for name, took in (("alone", alone), ("beside compaction and retention", beside)):
+        print(
+            f"pauses: appends {name}: median {took[len(took) // 2]:.1f} ms, p99 {took[len(took) * 99 // 100]:.1f} ms, "
+            f"longest {took[-1]:.1f} ms"
+        )
+    print(
+        f"pauses: {len(steps)} steps, median {sorted(steps)[len(steps) // 2]:.0f} ms; {compacted:,} samples compacted, "
+        f"{compacted / 3 / seconds:,.0f} a second; {size / 1e6:.0f} MB left"
+    )
+
+
+def start(count: int) -> None:
+    """Opening a database of a day, compacted but for the last hour; and its bytes a sample."""
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{folder}/store.db"
+        now = [float(int(time.time()) // 3600 * 3600 + 1800)]
+        store = Store(url, clock=lambda: now[0], synchronous="OFF")
+        series = make_series(count)
+        begin_ms = int(now[0] * 1000) - 24 * HOUR_MS
+        for number, first in enumerate(range(0, count, SCRAPE)):
+            columns = store.columns(f"t{number}", series[first : first + SCRAPE])
+            values = _values(series[first : first + SCRAPE], number)
+            for hour in range(24):
+                store.write(
+                    [
+                        Scrape(columns, begin_ms + hour * HOUR_MS + step * 15_000, values[step] + hour * values[-1])
+                        for step in range(240)
+                    ]
+                )
+        raw, samples = store.size_bytes(), store.counts().appended
+        begin, cpu = time.perf_counter(), time.process_time()
+        while store.maintain():
+            pass
+        took, used = time.perf_counter() - begin, time.process_time() - cpu
+        compacted, packed = store.counts().compacted, store.size_bytes()
+        store.close()
+        begin = time.perf_counter()
+        store = Store(url, clock=lambda: now[0])
+        opening = time.perf_counter() - begin
+        begin = time.perf_counter()
+        one = store.select([Matcher("__name__", "=", "temperature"), Matcher("instance", "=", "i7")], 0, 1 << 60)
+        single = time.perf_counter() - begin
+        store.close()
+    assert sum(len(item.t) for item in one) == 24 * 240
+    rows = (raw - packed) / max(compacted, 1)
+    print(
+        f"start: {count:,} series x 5,760: opened in {opening:.2f} s; {samples:,} samples in {packed / 1e6:,.0f} MB, "
+        f"{raw / 1e6:,.0f} MB before compaction ({raw / samples:.2f} bytes a sample, {raw / samples - rows:.2f} compacted)"
+    )
+    print(
+        f"start: compacted {compacted / took:,.0f} samples/s, {used / compacted * 1e9:.0f} ns CPU a sample; a day of one "
+        f"series in {single * 1000:.0f} ms"
+    )
+
+
+PARTS = ("rate", "memory", "pauses", "start")
 
 
 def main() -> None:
@@ -247,13 +358,18 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=PARTS)
     parser.add_argument("--series", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--targets", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--targets", type=int, nargs="+", default=[1, 8, 32])
     options = parser.parse_args()
     if options.part in (None, "rate"):
         for targets in options.targets:
-            rate(options.seconds, targets)
+            for vectors in (True, False):
+                rate(options.seconds, targets, vectors)
     if options.part in (None, "memory"):
         memory(options.series)
+    if options.part in (None, "pauses"):
+        pauses(options.seconds)
+    if options.part in (None, "start"):
+        start(options.series)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ class DeliveryError(RuntimeError):
 
 
 class Channel(Protocol):
-    """One way to tell somebody; `kind` is its name in metrics and in the log of notifications."""
+    """One way to tell somebody. Its kind is its name in metrics and in the log of notifications."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """Its name, such as `webhook`."""
 
     def send(self, message: Message, timeout: float) -> None:
         """Deliver within so many seconds, or raise DeliveryError. Called from several threads."""

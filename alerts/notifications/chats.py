@@ -1,4 +1,4 @@
-"""Services that people read: Slack, Discord, Telegram, Webex over HTTP; mail and Pushover by apprise.
+"""Services that people read: Slack, Discord, Telegram, Webex over HTTP; Pushover by apprise.
 
 What is sent over HTTP is what Alertmanager sends. Source: Alertmanager, notify/slack and its neighbours.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from alerts.notifications.apprise_channel import AppriseChannel
 from alerts.notifications.channel import Channel
-from alerts.notifications.http_options import read_secret
 from alerts.notifications.section import Defaults, Section, http_url
 from alerts.notifications.service_channel import Filling, ServiceRequest, without_empty
 from alerts.notifications.yaml_reader import Value
@@ -143,48 +142,6 @@ def webex(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
     return section.channel("webex", requests), section.resolved(True)
 
 
-def email(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
-    """An `email_configs` item, by apprise: text mail, with the subject and the text of the templates."""
-    fields = value.fields(
-        ("send_resolved", "to", "from", "smarthost", "auth_username", "auth_password", "auth_password_file", "headers",
-         "text", "html", "require_tls"),
-        ("hello", "auth_secret", "auth_secret_file", "auth_identity", "tls_config", "threading", "force_implicit_tls"),
-    )  # fmt: skip
-    shared = defaults.fields
-    if "to" not in fields:
-        value.fail("missing to address in email config")
-    host = fields.get("smarthost") or shared.get("smtp_smarthost") or value.fail("no global SMTP smarthost set")
-    sender = fields.get("from") or shared.get("smtp_from") or value.fail("no global SMTP from set")
-    headers = {key.title(): text for key, text in fields["headers"].mapping().items()} if "headers" in fields else {}
-    if unknown := set(headers) - {"Subject"}:
-        fields["headers"].fail(f"the header {min(unknown)} is not supported; only Subject is")
-    own = any(name.startswith("auth_password") for name in fields)
-    password = read_secret(value, fields if own else shared, "auth_password" if own else "smtp_auth_password",
-                           defaults.folder)  # fmt: skip
-    user = fields.get("auth_username") or shared.get("smtp_auth_username")
-    require = fields.get("require_tls") or shared.get("smtp_require_tls")
-    tls = require.flag() if require else True
-    html = "html" in fields and "text" not in fields
-    body = fields["html" if html else "text"].text() if html or "text" in fields else _MAIL
-    subject = headers.get("Subject", '{{ template "__subject" . }}')
-    templates = [fields[name] for name in ("html", "text") if name in fields]
-    for each in (*templates, *(header for _, header in (fields["headers"].entries() if "headers" in fields else ()))):
-        each.read(defaults.templates.check)
-    login = f"{quote(user.text(), safe='')}:{quote(password.get(), safe='')}@" if user else ""
-    query = urlencode(
-        {"from": sender.text(), "to": fields["to"].text(), "smtp": host.text().rpartition(":")[0],
-         "mode": "starttls" if tls else "insecure"}
-    )  # fmt: skip
-    channel = AppriseChannel(
-        f"{'mailtos' if tls else 'mailto'}://{login}{host.text()}?{query}",
-        kind="email",
-        title=lambda message: defaults.templates.expand(subject, message),
-        text=lambda message: defaults.templates.expand(body, message, escaped=html),
-        body_format="html" if html else "text",
-    )
-    return channel, fields["send_resolved"].flag() if "send_resolved" in fields else False
-
-
 def pushover(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
     """A `pushover_configs` item, by apprise."""
     fields = value.fields(
@@ -206,9 +163,3 @@ def pushover(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
         text=lambda each: defaults.templates.expand(message, each).strip() or "(no details)",
     )
     return channel, fields["send_resolved"].flag() if "send_resolved" in fields else True
-
-
-_MAIL = """{{ if gt (len .Alerts.Firing) 0 }}Alerts Firing:
-{{ template "__text_alert_list" .Alerts.Firing }}{{ end }}{{ if gt (len .Alerts.Resolved) 0 }}Alerts Resolved:
-{{ template "__text_alert_list" .Alerts.Resolved }}{{ end }}{{ template "__alertmanagerURL" . }}
-"""

@@ -188,6 +188,8 @@ def _matchers(fields: Mapping[str, Value], prefix: str) -> tuple[Matcher, ...]:
     for label, text in fields[f"{prefix}match"].entries() if f"{prefix}match" in fields else ():
         found.append(text.read(partial(Matcher, label, "=")))
     for label, text in fields[f"{prefix}match_re"].entries() if f"{prefix}match_re" in fields else ():
+        if text.is_null:
+            text.fail(f'invalid regexp value for "{label}"')
         # Alertmanager keeps these with their anchors, and so they stand in the keys of groups.
         found.append(text.read(partial(_anchored, label)))
     if f"{prefix}matchers" in fields:

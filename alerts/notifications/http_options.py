@@ -38,14 +38,17 @@ class Secret:
         return self.path.read_text().strip() if self.path else self.value
 
 
+NO_SECRET = Secret()
+
+
 @dataclass(frozen=True, kw_only=True)
 class HttpOptions:
     """Credentials, TLS, proxy and headers of the requests to one receiver."""
 
     scheme: str = ""
-    credentials: Secret = Secret()
+    credentials: Secret = NO_SECRET
     user: Secret | None = None
-    password: Secret = Secret()
+    password: Secret = NO_SECRET
     headers: Mapping[str, tuple[Secret, ...]] = field(default_factory=dict)
     proxy: str = ""
     from_environment: bool = False
@@ -99,7 +102,7 @@ def read_http_options(value: Value, folder: Path) -> HttpOptions:
         password = read_secret(basic, own, "password", folder)
     elif ways[2] or ways[3]:
         scheme, credentials = "Bearer", read_secret(value, fields, "bearer_token", folder)
-    tls, server_name = _tls(fields["tls_config"], folder) if "tls_config" in fields else (None, "")
+    tls, server_name = read_tls(fields["tls_config"], folder) if "tls_config" in fields else (None, "")
     return HttpOptions(
         scheme=scheme,
         credentials=credentials,
@@ -133,7 +136,8 @@ def _headers(value: Value, folder: Path) -> dict[str, tuple[Secret, ...]]:
     return found
 
 
-def _tls(value: Value, folder: Path) -> tuple[ssl.SSLContext, str]:
+def read_tls(value: Value, folder: Path) -> tuple[ssl.SSLContext, str]:
+    """A `tls_config`, and the server's name in it. Raises ConfigurationError."""
     fields = value.fields(_TLS_FIELDS, ("cert", "key", "cert_ref", "key_ref", "ca_ref"))
     value.one_of(fields.get("ca"), fields.get("ca_file"))
     try:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from alerts.notifications.apprise_channel import AppriseChannel
 from alerts.notifications.channel import Channel
-from alerts.notifications.chats import discord, email, pushover, slack, telegram, webex
+from alerts.notifications.chats import discord, pushover, slack, telegram, webex
 from alerts.notifications.http_options import HttpOptions, Secret, read_http_options
+from alerts.notifications.mail import email
 from alerts.notifications.pagers import opsgenie, pagerduty, victorops
 from alerts.notifications.section import Defaults, Section, http_url
 from alerts.notifications.templating import Templates
@@ -72,7 +73,10 @@ def read_defaults(fields: Mapping[str, Value], templates: Sequence[str], folder:
 
 def read_receiver(value: Value, defaults: Defaults, *, build: set[str]) -> Receiver:
     """One receiver; its sections are checked always, and made to channels where a route uses it."""
-    fields = value.fields(("name", *_SECTIONS), _UNSUPPORTED)
+    for section, item in value.entries():
+        if section in _UNSUPPORTED:
+            item.fail(f"{section} is not supported here; name it by a URL in apprise_configs if apprise knows it")
+    fields = value.fields(("name", *_SECTIONS))
     if "name" not in fields or not fields["name"].text():
         value.fail("missing name in receiver")
     name = fields["name"].text()

@@ -1,10 +1,11 @@
 """Templates of notifications: Go's text/template over a message, with Alertmanager's defaults, functions and files.
 
-Source: Alertmanager, template/template.go; `default.tmpl` is its own (Apache-2.0).
+Source: Alertmanager, template/template.go; `default.tmpl` and `email.tmpl` are its own (Apache-2.0).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -22,12 +23,15 @@ from alerts.templates.parsing import Tree, parse_template
 from alerts.templates.printing import printed
 from alerts.templates.values import Html, LabelMap, QueryResult, Time, Value
 
-_DEFAULTS = Path(__file__).with_name("default.tmpl")
+_DEFAULTS = tuple(Path(__file__).with_name(name) for name in ("default.tmpl", "email.tmpl"))
 _TEXTS = "[]string"
 # As Go's html/template writes text.
 _SAFE = str.maketrans(
     {"\0": "\ufffd", '"': "&#34;", "'": "&#39;", "&": "&amp;", "<": "&lt;", ">": "&gt;", "+": "&#43;"}
 )
+_BEFORE_URL = ('href="', 'src="')
+_NOT_IN_URL = re.compile(r"[^A-Za-z0-9!#$&*+,/:;=?@\[\]._~%-]|%(?![0-9A-Fa-f]{2})")
+_COMMENT = re.compile("<!--.*?-->", re.DOTALL)  # html/template leaves comments out
 _NAMES = ("toUpper", "toLower", "title", "match", "safeHtml", "reReplaceAll")
 _ZERO_TIME = Time(-62_135_596_800 * 1_000_000_000)
 
@@ -115,6 +119,8 @@ class _NotificationExecution(Execution):
             if not node.pipe.declared:
                 self._node = node
                 text = printed(value)
+                if self._out and self._out[-1].endswith(_BEFORE_URL):
+                    text = _NOT_IN_URL.sub(_percent, text)
                 self._out.append(text if isinstance(value, Html) else text.translate(_SAFE))
             return
         super()._walk(dot, node)
@@ -143,15 +149,20 @@ class _NotificationExecution(Execution):
         raise self._error(f"wrong type for value; expected {wanted}; got {own}")
 
 
+def _percent(found: re.Match[str]) -> str:
+    return "".join(f"%{byte:02x}" for byte in found[0].encode())
+
+
 class Templates:
     """What texts of receivers are made with: the defaults, and the files of the configuration."""
 
     def __init__(self, patterns: Sequence[str] = (), folder: Path = Path()) -> None:
         self._shared: dict[str, Tree] = {}
-        self._read(_DEFAULTS)
+        for path in _DEFAULTS:
+            self._read(path)
         for pattern in patterns:
-            for path in sorted(glob(str(folder / pattern))):
-                self._read(Path(path))
+            for name in sorted(glob(str(folder / pattern))):
+                self._read(Path(name))
 
     def _read(self, path: Path) -> None:
         """Take the definitions of a file; raises TemplateError, and OSError if it cannot be read."""
@@ -172,7 +183,8 @@ class Templates:
         trees = {**self._shared, **parse_template("", text, _knows)}
         execution = _NotificationExecution("", text, trees, _functions())
         execution.escaped = escaped
-        return execution.run(_data(message))
+        text = execution.run(_data(message))
+        return _COMMENT.sub("", text) if escaped else text
 
 
 def _functions() -> Mapping[str, Function]:

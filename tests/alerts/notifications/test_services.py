@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import socketserver
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from alerts.notifications.channel import DeliveryError
+from alerts.notifications.mail import MailChannel
+from alerts.notifications.message import Message, MessageAlert
+from alerts.notifications.templating import Templates
 
 CONFIGURATION = """
 global: {opsgenie_api_key: KEY, victorops_api_key: VKEY}
@@ -105,3 +115,109 @@ def test_services_are_sent_what_alertmanager_sends(
         for mine, other in zip(ours, theirs, strict=True):
             assert mine == other
     client.close()
+
+
+class MailServer(socketserver.ThreadingTCPServer):
+    """Takes mail; `answers` are given to MAIL in turn, then 250."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        self.mails: list[tuple[str, EmailMessage]] = []
+        self.answers: list[str] = []
+        super().__init__(("127.0.0.1", 0), _Mail)
+
+
+class _Mail(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        assert isinstance(self.server, MailServer)
+        to = ""
+        self.wfile.write(b"220 hello\r\n")
+        while line := self.rfile.readline().decode().strip():
+            word = line.split(":")[0].split(" ")[0].upper()
+            answer = "250 ok"
+            if word == "EHLO":
+                answer = "250-hello\r\n250 8BITMIME"
+            elif word == "MAIL" and self.server.answers:
+                answer = self.server.answers.pop(0)
+            elif word == "RCPT":
+                to = line.partition("<")[2]
+            elif word == "DATA":
+                self.wfile.write(b"354 go on\r\n")
+                lines = []
+                while (part := self.rfile.readline()) not in (b".\r\n", b""):
+                    lines.append(part[1:] if part.startswith(b"..") else part)
+                mail = message_from_bytes(b"".join(lines), policy=default)
+                self.server.mails.append((to, mail))
+            elif word == "QUIT":
+                self.wfile.write(b"221 bye\r\n")
+                return
+            self.wfile.write(f"{answer}\r\n".encode())
+
+
+@pytest.fixture
+def mail_server() -> Iterator[MailServer]:
+    server = MailServer()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.slow
+def test_mail_is_what_alertmanager_sends(
+    mail_server: MailServer, real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
+) -> None:
+    text = f"""
+global:
+  {{smtp_smarthost: "127.0.0.1:{mail_server.server_address[1]}", smtp_from: am@example.org, smtp_require_tls: false}}
+route: {{receiver: m, group_by: [alertname], group_wait: 100ms}}
+receivers:
+  - name: m
+    email_configs:
+      - {{to: WHO-one@example.org}}
+      - to: "WHO-two@example.org"
+        headers: {{subject: "{{{{ .Status }}}} {{{{ .CommonLabels.team }}}}", X-Own: own}}
+        text: "{{{{ .CommonAnnotations.summary }}}}"
+        html: "<p>{{{{ .CommonAnnotations.summary }}}}</p>"
+"""
+    for who, start in (("theirs", real_alertmanager), ("ours", our_alertmanager)):
+        url = start(text.replace("WHO", who))
+        assert httpx.post(f"{url}/api/v2/alerts", json=posted(3600, 3600)).status_code == 200
+    deadline = time.monotonic() + 60
+    while len(mail_server.mails) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    def sent(who: str) -> list[Any]:
+        return sorted(
+            (
+                to.replace(who, ""), mail["Subject"], mail["From"], str(mail["To"]).replace(who, ""), mail["X-Own"],
+                [(part.get_content_type(), part.get_content().split()) for part in mail.walk()
+                 if not part.is_multipart()],
+            )
+            for to, mail in mail_server.mails if who in to
+        )  # fmt: skip
+
+    theirs, ours = sent("theirs"), sent("ours")
+    assert len(ours) == 2
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == other
+
+
+def test_a_mail_server_that_is_busy_is_tried_again_and_one_that_refuses_is_not(mail_server: MailServer) -> None:
+    channel = MailChannel(
+        templates=Templates(), host="127.0.0.1", port=mail_server.server_address[1], sender="a@b.c", to="d@e.f",
+        text="{{ .Status }}", require_tls=False,
+    )  # fmt: skip
+    alert = MessageAlert(labels=(("alertname", "A"),), annotations=(), starts_at=1.0)
+    message = Message(id="1", receiver="r", group_key="k", group_labels=(), alerts=(alert,))
+    mail_server.answers = ["451 later", "550 never"]
+
+    for final in (False, True):
+        with pytest.raises(DeliveryError) as raised:
+            channel.send(message, 5.0)
+        assert raised.value.final is final
+    channel.send(message, 5.0)
+    assert [mail.get_content().strip() for _, mail in mail_server.mails] == ["firing"]

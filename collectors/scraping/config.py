@@ -70,6 +70,8 @@ class ScrapeConfig:
     protocols: tuple[str, ...] = DEFAULT_PROTOCOLS
     fallback_protocol: str = ""
     escaping: str = "allow-utf-8"
+    legacy_names: bool = False
+    """Refuse pages with names that are not letters, digits, underscores (and colons), as Prometheus 2 does."""
     compression: bool = True
     limits: Limits = field(default_factory=Limits)
     target_limit: int = 0

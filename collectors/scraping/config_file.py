@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -48,7 +49,7 @@ class _Refused(Exception):
         self.where = where
 
 
-class _TextLoader(yaml.SafeLoader):
+class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Every scalar is the text that it is, as Go's decoder has it for a text field: `shard: 01` is "01"."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML reads it from the class
@@ -72,9 +73,16 @@ def read_scrape_configs(path: str | Path) -> tuple[ScrapeConfig, ...]:
 
 def parsed_text(body: str) -> Any:
     """A YAML document with all scalars as texts. yaml.YAMLError."""
+    return _parsed(body)[1]
+
+
+def _parsed(body: str) -> tuple[yaml.Node | None, Any]:
+    """The document's nodes, which know their lines, and its data."""
     loader = _TextLoader(body)
     try:
-        return _without_nulls(loader.get_single_data())
+        root = loader.get_single_node()
+        # The constructor writes merged keys into the nodes that it goes through.
+        return copy.deepcopy(root), None if root is None else _without_nulls(loader.construct_document(root))
     finally:
         loader.dispose()
 
@@ -85,8 +93,8 @@ class _File:
         self._defaults = defaults
         try:
             body = path.read_text()
-            self._root = yaml.compose(body, Loader=_TextLoader)
-            self._data = parsed_text(body) or {}
+            self._root, data = _parsed(body)
+            self._data = data or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise BadConfig(f"{path}: {error}") from error
 
@@ -197,6 +205,7 @@ def _scrape_config(raw: fields.Scrape, shared: fields.Global, folder: Path, wher
             else []
         ),
         escaping=escaping or ("underscores" if scheme_of_names == "legacy" else "allow-utf-8"),
+        legacy_names=scheme_of_names == "legacy",
         compression=raw.enable_compression,
         limits=Limits(
             body_bytes=_checked(size_bytes, raw.body_size_limit or shared.body_size_limit, f"{where}.body_size_limit"),

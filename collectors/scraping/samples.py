@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from collectors.formats import LineExemplar, Lines
 from collectors.scraping.config import Limits, ScrapeConfig
-from collectors.scraping.relabel import relabelled
+from collectors.scraping.relabel import is_label_name, relabelled
 from collectors.store.values import STALE_NAN, Labels
 
 Samples = list[tuple[Labels, float]]
+_METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*", re.ASCII)
 # A sample further ahead of the clock than this is refused, as Prometheus does: one wrong clock must not end a series.
 MAX_AHEAD_MS = 600_000
 
@@ -73,7 +75,7 @@ class SeriesCache:
             merged = with_target_labels(labels, target, config.honor_labels)
             final = relabelled(merged, config.metric_relabel)
             if final:
-                refusal = _refusal(final, config.limits)
+                refusal = _refusal(final, config.limits, config.legacy_names)
                 if refusal:
                     return fresh, (key, refusal)
             fresh[key] = final or None
@@ -130,11 +132,13 @@ def with_target_labels(labels: Mapping[str, str], target: Mapping[str, str], hon
     return merged
 
 
-def _refusal(labels: Mapping[str, str], limits: Limits) -> str | None:
+def _refusal(labels: Mapping[str, str], limits: Limits, legacy_names: bool) -> str | None:
     """Why a page with this series is refused; the messages are Prometheus'."""
     metric = labels.get("__name__")
     if not metric:
         return "missing metric name (__name__ label)"
+    if legacy_names and not (_METRIC_NAME.fullmatch(metric) and all(map(is_label_name, labels))):
+        return f"invalid metric name or label names: {dict(labels)}"
     short = metric[:50]
     if 0 < limits.labels < len(labels):
         return f"label_limit exceeded (metric: {short}, number of labels: {len(labels)}, limit: {limits.labels})"

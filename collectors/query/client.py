@@ -28,6 +28,11 @@ class PrometheusClient:
         # Until a server is found not to know the call.
         self._batches = True
 
+    @property
+    def base_url(self) -> str:
+        """The server's address."""
+        return self._base_url
+
     def __enter__(self) -> PrometheusClient:
         return self
 

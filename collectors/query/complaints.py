@@ -43,6 +43,15 @@ def complaint(expr: str, message: str) -> str:
     return f"1:1: parse error: {message}"
 
 
+def selector_complaint(text: str) -> str:
+    """Why a text is no series selector."""
+    try:
+        _Reader(text).read_selector()
+    except ParseError as error:
+        return str(error)
+    return f"1:1: parse error: {quoted(text)} is no series selector"
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """An expression: its type (a letter of TYPES), its place, and what it is for the checks of what is around it."""
@@ -75,6 +84,19 @@ class _Reader:
 
     def read(self) -> None:
         self._binary(0)
+        if self._ahead.kind != "end":
+            self._unexpected()
+        if self._wrong is not None:
+            raise self._wrong
+
+    def read_selector(self) -> None:
+        """Reads a series selector: it may match everything, but has no modifier."""
+        token = self._ahead
+        if token.kind not in ("{", "word", "identifier", "metric identifier"):
+            self._unexpected()
+        if token.kind != "{":
+            self._next()
+        self._selector(token, named=token.kind != "{")
         if self._ahead.kind != "end":
             self._unexpected()
         if self._wrong is not None:

@@ -107,7 +107,6 @@ class QueryApi:
         ]
         return [
             *(self._route(path, call, methods) for path, call, methods in calls),
-            Route("/api/v1/{path:path}", _options, methods=["OPTIONS"]),
             Route("/federate", self.federate, methods=get),
         ]
 
@@ -215,6 +214,8 @@ class QueryApi:
     def _route(self, path: str, call: Call, methods: list[str]) -> Route:
         async def endpoint(request: Request) -> Response:
             headers = cross_origin(request)
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=dict(headers))
             try:
                 answer = await call(await Parameters.of(request), request)
             except QueryError as error:
@@ -225,7 +226,7 @@ class QueryApi:
                 return responded(answer, headers=headers)
             return responded(packed(success(answer), accepts_gzip(request)), headers=headers)
 
-        return Route(f"/api/v1{path}", endpoint, methods=methods)
+        return Route(f"/api/v1{path}", endpoint, methods=[*methods, "OPTIONS"])
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -277,10 +278,6 @@ def _heard(running: asyncio.Future[Any]) -> None:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _options(request: Request) -> Response:
-    return Response(status_code=204, headers=dict(cross_origin(request)))
 
 
 def _named(error: QueryError) -> QueryError:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import promql_parser as grammar
 
-from collectors.query.complaints import complaint
+from collectors.query.complaints import complaint, selector_complaint
 from collectors.query.errors import ParseError
 from collectors.query.syntax import (
     Aggregate,
@@ -76,9 +76,12 @@ def format_query(expr: str) -> str:
 
 def parse_selector(text: str) -> tuple[Matcher, ...]:
     """The matchers of a series selector such as `up{job="x"}`. Raises ParseError."""
-    node = parse(text)
+    try:
+        node = parse(text)
+    except ParseError as error:
+        raise ParseError(selector_complaint(text)) from error
     if not isinstance(node, Selector) or node.offset_ms or node.at is not None:
-        raise ParseError(f"invalid series selector {text!r}: give a metric name, labels, or both")
+        raise ParseError(selector_complaint(text))
     return node.matchers
 
 

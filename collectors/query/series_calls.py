@@ -101,6 +101,8 @@ def _selections(parameters: Parameters) -> list[tuple[Matcher, ...]]:
     try:
         found = [parse_selector(text) for text in parameters.all("match[]")]
     except ParseError as error:
+        if str(error).endswith("must contain at least one non-empty matcher"):
+            raise QueryError("match[] must contain at least one non-empty matcher", "bad_data") from error
         raise QueryError(f'invalid parameter "match[]": {error}', error.kind) from error
     for matchers in found:
         if all(matcher.matches("") for matcher in matchers):

@@ -65,6 +65,12 @@ class CollectorConfig:
     host: str = "127.0.0.1"
     intake_port: int = 4318
     query_port: int = 9090
+    query_timeout_seconds: float = 120.0
+    query_max_samples: int = 50_000_000
+    """What one query may hold at once."""
+    query_max_concurrency: int = 20
+    query_lookback_seconds: float = 300.0
+    """How old a sample may be and still stand for its series."""
     targets: Sequence[ScrapeTarget] = ()
     file_sd: Sequence[str] = ()
     """Globs of `file_sd` JSON files."""
@@ -269,13 +275,21 @@ class Collector:
         async def targets() -> object:
             return targets_json(self.scraper)
 
+        engine = Engine(
+            self.store,
+            round(self.config.query_lookback_seconds * 1000),
+            timeout_seconds=self.config.query_timeout_seconds,
+            max_samples=self.config.query_max_samples,
+        )
         return QueryApi(
-            Engine(self.store),
+            engine,
             self.store,
             rules=passed_on(url, "/api/v1/rules") if url else None,
             alerts=passed_on(url, "/api/v1/alerts") if url else None,
             targets=targets,
             clock=self.clock,
+            max_concurrency=self.config.query_max_concurrency,
+            config=f"global:\n  scrape_interval: {self.config.scrape_interval_seconds:g}s\n",
         )
 
     def _query(self) -> Starlette:

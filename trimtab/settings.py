@@ -84,6 +84,14 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
 
     url: str = ""
     """A Prometheus-compatible API to use in place of the collector's own."""
+    timeout_seconds: float = 120.0
+    """A query of the collector's own API is stopped after this long."""
+    max_samples: int = 50_000_000
+    """Samples that one query may hold at once; one that needs more is refused."""
+    max_concurrency: int = 20
+    """Queries that run at once; others wait."""
+    lookback_seconds: float = 300.0
+    """How old a sample may be and still stand for its series."""
 
 
 class ActionSettings(_Section, frozen=True, kw_only=True):

@@ -11,70 +11,24 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from alerts.dependencies import batches
-from alerts.labels import Labels, labels_of
+from alerts.labels import Labels
 from alerts.querier import Querier, QueryError, Sample, SampleWriter, StoreAway, WriteError
+from alerts.rule_counts import RuleCounts
+from alerts.rule_results import EvaluationError, instances, recorded
+from alerts.rule_status import Evaluation, GroupStatus, RuleStatus
 from alerts.rules import Rule, RuleGroup
 from alerts.state_store import NoStateStore, StateStore, rule_keys
 from alerts.states import Alert, DuplicateAlert, Event, Instance, RuleState, resumed, series, step
-from alerts.templates import Surroundings, expand
+from alerts.templates import Surroundings
 from collectors.store import STALE_NAN
-from observability import names
 from observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 # Nobody looked for this long, besides two intervals: then the time does not count for what waits.
 _GAP_SECONDS = 5.0
-
-
-class EvaluationError(RuntimeError):
-    """A rule's result cannot be used: too many elements, or two with the same labels."""
-
-
-@dataclass(slots=True)
-class RuleStatus:
-    """How a rule fares: its alerts, and its last evaluation (unix seconds; seconds)."""
-
-    rule: Rule
-    state: RuleState = field(default_factory=dict)
-    health: Literal["unknown", "ok", "err"] = "unknown"
-    last_error: str = ""
-    evaluated_at: float = 0.0
-    duration_seconds: float = 0.0
-    written: frozenset[Labels] = frozenset()
-    """The series that the rule made last; those that it makes no longer get stale markers."""
-
-
-@dataclass(slots=True)
-class GroupStatus:
-    """How a group fares. `evaluated_at` is the last time on its grid, `looked_at` when that really was."""
-
-    group: RuleGroup
-    rules: list[RuleStatus]
-    batches: list[range]
-    evaluated_at: float = 0.0
-    looked_at: float = 0.0
-    duration_seconds: float = 0.0
-    write_error: str = ""
-    restored_at: float = 0.0
-    """When the states that were restored had been evaluated last; 0 once evaluation goes on."""
-    gone: frozenset[Labels] = frozenset()
-    """Series of rules that the group had before it was read anew: they end at the next evaluation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What one evaluation of a group changed, and which alerts its successful rules hold firing now."""
-
-    group: RuleGroup
-    ts: float
-    events: tuple[Event, ...]
-    firing: tuple[Alert, ...]
-    failures: tuple[str, ...]
 
 
 class RuleEngine:
@@ -100,7 +54,7 @@ class RuleEngine:
         self._querier = querier
         self._writer = writer
         self._store = store
-        self._metrics = metrics or Metrics()
+        self._counts = RuleCounts(metrics or Metrics())
         self._external_url = external_url
         self._external_labels = external_labels
         self._server_url = server_url
@@ -134,7 +88,7 @@ class RuleEngine:
         """Evaluate a group at `ts` (unix seconds); never raises for a rule's failure."""
         started = self._clock()
         group, at = status.group, ts - status.group.query_offset_seconds
-        self._count(status, ts)
+        self._counts.begin(status, ts)
         if status.restored_at:
             self._resume(status, ts)
         events: list[Event] = []
@@ -166,7 +120,8 @@ class RuleEngine:
             self._write(status, [Sample(labels, STALE_NAN) for labels in status.gone], (), at)
             status.gone = frozenset()
         self._store.save(group, [rule.state for rule in status.rules], ts)
-        self._finish(status, ts, self._clock() - started, made)
+        status.evaluated_at, status.looked_at, status.duration_seconds = ts, ts, self._clock() - started
+        self._counts.finish(status, made)
         return Evaluation(
             group,
             ts,
@@ -223,7 +178,7 @@ class RuleEngine:
         if status.last_error != str(error):
             log.warning("rule %s of group %s failed: %s", status.rule.name, group.name, error)
         status.health, status.last_error = "err", str(error)
-        self._metrics[names.RULE_FAILURES].labels(group.key).inc()
+        self._counts.failed(group)
 
     def _write(
         self,
@@ -251,7 +206,7 @@ class RuleEngine:
             RuleStatus(rule, state, written=frozenset(sample.labels for sample in series(rule, state)))
             for rule, state in zip(group.rules, states, strict=True)
         ]
-        self._describe(group)
+        self._counts.describe(group)
         return GroupStatus(group, rules, batches(group.rules), restored_at=evaluated_at)
 
     def _resume(self, status: GroupStatus, ts: float) -> None:
@@ -270,7 +225,7 @@ class RuleEngine:
         for key, rule in zip(rule_keys(group.rules), group.rules, strict=True):
             kept = known.pop(key, None)
             rules.append(RuleStatus(rule) if kept is None else RuleStatus(rule, kept.state, written=kept.written))
-        self._describe(group)
+        self._counts.describe(group)
         gone = before.gone.union(*(status.written for status in known.values()))
         same_grid = group.interval_seconds == before.group.interval_seconds
         return GroupStatus(
@@ -288,44 +243,7 @@ class RuleEngine:
         """End the series of a group that is no more."""
         labels = status.gone.union(*(rule.written for rule in status.rules))
         self._write(status, [Sample(one, STALE_NAN) for one in labels], (), now)
-        for family in _GROUP_FAMILIES:
-            self._metrics[family].remove(status.group.key)
-
-    def _describe(self, group: RuleGroup) -> None:
-        for family in _GROUP_FAMILIES:
-            self._metrics[family].labels(group.key)
-        self._metrics[names.RULE_GROUP_INTERVAL].labels(group.key).set(group.interval_seconds)
-        self._metrics[names.RULE_GROUP_RULES].labels(group.key).set(len(group.rules))
-
-    def _count(self, status: GroupStatus, ts: float) -> None:
-        key, passed = status.group.key, 1
-        if status.evaluated_at:
-            passed = max(round((ts - status.evaluated_at) / status.group.interval_seconds), 1)
-        self._metrics[names.RULE_ITERATIONS].labels(key).inc(passed)
-        self._metrics[names.RULE_ITERATIONS_MISSED].labels(key).inc(passed - 1)
-        self._metrics[names.RULE_EVALUATIONS].labels(key).inc(len(status.rules))
-
-    def _finish(self, status: GroupStatus, ts: float, seconds: float, made: int) -> None:
-        status.evaluated_at, status.looked_at, status.duration_seconds = ts, ts, seconds
-        key = status.group.key
-        self._metrics[names.RULE_EVALUATION_DURATION].labels(status.group.name).observe(seconds)
-        self._metrics[names.RULE_GROUP_LAST_EVALUATION].labels(key).set(ts)
-        self._metrics[names.RULE_GROUP_LAST_DURATION].labels(key).set(seconds)
-        self._metrics[names.RULE_GROUP_LAST_SAMPLES].labels(key).set(made)
-
-
-_GROUP_FAMILIES = (
-    names.RULE_EVALUATIONS,
-    names.RULE_FAILURES,
-    names.RULE_ITERATIONS,
-    names.RULE_ITERATIONS_MISSED,
-    names.RULE_GROUP_INTERVAL,
-    names.RULE_GROUP_RULES,
-    names.RULE_GROUP_LAST_EVALUATION,
-    names.RULE_GROUP_LAST_DURATION,
-    names.RULE_GROUP_LAST_SAMPLES,
-)
-RULE_FAMILIES = (*_GROUP_FAMILIES, names.RULE_EVALUATION_DURATION, names.RULES_RELOAD_GOOD, names.RULES_RELOADED)
+        self._counts.forget(status.group)
 
 
 def grid_time(group: RuleGroup, now: float) -> float:
@@ -337,40 +255,5 @@ def grid_time(group: RuleGroup, now: float) -> float:
     return math.floor((now - phase) / interval + 1e-9) * interval + phase
 
 
-def instances(rule: Rule, vector: Sequence[Sample], surroundings: Surroundings) -> list[Instance]:
-    """The alerts that a result makes: its labels without the name, the rule's, expanded, over them, and annotations."""
-    found = []
-    for sample in vector:
-
-        def text(template: str, labels: Labels = sample.labels, value: float = sample.value) -> str:
-            return expand(template, labels, value, surroundings, name=rule.name)
-
-        own = {name: text(template) for name, template in rule.labels}
-        labels = labels_of({**_unnamed(sample.labels), **own, "alertname": rule.name})
-        annotations = tuple((name, text(template)) for name, template in rule.annotations)
-        found.append(Instance(labels, annotations, sample.value))
-    return found
-
-
-def recorded(rule: Rule, vector: Sequence[Sample]) -> list[Sample]:
-    """The series that a recording rule makes of a result; EvaluationError if two have the same labels."""
-    samples = []
-    seen: set[Labels] = set()
-    for sample in vector:
-        labels = labels_of({**dict(sample.labels), **dict(rule.labels), "__name__": rule.name})
-        if labels in seen:
-            raise EvaluationError(
-                "vector contains metrics with the same labelset after applying rule labels: "
-                f"{dict(labels)}; aggregate the expression so that one is left"
-            )
-        seen.add(labels)
-        samples.append(Sample(labels, sample.value))
-    return samples
-
-
 def _firing(state: RuleState) -> Iterable[Alert]:
     return (alert for alert in state.values() if alert.state == "firing")
-
-
-def _unnamed(labels: Labels) -> dict[str, str]:
-    return {name: value for name, value in labels if name != "__name__"}

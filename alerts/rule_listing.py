@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from alerts.engine import GroupStatus, RuleStatus
 from alerts.notifications.times import NEVER, rfc3339
+from alerts.rule_status import GroupStatus, RuleStatus
 from alerts.samples import QueryError
 from alerts.states import Alert
 from alerts.templates.printing import exponent_text

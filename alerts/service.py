@@ -12,12 +12,14 @@ from typing import Any
 
 from alerts.actions import ActionRunner, Hook, serving_hooks
 from alerts.config import AlertsConfig
-from alerts.engine import RULE_FAMILIES, Evaluation, RuleEngine
+from alerts.engine import RuleEngine
 from alerts.evidence import ReleaseJudge
 from alerts.labels import labels_of
 from alerts.notifications import Alertmanager, Configuration, ConfigurationError, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
+from alerts.rule_counts import RULE_FAMILIES
 from alerts.rule_files import RuleFiles
+from alerts.rule_status import Evaluation
 from alerts.rules import SHIPPED_RULES, RuleError
 from alerts.schema import open_database
 from alerts.state_store import StateStore

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "models": ("trimtab.commands.models", "models", "The registry and the traffic: canary, promote, roll back, …"),
     "drift": ("trimtab.commands.drift", "drift", "Compare any two tables (Parquet, CSV, Arrow)."),
     "query": ("trimtab.commands.query", "query", "Evaluate a PromQL expression."),
-    "rules": ("trimtab.commands.rules", "rules", "Check Prometheus rule files."),
+    "rules": ("trimtab.commands.rules", "rules", "Check, lint and test Prometheus rule files."),
     "slo": ("trimtab.commands.slo", "slo", "Objectives: burn-rate rules, budgets left, checks."),
     "actions": ("trimtab.commands.actions", "actions", "The journal of actions: list, show, approve, reject."),
     "export": ("trimtab.commands.export", "export", "Files for Grafana, Prometheus and Alertmanager."),

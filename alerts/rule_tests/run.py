@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from alerts.durations import format_duration
-from alerts.engine import GroupStatus, RuleEngine
+from alerts.engine import RuleEngine
 from alerts.labels import Labels
 from alerts.querier import EngineQuerier, StoreWriter
+from alerts.rule_status import GroupStatus
 from alerts.rule_tests.comparison import alerts_text, difference, same_alerts, same_samples, samples_text
 from alerts.rule_tests.document import (
     AlertCase,

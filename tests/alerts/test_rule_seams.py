@@ -29,11 +29,13 @@ from alerts.querier import (
     WriteError,
 )
 from alerts.remote_write import encoded
+from alerts.rule_counts import RULE_FAMILIES
 from alerts.rules import Rule, RuleGroup, load
 from alerts.state_store import StateStore
 from collectors import query as promql
 from collectors.remote_write import LabelCache, read_v1
 from collectors.store import STALE_NAN, Store
+from observability.metrics import Metrics
 
 
 def record(name: str, expr: str, **labels: str) -> Rule:
@@ -80,14 +82,15 @@ def test_missed_evaluations_failures_and_samples_are_counted(
     path = make_rule_file(
         "groups: [{name: g, interval: 1s, rules: [{record: 'a:a', expr: m}, {record: 'b:b', expr: m + on (x) m}]}]"
     )
-    engine = RuleEngine(load([path]), metering, metering, StateStore(database))
+    metrics = Metrics(families=RULE_FAMILIES)
+    engine = RuleEngine(load([path]), metering, metering, StateStore(database), metrics=metrics)
     for seconds in (1, 1, 4):
         metering.scrape(clock.advance(seconds), {'m{y="1"}': 1.0, 'm{y="2"}': 1.0})
         ((status, ts),) = engine.due(clock.now)
         engine.evaluate(status, ts)
 
     def value(name: str) -> float | None:
-        return engine._metrics.registry.get_sample_value(f"prometheus_rule_{name}", {"rule_group": f"{path};g"})
+        return metrics.registry.get_sample_value(f"prometheus_rule_{name}", {"rule_group": f"{path};g"})
 
     assert (value("group_iterations_total"), value("group_iterations_missed_total")) == (6.0, 3.0)
     assert (value("evaluations_total"), value("evaluation_failures_total")) == (6.0, 3.0)

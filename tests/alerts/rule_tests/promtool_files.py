@@ -17,13 +17,14 @@ _TEMPLATES = (
     "{{ if gt $value 2.0 }}high{{ else }}low{{ end }} {{ $externalLabels.region }}",
     "{{ $value | humanizePercentage }} {{ $labels.nothing }}",
 )
-# Not stddev_over_time and the like: their last bit depends on the order of additions.
+# Not stddev_over_time, whose last bit depends on the order of additions, nor topk: promtool itself picks at random
+# among equals.
 _EXPRESSIONS = (
     "{m}", "{m} > {n}", "sum by (job) ({m})", "sum by (job) ({m}) > {n}", "max({m}) - min({m})", "rate({m}[5m]) > 0",
     "increase({m}[3m])", "avg_over_time({m}[2m]) >= {n}", "count_over_time({m}[4m])", "{m} and on (job) {k}",
     "{m} unless {k} > {n}", "{m} or {k}", "absent({m})", "absent({m}{{job='x'}})", "changes({m}[10m]) > 1",
     "resets({m}[10m])", "delta({m}[6m])", "max_over_time({m}[3m:1m])", "{m} offset 2m", "count({m} > {n})",
-    "topk(1, {m})", "quantile(0.5, {m})", "abs({m} - {n})",
+    "quantile(0.5, {m})", "abs({m} - {n})",
     "{m} / on (job, instance) {k}",
     "clamp_max({m}, {n})", "label_replace({m}, 'zone', '$1', 'instance', '(.).*')", "time() / 60", "vector({n})",
     "{m} == bool {n}", "min_over_time({m}[2m]) < {n}", "group by (instance) ({m})", "irate({m}[3m])",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from alerts.samples import QueryError
 from alerts.templates.calls import ANY, REFLECTED, SAMPLE, TEXT, VECTOR, Function
+from alerts.templates.cursor import TemplateError
 from alerts.templates.humanize import FunctionError
 from alerts.templates.nodes import (
     Action,
@@ -25,7 +26,7 @@ from alerts.templates.nodes import (
     Text,
     Variable,
 )
-from alerts.templates.parsing import TemplateError, Tree
+from alerts.templates.parsing import Tree
 from alerts.templates.printing import go_text, printed, quoted
 from alerts.templates.times import METHODS
 from alerts.templates.values import (

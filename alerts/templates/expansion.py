@@ -14,9 +14,10 @@ from alerts.labels import Labels
 from alerts.samples import Sample
 from alerts.templates.builtins import BUILTINS
 from alerts.templates.calls import REFLECTED, TEXT, Function, nil_pointer
+from alerts.templates.cursor import TemplateError
 from alerts.templates.evaluation import Execution
 from alerts.templates.functions import FUNCTIONS
-from alerts.templates.parsing import TemplateError, Tree, parse_template
+from alerts.templates.parsing import Tree, parse_template
 from alerts.templates.values import Data, LabelMap, QueryResult, SamplePointer, Value
 
 _PRELUDE = (

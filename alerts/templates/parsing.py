@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from alerts.templates.cursor import Cursor
 from alerts.templates.lexing import Token, tokens_of
 from alerts.templates.literals import LiteralError, character, number, raw_text, text
 from alerts.templates.nodes import (
@@ -28,10 +29,6 @@ from alerts.templates.printing import quoted
 from alerts.templates.values import Value
 
 _OPERANDS = ("bool", "charConstant", "dot", "field", "identifier", "number", "nil", "rawString", "string", "variable")
-
-
-class TemplateError(ValueError):
-    """A template that cannot be parsed, or fails when it is expanded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,46 +62,43 @@ class _End:
         return f"{{{{{self.word}}}}}"
 
 
-class _Parser:
+class _Parser(Cursor):
     def __init__(
         self, name: str, tokens: Sequence[Token], knows: Callable[[str], bool], trees: dict[str, Tree]
     ) -> None:
-        self._name = name
-        self._tokens = tokens
+        super().__init__(name, tokens)
         self._knows = knows
         self._trees = trees
-        self._place = 0
         self._variables = ["$"]
         self._ranges = 0
-        self._action_line = 0
 
     def whole(self) -> None:
         """Parse everything, definitions included, into the trees."""
         nodes: list[Node] = []
-        while self._peek().kind != "EOF":
-            token = self._peek()
+        while self.peek().kind != "EOF":
+            token = self.peek()
             if token.kind == "leftDelim":
-                start = self._place
-                self._next()
-                if self._next_token().kind == "define":
+                start = self.place
+                self.next()
+                if self.next_token().kind == "define":
                     self._definition()
                     continue
-                self._place = start
+                self.place = start
             node = self._text_or_action()
             if isinstance(node, _End):
-                raise self._error(f"unexpected {node}")
+                raise self.error(f"unexpected {node}")
             nodes.append(node)
         self._add(Tree(self._name, nodes))
 
     # --- structure ----------------------------------------------------------------------------------------------------
     def _definition(self) -> None:
-        name = self._unquoted(self._expect(("string", "rawString"), "define clause"))
-        self._expect(("rightDelim",), "define clause")
+        name = self._unquoted(self.expect(("string", "rawString"), "define clause"))
+        self.expect(("rightDelim",), "define clause")
         variables, ranges = self._variables, self._ranges
         self._variables, self._ranges = ["$"], 0
         nodes, end = self._list()
         if end.word != "end":
-            raise self._error(f"unexpected {end} in define clause")
+            raise self.error(f"unexpected {end} in define clause")
         self._variables, self._ranges = variables, ranges
         self._add(Tree(name, nodes))
 
@@ -113,30 +107,30 @@ class _Parser:
         if known is None or known.is_empty:
             self._trees[tree.name] = tree
         elif not tree.is_empty:
-            raise self._error(f"template: multiple definition of template {quoted(tree.name)}")
+            raise self.error(f"template: multiple definition of template {quoted(tree.name)}")
 
     def _list(self) -> tuple[list[Node], _End]:
         nodes: list[Node] = []
-        while self._peek_token().kind != "EOF":
+        while self.peek_token().kind != "EOF":
             node = self._text_or_action()
             if isinstance(node, _End):
                 return nodes, node
             nodes.append(node)
-        raise self._error("unexpected EOF")
+        raise self.error("unexpected EOF")
 
     def _text_or_action(self) -> Node | _End:
-        token = self._next_token()
+        token = self.next_token()
         if token.kind == "text":
             return Text(token.position, token.text)
         if token.kind == "leftDelim":
-            self._action_line = token.line
+            self.action_line = token.line
             node = self._action()
-            self._action_line = 0
+            self.action_line = 0
             return node
-        raise self._unexpected(token, "input")
+        raise self.unexpected(token, "input")
 
     def _action(self) -> Node | _End:
-        token = self._next_token()
+        token = self.next_token()
         match token.kind:
             case "if" | "with":
                 return self._branch(token.kind)
@@ -146,25 +140,25 @@ class _Parser:
                 self._ranges -= 1
                 return node
             case "end":
-                self._expect(("rightDelim",), "end")
+                self.expect(("rightDelim",), "end")
                 return _End("end")
             case "else":
-                following = self._peek_token().kind
+                following = self.peek_token().kind
                 if following in ("if", "with"):
                     return _End("else", following)
-                self._expect(("rightDelim",), "else")
+                self.expect(("rightDelim",), "else")
                 return _End("else")
             case "template":
                 return self._template_call()
             case "block":
                 return self._block()
             case "break" | "continue":
-                if (extra := self._next_token()).kind != "rightDelim":
-                    raise self._unexpected(extra, f"{{{{{token.kind}}}}}")
+                if (extra := self.next_token()).kind != "rightDelim":
+                    raise self.unexpected(extra, f"{{{{{token.kind}}}}}")
                 if not self._ranges:
-                    raise self._error(f"{{{{{token.kind}}}}} outside {{{{range}}}}")
+                    raise self.error(f"{{{{{token.kind}}}}} outside {{{{range}}}}")
                 return Leave(token.position, token.kind)
-        self._place -= 1
+        self.place -= 1
         return Action(token.position, self._pipeline("command", "rightDelim"))
 
     def _branch(self, kind: str) -> Node:
@@ -175,63 +169,63 @@ class _Parser:
         if end.word == "else":
             if end.kind:
                 if end.kind != kind:
-                    raise self._unexpected(self._peek_token(), "else")
-                self._next_token()
+                    raise self.unexpected(self.peek_token(), "else")
+                self.next_token()
                 otherwise = [self._branch(end.kind)]  # shares this block's {{end}}
             else:
                 otherwise, end = self._list()
                 if end.word != "end":
-                    raise self._error(f"expected end; found {end}")
+                    raise self.error(f"expected end; found {end}")
         del self._variables[known:]
         return Branch(pipe.position, kind, pipe, body, otherwise)
 
     def _template_call(self) -> Node:
-        token = self._expect(("string", "rawString"), "template clause")
+        token = self.expect(("string", "rawString"), "template clause")
         name = self._unquoted(token)
-        if self._peek_token().kind == "rightDelim":
-            self._next_token()
+        if self.peek_token().kind == "rightDelim":
+            self.next_token()
             return TemplateCall(token.position, name, None)
         return TemplateCall(token.position, name, self._pipeline("template clause", "rightDelim"))
 
     def _block(self) -> Node:
-        token = self._expect(("string", "rawString"), "block clause")
+        token = self.expect(("string", "rawString"), "block clause")
         name = self._unquoted(token)
         pipe = self._pipeline("block clause", "rightDelim")
         variables, ranges = self._variables, self._ranges
         self._variables, self._ranges = ["$"], 0
         nodes, end = self._list()
         if end.word != "end":
-            raise self._error(f"unexpected {end} in block clause")
+            raise self.error(f"unexpected {end} in block clause")
         self._variables, self._ranges = variables, ranges
         self._add(Tree(name, nodes))
         return TemplateCall(token.position, name, pipe)
 
     # --- pipelines ----------------------------------------------------------------------------------------------------
     def _pipeline(self, context: str, end: str) -> Pipe:
-        position = self._peek_token().position
+        position = self.peek_token().position
         declared, assigns = self._declarations(context)
         commands: list[Command] = []
         while True:
-            token = self._next_token()
+            token = self.next_token()
             if token.kind == end:
                 break
             if token.kind not in (*_OPERANDS, "leftParen"):
-                raise self._unexpected(token, context)
-            self._place -= 1
+                raise self.unexpected(token, context)
+            self.place -= 1
             commands.append(self._command())
         if not commands:
-            raise self._error(f"missing value for {context}")
+            raise self.error(f"missing value for {context}")
         for stage, command in enumerate(commands[1:], start=2):
             if isinstance(command.arguments[0], (Literal, Dot, Nil)):
-                raise self._error(f"non executable command in pipeline stage {stage}")
+                raise self.error(f"non executable command in pipeline stage {stage}")
         return Pipe(position, declared, assigns, tuple(commands))
 
     def _declarations(self, context: str) -> tuple[tuple[str, ...], bool]:
         declared: list[str] = []
-        while self._peek_token().kind == "variable":
-            start = self._place
-            variable = self._next_token()
-            following = self._next_token()
+        while self.peek_token().kind == "variable":
+            start = self.place
+            variable = self.next_token()
+            following = self.next_token()
             if following.kind in ("assign", "declare"):
                 declared.append(variable.text)
                 self._variables.append(variable.text)
@@ -240,54 +234,54 @@ class _Parser:
                 declared.append(variable.text)
                 self._variables.append(variable.text)
                 if context == "range" and len(declared) < 2:
-                    if self._peek_token().kind not in ("variable", "rightDelim", "rightParen"):
-                        raise self._error("range can only initialize variables")
+                    if self.peek_token().kind not in ("variable", "rightDelim", "rightParen"):
+                        raise self.error("range can only initialize variables")
                     continue
-                raise self._error(f"too many declarations in {context}")
-            self._place = start
+                raise self.error(f"too many declarations in {context}")
+            self.place = start
             break
         return tuple(declared), False
 
     def _command(self) -> Command:
-        position = self._peek_token().position
+        position = self.peek_token().position
         arguments: list[Node] = []
         while True:
-            self._peek_token()
+            self.peek_token()
             operand = self._operand()
             if operand is not None:
                 arguments.append(operand)
-            token = self._next()
+            token = self.next()
             if token.kind == "space":
                 continue
             if token.kind in ("rightDelim", "rightParen"):
-                self._place -= 1
+                self.place -= 1
             elif token.kind != "pipe":
-                raise self._unexpected(token, "operand")
+                raise self.unexpected(token, "operand")
             break
         if not arguments:
-            raise self._error("empty command")
+            raise self.error("empty command")
         return Command(position, tuple(arguments))
 
     def _operand(self) -> Node | None:
         node = self._term()
-        if node is None or self._peek().kind != "field":
+        if node is None or self.peek().kind != "field":
             return node
-        position = self._peek().position
+        position = self.peek().position
         names: list[str] = []
-        while self._peek().kind == "field":
-            names.append(self._next().text[1:])
+        while self.peek().kind == "field":
+            names.append(self.next().text[1:])
         if isinstance(node, (Field, Variable)):
             return type(node)(position, (*node.names, *names))
         if isinstance(node, (Literal, Nil, Dot)):
-            raise self._error(f"unexpected . after term {quoted(str(node))}")
+            raise self.error(f"unexpected . after term {quoted(str(node))}")
         return Chain(position, node, tuple(names))
 
     def _term(self) -> Node | None:
-        token = self._next_token()
+        token = self.next_token()
         match token.kind:
             case "identifier":
                 if not self._knows(token.text):
-                    raise self._error(f"function {quoted(token.text)} not defined")
+                    raise self.error(f"function {quoted(token.text)} not defined")
                 return Identifier(token.position, token.text)
             case "dot":
                 return Dot(token.position)
@@ -295,7 +289,7 @@ class _Parser:
                 return Nil(token.position)
             case "variable":
                 if token.text not in self._variables:
-                    raise self._error(f"undefined variable {quoted(token.text)}")
+                    raise self.error(f"undefined variable {quoted(token.text)}")
                 return Variable(token.position, (token.text,))
             case "field":
                 return Field(token.position, (token.text[1:],))
@@ -309,7 +303,7 @@ class _Parser:
                 return Literal(token.position, token.text, self._unquoted(token))
             case "leftParen":
                 return self._pipeline("parenthesized pipeline", "rightParen")
-        self._place -= 1
+        self.place -= 1
         return None
 
     # --- literals -----------------------------------------------------------------------------------------------------
@@ -323,42 +317,4 @@ class _Parser:
         try:
             return read(source)
         except LiteralError as error:
-            raise self._error(str(error)) from error
-
-    # --- tokens -------------------------------------------------------------------------------------------------------
-    def _next(self) -> Token:
-        token = self._peek()
-        self._place += 1
-        return token
-
-    def _peek(self) -> Token:
-        return self._tokens[min(self._place, len(self._tokens) - 1)]
-
-    def _next_token(self) -> Token:
-        """The next token that is not white space."""
-        self._peek_token()
-        return self._next()
-
-    def _peek_token(self) -> Token:
-        while self._peek().kind == "space":
-            self._place += 1
-        return self._peek()
-
-    def _expect(self, kinds: tuple[str, ...], context: str) -> Token:
-        token = self._next_token()
-        if token.kind not in kinds:
-            raise self._unexpected(token, context)
-        return token
-
-    def _unexpected(self, token: Token, context: str) -> TemplateError:
-        if token.kind != "error":
-            return self._error(f"unexpected {token} in {context}")
-        extra = ""
-        if self._action_line and self._action_line != token.line:
-            extra = f" in action started at {self._name}:{self._action_line}"
-            extra = extra.removeprefix(" in action") if token.text.endswith(" action") else extra
-        return self._error(f"{token}{extra}")
-
-    def _error(self, message: str) -> TemplateError:
-        last = self._tokens[min(max(self._place - 1, 0), len(self._tokens) - 1)]
-        return TemplateError(f"template: {self._name}:{last.line}: {message}")
+            raise self.error(str(error)) from error

@@ -1,9 +1,16 @@
-"""Compaction: the scrapes of a closed hour become blocks, some at a time, each step in one transaction."""
+"""Compaction: the scrapes of a closed hour become blocks, some at a time, in small transactions.
+
+First a block is written, then its scrapes are deleted; between the two a reader finds samples twice, and takes them
+once. What a crash leaves of a step is done when the store is next opened.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -16,7 +23,7 @@ from collectors.store.catalog import Catalog
 from collectors.store.codec import Bools, pack_integers, pack_matrix
 from collectors.store.grouping import partition
 from collectors.store.head import Layout
-from collectors.store.schema import blocks_table, chunks_table, scrapes_table
+from collectors.store.schema import blocks_table, chunks_table, clearing_table, scrapes_table
 from collectors.store.values import Floats, Times
 
 Ids = NDArray[np.int64]
@@ -26,6 +33,10 @@ _STEP_BYTES = 2 << 20
 _STEP_ROWS = 48
 _CHUNK_CELLS = 16_384
 _CHUNK_WIDTHS = 16, 1024
+# A transaction deletes or writes about this much.
+_TRANSACTION_BYTES = 256 << 10
+_ROW_BYTES = 100
+_LONGEST_PAUSE = 0.05
 # Series whose times no other series has go into blocks with gaps, so many at a time.
 _GAPPED_WIDTH = 64
 _FEW = 16
@@ -51,7 +62,7 @@ class _Matrix:
 
 
 class Compactor:
-    """Compacts hours that have closed. `turn` keeps writers out while a step's result is put in place."""
+    """Compacts hours that have closed. `turn` keeps writers out during its transactions."""
 
     def __init__(
         self,
@@ -71,15 +82,49 @@ class Compactor:
 
     def step(self, closed_ms: int) -> int:
         """Compacts some of the oldest hour that ended by `closed_ms`; gives how many samples: 0 is done."""
-        with self._reading:  # without effect but for a database in memory, whose one connection a step keeps
-            with self._engine.connect() as connection:
-                oldest = connection.scalar(sa.select(sa.func.min(scrapes_table.c.t_ms)))
-                if oldest is None or (oldest // HOUR_MS + 1) * HOUR_MS > closed_ms:
-                    return 0
-                start_ms = oldest // HOUR_MS * HOUR_MS
-                scrapes = self._read(connection, start_ms, start_ms + HOUR_MS - 1)
-            blocks = [self._encoded(matrix) for matrix in _matrices(scrapes)]
-            return self._replace(scrapes, blocks)
+        with self._reading, self._engine.connect() as connection:
+            oldest = connection.scalar(sa.select(sa.func.min(scrapes_table.c.t_ms)))
+            if oldest is None or (oldest // HOUR_MS + 1) * HOUR_MS > closed_ms:
+                return 0
+            start_ms = oldest // HOUR_MS * HOUR_MS
+            scrapes = self._read(connection, start_ms, start_ms + HOUR_MS - 1)
+        blocks = [self._add(*_encoded(matrix)) for matrix in _matrices(scrapes)]
+        for some in scrapes:
+            self._clear(some.layout, some.t)
+        self._cleared(blocks)
+        return sum(some.v.size for some in scrapes)
+
+    def resume(self) -> None:
+        """Does the rest of a step that was cut off: deletes chunks without a block, and scrapes that a block has."""
+        with self._engine.begin() as connection:
+            known = sa.select(blocks_table.c.id)
+            connection.execute(chunks_table.delete().where(chunks_table.c.block_id.not_in(known)))
+            waiting = list(connection.scalars(sa.select(clearing_table.c.block_id)))
+        for block_id in waiting:
+            for block in self._archive.directory.all():
+                if block.id == block_id:
+                    self._clear_again(block)
+        self._cleared(waiting)
+
+    def _clear_again(self, block: BlockInfo) -> None:
+        with self._engine.connect() as connection:
+            pieces = self._archive.whole(connection, block, block.start_ms)
+            columns = scrapes_table.c
+            in_range = columns.t_ms.between(block.start_ms, block.end_ms)
+            keys = connection.execute(sa.select(columns.layout_id, columns.t_ms).where(in_range)).all()
+        times: dict[int, list[int]] = {}
+        for layout_id, t_ms in keys:
+            times.setdefault(layout_id, []).append(t_ms)
+        for layout_id, some in times.items():
+            layout = self._catalog.layouts[layout_id]
+            counted: Counter[int] = Counter()
+            for piece in pieces:
+                shared = layout.shared(piece.ids)
+                if len(shared):
+                    counted.update({t_ms: len(shared) for t_ms in set(some) & set(piece.t.tolist())})
+            # A scrape of which a sample is not in the block came later.
+            there = [t_ms for t_ms in some if counted[t_ms] == len(layout.series_ids)]
+            self._clear(layout, np.array(sorted(there), dtype=np.int64))
 
     def _read(self, connection: sa.Connection, start_ms: int, end_ms: int) -> list[_Scrapes]:
         columns = scrapes_table.c
@@ -117,63 +162,83 @@ class Compactor:
                 break
         return found
 
-    def _encoded(self, matrix: _Matrix) -> tuple[dict[str, object], list[bytes]]:
-        low, high = _CHUNK_WIDTHS
-        width = min(high, max(low, _CHUNK_CELLS // len(matrix.t)))
-        chunks = [
-            pack_matrix(
-                matrix.v[:, first : first + width],
-                None if matrix.present is None else matrix.present[:, first : first + width],
-            )
-            for first in range(0, len(matrix.ids), width)
-        ]
-        times, ids = pack_integers(matrix.t), pack_integers(matrix.ids)
-        row: dict[str, object] = {
-            "start_ms": int(matrix.t[0]),
-            "end_ms": int(matrix.t[-1]),
-            "first_series": int(matrix.ids[0]),
-            "last_series": int(matrix.ids[-1]),
-            "width": width,
-            "bytes": sum(map(len, chunks)) + len(times) + len(ids),
-            "times": times,
-            "series_ids": ids,
-        }
-        return row, chunks
-
-    def _replace(self, scrapes: Sequence[_Scrapes], blocks: Sequence[tuple[dict[str, object], list[bytes]]]) -> int:
-        """Writes the blocks in the place of the scrapes; gives 0 samples if more scrapes came meanwhile."""
-        directory = self._archive.directory
-        added: list[int] = []
-        columns = scrapes_table.c
+    # Each of the following is a transaction of its own, or several: appends go between them.
+    def _add(self, row: dict[str, object], chunks: Sequence[bytes]) -> int:
+        """Writes a block; from its last transaction on its samples are found in it as well as in their scrapes."""
+        with self._lock:
+            block_id = self._archive.directory.next_id
+            self._archive.directory.next_id += 1
+        first = 0
+        while first < len(chunks):
+            last, size = first, 0
+            while last < len(chunks) and (size == 0 or size + len(chunks[last]) <= _TRANSACTION_BYTES):
+                size += len(chunks[last])
+                last += 1
+            parts = [{"block_id": block_id, "number": k, "data": chunks[k]} for k in range(first, last)]
+            with self._transaction() as connection:
+                connection.execute(chunks_table.insert(), parts)
+            first = last
         try:
-            with self._turn, self._engine.begin() as connection:
-                for row, chunks in blocks:
-                    with self._lock:
-                        # Known before it is there: a reader that finds the scrapes gone must look for the block.
-                        info = _info(directory.next_id, row)
-                        directory.add(info)
-                    added.append(info.id)
-                    connection.execute(blocks_table.insert(), {"id": info.id, **row})
-                    parts = [{"block_id": info.id, "number": k, "data": data} for k, data in enumerate(chunks)]
-                    connection.execute(chunks_table.insert(), parts)
-                for some in scrapes:
-                    deleted = connection.execute(
-                        scrapes_table.delete()
-                        .where(columns.layout_id == some.layout.id)
-                        .where(columns.t_ms.between(int(some.t[0]), int(some.t[-1])))
-                    ).rowcount
-                    if deleted != len(some.t):
-                        raise _MoreCame
-        except BaseException as error:
-            self._archive.forget(added)
-            if isinstance(error, _MoreCame):
-                return 0
+            with self._transaction() as connection:
+                connection.execute(blocks_table.insert(), {"id": block_id, **row})
+                connection.execute(clearing_table.insert(), {"block_id": block_id})
+                with self._lock:
+                    # Known before the first of its scrapes goes: who finds them gone must look for the block.
+                    self._archive.directory.add(_info(block_id, row))
+        except BaseException:
+            self._archive.forget([block_id])
             raise
-        return sum(some.v.size for some in scrapes)
+        return block_id
+
+    def _clear(self, layout: Layout, t: Times) -> None:
+        """Deletes the scrapes of a layout at these times, of which a block has all samples."""
+        columns = scrapes_table.c
+        at_once = max(1, _TRANSACTION_BYTES // (8 * len(layout.series_ids) + _ROW_BYTES))
+        gone = scrapes_table.delete().where(columns.layout_id == layout.id, columns.t_ms == sa.bindparam("at"))
+        times = t.tolist()
+        for first in range(0, len(times), at_once):
+            with self._transaction() as connection:
+                connection.execute(gone, [{"at": t_ms} for t_ms in times[first : first + at_once]])
+
+    def _cleared(self, block_ids: Sequence[int]) -> None:
+        if block_ids:
+            with self._transaction() as connection:
+                connection.execute(clearing_table.delete().where(clearing_table.c.block_id.in_(block_ids)))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """A transaction while writers wait, and then as long a pause for them."""
+        with self._turn:
+            begin = time.perf_counter()
+            with self._engine.begin() as connection:
+                yield connection
+            took = time.perf_counter() - begin
+        time.sleep(min(took, _LONGEST_PAUSE))
 
 
-class _MoreCame(Exception):
-    """A late scrape came into the hour while it was being compacted."""
+def _encoded(matrix: _Matrix) -> tuple[dict[str, object], list[bytes]]:
+    """A block's row but for its id, and its chunks."""
+    low, high = _CHUNK_WIDTHS
+    width = min(high, max(low, _CHUNK_CELLS // len(matrix.t)))
+    chunks = [
+        pack_matrix(
+            matrix.v[:, first : first + width],
+            None if matrix.present is None else matrix.present[:, first : first + width],
+        )
+        for first in range(0, len(matrix.ids), width)
+    ]
+    times, ids = pack_integers(matrix.t), pack_integers(matrix.ids)
+    row: dict[str, object] = {
+        "start_ms": int(matrix.t[0]),
+        "end_ms": int(matrix.t[-1]),
+        "first_series": int(matrix.ids[0]),
+        "last_series": int(matrix.ids[-1]),
+        "width": width,
+        "bytes": sum(map(len, chunks)) + len(times) + len(ids),
+        "times": times,
+        "series_ids": ids,
+    }
+    return row, chunks
 
 
 def _info(block_id: int, row: dict[str, object]) -> BlockInfo:

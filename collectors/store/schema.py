@@ -15,8 +15,8 @@ from sqlalchemy.pool import StaticPool
 tables = sa.MetaData()
 _PAGE_BYTES = 8192
 _BUSY_MS = 10_000
-# The write-ahead log is brought into the file each time it has grown by this many pages.
-_CHECKPOINT_PAGES = 2000
+# A commit brings the write-ahead log into the file when it has so many pages: see checkpoint.py, which does it sooner.
+_CHECKPOINT_PAGES = 16_000
 
 series_table = sa.Table(
     "series",
@@ -58,6 +58,12 @@ chunks_table = sa.Table(
     sa.Column("block_id", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("data", sa.LargeBinary, nullable=False),
+)
+# Blocks whose scrapes are still being deleted.
+clearing_table = sa.Table(
+    "clearing",
+    tables,
+    sa.Column("block_id", sa.BigInteger, primary_key=True, autoincrement=False),
 )
 # The series of each source's last append, so that what vanishes while the process is away is ended, too.
 targets_table = sa.Table(

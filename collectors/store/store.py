@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from collectors.store import exemplars, retention
 from collectors.store.archive import Archive, BlockInfo
 from collectors.store.catalog import Catalog
+from collectors.store.checkpoint import Checkpointer
 from collectors.store.commit import GroupCommit
 from collectors.store.compaction import HOUR_MS, Compactor
 from collectors.store.grouping import Group, Piece, gather, group_parts, join
@@ -86,6 +87,7 @@ class Store:
         self._groups: dict[tuple[tuple[Matcher, ...], frozenset[int]], list[Group]] = {}
         self._groups_generation = 0
         self._metadata: dict[str, MetricMetadata] = {}
+        self._checkpointer = Checkpointer(self._engine)
         self._shelf = exemplars.ExemplarShelf()
         self._counts = StoreCounts()
         self._limits = limits or Limits()
@@ -212,6 +214,7 @@ class Store:
 
     def close(self) -> None:
         """Waits for the commit under way and closes the database."""
+        self._checkpointer.close()
         with self._keeping, self._group.turn:
             self._engine.dispose()
 
@@ -303,6 +306,7 @@ class Store:
     # --- inside: writing ----------------------------------------------------------------------------------------------
     def _commit(self, requests: Sequence[Request]) -> list[Taken | Exception]:
         taken = self._writer.commit(requests)
+        self._checkpointer.wrote(self._writer.written_bytes)
         with self._lock:
             floor_ms = self._floor_ms()
             if floor_ms > self._head.floor_ms:
@@ -320,6 +324,8 @@ class Store:
             self._writer.oldest_ms, self._writer.newest_ms = bounds.oldest_ms, bounds.newest_ms
             floor_ms = -_EVER if bounds.newest_ms is None else self._floor_ms()
             restore_catalog(connection, self._catalog, self._sources, floor_ms)
+        self._compactor.resume()
+        with self._engine.connect() as connection:
             restore_head(connection, self._catalog, self._archive, self._head, floor_ms)
             self._metadata = restore_metadata(connection)
             exemplars.load(connection, self._shelf)

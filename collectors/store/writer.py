@@ -23,6 +23,9 @@ from collectors.store.values import STALE_NAN, Floats, Labels, StoreCounts, Take
 
 Ids = NDArray[np.int64]
 
+# What a row costs in the log besides its values.
+_ROW_BYTES = 200
+
 
 @dataclass(frozen=True, slots=True)
 class MarkStale:
@@ -80,6 +83,8 @@ class Writer:
         # Bounds of the times that there are samples of.
         self.newest_ms: int | None = None
         self.oldest_ms: int | None = None
+        # Of the last commit, about.
+        self.written_bytes = 0
 
     def commit(self, requests: Sequence[Request]) -> list[Taken | Exception]:
         """Writes a group in one transaction, all or nothing; says what was taken of each."""
@@ -300,6 +305,7 @@ class Writer:
             self._head.append(row.layout, row.t_ms, row.values)
             self.newest_ms = row.t_ms if self.newest_ms is None else max(self.newest_ms, row.t_ms)
             self.oldest_ms = row.t_ms if self.oldest_ms is None else min(self.oldest_ms, row.t_ms)
+        self.written_bytes = sum(8 * len(row.values) + _ROW_BYTES for row in group.rows)
         counts = self._counts
         counts.commits += bool(group.rows)
         counts.appended += sum(len(row.values) for row in group.rows)

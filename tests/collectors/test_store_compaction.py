@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from collectors.store import Append, Matcher, Store, is_stale
 from collectors.store.codec import pack_integers, pack_matrix, unpack_integers, unpack_matrix
 from collectors.store.grouping import partition
+from collectors.store.head import Layout
 
 HOUR = 3_600_000
 T0 = 472_222 * HOUR
@@ -121,28 +122,65 @@ def test_late_samples_of_a_compacted_hour_are_found_beside_it(database_url: str)
 
 
 def test_a_scrape_that_comes_while_its_hour_is_compacted_is_not_lost(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    store = opened(f"sqlite:///{tmp_path}/store.db", clock)
+    store = opened(database_url, clock)
     for step in (0, 2):
         store.append("t", T0 + step * 1000, samples(step))
     clock.now_ms = T0 + 3 * HOUR
-    whole = store._compactor._replace
+    clear = store._compactor._clear
+    seen = []
 
-    def interrupted(scrapes: object, blocks: object) -> int:
-        monkeypatch.undo()
+    def interrupted(layout: Layout, t: np.ndarray) -> None:  # type: ignore[type-arg]
+        seen.append(read(store, 0, 2 * T0)["01"])
         store.append("t", T0 + 1000, samples(1), stale=False)
-        return whole(scrapes, blocks)  # type: ignore[arg-type]
+        clear(layout, t)
 
-    monkeypatch.setattr(store._compactor, "_replace", interrupted)
+    monkeypatch.setattr(store._compactor, "_clear", interrupted)
     first = store.compact()
+    monkeypatch.undo()
     second = compact(store)
     found = read(store, 0, 2 * T0)
     store.close()
 
-    assert (first, second) == (0, 3 * 40)
+    assert seen == [([T0, T0 + 2000], [1.0, 7.0])]
+    assert (first, second) == (2 * 40, 40)
     assert found["01"] == ([T0, T0 + 1000, T0 + 2000], [1.0, 4.0, 7.0])
+
+
+@pytest.mark.parametrize("cut", ["_clear", "_cleared"])
+def test_a_step_that_was_cut_off_is_finished_at_the_next_start(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    clock = Clock()
+    store = opened(database_url, clock)
+    for step in range(4):
+        store.append("t", T0 + step * 1000, samples(step))
+    clock.now_ms = T0 + 3 * HOUR
+
+    def stopped(*_: object) -> None:
+        raise RuntimeError("stopped here")
+
+    monkeypatch.setattr(store._compactor, cut, stopped)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        store.compact()
+    monkeypatch.undo()
+    late = store.append("t", T0 + 1500, samples(9)[:1], stale=False)
+    before = read(store, 0, 2 * T0)
+    store.close()
+    store = opened(database_url, clock)
+    left, waiting = rows(store, "scrapes"), rows(store, "clearing")
+    after = read(store, 0, 2 * T0)
+    compact(store)
+    blocks, compacted = rows(store, "blocks"), read(store, 0, 2 * T0)
+    store.close()
+
+    assert late == 1
+    assert (left, waiting) == (1, 0)
+    assert before == after == compacted
+    assert len(before["00"][0]) == 5
+    assert blocks == 2
 
 
 def test_series_with_times_of_their_own_share_blocks_with_gaps(database_url: str) -> None:

@@ -20,7 +20,6 @@ CalendarUnit = Literal["d", "w", "M", "Q", "Y"]
 _DAYS = {"d": 1, "w": 7}
 _MONTHS = {"M": 1, "Q": 3, "Y": 12}
 _YEARS_AHEAD = 5
-_MOST_STARTS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +74,46 @@ class Calendar:
 
     def promql(self, now: float) -> tuple[str, str]:
         """Expressions of the start and of the end of the period (unix seconds); known for some years from `now` on."""
-        if self.unit in _DAYS and self.zone in ("UTC", "Etc/UTC", "GMT"):
-            start = f"time() - (time() - {self._start(0):.0f}) % {self.seconds:.0f}"
-            return f"vector({start})", f"vector({start} + {self.seconds:.0f})"
+        if self.unit in _DAYS:
+            return self._days(now)
         starts = list(self._starts(now))
         return _steps(starts[:-1], starts[1:-1], starts[-1]), _steps(starts[1:], starts[1:-1], starts[-1])
 
+    def _days(self, now: float) -> tuple[str, str]:
+        """Days and weeks are arithmetic on the wall clock; those in which clocks are changed are shorter or longer."""
+        length, offset = self.seconds, self._offset(now)
+        local, moved, longer = [f"{offset - self._start(0) - self._offset(self._start(0)):.0f}"], [], []
+        for at, change in self._changes(now):
+            start, end = self.bounds(at)
+            local.append(f"{change:.0f} * (time() >= bool {at:.0f})")
+            moved.append(f"{change:.0f} * (time() >= bool {at:.0f}) * (time() < bool {end:.0f})")
+            unusual = f"(time() >= bool {start:.0f}) * (time() < bool {end:.0f})"
+            longer.append(f"{end - start - length:.0f} * {unusual}")
+        begun = f"time() - (time() + {' + '.join(local)}) % {length:.0f}"
+        start_of = " + ".join([begun, *moved])
+        known = f" and on () (vector(time()) < {now + _YEARS_AHEAD * 365 * DAY:.0f})" if moved else ""
+        return f"vector({start_of}){known}", f"vector({' + '.join([start_of, f'{length:.0f}', *longer])}){known}"
+
+    def _changes(self, now: float) -> Iterator[tuple[float, float]]:
+        """When clocks are put forward (or back) in the coming years, and by how many seconds."""
+        day = self.bounds(now)[0]
+        while day < now + _YEARS_AHEAD * 365 * DAY:
+            low, high = day, day + DAY
+            change = self._offset(high) - self._offset(low)
+            if change:
+                while high - low > 1:
+                    middle = (low + high) // 2
+                    low, high = (middle, high) if self._offset(middle) == self._offset(low) else (low, middle)
+                yield high, change
+            day += DAY
+
+    def _offset(self, at: float) -> float:
+        offset = datetime.fromtimestamp(at, ZoneInfo(self.zone)).utcoffset()
+        return offset.total_seconds() if offset else 0.0
+
     def _starts(self, now: float) -> Iterator[float]:
         at, _ = self.bounds(now)
-        for _ in range(_MOST_STARTS):
+        while True:
             yield at
             if at > now + _YEARS_AHEAD * 366 * DAY:
                 return
@@ -109,4 +139,12 @@ def _steps(values: list[float], changes: list[float], end: float) -> str:
     steps = [f"{values[0]:.0f}"]
     for before, value, at in zip(values, values[1:], changes, strict=False):
         steps.append(f"{value - before:.0f} * (time() >= bool {at:.0f})")
-    return f"vector({' + '.join(steps)}) and on () (vector(time()) < {end:.0f})"
+    return f"vector({_sum(steps)}) and on () (vector(time()) < {end:.0f})"
+
+
+def _sum(terms: list[str]) -> str:
+    """Halves within halves: Prometheus takes quadratic time for a chain of hundreds."""
+    if len(terms) <= 2:
+        return " + ".join(terms)
+    half = len(terms) // 2
+    return f"({_sum(terms[:half])}) + ({_sum(terms[half:])})"

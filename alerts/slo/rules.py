@@ -37,7 +37,14 @@ def rule_groups(objective: Objective, *, interval: str = "", now: float | None =
     slices do not go together.
     """
     writer = _Writer(objective, time.time() if now is None else now)
-    often: list[Rule] = [*writer.slices(), *writer.ratios(), *writer.metadata(), *writer.alerts(), *writer.absence()]
+    often: list[Rule] = [
+        *writer.slices(),
+        *writer.tiles(),
+        *writer.ratios(),
+        *writer.metadata(),
+        *writer.alerts(),
+        *writer.absence(),
+    ]
     every = interval or (f"{format_duration(min(60.0, objective.slice_seconds))}" if objective.sliced else "")
     group = {"name": f"slo-{objective.name}", **({"interval": every} if every else {}), "rules": often}
     period = {"name": f"slo-{objective.name}-period", "interval": _PERIOD_INTERVAL, "rules": writer.period()}
@@ -162,20 +169,34 @@ class _Writer:
                 f"on () group_left () (({names.SLO_PERIOD_END}{where} - {names.SLO_PERIOD_START}{where}) / {width:g})"
             )
             return [*rules, self.record(f"{names.SLO_ERROR_RATIO}{name}", self._share(seen, number))]
-        indicator = chosen.indicator
-        assert isinstance(indicator, Events)
-        tile = _TILE_SECONDS if period.longest_seconds <= 35 * 86400 else _LONG_TILE_SECONDS
+        tile = self._tile(period)
         steps = f"[{format_duration(period.longest_seconds)}:{format_duration(tile)}]"
         total, bad = (
-            f"sum_over_time(({counted} {since}){steps})"
-            for counted in (indicator.total_over(tile, exactly=True), indicator.bad_over(tile, exactly=True))
+            f"sum_over_time(({name}{format_duration(tile)}{where} {since}){steps})"
+            for name in (names.SLO_TILE_EVENTS, names.SLO_TILE_BAD)
         )
         events = f"{names.SLO_EVENTS}{name}"
         return [
             *rules,
             self.record(events, total),
-            self.record(f"{names.SLO_ERROR_RATIO}{name}", f"{bad} /{self.ignoring} ({events}{where} > 0)"),
+            self.record(f"{names.SLO_ERROR_RATIO}{name}", f"{bad} / ({events}{where} > 0)"),
         ]
+
+    def tiles(self) -> list[Rule]:
+        """What a calendar period is laid out with: the events of each few minutes, exactly."""
+        chosen, indicator = self.objective, self.objective.indicator
+        if chosen.sliced or not isinstance(chosen.period, Calendar) or not isinstance(indicator, Events):
+            return []
+        tile = self._tile(chosen.period)
+        window = format_duration(tile)
+        total = f"{names.SLO_TILE_EVENTS}{window}{self.where}"
+        return [
+            self.record(f"{names.SLO_TILE_EVENTS}{window}", indicator.total_over(tile, exactly=True)),
+            self.record(f"{names.SLO_TILE_BAD}{window}", indicator.bad_over(tile, total, self.ignoring, exactly=True)),
+        ]
+
+    def _tile(self, period: Calendar) -> float:
+        return _TILE_SECONDS if period.longest_seconds <= 35 * 86400 else _LONG_TILE_SECONDS
 
     def metadata(self) -> list[Rule]:
         chosen = self.objective

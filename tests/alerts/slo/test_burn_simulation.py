@@ -1,7 +1,7 @@
 """Burn-rate alerts in the real Prometheus, against error traces of which is known when an alert begins and ends.
 
-The oracle counts the trace's own events over the workbook's windows. It knows no PromQL, and its times are compared with
-the workbook's formula: detection = factor * budget * long window / error ratio.
+The oracle counts the trace's own events over the workbook's windows. It knows no PromQL, and its times are compared
+with the workbook's formula: detection = factor * budget * long window / error ratio.
 """
 
 from __future__ import annotations

@@ -154,6 +154,7 @@ class Api:
         return PlainTextResponse("OK" if ready else "the first evaluation is not over yet", 200 if ready else 503)
 
     def _metrics(self, request: Request, body: Any) -> Response:
+        self._service.notifications.count(self._service.clock())
         content, kind = exposition(self._service.metrics, request.headers.get("Accept"))
         return Response(content, media_type=kind)
 

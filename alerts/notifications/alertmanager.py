@@ -112,6 +112,16 @@ class Alertmanager:
         muting = self.muting(now)
         return [alert for alert in alerts if not muting.mutes(alert.labels)]
 
+    def count(self, now: float) -> None:
+        """Set the gauges of alerts and silences by state."""
+        muting = self.muting(now)
+        alerts = [muting.mutes(alert.labels) for alert in self.alerts.firing(now)]
+        silences = [silence.state(now) for silence in self.silences.all()]
+        for state, number in (("active", alerts.count(False)), ("suppressed", alerts.count(True))):
+            self.metrics[names.ALERTMANAGER_ALERTS].labels(state).set(number)
+        for state in ("active", "pending", "expired"):
+            self.metrics[names.ALERTMANAGER_SILENCES].labels(state).set(silences.count(state))
+
     def reload(self) -> None:
         """Read the file again; raises ConfigurationError, and the old configuration stays in force."""
         if self._path is None:

@@ -240,7 +240,10 @@ class QueryApi:
         limits = self._engine.limits(parameters.timeout_seconds(), cancelled)
         gzip = accepts_gzip(request)
 
+        began = threading.Event()
+
         def answered() -> Body:
+            began.set()
             if time.monotonic() > limits.deadline:
                 raise QueryError("query timed out in query queue", "timeout")
             return packed(work(limits), gzip)
@@ -262,7 +265,9 @@ class QueryApi:
         running.add_done_callback(_heard)
         if left:
             raise QueryError("query was canceled in expression evaluation", "canceled")
-        raise QueryError("query timed out in expression evaluation", "timeout")
+        raise QueryError(
+            f"query timed out in {'expression evaluation' if began.is_set() else 'query queue'}", "timeout"
+        )
 
 
 def _left(deadline: float) -> float:

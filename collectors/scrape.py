@@ -20,7 +20,7 @@ from collectors.scraping.samples import Samples, SeriesCache, Taken
 from collectors.scraping.target import Pool, Target, pool_of
 from collectors.store.limits import LimitExceeded
 from collectors.store.store import Store
-from collectors.store.values import Append, Columns, Exemplar, Labels, MetricMetadata
+from collectors.store.values import Append, Columns, Exemplar, Labels
 from collectors.targets import ScrapeTarget, files_config
 
 MAX_PAGE_BYTES = 64 * 1024 * 1024
@@ -105,8 +105,6 @@ class Scraper:
         self.settings = settings
         self.clock = clock
         self.results: dict[str, ScrapeResult] = {}
-        self.metadata: dict[str, dict[str, MetricMetadata]] = {}
-        """What each target's page says of its metric families."""
         self.pools = [ScrapePool(config, Discovery(config)) for config in settings.all_configs()]
         self._caches: dict[str, SeriesCache] = {}
         self._columns: dict[str, tuple[list[Labels], Columns]] = {}
@@ -133,7 +131,10 @@ class Scraper:
             asked = [asyncio.create_task(pool.discovery.run(opened)) for pool in self.pools if pool.config.urls]
             try:
                 while True:
-                    await self.sync(opened)
+                    try:
+                        await self.sync(opened)
+                    except Exception:  # the store failed: the next round tries again, and the targets go on
+                        logger.exception("the targets could not be brought up to date")
                     await asyncio.sleep(every)
             finally:
                 running = [*asked, *(loop.task for loop in self._loops.values())]
@@ -185,7 +186,7 @@ class Scraper:
         loop = self._loops.pop(name)
         loop.task.cancel()
         await asyncio.gather(loop.task, return_exceptions=True)
-        for kept in (self.results, self.metadata, self._caches, self._columns):
+        for kept in (self.results, self._caches, self._columns):
             kept.pop(name, None)
         ended_ms = max(round(self.clock() * 1000), loop.last_ms + 1)
         await asyncio.to_thread(self.store.mark_stale, name, ended_ms)
@@ -260,7 +261,6 @@ class Scraper:
         # Samples with times of their own are of no source: they do not end with the page.
         self.store.write([Append("", at_ms, taken.timed[at_ms]) for at_ms in sorted(taken.timed)])
         self.store.set_metadata(lines.metadata)
-        self.metadata[target.name] = lines.metadata
         exemplars = [
             Exemplar(series, item.labels, item.value, t_ms if item.t_ms is None else item.t_ms)
             for series, item in taken.exemplars

@@ -1,4 +1,4 @@
-"""The targets as `/api/v1/targets` and `/api/v1/targets/metadata` show them."""
+"""The targets as `/api/v1/targets` shows them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,6 @@ def targets_json(scraper: Scraper) -> dict[str, Any]:
         dropped += [{"discoveredLabels": dict(item.discovered), "scrapePool": pool.config.job} for item in shown]
         counts[pool.config.job] = counts.get(pool.config.job, 0) + len(gone)
     return {"activeTargets": active, "droppedTargets": dropped, "droppedTargetCounts": counts}
-
-
-def targets_metadata(scraper: Scraper) -> list[dict[str, Any]]:
-    """What each target says of its metrics: the `data` of `/api/v1/targets/metadata`, before it is filtered."""
-    return [
-        {
-            "target": dict(target.series_labels),
-            "metric": metric,
-            "type": known.type,
-            "help": known.help,
-            "unit": known.unit,
-        }
-        for pool in scraper.pools
-        for target in list(pool.targets.active.values())
-        for metric, known in scraper.metadata.get(target.name, {}).items()
-    ]
 
 
 def _active(scraper: Scraper, target: Target) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from urllib.parse import quote_plus
 
 from alerts.templates.calls import ANY, REFLECTED, TEXT, Function
 from alerts.templates.humanize import FunctionError
-from alerts.templates.printing import go_text, printed, sprint, sprintf
+from alerts.templates.printing import go_text, sprint, sprintf
 from alerts.templates.values import ArgumentMap, Byte, LabelMap, QueryResult, Value, truth, type_name
 
 _JS = {"\\": "\\\\", "'": "\\'", '"': '\\"', "<": "\\u003C", ">": "\\u003E", "&": "\\u0026", "=": "\\u003D"}
@@ -24,9 +24,9 @@ def _kind(value: Value) -> str:
 
 
 def _equal(first: Value, *others: Value) -> bool:
-    _comparable(first)
     if not others:
         raise FunctionError("missing argument for comparison")
+    _comparable(first)
     return any(_equal_to(first, other) for other in others)
 
 
@@ -131,7 +131,7 @@ def _escaped(table: Mapping[str, str]) -> Callable[..., str]:
 
 
 def _joined(values: Sequence[Value]) -> str:
-    return printed(values[0]) if len(values) == 1 else sprint(values)
+    return sprint(["<no value>" if value is None else value for value in values])
 
 
 def _print_line(*values: Value) -> str:

@@ -42,7 +42,7 @@ from alerts.templates.values import (
     type_name,
 )
 
-_MAX_DEPTH = 200
+_MAX_DEPTH = 50
 # The first command of a pipeline gets no value, which is not the same as nil.
 _MISSING = object()
 

@@ -59,12 +59,18 @@ class Template:
         """The text for a result with these labels (its name among them) and this value; raises TemplateError."""
         external = LabelMap(surroundings.external_labels)
         data = Data(LabelMap(labels), external, surroundings.external_url, value)
-        return Execution(self.name, self.text, self.trees, _functions(surroundings)).run(data)
+        try:
+            return Execution(self.name, self.text, self.trees, _functions(surroundings)).run(data)
+        except RecursionError:
+            raise TemplateError(f"template: {self.name}: exceeded maximum template depth") from None
 
 
 @lru_cache(maxsize=4096)
 def _parsed(name: str, text: str) -> Template:
-    return Template(name, text, parse_template(name, text, lambda word: word in _FIXED or word in _BOUND))
+    try:
+        return Template(name, text, parse_template(name, text, lambda word: word in _FIXED or word in _BOUND))
+    except RecursionError:
+        raise TemplateError(f"template: {name}: nested too deeply") from None
 
 
 def expand(text: str, labels: Labels, value: float, surroundings: Surroundings, *, name: str = "") -> str:

@@ -36,6 +36,8 @@ def number(source: str) -> Value:
         return float.fromhex(source)
     if not _FLOAT.match(source):
         raise LiteralError(f"illegal number syntax: {quoted(source)}")
+    if not any(mark in source for mark in ".eE"):
+        raise LiteralError(f"integer overflow: {quoted(source)}")
     return float(source)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from alerts.templates.values import (
@@ -113,12 +113,20 @@ def sprintf(template: str, values: Sequence[Value]) -> str:
         found = _DIRECTIVE.match(template, start)
         assert found is not None
         place = found.end()
-        wrong = ""
+        wrong, misplaced = "", False
+
+        def jump(index: str | None) -> None:
+            nonlocal following, misplaced, reordered
+            if index:
+                reordered = True
+                if 1 <= int(index[1:-1]) <= len(values):
+                    following = int(index[1:-1]) - 1
+                else:
+                    misplaced = True
 
         def argument(text: str | None, index: str | None) -> int | None:
-            nonlocal following, wrong, reordered
-            if index:
-                following, reordered = int(index[1:-1]) - 1, True
+            nonlocal following, wrong
+            jump(index)
             if text != "*":
                 return int(text) if text else None
             value = values[following] if 0 <= following < len(values) else None
@@ -142,16 +150,15 @@ def sprintf(template: str, values: Sequence[Value]) -> str:
             flags, width = flags + "-", -width
         if precision is not None and precision < 0:
             precision = None
-        if found["index"]:
-            following, reordered = int(found["index"][1:-1]) - 1, True
+        jump(found["index"])
         directive = _Directive(flags, width, precision)
         verb = found["verb"]
         if verb is None:
             out.append("%!(NOVERB)")
         elif verb == "%":
             out.append("%")
-        elif not 0 <= following < len(values):
-            out.append(f"%!{verb}(BADINDEX)" if reordered and following != len(values) else f"%!{verb}(MISSING)")
+        elif misplaced or following >= len(values):
+            out.append(f"%!{verb}({'BADINDEX' if misplaced else 'MISSING'})")
         else:
             value = values[following]
             following += 1
@@ -190,7 +197,10 @@ def _formatted(value: Value, verb: str, directive: _Directive, top: bool = True)
     if isinstance(value, QueryResult):
         return "[" + " ".join(_formatted(item, verb, directive, False) for item in value) + "]"
     body = _scalar(value, verb, directive)
-    return body if body is not None else f"%!{verb}({type_name(value)}={go_text(value)})"
+    if body is not None:
+        return body
+    plain = "g" if isinstance(value, float) else "v" if isinstance(value, bool) else "d"
+    return f"%!{verb}({type_name(value)}={_formatted(value, plain, directive)})"
 
 
 def _text_of(value: Value, verb: str) -> str | None:
@@ -232,11 +242,13 @@ def _string(text: str, verb: str, directive: _Directive) -> str:
         digits = data.hex(" ") if " " in directive.flags else data.hex()
         digits = digits if "#" not in directive.flags or not digits else "0x" + digits
         return _padded(digits.upper() if verb == "X" else digits, directive)
-    return f"%!{verb}(string={text})"
+    return f"%!{verb}(string={_padded(cut, directive)})"
 
 
 def _scalar(value: Value, verb: str, directive: _Directive) -> str | None:
     """A truth, a whole number or a float; None when the verb does not fit."""
+    if verb == "v":  # its + and # say how structs are printed
+        directive = replace(directive, flags=directive.flags.replace("+", "").replace("#", ""))
     if isinstance(value, bool):
         return _padded(str(value).lower(), directive) if verb in "vt" else None
     if isinstance(value, float):
@@ -249,7 +261,9 @@ def _scalar(value: Value, verb: str, directive: _Directive) -> str | None:
     if verb == "q":
         return _padded(quoted(chr(value), quote="'"), directive)
     if verb == "U":
-        shown = f" '{chr(value)}'" if "#" in directive.flags and 0 <= value < 0x110000 else ""
+        shown = (
+            f" '{chr(value)}'" if "#" in directive.flags and 0 <= value < 0x110000 and chr(value).isprintable() else ""
+        )
         return _padded(f"U+{value:04X}{shown}", directive)
     base = {"v": "d", "d": "d", "b": "b", "o": "o", "O": "o", "x": "x", "X": "X"}.get(verb)
     if base is None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from collectors.query.encode import outcome_json, sample_text, time_text
@@ -93,7 +93,7 @@ class QueryApi:
         )
 
     def routes(self) -> list[Route]:
-        """The routes: /api/v1/…, and /federate."""
+        """The routes: /api/v1/…, /federate, and a page at / for clients that look whether anybody is there."""
         both, get = ["GET", "POST"], ["GET"]
         calls: list[tuple[str, Call, list[str]]] = [
             ("/query", self.query, both),
@@ -108,6 +108,7 @@ class QueryApi:
         return [
             *(self._route(path, call, methods) for path, call, methods in calls),
             Route("/federate", self.federate, methods=get),
+            Route("/", _greeted, methods=get),
         ]
 
     def close(self) -> None:
@@ -283,6 +284,10 @@ def _heard(running: asyncio.Future[Any]) -> None:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def _greeted(request: Request) -> Response:
+    return PlainTextResponse("Trimtab answers PromQL here, over Prometheus' HTTP API: /api/v1/query\n")
 
 
 def _named(error: QueryError) -> QueryError:

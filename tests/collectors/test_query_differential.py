@@ -21,8 +21,10 @@ import httpx
 import pytest
 import uvicorn
 
+from alerts.querier import ClientQuerier
 from collectors.query import PROMETHEUS_2, Engine, PrometheusClient, query_app
 from collectors.store import MetricMetadata, Store
+from trimtab.settings import load
 
 pytestmark = pytest.mark.slow
 
@@ -233,3 +235,29 @@ def _unordered(body: Any) -> Any:
 
 def _rounded(points: list[Any]) -> list[Any]:
     return [[time, f"{float(value):.9g}"] for time, value in points]
+
+
+def test_rules_and_dashboards_read_a_prometheus_that_the_settings_name(
+    prometheus: PrometheusClient, api: str, tmp_path: Path
+) -> None:
+    """`[query] url`: no batches there, so the expressions of a group go one by one, and give what ours give."""
+    (tmp_path / "trimtab.toml").write_text(f'[query]\nurl = "{prometheus.base_url}"\n')
+    settings = load(tmp_path / "trimtab.toml")
+    at = float(AT)
+    exprs = ["sum by (model) (rate(requests_total[5m]))", "sum(", "max(temperature)"]
+    with PrometheusClient(settings.query_url) as named, PrometheusClient(api) as own:
+        theirs, ours = ClientQuerier(named).instants(exprs, at), ClientQuerier(own).instants(exprs, at)
+        # What pages of the dashboard and the status commands ask besides.
+        assert named.labels() == own.labels()
+        assert named.label_values("room") == own.label_values("room")
+        assert named.series(["build_info"]) == own.series(["build_info"])
+        assert named.batch(exprs, at) is None
+        assert len(own.batch(exprs, at) or []) == len(exprs)
+
+    assert str(theirs[1]) == str(ours[1])
+    for position in (0, 2):
+        mine, other = ours[position], theirs[position]
+        assert not isinstance(mine, Exception)
+        assert not isinstance(other, Exception)
+        values = {sample.labels: sample.value for sample in other}
+        assert {sample.labels: pytest.approx(sample.value, rel=1e-9) for sample in mine} == values

@@ -13,7 +13,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from alerts.labels import Labels, fingerprint, labels_of
+from alerts.labels import Labels, labels_of
+from alerts.notifications.fingerprints import fingerprint_of
 from alerts.notifications.tables import ALERTS
 from alerts.states import Alert
 
@@ -38,7 +39,7 @@ class KnownAlert:
     @property
     def fingerprint(self) -> str:
         """The identity as Alertmanager writes it."""
-        return fingerprint(self.labels)
+        return fingerprint_of(self.labels)
 
     def resolved(self, now: float) -> bool:
         """Whether it has ended."""
@@ -120,6 +121,11 @@ class AlertStore:
         """Every alert: firing, and lately resolved."""
         with self._lock:
             return list(self._alerts.values())
+
+    def items(self) -> list[tuple[str, KnownAlert]]:
+        """Every alert with its fingerprint."""
+        with self._lock:
+            return list(self._alerts.items())
 
     def firing(self, now: float) -> list[KnownAlert]:
         """Those that have not ended, by fingerprint."""

@@ -155,9 +155,8 @@ class Dispatcher:
     def _observe(self, now: float) -> None:
         """Put alerts that are new or were renewed into their groups."""
         born: dict[str, Timer] = {}
-        for alert in self._alerts.all():
-            mark = alert.fingerprint
-            if self._seen.get(mark) != alert:
+        for mark, alert in self._alerts.items():
+            if self._seen.get(mark) is not alert:
                 self._seen[mark] = alert
                 for route in self.configuration.route.match(alert.labels):
                     self._insert(route, alert, now, {}, born)
@@ -189,8 +188,8 @@ class Dispatcher:
         waiting, timers = self._ledger.load()
         told = {item.message.group_key: item.firing for item in waiting}
         born: dict[str, Timer] = {}
-        for alert in self._alerts.all():
-            self._seen[alert.fingerprint] = alert
+        for mark, alert in self._alerts.items():
+            self._seen[mark] = alert
             for route in self.configuration.route.match(alert.labels):
                 if not alert.resolved(now) or self._is_told_firing(route, alert, told):
                     self._insert(route, alert, now, timers, born)
@@ -330,7 +329,7 @@ class Dispatcher:
             del self._by_id[id]
         self._ledger.forget(ids, now)
         self._alerts.forget(now, {mark for group in self._by_id.values() for mark in group.alerts})
-        known = {alert.fingerprint for alert in self._alerts.all()}
+        known = {mark for mark, _ in self._alerts.items()}
         self._seen = {mark: alert for mark, alert in self._seen.items() if mark in known}
 
     def _receiver(self, route: Route) -> tuple[Integration, ...]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from alerts.labels import Labels, Matcher, fingerprint, match_all
+from alerts.labels import Labels, Matcher, match_all
+from alerts.notifications.fingerprints import fingerprint_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Inhibitor:
         for labels in firing if rules else ():
             for rule, sources in zip(rules, self._sources, strict=True):
                 if match_all(rule.source, labels):
-                    source = (fingerprint(labels), match_all(rule.target, labels))
+                    source = (fingerprint_of(labels), match_all(rule.target, labels))
                     sources.setdefault(rule.values(labels), []).append(source)
         for sources in self._sources:
             for found in sources.values():

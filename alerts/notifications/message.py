@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alerts.labels import Labels, fingerprint
+from alerts.labels import Labels
+from alerts.notifications.fingerprints import fingerprint_of
 from alerts.notifications.times import rfc3339
 
 # The characters that Go's regexp.QuoteMeta escapes.
@@ -38,7 +39,7 @@ class MessageAlert:
             "startsAt": rfc3339(self.starts_at),
             "endsAt": rfc3339(self.ends_at),
             "generatorURL": self.generator_url,
-            "fingerprint": fingerprint(self.labels),
+            "fingerprint": fingerprint_of(self.labels),
         }
 
 

@@ -12,7 +12,7 @@ from glob import glob
 from pathlib import Path
 from typing import ClassVar
 
-from alerts.labels import fingerprint
+from alerts.notifications.fingerprints import fingerprint_of
 from alerts.notifications.message import Message, MessageAlert
 from alerts.templates.builtins import BUILTINS
 from alerts.templates.calls import REFLECTED, TEXT, Function
@@ -234,7 +234,7 @@ def _alert(alert: MessageAlert) -> Struct:
             "StartsAt": _time(alert.starts_at),
             "EndsAt": _time(alert.ends_at),
             "GeneratorURL": alert.generator_url,
-            "Fingerprint": fingerprint(alert.labels),
+            "Fingerprint": fingerprint_of(alert.labels),
         },
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -136,7 +138,7 @@ class Head:
             if not len(rows):
                 del self.rows[layout_id]
 
-    def parts(self, start_ms: int, end_ms: int) -> dict[int, tuple[Times, Floats]]:
-        """Non-empty row ranges (views) by layout id."""
-        found = {layout_id: rows.between(start_ms, end_ms) for layout_id, rows in self.rows.items()}
+    def parts(self, layout_ids: Iterable[int], start_ms: int, end_ms: int) -> dict[int, tuple[Times, Floats]]:
+        """Non-empty row ranges (views) by layout id, of these layouts."""
+        found = {i: self.rows[i].between(start_ms, end_ms) for i in layout_ids if i in self.rows}
         return {layout_id: part for layout_id, part in found.items() if len(part[0])}

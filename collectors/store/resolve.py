@@ -78,6 +78,10 @@ class Resolver:
         """Drops what is remembered of a source that is gone."""
         self._known.pop(target, None)
 
+    def forget_all(self) -> None:
+        """Drops what is remembered, as ids may have gone."""
+        self._known.clear()
+
     def _look_up(self, target: str, labels: list[Labels], replaces: bool) -> Columns:
         index, removals = self._catalog.index, self._catalog.removals
         found = [index.find(item) for item in labels]

@@ -41,7 +41,6 @@ from collectors.store.values import (
     SeriesData,
     StoreCounts,
     Taken,
-    Times,
 )
 from collectors.store.writer import MarkStale, Request, Writer
 
@@ -84,7 +83,9 @@ class Store:
         self._head = Head()
         self._sources = Sources()
         self._has_unused = False
-        self._groups: dict[tuple[tuple[Matcher, ...], frozenset[int]], list[Group]] = {}
+        self._deletions = 0
+        self._groups: dict[tuple[tuple[Matcher, ...], tuple[int, ...]], list[Group]] = {}
+        self._layouts_with: dict[tuple[Matcher, ...], list[int]] = {}
         self._groups_generation = 0
         self._metadata: dict[str, MetricMetadata] = {}
         self._checkpointer = Checkpointer(self._engine)
@@ -227,7 +228,7 @@ class Store:
                 return []
             floor_ms, oldest_ms = self._head.floor_ms, self._writer.oldest_ms
             if start_ms >= floor_ms or oldest_ms is None or oldest_ms >= floor_ms:
-                return self._gather(matchers, ids, self._head.parts(start_ms, end_ms))
+                return self._gather(matchers, ids, start_ms, end_ms)
             pieces = self._head_pieces(ids, max(start_ms, floor_ms), end_ms)
         pieces += self._archive.pieces(ids, start_ms, min(end_ms, floor_ms - 1))
         with self._lock:
@@ -291,7 +292,7 @@ class Store:
     def version(self) -> int:
         """A number that is another one after every change of the samples."""
         with self._lock:
-            return self._counts.commits + self._catalog.generation
+            return self._counts.commits + self._catalog.generation + self._deletions
 
     def num_series(self) -> int:
         """Series known, in memory or in the database."""
@@ -350,6 +351,7 @@ class Store:
         with self._lock:
             self._head.floor_ms = max(self._head.floor_ms, cutoff_ms)
         deleted = deleted or self._delete_surplus(limit)
+        self._deletions += deleted > 0
         self._has_unused = self._has_unused or deleted > 0
         if self._has_unused and deleted < limit:
             self._forget_unused()
@@ -418,6 +420,7 @@ class Store:
             with self._lock:
                 self._catalog.remove_layouts({*layouts, *unsaved})
                 self._catalog.remove_series(series)
+                self._resolver.forget_all()
 
     def _learn_newest(self) -> None:
         """Looks up the newest samples of the series of which the last start did not see any."""
@@ -431,29 +434,29 @@ class Store:
                 self._catalog.unknown[ids[still]] = False
 
     # --- inside: reading ----------------------------------------------------------------------------------------------
-    def _gather(
-        self, matchers: Sequence[Matcher], ids: NDArray[np.int64], parts: Mapping[int, tuple[Times, Floats]]
-    ) -> list[Block]:
-        catalog = self._catalog
+    def _gather(self, matchers: Sequence[Matcher], ids: NDArray[np.int64], start_ms: int, end_ms: int) -> list[Block]:
+        catalog, asked = self._catalog, tuple(matchers)
         if self._groups_generation != catalog.generation or len(self._groups) >= _GROUPINGS:
             self._groups.clear()
+            self._layouts_with.clear()
             self._groups_generation = catalog.generation
-        key = tuple(matchers), frozenset(parts)
+        layout_ids = self._layouts_with.get(asked)
+        if layout_ids is None:
+            layout_ids = self._layouts_with[asked] = sorted(catalog.layouts_with(ids))
+        parts = self._head.parts(layout_ids, start_ms, end_ms)
+        key = asked, tuple(parts)
         groups = self._groups.get(key)
         if groups is None:
-            wanted = {i: catalog.layouts[i] for i in catalog.layouts_with(ids) & parts.keys()}
-            members = {i: (layout.shared(ids), layout.columns) for i, layout in sorted(wanted.items())}
+            members = {i: (catalog.layouts[i].shared(ids), catalog.layouts[i].columns) for i in parts}
             groups = group_parts(members, catalog.index.labels_of)
             self._groups[key] = groups
         return gather(groups, parts)
 
     def _head_pieces(self, ids: NDArray[np.int64], start_ms: int, end_ms: int) -> list[Piece]:
         pieces = []
-        parts = self._head.parts(start_ms, end_ms)
-        for layout_id in self._catalog.layouts_with(ids) & parts.keys():
+        for layout_id, (t, v) in self._head.parts(self._catalog.layouts_with(ids), start_ms, end_ms).items():
             layout = self._catalog.layouts[layout_id]
             shared = layout.shared(ids)
-            t, v = parts[layout_id]
             pieces.append(Piece(shared, t[:], v[:, layout.columns(shared)]))
         return pieces
 
@@ -461,7 +464,8 @@ class Store:
         active = np.zeros(len(ids), dtype=np.bool_)
         with self._lock:
             floor_ms, oldest_ms = self._head.floor_ms, self._writer.oldest_ms
-            for layout_id in self._head.parts(max(start_ms, floor_ms), end_ms):
+            layout_ids = self._catalog.layouts_with(ids)
+            for layout_id in self._head.parts(layout_ids, max(start_ms, floor_ms), end_ms):
                 active[np.searchsorted(ids, self._catalog.layouts[layout_id].shared(ids))] = True
         if start_ms < floor_ms and oldest_ms is not None and oldest_ms < floor_ms:
             active |= self._archive.active(ids, start_ms, min(end_ms, floor_ms - 1))

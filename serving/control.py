@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, ServingError
-from serving.peers import Alone, Peers, View
+from serving.pages.model_page import model_page
+from serving.peers import Alone, Peers
 from serving.registry import ModelVersion, Registry
 from serving.routing import switches
 from serving.routing.changes import Change
 from serving.routing.policies import PolicyStore
 from serving.routing.traffic import Policy
+from serving.routing.turns import Overtaken, Turns
 from serving.versions.deployment import Deployment, Version
 from serving.versions.residency import Residency
 
@@ -22,34 +25,6 @@ _log = logging.getLogger(__name__)
 _RUNNING_BATCH_SECONDS = 2.0
 # A model's description is read often; the whole history is in the database.
 _DESCRIBED_SWITCHES = 500
-_POLICY_FIELDS = (
-    "model", "generation", "stable", "previous", "canary", "shadow", "sticky", "shadows", "standby", "rules",
-)  # fmt: skip
-
-
-class _Lock(asyncio.Lock):
-    """One change of a model at a time; the versions that it was about to use are guarded until it ends."""
-
-    def __init__(self, deployments: dict[str, Deployment], model: str) -> None:
-        super().__init__()
-        self._deployments = deployments
-        self._model = model
-
-    def release(self) -> None:
-        """Lifts the guards, too."""
-        if self._model in self._deployments:
-            self._deployments[self._model].guards.clear()
-        super().release()
-
-
-class _Locks(dict[str, _Lock]):
-    def __init__(self, deployments: dict[str, Deployment]) -> None:
-        super().__init__()
-        self._deployments = deployments
-
-    def __missing__(self, model: str) -> _Lock:
-        self[model] = _Lock(self._deployments, model)
-        return self[model]
 
 
 class Control:
@@ -74,7 +49,7 @@ class Control:
         self._residency = residency
         self._publish_reference = publish_reference
         self._clock = clock
-        self._locks = _Locks(deployments)
+        self._turns = Turns(deployments)
 
     # --- reading ---------------------------------------------------------------------------------------------------
     async def models(self, only: tuple[str, ...] = ()) -> list[str]:
@@ -91,32 +66,13 @@ class Control:
         views = await self._peers.views()
         deployment = self._deployments.get(model)
         policy = deployment.router.policy if deployment else Policy(model)
-        loaded = {self._peers.number: set() if deployment is None else set(deployment.versions)}
-        loaded |= {number: _loaded(view, model) for number, view in views.items()}
-        everywhere = set.intersection(*loaded.values())
-        body = policy.to_json()
-        return {
-            **{name: body[name] for name in _POLICY_FIELDS},
-            "experiment": policy.experiment and {k: v for k, v in body["experiment"].items() if k != "runs"},
-            "versions": [
-                {
-                    "version": v.version, "digest": v.digest, "state": _state(v.version, policy, everywhere),
-                    "created_at": v.created_at, "metrics": v.metrics, "lineage": v.lineage,
-                }
-                for v in versions
-            ],
-            "history": history,
-            **({} if not views else {"replicas": [
-                {"replica": number, "loaded": sorted(held),
-                 "generation": views[number].generations.get(model) if number in views else policy.generation}
-                for number, held in sorted(loaded.items())
-            ]}),
-        }  # fmt: skip
+        loaded = deployment.versions if deployment else ()
+        return model_page(policy, versions, history, loaded, replica=self._peers.number, views=views)
 
     # --- start -----------------------------------------------------------------------------------------------------
     async def restore(self, model: str) -> None:
         """Loads what the stored policy, or the alias `stable`, names. ServingError if stable does not load."""
-        async with self._locks[model]:
+        async with self._turns[model]:
             await self._restore(model)
             for number in self._residency.pinned(model):
                 try:
@@ -152,7 +108,7 @@ class Control:
 
         A model without any stable version gets the newest of them: there is nothing that it could be compared with.
         """
-        async with self._locks[model]:
+        async with self._turns[model]:
             known = [version.version for version in await asyncio.to_thread(self._registry.versions, model)]
             if not known:
                 raise RegistryError(f"model {model!r} is not in the registry; register a version first")
@@ -162,7 +118,7 @@ class Control:
             stable = deployment.router.policy.stable
             wanted = sorted(versions) if versions is not None else sorted(deployment.router.policy.loaded())
             for number in wanted or known[-1:]:
-                await self._ensure(deployment, number, "repository")
+                await self._turns[model].prepared(self._ensure(deployment, number, "repository"))
                 if versions is not None:
                     deployment.kept.add(number)
             if stable is None:
@@ -179,7 +135,7 @@ class Control:
 
         The stored policy stays: loading the model again, or a restart, restores it. Raises NotFound, Conflict.
         """
-        async with self._locks[model]:
+        async with self._turns[model]:
             deployment = self._deployments.get(model)
             if deployment is None or (version is not None and version not in deployment.versions):
                 raise NotFound(f"{model!r}{'' if version is None else f' version {version}'} is not loaded")
@@ -211,15 +167,20 @@ class Control:
     # --- following the changes that another replica makes ----------------------------------------------------------
     async def prepare(self, policy: Policy) -> None:
         """Loads, warms and verifies every version that the policy names. Raises ServingError; no traffic changes."""
-        async with self._locks[policy.model]:
+        async with self._turns[policy.model]:
             deployment = self._deployment(policy.model)
-            await self._load_all(deployment, policy)
+            await self._turns[policy.model].prepared(self._load_all(deployment, policy))
             for number in sorted(policy.loaded() & set(deployment.versions)):
                 await self._verify(deployment.versions[number])
 
+    async def abandon(self, model: str) -> None:
+        """What is being prepared here is not coming, nor what was."""
+        self._turns[model].end_preparing()
+        self.retire(model)
+
     async def adopt(self, policy: Policy, *, move: bool = False) -> None:
         """Switches to a policy that is stored already. Raises ServingError if a version of it does not load."""
-        async with self._locks[policy.model]:
+        async with self._turns[policy.model]:
             deployment = self._deployment(policy.model)
             if deployment.router.policy.generation < policy.generation:
                 await self._load_all(deployment, policy)
@@ -255,10 +216,10 @@ class Control:
         self, model: str, version: int, weight: float, sticky: str | None, reason: str, actor: str
     ) -> dict[str, Any]:
         """Loads and warms the version, then gives it `weight` of the traffic."""
-        async with self._locks[model]:
+        async with self._turns[model]:
             deployment = await self._known(model)
             switches.with_canary(deployment.router.policy, version, weight, sticky, 0.0)
-            await self._ensure(deployment, version)
+            await self._turns[model].prepared(self._ensure(deployment, version))
             policy = switches.with_canary(deployment.router.policy, version, weight, sticky, self._clock())
             release = policy.canary.release if policy.canary else None
             await self._apply(deployment, policy, "canary", release, version, reason or f"weight {weight:g}", actor)
@@ -266,20 +227,20 @@ class Control:
 
     async def shadow(self, model: str, version: int, fraction: float, reason: str, actor: str) -> dict[str, Any]:
         """Loads and warms the version, then copies `fraction` of the traffic to it; 0 ends the shadow."""
-        async with self._locks[model]:
+        async with self._turns[model]:
             deployment = await self._known(model)
             policy = switches.with_shadow(deployment.router.policy, version, fraction)
-            await self._ensure(deployment, version)
+            await self._turns[model].prepared(self._ensure(deployment, version))
             await self._apply(deployment, policy, "shadow", None, version, reason or f"fraction {fraction:g}", actor)
         return await self.describe(model)
 
     async def change(self, model: str, change: Change, reason: str, actor: str) -> dict[str, Any]:
         """Loads and warms what a change of routing needs, then puts the policy in force that it decides on."""
-        async with self._locks[model]:
+        async with self._turns[model]:
             deployment = await self._known(model)
             before = deployment.router.policy
             policy = change.decide(before, self._clock())
-            await self._load_all(deployment, policy)
+            await self._turns[model].prepared(self._load_all(deployment, policy))
             running = policy.experiment or policy.canary or before.experiment
             release = policy.stable_release if policy.stable != before.stable else running.release if running else None
             if policy.stable is not None and policy.stable != before.stable:
@@ -294,18 +255,21 @@ class Control:
         self, model: str, version: int | None, release: str | None, reason: str, actor: str
     ) -> dict[str, Any]:
         """Makes the canary, or a named version, stable."""
-        async with self._locks[model]:
+        async with self._turns[model]:
             deployment = await self._known(model)
             policy = switches.promoted(deployment.router.policy, version, release)
             if policy is not deployment.router.policy and policy.stable is not None:
-                await self._verify(await self._ensure(deployment, policy.stable))
+                await self._verify(await self._turns[model].prepared(self._ensure(deployment, policy.stable)))
                 await self._apply(deployment, policy, "promote", policy.stable_release, policy.stable, reason, actor)
                 await asyncio.to_thread(self._registry.set_alias, model, "stable", policy.stable)
         return await self.describe(model)
 
     async def rollback(self, model: str, release: str | None, reason: str, actor: str) -> dict[str, Any]:
-        """Takes the canary, or else the stable version, out of the traffic; verified before and after."""
-        async with self._locks[model]:
+        """Takes the canary, or else the stable version, out of the traffic; verified before and after.
+
+        It does not wait for versions that another change of the model loads: that change ends with a Conflict.
+        """
+        async with self._turn_of_rollback(model, release):
             deployment = await self._known(model)
             before = deployment.router.policy
             policy = switches.rolled_back(before, release)
@@ -327,6 +291,13 @@ class Control:
             "rolled_back": gone, "completed_at": completed_at, "already": False,
         }  # fmt: skip
 
+    def _turn_of_rollback(self, model: str, release: str | None) -> AbstractAsyncContextManager[None]:
+        """At once where there is something to roll back; else when the change under way is made: it may be that one."""
+        turn, deployment = self._turns[model], self._deployments.get(model)
+        if deployment is not None and switches.rolled_back(deployment.router.policy, release) is not None:
+            return turn.overtaking()
+        return turn
+
     async def _already(self, policy: Policy, release: str | None) -> dict[str, Any]:
         history = await asyncio.to_thread(self._store.history, policy.model)
         ends = [line for line in history if line["event"] == "rollback" and release in (None, line["release"])]
@@ -343,7 +314,15 @@ class Control:
         self, deployment: Deployment, policy: Policy, event: str, release: str | None, version: int | None, reason: str,
         actor: str, *, move: bool = False,
     ) -> list[int]:  # fmt: skip
-        await self._peers.prepare(policy)
+        turn = self._turns[policy.model]
+        try:
+            if event == "rollback":
+                await self._peers.prepare(policy, urgent=True)
+            else:
+                await turn.prepared(self._peers.prepare(policy))
+        except Overtaken:
+            await self._peers.abort(policy)
+            raise
         # Stored before it is in force: a crash in between restores the decision, not the traffic before it.
         try:
             await self._save(policy, event, release, version, reason, actor)
@@ -429,23 +408,3 @@ def _only_version(before: Policy, policy: Policy) -> int | None:
     if policy.standby != before.standby:
         return policy.standby
     return None
-
-
-def _loaded(view: View, model: str) -> set[int]:
-    """The versions that another replica has in memory."""
-    return {number for (name, number), status in view.statuses.items() if name == model and status.state == "READY"}
-
-
-def _state(number: int, policy: Policy, loaded: Collection[int]) -> str:
-    roles: dict[int | None, str] = {
-        policy.canary.version if policy.canary else None: "canary",
-        **{variant.version: variant.arm for variant in (policy.experiment.variants if policy.experiment else ())},
-        **{shadow.version: "shadow" for shadow in policy.shadows},
-        **{rule.version: "forced" for rule in policy.rules},
-        policy.standby: "standby",
-        policy.previous: "previous",
-        policy.stable: "stable",
-    }
-    if number in roles:
-        return roles[number]
-    return "loaded" if number in loaded else "registered"

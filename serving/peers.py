@@ -24,8 +24,11 @@ class Peers(Protocol):
     number: int
     needed: int
 
-    async def prepare(self, policy: Policy) -> None:
-        """Each has the policy's versions loaded and verified. Raises ServingError: then nothing changes."""
+    async def prepare(self, policy: Policy, *, urgent: bool = False) -> None:
+        """Each has the policy's versions loaded and verified. Raises ServingError: then nothing changes.
+
+        What is `urgent` does not wait for a change of another model that is only being prepared: that one fails.
+        """
 
     async def abort(self, policy: Policy) -> None:
         """What was prepared is not coming."""
@@ -49,7 +52,7 @@ class Alone:
     number = 0
     needed = 1
 
-    async def prepare(self, policy: Policy) -> None:
+    async def prepare(self, policy: Policy, *, urgent: bool = False) -> None:
         """Nothing to do."""
 
     async def abort(self, policy: Policy) -> None:

@@ -24,25 +24,70 @@ class Changes:
         # Held while a policy changes and while a replica joins: both see a fleet that stands still.
         self.lock = asyncio.Lock()
         self._changing: Member | None = None
+        # The changes that wait, by their leader's number for them, and whether they were called off meanwhile.
+        self._waiting: dict[tuple[Member, int], bool] = {}
+        self._change = 0
+        # What the other replicas are asked, while the change is prepared, and whether it is a rollback.
+        self._urgent = False
+        self._asking: asyncio.Future[list[BaseException | None]] | None = None
 
-    async def prepare(self, member: Member, policy: Mapping[str, Any]) -> None:
-        """Every other replica loads and verifies what the policy names, or nothing changes."""
-        await self.lock.acquire()
-        self._changing = member
+    async def prepare(
+        self, member: Member, policy: Mapping[str, Any], change: int = 0, *, urgent: bool = False
+    ) -> None:
+        """Every other replica loads and verifies what the policy names, or nothing changes.
+
+        What is `urgent` does not wait for a change that is only being prepared: that one fails, and is told so.
+        """
+        if urgent and self._asking is not None and not self._urgent:
+            self._asking.cancel()
+        key = member, change
+        self._waiting[key] = False
+        try:
+            await self.lock.acquire()
+        finally:
+            called_off = self._waiting.pop(key)
+        self._changing, self._change = member, change
+        if called_off:
+            self.release(member)
+            raise RemoteError("the change was called off", 409)
         if member.number != self._roster.leader or member.channel.closed.is_set():
             self.release(member)
             raise RemoteError("this replica does not lead; ask again", 503)
         others = self._roster.others(member)
         calls = (other.channel.call("prepare", timeout=PREPARE_SECONDS, policy=policy) for other in others)
-        for other, result in zip(others, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+        asking = self._asking = asyncio.gather(*calls, return_exceptions=True)
+        self._urgent = urgent
+        try:
+            results = await asking
+        except asyncio.CancelledError:
+            self._end(member, policy)
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            raise RemoteError(
+                f"a rollback came before the change of {policy['model']!r} was prepared; ask again", 409
+            ) from None
+        finally:
+            self._asking = None
+        for other, result in zip(others, results, strict=True):
             if isinstance(result, BaseException) and not isinstance(result, ChannelClosed):
-                self.abort(member, policy)
+                self._end(member, policy)
                 raise RemoteError(
                     f"replica {other.number} cannot take the change, so nothing was changed: {said(result)}", 409
                 )
 
-    def abort(self, member: Member, policy: Mapping[str, Any]) -> None:
-        """What was prepared is not coming."""
+    def abort(self, member: Member, policy: Mapping[str, Any], change: int = 0) -> None:
+        """What was prepared, is being prepared, or waits to be, is not coming."""
+        if (member, change) in self._waiting:
+            self._waiting[member, change] = True
+        elif self._changing is member and self._change == change:
+            if self._asking is not None:
+                # `prepare` tells the others, and lets go.
+                self._asking.cancel()
+            else:
+                self._end(member, policy)
+
+    def _end(self, member: Member, policy: Mapping[str, Any]) -> None:
         for other in self._roster.others(member):
             other.channel.notify("abort", policy=policy)
         self.release(member)

@@ -53,13 +53,15 @@ class Hub:
         if op == "leaving":
             return await self._leaving(member)
         if op == "prepare":
-            return await self.changes.prepare(member, args["policy"])
+            return await self.changes.prepare(
+                member, args["policy"], args.get("change", 0), urgent=args.get("urgent", False)
+            )
         if op == "commit":
             return await self.changes.commit(member, args["policy"], args["move"])
         if op == "repeat":
             return await self.changes.repeat(member, args["deed"], args["model"], args["versions"])
         if op == "abort":
-            return self.changes.abort(member, args["policy"])
+            return self.changes.abort(member, args["policy"], args.get("change", 0))
         if op == "views":
             return await self.overview.views(self.roster.others(member))
         if op == "counts":

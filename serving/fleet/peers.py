@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -25,17 +26,21 @@ class HubPeers:
         self.number = number
         self.needed = needed
         self.leading = False
+        # The supervisor's name for the change of each model that was prepared last.
+        self._changes: dict[str, int] = {}
+        self._numbers = itertools.count(1)
 
-    async def prepare(self, policy: Policy) -> None:
+    async def prepare(self, policy: Policy, *, urgent: bool = False) -> None:
         """Every replica has the policy's versions loaded and verified. Raises ServingError; then nothing changes."""
+        change = self._changes[policy.model] = next(self._numbers)
         try:
-            await self._channel.call("prepare", policy=policy.to_json())
+            await self._channel.call("prepare", policy=policy.to_json(), change=change, urgent=urgent)
         except RemoteError as error:
             raise Conflict(str(error)) from error
 
     async def abort(self, policy: Policy) -> None:
         """What was prepared is not coming."""
-        self._channel.notify("abort", policy=policy.to_json())
+        self._channel.notify("abort", policy=policy.to_json(), change=self._changes.get(policy.model, 0))
 
     async def commit(self, policy: Policy, move: bool) -> None:
         """All switch; one that cannot is taken out of the traffic and started again."""

@@ -122,7 +122,7 @@ class Replica(Service):
         elif op == "commit":
             await self._control.adopt(Policy.from_json(args["policy"]), move=args["move"])
         elif op == "abort":
-            self._control.retire(args["policy"]["model"])
+            await self._control.abandon(args["policy"]["model"])
         elif op == "load":
             await self._control.load(args["model"], args["versions"], "the leading replica")
         elif op == "unload":

@@ -250,3 +250,52 @@ async def test_what_the_leader_loads_and_unloads_all_others_do_and_who_cannot_is
 
     with pytest.raises(RemoteError, match="replica 2 cannot unload 'fares': requests do not end"):
         await stage.ask(stage.members[0], "repeat", deed="unload", model="fares", versions=None)
+
+
+@pytest.mark.parametrize("model", ["fares", "other"])
+async def test_a_rollback_does_not_wait_for_a_change_that_is_being_prepared(stage: Stage, model: str) -> None:
+    for channel in stage.channels[1:]:
+        channel.blocked["prepare"] = asyncio.Event()
+    loading = asyncio.create_task(stage.ask(stage.members[0], "prepare", policy=POLICY, change=1))
+    await settled()
+    for channel in stage.channels[1:]:
+        del channel.blocked["prepare"]
+    rollback = POLICY | {"model": model, "generation": 3}
+    await asyncio.wait_for(stage.ask(stage.members[0], "prepare", policy=rollback, change=2, urgent=True), 5)
+    with pytest.raises(RemoteError, match="a rollback came before the change of 'fares' was prepared") as caught:
+        await loading
+    # What was called off is called off once, and takes nothing from the change that came after it.
+    await stage.ask(stage.members[0], "abort", policy=POLICY, change=1)
+    await stage.ask(stage.members[0], "commit", policy=rollback, move=True)
+
+    assert caught.value.status == 409
+    assert [channel.said for channel in stage.channels[1:]] == [["prepare", "abort", "prepare", "commit"]] * 2
+
+
+async def test_one_rollback_does_not_end_another(stage: Stage) -> None:
+    stage.channels[1].blocked["prepare"] = asyncio.Event()
+    first = asyncio.create_task(stage.ask(stage.members[0], "prepare", policy=POLICY, change=1, urgent=True))
+    await settled()
+    other = POLICY | {"model": "other"}
+    second = asyncio.create_task(stage.ask(stage.members[0], "prepare", policy=other, change=2, urgent=True))
+    await settled()
+    assert not first.done()
+    assert not second.done()
+    stage.channels[1].blocked["prepare"].set()
+    await first
+    await stage.ask(stage.members[0], "commit", policy=POLICY, move=True)
+    await asyncio.wait_for(second, 5)
+
+
+async def test_a_change_that_is_called_off_while_it_waits_never_begins(stage: Stage) -> None:
+    await stage.ask(stage.members[0], "prepare", policy=POLICY, change=1)
+    other = POLICY | {"model": "other"}
+    waiting = asyncio.create_task(stage.ask(stage.members[0], "prepare", policy=other, change=2))
+    await settled()
+    await stage.ask(stage.members[0], "abort", policy=other, change=2)
+    await stage.ask(stage.members[0], "commit", policy=POLICY, move=False)
+    with pytest.raises(RemoteError, match="called off"):
+        await asyncio.wait_for(waiting, 5)
+
+    assert stage.channels[1].said == ["prepare", "commit"]
+    await asyncio.wait_for(stage.ask(stage.members[0], "prepare", policy=POLICY, change=3), 5)

@@ -23,6 +23,7 @@ from serving.errors import InvalidRequest, NotFound, ServingError, Unavailable
 from serving.express import Express
 from serving.http import Exchange, decoded_body, error_head
 from serving.protocol.packing import packed
+from serving.protocol.raw import raw_request
 from serving.protocol.responder import error_body
 from serving.router import Choice, Router
 from serving.routing.traffic import FORCED
@@ -222,7 +223,11 @@ class Front:
         plain = account is None and deployment.cache is None and not (trace or asked.traced or asked.packed)
         if routed is not None and plain and self._turns_away(exchange, deployment.model, *routed, asked.parameters):
             return
-        request = v2.parse(body, asked.header_length, routed is not None and routed[1].responder.floats)
+        if asked.header_length == 0:
+            version = (routed or deployment.route(named, None, headers))[1]
+            request = raw_request(body, version.loaded.model.signature)
+        else:
+            request = v2.parse(body, asked.header_length, routed is not None and routed[1].responder.floats)
         if request.rows > self._max_request_rows:
             raise InvalidRequest(
                 f"the request has {request.rows} rows, the limit is {self._max_request_rows}; send several"

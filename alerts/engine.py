@@ -20,7 +20,7 @@ from alerts.rule_results import EvaluationError, instances, recorded
 from alerts.rule_status import Evaluation, GroupStatus, RuleStatus
 from alerts.rules import Rule, RuleGroup
 from alerts.state_store import NoStateStore, StateStore, rule_keys
-from alerts.states import Alert, DuplicateAlert, Event, Instance, RuleState, resumed, series, step
+from alerts.states import Alert, DuplicateAlert, Event, Instance, resumed, series, step
 from alerts.templates import Surroundings
 from collectors.store import STALE_NAN
 from observability.metrics import Metrics
@@ -92,6 +92,7 @@ class RuleEngine:
         if status.restored_at:
             self._resume(status, ts)
         events: list[Event] = []
+        firing: list[Alert] = []
         made = 0
         away: StoreAway | None = None
         for batch in status.batches:
@@ -111,6 +112,7 @@ class RuleEngine:
                     samples += [Sample(labels, STALE_NAN) for labels in rule_status.written - series_now]
                     good.append((rule_status, series_now))
                     events += changes
+                    firing += (alert for alert in rule_status.state.values() if alert.state == "firing")
                     made += len(result)
                 rule_status.evaluated_at = ts
                 rule_status.duration_seconds += self._clock() - began
@@ -126,7 +128,7 @@ class RuleEngine:
             group,
             ts,
             tuple(events),
-            tuple(alert for rule in status.rules if rule.health == "ok" for alert in _firing(rule.state)),
+            tuple(firing),
             tuple(f"{rule.rule.name}: {rule.last_error}" for rule in status.rules if rule.health == "err"),
         )
 
@@ -184,9 +186,10 @@ class RuleEngine:
         self,
         status: GroupStatus,
         samples: Sequence[Sample],
-        good: Iterable[tuple[RuleStatus, frozenset[Labels]]],
+        good: Sequence[tuple[RuleStatus, frozenset[Labels]]],
         at: float,
     ) -> None:
+        """Write what rules made; if that fails it is theirs to show, though their alerts are what they are."""
         try:
             if samples:
                 self._writer.write(samples, at)
@@ -194,6 +197,9 @@ class RuleEngine:
             if not status.write_error:
                 log.warning("cannot write the series of group %s: %s", status.group.name, error)
             status.write_error = str(error)
+            for rule_status, _ in good:
+                rule_status.health, rule_status.last_error = "err", str(error)
+                self._counts.failed(status.group)
         else:
             status.write_error = ""
             for rule_status, written in good:
@@ -253,7 +259,3 @@ def grid_time(group: RuleGroup, now: float) -> float:
         digest = hashlib.blake2b(group.key.encode(), digest_size=8).digest()
         phase = int.from_bytes(digest, "big") % int(interval)
     return math.floor((now - phase) / interval + 1e-9) * interval + phase
-
-
-def _firing(state: RuleState) -> Iterable[Alert]:
-    return (alert for alert in state.values() if alert.state == "firing")

@@ -138,6 +138,7 @@ def test_what_could_not_be_written_is_ended_later(
         for status, ts in engine.due(clock.now):
             engine.evaluate(status, ts)
         assert engine.groups[0].write_error == ("the disk is full" if broken else "")
+        assert engine.groups[0].rules[0].last_error == ("the disk is full" if broken else "")
 
     assert metering.value("a:a", clock.now - 1) == 5.0
     assert metering.value("a:a", clock.now) is None

@@ -262,7 +262,10 @@ class _Writer:
         chosen = self.objective
         title = chosen.title or chosen.name
         by = chosen.indicator.labels
-        about = "".join(f"{{{{ with $labels.{label} }}}} {label} {{{{ . }}}}{{{{ end }}}}" for label in by)
+        about = "".join(
+            f"{{{{ with $labels.{label} }}}}{',' if number else ' of'} {label} {{{{ . }}}}{{{{ end }}}}"
+            for number, label in enumerate(by)
+        )
         matchers = "".join(f",{label}=%q" for label in by)
         values = "".join(f" $labels.{label}" for label in by)
         fixed = "".join(f",{name}=%q" for name in self.labels)[1:]

@@ -42,7 +42,7 @@ from collectors.scrape import Scraper, ScrapeSettings
 from collectors.scraping import ScrapeConfig
 from collectors.signals import Signals
 from collectors.spans import SpanStore
-from collectors.store import Store
+from collectors.store import Limits, Store
 from collectors.target_views import targets_json
 from collectors.targets import ScrapeTarget
 from collectors.views import Views, passed_on
@@ -62,6 +62,12 @@ class CollectorConfig:
     """Folder of the Parquet lake."""
     store_url: str
     """SQLAlchemy URL of the sample store; the collector's own tables go beside it."""
+    sample_retention_seconds: float = 30 * 86400.0
+    sample_retention_bytes: int | None = None
+    """What samples may take in the database; None: no bound. This and the next three: see Store."""
+    late_seconds: float = 3600.0
+    head_seconds: float = 7200.0
+    limits: Limits = field(default_factory=Limits)
     host: str = "127.0.0.1"
     intake_port: int = 4318
     query_port: int = 9090
@@ -124,7 +130,15 @@ class Collector:
         self.config = config
         self.clock = clock
         self.signals = Signals()
-        self.store = Store(config.store_url, clock=clock)
+        self.store = Store(
+            config.store_url,
+            clock=clock,
+            head_seconds=config.head_seconds,
+            retention_seconds=config.sample_retention_seconds,
+            retention_bytes=config.sample_retention_bytes,
+            late_seconds=config.late_seconds,
+            limits=config.limits,
+        )
         self.journal = Journal(open_database(intake_url(config.store_url)))
         self.windows = ClosedWindows(self.journal)
         self.references = References(self.journal, clock)

@@ -61,6 +61,19 @@ class CollectorSettings(_Section, frozen=True, kw_only=True):
     scrape_config: str = ""
     """Prometheus configuration file; what its `scrape_configs` name is scraped, too."""
     scrape_interval_seconds: float = 1.0
+    retention_seconds: float = 30 * 86400.0
+    """How long samples are kept."""
+    retention_bytes: int = 0
+    """What samples may take in the database, about; beyond it the oldest go. 0 means no bound."""
+    late_seconds: float = 3600.0
+    """A sample this much older than its series' newest is still taken; older ones are refused. 0 takes none."""
+    head_seconds: float = 7200.0
+    """Samples up to this much older than the newest are kept in memory."""
+    series_per_target: int = 250_000
+    """A source with more series is refused, and told which label has the most values. 0 means no bound, as below."""
+    labels_per_series: int = 64
+    label_name_bytes: int = 1024
+    label_value_bytes: int = 16_384
     window_seconds: float = 60.0
     allowed_lateness_seconds: float = 5.0
     judged_windows: int = 1

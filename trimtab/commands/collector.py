@@ -8,6 +8,7 @@ from collectors.api import CollectorConfig
 from collectors.api import serve as run
 from collectors.drift.judge import DriftThresholds
 from collectors.scraping import BadConfig, ScrapeConfig, read_scrape_configs
+from collectors.store import Limits
 from collectors.targets import ScrapeTarget
 from trimtab.commands.options import fail, start_logging, with_settings
 from trimtab.settings import Settings
@@ -36,6 +37,16 @@ def collector(settings: Settings) -> None:
                 file_sd=tuple(own.file_sd),
                 scrape_interval_seconds=own.scrape_interval_seconds,
                 scrape_configs=scrape_configs(settings),
+                sample_retention_seconds=own.retention_seconds,
+                sample_retention_bytes=own.retention_bytes or None,
+                late_seconds=own.late_seconds,
+                head_seconds=own.head_seconds,
+                limits=Limits(
+                    series_per_target=own.series_per_target,
+                    labels_per_series=own.labels_per_series,
+                    label_name_bytes=own.label_name_bytes,
+                    label_value_bytes=own.label_value_bytes,
+                ),
                 alerts_url=settings.alerts_url,
                 window_seconds=own.window_seconds,
                 allowed_lateness_seconds=own.allowed_lateness_seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -26,12 +25,12 @@ from collectors.scraping.config import (
 )
 from collectors.scraping.quantities import duration_ms, size_bytes
 from collectors.scraping.relabel import BadRule, RelabelRule
+from collectors.scraping.yaml_text import Refused, check_keys, line_of, parsed
 
 # Sections that other parts of Trimtab, or none, have use for: a whole prometheus.yml can be named.
 _OTHER_SECTIONS = ("alerting", "rule_files", "remote_write", "remote_read", "storage", "tracing", "runtime", "otlp")
 _FILE_PATTERN = re.compile(r"[^*]*(\*[^/]*)?\.(json|yml|yaml|JSON|YML|YAML)")
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]+)`")
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|\[\.\.\.\]")
 
 logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -39,23 +38,6 @@ Value = TypeVar("Value")
 
 class BadConfig(ValueError):
     """A configuration that cannot be used; the message has the file, the line, the field and the reason."""
-
-
-class _Refused(Exception):
-    """Why something in the file cannot be, and where: a path such as `.scrape_configs[0].params`."""
-
-    def __init__(self, where: str, reason: str) -> None:
-        super().__init__(reason)
-        self.where = where
-
-
-class _TextLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Every scalar is the text that it is, as Go's decoder has it for a text field: `shard: 01` is "01"."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML reads it from the class
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
 def read_scrape_configs(path: str | Path) -> tuple[ScrapeConfig, ...]:
@@ -71,44 +53,28 @@ def read_scrape_configs(path: str | Path) -> tuple[ScrapeConfig, ...]:
     return found
 
 
-def parsed_text(body: str) -> Any:
-    """A YAML document with all scalars as texts. yaml.YAMLError."""
-    return _parsed(body)[1]
-
-
-def _parsed(body: str) -> tuple[yaml.Node | None, Any]:
-    """The document's nodes, which know their lines, and its data."""
-    loader = _TextLoader(body)
-    try:
-        root = loader.get_single_node()
-        # The constructor writes merged keys into the nodes that it goes through.
-        return copy.deepcopy(root), None if root is None else _without_nulls(loader.construct_document(root))
-    finally:
-        loader.dispose()
-
-
 class _File:
     def __init__(self, path: Path, defaults: fields.Global | None = None) -> None:
         self._path = path
         self._defaults = defaults
         try:
             body = path.read_text()
-            self._root, data = _parsed(body)
+            self._root, data = parsed(body)
             self._data = data or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise BadConfig(f"{path}: {error}") from error
 
     def configs(self) -> tuple[ScrapeConfig, ...]:
         try:
-            self._no_key_twice(self._root, "")
+            check_keys(self._root)
             return tuple(self._read())
-        except _Refused as error:
-            line = self._line(error.where)
+        except Refused as error:
+            line = line_of(self._root, error.where)
             raise BadConfig(f"{self._path}:{line}: {error.where.lstrip('.') or 'the file'}: {error}") from error
 
     def _read(self) -> Iterable[ScrapeConfig]:
         if not isinstance(self._data, dict):
-            raise _Refused("", "it is not a mapping: begin with scrape_configs:")
+            raise Refused("", "it is not a mapping: begin with scrape_configs:")
         others = [name for name in _OTHER_SECTIONS if name in self._data]
         if others:
             logger.info("%s: %s are not read from this file", self._path, ", ".join(others))
@@ -120,33 +86,6 @@ class _File:
         for pattern in document.scrape_config_files:
             for other in sorted(self._path.parent.glob(pattern) if not pattern.startswith("/") else _matching(pattern)):
                 yield from _File(other, shared).configs()
-
-    def _no_key_twice(self, node: yaml.Node | None, where: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in seen and key.value != "<<":
-                        raise _Refused(f"{where}.{key.value}", "it is given twice")
-                    seen.add(key.value)
-                    self._no_key_twice(value, f"{where}.{key.value}")
-        elif isinstance(node, yaml.SequenceNode):
-            for number, item in enumerate(node.value):
-                self._no_key_twice(item, f"{where}[{number}]")
-
-    def _line(self, where: str) -> int:
-        """The line of a path, or of the part of it that the file has; lines count from 1."""
-        node, line = self._root, 1
-        for name, number in _STEP.findall(where):
-            if isinstance(node, yaml.MappingNode):
-                pairs = [(key, value) for key, value in node.value if getattr(key, "value", None) == name]
-                if not pairs:
-                    break
-                line, node = pairs[-1][0].start_mark.line + 1, pairs[-1][1]
-            elif isinstance(node, yaml.SequenceNode) and number and int(number) < len(node.value):
-                node = node.value[int(number)]
-                line = node.start_mark.line + 1
-        return line
 
 
 def _matching(pattern: str) -> list[Path]:
@@ -161,18 +100,16 @@ def _converted(data: Any, kind: type[Value]) -> Value:
         where = where.rstrip("`")
         unknown = _UNKNOWN.match(reason)
         if unknown is None:
-            raise _Refused(where, reason) from error
+            raise Refused(where, reason) from error
         name = unknown["field"]
         if name in fields.NOT_SUPPORTED or name.endswith("_sd_configs"):
-            raise _Refused(
-                f"{where}.{name}", "Trimtab's collector does not support this field of Prometheus"
-            ) from error
-        raise _Refused(f"{where}.{name}", f"unknown field {name!r}") from error
+            raise Refused(f"{where}.{name}", "Trimtab's collector does not support this field of Prometheus") from error
+        raise Refused(f"{where}.{name}", f"unknown field {name!r}") from error
 
 
 def _scrape_config(raw: fields.Scrape, shared: fields.Global, folder: Path, where: str) -> ScrapeConfig:
     if not raw.job_name:
-        raise _Refused(f"{where}.job_name", "job_name is empty")
+        raise Refused(f"{where}.job_name", "job_name is empty")
     interval = _checked(duration_ms, raw.scrape_interval or shared.scrape_interval, f"{where}.scrape_interval")
     if raw.scrape_timeout:
         timeout = _checked(duration_ms, raw.scrape_timeout, f"{where}.scrape_timeout")
@@ -180,11 +117,11 @@ def _scrape_config(raw: fields.Scrape, shared: fields.Global, folder: Path, wher
         timeout = min(interval, _checked(duration_ms, shared.scrape_timeout, ".global.scrape_timeout"))
     if timeout > interval:
         reason = f'scrape timeout greater than scrape interval for scrape config with job name "{raw.job_name}"'
-        raise _Refused(f"{where}.scrape_timeout", reason)
+        raise Refused(f"{where}.scrape_timeout", reason)
     if interval == 0 or timeout == 0:
-        raise _Refused(f"{where}.scrape_interval", "the scrape interval and timeout must be above 0")
+        raise Refused(f"{where}.scrape_interval", "the scrape interval and timeout must be above 0")
     if raw.scheme not in ("http", "https"):
-        raise _Refused(f"{where}.scheme", f"{raw.scheme!r} is neither http nor https")
+        raise Refused(f"{where}.scheme", f"{raw.scheme!r} is neither http nor https")
     scheme_of_names = raw.metric_name_validation_scheme or shared.metric_name_validation_scheme
     escaping = raw.metric_name_escaping_scheme or shared.metric_name_escaping_scheme
     protocols = raw.scrape_protocols or shared.scrape_protocols
@@ -235,27 +172,27 @@ def _groups(raw: list[fields.StaticGroup], where: str) -> tuple[TargetGroup, ...
     for number, group in enumerate(raw):
         for address in group.targets:
             if "/" in address:
-                raise _Refused(f"{where}.static_configs[{number}].targets", f'"{address}" is not a valid hostname')
+                raise Refused(f"{where}.static_configs[{number}].targets", f'"{address}" is not a valid hostname')
     return tuple(TargetGroup(tuple({"__address__": item} for item in group.targets), group.labels) for group in raw)
 
 
 def _file_patterns(patterns: list[str], folder: Path, where: str) -> tuple[str, ...]:
     if not patterns:
-        raise _Refused(f"{where}.files", "file service discovery config must contain at least one path name")
+        raise Refused(f"{where}.files", "file service discovery config must contain at least one path name")
     for pattern in patterns:
         if not _FILE_PATTERN.fullmatch(pattern):
-            raise _Refused(f"{where}.files", f'path name "{pattern}" is not valid for file discovery')
+            raise Refused(f"{where}.files", f'path name "{pattern}" is not valid for file discovery')
     return tuple(str(folder / pattern) for pattern in patterns)
 
 
 def _http_discovery(raw: fields.HttpGroups, folder: Path, where: str) -> HttpDiscovery:
     if not raw.url:
-        raise _Refused(f"{where}.url", "URL is missing")
+        raise Refused(f"{where}.url", "URL is missing")
     if not raw.url.startswith(("http://", "https://")):
-        raise _Refused(f"{where}.url", "URL scheme must be 'http' or 'https'")
+        raise Refused(f"{where}.url", "URL scheme must be 'http' or 'https'")
     refresh = _checked(duration_ms, raw.refresh_interval, f"{where}.refresh_interval")
     if refresh == 0:
-        raise _Refused(f"{where}.refresh_interval", "it must be above 0")
+        raise Refused(f"{where}.refresh_interval", "it must be above 0")
     return HttpDiscovery(url=raw.url, refresh_ms=refresh, client=_client(raw, folder, where))
 
 
@@ -275,16 +212,16 @@ def _rules(raw: list[fields.Relabel], where: str) -> tuple[RelabelRule, ...]:
                 )
             )
         except BadRule as error:
-            raise _Refused(f"{where}[{number}]", str(error)) from error
+            raise Refused(f"{where}[{number}]", str(error)) from error
     return tuple(rules)
 
 
 def _protocols(named: list[str], where: str) -> tuple[str, ...]:
     for number, name in enumerate(named):
         if name not in PROTOCOLS:
-            raise _Refused(where, f"unknown scrape protocol {name!r}: there are {', '.join(PROTOCOLS)}")
+            raise Refused(where, f"unknown scrape protocol {name!r}: there are {', '.join(PROTOCOLS)}")
         if name in named[:number]:
-            raise _Refused(where, f"duplicated protocol {name!r}")
+            raise Refused(where, f"duplicated protocol {name!r}")
     return tuple(named)
 
 
@@ -294,10 +231,10 @@ def _client(raw: fields.Client, folder: Path, where: str) -> ClientSettings:
     if given is None and (bearer.credentials or bearer.credentials_file):
         given = bearer
     if basic is not None and given is not None:
-        raise _Refused(where, "at most one of basic_auth, authorization & bearer_token must be configured")
+        raise Refused(where, "at most one of basic_auth, authorization & bearer_token must be configured")
     if given is not None and given.type.lower() == "basic":
         reason = 'authorization type cannot be set to "basic", use "basic_auth" instead'
-        raise _Refused(f"{where}.authorization.type", reason)
+        raise Refused(f"{where}.authorization.type", reason)
     settings = ClientSettings(
         tls=_tls(raw.tls_config, folder, f"{where}.tls_config"),
         follow_redirects=raw.follow_redirects,
@@ -330,10 +267,10 @@ def _headers(raw: Mapping[str, fields.Header], folder: Path) -> tuple[tuple[str,
 
 def _tls(raw: fields.Tls, folder: Path, where: str) -> TlsSettings:
     if bool(raw.cert_file) != bool(raw.key_file):
-        raise _Refused(where, "cert_file and key_file go together: a client's certificate needs its key")
+        raise Refused(where, "cert_file and key_file go together: a client's certificate needs its key")
     for name, version in (("min_version", raw.min_version), ("max_version", raw.max_version)):
         if version and version not in TLS_VERSIONS:
-            raise _Refused(f"{where}.{name}", f"unknown TLS version {version!r}: there are {', '.join(TLS_VERSIONS)}")
+            raise Refused(f"{where}.{name}", f"unknown TLS version {version!r}: there are {', '.join(TLS_VERSIONS)}")
     return TlsSettings(
         ca=raw.ca,
         ca_file=_beside(folder, raw.ca_file),
@@ -349,7 +286,7 @@ def _tls(raw: fields.Tls, folder: Path, where: str) -> TlsSettings:
 def _secret(text: str, file: str, folder: Path, where: str) -> Secret:
     if text and file:
         name = where.rsplit(".", 1)[1]
-        raise _Refused(where, f"at most one of {name} & {name}_file must be configured")
+        raise Refused(where, f"at most one of {name} & {name}_file must be configured")
     return Secret(text=text, file=_beside(folder, file))
 
 
@@ -361,13 +298,4 @@ def _checked(parse: Callable[[str], int], text: str, where: str) -> int:
     try:
         return parse(text)
     except ValueError as error:
-        raise _Refused(where, str(error)) from error
-
-
-def _without_nulls(value: Any) -> Any:
-    """A field without a value is one that is not given."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+        raise Refused(where, str(error)) from error

@@ -18,7 +18,7 @@ import yaml
 from collectors.scraping.client import Clients
 from collectors.scraping.config import HttpDiscovery, ScrapeConfig, TargetGroup
 from collectors.scraping.config_fields import StaticGroup
-from collectors.scraping.config_file import parsed_text
+from collectors.scraping.yaml_text import parsed_text
 
 USER_AGENT = "Trimtab"
 _JSON_TYPE = re.compile(r'application/json(;\s*charset=("utf-8"|utf-8))?', re.IGNORECASE)

@@ -119,15 +119,15 @@ class Expected:
             raise ProfileError(f"the reference of {self._owner} has no column {', '.join(unknown)}: it has {known}")
         if others := sorted(set(profile.columns) - self.source.columns):
             raise NotProfiled(
-                f"{self._owner} takes {', '.join(others)} from its events: to take columns from profiles, PUT the reference "
-                'with their names as "from_profiles" (or true for all)'
+                f"{self._owner} takes {', '.join(others)} from its events: to take columns from profiles, PUT the "
+                'reference with their names as "from_profiles" (or true for all)'
             )
         joint = profile.joint if self.source.joint and self.reference.joint is not None else None
         self._check_layout(Profile(profile.columns, joint))
         return ProfileBatch(self.model, self.version, start, end, Profile(profile.columns, joint, profile.distinct))
 
     def _check_layout(self, profile: Profile) -> None:
-        """ProfileError unless the columns, and the joint part if it has one, are counted over the reference's layout."""
+        """ProfileError unless columns, and the joint part if there is one, are counted over the reference's layout."""
         joint = None if profile.joint is None else self.reference.joint
         known = Profile({name: self.reference.columns[name] for name in profile.columns}, joint)
         try:

@@ -56,8 +56,13 @@ def compare(
     if engine not in ("numpy", "spark"):
         raise InputError(f"there is no engine {engine!r}: known are numpy and spark")
     if engine == "spark":
-        if mode == "exact" or method == "evidently" or by is not None or width is not None:
-            raise InputError("the Spark engine compares whole tables by their profiles: leave out the rest")
+        rows = {"mode exact": mode == "exact", "method evidently": method == "evidently"}
+        parts = {"by": by is not None, "window": width is not None}
+        if asked := [name for name, given in (rows | parts).items() if given]:
+            raise InputError(
+                f"the Spark engine cannot do {', '.join(asked)}: it compares whole tables by one profile of each, "
+                "which has no rows to sort or to split. Take the engine numpy: it too reads more than memory holds"
+            )
         counted = spark_profiles(reference, current, columns, kinds)
         sides: Sides[Source | Profile] = Sides(counted.reference, counted.current)
         columns = kinds = None

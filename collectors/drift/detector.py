@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from collectors.drift.bets import Seen, bounded, known_normal, learned_means, learned_normal, prefix_sums, tamed
-from collectors.drift.detector_settings import Alarm, Bets, DetectorError, DetectorSettings, Kind
+from collectors.drift.bets import Seen
+from collectors.drift.detector_settings import Alarm, Bets, DetectorError, DetectorSettings
+from collectors.drift.detector_state import State, arrays, having_seen, restore, scan
 from collectors.drift.fdr import e_bh
-from collectors.drift.shiryaev_roberts import Booleans, Floats, Sums, advance
+from collectors.drift.shiryaev_roberts import Floats, Sums
 
 __all__ = ["Alarm", "DetectorError", "DetectorSettings", "EDetector"]
 
 FORMAT = 1
 # Values that one pass works on: about what the second-level cache holds.
 PASS = 1 << 15
-
-
-@dataclass(slots=True)
-class _State:
-    """What is known of C streams."""
-
-    seen: Seen
-    sums: Sums
-
-    def of(self, streams: slice) -> _State:
-        return _State(self.seen.of(streams), self.sums.of(streams))
-
-    def put(self, streams: slice, other: _State) -> None:
-        self.seen.put(streams, other.seen)
-        self.sums.put(streams, other.sums)
 
 
 @dataclass(slots=True)
@@ -53,7 +38,7 @@ class EDetector:
     settings: DetectorSettings = field(default_factory=DetectorSettings)
     clock: int = 0
     """Observations judged so far: samples, or whole blocks of them."""
-    _state: _State = field(init=False)
+    _state: State = field(init=False)
     _bets: Bets = field(init=False)
     _reference: Seen = field(init=False)
     _partial: Floats = field(init=False)
@@ -63,7 +48,7 @@ class EDetector:
         if self.streams < 1:
             raise DetectorError(f"a detector needs at least one stream, not {self.streams}")
         self._bets = Bets.of(self.settings, self.streams)
-        self._state = _State(Seen.nothing(self.streams), Sums.zero(len(self._bets.values), self.streams))
+        self._state = State(Seen.nothing(self.streams), Sums.zero(len(self._bets.values), self.streams))
         self._reference = Seen.nothing(self.streams)
         self._partial = np.zeros(self.streams)
 
@@ -100,7 +85,7 @@ class EDetector:
         blocks = rows[:, : rows.shape[1] // self.settings.block * self.settings.block]
         observed, self._partial_count = self._blocked(blocks), 0
         self._partial = np.zeros(self.streams)
-        self._reference = _after(self._reference, observed, self.settings.kind)
+        self._reference = having_seen(self._reference, observed, self.settings.kind)
         self._state.seen.put(slice(0, self.streams), self._reference)
 
     def update(self, values: ArrayLike) -> list[Alarm]:
@@ -127,7 +112,7 @@ class EDetector:
         everything = slice(0, self.streams)
         if self.settings.family and self.streams > 1:
             return self._together(observed)
-        after, shown = self._scan(self._state, observed, self.clock)
+        after, shown = scan(self.settings, self._bets, self._state, observed, self.clock)
         found = shown >= self.settings.threshold
         alarms: list[Alarm] = []
         if not found.any():
@@ -146,13 +131,13 @@ class EDetector:
         one, at, alarms = slice(stream, stream + 1), 0, []
         while at < observed.shape[1]:
             state = self._state.of(one)
-            after, shown = self._scan(state, observed[:, at:], self.clock + at)
+            after, shown = scan(self.settings, self._bets, state, observed[:, at:], self.clock + at)
             places = np.flatnonzero(shown[0] >= self.settings.threshold)
             if not len(places):
                 self._state.put(one, after)
                 break
             upto = at + int(places[0]) + 1
-            after, shown = self._scan(state, observed[:, at:upto], self.clock + at)
+            after, shown = scan(self.settings, self._bets, state, observed[:, at:upto], self.clock + at)
             alarms.append(self._alarm(stream, after, float(shown[0, -1]), self.clock + upto))
             at = upto
         return alarms
@@ -162,7 +147,7 @@ class EDetector:
         at, alarms = 0, []
         everything = slice(0, self.streams)
         while at < observed.shape[1]:
-            after, shown = self._scan(self._state, observed[:, at:], self.clock + at)
+            after, shown = scan(self.settings, self._bets, self._state, observed[:, at:], self.clock + at)
             candidates = np.flatnonzero(shown.sum(axis=0) >= self.settings.threshold * (1 - 1e-9))
             rejected = next(
                 ((int(c), r) for c in candidates if (r := e_bh(shown[:, c], self.settings.alpha)).any()),
@@ -172,7 +157,7 @@ class EDetector:
                 self._state.put(everything, after)
                 break
             upto = at + rejected[0] + 1
-            after, shown = self._scan(self._state, observed[:, at:upto], self.clock + at)
+            after, shown = scan(self.settings, self._bets, self._state, observed[:, at:upto], self.clock + at)
             self._state.put(everything, after)
             for stream in np.flatnonzero(rejected[1]):
                 one = slice(int(stream), int(stream) + 1)
@@ -180,60 +165,7 @@ class EDetector:
             at = upto
         return alarms
 
-    def _scan(self, state: _State, observed: Floats, clock: int) -> tuple[_State, Floats]:
-        """The state after the observations (C, t) and the sum after each; pure."""
-        settings, bets = self.settings, self._bets
-        judged: Booleans | None = None
-        if settings.kind == "evalue" and np.isnan(observed).any():
-            judged = ~np.isnan(observed)
-            observed = np.where(judged, observed, 1.0)
-        seen = _begun(state.seen, observed) if settings.kind == "normal" else state.seen
-        shifted = observed - seen.shift[:, None] if settings.kind == "normal" else observed
-        totals = prefix_sums(seen.total, shifted)
-        counts = seen.count[:, None] + np.arange(observed.shape[1])
-        may_change: Booleans | None = None
-        squares = prefix_sums(seen.squares, shifted * shifted) if settings.kind == "normal" else None
-        if settings.kind == "evalue":
-            evalues = tamed(observed, bets.cap)[None]
-        elif settings.kind == "normal":
-            if settings.base is not None:
-                mean, deviation = np.ravel(settings.base)
-                raw = known_normal(
-                    observed, np.full(len(observed), mean), np.full(len(observed), deviation), bets.values
-                )
-            else:
-                assert squares is not None
-                raw = learned_normal(shifted, totals[:, :-1], squares[:, :-1], counts, bets.values)
-            evalues = tamed(raw, bets.cap)
-        else:
-            known = settings.base is not None
-            means = np.full((1, 1), settings.base) if known else learned_means(totals[:, :-1], counts)
-            evalues = bounded(observed, means, bets.values)
-        if settings.base is None and settings.kind != "evalue" and int(seen.count.min()) < settings.learn:
-            may_change = counts >= settings.learn
-        elif judged is not None:
-            may_change = judged
-        if may_change is not None:
-            evalues = np.where(may_change, evalues, 1.0)
-        sums, shown = advance(
-            state.sums,
-            evalues,
-            totals[:, :-1],
-            bets.weights,
-            clock=clock,
-            block=bets.block,
-            form=settings.form,
-            may_change=may_change,
-        )
-        after = Seen(
-            seen.count + observed.shape[1],
-            totals[:, -1].copy(),
-            seen.squares if squares is None else squares[:, -1].copy(),
-            seen.shift,
-        )
-        return _State(after, sums), shown
-
-    def _alarm(self, stream: int, state: _State, evidence: float, clock: int) -> Alarm:
+    def _alarm(self, stream: int, state: State, evidence: float, clock: int) -> Alarm:
         """The alarm of one stream at `clock` (the observations so far), whose evidence is then begun again."""
         one, block = slice(stream, stream + 1), self.settings.block
         ratios, since, totals = (array[:, 0] for array in state.sums.change())
@@ -245,7 +177,7 @@ class EDetector:
         base = self.settings.base
         before = float(np.ravel(base)[0]) if base is not None else total / count + shift if count else math.nan
         after = (float(seen.total[0]) - total) / (clock - first) + shift
-        fresh = _State(self._reference.of(one), Sums.zero(len(self._bets.values), 1))
+        fresh = State(self._reference.of(one), Sums.zero(len(self._bets.values), 1))
         if self.settings.after_alarm == "keep":
             # The squares before the change are not kept: their mean since the beginning errs towards more spread.
             squares = seen.squares * (count / int(seen.count[0]))
@@ -263,7 +195,6 @@ class EDetector:
             array = array[:, None]
         if array.ndim != 2 or array.shape[1] != self.streams:
             raise DetectorError(f"samples must have the shape (time, {self.streams}), not {np.shape(values)}")
-        kind = self.settings.kind
         kind = self.settings.kind
         known = np.isfinite(array)
         if kind == "evalue":
@@ -315,9 +246,9 @@ class EDetector:
                 "clock": self.clock,
                 "partial": self._partial.tolist(),
                 "partial_count": self._partial_count,
-                "reference": _arrays(self._reference),
-                "seen": _arrays(self._state.seen),
-                "sums": _arrays(self._state.sums),
+                "reference": arrays(self._reference),
+                "seen": arrays(self._state.seen),
+                "sums": arrays(self._state.sums),
             },
             allow_nan=False,
             separators=(",", ":"),
@@ -336,9 +267,9 @@ class EDetector:
             if isinstance(settings["base"], list):
                 settings["base"] = tuple(settings["base"])
             detector = cls(body["streams"], DetectorSettings(**settings), body["clock"])
-            _restore(detector._reference, body["reference"])
-            _restore(detector._state.seen, body["seen"])
-            _restore(detector._state.sums, body["sums"])
+            restore(detector._reference, body["reference"])
+            restore(detector._state.seen, body["seen"])
+            restore(detector._state.sums, body["sums"])
             detector._partial[:] = body["partial"]
             detector._partial_count = int(body["partial_count"])
         except DetectorError:
@@ -346,42 +277,3 @@ class EDetector:
         except (KeyError, TypeError, ValueError) as error:
             raise DetectorError(f"not a stored detector: {error!r}") from error
         return detector
-
-
-def _begun(seen: Seen, observed: Floats) -> Seen:
-    """Streams without a sample take the first one as their zero, against cancellation in the sums of squares."""
-    return Seen(seen.count, seen.total, seen.squares, np.where(seen.count == 0, observed[:, 0], seen.shift))
-
-
-def _after(seen: Seen, observed: Floats, kind: Kind) -> Seen:
-    """What has been seen after the observations, without judging them."""
-    if not observed.shape[1]:
-        return seen
-    begun = _begun(seen, observed) if kind == "normal" else seen
-    shifted = observed - begun.shift[:, None]
-    return Seen(
-        seen.count + observed.shape[1],
-        prefix_sums(seen.total, shifted)[:, -1].copy(),
-        prefix_sums(seen.squares, shifted * shifted)[:, -1].copy(),
-        begun.shift,
-    )
-
-
-def _arrays(state: Seen | Sums) -> dict[str, Any]:
-    """Arrays as lists; −inf becomes null, which JSON has a word for."""
-    found: dict[str, Any] = {}
-    for item in fields(state):
-        array = getattr(state, item.name).astype(object)
-        array[array == -np.inf] = None
-        found[item.name] = array.tolist()
-    return found
-
-
-def _restore(state: Seen | Sums, stored: dict[str, Any]) -> None:
-    """Fill a state's arrays in place; null becomes −inf."""
-    for item in fields(state):
-        array = getattr(state, item.name)
-        values = np.array(stored[item.name], object)
-        if values.shape != array.shape:
-            raise DetectorError(f"{item.name} has the shape {values.shape}, not {array.shape}")
-        array[...] = np.where(values == None, -np.inf, values).astype(array.dtype)  # noqa: E711

@@ -28,7 +28,7 @@ from serving.batching.execution import Runnable
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
 from serving.registry import ModelVersion
-from serving.telemetry.served import names_of, recorded
+from serving.telemetry.served import names_of
 
 if TYPE_CHECKING:
     import httpx
@@ -61,17 +61,21 @@ class Columns:
 
     @staticmethod
     def of(reference: Profile, signature: Signature) -> Columns:
-        """Those whose kind tensors can hold: numbers, codes of listed categories, true and false, vectors."""
+        """Those that a probe counts: numbers, codes of listed categories, true and false.
+
+        Vectors stay with the events: what is kept of one costs microseconds a row, which the collector has, not the
+        server.
+        """
         inputs: dict[str, int] = {}
         outputs: dict[str, tuple[int, int]] = {}
         categories: dict[str, tuple[str, ...]] = {}
         for place, column in enumerate(signature.inputs):
             name = FEATURE + column.name
             known = reference.columns.get(name)
-            if known is None or not recorded(column) or not _codes_tell(known, column.categories):
+            if known is None or column.shape or not _codes_tell(known, column.categories):
                 continue
-            kind = "embedding" if column.shape else "categorical" if column.categories is not None else "numeric"
-            if known.kind == kind or (known.kind == "boolean" and column.datatype == "BOOL" and not column.shape):
+            kind = "categorical" if column.categories is not None else "numeric"
+            if known.kind == kind or (known.kind == "boolean" and column.datatype == "BOOL"):
                 inputs[name] = place
                 if column.categories is not None:
                     categories[name] = column.categories

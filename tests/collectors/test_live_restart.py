@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from collectors import api
 from collectors.api import Collector, CollectorConfig
 from collectors.drift import DriftThresholds
+from collectors.drift_views import drift_view
 from collectors.events import Batch
 from collectors.measure import Measures
 from collectors.references import Reference
-from collectors.views import drift_view
 from observability.events import event_batch, to_ipc
 from observability.lake import read_events
 from observability.profile import Profile

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from collectors.store.regex import compile_go
+
 Labels = tuple[tuple[str, str], ...]
 
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*\Z")
@@ -46,8 +48,8 @@ class Matcher:
         if not LABEL_NAME.match(self.name):
             raise ValueError(f"{self.name!r} is not a label name")
         try:
-            pattern = re.compile(self.value, re.DOTALL) if self.op.endswith("~") else None
-        except re.error as error:
+            pattern = compile_go(self.value) if self.op.endswith("~") else None
+        except ValueError as error:
             raise ValueError(f"bad regular expression {self.value!r} for label {self.name}: {error}") from error
         object.__setattr__(self, "_pattern", pattern)
 

@@ -38,6 +38,9 @@ class AppriseChannel:
         if not self._apprise.add(url):
             raise ValueError(f"apprise cannot read the notification URL that begins with {url.partition('://')[0]}://")
 
+    def close(self) -> None:
+        pass
+
     def send(self, message: Message, timeout: float) -> None:
         body, title = self._text(message), self._title(message)
         kind = "failure" if message.status == "firing" else "success"

@@ -33,6 +33,9 @@ class Channel(Protocol):
     def send(self, message: Message, timeout: float) -> None:
         """Deliver within so many seconds, or raise DeliveryError. Called from several threads."""
 
+    def close(self) -> None:
+        """Let connections go."""
+
 
 def check_answer(response: httpx.Response, where: str, retried: Collection[int] = ()) -> None:
     """Raise DeliveryError unless the answer is 2xx; 5xx, 429 and the codes in `retried` may be tried again."""

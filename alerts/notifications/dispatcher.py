@@ -101,6 +101,8 @@ class Dispatcher:
         if self._thread is not None:
             self._thread.join()
         self._courier.close()
+        for channel in self._integrations().values():
+            channel.close()
         self._ledger.close()
         try:
             self._lease.release()

@@ -74,6 +74,11 @@ class HttpOptions:
         extensions = {"sni_hostname": self.server_name} if self.server_name else {}
         return self.client.request(method, url, content=content, headers=sent, timeout=timeout, extensions=extensions)
 
+    def close(self) -> None:
+        """Let connections go."""
+        if "client" in self.__dict__:
+            self.client.close()
+
     def _own_headers(self) -> list[tuple[str, str]]:
         found = [(name, secret.get()) for name, secrets in self.headers.items() for secret in secrets]
         if self.user is not None:

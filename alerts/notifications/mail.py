@@ -46,6 +46,9 @@ class MailChannel:
     tls: Callable[[], ssl.SSLContext] = ssl.create_default_context
     kind: str = "email"
 
+    def close(self) -> None:
+        pass
+
     def send(self, message: Message, timeout: float) -> None:
         try:
             mail = self._mail(message)

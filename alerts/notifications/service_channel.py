@@ -64,6 +64,9 @@ class ServiceChannel:
         self._options = options
         self._retried = retried
 
+    def close(self) -> None:
+        self._options.close()
+
     def send(self, message: Message, timeout: float) -> None:
         try:
             requests = self._requests(Filling(self._templates, message))

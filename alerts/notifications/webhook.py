@@ -40,6 +40,9 @@ class WebhookChannel:
         self._secret = secret
         self._clock = clock
 
+    def close(self) -> None:
+        self._options.close()
+
     def send(self, message: Message, timeout: float) -> None:
         body = msgspec.json.encode(webhook_body(message, self._max_alerts))
         headers = {"Content-Type": "application/json", "User-Agent": USER_AGENT, "Idempotency-Key": message.id}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -46,8 +46,6 @@ receivers:
     webhook_configs: [{url: "URL/NAME/firing", send_resolved: false}]
 """
 
-CLIENT = httpx.Client(verify=False)  # making one takes longer than a request
-
 NOW = datetime.now(UTC).replace(microsecond=123000)
 
 
@@ -81,13 +79,19 @@ ROUNDS = [
 ]
 
 
-def statuses(url: str, **params: str) -> Any:
-    found = CLIENT.get(f"{url}/api/v2/alerts", params=params).json()
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    with httpx.Client(verify=False) as client:  # making one takes longer than a request
+        yield client
+
+
+def statuses(client: httpx.Client, url: str, **params: str) -> Any:
+    found = client.get(f"{url}/api/v2/alerts", params=params).json()
     return [{key: value for key, value in each.items() if key != "updatedAt"} for each in found]
 
 
-def groups(url: str) -> Any:
-    found = CLIENT.get(f"{url}/api/v2/alerts/groups").json()
+def groups(client: httpx.Client, url: str) -> Any:
+    found = client.get(f"{url}/api/v2/alerts/groups").json()
     for group in found:
         for each in group["alerts"]:
             del each["updatedAt"]
@@ -104,14 +108,14 @@ def settle(webhooks: Any) -> None:
 
 
 def test_the_same_alerts_give_the_same_webhooks_and_statuses(
-    webhooks: Any, real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
+    client: httpx.Client, webhooks: Any, real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
 ) -> None:
     text = CONFIGURATION.replace("URL", webhooks.url)
     theirs, ours = real_alertmanager(text.replace("NAME", "theirs")), our_alertmanager(text.replace("NAME", "ours"))
 
     for number, posted in enumerate(ROUNDS):
         for url in (theirs, ours):
-            assert CLIENT.post(f"{url}/api/v2/alerts", json=posted).status_code == 200
+            assert client.post(f"{url}/api/v2/alerts", json=posted).status_code == 200
         settle(webhooks)
         for path in ("root", "ml", "one", "two", "firing"):
             left, right = (
@@ -119,16 +123,16 @@ def test_the_same_alerts_give_the_same_webhooks_and_statuses(
                 for name in ("theirs", "ours")
             )
             assert right == left, (number, path)
-        assert statuses(ours) == statuses(theirs)
-        assert groups(ours) == groups(theirs)
+        assert statuses(client, ours) == statuses(client, theirs)
+        assert groups(client, ours) == groups(client, theirs)
     assert len(webhooks.bodies("/ours/")) >= 10
 
     for params in (
         {"active": "false"}, {"inhibited": "false"}, {"silenced": "false"}, {"receiver": "two.*"},
         {"filter": 'alertname=~"S.*"'}, {"filter": 'team=""'}, {"filter": 'team!=""'}, {"receiver": "two"},
     ):  # fmt: skip
-        assert statuses(ours, **params) == statuses(theirs, **params), params
-    assert CLIENT.get(f"{ours}/api/v2/receivers").json() == CLIENT.get(f"{theirs}/api/v2/receivers").json()
+        assert statuses(client, ours, **params) == statuses(client, theirs, **params), params
+    assert client.get(f"{ours}/api/v2/receivers").json() == client.get(f"{theirs}/api/v2/receivers").json()
 
 
 SILENCE = {
@@ -180,13 +184,13 @@ SAME_STATUS: list[tuple[str, str, Any]] = [
 
 
 def test_requests_that_are_wrong_are_refused_in_the_same_words(
-    real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
+    client: httpx.Client, real_alertmanager: Callable[[str], str], our_alertmanager: Callable[[str], str]
 ) -> None:
     text = "route: {receiver: d}\nreceivers: [{name: d}]"
     urls = [real_alertmanager(text), our_alertmanager(text)]
 
     for method, path, body in (*REQUESTS, *SAME_STATUS):
-        left, right = (CLIENT.request(method, f"{url}/api/v2/{path}", json=body) for url in urls)
+        left, right = (client.request(method, f"{url}/api/v2/{path}", json=body) for url in urls)
         assert right.status_code == left.status_code, (method, path, body, left.text, right.text)
         if (method, path, body) in REQUESTS:
             assert right.text.strip() == left.text.strip(), (method, path, body)

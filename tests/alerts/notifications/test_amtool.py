@@ -114,7 +114,9 @@ def routes(draw: Any, depth: int = 0) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(routes(), st.lists(st.dictionaries(NAMES, VALUES.filter(bool), min_size=1), min_size=1, max_size=3))
 def test_routes_on_random_trees_are_those_of_amtool(

@@ -222,7 +222,9 @@ def test_webhooks_carry_credentials_and_come_from_files(
     (tmp_path / "am.yml").write_text(receiver(f"webhook_configs: [{{url_file: url.txt, http_config: {{{options}}}}}]"))
 
     configuration = load_configuration(tmp_path / "am.yml")
-    one_channel(configuration).send(MESSAGE, 5.0)
+    channel = one_channel(configuration)
+    channel.send(MESSAGE, 5.0)
+    channel.close()
 
     (request,) = webhooks.requests
     assert (request["path"], request["headers"]["Authorization"]) == ("/path", expected)

@@ -49,6 +49,9 @@ class Recorder:
         self.errors = list(errors)
         self.tries = 0
 
+    def close(self) -> None:
+        pass
+
     def send(self, message: Message, timeout: float) -> None:
         self.tries += 1
         if self.errors:

@@ -170,8 +170,12 @@ class RuleEngine:
         return result.samples, result.events
 
     def _instances(self, rule: Rule, vector: Sequence[Sample], ts: float) -> list[Instance]:
+        answers: dict[str, Sequence[Sample]] = {}
+
         def query(expr: str) -> Sequence[Sample]:
-            return self._querier.instant(expr, ts)
+            if expr not in answers:  # the alerts of a rule often ask the same
+                answers[expr] = self._querier.instant(expr, ts)
+            return answers[expr]
 
         surroundings = Surroundings(query, ts, self._external_url, self._external_labels, server_url=self._server_url)
         return instances(rule, vector, surroundings)

@@ -68,10 +68,13 @@ class Execution:
         self._depth = 0
         self._out: list[str] = []
 
-    def run(self, data: Value) -> str:
-        """The text that the template makes of the data; raises TemplateError."""
-        self._variables = [("$", data)]
-        self._walk_all(data, self._tree.root)
+    def run(self, data: Value, variables: Sequence[tuple[str, Value]] = (), passed: int = 0) -> str:
+        """The text that the template makes of the data; raises TemplateError.
+
+        The first `passed` nodes are taken as done already, with these variables as what they declared.
+        """
+        self._variables = [("$", data), *variables]
+        self._walk_all(data, self._tree.root[passed:] if passed else self._tree.root)
         return "".join(self._out)
 
     # --- structure ----------------------------------------------------------------------------------------------------
@@ -215,6 +218,8 @@ class Execution:
     ) -> Value:
         if receiver is None:
             return None
+        if type(receiver) is LabelMap and not arguments and final is _MISSING:  # nearly always
+            return receiver.get(name, "")
         if isinstance(receiver, Time) and name in METHODS:
             method = METHODS[name]
             bound = replace(method, call=lambda *given: method.call(receiver, *given))

@@ -60,7 +60,14 @@ class Template:
         external = LabelMap(surroundings.external_labels)
         data = Data(LabelMap(labels), external, surroundings.external_url, value)
         try:
-            return Execution(self.name, self.text, self.trees, _functions(surroundings)).run(data)
+            execution = Execution(self.name, self.text, self.trees, _functions(surroundings))
+            variables = (
+                ("$labels", data.Labels),
+                ("$externalLabels", external),
+                ("$externalURL", data.ExternalURL),
+                ("$value", value),
+            )
+            return execution.run(data, variables, len(variables))
         except RecursionError:
             raise TemplateError(f"template: {self.name}: exceeded maximum template depth") from None
 
@@ -87,6 +94,7 @@ def expand(text: str, labels: Labels, value: float, surroundings: Surroundings, 
         return f"<error expanding template: error executing template __alert_{name}: {error}>"
 
 
+@lru_cache(maxsize=16)
 def _functions(surroundings: Surroundings) -> Mapping[str, Function]:
     def query(expr: str) -> QueryResult:
         return QueryResult(SamplePointer(LabelMap(s.labels), s.value) for s in surroundings.query(expr))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -136,4 +136,11 @@ def truth(value: Value) -> bool:
 
 def members(value: SamplePointer | Data) -> dict[str, Value]:
     """The exported fields of a struct by their names."""
-    return {field.name[0].upper() + field.name[1:]: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, SamplePointer):
+        return {"Labels": value.labels, "Value": value.value}
+    return {
+        "Labels": value.Labels,
+        "ExternalLabels": value.ExternalLabels,
+        "ExternalURL": value.ExternalURL,
+        "Value": value.Value,
+    }

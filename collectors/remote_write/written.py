@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
@@ -75,7 +76,8 @@ def checked_labels(pairs: list[tuple[str, str]], limits: Limits) -> SeriesLabels
         limits.check_labels(labels)
     except LimitExceeded as error:
         return str(error)
-    return SeriesLabels({name: value for name, value in labels.items() if value})
+    # One text for all the series that have it.
+    return SeriesLabels({sys.intern(name): sys.intern(value) for name, value in labels.items() if value})
 
 
 class LabelCache:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import intern
 
 from collectors.formats import LineExemplar, Lines
 from collectors.scraping.config import Limits, ScrapeConfig
@@ -78,7 +79,8 @@ class SeriesCache:
                 refusal = _refusal(final, config.limits, config.legacy_names)
                 if refusal:
                     return fresh, (key, refusal)
-            fresh[key] = final or None
+            # One text for all the series that have it.
+            fresh[key] = {intern(name): intern(value) for name, value in final.items()} if final else None
         return fresh, None
 
     def _sort(

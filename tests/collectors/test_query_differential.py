@@ -254,7 +254,7 @@ def test_rules_and_dashboards_read_a_prometheus_that_the_settings_name(
         assert named.batch(exprs, at) is None
         assert len(own.batch(exprs, at) or []) == len(exprs)
 
-    assert str(theirs[1]) == str(ours[1])
+    assert str(ours[1]) in str(theirs[1])
     for position in (0, 2):
         mine, other = ours[position], theirs[position]
         assert not isinstance(mine, Exception)

@@ -85,7 +85,8 @@ def rate(seconds: float, targets: int, vectors: bool, url: str = "") -> None:
     form = "vectors   " if vectors else "label sets"
     print(
         f"rate: {targets:3} targets, {form} {total / took:12,.0f} samples/s {total / SCRAPE / groups:6.1f} scrapes "
-        f"a commit {used / total * 1e9:6.0f} ns CPU a sample; bare file {limit:12,.0f}, ours/bare {total / took / limit:.2f}"
+        f"a commit {used / total * 1e9:6.0f} ns CPU a sample; bare file {limit:12,.0f}, "
+        f"ours/bare {total / took / limit:.2f}"
     )
 
 
@@ -342,11 +343,12 @@ def start(count: int) -> None:
     rows = (raw - packed) / max(compacted, 1)
     print(
         f"start: {count:,} series x 5,760: opened in {opening:.2f} s; {samples:,} samples in {packed / 1e6:,.0f} MB, "
-        f"{raw / 1e6:,.0f} MB before compaction ({raw / samples:.2f} bytes a sample, {raw / samples - rows:.2f} compacted)"
+        f"{raw / 1e6:,.0f} MB before compaction ({raw / samples:.2f} bytes a sample, "
+        f"{raw / samples - rows:.2f} compacted)"
     )
     print(
-        f"start: compacted {compacted / took:,.0f} samples/s, {used / compacted * 1e9:.0f} ns CPU a sample; a day of one "
-        f"series in {single * 1000:.0f} ms"
+        f"start: compacted {compacted / took:,.0f} samples/s, {used / compacted * 1e9:.0f} ns CPU a sample; "
+        f"a day of one series in {single * 1000:.0f} ms"
     )
 
 

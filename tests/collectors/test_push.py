@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,33 @@ from prometheus_client import (
     pushadd_to_gateway,
 )
 
+from collectors.api import CollectorConfig
 from collectors.push import REPEAT_SECONDS, BadGroup, group_labels
+from tests.collectors.conftest import FakeClock, Running, running
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, FakeClock]]:
+    """One collector for all tests that need no other."""
+    folder, clock = tmp_path_factory.mktemp("push"), FakeClock()
+    config = CollectorConfig(lake=folder / "lake", store_url=f"sqlite:///{folder / 'store.db'}")
+    with running(config, clock) as made:
+        yield made, clock
+
+
+@pytest.fixture
+def collector(shared: tuple[Running, FakeClock]) -> Iterator[Running]:
+    made, clock = shared
+    clock.advance(600)
+    yield made
+    clock.advance(1)
+    for group in list(made.collector.pushes._groups.values()):
+        made.collector.pushes.delete(group.labels)
+
+
+@pytest.fixture
+def clock(shared: tuple[Running, FakeClock]) -> FakeClock:
+    return shared[1]
 
 
 def registry_of(**values: float) -> CollectorRegistry:

@@ -21,6 +21,7 @@ from alerts.states import Alert
 RETENTION_SECONDS = 900.0
 RULES, API = "rules", "api"
 _CHUNK = 500
+_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +89,15 @@ class AlertStore:
     def put(self, alerts: Iterable[KnownAlert], now: float) -> None:
         """Add alerts, or renew those with the same labels."""
         given = list(alerts)
-        if not given:
-            return
+        for attempt in range(_TRIES if given else 0):
+            try:
+                return self._put(given, now)
+            except sa.exc.IntegrityError:  # another process put the same alert in the same moment
+                if attempt == _TRIES - 1:
+                    raise
+        return None
+
+    def _put(self, given: Sequence[KnownAlert], now: float) -> None:
         with self._lock, self._engine.begin() as connection:
             held = self._held(connection, {alert.fingerprint for alert in given})
             for alert in given:

@@ -34,17 +34,24 @@ class Lease:
         with self._lock:
             if now < self._expires_at - self._term * 2 / 3:
                 return True
-            with self._engine.begin() as connection:
-                row = connection.execute(sa.select(LEASES).where(LEASES.c.name == self._name).with_for_update()).first()
-                ours = row is None or row.holder == self._holder or row.expires_at <= now or _is_dead(row.holder)
-                if ours:
-                    new = {"holder": self._holder, "expires_at": now + self._term}
-                    if row is None:
-                        connection.execute(LEASES.insert().values(name=self._name, **new))
-                    else:
-                        connection.execute(LEASES.update().where(LEASES.c.name == self._name).values(new))
+            try:
+                ours = self._take(now)
+            except sa.exc.IntegrityError:  # another process took it in the same moment
+                ours = False
             self._expires_at = now + self._term if ours else 0.0
             return ours
+
+    def _take(self, now: float) -> bool:
+        with self._engine.begin() as connection:
+            row = connection.execute(sa.select(LEASES).where(LEASES.c.name == self._name).with_for_update()).first()
+            ours = row is None or row.holder == self._holder or row.expires_at <= now or _is_dead(row.holder)
+            if ours:
+                new = {"holder": self._holder, "expires_at": now + self._term}
+                if row is None:
+                    connection.execute(LEASES.insert().values(name=self._name, **new))
+                else:
+                    connection.execute(LEASES.update().where(LEASES.c.name == self._name).values(new))
+        return ours
 
     def held(self, now: float) -> bool:
         """Whether the lease is still ours, as far as this process knows without asking."""

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 import cramjam
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors.remote_write import BadMessage, LabelCache, NotAccepted, read_v1, read_v2, version_of
-from collectors.store import STALE_NAN, Matcher
+from collectors.query import Engine, Vector
+from collectors.remote_write import (
+    BadMessage,
+    LabelCache,
+    NotAccepted,
+    Outcome,
+    Receiver,
+    read_v1,
+    read_v2,
+    version_of,
+)
+from collectors.remote_write.receiver import Version
+from collectors.store import STALE_NAN, Matcher, Store
+from tests.collectors.conftest import FakeClock
 
 NOW_MS = 1_363_000_000_000
 V1 = {"Content-Type": "application/x-protobuf", "Content-Encoding": "snappy"}
@@ -107,6 +120,30 @@ def bits(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
+class Stored:
+    """A receiver over a store in memory: what a request leaves, without the listener."""
+
+    def __init__(self) -> None:
+        clock = FakeClock(NOW_MS / 1000)
+        self.store = Store("sqlite://", clock=clock)
+        self.receiver = Receiver(self.store, clock)
+
+    def write(self, request: Any) -> Outcome:
+        version: Version = "2" if isinstance(request, MESSAGE["Request2"]) else "1"
+        return self.receiver.write(packed(request), version)
+
+    def values(self, name: str) -> list[float]:
+        return [v for series in self.store.select([Matcher("__name__", "=", name)], 0, 2**62) for v in series.v]
+
+
+@pytest.fixture
+def stored() -> Iterator[Stored]:
+    made = Stored()
+    yield made
+    made.receiver.close()
+    made.store.close()
+
+
 labels_strategy = st.dictionaries(
     st.sampled_from(["job", "instance", "le", "a", "long_label_name"]), st.text(min_size=1, max_size=200), max_size=4
 ).map(lambda labels: {"__name__": "x", **labels})
@@ -122,6 +159,7 @@ series_strategy = st.lists(
 )
 
 
+@settings(max_examples=50)
 @given(series_strategy)
 def test_both_versions_are_read_as_they_were_written(series: list[Series]) -> None:
     expected = sorted((sorted(labels.items()), t, bits(v)) for labels, samples in series for t, v in samples)
@@ -210,25 +248,30 @@ def test_samples_exemplars_and_metadata_are_stored_by_both_ports(collector: Any)
     assert (known.type, known.help) == ("counter", "How many.")
 
 
-def test_metadata_of_version_two_is_that_of_the_family(collector: Any) -> None:
+def test_metadata_of_version_two_is_that_of_the_family(stored: Stored) -> None:
     request = request_v2([({"__name__": "lag_seconds_bucket", "le": "+Inf"}, [(NOW_MS, 1.0)])])
     request.symbols.extend(["How late.", "seconds"])
     request.timeseries[0].metadata.type = 3
     request.timeseries[0].metadata.help_ref = len(request.symbols) - 2
     request.timeseries[0].metadata.unit_ref = len(request.symbols) - 1
 
-    assert collector.intake.post("/api/v1/write", content=packed(request), headers=V2).status_code == 204
-    known = collector.collector.store.metadata()["lag_seconds"]
+    assert stored.write(request).refused is None
+    known = stored.store.metadata()["lag_seconds"]
     assert (known.type, known.help, known.unit) == ("histogram", "How late.", "seconds")
 
 
-def test_a_stale_marker_ends_a_series(collector: Any) -> None:
+def test_a_stale_marker_ends_a_series(stored: Stored) -> None:
     for t_ms, value in ((NOW_MS, 1.0), (NOW_MS + 1000, STALE_NAN)):
-        request = request_v1([({"__name__": "x"}, [(t_ms, value)])])
-        assert collector.intake.post("/api/v1/write", content=packed(request), headers=V1).status_code == 204
+        assert stored.write(request_v1([({"__name__": "x"}, [(t_ms, value)])])).refused is None
 
-    assert collector.values("x", NOW_MS / 1000 + 0.5)
-    assert not collector.values("x", NOW_MS / 1000 + 2)
+    engine = Engine(stored.store)
+    before = engine.instant("x", NOW_MS + 500)
+    assert isinstance(before, Vector)
+    assert [element.value for element in before.elements] == [1.0]
+    assert bits(stored.values("x")[1]) == bits(STALE_NAN)
+    answer = engine.instant("x", NOW_MS + 2000)
+    assert isinstance(answer, Vector)
+    assert not answer.elements
 
 
 @pytest.mark.parametrize(
@@ -237,71 +280,69 @@ def test_a_stale_marker_ends_a_series(collector: Any) -> None:
         (({"job": "a"}, [(NOW_MS, 1.0)]), "no metric name"),
         (({"__name__": "x"}, [(NOW_MS + 3_600_000, 1.0)]), "out of bounds"),
         (({"__name__": "kept"}, [(NOW_MS, 8.0)]), "first sample was taken"),
+        (({"__name__": "x", "a": "b" * 20_000}, [(NOW_MS, 1.0)]), "at most 16,384 are taken"),
     ],
 )
-def test_what_can_never_be_stored_is_a_400_and_the_rest_is_stored(collector: Any, bad: Series, reason: str) -> None:
+def test_what_can_never_be_stored_is_refused_and_the_rest_is_stored(stored: Stored, bad: Series, reason: str) -> None:
     good: Series = ({"__name__": "kept"}, [(NOW_MS, 7.0)])
 
-    answer = collector.intake.post("/api/v1/write", content=packed(request_v1([good, bad])), headers=V1)
+    outcome = stored.write(request_v1([good, bad]))
+
+    assert reason in str(outcome.refused)
+    assert outcome.samples == 1
+    assert stored.values("kept") == [7.0]
+
+
+def test_another_value_for_a_time_is_refused(stored: Stored) -> None:
+    first, second = (stored.write(request_v1([({"__name__": "x"}, [(NOW_MS, value)])])) for value in (1.0, 2.0))
+
+    assert first.refused is None
+    assert "duplicate sample for timestamp" in str(second.refused)
+
+
+def test_native_histograms_are_refused_and_say_so(stored: Stored) -> None:
+    request = request_v1([({"__name__": "x"}, [(NOW_MS, 1.0)])])
+    request.timeseries[0].histograms.add(count_int=3)
+
+    assert "native histograms" in str(stored.write(request).refused)
+    assert stored.values("x") == [1.0]
+
+
+def test_a_request_that_is_sent_again_is_taken_again_without_effect(stored: Stored) -> None:
+    for _ in range(2):
+        assert stored.write(request_v1([({"__name__": "x"}, [(NOW_MS, 1.0), (NOW_MS + 1, 2.0)])])).refused is None
+    assert stored.values("x") == [1.0, 2.0]
+
+
+def test_many_times_of_one_series_come_in_order(stored: Stored) -> None:
+    times = NOW_MS + np.arange(50) * 10
+    series: Series = ({"__name__": "x"}, [(int(t), float(t % 7)) for t in times])
+
+    assert stored.write(request_v1([series])).refused is None
+    (found,) = stored.store.select([Matcher("__name__", "=", "x")], 0, 2**62)
+    assert found.t.tolist() == times.tolist()
+    assert stored.store.counts().commits == 1
+
+
+def test_a_refusal_is_a_400_with_what_was_written(collector: Any) -> None:
+    series: list[Series] = [({"__name__": "kept"}, [(NOW_MS, 7.0)]), ({"job": "a"}, [(NOW_MS, 1.0)])]
+    answer = collector.intake.post("/api/v1/write", content=packed(request_v1(series)), headers=V1)
 
     assert answer.status_code == 400
-    assert reason in answer.text
+    assert "no metric name" in answer.text
     assert answer.headers["X-Prometheus-Remote-Write-Samples-Written"] == "1"
     assert list(collector.values("kept", NOW_MS / 1000).values()) == [7.0]
 
 
-def test_a_request_that_is_sent_again_is_taken_again_without_effect(collector: Any) -> None:
-    body = packed(request_v1([({"__name__": "x"}, [(NOW_MS, 1.0), (NOW_MS + 1, 2.0)])]))
-    for _ in range(2):
-        assert collector.intake.post("/api/v1/write", content=body, headers=V1).status_code == 204
-
-
-def test_another_value_for_a_time_is_refused(collector: Any) -> None:
-    answers = [
-        collector.intake.post(
-            "/api/v1/write", content=packed(request_v1([({"__name__": "x"}, [(NOW_MS, value)])])), headers=V1
-        )
-        for value in (1.0, 2.0)
-    ]
-
-    assert [answer.status_code for answer in answers] == [204, 400]
-    assert "duplicate sample for timestamp" in answers[1].text
-
-
-def test_native_histograms_are_refused_and_say_so(collector: Any) -> None:
-    request = request_v1([({"__name__": "x"}, [(NOW_MS, 1.0)])])
-    request.timeseries[0].histograms.add(count_int=3)
-
-    answer = collector.intake.post("/api/v1/write", content=packed(request), headers=V1)
-
-    assert answer.status_code == 400
-    assert "native histograms" in answer.text
-    assert collector.values("x", NOW_MS / 1000)
-
-
-@pytest.mark.parametrize(
-    ("body", "headers", "status"),
-    [
+def test_bad_requests_are_errors_that_are_not_tried_again(collector: Any) -> None:
+    for body, headers, status in (
         (b"not snappy", V1, 400),
         (bytes(cramjam.snappy.compress_raw(b"\x0a\xff\xff")), V1, 400),
         (b"\xff\xff\xff\xff\x0f" + bytes(10), V1, 413),
         (b"", {**V1, "Content-Type": "text/plain"}, 415),
         (b"", {**V1, "Content-Encoding": "zstd"}, 415),
-    ],
-)
-def test_bad_requests_are_errors_that_are_not_tried_again(
-    collector: Any, body: bytes, headers: dict[str, str], status: int
-) -> None:
-    answer = collector.intake.post("/api/v1/write", content=body, headers=headers)
+    ):
+        answer = collector.intake.post("/api/v1/write", content=body, headers=headers)
 
-    assert answer.status_code == status
-    assert answer.json()["error"]
-
-
-def test_many_times_of_one_series_come_in_order(collector: Any) -> None:
-    times = NOW_MS + np.arange(50) * 10
-    series: Series = ({"__name__": "x"}, [(int(t), float(t % 7)) for t in times])
-
-    assert collector.intake.post("/api/v1/write", content=packed(request_v1([series])), headers=V1).status_code == 204
-    (found,) = collector.collector.store.select([Matcher("__name__", "=", "x")], 0, 2**62)
-    assert found.t.tolist() == times.tolist()
+        assert answer.status_code == status
+        assert answer.json()["error"]

@@ -126,12 +126,29 @@ class Story:
                 severity=severity,
                 **labels,
             )
+        self._put_budgets(put)
         for job in ("trimtab-collector", "trimtab-alerts", "trimtab-serving"):
             put("up", self._served(lambda t: 1.0), job=job, instance="127.0.0.1")
         return out
 
     def _served(self, value: Value) -> Value:
         return _between(self.begin, SERVED_1, math.inf, value)
+
+    def _put_budgets(self, put: Any) -> None:
+        """What the rules of two objectives record: v2's release spent most of one budget."""
+        for slo, title, target, left, burn in (
+            ("availability", "Availability", 0.999, 0.12, 0.4),
+            ("latency", "Latency below 1 s", 0.99, 0.94, 0.06),
+        ):
+            own = {"slo": slo, "service": "serving"}
+            put(names.SLO_BUDGET, self._served(lambda t, b=1 - target: b), **own)  # type: ignore[misc]
+            info = {"objective": f"{target * 100:g}", "period": "30d", "title": title, "method": "Occurrences"}
+            put(names.SLO_INFO, self._served(lambda t: 1.0), **own, **info)
+            put(names.SLO_BUDGET_LEFT, self._served(lambda t, x=left: x), **own, model=MODEL)  # type: ignore[misc]
+            put(names.SLO_BURN_RATE, self._served(lambda t, x=burn: x), **own, model=MODEL)  # type: ignore[misc]
+            for span, times in (("1h", 6.0), ("6h", 4.0), ("3d", 1.2)):
+                ratio = burn * times * (1 - target)
+                put(f"{names.SLO_ERROR_RATIO}{span}", self._served(lambda t, x=ratio: x), **own, model=MODEL)  # type: ignore[misc]
 
     def _put_serving(self, put: Any, version: str) -> None:
         labels = {"model": MODEL, "version": version}

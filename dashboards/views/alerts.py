@@ -10,8 +10,8 @@ from uuid import uuid4
 
 import streamlit as st
 
+from dashboards import budgets, readings, shell
 from dashboards import format as fmt
-from dashboards import readings, shell
 from dashboards.journal import evidence_words, reason_words
 from dashboards.sources import SourceError
 from dashboards.theme import severity_color
@@ -34,13 +34,16 @@ def body(view: shell.View) -> None:
     sources = view.sources
     alerts, groups, silences = ask(sources.alerts), ask(sources.rule_groups), ask(sources.silences)
     actions = ask(lambda: sources.actions(limit=100))
-    shell.notice(problems)
+    found, away = sources.instants(budgets.queries(), view.span.end)
+    shell.notice([*problems, *away])
     _waiting(view, [action for action in actions if action.get("state") == "waiting"])
     left, right = st.columns((3, 2))
     with left, shell.card("alerts", "Active alerts", f"{len(alerts)} firing" if alerts else ""):
         _alerts(view, alerts)
     with right, shell.card("silences", "Silences", "silenced alerts fire, but tell nobody"):
         _silences(view, silences)
+    with shell.card("budgets", "Error budgets", "of the objectives; a burn rate of 1 spends the budget just in time"):
+        _budgets(view, budgets.budgets(found, view.model))
     with shell.card("journal", "Journal of actions", "what the loop and people did, and why; newest first"):
         _journal(view, actions)
     with shell.card("rules", "Rules", _rules_words(groups)):
@@ -100,6 +103,34 @@ def _short(text: str, most: int = 110) -> str:
 
 def _cause(action: Mapping[str, Any]) -> str:
     return f"after {action['alert']}" if action.get("alert") else f"by {action.get('actor') or 'hand'}"
+
+
+def _budgets(view: shell.View, listed: Sequence[budgets.Budget]) -> None:
+    if not listed:
+        shell.empty(
+            "No objective is measured yet",
+            "Shipped ones begin with the first requests; <code>trimtab slo generate</code> makes rules of your own.",
+            "query",
+        )
+        return
+    colors = view.colors
+    lines = []
+    for budget in listed:
+        about = ", ".join(f"{key} {text}" for key, text in budget.labels.items() if key != "model")
+        share = max(0.0, min(1.0, budget.left or 0.0))
+        color = colors.good if share > 0.25 else colors.warning if share > 0 else colors.critical
+        bar = f'<div class="tt-bar"><div style="width:{share * 100:.1f}%;background:{color}"></div></div>'
+        burns = [budget.burns.get(name) for name in budgets.BURNS]
+        lines.append(
+            (
+                f"<b>{html.escape(budget.title)}</b><div class='tt-sub'>{html.escape(about)}</div>",
+                f"{html.escape(budget.objective)} % in {html.escape(budget.period)}",
+                f"{fmt.percent(budget.left, 0)}{bar}",
+                *(fmt.DASH if burn is None else f"{burn:.2g}" for burn in burns),
+            )
+        )
+    headings = ("Objective", "Promised", "Budget left", *(f"Burn {name}" for name in budgets.BURNS))
+    shell.rows(headings, lines, numeric=(3, 4, 5, 6), tight=(1,))
 
 
 def _alerts(view: shell.View, alerts: Items) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 
 from alerts.templates.printing import quoted
 from alerts.templates.values import Value
@@ -33,12 +35,22 @@ def number(source: str) -> Value:
             raise LiteralError(f"integer overflow: {quoted(source)}")
         return value
     if _HEX_FLOAT.match(source):
-        return float.fromhex(source)
+        return _finite(source, float.fromhex)
     if not _FLOAT.match(source):
         raise LiteralError(f"illegal number syntax: {quoted(source)}")
     if not any(mark in source for mark in ".eE"):
         raise LiteralError(f"integer overflow: {quoted(source)}")
-    return float(source)
+    return _finite(source, float)
+
+
+def _finite(source: str, read: Callable[[str], float]) -> float:
+    try:
+        value = read(source)
+    except OverflowError:
+        value = math.inf
+    if math.isinf(value):
+        raise LiteralError(f"illegal number syntax: {quoted(source)}")
+    return value
 
 
 def character(source: str) -> int:
@@ -66,6 +78,9 @@ def _unescaped(inner: str) -> str:
             raise LiteralError("invalid syntax")
         if plain is not None:
             return _PLAIN.get(plain, plain)
-        return chr(int(octal, 8) if octal else int(next(code for code in codes if code), 16))
+        code = int(octal, 8) if octal else int(next(code for code in codes if code), 16)
+        if code >= 0x110000 or 0xD800 <= code < 0xE000:
+            raise LiteralError("invalid syntax")
+        return chr(code)
 
     return _ESCAPE.sub(one, inner)

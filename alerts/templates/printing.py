@@ -257,9 +257,9 @@ def _scalar(value: Value, verb: str, directive: _Directive) -> str | None:
     if not isinstance(value, int):
         return None
     if verb == "c":
-        return _padded(chr(value) if 0 <= value < 0x110000 else "\ufffd", directive)
+        return _padded(_character(value), directive)
     if verb == "q":
-        return _padded(quoted(chr(value), quote="'"), directive)
+        return _padded(quoted(_character(value), quote="'"), directive)
     if verb == "U":
         shown = (
             f" '{chr(value)}'" if "#" in directive.flags and 0 <= value < 0x110000 and chr(value).isprintable() else ""
@@ -275,6 +275,11 @@ def _scalar(value: Value, verb: str, directive: _Directive) -> str | None:
     prefix = "0o" if verb == "O" else prefix
     body = ("-" if value < 0 else "") + prefix + digits
     return _number(body, directive, finite=True, precision=directive.precision)
+
+
+def _character(code: int) -> str:
+    """The character of a code point; the replacement character for what is none."""
+    return chr(code) if 0 <= code < 0xD800 or 0xE000 <= code < 0x110000 else "\ufffd"
 
 
 def _float(value: float, verb: str, directive: _Directive) -> str | None:
@@ -304,7 +309,8 @@ def _number(body: str, directive: _Directive, *, finite: bool, precision: int | 
             body = " " + body
     if "0" in directive.flags and "-" not in directive.flags and finite and precision is None and directive.width:
         return body.zfill(directive.width) if body[0] != " " else " " + body[1:].zfill(directive.width - 1)
-    return _padded(body, directive)
+    plain = replace(directive, flags=directive.flags.replace("0", ""))  # zeros go before digits only
+    return _padded(body, plain)
 
 
 def _padded(body: str, directive: _Directive) -> str:

@@ -11,11 +11,12 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from alerts.notifications.channel import Channel, DeliveryError
 from alerts.notifications.ledger import Ledger, Outgoing
+from alerts.notifications.threads import DeliveryThreads
 from observability import names
 from observability.metrics import Metrics
 
@@ -25,6 +26,7 @@ FIRST_WAIT_SECONDS = 0.5
 _GROWTH = 1.5
 _LONGEST_WAIT_SECONDS = 60.0
 _SHORTEST_TRY_SECONDS = 1.0
+_LONGEST_TRY_SECONDS = 60.0
 _MAX_FAILURES = 200
 
 
@@ -73,7 +75,7 @@ class Courier:
         self._done = done
         self._clock = clock
         self._may_send = may_send
-        self._executor = executor or ThreadPoolExecutor(max_workers=threads, thread_name_prefix="notify")
+        self._executor = executor or DeliveryThreads(threads)
         self._metrics = metrics or Metrics()
         self._jitter = jitter
         self._tries: dict[str, _Try] = {}
@@ -140,7 +142,7 @@ class Courier:
             return sorted(self._failures.values(), key=lambda failure: -failure.at)
 
     def close(self) -> None:
-        """Finish the tries that are under way; what was not delivered stays in the outbox."""
+        """Give the tries that are under way a moment; what was not delivered stays in the outbox."""
         self._closing = True
         self._executor.shutdown(wait=True, cancel_futures=True)
 
@@ -153,7 +155,8 @@ class Courier:
         error: DeliveryError | None = None
         started = time.perf_counter()
         try:
-            channel.send(item.message, max(_SHORTEST_TRY_SECONDS, item.deadline - now))
+            limit = min(_LONGEST_TRY_SECONDS, max(_SHORTEST_TRY_SECONDS, item.deadline - now))
+            channel.send(item.message, limit)
         except DeliveryError as failure:
             error = failure
         except Exception as failure:  # a channel may raise anything; the others must go on

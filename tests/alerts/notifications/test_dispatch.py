@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -22,6 +23,7 @@ from alerts.notifications.ledger import Told, needs_update
 from alerts.notifications.message import Message
 from alerts.notifications.receivers import Receiver
 from alerts.notifications.route import Route, keyed
+from alerts.notifications.threads import DeliveryThreads
 from alerts.schema import open_database
 from alerts.silence import Silence, SilenceStore
 
@@ -418,3 +420,22 @@ def test_alerts_merge_as_alertmanagers_do() -> None:
     assert times(merged(known(0, 50, 1, True), known(10, 40, 2), 20.0)) == (0, 40)
     assert times(merged(known(0, 50, 1), known(0, 15, 2), 20.0)) == (0, 15)
     assert times(merged(known(0, 15, 1), known(16, 60, 2), 20.0)) == (16, 60)
+
+
+def test_a_receiver_that_never_answers_does_not_keep_the_process() -> None:
+    pool = DeliveryThreads(2, grace_seconds=0.05)
+    gate, begun = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        gate.wait(60)
+
+    running, waiting = pool.submit(hang), [pool.submit(gate.wait, 60) for _ in range(2)][1]
+    assert begun.wait(30)
+    pool.shutdown()
+
+    assert not running.done()
+    assert pool.submit(print).cancelled()
+    gate.set()
+    running.result(30)
+    assert not waiting.done()  # it was never begun

@@ -92,9 +92,19 @@ CALENDAR: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
+def larger(first: Floats, second: Floats) -> Floats:
+    """The larger of two: +Inf even beside NaN, as Go's math.Max."""
+    return np.where(np.isposinf(first) | np.isposinf(second), np.inf, np.maximum(first, second))
+
+
+def smaller(first: Floats, second: Floats) -> Floats:
+    """The smaller of two: -Inf even beside NaN, as Go's math.Min."""
+    return np.where(np.isneginf(first) | np.isneginf(second), -np.inf, np.minimum(first, second))
+
+
 def clamp(frame: Frame, low: Floats, high: Floats, naming: Naming) -> Frame:
     """Values held within [low, high] ([steps] each); nothing at the steps where low > high."""
-    values = np.maximum(np.minimum(frame.values, high), low)
+    values = larger(smaller(frame.values, high), low)
     return frame.with_values(values, frame.present & ~(low > high)).without_empty().nameless(naming)
 
 

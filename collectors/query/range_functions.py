@@ -37,14 +37,15 @@ def _gains(windows: Windows, is_counter: bool) -> Floats:
     if not is_counter:
         return gained
     fell = v[1:] < v[:-1]
-    if not fell.any():
+    columns = np.flatnonzero(fell.any(axis=0))
+    if not len(columns):
         return gained
-    dropped = np.where(fell, v[:-1], 0.0)
-    if np.isfinite(dropped).all():
-        return gained + _prefix_sums(windows, dropped)
-    inner = Windows(windows.t, v, windows.low + 1, windows.high, windows.start, windows.end)
-    lost = np.concatenate([np.zeros((1, v.shape[1])), dropped])
-    return gained + np.where(windows.counts[:, None] > 1, inner.reduce(np.add, lost), 0.0)
+    # Window by window: in a difference of running sums, large values outside of a window would take its digits.
+    lost = np.zeros((len(v), len(columns)))
+    lost[1:] = np.where(fell[:, columns], v[:-1, columns], 0.0)
+    inner = Windows(windows.t, lost, windows.low + 1, windows.high, windows.start, windows.end)
+    gained[:, columns] += np.where(windows.counts[:, None] > 1, inner.reduce(np.add), 0.0)
+    return gained
 
 
 def _extrapolated(windows: Windows, is_counter: bool, per_second: bool, zero_first: bool) -> Answer:

@@ -216,7 +216,7 @@ class Lane:
 
     def stop(self) -> None:
         """Ends the executor."""
-        self._deadlines.stop()
+        self._deadlines.close()
         if self._timer is not None:
             self._timer.cancel()
         if self._device is not None:

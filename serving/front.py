@@ -420,6 +420,11 @@ class Front:
                 rows = sum(len(batch.rows) for batch in served)
                 first, self._number = self._number, self._number + rows
                 self._recorder.put_served(account.model, account.choice, served, first)
+        # A shortcut to a version that is gone would keep it in memory until the model's next request.
+        for model, express in list(self._express.items()):
+            deployment = self._deployments.get(model)
+            if deployment is None or not express.good(deployment):
+                del self._express[model]
         if len(self._accounts) > _MAX_ACCOUNTS:
             self._accounts.clear()
             self._express.clear()

@@ -47,6 +47,11 @@ class DeadlineTimer:
             self._handle.cancel()
         self._handle, self.at = None, math.inf
 
+    def close(self) -> None:
+        """Stops for good, and lets go of the lane: the two would keep each other, and the model, until a collection."""
+        self.stop()
+        self._live, self._end = tuple, _nothing
+
     def _ring(self) -> None:
         self._handle, self.at = None, math.inf
         now, following = self._clock(), math.inf
@@ -61,6 +66,10 @@ class DeadlineTimer:
                     following = min(following, deadline)
         if following < self.at:
             self.watch(max(following, now + _SHORTEST_SWEEP), now)
+
+
+def _nothing(_pending: Pending, _error: Expired) -> None:
+    """What a timer ends that is closed."""
 
 
 def late(pending: Pending, now: float, where: str) -> Expired:

@@ -14,6 +14,8 @@ from serving.errors import OverBudget
 Key = TypeVar("Key")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CGROUP = Path("/sys/fs/cgroup")
+# None where the C library has no such function.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,8 @@ def resident_bytes() -> int:
 
 def release_unused() -> None:
     """Gives memory that was freed back to the machine, where the C library can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def available_bytes() -> int | None:

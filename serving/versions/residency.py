@@ -22,6 +22,7 @@ Key = tuple[str, int]
 _SWITCH_SECONDS = 0.0005
 _POLL_SECONDS = 0.005
 _DRAIN_SECONDS = 30.0
+_RELEASE_SECONDS = 0.1
 
 
 class Residency:
@@ -208,8 +209,9 @@ class Residency:
         self._states[model, number] = Status("UNAVAILABLE", "unloaded")
         self._evicted.discard((model, number))
         self._signals.unload(model, number, reason)
-        # The allocator keeps what was freed; the machine shall have it back.
-        asyncio.get_running_loop().run_in_executor(None, release_unused)
+        # The allocator keeps what was freed; the machine shall have it back, once those who dropped it have let go.
+        loop = asyncio.get_running_loop()
+        loop.call_later(_RELEASE_SECONDS, loop.run_in_executor, None, release_unused)
 
 
 def pin(text: str) -> Key:

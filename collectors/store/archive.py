@@ -12,8 +12,10 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from collectors.store import retention
 from collectors.store.catalog import NEVER, Catalog
 from collectors.store.codec import Bools, unpack_integers, unpack_matrix
+from collectors.store.directory import BlockInfo, Directory
 from collectors.store.grouping import Piece
 from collectors.store.schema import blocks_table, chunks_table, scrapes_table
 from collectors.store.values import Floats, Times
@@ -25,68 +27,11 @@ _CACHED_CONTENTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class BlockInfo:
-    """A block's bounds: times in ms, series ids, columns of a chunk, bytes in the database."""
-
-    id: int
-    start_ms: int
-    end_ms: int
-    first_series: int
-    last_series: int
-    width: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Contents:
     """A block's times and series, rising."""
 
     t: Times
     ids: Ids
-
-
-class Directory:
-    """All blocks' bounds, in memory. Not thread-safe: the store holds its lock."""
-
-    def __init__(self) -> None:
-        self._infos: dict[int, BlockInfo] = {}
-        self._bounds: NDArray[np.int64] | None = None
-        self.next_id = 0
-
-    def __len__(self) -> int:
-        return len(self._infos)
-
-    def __contains__(self, block_id: int) -> bool:
-        return block_id in self._infos
-
-    def add(self, info: BlockInfo) -> None:
-        """Adds a block."""
-        self._infos[info.id] = info
-        self._bounds = None
-        self.next_id = max(self.next_id, info.id + 1)
-
-    def remove(self, block_ids: Iterable[int]) -> None:
-        """Forgets blocks."""
-        for block_id in block_ids:
-            self._infos.pop(block_id, None)
-        self._bounds = None
-
-    def all(self) -> list[BlockInfo]:
-        """All blocks."""
-        return list(self._infos.values())
-
-    def overlapping(self, ids: Ids, start_ms: int, end_ms: int) -> list[BlockInfo]:
-        """Blocks with samples in start <= t <= end that may have some of the series (rising ids)."""
-        if not self._infos or not len(ids):
-            return []
-        if self._bounds is None:
-            rows = [(i.start_ms, i.end_ms, i.first_series, i.last_series, i.id) for i in self._infos.values()]
-            self._bounds = np.array(rows, dtype=np.int64).T.copy()
-        start, end, first, last, number = self._bounds
-        places = np.searchsorted(ids, first)
-        nearest = ids[np.minimum(places, len(ids) - 1)]
-        inside = (start <= end_ms) & (end >= start_ms) & (nearest >= first) & (nearest <= last)
-        return [self._infos[i] for i in number[inside].tolist()]
 
 
 class Archive:
@@ -154,11 +99,17 @@ class Archive:
                     found[np.searchsorted(ids, np.intersect1d(ids, contents.ids, assume_unique=True))] = True
         return found
 
-    def series_of(self, block: BlockInfo) -> Ids:
-        """The series of a block; none when it has gone."""
+    def used_bytes(self) -> int:
+        """Bytes that the data takes in the database."""
         with self._reading, self._engine.connect() as connection:
-            contents = self.contents(connection, block)
-        return np.empty(0, dtype=np.int64) if contents is None else contents.ids
+            return retention.used_bytes(connection)
+
+    def oldest_time(self) -> int | None:
+        """The time of the oldest sample, or None."""
+        with self._lock:
+            starts = [block.start_ms for block in self.directory.all()]
+        with self._reading, self._engine.connect() as connection:
+            return retention.oldest_time(connection, starts)
 
     def whole(self, connection: sa.Connection, block: BlockInfo, start_ms: int) -> list[Piece]:
         """All series of a block from a time on, past the caches."""

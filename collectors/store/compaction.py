@@ -18,9 +18,10 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from collectors.store.archive import Archive, BlockInfo
+from collectors.store.archive import Archive
 from collectors.store.catalog import Catalog
 from collectors.store.codec import Bools, pack_integers, pack_matrix
+from collectors.store.directory import BlockInfo
 from collectors.store.grouping import partition
 from collectors.store.head import Layout
 from collectors.store.schema import blocks_table, chunks_table, clearing_table, scrapes_table

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import sqlalchemy as sa
 
-from collectors.store.archive import Archive, BlockInfo
+from collectors.store.archive import Archive
 from collectors.store.catalog import Catalog
+from collectors.store.directory import BlockInfo
 from collectors.store.grouping import Piece
 from collectors.store.head import Head, Layout, Rows
 from collectors.store.schema import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from collectors.store.archive import BlockInfo
+from collectors.store.directory import BlockInfo
 from collectors.store.schema import (
     blocks_table,
     chunks_table,

@@ -15,12 +15,12 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from collectors.store import exemplars, retention
-from collectors.store.archive import Archive, BlockInfo
+from collectors.store import exemplars
+from collectors.store.archive import Archive
 from collectors.store.catalog import Catalog
 from collectors.store.checkpoint import Checkpointer
 from collectors.store.commit import GroupCommit
-from collectors.store.compaction import HOUR_MS, Compactor
+from collectors.store.compaction import Compactor
 from collectors.store.grouping import Group, Piece, gather, group_parts, join
 from collectors.store.head import Head
 from collectors.store.limits import LimitExceeded, Limits
@@ -29,6 +29,7 @@ from collectors.store.resolve import Resolver
 from collectors.store.restore import restore_bounds, restore_catalog, restore_head, restore_metadata
 from collectors.store.schema import is_in_memory, metadata_table, open_database
 from collectors.store.sources import Sources
+from collectors.store.upkeep import Retained, Upkeep
 from collectors.store.values import (
     Append,
     Block,
@@ -75,15 +76,11 @@ class Store:
         self._engine = open_database(url, synchronous)
         self._clock = clock
         self._head_ms = int(head_seconds * 1000)
-        self._retention_seconds = retention_seconds
-        self._retention_bytes = retention_bytes
         self._late_ms = int(late_seconds * 1000)
         self._lock = threading.RLock()
         self._catalog = Catalog()
         self._head = Head()
         self._sources = Sources()
-        self._has_unused = False
-        self._deletions = 0
         self._groups: dict[tuple[tuple[Matcher, ...], tuple[int, ...]], list[Group]] = {}
         self._layouts_with: dict[tuple[Matcher, ...], list[int]] = {}
         self._groups_generation = 0
@@ -113,8 +110,21 @@ class Store:
         self._compactor = Compactor(
             self._engine, self._catalog, self._archive, self._lock, self._group.turn, self._reading
         )
-        # Of the threads that keep house, one at a time does.
-        self._keeping = threading.Lock()
+        self._upkeep = Upkeep(
+            self._engine,
+            self._catalog,
+            self._head,
+            self._archive,
+            self._sources,
+            self._resolver,
+            self._writer,
+            self._compactor,
+            self._shelf,
+            self._counts,
+            self._lock,
+            self._group.turn,
+            Retained(int(retention_seconds * 1000), retention_bytes, self._late_ms),
+        )
         self._load()
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -200,23 +210,20 @@ class Store:
 
         Appends wait for a step's transaction only, a few milliseconds of each.
         """
-        with self._keeping:
-            return self._compact(now) > 0 or self._prune(now, 1000) > 0 or self._tidy(now)
+        return self._upkeep.step(self._now(now))
 
     def compact(self, now: float | None = None) -> int:
         """Compacts some scrapes of the oldest closed hour; gives how many samples: 0 is done."""
-        with self._keeping:
-            return self._compact(now)
+        return self._upkeep.compact(self._now(now))
 
     def prune(self, now: float | None = None, limit: int = 1000) -> int:
         """Deletes about `limit` scrapes or blocks past retention; gives how many went: 0 is done."""
-        with self._keeping:
-            return self._prune(now, limit)
+        return self._upkeep.prune(self._now(now), limit)
 
     def close(self) -> None:
         """Waits for the commit under way and closes the database."""
         self._checkpointer.close()
-        with self._keeping, self._group.turn:
+        with self._upkeep.alone, self._group.turn:
             self._engine.dispose()
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -292,7 +299,7 @@ class Store:
     def version(self) -> int:
         """A number that is another one after every change of the samples."""
         with self._lock:
-            return self._counts.commits + self._catalog.generation + self._deletions
+            return self._counts.commits + self._catalog.generation + self._upkeep.deletions
 
     def num_series(self) -> int:
         """Series known, in memory or in the database."""
@@ -301,8 +308,7 @@ class Store:
 
     def size_bytes(self) -> int:
         """Bytes that the data takes in the database."""
-        with self._reading, self._engine.connect() as connection:
-            return retention.used_bytes(connection)
+        return self._archive.used_bytes()
 
     # --- inside: writing ----------------------------------------------------------------------------------------------
     def _commit(self, requests: Sequence[Request]) -> list[Taken | Exception]:
@@ -313,6 +319,9 @@ class Store:
             if floor_ms > self._head.floor_ms:
                 self._head.floor_ms = floor_ms
         return taken
+
+    def _now(self, now: float | None) -> float:
+        return self._clock() if now is None else now
 
     def _floor_ms(self) -> int:
         newest = self._writer.newest_ms
@@ -330,108 +339,6 @@ class Store:
             restore_head(connection, self._catalog, self._archive, self._head, floor_ms)
             self._metadata = restore_metadata(connection)
             exemplars.load(connection, self._shelf)
-
-    # --- inside: keeping house ----------------------------------------------------------------------------------------
-    def _now(self, now: float | None) -> float:
-        return self._clock() if now is None else now
-
-    def _compact(self, now: float | None) -> int:
-        open_ms = max(_SETTLED_MS, min(self._late_ms, HOUR_MS))
-        compacted = self._compactor.step(int(self._now(now) * 1000) - open_ms)
-        with self._lock:
-            self._counts.compacted += compacted
-        self._has_unused = self._has_unused or compacted > 0
-        return compacted
-
-    def _prune(self, now: float | None, limit: int) -> int:
-        cutoff_ms = int((self._now(now) - self._retention_seconds) * 1000)
-        deleted = self._delete_blocks([b for b in self._oldest_blocks() if b.end_ms < cutoff_ms], limit, _EVER)
-        with self._group.turn, self._engine.begin() as connection:
-            deleted += retention.delete_scrapes(connection, cutoff_ms, limit)
-        with self._lock:
-            self._head.floor_ms = max(self._head.floor_ms, cutoff_ms)
-        deleted = deleted or self._delete_surplus(limit)
-        self._deletions += deleted > 0
-        self._has_unused = self._has_unused or deleted > 0
-        if self._has_unused and deleted < limit:
-            self._forget_unused()
-            self._has_unused = False
-        return deleted
-
-    def _oldest_blocks(self) -> list[BlockInfo]:
-        with self._lock:
-            return sorted(self._archive.directory.all(), key=lambda block: block.end_ms)
-
-    def _delete_surplus(self, limit: int) -> int:
-        if self._retention_bytes is None:
-            return 0
-        surplus = self.size_bytes() - self._retention_bytes
-        if surplus <= 0:
-            return 0
-        deleted = self._delete_blocks(self._oldest_blocks(), limit, surplus)
-        if not deleted:
-            with self._group.turn, self._engine.begin() as connection:
-                deleted = retention.delete_surplus_scrapes(connection, surplus, limit)
-        return deleted
-
-    def _delete_blocks(self, blocks: Sequence[BlockInfo], limit: int, nbytes: int) -> int:
-        chosen = [block.id for block in retention.some_of(blocks, limit, min(nbytes, retention.STEP_BYTES))]
-        if chosen:
-            with self._group.turn, self._engine.begin() as connection:
-                retention.delete_blocks(connection, chosen)
-            self._archive.forget(chosen)
-        return len(chosen)
-
-    def _tidy(self, now: float | None) -> bool:
-        cutoff_ms = int((self._now(now) - self._retention_seconds) * 1000)
-        with self._group.turn:
-            with self._engine.begin() as connection:
-                deleted = exemplars.delete(connection, cutoff_ms)
-            with self._lock:
-                self._shelf.prune(cutoff_ms)
-            return deleted > 0 or retention.give_back(self._engine)
-
-    def _forget_unused(self) -> None:
-        """Drops sources, layouts and series that no sample is left of, from the database and from memory."""
-        with self._reading, self._engine.connect() as connection:
-            oldest_ms = retention.oldest_time(connection, [b.start_ms for b in self._oldest_blocks()])
-        self._learn_newest()
-        with self._group.turn:
-            with self._lock:
-                self._writer.oldest_ms = oldest_ms
-                # What has left the database leaves the head, too.
-                gone_until = (self._writer.newest_ms or 0) + 1 if oldest_ms is None else oldest_ms
-                self._head.floor_ms = max(self._head.floor_ms, gone_until)
-                for layout_id in list(self._head.rows):
-                    self._head.trim(layout_id)
-                bound = _EVER if oldest_ms is None else oldest_ms
-                last_t = self._catalog.last_t
-                quiet = [key for key, ids in self._sources.items() if not (last_t[ids] >= bound).any()]
-            with self._engine.begin() as connection:
-                retention.delete_sources(connection, quiet)
-                layouts = [i for i in retention.unused_layouts(connection) if i not in self._head.rows]
-                retention.delete_layouts(connection, layouts)
-                with self._lock:
-                    self._sources.drop(quiet)
-                    sent = {self._catalog.layout(ids).id for _, ids in self._sources.items()}
-                    unsaved = self._catalog.layouts.keys() - self._catalog.saved - self._head.rows.keys() - sent
-                    series = self._catalog.unused_series({*layouts, *unsaved}, bound)
-                retention.delete_series(connection, series)
-            with self._lock:
-                self._catalog.remove_layouts({*layouts, *unsaved})
-                self._catalog.remove_series(series)
-                self._resolver.forget_all()
-
-    def _learn_newest(self) -> None:
-        """Looks up the newest samples of the series of which the last start did not see any."""
-        with self._lock:
-            ids = np.flatnonzero(self._catalog.unknown)
-        if len(ids):
-            t, v = self._archive.newest(ids)
-            with self._lock:
-                still = self._catalog.unknown[ids]
-                self._catalog.last_t[ids[still]], self._catalog.last_v[ids[still]] = t[still], v[still]
-                self._catalog.unknown[ids[still]] = False
 
     # --- inside: reading ----------------------------------------------------------------------------------------------
     def _gather(self, matchers: Sequence[Matcher], ids: NDArray[np.int64], start_ms: int, end_ms: int) -> list[Block]:

@@ -127,7 +127,7 @@ def test_what_could_not_be_written_is_ended_later(
                 raise WriteError("the disk is full")
             metering.write(samples, at)
 
-        append = replace = write  # type: ignore[assignment]
+        append = replace = write
 
     writer = Writer()
     path = make_rule_file("groups: [{name: g, interval: 1s, rules: [{record: 'a:a', expr: m > 1}]}]")

@@ -53,8 +53,14 @@ class Killable:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-c", self.program], cwd=ROOT, stderr=subprocess.DEVNULL)
-        wait_until(lambda: self.client.get("/-/ready").status_code == 200)
+        def is_ready() -> bool:
+            if self.process is None or self.process.poll() is not None:  # somebody else had the port for a moment
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", self.program], cwd=ROOT, stderr=subprocess.DEVNULL
+                )
+            return self.client.get("/-/ready").status_code == 200
+
+        wait_until(is_ready)
 
     def kill(self) -> None:
         assert self.process is not None

@@ -126,3 +126,11 @@ def test_promtool_accepts_the_shipped_rules() -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "duplicate" not in done.stdout
+
+
+def test_no_name_of_the_catalogue_is_given_away_twice() -> None:
+    """A constant that is assigned anew would count one thing under the name of another."""
+    constants = re.findall(r"^([A-Z][A-Z0-9_]*) = ", Path(names.__file__).read_text(), re.M)
+
+    assert sorted(constants) == sorted(set(constants))
+    assert len({metric.name for metric in names.CATALOGUE}) == len(names.CATALOGUE)

@@ -526,7 +526,7 @@ ALIASES: tuple[Alias, ...] = tuple(value for value in list(globals().values()) i
 
 CATALOGUE: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
-# --- series that rules record of an objective; a window's length stands behind the first four --------------------------
+# --- series that rules record of an objective; a window's length stands behind the first four ---------------------
 SLO_ERROR_RATIO = "slo:sli_error:ratio_rate"
 SLO_EVENTS = "slo:sli_total:increase"
 SLO_TILE_EVENTS = "slo:sli_total:tile"

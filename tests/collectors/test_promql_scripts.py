@@ -15,6 +15,7 @@ SHARED = ROOT.parent / "shared"
 RUNNER = SHARED / "tools" / "promqltest_runner.py"
 SCRIPTS = SHARED / "promqltest"
 
+
 def _module(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None  # noqa: PT018

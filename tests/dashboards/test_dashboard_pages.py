@@ -31,7 +31,17 @@ def charts(test: AppTest) -> int:
     [
         ("overview", 2, ("Service level objectives", "policy 6", "LabelsLate", "A rollback goes to v1")),
         ("serving", 9, ("flight_delay-1", "rollback", "advance", "Slow and failed requests")),
-        ("drift", 5, ("Distance from the reference", "1 840 labelled rows", "origin EWR", "37.1 ± 10.9 → 78.4 ± 8.2")),
+        (
+            "drift",
+            6,
+            (
+                "Distance from the reference",
+                "Numeric columns together",
+                "1 840 labelled rows",
+                "origin EWR",
+                "37.1 ± 10.9 → 78.4 ± 8.2",
+            ),
+        ),
         ("quality", 3, ("outside the range", "1 204", "PUT /v1/schemas/flight_delay")),
         ("training", 4, ("run-20130715-c4", "2013-04-15", "4e3b51f0c2", "stable", "previous")),
         (

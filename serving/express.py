@@ -87,7 +87,8 @@ class Express:
         traced, self.traced = self.traced, []
         if waiting:
             self._run(waiting)
-        if self.waiting:
+        if traced and self.waiting and self.waiting[0].received < traced[0].received:
+            # Behind those that came before them; not behind all, which under load there is no end of.
             self.traced = traced + self.traced
             return
         for exchange in traced:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -255,6 +257,32 @@ async def test_the_shortcut_holds_the_queues_limit_and_leaves_others_a_turn_of_t
     # No turn had more than may wait, and with no time for a turn each ended behind its first batch.
     assert max(turns) <= 24
     assert len(turns) >= 24 / 4
+
+
+def test_a_traced_request_waits_for_those_that_came_before_it_and_no_longer() -> None:
+    left: list[float] = []
+
+    class Busy(Express):
+        """Has time for one request a turn, and gets another one in each."""
+
+        def __init__(self) -> None:
+            self.waiting = [_arrived(1.0), _arrived(2.0), _arrived(4.0)]
+            self.traced = [_arrived(3.0)]
+            self._general = lambda exchange, _trace: left.append(exchange.received)
+
+        def _run(self, waiting: list[Any]) -> None:
+            self.waiting = [*waiting[1:], _arrived(waiting[-1].received + 1.0)]
+
+    express = Busy()
+    express.run()
+    assert not left
+    express.run()
+    assert left == [3.0]
+    assert not express.traced
+
+
+def _arrived(moment: float) -> Any:
+    return SimpleNamespace(received=moment, answer=None)
 
 
 async def _asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:

@@ -24,6 +24,8 @@ __all__ = ["Executed", "Executor", "InferenceThread", "Lane", "Loop", "Runnable"
 
 _STALL_FACTOR = 20.0
 _MEMORY_SECONDS = 30.0  # after a batch that did not fit into memory, until larger ones are tried again
+# Requests in a queue that is about to be empty.
+_FEW_REQUESTS = 4
 
 
 class Lane:
@@ -86,6 +88,11 @@ class Lane:
         """Whether a batch of so many rows may run on the event loop now, as nothing is before it."""
         alone = self._running is None and self.queue.requests == 0 and self.stalled is None
         return alone and rows <= self.policy.limit_rows and self._inline.allows(rows, now)
+
+    def clears(self, rows: int, now: float) -> bool:
+        """Whether the queue is short and run on the event loop, so that batches of so many rows may soon be, too."""
+        short = self._running is None and 0 < self.queue.requests <= _FEW_REQUESTS and self.stalled is None
+        return short and self._inline.allows(min(rows, self.queue.max_rows), now)
 
     def ran(self, rows: int, started: float, ended: float, worked: float | None) -> None:
         """Notes a batch that passed by the queue; `worked`: this thread's own seconds of it, where they are known."""

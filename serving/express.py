@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _MAX_ROWS = 256
 # Seconds of the event loop's turn after which what waits still is left for the next one.
 _TURN_SECONDS = 0.005
+# Seconds that requests are held for a lane whose queue is about to be empty, such as behind a traced request.
+_HOLD_SECONDS = 0.005
 _Asked = tuple[int, "Mapping[str, bool] | None", bool]
 
 
@@ -69,6 +71,7 @@ class Express:
         # Requests that may wait for a turn: one over the queue's limit of rows is refused as by the queue.
         self.most = version.lane.policy.limit_rows
         self.waiting: list[Exchange] = []
+        self._held_since: float | None = None
         # Those whose trace is kept go the general way, behind the others: in the lane's queue they would stop them.
         self.traced: list[Exchange] = []
 
@@ -113,9 +116,15 @@ class Express:
         sizes = (largest, largest // 2, largest // 4)
         limits = [limit for limit in sizes if lane.free(min(len(waiting), limit), begun)]
         if not limits or not self.good(self._deployment):
+            if self._holds(len(waiting), begun):
+                self.waiting = waiting + self.waiting
+                asyncio.get_running_loop().call_soon(self.run)
+                return
+            self._held_since = None
             for exchange in waiting:
                 self._leave(exchange)
             return
+        self._held_since = None
         limit = max(1, limits[0])
         parts: list[bytes | memoryview] = []
         asked: list[_Asked] = []
@@ -147,6 +156,14 @@ class Express:
             rows += found[1][0]
         if taken:
             self._serve(taken, parts, asked, rows, begun)
+
+    def _holds(self, requests: int, now: float) -> bool:
+        """Whether to wait for the lane: behind a few in its queue these would follow them there, and others these."""
+        if not self.good(self._deployment) or not self._version.lane.clears(requests, now):
+            return False
+        if self._held_since is None:
+            self._held_since = now
+        return now - self._held_since < _HOLD_SECONDS
 
     def _read(self, body: bytes) -> tuple[bytes, _Asked] | None:
         """A JSON request's values and what it asks for; None when it is not of the usual kind."""

@@ -281,6 +281,32 @@ def test_a_traced_request_waits_for_those_that_came_before_it_and_no_longer() ->
     assert not express.traced
 
 
+async def test_requests_are_held_for_a_queue_that_is_about_to_be_empty_and_not_for_long() -> None:
+    now, short, left = [0.0], [True], []
+    express = Express.__new__(Express)
+    express.waiting, express.traced, express._held_since = [], [], None
+    express._general = lambda exchange, _trace: left.append(exchange.received)
+    express._clock = lambda: now[0]
+    lane = SimpleNamespace(
+        queue=SimpleNamespace(max_rows=8), free=lambda rows, now: False, clears=lambda rows, now: short[0]
+    )
+    express._version = SimpleNamespace(lane=lane)
+    express._deployment = SimpleNamespace(router=None, versions={1: express._version}, cache=None, closing=False)
+    express.router, express._choice = None, SimpleNamespace(version=1)
+
+    express._run([_arrived(1.0), _arrived(2.0)])
+    now[0] = 0.004
+    express._run(express.waiting[:2])
+    assert not left
+    now[0] = 0.006
+    express._run(express.waiting[:2])
+    assert left == [1.0, 2.0]
+    short[0] = False
+    express._run([_arrived(3.0)])
+    assert left == [1.0, 2.0, 3.0]
+    express.waiting = []
+
+
 def _arrived(moment: float) -> Any:
     return SimpleNamespace(received=moment, answer=None)
 

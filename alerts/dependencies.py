@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from alerts.rules import Rule
 from collectors.query import QueryError, parse
-from collectors.query.syntax import Aggregate, Binary, Call, Negation, Node, RangeSelector, Selector, Subquery
+from collectors.query.selectors import walk
+from collectors.query.syntax import Node, Selector
 
 _ALERT_SERIES = ("ALERTS", "ALERTS_FOR_STATE")
 
@@ -35,29 +36,6 @@ def selectors(expr: str) -> Iterator[Selector]:
 def recorded_name(selector: Selector) -> str:
     """The metric that a selector names, "" when it names none."""
     return next((m.value for m in selector.matchers if m.name == "__name__" and m.op == "="), "")
-
-
-def children(node: Node) -> tuple[Node, ...]:
-    """The parts of a node."""
-    match node:
-        case RangeSelector():
-            return (node.selector,)
-        case Subquery() | Negation():
-            return (node.expr,)
-        case Binary():
-            return (node.left, node.right)
-        case Aggregate():
-            return (node.expr,) if node.param is None else (node.param, node.expr)
-        case Call():
-            return node.args
-    return ()
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """A node and all that is in it."""
-    yield node
-    for child in children(node):
-        yield from walk(child)
 
 
 def _selectors(node: Node) -> Iterator[Selector]:

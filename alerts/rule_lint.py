@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alerts.dependencies import may_meet, recorded_name, selectors, walk
+from alerts.dependencies import may_meet, recorded_name, selectors
 from alerts.durations import format_duration
 from alerts.rules import Rule, RuleGroup, read
 from alerts.yaml_nodes import Problem
 from collectors.query import QueryError, parse
+from collectors.query.selectors import walk
 from collectors.query.syntax import Aggregate, Binary, Call, Node, Number, RangeSelector, Selector
 
 Target = Literal["trimtab", "prometheus-2.42", "prometheus-3", "victoriametrics"]

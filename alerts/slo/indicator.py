@@ -56,12 +56,10 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
-class Threshold:
-    """A value that must be `op` than `value`: good while it is."""
+class _Seen:
+    """One query that is looked at."""
 
     query: str
-    op: Operator
-    value: float
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -71,6 +69,14 @@ class Threshold:
     def metrics(self) -> tuple[str, ...]:
         """The query, to look whether there is anything to see."""
         return (self.query,)
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold(_Seen):
+    """A value that must be `op` than `value`: good while it is."""
+
+    op: Operator
+    value: float
 
     def bad(self, value: str) -> str:
         """1 where the value, an expression, misses the threshold, else 0; NaN is nothing seen."""
@@ -78,20 +84,10 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True)
-class Raw:
+class Raw(_Seen):
     """A ratio that comes ready; `failures` says of what. Without counts an average of it is not weighted by traffic."""
 
-    query: str
     failures: bool
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The labels that tell the budgets apart, as far as the query shows them."""
-        return grouping(self.query)
-
-    def metrics(self) -> tuple[str, ...]:
-        """The query, to look whether there is anything to see."""
-        return (self.query,)
 
     def bad(self, value: str) -> str:
         """The share that failed."""

@@ -6,24 +6,18 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
-from alerts.rules import Problem
+from alerts.yaml_nodes import Problem, Severity, YamlFile, is_null
 
-Severity = Literal["error", "warning"]
 _SHORTHAND = re.compile(r"(\d+)(ms|s|m|h|d|w|M|Q|Y)\Z")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 _YES_NO = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-class Reader:
-    """One file's nodes on their way in; what is wrong with them collects in `problems`."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.problems: list[Problem] = []
+class Reader(YamlFile):
+    """One file's nodes on their way in; what is wrong with them collects in `problems`, by their lines."""
 
     def documents(self, text: str) -> list[yaml.Node]:
         """The documents that hold something."""
@@ -57,15 +51,6 @@ class Reader:
             elif not is_null(value):
                 found[key.value] = value
         return found
-
-    def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
-        """The items of a list."""
-        if node is None or is_null(node):
-            return []
-        if not isinstance(node, yaml.SequenceNode):
-            self.report(node, f"{what} must be a list")
-            return []
-        return list(node.value)
 
     def text(self, node: yaml.Node | None, what: str, default: str = "") -> str:
         """Text; a number or a word is taken as it is written."""
@@ -139,11 +124,6 @@ class Reader:
             for key, value in node.value
             if isinstance(value, yaml.ScalarNode)
         }
-
-
-def is_null(node: yaml.Node) -> bool:
-    """Whether nothing stands there."""
-    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
 
 
 def read_text(path: Path, reader: Reader) -> str:

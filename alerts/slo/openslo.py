@@ -90,7 +90,7 @@ def read(paths: Iterable[str | Path]) -> tuple[list[Objective], list[Problem]]:
     known = _Set()
     readers = []
     for path in map(Path, paths):
-        reader = Reader(str(path))
+        reader = Reader(path)
         readers.append(reader)
         for node in reader.documents(read_text(path, reader)):
             _collect(known, reader, node)

@@ -1,4 +1,4 @@
-"""Which selectors an expression reads."""
+"""The nodes of an expression, and which selectors it reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from collectors.store import Matcher
 
 def selectors_of(node: Node) -> Iterator[tuple[Matcher, ...]]:
     """The matchers of each selector, from left to right."""
-    if isinstance(node, Selector):
-        yield node.matchers
+    return (part.matchers for part in walk(node) if isinstance(part, Selector))
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """A node and all that is in it, each before its parts, from left to right."""
+    yield node
     for child in children_of(node):
-        yield from selectors_of(child)
+        yield from walk(child)
 
 
 def children_of(node: Node) -> tuple[Node, ...]:

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-__all__ = ["accounts", "recorder", "served", "signals"]
+__all__ = ["accounts", "counting", "delivery", "recorder", "served", "signals"]

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,16 +23,15 @@ from observability import names
 from observability.events import FEATURE, PREDICTION
 from observability.exporter import BufferedExporter
 from observability.metrics import Metrics
-from observability.sinks import BATCH_ID_HEADER, Batch, DeliveryError, Rejected, Unavailable
+from observability.sinks import BATCH_ID_HEADER, Batch
 from serving.batching.execution import Runnable
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
 from serving.registry import ModelVersion
+from serving.telemetry.delivery import Delivery
 from serving.telemetry.served import names_of
 
 if TYPE_CHECKING:
-    import httpx
-
     from observability.columns import Column
     from observability.profile import Profile
 
@@ -199,39 +198,20 @@ class Posted(Batch):
     end: float = 0.0
 
 
-@dataclass(slots=True)
 class ProfileSink:
     """POSTs profiles to `{url}/v1/profiles/{owner}`. One whose reference is not there yet is sent again."""
 
-    url: str
-    timeout: float = 10.0
-    _client: httpx.Client | None = field(default=None, init=False)
+    def __init__(self, url: str, timeout: float = 10.0) -> None:
+        self._url = url.rstrip("/")
+        self._delivery = Delivery(timeout)
+        self.close = self._delivery.close
 
     def send(self, batch: Batch) -> None:
         """Raises Rejected for good, Unavailable or DeliveryError to be tried again."""
-        import httpx
-
         assert isinstance(batch, Posted)
-        if self._client is None:
-            self._client = httpx.Client(timeout=self.timeout, trust_env=False)
-        url = f"{self.url.rstrip('/')}/v1/profiles/{batch.owner}"
         span = {"X-Profile-Start": repr(batch.start), "X-Profile-End": repr(batch.end)}
-        headers = {"Content-Type": "application/json", BATCH_ID_HEADER: batch.id, **span}
-        try:
-            answer = self._client.post(url, content=bytes(batch.body), headers=headers)
-        except httpx.HTTPError as error:
-            raise Unavailable(f"{url} cannot be reached: {error!r}") from error
-        if answer.status_code in _SETTLING:
-            raise Unavailable(f"{url} answered {answer.status_code}: {answer.text[:200]}")
-        if 400 <= answer.status_code < 500:
-            raise Rejected(f"{url} answered {answer.status_code}: {answer.text[:200]}")
-        if answer.status_code >= 300:
-            raise DeliveryError(f"{url} answered {answer.status_code}: {answer.text[:200]}")
-
-    def close(self) -> None:
-        """Closes the connection."""
-        if self._client is not None:
-            self._client.close()
+        url = f"{self._url}/v1/profiles/{batch.owner}"
+        self._delivery.deliver("POST", url, batch, _SETTLING, {BATCH_ID_HEADER: batch.id, **span})
 
 
 class Counting:

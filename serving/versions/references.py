@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from observability.exporter import Exporter
 from observability.metrics import Metrics
-from observability.sinks import Batch, DeliveryError, Rejected, Unavailable
+from observability.sinks import Batch
 from serving.registry import ModelVersion
+from serving.telemetry.delivery import Delivery
 
-if TYPE_CHECKING:
-    import httpx
+# The collector is away or busy.
+_TRY_LATER = (408, 429, 502, 503, 504)
 
 
 class ReferenceSink:
@@ -18,32 +17,12 @@ class ReferenceSink:
 
     def __init__(self, url: str, timeout: float = 10.0) -> None:
         self._url = url.rstrip("/")
-        self._timeout = timeout
-        self._client: httpx.Client | None = None
+        self._delivery = Delivery(timeout)
+        self.close = self._delivery.close
 
     def send(self, batch: Batch) -> None:
         """Raises Rejected for good, Unavailable or DeliveryError to be tried again."""
-        # Imported in the background: the server does not wait for it at its start.
-        import httpx
-
-        url = f"{self._url}/v1/references/{batch.id}"
-        if self._client is None:
-            self._client = httpx.Client(timeout=self._timeout, trust_env=False)
-        try:
-            answer = self._client.put(url, content=bytes(batch.body), headers={"Content-Type": "application/json"})
-        except httpx.HTTPError as error:
-            raise Unavailable(f"{url} cannot be reached: {error!r}") from error
-        if answer.status_code in (408, 429, 502, 503, 504):
-            raise Unavailable(f"{url} answered {answer.status_code}")
-        if 400 <= answer.status_code < 500:
-            raise Rejected(f"{url} answered {answer.status_code}: {answer.text[:200]}")
-        if answer.status_code >= 300:
-            raise DeliveryError(f"{url} answered {answer.status_code}: {answer.text[:200]}")
-
-    def close(self) -> None:
-        """Closes the connection."""
-        if self._client is not None:
-            self._client.close()
+        self._delivery.deliver("PUT", f"{self._url}/v1/references/{batch.id}", batch, _TRY_LATER)
 
 
 class References:

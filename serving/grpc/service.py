@@ -30,9 +30,11 @@ _CODES = {
 # Headers of HTTP's own framing, which a call's metadata must not set.
 _FRAMING = frozenset({"content-length", "content-encoding", "transfer-encoding", "content-type", "accept-encoding"})
 _STREAM_AHEAD = 64
-# Without a call for so long, none is under way in grpcio; it is not waited for longer than the second.
-_QUIET_SECONDS = 0.01
-_QUIET_LIMIT_SECONDS = 0.25
+# Without a call for so long, none is under way: a client that has its answer and means to send another has had the
+# time for it, even on a busy machine. It is not waited for longer than the second.
+_QUIET_SECONDS = 0.08
+_QUIET_LIMIT_SECONDS = 0.4
+_NOTICE_SECONDS = 0.01
 # Space for a message's own fields beside its tensors.
 _MESSAGE_OVERHEAD = 64 * 1024
 
@@ -118,7 +120,8 @@ class GrpcServer:
             await asyncio.sleep(_QUIET_SECONDS)
         self._stopping.set()
         stopping = asyncio.create_task(self._server.stop(grace))
-        await asyncio.sleep(_QUIET_SECONDS)
+        # Connections carry what is written in its order: the notice goes out before any answer that is held.
+        await asyncio.sleep(_NOTICE_SECONDS)
         self._told.set()
         await stopping
 

@@ -122,6 +122,9 @@ def test_volume_and_age_are_metrics(collector: Any, clock: Any, events: Callable
     def duplicated() -> float:
         return next(iter(collector.values("quality_duplicated_rows_ratio", clock.now).values()), 0.0)
 
-    # The last batch repeats the features of the one before; it may be counted after the windows were.
+    # The last batch repeats the features of the one before. The share is told as a window closes, so its own must.
+    family = collector.collector.signals.metrics[names.EVENT_ROWS]
+    collector.settled(lambda: family.labels("delay", "1")._value.get() == 6 * 200 + 2 * 20)
+    clock.advance(10)
     collector.settled(lambda: duplicated() > 0.0)
     assert duplicated() == pytest.approx(20 / (6 * 200 + 2 * 20))

@@ -215,7 +215,9 @@ TELEMETRY_DROPPED_ROWS = _counter("telemetry_dropped_rows_total", "Rows in batch
 TELEMETRY_QUEUE = _gauge("telemetry_queue_batches", "Batches waiting for delivery.", "signal")
 
 # --- training --------------------------------------------------------------------------------------------------------
-PHASES = ("data_wait", "host_to_device", "forward", "backward", "optimizer", "checkpoint", "evaluation")
+PHASES = (
+    "data_wait", "host_to_device", "forward", "backward", "communication", "optimizer", "checkpoint", "evaluation",
+)  # fmt: skip
 TRAINING_STEPS = _counter("training_steps_total", "Optimizer steps taken.", "model")
 TRAINING_SAMPLES = _counter("training_samples_total", "Samples trained on.", "model")
 TRAINING_STEP_DURATION = _histogram("training_step_duration_seconds", "Time of a step.", PHASE_SECONDS, "model")
@@ -230,6 +232,28 @@ TRAINING_NONFINITE = _counter("training_nonfinite_steps_total", "Steps skipped: 
 TRAINING_CHECKPOINTS = _counter("training_checkpoints_total", "Checkpoints by outcome.", "model", "outcome")
 TRAINING_RUNS = _counter("training_runs_total", "Training runs ended, by outcome.", "model", "outcome")
 # outcome: completed | failed | rejected (the gate said no)
+TRAINING_RANK_STEP = _gauge("training_rank_step", "Steps that a rank has taken.", "model", "run", "rank")
+TRAINING_RANK_UP = _gauge("training_rank_up", "1 while a rank trains, 0 after it died.", "model", "run", "rank")
+TRAINING_RANK_IDLE = _gauge(
+    "training_rank_idle_seconds", "Time since a rank last began or ended a phase.", "model", "run", "rank"
+)
+TRAINING_RANK_PHASE = _gauge(
+    "training_rank_phase_seconds", "Median time of a phase over a rank's latest steps.", "model", "run", "rank", "phase"
+)
+TRAINING_RESTARTS = _counter(
+    "training_restarts_total", "Attempts begun anew, by what ended the last.", "model", "cause"
+)
+# cause: killed | error | hang | told
+TRAINING_RECOVERY = _gauge(
+    "training_recovery_seconds", "From the end of the last attempt to the first step of this one.", "model", "run"
+)
+TRAINING_GOODPUT = _gauge(
+    "training_goodput_ratio", "Share of the run's wall time whose steps are part of its result.", "model", "run"
+)
+TRAINING_WALL_TIME = _gauge(
+    "training_wall_seconds", "Wall time of the run by what it went to.", "model", "run", "cause"
+)
+# cause: productive | repeated | data_wait | checkpoint | starting | stalled | down | ending
 TRAINING_EVALUATION = _gauge(
     "training_evaluation_score", "Score of a run on its held-out data.", "model", "run", "metric"
 )

@@ -25,9 +25,8 @@ _VERSION_COLUMNS = (
     *("Parent", "Code", "Digest"),
 )
 _METRICS = ("log_loss", "base_rate_log_loss", "brier", "roc_auc", "accuracy", "calibration_error")
-_PHASE_COLORS = dict(
-    zip(names.PHASES, ("#8C8C8C", "#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#D55E00"), strict=True)
-)
+_COLORS = ("#8C8C8C", "#56B4E9", "#0072B2", "#009E73", "#F0E442", "#E69F00", "#CC79A7", "#D55E00")
+_PHASE_COLORS = dict(zip(names.PHASES, _COLORS, strict=True))
 
 
 def body(view: shell.View) -> None:

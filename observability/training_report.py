@@ -1,0 +1,94 @@
+"""Folds step records into a run's training metrics: many records at once, and no device is waited for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from observability import names
+from observability.metrics import Metrics, observe_many
+from observability.step_ring import DURATION, FIRST_PHASE, Records
+
+# On a device these are asynchronous launches for the host's clock, so that they are timed by events instead.
+_DEVICE_PHASES = ("host_to_device", "forward", "backward", "optimizer")
+
+
+class TrainingReport:
+    """The training metrics of one run, and how far they have come. One thread at a time."""
+
+    def __init__(self, metrics: Metrics, model: str, run: str, now_ns: int) -> None:
+        self.num_steps = self._num_samples = 0
+        self._since_ns = now_ns
+        self._steps = metrics[names.TRAINING_STEPS].labels(model)
+        self._samples = metrics[names.TRAINING_SAMPLES].labels(model)
+        metrics[names.TRAINING_NONFINITE].labels(model)  # from 0 on: no rate sees a counter's first value
+        self._duration = metrics[names.TRAINING_STEP_DURATION].labels(model)
+        self._phases = {phase: metrics[names.TRAINING_PHASE_DURATION].labels(model, phase) for phase in names.PHASES}
+        self._throughput = metrics[names.TRAINING_THROUGHPUT].labels(model, run)
+        self._loss = _Reading(metrics[names.TRAINING_LOSS].labels(model, run))
+        self._gradient_norm = _Reading(metrics[names.TRAINING_GRADIENT_NORM].labels(model, run))
+        self._learning_rate = metrics[names.TRAINING_LEARNING_RATE].labels(model, run)
+
+    def steps(self, records: Records, has_device: bool = False) -> None:
+        """Times of steps and phases; those that run on a device are left to `device_phases`."""
+        observe_many(self._duration, records[:, DURATION] / 1e9)
+        for index, phase in enumerate(names.PHASES):
+            if has_device and phase in _DEVICE_PHASES:
+                continue
+            nanoseconds = records[:, FIRST_PHASE + index]
+            observe_many(self._phases[phase], nanoseconds[nanoseconds > 0] / 1e9)
+
+    def device_phases(self, found: list[tuple[str, float]]) -> None:
+        """(phase, seconds) by the device's own clock."""
+        for phase in _DEVICE_PHASES:
+            observe_many(self._phases[phase], np.array([seconds for name, seconds in found if name == phase]))
+
+    def totals(self, num_steps: int, num_samples: int, now_ns: int) -> None:
+        """Steps and samples so far, and the throughput since the last call."""
+        self._steps.inc(num_steps - self.num_steps)
+        self._samples.inc(num_samples - self._num_samples)
+        if num_steps > self.num_steps and now_ns > self._since_ns:
+            self._throughput.set((num_samples - self._num_samples) / ((now_ns - self._since_ns) / 1e9))
+        self.num_steps, self._num_samples, self._since_ns = num_steps, num_samples, now_ns
+
+    def gauges(self, loss: Any, gradient_norm: Any, learning_rate: float | None) -> tuple[float, float, float]:
+        """Shows numbers or tensors, and gives what is shown now; NaN for what is not known."""
+        if learning_rate is not None:
+            self._learning_rate.set(learning_rate)
+        rate = math.nan if learning_rate is None else learning_rate
+        return self._loss.show(loss), self._gradient_norm.show(gradient_norm), rate
+
+
+class _Reading:
+    """Shows a number or a tensor in a gauge. A device's tensor is copied without waiting, and shown at a later call."""
+
+    def __init__(self, gauge: Any) -> None:
+        self._gauge = gauge
+        self._copy: tuple[Any, Any] | None = None
+        self._shown = math.nan
+
+    def show(self, value: Any) -> float:
+        if self._copy is not None and self._copy[1].query():
+            self._set(float(self._copy[0]))
+            self._copy = None
+        if value is not None and not getattr(value, "is_cuda", False):
+            self._set(float(value))
+        elif value is not None and self._copy is None:
+            self._copy = _copied_to_host(value)
+        return self._shown
+
+    def _set(self, value: float) -> None:
+        self._shown = value
+        self._gauge.set(value)
+
+
+def _copied_to_host(tensor: Any) -> tuple[Any, Any]:
+    import torch
+
+    copy = torch.empty((), dtype=torch.float32, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+    return copy, done

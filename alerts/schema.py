@@ -105,7 +105,29 @@ JOURNAL = sa.Table(
     sa.Column("hash", sa.String(64), nullable=False),
 )
 
+# The journal's end: what a truncated tail is missed by, and the row that writers lock, so that they append in turn.
+JOURNAL_HEAD = sa.Table(
+    "journal_head",
+    METADATA,
+    sa.Column("name", sa.String(20), primary_key=True),
+    sa.Column("seq", _Id, nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.Column("seal", sa.String(64), nullable=False),  # HMAC of seq and hash, "" without a secret
+    sa.Column("told", _Id, nullable=False),  # the last row that receivers were told of
+)
+
+# Which process carries a running action out. The token grows with each holder: one that lost its claim is found out.
+ACTION_CLAIMS = sa.Table(
+    "action_claims",
+    METADATA,
+    sa.Column("key", sa.String(500), primary_key=True),
+    sa.Column("holder", sa.String(300), nullable=False),
+    sa.Column("token", _Id, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+)
+
 BUSY_SECONDS = 15.0
+_CREATION_LOCK = 0x7472696D  # PostgreSQL's advisory lock: two services may start at once
 
 
 def open_database(url: str) -> sa.Engine:
@@ -122,7 +144,10 @@ def open_database(url: str) -> sa.Engine:
         engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}, **options)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
-    METADATA.create_all(engine)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
+        METADATA.create_all(connection)
     return engine
 
 

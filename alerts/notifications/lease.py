@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import threading
-from pathlib import Path
 
-import psutil
 import sqlalchemy as sa
 
+from alerts.holders import is_dead, this_process
 from alerts.notifications.tables import LEASES
 
 TERM_SECONDS = 15.0
@@ -24,7 +21,7 @@ class Lease:
     def __init__(self, engine: sa.Engine, name: str, *, holder: str = "", term_seconds: float = TERM_SECONDS) -> None:
         self._engine = engine
         self._name = name
-        self._holder = holder or _this_process(id(self))
+        self._holder = holder or this_process(id(self))
         self._term = term_seconds
         self._expires_at = 0.0
         self._lock = threading.Lock()
@@ -44,7 +41,7 @@ class Lease:
     def _take(self, now: float) -> bool:
         with self._engine.begin() as connection:
             row = connection.execute(sa.select(LEASES).where(LEASES.c.name == self._name).with_for_update()).first()
-            ours = row is None or row.holder == self._holder or row.expires_at <= now or _is_dead(row.holder)
+            ours = row is None or row.holder == self._holder or row.expires_at <= now or is_dead(row.holder)
             if ours:
                 new = {"holder": self._holder, "expires_at": now + self._term}
                 if row is None:
@@ -63,29 +60,3 @@ class Lease:
             self._expires_at = 0.0
             with self._engine.begin() as connection:
                 connection.execute(LEASES.delete().where(LEASES.c.name == self._name, LEASES.c.holder == self._holder))
-
-
-def _this_machine() -> str:
-    """The host and its boot: process ids say something only there."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        boot = f"{psutil.boot_time():.0f}"
-    return f"{socket.gethostname()}/{boot}"
-
-
-def _this_process(number: int) -> str:
-    return f"{_this_machine()}:{os.getpid()}:{psutil.Process().create_time():.2f}:{number}"
-
-
-def _is_dead(holder: str) -> bool:
-    """Whether the holder was a process of this machine that is gone."""
-    try:
-        host, pid, created, _ = holder.rsplit(":", 3)
-        if host != _this_machine():
-            return False
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) > 0.1
-    except psutil.NoSuchProcess:
-        return True
-    except (ValueError, psutil.Error):
-        return False

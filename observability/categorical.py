@@ -250,8 +250,9 @@ def _coded(array: pa.DictionaryArray) -> tuple[pa.Array, Counts, int]:
         codes = np.asarray(part.to_numpy())
         times += np.bincount(codes if codes.dtype != np.uint64 else codes.astype(np.int64), minlength=len(times))
     present = times > 0
-    if dictionary.null_count:
-        null = np.asarray(dictionary.is_null())
+    # NaN is no category.
+    if dictionary.null_count or pa.types.is_floating(dictionary.type):
+        null = np.asarray(dictionary.is_null(nan_is_null=True))
         missing += int(times[null].sum())
         present &= ~null
     if not present.all():

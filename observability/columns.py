@@ -93,7 +93,9 @@ def column_from_json(value: dict[str, Any]) -> Column:
 
 
 def missing_rows(column: Column) -> int:
-    """Rows without a value: null, and NaN among numbers."""
+    """Rows without a value: null, NaN among numbers, and vectors with a NaN or of another length than the others."""
+    if isinstance(column, EmbeddingColumn):
+        return missing_rows(column.norm) + column.misshapen
     return column.missing + (column.nan if isinstance(column, NumericColumn | LogLinearColumn) else 0)
 
 
@@ -115,8 +117,10 @@ def rebinned(column: Column, reference: Column, allowed: float) -> Column:
     if isinstance(column, EmbeddingColumn) and isinstance(reference, EmbeddingColumn) and column.fourier is None:
         raise ProfileError("the mean embedding of vectors needs the reference before it counts: profile them again")
     if isinstance(column, CategoricalColumn) and isinstance(reference, CategoricalColumn):
-        # A list that no value was frequent enough for is empty, too, and truncated.
-        return column if column.categories or column.truncated else _named(column, reference)
+        # A list that no value was frequent enough for is empty, too, and truncated; that of a reference without values
+        # is empty.
+        known = column.categories or column.truncated or not (reference.categories or reference.truncated)
+        return column if known else _named(column, reference)
     return column
 
 

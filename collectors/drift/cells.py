@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -72,7 +72,11 @@ def _part(reference: Column, window: Column, part: str) -> Cells:
 
 
 def _embedding(reference: EmbeddingColumn, window: EmbeddingColumn) -> tuple[Cells, ...]:
-    norm = _part(reference.norm, window.norm, "norm")
+    norm = replace(
+        _part(reference.norm, window.norm, "norm"),
+        reference_missing=missing_rows(reference),
+        window_missing=missing_rows(window),
+    )
     if reference.fourier is None or window.fourier is None or not reference.count or not window.count:
         return (norm,)
     before, now = reference.fourier.mean, window.fourier.mean

@@ -1,7 +1,9 @@
 """CSV files as Arrow: read whole, or block by block with the types that hold to the last row.
 
 A column's type is what all its values are: an integer, a number, a truth value, a date, else text. An empty field and
-the usual words for nothing (`NA`, `null`, `NaN`, …, as pandas has them) are missing values, also in text.
+the usual words for nothing (`NA`, `null`, `NaN`, …, as pandas has them) are missing values, also in text. Fields may
+also be divided by semicolons, tabs or bars, and then numbers be written with a decimal comma, as spreadsheets do it in
+half of the world.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,13 +20,19 @@ import pyarrow.csv as csv
 from collectors.drift.source import InputError
 
 BLOCK_BYTES = 1 << 24
+# So many bytes and lines tell how a file is written.
+_SNIFFED, _LINES = 1 << 16, 100
+_SIGNS = (",", ";", "\t", "|")
+_QUOTED = re.compile(r'"[^"]*"')
+_NUMBERS = (r"[+-]?\d+,\d+", r"[+-]?\d*\.\d+")
 _CONVERSION = re.compile(r"In CSV column #(\d+):.*conversion error to ([^:]+):", re.DOTALL)
 
 
 def read_csv(path: Path) -> pa.Table:
     """The whole file. InputError when it is not a table, or not UTF-8."""
     try:
-        table = csv.read_csv(path, parse_options=_parse(path), convert_options=_convert({}))
+        dialect = _dialect(path)
+        table = csv.read_csv(path, parse_options=_parse(dialect), convert_options=_convert(dialect, {}))
     except UnicodeDecodeError as error:
         raise _not_utf8(path) from error
     except pa.ArrowException as error:
@@ -64,21 +73,50 @@ def scan_csv(path: Path, schema: pa.Schema, columns: Sequence[str]) -> Iterator[
 
 
 def _opened(path: Path, types: dict[str, pa.DataType], columns: Sequence[str] | None = None) -> csv.CSVStreamingReader:
+    dialect = _dialect(path)
     return csv.open_csv(
         path,
         read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
-        parse_options=_parse(path),
-        convert_options=_convert(types, columns),
+        parse_options=_parse(dialect),
+        convert_options=_convert(dialect, types, columns),
     )
 
 
-def _parse(path: Path) -> csv.ParseOptions:
+@dataclass(frozen=True, slots=True)
+class _Dialect:
+    delimiter: str = ","
+    decimal: str = "."
+
+
+def _dialect(path: Path) -> _Dialect:
+    """How the file is written, by its first lines: by the sign that divides all alike, and the header most."""
     tabs = ".tsv" in path.suffixes or ".tab" in path.suffixes
-    return csv.ParseOptions(delimiter="\t" if tabs else ",", newlines_in_values=True)
+    with pa.input_stream(str(path), compression="detect") as file:
+        text = bytes(file.read(_SNIFFED)).decode("utf-8", "replace")
+    lines = [_QUOTED.sub("", line) for line in text.splitlines()[:_LINES] if line]
+    # The last line may be cut, and a field of several lines makes lines that are none.
+    whole = lines[:-1] if len(lines) > 1 else lines
+    if not whole:
+        return _Dialect("\t" if tabs else ",")
+    even = [sign for sign in _SIGNS if whole[0].count(sign) and len({line.count(sign) for line in whole}) == 1]
+    present = [sign for sign in _SIGNS if whole[0].count(sign)]
+    delimiter = "\t" if tabs else max(even or present, key=whole[0].count, default=",")
+    if delimiter == ",":
+        return _Dialect()
+    fields = [field.strip() for line in whole[1:] for field in line.split(delimiter)]
+    commas, points = (any(re.fullmatch(number, field) for field in fields) for number in _NUMBERS)
+    return _Dialect(delimiter, "," if commas and not points else ".")
 
 
-def _convert(types: dict[str, pa.DataType], columns: Sequence[str] | None = None) -> csv.ConvertOptions:
+def _parse(dialect: _Dialect) -> csv.ParseOptions:
+    return csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True)
+
+
+def _convert(
+    dialect: _Dialect, types: dict[str, pa.DataType], columns: Sequence[str] | None = None
+) -> csv.ConvertOptions:
     return csv.ConvertOptions(
+        decimal_point=dialect.decimal,
         column_types=types,
         include_columns=list(columns) if columns is not None else None,
         include_missing_columns=True,

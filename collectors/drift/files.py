@@ -7,6 +7,7 @@ pattern with `*`. Names that begin with `_` or `.` are no data.
 from __future__ import annotations
 
 import glob
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from collectors.drift.csv_files import csv_schema, read_csv, scan_csv
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
+from observability.kinds import is_string
 
 T = TypeVar("T")
 Format = Literal["parquet", "csv", "arrow", "profile"]
@@ -26,6 +28,7 @@ FORMATS: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".arrow": "arrow",
+    ".arrows": "arrow",
     ".ipc": "arrow",
     ".feather": "arrow",
     ".json": "profile",
@@ -143,6 +146,9 @@ def _arrow_table(path: Path) -> pa.Table:
     """One Arrow file, mapped and not copied. IPC has a file and a stream format, and one ending for both."""
     try:
         with pa.memory_map(str(path)) as mapped:
+            if mapped.read(4) == b"FEA1":
+                return _first_feather(path)
+            mapped.seek(0)
             try:
                 return pa.ipc.open_file(mapped).read_all()
             except pa.ArrowInvalid:
@@ -150,6 +156,18 @@ def _arrow_table(path: Path) -> pa.Table:
                 return pa.ipc.open_stream(mapped).read_all()
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a readable Arrow or Feather file: {error}") from error
+
+
+def _first_feather(path: Path) -> pa.Table:
+    """The first version of the format, which Arrow will not read for ever. InputError when it does not any more."""
+    import pyarrow.feather as feather
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return feather.read_table(path)
+        except pa.ArrowException as error:
+            raise InputError(f"{path} is of the first version of Feather: write it again in the second") from error
 
 
 def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Path | None) -> Source:
@@ -169,7 +187,8 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
         checked_names(name, schema)
     schema = unified(name, [plain.schema, *schemas])
     if kind == "parquet":
-        schema = pa.schema([_as_dictionary(field) for field in schema])
+        mixed = {field.name for one in schemas for field in one if not is_string(field.type)}
+        schema = pa.schema([field if field.name in mixed else _as_dictionary(field) for field in schema])
         texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
         kind = ds.ParquetFileFormat(dictionary_columns=texts)
     dataset = ds.dataset(
@@ -208,7 +227,7 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
 
 def _as_dictionary(field: pa.Field) -> pa.Field:
     """Text is read as Parquet keeps it: each distinct value once, and codes."""
-    if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+    if is_string(field.type):
         return field.with_type(pa.dictionary(pa.int32(), pa.string()))
     return field
 
@@ -241,6 +260,9 @@ def _widest(name: str, column: str, types: Sequence[pa.DataType]) -> pa.DataType
     distinct = list(Counter(types))
     kind = distinct[0]
     for other in distinct[1:]:
+        if pa.types.is_timestamp(kind) and pa.types.is_timestamp(other):
+            kind = _finer(kind, other)
+            continue
         pair = [pa.schema([(column, kind)]), pa.schema([(column, other)])]
         try:
             kind = pa.unify_schemas(pair, promote_options="permissive").field(0).type
@@ -249,6 +271,12 @@ def _widest(name: str, column: str, types: Sequence[pa.DataType]) -> pa.DataType
                 raise InputError(f"column {column!r} of {name} is {kind} in one file and {other} in another") from None
             kind = pa.string()
     return kind
+
+
+def _finer(first: pa.TimestampType, second: pa.TimestampType) -> pa.TimestampType:
+    """The smaller unit of two, in UTC if only one has a zone or they differ: times without a zone are taken for UTC."""
+    unit = max(first.unit, second.unit, key=["s", "ms", "us", "ns"].index)
+    return pa.timestamp(unit, first.tz if first.tz == second.tz else "UTC")
 
 
 def _joined(name: str, tables: Sequence[pa.Table]) -> pa.Table:

@@ -14,6 +14,7 @@ from observability.events import FEATURE, PREDICTION
 from observability.kinds import KINDS, is_free_text, is_string, kind_of_type
 
 SAMPLE = 4096
+_TRUE, _FALSE = ("1", "true"), ("0", "false")
 _INDEX = re.compile(r"__index_level_\d+__")
 
 
@@ -34,8 +35,35 @@ def is_text(values: pa.ChunkedArray) -> bool:
 
 
 def as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The values as Arrow strings."""
+    """The values as Arrow strings; NaN is a missing one. pa.ArrowException for what has no text."""
+    values = without_nan(values)
     return values if values.type == pa.string() else values.cast(pa.string())
+
+
+def without_nan(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values with null in place of NaN: among categories it is a missing value, too."""
+    if not pa.types.is_floating(values.type):
+        return values
+    return pc.if_else(pc.is_nan(values), pa.scalar(None, values.type), values)
+
+
+def as_truths(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Truth values of any column: of numbers 0 and 1, of text what says so. pa.ArrowInvalid when they are others."""
+    if pa.types.is_boolean(values.type):
+        return values
+    texts = pc.utf8_lower(pc.utf8_trim_whitespace(as_text(values)))
+    known = pc.is_in(texts, pa.array([*_TRUE, *_FALSE]))
+    other = texts.filter(pc.and_(pc.is_valid(texts), pc.invert(known)))
+    if len(other):
+        raise pa.ArrowInvalid(f"{other[0].as_py()!r} is no truth value: there are 0 and 1, false and true")
+    truths = pc.is_in(texts, pa.array(_TRUE))
+    return pc.if_else(pc.is_valid(texts), truths, pa.scalar(None, pa.bool_()))
+
+
+def named_type(kind: pa.DataType) -> str:
+    """A type in messages: text is called text, however it is kept."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return "text" if is_string(kind) else str(kind)
 
 
 def comparable_columns(names: Sequence[str]) -> list[str]:
@@ -74,7 +102,10 @@ def agreed_kind(types: Sides[pa.DataType]) -> tuple[str | None, str]:
         return "numeric", ""
     if pair == {"boolean", "categorical"}:
         return "categorical", ""
-    return None, f"the type changed: {types.reference} in the reference, {types.current} in the current table"
+    return None, (
+        f"the type changed: {named_type(types.reference)} in the reference, "
+        f"{named_type(types.current)} in the current table"
+    )
 
 
 def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:

@@ -33,7 +33,7 @@ from collectors.drift.exact import (
     numeric_cells,
     ordered,
 )
-from collectors.drift.kinds import SAMPLE, as_numbers, as_text, is_text
+from collectors.drift.kinds import SAMPLE, as_numbers, as_text, as_truths, is_text, named_type, without_nan
 from collectors.drift.methods import named_verdict
 from collectors.drift.number_block import NumberBlock, number_blocks
 from collectors.drift.plan import ColumnPlan
@@ -90,11 +90,14 @@ def exact_pair(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunk
     try:
         if column.kind == "numeric":
             return _numbers(column, reference, current, asked)
-        if column.kind in ("categorical", "boolean"):
-            return _categories(column, reference, current, asked)
+        if column.kind == "categorical":
+            return _categories(column, without_nan(reference), without_nan(current), asked)
+        if column.kind == "boolean":
+            return _categories(column, as_truths(reference), as_truths(current), asked)
         return _profiled(column, reference, current, asked)
     except pa.ArrowException as error:
-        raise InputError(f"column {column.name!r} cannot be read as {column.kind}: {error}") from error
+        kinds = " and ".join(dict.fromkeys(named_type(side.type) for side in (reference, current)))
+        raise InputError(f"column {column.name!r} of type {kinds} cannot be read as {column.kind}: {error}") from error
     except ProfileError as error:
         raise InputError(str(error)) from error
 

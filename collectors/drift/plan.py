@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from collectors.drift.comparison import Sides
-from collectors.drift.kinds import agreed_kind, checked_kinds, comparable_columns, kind_of
+from collectors.drift.kinds import agreed_kind, checked_kinds, comparable_columns, kind_of, named_type
 from collectors.drift.source import InputError, Source
 from observability.profile import Profile
 
@@ -116,7 +117,7 @@ def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> Col
         current = now.schema.field(name).type
         if _fits(kind, current):
             return ColumnPlan(name, kind)
-        reason = f"the type changed: {kind} in the reference, {current} in the current table"
+        reason = f"the type changed: {kind} in the reference, {named_type(current)} in the current table"
         return ColumnPlan(name, None, reason, changed=True)
     if isinstance(now, Profile):
         raise InputError("a profile can only be compared with a profile: give the reference as a profile, too")
@@ -125,8 +126,19 @@ def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> Col
         return ColumnPlan(name, given, given=True)
     agreed, reason = agreed_kind(types)
     if agreed is None and {kind_of(types.reference), kind_of(types.current)} == {"numeric", "categorical"}:
-        return ColumnPlan(name, "numeric", reason, parsed=True)
+        numbers = before if kind_of(types.reference) == "numeric" else now
+        # Numbers that are all missing are of the other side's kind: pandas has no other nothing.
+        return ColumnPlan(name, "numeric" if _has_numbers(numbers, name) else "categorical", reason, parsed=True)
     return ColumnPlan(name, agreed, reason, changed=agreed is None and "changed" in reason)
+
+
+def _has_numbers(source: Source, name: str) -> bool:
+    """Whether a numeric column has any value; it is read up to the first."""
+    for batch in source.scan([name]):
+        values = batch.column(0)
+        if len(values) > values.null_count and len(values) > pc.sum(pc.is_null(values, nan_is_null=True)).as_py():
+            return True
+    return False
 
 
 def _fits(kind: str, current: pa.DataType) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from collectors.drift.kinds import as_numbers, as_text, is_text, kind_of
+from collectors.drift.kinds import as_numbers, as_text, as_truths, is_text, kind_of, named_type
 from collectors.drift.plan import Plan
 from collectors.drift.source import InputError, Source
 from observability.cells import Kind, ProfileError
@@ -60,14 +60,26 @@ def profile_of_rows(source: Source, layout: Profile, plan: Plan, progress: Calla
 
 
 def conformed(table: pa.Table, plan: Plan) -> pa.Table:
-    """The table with each column in a type of its kind: text read as numbers, codes and numbers as text."""
+    """The table with each column in a type of its kind: text read as numbers, codes and numbers as text.
+
+    InputError for values that are none of their kind.
+    """
     for place, name in enumerate(table.schema.names):
         kind, values = plan.kinds[name], table.column(place)
         found = kind_of(values.type)
-        if kind == found:
-            continue
-        if kind == "numeric":
-            table = table.set_column(place, name, as_numbers(values)[0])
-        elif kind in ("categorical", "text") and not pa.types.is_string(values.type):
-            table = table.set_column(place, name, as_text(values))
+        if kind != found and kind in _AS:
+            try:
+                table = table.set_column(place, name, _AS[kind](values))
+            except pa.ArrowException as error:
+                raise InputError(
+                    f"column {name!r} of type {named_type(values.type)} cannot be read as {kind}: {error}"
+                ) from error
     return table
+
+
+_AS: dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]] = {
+    "numeric": lambda values: as_numbers(values)[0],
+    "categorical": as_text,
+    "text": as_text,
+    "boolean": as_truths,
+}

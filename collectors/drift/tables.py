@@ -53,6 +53,8 @@ class Options:
             raise InputError(f"the threshold must be positive, it is {self.threshold}")
         if self.alpha is not None and not 0 < self.alpha < 1:
             raise InputError(f"alpha lies between 0 and 1, it is {self.alpha}")
+        if self.method == "auto" and self.alpha is not None and self.alpha >= 0.5:
+            raise InputError(f"alpha, the share of false discoveries, is less than one half, it is {self.alpha}")
 
     @property
     def asked(self) -> Asked:

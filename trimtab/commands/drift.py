@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,12 @@ Examples:
 )
 @click.argument("reference")
 @click.argument("current")
-@click.option("--columns", multiple=True, metavar="A,B", help="Only these columns; may be given several times.")
+@click.option(
+    "--columns",
+    multiple=True,
+    metavar="A,B",
+    help='Only these columns; also several times. "a,b" in quotes is one name.',
+)
 @click.option("--kinds", multiple=True, metavar="NAME=KIND", help="What a column is, e.g. code=categorical.")
 @click.option("--by", metavar="COLUMN", help="Compare also the rows of each value of this column, worst first.")
 @click.option("--window", metavar="LENGTH", help="Compare also each window of CURRENT, e.g. 1d; with --time.")
@@ -128,10 +134,10 @@ def drift(
 
 
 def _names(columns: tuple[str, ...]) -> list[str] | None:
-    """`--columns a,b --columns c` as a list; None when the option was not given."""
+    """`--columns a,b --columns '"c,d"'` as a list; None when the option was not given."""
     if not columns:
         return None
-    names = [name.strip() for entry in columns for name in entry.split(",")]
+    names = [name.strip() for entry in csv.reader(columns, skipinitialspace=True) for name in entry]
     return [name for name in names if name]
 
 

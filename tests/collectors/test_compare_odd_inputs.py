@@ -1,0 +1,131 @@
+"""Tables as others write them: semicolons, nothing but nulls, codes with NaN, vectors of many lengths, old Feather."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from collectors.drift.compare import compare
+from collectors.drift.source import InputError
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [("x;y;k", "{x};{n};a"), ("x;y, in m;k", "{x};{n};a"), ("x\ty\tk", "{x}\t{n}\ta"), ("x|y|k", "{x}|{n}|a")],
+)
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_csv_may_be_divided_by_other_signs(tmp_path: Path, header: str, line: str, decimal: str) -> None:
+    rows = [line.format(x=f"{n / 8}".replace(".", decimal), n=n) for n in range(300)]
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows]) + "\n")
+
+    found = compare(tmp_path / "t.csv", tmp_path / "t.csv")
+
+    assert list(found.columns) == header.replace(";", "\t").replace("|", "\t").split("\t")
+    assert [column.type for column in found.columns.values()] == ["numeric", "numeric", "categorical"]
+    assert compare(tmp_path / "t.csv", {"x": np.arange(300) / 8}, columns=["x"]).columns["x"].ks == 0
+
+
+def test_commas_divide_when_a_header_has_them(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("x,k\n" + '1.5,"a;b"\n2.5,c;d\n' * 50)
+
+    assert list(compare(tmp_path / "t.csv", tmp_path / "t.csv").columns) == ["x", "k"]
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+@pytest.mark.parametrize("nothing", [pa.nulls(600), pa.nulls(600, pa.float64()), pa.array([np.nan] * 600)])
+def test_a_column_of_texts_that_emptied_has_drifted(mode: Any, nothing: pa.Array) -> None:
+    full, empty = pa.table({"k": ["u", "v", "w"] * 200}), pa.table({"k": nothing})
+
+    lost, appeared = (compare(*sides, mode=mode).columns["k"] for sides in ((full, empty), (empty, full)))
+
+    assert lost.drifted
+    assert lost.missing.to_json() == {"reference": 0, "current": 600}
+    assert appeared.drifted
+    assert appeared.missing.to_json() == {"reference": 600, "current": 0}
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+def test_a_reference_without_categories_meets_more_than_are_kept(mode: Any) -> None:
+    found = compare({"k": pa.nulls(500, pa.string())}, {"k": [f"a {n % 400}" for n in range(4000)]}, mode=mode)
+
+    assert found.columns["k"].drifted
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+def test_codes_that_are_not_numbers_are_missing_categories(mode: Any) -> None:
+    codes = pa.array([1.0, 2.0, np.nan, None] * 100)
+
+    found = compare({"code": codes}, {"code": codes}, mode=mode, kinds={"code": "categorical"}).columns["code"]
+
+    assert found.missing.to_json() == {"reference": 200, "current": 200}
+    assert found.cells is not None
+    assert set(found.cells.reference.categories) == {"1", "2"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+@pytest.mark.parametrize("written", [[0, 1, None], ["0", " TRUE", None], [0.0, 1.0, np.nan]])
+def test_truth_values_are_read_as_they_are_written(mode: Any, written: list[Any]) -> None:
+    found = compare({"b": [False, True, None] * 50}, {"b": written * 50}, mode=mode, kinds={"b": "boolean"})
+
+    assert found.columns["b"].psi == 0
+    assert found.columns["b"].missing.current == 50
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+@pytest.mark.parametrize(
+    ("values", "kind", "told"),
+    [
+        ([0, 1, 2], "boolean", "'2' is no truth value"),
+        (["a", "b", "c"], "boolean", "'a' is no truth value"),
+        ([b"\xff", b"a", b"b"], "categorical", "column 'c' of type binary cannot be read as categorical"),
+        ([{"a": 1}, {"a": 2}, {"a": 3}], "text", "column 'c' of type struct<a: int64> cannot be read as text"),
+    ],
+)
+def test_a_kind_that_the_values_are_not_of_is_refused(mode: Any, values: list[Any], kind: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        compare({"c": values * 50}, {"c": values * 50}, mode=mode, kinds={"c": kind})
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+def test_vectors_of_another_length_count_as_missing(mode: Any) -> None:
+    random = np.random.default_rng(0)
+    vectors = [list(vector) for vector in random.normal(size=(400, 3))]
+    shorter = [vector[:2] if place % 4 == 0 else vector for place, vector in enumerate(vectors)]
+
+    found = compare({"e": pa.array(vectors)}, {"e": pa.array(shorter)}, mode=mode).columns["e"]
+
+    assert found.missing.current == 100
+    assert found.missing_changed
+    assert found.drifted
+
+
+def test_feather_of_the_first_version_is_read(tmp_path: Path) -> None:
+    table = pa.table({"x": np.arange(300.0)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pyarrow.feather.write_feather(table, str(tmp_path / "old.feather"), version=1)
+
+    assert compare(tmp_path / "old.feather", table).columns["x"].ks == 0
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+def test_files_may_differ_in_how_they_write_codes_and_times(tmp_path: Path, mode: Any) -> None:
+    moments = np.arange(300) * 3_600_000_000
+    first = pa.table({"k": np.arange(300), "t": pa.array(moments, pa.timestamp("us"))})
+    texts = pa.array(list(map(str, range(300))))
+    second = pa.table({"k": texts, "t": pa.array(moments * 1000, pa.timestamp("ns", "UTC"))})
+    pq.write_table(first, tmp_path / "1.parquet")
+    pq.write_table(second, tmp_path / "2.parquet")
+
+    found = compare(tmp_path, tmp_path, mode=mode)
+
+    assert found.rows.current == 600
+    assert {name: column.type for name, column in found.columns.items()} == {"k": "categorical", "t": "datetime"}
+    assert not any(column.missing.current for column in found.columns.values())

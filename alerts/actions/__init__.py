@@ -1,17 +1,43 @@
 """Actions: what to do, whether to, and how it is done exactly once and written down."""
 
-from alerts.actions.action import PROMOTE, RETRAIN, ROLLBACK, Action, ActionState
+from alerts.actions.action import (
+    ADVANCE,
+    KINDS,
+    PAUSE,
+    PROMOTE,
+    QUARANTINE,
+    RETRAIN,
+    ROLLBACK,
+    SCALE,
+    Action,
+    ActionState,
+)
 from alerts.actions.command import CommandHook
-from alerts.actions.hook import Call, FunctionHook, Hook, HookError
-from alerts.actions.policy import ActionPolicy, Advise, Hold, Proposal, Run, Wait, decide
+from alerts.actions.hook import (
+    Call,
+    Confirmed,
+    FunctionHook,
+    Hook,
+    HookAway,
+    HookError,
+    Prepared,
+    VerifyingHook,
+    function_of,
+)
+from alerts.actions.policy import ActionPolicy, Advise, Hold, Proposal, Rehearse, Run, Wait, decide
 from alerts.actions.runner import ActionRunner, NotWaiting, UnknownAction
 from alerts.actions.traffic import serving_hooks
 from alerts.actions.webhook import HttpHook
 
 __all__ = [
+    "ADVANCE",
+    "KINDS",
+    "PAUSE",
     "PROMOTE",
+    "QUARANTINE",
     "RETRAIN",
     "ROLLBACK",
+    "SCALE",
     "Action",
     "ActionPolicy",
     "ActionRunner",
@@ -19,16 +45,22 @@ __all__ = [
     "Advise",
     "Call",
     "CommandHook",
+    "Confirmed",
     "FunctionHook",
     "Hold",
     "Hook",
+    "HookAway",
     "HookError",
     "HttpHook",
     "NotWaiting",
+    "Prepared",
     "Proposal",
+    "Rehearse",
     "Run",
     "UnknownAction",
+    "VerifyingHook",
     "Wait",
     "decide",
+    "function_of",
     "serving_hooks",
 ]

@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from alerts.schema import ACTIONS
 
 ROLLBACK, PROMOTE, RETRAIN = "rollback", "promote", "retrain"
-# These change a model's traffic; with a release they happen at most once for it.
-TRAFFIC_ACTIONS = (ROLLBACK, PROMOTE)
+ADVANCE, PAUSE, SCALE, QUARANTINE = "advance", "pause", "scale", "quarantine"
+KINDS = (ROLLBACK, PROMOTE, ADVANCE, PAUSE, RETRAIN, SCALE, QUARANTINE)
+# These change a model's traffic, or stand in the way of it.
+TRAFFIC_ACTIONS = (ROLLBACK, PROMOTE, ADVANCE, PAUSE)
 
 
 class ActionState(StrEnum):
@@ -72,10 +74,24 @@ class Action:
             "actor": self.actor,
         }
 
+    def to_decide(self) -> dict[str, Any]:
+        """What a decision on a later action looks at."""
+        return {name: getattr(self, name) for name in _DECISIVE}
+
+    @classmethod
+    def decisive(cls, fields: Mapping[str, Any]) -> Action:
+        """An action of what a decision looks at, to decide once more."""
+        return cls(**{**fields, "key": "", "state": ActionState(fields["state"])})
+
+
+_DECISIVE = (
+    "id", "action", "model", "release", "state", "created_at", "started_at", "completed_at", "actor", "decided_at",
+)  # fmt: skip
+
 
 def key_of(action: str, model: str, release: str, fingerprint: str, starts_at: float) -> str:
     """The idempotency key: the release for what happens once to it, the alert's episode for everything else."""
-    if action in TRAFFIC_ACTIONS and release:
+    if action in (ROLLBACK, PROMOTE) and release:
         return f"{action}:{model}:{release}"
     return f"{action}:{model}:{fingerprint}:{round(starts_at * 1000)}"
 
@@ -104,6 +120,12 @@ def action_by_id(connection: sa.Connection, id: int) -> Action | None:
     """The action of an id."""
     row = connection.execute(sa.select(ACTIONS).where(ACTIONS.c.id == id)).mappings().first()
     return _action(row) if row else None
+
+
+def running_actions(connection: sa.Connection) -> list[Action]:
+    """Every action that has begun and has no result, oldest first."""
+    query = sa.select(ACTIONS).where(ACTIONS.c.state == ActionState.RUNNING.value).order_by(ACTIONS.c.id)
+    return [_action(row) for row in connection.execute(query).mappings()]
 
 
 def read_actions(

@@ -1,8 +1,10 @@
-"""Carries actions out: decides on firing alerts and people's requests, journals before and after, never twice.
+"""Lets actions run: decides on firing alerts and people's requests, and sees that what is begun is ended once.
 
-The intent is committed before a hook is called, the result after. A process that dies between the two finds the
-action `running` at its next start and calls the hook again with the same key. Hooks run in threads of their own, so a
-slow one never delays the evaluation of rules.
+A decision and its intent are one transaction; a thread then claims the action and carries it out (performer.py). A
+keeper renews the claims of what is under way, writes results that the database would not take, tries again what could
+not be reached, and takes up what a process that is gone left running. Several engines may share a database: each
+transaction sees the one before it, and each action has one holder. Hooks run in threads of their own, those that
+change traffic apart from the long ones, so a slow one delays neither rules nor a rollback.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
 from alerts.actions.action import (
-    PROMOTE,
+    KINDS,
     RETRAIN,
-    ROLLBACK,
+    TRAFFIC_ACTIONS,
     Action,
     ActionState,
     action_by_id,
@@ -28,25 +30,46 @@ from alerts.actions.action import (
     insert_action,
     key_of,
     read_actions,
+    running_actions,
     update_action,
 )
-from alerts.actions.hook import Call, Hook, HookError
-from alerts.actions.journal import append
-from alerts.actions.policy import ActionPolicy, Advise, Decision, Hold, Proposal, Run, Wait, decide
+from alerts.actions.claims import TERM_SECONDS, claimed
+from alerts.actions.hook import Hook, HookAway, HookError
+from alerts.actions.journal import Entry, Kind, append, entries, lock
+from alerts.actions.json_values import jsonable
+from alerts.actions.performer import Ended, Performer, call_of
+from alerts.actions.policy import (
+    ActionPolicy,
+    Advise,
+    Decision,
+    Hold,
+    Proposal,
+    Rehearse,
+    Run,
+    Wait,
+    decide,
+    decision_json,
+    relevant,
+)
+from alerts.holders import this_process
 from alerts.states import Alert
 from observability import names
 from observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-KINDS = (ROLLBACK, PROMOTE, RETRAIN)
 _STATES: dict[type[Decision], ActionState] = {
     Run: ActionState.RUNNING,
     Wait: ActionState.WAITING,
     Advise: ActionState.ADVISED,
+    Rehearse: ActionState.ADVISED,
     Hold: ActionState.HELD,
 }
 _HISTORY_ROWS = 200
+_LOOK_SECONDS = 1.0
+# What nobody claims for so long was begun by a process that is gone.
+_UNCLAIMED_SECONDS = 2.0
+_LONGEST_WAIT_SECONDS = 15.0
 
 
 class UnknownAction(LookupError):
@@ -57,8 +80,24 @@ class NotWaiting(ValueError):
     """The action cannot be approved or rejected (any more)."""
 
 
+@dataclass(slots=True)
+class _Away:
+    """An action whose hook could not be reached: since when, how often, and when it is tried again."""
+
+    action: Action
+    error: HookAway
+    since: float
+    tries: int = 1
+    due: float = 0.0
+
+
 class ActionRunner:
-    """The actor. `policies` and `hooks` are keyed by action, or by `action:model`, which goes first."""
+    """The actor. `policies` and `hooks` are keyed by action, or by `action:model`, which goes first.
+
+    `policy_version` is what the policies' file calls itself. `secret` seals the journal. `told(connection, entry)` is
+    called for every row of the journal, in order, in a transaction; a row is told again if that did not commit.
+    `at(point, key)` is called at every point where a crash is worth a test.
+    """
 
     def __init__(
         self,
@@ -71,6 +110,11 @@ class ActionRunner:
         clock: Callable[[], float] = time.time,
         executor: Executor | None = None,
         metrics: Metrics | None = None,
+        policy_version: str = "",
+        secret: str = "",
+        give_up_seconds: float = 300.0,
+        term_seconds: float = TERM_SECONDS,
+        at: Callable[[str, str], None] = lambda point, key: None,
     ) -> None:
         self._engine = engine
         self._policies = policies
@@ -78,11 +122,34 @@ class ActionRunner:
         self._release_in_progress = release_in_progress
         self._evidence_of = evidence_of
         self._clock = clock
-        self._executor = executor or ThreadPoolExecutor(max_workers=8, thread_name_prefix="action")
+        self._traffic = executor or ThreadPoolExecutor(max_workers=8, thread_name_prefix="traffic-action")
+        self._others = executor or ThreadPoolExecutor(max_workers=8, thread_name_prefix="action")
         self._metrics = metrics or Metrics()
+        self._policy_version = policy_version
+        self._secret = secret
+        self._give_up_seconds = give_up_seconds
+        self._term = term_seconds
+        self._at = at
+        self.holder = this_process(id(self))
+        self._performer = Performer(engine, self.holder, clock, secret=secret, term_seconds=term_seconds, at=at)
         self._lock = threading.Lock()  # one decision at a time: each must see the one before it
         self._settled: set[str] = set()
-        self._closing = False
+        self._overruled: dict[str, float] = {}
+        self._under_way: set[str] = set()
+        self._away: dict[str, _Away] = {}
+        self._unwritten: list[Ended] = []
+        self._closing = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    def start(self) -> list[Action]:
+        """Take up what a crash left, and keep what is under way until `close`. What was taken up."""
+        with self._engine.begin() as connection:
+            policies = {name: policy.digest for name, policy in sorted(self._policies.items())}
+            self._append(connection, "started", "", {"policies": policies, "policy_version": self._policy_version})
+        taken = self.resume()
+        self._keeper = threading.Thread(target=self._keep, name="action-keeper", daemon=True)
+        self._keeper.start()
+        return taken
 
     def consider(self, alert: Alert) -> Action | None:
         """Decide on a firing alert that asks for an action by its labels; None when there is nothing (new) to do."""
@@ -91,7 +158,8 @@ class ActionRunner:
             return None
         release, starts_at = alert.label("release"), alert.fired_at or alert.active_at
         key = key_of(action, model, release, alert.fingerprint, starts_at)
-        if key in self._settled:
+        now = self._clock()
+        if key in self._settled or self._overruled.get(key, 0.0) > now:
             return None
         in_progress = self._release_in_progress(model)
         evidence = {
@@ -108,7 +176,6 @@ class ActionRunner:
             release_in_progress=in_progress,
             has_hook=self._hook(action, model) is not None,
         )
-        now = self._clock()
         draft = Action(
             key=key,
             action=action,
@@ -118,13 +185,18 @@ class ActionRunner:
             state=ActionState.HELD,
             alert=alert.name,
             labels=dict(alert.labels),
-            evidence=_jsonable(evidence),
+            evidence=jsonable(evidence),
             created_at=now,
         )
         with self._lock, self._engine.begin() as connection:
-            decided = self._decide(connection, proposal, draft, alert, now)
-        if decided is not None and decided.state is ActionState.RUNNING:
-            self._submit(decided)
+            lock(connection)
+            decision, decided = self._decide(connection, proposal, draft, alert, now)
+        if decided is not None:
+            self._at("decided", key)
+            if isinstance(decision, Run):
+                self._submit(decided)
+            elif isinstance(decision, Rehearse):
+                self._pool(action).submit(self._rehearse, decided)
         return decided
 
     def request(self, action: str, model: str, *, reason: str, actor: str, release: str = "", key: str = "") -> Action:
@@ -149,32 +221,34 @@ class ActionRunner:
             mode="manual",
             state=ActionState.RUNNING,
             reason=reason or f"asked for by {actor}",
-            evidence=_jsonable(self._evidence_of(model, release)) if release else {},
+            evidence=jsonable(self._evidence_of(model, release)) if release else {},
             created_at=now,
             started_at=now,
             actor=actor,
             decided_at=now,
         )
         with self._lock, self._engine.begin() as connection:
+            lock(connection)
             known = action_by_key(connection, key)
             if known is not None:
                 return known
-            append(connection, "requested", key, {"actor": actor, "reason": draft.reason}, now)
+            self._append(connection, "requested", key, {"actor": actor, "reason": draft.reason})
             created = insert_action(connection, draft)
-            append(connection, "intent", key, _call(created).to_json(), now)
+            self._intend(connection, created)
         self._submit(created)
         return created
 
     def approve(self, id: int, actor: str) -> Action:
         """A person lets a waiting, advised or held action run. Raises UnknownAction or NotWaiting."""
         with self._lock, self._engine.begin() as connection:
+            lock(connection)
             action = self._undecided(connection, id, actor)
             if self._hook(action.action, action.model) is None:
                 raise NotWaiting(f"action {id} has no hook to run: name a URL or a command for {action.action}")
             now = self._clock()
             approved = replace(action, state=ActionState.RUNNING, actor=actor, decided_at=now, started_at=now)
-            append(connection, "approved", action.key, {"actor": actor}, now)
-            append(connection, "intent", action.key, _call(approved).to_json(), now)
+            self._append(connection, "approved", action.key, {"actor": actor})
+            self._intend(connection, approved)
             update_action(connection, approved)
         self._submit(approved)
         return approved
@@ -182,23 +256,34 @@ class ActionRunner:
     def reject(self, id: int, actor: str) -> Action:
         """A person forbids a waiting, advised or held action. Raises UnknownAction or NotWaiting."""
         with self._lock, self._engine.begin() as connection:
+            lock(connection)
             action = self._undecided(connection, id, actor)
             now = self._clock()
             rejected = replace(action, state=ActionState.REJECTED, actor=actor, decided_at=now, completed_at=now)
-            append(connection, "rejected", action.key, {"actor": actor}, now)
+            self._append(connection, "rejected", action.key, {"actor": actor})
             update_action(connection, rejected)
         return rejected
 
-    def resume(self) -> list[Action]:
-        """Call the hooks of actions that were running when the process ended, with their old keys."""
+    def resume(self, unclaimed_seconds: float = 0.0) -> list[Action]:
+        """Take up actions that are running and that no living process has claimed, with their old keys.
+
+        Those that began less than `unclaimed_seconds` ago are left to who began them.
+        """
         now = self._clock()
         with self._lock, self._engine.begin() as connection:
-            actions = read_actions(connection, states=[ActionState.RUNNING], limit=10_000)
-            for action in actions:
-                append(connection, "retried", action.key, {"why": "the process ended before a result was written"}, now)
-        for action in actions:
+            lock(connection)
+            running = [action for action in running_actions(connection) if action.key not in self._under_way]
+            held = claimed(connection, [action.key for action in running], now) if running else set()
+            left = [
+                action
+                for action in running
+                if action.key not in held and not 0 <= now - (action.started_at or 0.0) < unclaimed_seconds
+            ]
+            for action in left:
+                self._append(connection, "retried", action.key, {"why": "it had begun, and nobody was carrying it out"})
+        for action in left:
             self._submit(action)
-        return actions
+        return left
 
     def actions(self, *, model: str = "", limit: int = 100) -> list[Action]:
         """Actions, newest first."""
@@ -213,27 +298,36 @@ class ActionRunner:
             raise UnknownAction(f"there is no action {id}")
         return found
 
+    def entries(self, key: str) -> list[Entry]:
+        """The journal's rows of an action."""
+        with self._engine.begin() as connection:
+            return entries(connection, key=key)
+
     def close(self) -> None:
         """Stop the hooks. What was running stays `running` in the journal and is taken up at the next start."""
-        self._closing = True
+        self._closing.set()
         for hook in self._hooks.values():
             hook.close()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._traffic, self._others):
+            pool.shutdown(wait=True, cancel_futures=True)
+        if self._keeper is not None:
+            self._keeper.join()
 
+    # --- deciding ----------------------------------------------------------------------------------------------------
     def _decide(
         self, connection: sa.Connection, proposal: Proposal, draft: Action, alert: Alert, now: float
-    ) -> Action | None:
+    ) -> tuple[Decision | None, Action | None]:
         known = action_by_key(connection, draft.key)
         if known is not None and known.state is not ActionState.HELD:
             self._settled.add(draft.key)
-            return None
-        history = [
-            past for past in read_actions(connection, model=draft.model, limit=_HISTORY_ROWS) if past.key != draft.key
-        ]
-        decision = decide(proposal, history, self._policy(draft.action, draft.model), now)
+            return None, None
+        policy = self._policy(draft.action, draft.model)
+        past = read_actions(connection, model=draft.model, limit=_HISTORY_ROWS)
+        history = relevant(proposal, [one for one in past if one.key != draft.key], policy, now)
+        decision = decide(proposal, history, policy, now)
         why = f"{_headline(alert)} ({decision.reason})"
         if known is not None and isinstance(decision, Hold) and known.reason.endswith(f"({decision.reason})"):
-            return None
+            return None, None
         state = _STATES[type(decision)]
         started = now if state is ActionState.RUNNING else None
         if known is None:
@@ -241,14 +335,26 @@ class ActionRunner:
         else:
             action = replace(known, state=state, reason=why, started_at=started, evidence=draft.evidence)
             update_action(connection, action)
-        seen = {"alert": draft.alert, "labels": dict(draft.labels), "evidence": dict(draft.evidence)}
-        decided = {"decision": type(decision).__name__.lower(), "reason": decision.reason}
-        append(connection, "decided", draft.key, {**seen, **decided}, now)
+        body = {
+            "alert": draft.alert,
+            "labels": dict(draft.labels),
+            "evidence": dict(draft.evidence),
+            "proposal": proposal.to_json(),
+            "history": [one.to_decide() for one in history],
+            "policy": {"version": self._policy_version, "digest": policy.digest, "fields": policy.to_json()},
+            "now": now,
+            **decision_json(decision),
+        }
+        self._append(connection, "decided", draft.key, body)
         if state is ActionState.RUNNING:
-            append(connection, "intent", draft.key, _call(action).to_json(), now)
+            self._intend(connection, action)
         else:
             self._count(action)
-        return action
+        return decision, action
+
+    def _intend(self, connection: sa.Connection, action: Action) -> None:
+        """Write what is about to be done, in the transaction that decides on it."""
+        self._append(connection, "intent", action.key, call_of(action).to_json())
 
     def _undecided(self, connection: sa.Connection, id: int, actor: str) -> Action:
         if not actor:
@@ -260,35 +366,115 @@ class ActionRunner:
             raise NotWaiting(f"action {id} is {action.state}, not waiting for a decision")
         return action
 
+    # --- carrying out ------------------------------------------------------------------------------------------------
     def _submit(self, action: Action) -> None:
-        self._executor.submit(self._perform, action)
+        self._under_way.add(action.key)
+        self._pool(action.action).submit(self._perform, action)
 
     def _perform(self, action: Action) -> None:
-        hook = self._hook(action.action, action.model)
         try:
-            if hook is None:
-                raise HookError(f"no hook is set for {action.action} of {action.model} any more")
-            result, state = dict(hook.run(_call(action))), ActionState.DONE
-        except HookError as error:
-            result, state = {**error.result, "error": str(error)}, ActionState.FAILED
-        except Exception as error:  # a user's callable may raise anything; the journal must still say so
-            log.exception("the hook of %s failed", action.key)
-            result, state = {"error": repr(error)}, ActionState.FAILED
-        if self._closing and state is ActionState.FAILED:
-            return  # ended by our own shutdown: the next start takes it up
-        try:
-            self._finish(action, state, _jsonable(result))
-        except sa.exc.SQLAlchemyError:
-            log.exception("cannot write the result of %s; it will be tried again at the next start", action.key)
+            ended = self._performer.perform(action, self._hook(action.action, action.model))
+        except HookAway as error:
+            self._put_off(action, error)
+            return
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("%s waits for the database: %s", action.key, error)
+            self._performer.forget(action.key)
+            self._under_way.discard(action.key)  # the keeper takes it up
+            return
+        if ended is None or (self._closing.is_set() and ended.state is ActionState.FAILED):
+            # Another process carries it out, or our own shutdown ended it: the next start takes it up.
+            self._performer.forget(action.key)
+            self._under_way.discard(action.key)
+            return
+        self._finish(ended)
 
-    def _finish(self, action: Action, state: ActionState, result: Mapping[str, Any]) -> None:
-        now = self._clock()
-        finished = replace(action, state=state, completed_at=now, result=result)
-        with self._lock, self._engine.begin() as connection:
-            update_action(connection, finished)
-            append(connection, "result", action.key, {"state": state.value, "result": result}, now)
+    def _finish(self, ended: Ended) -> None:
+        key = ended.action.key
+        try:
+            finished = self._performer.write(ended)
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the result of %s waits for the database: %s", key, error)
+            with self._lock:
+                self._unwritten.append(ended)
+            return
+        self._away.pop(key, None)
+        self._under_way.discard(key)
+        if finished is None:
+            log.warning("another process carries %s out now: the result here is not written", key)
+            return
+        if finished.state is ActionState.HELD:
+            self._overruled[key] = self._clock() + self._policy(finished.action, finished.model).hold_seconds
         self._count(finished)
-        log.info("%s of %s is %s (%s)", action.action, action.model, state.value, action.reason)
+        log.info("%s of %s is %s (%s)", finished.action, finished.model, finished.state.value, finished.reason)
+
+    def _put_off(self, action: Action, error: HookAway) -> None:
+        """Try it again a while later; it stays ours, and running."""
+        now = self._clock()
+        away = self._away.get(action.key)
+        if away is None:
+            away = self._away[action.key] = _Away(action, error, now)
+        else:
+            away.error, away.tries = error, away.tries + 1
+        away.due = now + min(0.5 * 2.0 ** (away.tries - 1), _LONGEST_WAIT_SECONDS)
+        if self._closing.is_set():
+            return
+        log.warning("%s is tried again: %s", action.key, error)
+        if now - away.since >= self._give_up_seconds or self._keeper is None:
+            self._give_up(away)
+
+    def _give_up(self, away: _Away) -> None:
+        action = away.action
+        ended = self._performer.given_up(action, {**away.error.result, "error": str(away.error)})
+        if ended is not None:
+            self._finish(ended)
+
+    def _rehearse(self, action: Action) -> None:
+        try:
+            result = self._performer.rehearse(action, self._hook(action.action, action.model))
+        except HookError as error:
+            result = {"dry_run": True, **error.result, "error": str(error)}
+        result = jsonable(result)
+        with self._lock, self._engine.begin() as connection:
+            lock(connection)
+            stored = action_by_id(connection, action.id)
+            if stored is None or stored.state is not ActionState.ADVISED:
+                return  # a person let it run meanwhile
+            update_action(connection, replace(stored, result=result))
+            self._append(connection, "rehearsed", action.key, {"result": result})
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+    def _keep(self) -> None:
+        while not self._closing.wait(_LOOK_SECONDS):
+            try:
+                self._performer.keep()
+                self._write_unwritten()
+                self._try_again()
+                self.resume(_UNCLAIMED_SECONDS)
+            except sa.exc.SQLAlchemyError as error:
+                log.warning("the database of actions is away: %s", error)
+            except Exception:  # a lost second is better than actions that nobody ends
+                log.exception("a second of keeping actions failed")
+
+    def _write_unwritten(self) -> None:
+        with self._lock:
+            waiting, self._unwritten = self._unwritten, []
+        for ended in waiting:
+            self._finish(ended)
+
+    def _try_again(self) -> None:
+        now = self._clock()
+        for away in list(self._away.values()):
+            if away.due <= now:
+                away.due = float("inf")
+                self._pool(away.action.action).submit(self._perform, away.action)
+
+    # --- small things ------------------------------------------------------------------------------------------------
+    def _append(self, connection: sa.Connection, kind: Kind, key: str, body: Mapping[str, Any]) -> None:
+        append(connection, kind, key, body, self._clock(), secret=self._secret)
+
+    def _pool(self, action: str) -> Executor:
+        return self._traffic if action in TRAFFIC_ACTIONS else self._others
 
     def _count(self, action: Action) -> None:
         self._metrics[names.ACTIONS].labels(action.action, action.model, action.state.value).inc()
@@ -300,30 +486,5 @@ class ActionRunner:
         return self._hooks.get(f"{action}:{model}") or self._hooks.get(action)
 
 
-def _call(action: Action) -> Call:
-    return Call(
-        key=action.key,
-        action=action.action,
-        model=action.model,
-        release=action.release,
-        reason=action.reason,
-        alert=action.alert,
-        labels=action.labels,
-        evidence=action.evidence,
-        actor=action.actor,
-    )
-
-
 def _headline(alert: Alert) -> str:
     return f"{alert.name}: {alert.annotation('summary') or alert.annotation('description') or alert.value}"
-
-
-def _jsonable(value: Any) -> Any:
-    """The value with NaN and infinity as text, since JSON in SQL knows neither."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return value

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from alerts.actions.hook import Call, HookError
+from alerts.actions.hook import Call, HookAway, HookError
 from observability import signing
 
 _RETRYABLE = (408, 425, 429)
@@ -48,19 +48,21 @@ class HttpHook:
         url = self._url.replace("{model}", quote(call.model, safe="")).replace("{action}", quote(call.action, safe=""))
         body = msgspec.json.encode(self._body(call))
         for attempt in range(1, self._tries + 1):
-            answer, wait = self._post(url, body, call.key)
+            answer, wait = self._post(url, body, call)
             if wait is None:
                 return {"url": url, "tries": attempt, **answer}
             if attempt == self._tries or self._closing.wait(max(wait, self._backoff_seconds * 2 ** (attempt - 1))):
                 break
-        raise HookError(f"POST {url} failed {attempt} times, at last: {answer['error']}", {"url": url, **answer})
+        raise HookAway(f"POST {url} failed {attempt} times, at last: {answer['error']}", {"url": url, **answer})
 
     def close(self) -> None:
         self._closing.set()
 
-    def _post(self, url: str, body: bytes, key: str) -> tuple[dict[str, Any], float | None]:
+    def _post(self, url: str, body: bytes, call: Call) -> tuple[dict[str, Any], float | None]:
         """The answer, and None when it is good or the seconds to wait when it is worth another try."""
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": call.key}
+        if call.token:
+            headers["X-Trimtab-Fence"] = str(call.token)
         if self._secret:
             headers[signing.HEADER] = signing.sign(self._secret, body, self._clock())
         try:

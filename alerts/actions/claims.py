@@ -1,0 +1,58 @@
+"""Claims on running actions: of the processes that share a database one carries an action out, with a fencing token.
+
+A claim ends when its holder dies on this machine, or has not renewed it within its term. Whoever takes it over gets a
+larger token; the one before finds its own refused when it wants to write, and must not act any more. Every function
+runs in a transaction that has locked the journal, so that two processes never see a claim as free at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import sqlalchemy as sa
+
+from alerts.holders import is_dead
+from alerts.schema import ACTION_CLAIMS
+
+TERM_SECONDS = 10.0
+
+
+def database_time(connection: sa.Connection, now: float) -> float:
+    """Unix seconds that all processes agree on: the server's clock, or this machine's `now` for a file on it."""
+    if connection.dialect.name != "postgresql":
+        return now
+    return float(connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one())
+
+
+def claim(
+    connection: sa.Connection, key: str, holder: str, now: float, term_seconds: float = TERM_SECONDS
+) -> int | None:
+    """The token under which `holder` carries the action out; None while another one does."""
+    at = database_time(connection, now)
+    row = connection.execute(sa.select(ACTION_CLAIMS).where(ACTION_CLAIMS.c.key == key)).first()
+    new = {"holder": holder, "expires_at": at + term_seconds}
+    if row is None:
+        connection.execute(ACTION_CLAIMS.insert().values(key=key, token=1, **new))
+        return 1
+    if row.holder != holder and row.expires_at > at and not is_dead(row.holder):
+        return None
+    token = row.token if row.holder == holder else row.token + 1
+    connection.execute(ACTION_CLAIMS.update().where(ACTION_CLAIMS.c.key == key).values(token=token, **new))
+    return int(token)
+
+
+def renew(
+    connection: sa.Connection, key: str, holder: str, token: int, now: float, term_seconds: float = TERM_SECONDS
+) -> bool:
+    """Hold the claim for another term. Whether it was still ours; a claim that nobody took over is."""
+    table = ACTION_CLAIMS
+    mine = sa.and_(table.c.key == key, table.c.holder == holder, table.c.token == token)
+    expires_at = database_time(connection, now) + term_seconds
+    return connection.execute(table.update().where(mine).values(expires_at=expires_at)).rowcount == 1
+
+
+def claimed(connection: sa.Connection, keys: Collection[str], now: float) -> set[str]:
+    """Those of the actions whose claim is held by a process that is not known to be dead."""
+    at = database_time(connection, now)
+    rows = connection.execute(sa.select(ACTION_CLAIMS).where(ACTION_CLAIMS.c.key.in_(list(keys))))
+    return {row.key for row in rows if row.expires_at > at and not is_dead(row.holder)}

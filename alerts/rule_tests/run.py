@@ -31,18 +31,19 @@ from alerts.templates.printing import quoted
 from collectors.query import PROMETHEUS_2, PROMETHEUS_3, Engine, Semantics
 from collectors.store import Store
 
-Version = Literal["2", "3", "any"]
+Version = Literal["2", "3"]
 
-_SEMANTICS: dict[str, Semantics] = {"2": PROMETHEUS_2, "3": PROMETHEUS_3}
+_SEMANTICS: dict[Version, Semantics] = {"2": PROMETHEUS_2, "3": PROMETHEUS_3}
+_OTHER: dict[Version, Version] = {"2": "3", "3": "2"}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one test; no failures is success. `version` is the Prometheus that it was evaluated like."""
+    """What became of one test; no failures is success. `holds_in` is the other version, if it would hold there."""
 
     name: str
     failures: tuple[str, ...]
-    version: str = "3"
+    holds_in: Version | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,13 @@ class FileVerdict:
 class Options:
     """`run` picks tests by a regular expression on their names; `diff` shows failures as differences.
 
-    `version` is the Prometheus to evaluate like: ranges are closed in 2, open on the left in 3; `any` lets a test that
-    fails in 3 pass as it passes in 2. Without `strict`, unknown fields of rule files pass.
+    `version` is the Prometheus to evaluate like: ranges are closed in 2, open on the left in 3. What holds in the other
+    one only fails. Without `strict`, unknown fields of rule files pass.
     """
 
     run: str = ""
     diff: bool = False
-    version: Version = "any"
+    version: Version = "3"
     strict: bool = True
 
 
@@ -96,11 +97,10 @@ def run_file(path: Path, options: Options | None = None) -> FileVerdict:
 
 
 def _verdict(file: RuleTestFile, groups: Sequence[RuleGroup], test: RuleTest, name: str, options: Options) -> Verdict:
-    first = "3" if options.version == "any" else options.version
-    failures = tuple(_Run(file, groups, test, options, _SEMANTICS[first]).failures())
-    if failures and options.version == "any" and not any(_Run(file, groups, test, options, PROMETHEUS_2).failures()):
-        return Verdict(name, (), "2")
-    return Verdict(name, failures, first)
+    failures = tuple(_Run(file, groups, test, options, _SEMANTICS[options.version]).failures())
+    other = _OTHER[options.version]
+    holds = bool(failures) and not any(_Run(file, groups, test, options, _SEMANTICS[other]).failures())
+    return Verdict(name, failures, other if holds else None)
 
 
 class _Run:

@@ -14,7 +14,7 @@ import click
 from alerts.durations import parse_duration
 from alerts.rule_lint import TARGETS, LintPolicy, Target
 from alerts.rule_lint import lint as lint_files
-from alerts.rule_tests import FileVerdict, Options, junit, run_file
+from alerts.rule_tests import FileVerdict, Options, Version, junit, run_file
 from alerts.rules import check as check_files
 from alerts.yaml_nodes import Problem
 from trimtab.commands.options import echo_json, fail, with_json
@@ -76,10 +76,10 @@ def lint(files: tuple[Path, ...], scrape_interval: str, target: Target, strict: 
 @click.option(
     "--prometheus",
     "version",
-    type=click.Choice(["2", "3", "any"]),
-    default="any",
+    type=click.Choice(["2", "3"]),
+    default="3",
     show_default=True,
-    help="Evaluate like version 2 (ranges closed on the left) or 3 (open); any: like 3, and where that fails like 2.",
+    help="Whose verdict: 3, as the alerts service evaluates (ranges open on the left), or 2 (closed).",
 )
 @click.option("--ignore-unknown-fields", is_flag=True, help="Let unknown fields of rule files pass.")
 @with_json
@@ -88,7 +88,7 @@ def test(
     patterns: tuple[str, ...],
     junit_file: Path | None,
     diff: bool,
-    version: str,
+    version: Version,
     ignore_unknown_fields: bool,
     as_json: bool,
 ) -> None:
@@ -101,7 +101,7 @@ def test(
     options = Options(
         run=pattern,
         diff=diff,
-        version="2" if version == "2" else "3" if version == "3" else "any",
+        version=version,
         strict=not ignore_unknown_fields,
     )
     verdicts = []
@@ -128,8 +128,11 @@ def _tell(verdict: FileVerdict) -> None:
     else:
         click.echo("  SUCCESS")
     for test in verdict.tests:
-        if test.version == "2" and not test.failures:
-            click.echo(f"  NOTE: {test.name} holds as Prometheus 2 evaluates, not as 3 does and the alerts service")
+        if test.holds_in is not None:
+            here = f"{test.name} holds as Prometheus {test.holds_in} evaluates"
+            click.echo(
+                f"  NOTE: {here}; if that is the one that runs the rules, test with --prometheus {test.holds_in}"
+            )
     click.echo("")
 
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as xml
 import pytest
 from click.testing import CliRunner, Result
 
-from alerts.rule_tests import Options, run_file
+from alerts.rule_tests import Options, Version, run_file
 from alerts.rule_tests.series import SeriesError, series_labels, series_values
 from collectors.store.values import STALE_BITS
 from trimtab.cli import cli
@@ -147,18 +147,20 @@ def test_a_test_may_begin_at_any_time_and_compare_to_the_last_bit(write: Callabl
     assert (len(exact.failures), len(fuzzy.failures)) == (1, 0)
 
 
-@pytest.mark.parametrize(("count", "version"), [(5, "3"), (6, "2")])
-def test_ranges_are_those_of_version_3_unless_only_version_2_agrees(
-    write: Callable[..., Path], count: int, version: str
+@pytest.mark.parametrize(("count", "version", "other"), [(5, "3", "2"), (6, "2", "3")])
+def test_what_holds_in_another_version_only_fails_and_is_told_of(
+    write: Callable[..., Path], count: int, version: Version, other: Version
 ) -> None:
     query = ("expr: vector(1)", 'expr: "count_over_time(vector(1)[5m:1m])"')
     path = write(query, ("[{value: 1}]", f"[{{value: {count}}}]"))
 
-    verdict = run_file(path)
+    there, elsewhere = (run_file(path, Options(version=each)) for each in (version, other))
+    said = run(path, "--prometheus", other)
 
-    assert (verdict.failures, verdict.tests[1].version) == ((), version)
-    assert len(run_file(path, Options(version="3")).failures) == int(version == "2")
-    assert len(run_file(path, Options(version="2")).failures) == int(version == "3")
+    assert (there.failures, there.tests[1].holds_in) == ((), None)
+    assert (len(elsewhere.failures), elsewhere.tests[1].holds_in) == (1, version)
+    assert (said.exit_code, f"--prometheus {version}" in said.output) == (1, True)
+    assert bool(run_file(path).failures) == (version == "2")
 
 
 def test_the_command_exits_with_1_when_something_fails(write: Callable[..., Path], tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from collectors.scrape import Scraper
-from collectors.scraping.quantities import duration_text
 from collectors.scraping.target import Target
+from observability.durations import duration_text
 
 NEVER = "0001-01-01T00:00:00Z"
 

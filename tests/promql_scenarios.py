@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from collectors.query import parse_duration_ms, parse_selector
+from collectors.query import parse_selector
 from collectors.store import STALE_NAN
+from observability.durations import duration_ms
 
 Labels = dict[str, str]
 Points = list[tuple[int, float]]
@@ -76,7 +77,7 @@ def run(path: Path, engine: Engine) -> Iterator[tuple[Statement, str]]:
         elif line == "clear":
             engine.clear()
         elif line.startswith("load "):
-            loading, step_ms = [], _ms(line.split()[1])
+            loading, step_ms = [], duration_ms(line.split()[1])
         elif line.startswith("eval"):
             statement = _statement(path.name, number, line)
         elif loading is not None:
@@ -90,16 +91,13 @@ def run(path: Path, engine: Engine) -> Iterator[tuple[Statement, str]]:
 
 def _statement(file: str, number: int, line: str) -> Statement:
     if match := _INSTANT.fullmatch(line):
-        at = _ms(match["at"])
+        at = duration_ms(match["at"])
         return Statement(file, number, match["expr"], at, at, 0, match["kind"] or "")
     match = _RANGE.fullmatch(line)
     if match is None:
         raise ValueError(f"{file}:{number}: {line!r} is no statement")
-    return Statement(file, number, match["expr"], _ms(match["start"]), _ms(match["end"]), _ms(match["step"]), "_range")
-
-
-def _ms(text: str) -> int:
-    return 0 if text == "0" else parse_duration_ms(text)
+    start_ms, end_ms, step_ms = (duration_ms(match[name]) for name in ("start", "end", "step"))
+    return Statement(file, number, match["expr"], start_ms, end_ms, step_ms, "_range")
 
 
 def _expect(statement: Statement, line: str) -> None:

@@ -23,6 +23,7 @@ from collectors.drift.kinds import kind_of
 from collectors.drift.plan import Plan
 from collectors.drift.profiling import conformed
 from collectors.drift.source import InputError, Source
+from observability import durations
 from observability.blocks import finite_numbers
 from observability.profile import Profile
 
@@ -33,7 +34,6 @@ MOST_NUMBERS, TENTHS = 100, 10
 # From so many parts on they are compared by their profiles, unless the mode is given.
 MANY_PARTS = 50
 MISSING = "(missing)"
-_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
 _DAY = 86_400_000_000
 # 1970-01-05 was a Monday: windows of whole weeks begin on Mondays.
 _MONDAY = 4 * _DAY
@@ -157,9 +157,10 @@ def profiles_of_parts(
 
 def duration_ms(text: str) -> int:
     """A length of time as PromQL writes it, such as `15m`, `1d` or `1h30m`, in ms. InputError when it is none."""
-    if not re.fullmatch(r"(\d+(ms|[smhdwy]))+", text):
-        raise InputError(f"{text!r} is not a length of time: give one like 15m, 6h, 1d or 1w")
-    found = sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)(ms|[smhdwy])", text))
+    try:
+        found = durations.duration_ms(text)
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a length of time: give one like 15m, 6h, 1d or 1w") from error
     if not found:
         raise InputError(f"a window of {text} is empty: give a length of time like 15m, 6h, 1d or 1w")
     return found

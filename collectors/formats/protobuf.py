@@ -13,6 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from collectors.formats.lines import LineExemplar, Lines, bound_text
+from collectors.formats.wire import BadMessage, varint
 from collectors.store.values import MetricMetadata
 
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -57,11 +58,11 @@ def read_protobuf(body: bytes, known: Container[Hashable] = ()) -> Lines:
     position = 0
     while position < len(body):
         try:
-            size, start = _length(body, position)
+            size, start = varint(body, position, len(body))
             if start + size > len(body):
                 raise DecodeError(f"a message of {size} bytes is cut off")
             family = METRIC_FAMILY.FromString(body[start : start + size])
-        except DecodeError as error:
+        except (BadMessage, DecodeError) as error:
             out.error = f"not a delimited MetricFamily at byte {position}: {error}"
             break
         position = start + size
@@ -91,19 +92,6 @@ def _message_classes() -> dict[str, Any]:
 
 
 METRIC_FAMILY: Any = _message_classes()["MetricFamily"]
-
-
-def _length(body: bytes, position: int) -> tuple[int, int]:
-    """A varint, and where it ends."""
-    value = shift = 0
-    while position < len(body) and shift < 64:
-        byte = body[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-        shift += 7
-    raise DecodeError("its length is not a varint")
 
 
 def _add_family(out: Lines, family: Any, known: Container[Hashable]) -> None:

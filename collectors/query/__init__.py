@@ -5,7 +5,7 @@ from collectors.query.context import PROMETHEUS_2, PROMETHEUS_3, Semantics
 from collectors.query.engine import Engine
 from collectors.query.errors import QueryError
 from collectors.query.http import QueryApi, query_app
-from collectors.query.parse import format_query, parse, parse_duration_ms, parse_selector
+from collectors.query.parse import format_query, parse, parse_selector
 from collectors.query.values import Matrix, MatrixSeries, Result, Scalar, String, Vector, VectorElement
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "VectorElement",
     "format_query",
     "parse",
-    "parse_duration_ms",
     "parse_selector",
     "query_app",
 ]

@@ -11,8 +11,9 @@ from urllib.parse import parse_qsl
 from starlette.requests import Request
 
 from collectors.query.errors import ParseError, QueryError
-from collectors.query.parse import parse_duration_ms, parse_selector
+from collectors.query.parse import parse_selector
 from collectors.store import Matcher
+from observability.durations import duration_ms
 
 # As far as a 64-bit time in nanoseconds goes; clients send such bounds to mean "all".
 _FARTHEST_SECONDS = 9.2e15
@@ -152,7 +153,7 @@ def _duration_ms(text: str, name: str) -> int:
     except ValueError:
         pass  # not a plain number: the other form follows
     try:
-        return parse_duration_ms(text)
+        return duration_ms(text)
     except ValueError as error:
         message = f'invalid parameter "{name}": cannot parse "{text}" to a valid duration'
         raise QueryError(message, "bad_data") from error

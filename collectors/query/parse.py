@@ -85,11 +85,6 @@ def parse_selector(text: str) -> tuple[Matcher, ...]:
     return node.matchers
 
 
-def parse_duration_ms(text: str) -> int:
-    """A PromQL duration such as `1h30m` in ms. Raises ValueError."""
-    return int(grammar.parse_duration(text) // _MILLISECOND)
-
-
 def grammar_tree(expr: str) -> Any:
     """The tree of `promql-parser`. Raises ParseError."""
     try:

@@ -15,9 +15,9 @@ import cramjam
 import numpy as np
 from numpy.typing import NDArray
 
+from collectors.formats.wire import BadMessage, varint
 from collectors.remote_write.v1 import read_v1
 from collectors.remote_write.v2 import read_v2
-from collectors.remote_write.wire import BadMessage, varint
 from collectors.remote_write.written import LabelCache, SeriesLabels, Written
 from collectors.scraping.samples import MAX_AHEAD_MS
 from collectors.store.store import Store

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from collectors.remote_write.wire import BYTES, FIXED64, VARINT, BadMessage, double, fields, signed, text, varint
+from collectors.formats.wire import BYTES, FIXED64, VARINT, BadMessage, double, fields, signed, text, varint
 from collectors.remote_write.written import Columns, LabelCache, SeriesLabels, Written
 from collectors.store.values import Exemplar, MetricMetadata
 

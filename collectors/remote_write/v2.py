@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collectors.remote_write.wire import BYTES, FIXED64, VARINT, BadMessage, double, fields, packed, signed, text
+from collectors.formats.wire import BYTES, FIXED64, VARINT, BadMessage, double, fields, packed, signed, text
 from collectors.remote_write.written import Columns, LabelCache, Written
 from collectors.store.values import Exemplar, MetricMetadata
 

@@ -23,9 +23,10 @@ from collectors.scraping.config import (
     ScrapeConfig,
     TargetGroup,
 )
-from collectors.scraping.quantities import duration_ms, size_bytes
+from collectors.scraping.quantities import size_bytes
 from collectors.scraping.relabel import BadRule, RelabelRule
 from collectors.scraping.yaml_text import Refused, check_keys, line_of, parsed
+from observability.durations import duration_ms
 
 # Sections that other parts of Trimtab, or none, have use for: a whole prometheus.yml can be named.
 _OTHER_SECTIONS = ("alerting", "rule_files", "remote_write", "remote_read", "storage", "tracing", "runtime", "otlp")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from collectors.scraping.config import ScrapeConfig, TargetGroup
-from collectors.scraping.quantities import duration_ms, duration_text
 from collectors.scraping.relabel import relabelled
+from observability.durations import duration_ms, duration_text
 
 RESERVED, META, PARAMETER = "__", "__meta_", "__param_"
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectors.scraping import BadConfig, BadRule, RelabelRule, pool_of, read_scrape_configs, relabelled
-from collectors.scraping.quantities import duration_ms, duration_text, size_bytes
+from collectors.scraping.quantities import size_bytes
 from collectors.scraping.relabel import hash_of
+from observability.durations import duration_ms, duration_text
 
 WHOLE = """
 global:
@@ -113,7 +114,7 @@ JOB = "scrape_configs:\n  - job_name: x\n"
         (JOB + "    kubernetes_sd_configs: []\n", 3, "does not support"),
         (JOB + "    oauth2: {}\n", 3, "does not support"),
         ("scrape_config: []\n", 1, "unknown field 'scrape_config'"),
-        (JOB + "    scrape_interval: 1x\n", 3, "'1x' is not a duration"),
+        (JOB + "    scrape_interval: 1x\n", 3, "not a duration: '1x'"),
         (JOB + "    scrape_interval: 5s\n    scrape_timeout: 6s\n", 4, "scrape timeout greater than scrape interval"),
         (JOB + "    sample_limit: many\n", 3, "Expected `int`"),
         (JOB + "    body_size_limit: 3 apples\n", 3, "is not a size"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 import click
 import httpx
 
-from collectors.query.parse import parse_duration_ms
+from observability.durations import duration_ms
+from trimtab.commands.moment import with_moment
 from trimtab.commands.options import echo_json, fail, with_json, with_settings
 from trimtab.settings import Settings
 
@@ -20,21 +20,20 @@ Examples:
   trimtab query drift_columns_ratio --range 1h --step 15s --json"""
 )
 @click.argument("promql")
-@click.option("--at", metavar="TIME", help="Unix seconds or RFC 3339; default: now.")
+@with_moment
 @click.option("--range", "span", metavar="DURATION", help="A range query over the last DURATION, e.g. 1h.")
 @click.option("--step", default="15s", show_default=True, help="Step of a range query.")
 @with_settings
 @with_json
-def query(promql: str, at: str | None, span: str | None, step: str, settings: Settings, as_json: bool) -> None:
+def query(promql: str, at: float, span: str | None, step: str, settings: Settings, as_json: bool) -> None:
     """Evaluate a PromQL expression."""
-    end = _time(at)
     if span is None:
-        path, parameters = "query", {"query": promql, "time": f"{end}"}
+        path, parameters = "query", {"query": promql, "time": f"{at}"}
     else:
-        start = end - _seconds(span)
+        start = at - _seconds(span)
         path, parameters = (
             "query_range",
-            {"query": promql, "start": f"{start}", "end": f"{end}", "step": f"{_seconds(step)}"},
+            {"query": promql, "start": f"{start}", "end": f"{at}", "step": f"{_seconds(step)}"},
         )
     url = f"{settings.query_url}/api/v1/{path}"
     try:
@@ -67,24 +66,12 @@ def _print(data: dict[str, object]) -> None:
         else:
             click.echo(text)
             for moment, value in series["values"]:
-                click.echo(f"  {datetime.fromtimestamp(moment).isoformat(timespec='seconds')}  {value}")
-
-
-def _time(text: str | None) -> float:
-    if text is None:
-        return time.time()
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        fail(f"--at {text!r}: give unix seconds or RFC 3339, e.g. 2026-01-31T12:00:00Z")
+                click.echo(f"  {datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%SZ}  {value}")
 
 
 def _seconds(text: str) -> float:
     try:
-        return parse_duration_ms(text) / 1000
-    except ValueError:
-        return fail(f"{text!r} is not a duration; give one as PromQL has them, e.g. 15s or 1h30m")
+        milliseconds = duration_ms(text)
+    except ValueError as error:
+        return fail(str(error))
+    return milliseconds / 1000 or fail(f"not a duration above 0: {text!r}; give one such as 15s or 1h30m")

@@ -1,4 +1,4 @@
-"""Reading protobuf by hand: the few wire types of the remote-write messages, straight from the bytes."""
+"""Reading protobuf by hand, straight from the bytes: the few wire types of remote write, and lengths of messages."""
 
 from __future__ import annotations
 

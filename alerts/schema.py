@@ -69,6 +69,17 @@ RELEASE_TOTALS = sa.Table(
     sa.Column("total", sa.Float, nullable=False),
 )
 
+# What the evidence of a release rests on, as its own JSON (the bits of its numbers matter), and why its verdict is so.
+RELEASE_STATES = sa.Table(
+    "release_states",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("release", sa.String(200), primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("histograms", sa.JSON, nullable=False),
+    sa.Column("because", sa.String(20), nullable=False),
+)
+
 ACTIONS = sa.Table(
     "actions",
     METADATA,

@@ -137,6 +137,12 @@ RELEASE_REQUESTS = _counter(
     "Live requests of a release by arm and logged routing probability of the canary; the canary test's input.",
     "model", "release", "candidate", "baseline", "arm", "propensity", "outcome",
 )  # fmt: skip   # arm: canary | stable; outcome: ok | error (FAULTS); propensity: the canary's weight, e.g. "0.1"
+RELEASE_DURATION = _histogram(
+    "release_request_duration_seconds",
+    "Time of live requests of a release by arm and logged routing probability of the canary; the latency test's input.",
+    LATENCY_SECONDS, "model", "release", "candidate", "baseline", "arm", "propensity",
+)  # fmt: skip
+TRAFFIC_STICKY = _gauge("traffic_sticky", "1 while a unit's requests keep their arm of a release.", "model")
 EXPERIMENT_REQUESTS = _counter(
     "experiment_requests_total",
     "Live requests of an A/B test by variant; not those that a header or the caller sent to a variant.",
@@ -243,7 +249,7 @@ TRAINING_RANK_PHASE = _gauge(
 TRAINING_RESTARTS = _counter(
     "training_restarts_total", "Attempts begun anew, by what ended the last.", "model", "cause"
 )
-# cause: killed | error | hang | told
+# cause: killed | error | hang | warm (the process that forks ranks died)
 TRAINING_RECOVERY = _gauge(
     "training_recovery_seconds", "From the end of the last attempt to the first step of this one.", "model", "run"
 )
@@ -253,7 +259,7 @@ TRAINING_GOODPUT = _gauge(
 TRAINING_WALL_TIME = _gauge(
     "training_wall_seconds", "Wall time of the run by what it went to.", "model", "run", "cause"
 )
-# cause: productive | repeated | data_wait | checkpoint | starting | stalled | down | ending
+# cause: productive | data_wait | checkpoint | between_steps | repeated | starting | stalled | ending | down
 TRAINING_EVALUATION = _gauge(
     "training_evaluation_score", "Score of a run on its held-out data.", "model", "run", "metric"
 )
@@ -431,9 +437,9 @@ STORE_BYTES = _gauge("collector_store_bytes", "Bytes that the samples take in th
 # --- alerts ----------------------------------------------------------------------------------------------------------
 CANARY_EVIDENCE = _gauge(
     "canary_evidence",
-    "E-value of an anytime-valid test; 100 is evidence at alpha = 1 %.",
+    "E-value of an anytime-valid test, of harm times the check's share of the risk; 100 is proof at alpha = 1 %.",
     "model", "release", "candidate", "baseline", "check", "hypothesis",
-)  # fmt: skip   # check: errors; hypothesis: harm | safety
+)  # fmt: skip   # check: errors | latency | quality | sample_ratio; hypothesis: harm | safety | mismatch
 CANARY_REQUESTS = _gauge(
     "canary_requests", "Requests behind the evidence.", "model", "release", "candidate", "baseline", "arm", "outcome"
 )

@@ -1,30 +1,63 @@
-"""Evidence on releases: e-processes on errors, and the verdicts that follow from them."""
+"""Evidence on releases: anytime-valid tests on counters and batches, and the verdicts that follow from them."""
 
-from alerts.evidence.errors import (
-    HARM_RATIOS,
-    Segment,
-    log_evidence,
-    log_rate_safety,
-    log_ratio_safety,
-    log_safety,
-)
-from alerts.evidence.judge import Judgement, ReleaseJudge
-from alerts.evidence.verdict import Counts, Evidence, Outcome, Verdict, VerdictPolicy, judge, weigh
+from alerts.evidence.after_promotion import Detector
+from alerts.evidence.confidence import distribution_band, rate_interval
+from alerts.evidence.discoveries import level, log_weighted_mean, to_blame
+from alerts.evidence.errors import Recent, calm, log_rate_safety, log_safety
+from alerts.evidence.judge import Judgement, ReleaseJudge, replayed
+from alerts.evidence.latency import Slow, Slowness, exceedances, log_by_bound, log_not_slower, slowness
+from alerts.evidence.prediction import Predicted, log_shift_evidence, total_variation
+from alerts.evidence.quality import Bet, paired, unpaired, weighed
+from alerts.evidence.sample_ratio import log_split_evidence
+from alerts.evidence.segments import HARM_RATIOS, Segment, log_evidence, log_ratio_safety
+from alerts.evidence.state import Arms, Look, ReleaseState
+from alerts.evidence.units import FirstTimes, Ledger, Served
+from alerts.evidence.verdict import Check, Counts, Evidence, Outcome, Reason, Verdict, VerdictPolicy, judge
 
 __all__ = [
     "HARM_RATIOS",
+    "Arms",
+    "Bet",
+    "Check",
     "Counts",
+    "Detector",
     "Evidence",
+    "FirstTimes",
     "Judgement",
+    "Ledger",
+    "Look",
     "Outcome",
+    "Predicted",
+    "Reason",
+    "Recent",
     "ReleaseJudge",
+    "ReleaseState",
     "Segment",
+    "Served",
+    "Slow",
+    "Slowness",
     "Verdict",
     "VerdictPolicy",
+    "calm",
+    "distribution_band",
+    "exceedances",
     "judge",
+    "level",
+    "log_by_bound",
     "log_evidence",
+    "log_not_slower",
     "log_rate_safety",
     "log_ratio_safety",
     "log_safety",
-    "weigh",
+    "log_shift_evidence",
+    "log_split_evidence",
+    "log_weighted_mean",
+    "paired",
+    "rate_interval",
+    "replayed",
+    "slowness",
+    "to_blame",
+    "total_variation",
+    "unpaired",
+    "weighed",
 ]

@@ -1,62 +1,111 @@
 """The judge of releases: reads their counters each second, weighs the evidence, writes it back as metrics.
 
-An e-process is never restarted within a release: totals and verdicts are saved, and a proved verdict stays. A new
-release id starts anew.
+An e-process is never restarted within a release: totals, state and verdicts are saved, and a proved verdict stays. A
+new release id starts anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 
-from alerts.evidence.releases import Release, Weight, in_progress, read_releases, write_release
-from alerts.evidence.totals import (
-    CANARY,
-    ERROR,
-    Reading,
-    Total,
-    add_up,
-    counts_of,
-    read_totals,
-    segments_of,
-    write_totals,
+from alerts.evidence.confidence import rate_interval
+from alerts.evidence.histograms import Cumulative, Histogram, histograms
+from alerts.evidence.histograms import grown as slower
+from alerts.evidence.releases import (
+    Release,
+    Weight,
+    in_progress,
+    order,
+    read_releases,
+    read_state,
+    write_release,
+    write_state,
 )
-from alerts.evidence.verdict import Counts, Evidence, Outcome, VerdictPolicy, judge, weigh
+from alerts.evidence.state import Look, ReleaseState
+from alerts.evidence.totals import CANARY, ERROR, Reading, Total, add_up, grown, read_totals, write_totals
+from alerts.evidence.verdict import (
+    Check,
+    Counts,
+    Evidence,
+    Outcome,
+    Reason,
+    Verdict,
+    VerdictPolicy,
+    bounded_exp,
+    judge,
+    proving,
+    voided,
+)
 from alerts.labels import Labels, labels_of
-from alerts.querier import Querier, Sample, SampleWriter
+from alerts.querier import Querier, QueryError, Sample, SampleWriter
 from observability import names
 
 GROUP = "canary-evidence"
 _FINAL = (Outcome.ROLLBACK, Outcome.ADVANCE)
+_RELEASE = ("model", "release", "candidate", "baseline")
+_QUERIES = (
+    names.RELEASE_REQUESTS.name,
+    f"{names.RELEASE_DURATION.name}_bucket",
+    names.TRAFFIC_STICKY.name,
+    names.TRAFFIC_WEIGHT.name,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A release with its evidence and counts at the time of the last look."""
+    """A release with its evidence and counts at the time of the last look.
+
+    `because` is the verdict's reason in one word. `state`, `policy` and `alpha` are all that led to it.
+    """
 
     release: Release
     evidence: Evidence
-    counts: Counts
+    state: ReleaseState
+    policy: VerdictPolicy
+    alpha: float
+    because: str = ""
+
+    @property
+    def counts(self) -> Counts:
+        """Requests and failures of both arms."""
+        return self.state.counts
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `/api/v1/evidence` shows."""
+        """The object that `/api/v1/evidence` shows. `replay` is what `replayed` makes the same verdict of."""
+        counts, evidence = self.counts, self.evidence
         return {
             **self.release.labels,
             "started_at": self.release.started_at,
             "ended_at": self.release.ended_at,
             "in_progress": self.release.ended_at is None,
             "verdict": self.release.verdict.value,
+            "because": self.because,
             "reason": self.release.reason,
             "decided_at": self.release.decided_at,
-            "evidence": {"errors": {"harm": self.evidence.harm, "safety": self.evidence.safety}},
-            "counts": {
-                "canary": {"requests": self.counts.canary_requests, "errors": self.counts.canary_errors},
-                "stable": {"requests": self.counts.stable_requests, "errors": self.counts.stable_errors},
+            "evidence": {
+                **{check: {"harm": bounded_exp(value)} for check, value in evidence.log_harm.items()},
+                Check.ERRORS: {"harm": evidence.harm, "safety": evidence.safety},
+                Check.SAMPLE_RATIO: {
+                    "mismatch": bounded_exp(evidence.log_split),
+                    "voided": voided(evidence, self.policy),
+                },
             },
+            "counts": {
+                "canary": _arm(counts.canary_requests, counts.canary_errors),
+                "stable": _arm(counts.stable_requests, counts.stable_errors),
+            },
+            "replay": {"state": self.state.to_json(), "policy": asdict(self.policy), "alpha": self.alpha},
         }
+
+
+def replayed(replay: Mapping[str, Any], now: float) -> Verdict:
+    """The verdict that the journalled `replay` of a judgement led to at `now`: the same, bit for bit."""
+    state, policy = ReleaseState.from_json(replay["state"]), VerdictPolicy(**replay["policy"])
+    return judge(state.evidence(policy), state.counts, policy, now, replay["alpha"])
 
 
 class ReleaseJudge:
@@ -77,10 +126,10 @@ class ReleaseJudge:
 
     def look(self, now: float) -> list[Judgement]:
         """Read, weigh, save and write. Raises QueryError or WriteError; nothing is concluded from missing data."""
-        readings = _readings(self._querier.instant(names.RELEASE_REQUESTS.name, now))
-        weights = _weights(self._querier.instant(names.TRAFFIC_WEIGHT.name, now))
+        requests, durations, sticky, weights = (_or_raise(a) for a in self._querier.instants(_QUERIES, now))
+        counted = _Counted(_readings(requests), _histograms(durations), _models(sticky))
         with self._engine.begin() as connection:
-            judgements = self._update(connection, readings, weights, now)
+            judgements = self._update(connection, counted, _weights(weights), now)
         samples = [sample for judgement in judgements for sample in samples_of(judgement)]
         if samples or self._has_series:
             self._writer.replace(GROUP, samples, now)
@@ -90,10 +139,12 @@ class ReleaseJudge:
     def judgements(self, limit: int = 100) -> list[Judgement]:
         """The releases known, newest first, from what was saved."""
         with self._engine.begin() as connection:
-            releases = read_releases(connection, limit)
-            return [
-                self._weighed(release, read_totals(connection, release.model, release.release)) for release in releases
-            ]
+            everything = read_releases(connection)
+            found = []
+            for release in everything[:limit]:
+                state, _, because = self._state(connection, release)
+                found.append(self._weighed(release, state, everything, because))
+            return found
 
     def release_in_progress(self, model: str) -> str:
         """The id of the model's release in progress, "" when there is none."""
@@ -102,62 +153,114 @@ class ReleaseJudge:
         return open_ones[0].release if open_ones else ""
 
     def _update(
-        self,
-        connection: sa.Connection,
-        readings: Mapping[Labels, Sequence[Reading]],
-        weights: Sequence[Weight],
-        now: float,
+        self, connection: sa.Connection, counted: _Counted, weights: Sequence[Weight], now: float
     ) -> list[Judgement]:
         known = {(release.model, release.release): release for release in read_releases(connection)}
-        for labels in readings:
+        for labels in counted.readings:
             named = dict(labels)
             known.setdefault((named["model"], named["release"]), _new(named, now))
         # A version may be released again under a new id: the old release comes back only if it is counted again.
         candidates = [
             release
             for key, release in known.items()
-            if release.ended_at is None or _grew(read_totals(connection, *key), readings.get(_labels(release), ()))
+            if release.ended_at is None
+            or _grew(read_totals(connection, *key), counted.readings.get(_labels(release), ()))
         ]
         current = {(release.model, release.release) for release in in_progress(candidates, weights)}
         judgements = []
         for key, release in known.items():
-            if key not in current:
-                if release.ended_at is None:
-                    write_release(connection, replace(release, ended_at=now))
-                continue
-            totals = add_up(read_totals(connection, *key), readings.get(_labels(release), ()))
-            write_totals(connection, *key, totals)
-            judgement = self._judged(replace(release, ended_at=None), totals, now)
-            write_release(connection, judgement.release)
-            judgements.append(judgement)
+            if key in current:
+                judgement = self._looked_at(connection, release, counted, list(known.values()), now)
+                write_release(connection, judgement.release)
+                judgements.append(judgement)
+            elif release.ended_at is None:
+                write_release(connection, replace(release, ended_at=now))
         return judgements
 
-    def _judged(self, release: Release, totals: Sequence[Total], now: float) -> Judgement:
-        weighed = self._weighed(release, totals)
+    def _looked_at(
+        self, connection: sa.Connection, release: Release, counted: _Counted, everything: Sequence[Release], now: float
+    ) -> Judgement:
+        key, labels = (release.model, release.release), _labels(release)
+        state, last, because = self._state(connection, release)
+        before = read_totals(connection, *key)
+        totals = add_up(before, counted.readings.get(labels, ()))
+        bounds, slow, last = slower(counted.histograms.get(labels, ()), last)
+        look = Look(
+            at=now, arms=grown(before, totals), bounds=bounds if slow else (), slow=slow,
+            sticky=release.model in counted.sticky,
+        )  # fmt: skip
+        if state.slow and look.bounds not in ((), state.bounds):
+            # A server with other bounds has come: latency goes on with what is there, the rest as ever.
+            look = replace(look, bounds=(), slow=())
+        state = state.after(look, self._policy_of(release.model))
+        write_totals(connection, *key, totals)
+        judged = self._judged(self._weighed(replace(release, ended_at=None), state, everything, because), now)
+        write_state(connection, *key, state.to_json(), last, judged.because)
+        return judged
+
+    def _state(self, connection: sa.Connection, release: Release) -> tuple[ReleaseState, dict[str, Cumulative], str]:
+        """The saved state, the histograms as they last read, and the verdict's reason in one word."""
+        saved = read_state(connection, release.model, release.release)
+        if saved is not None:
+            return ReleaseState.from_json(saved[0]), saved[1], saved[2]
+        totals = read_totals(connection, release.model, release.release)
+        begun = ReleaseState(started_at=release.started_at)
+        if not totals:
+            return begun, {}, ""
+        # Written before states were: the totals are all that there is.
+        policy = replace(self._policy_of(release.model), warm_up_seconds=0.0)
+        return begun.after(Look(at=release.started_at, arms=grown((), totals)), policy), {}, ""
+
+    def _judged(self, weighed: Judgement, now: float) -> Judgement:
+        release = weighed.release
         if release.verdict is Outcome.ROLLBACK:
             return weighed
-        verdict = judge(weighed.evidence, weighed.counts, self._policy_of(release.model), now)
-        if release.verdict in _FINAL and verdict.outcome is not Outcome.ROLLBACK:
+        verdict = judge(weighed.evidence, weighed.counts, weighed.policy, now, weighed.alpha)
+        overrides = verdict.outcome is Outcome.ROLLBACK or verdict.because is Reason.SAMPLE_RATIO
+        if release.verdict in _FINAL and not overrides:
             return weighed
         decided = release.decided_at if verdict.outcome is release.verdict else now
         updated = replace(release, verdict=verdict.outcome, reason=verdict.reason, decided_at=decided)
-        return replace(weighed, release=updated)
+        return replace(weighed, release=updated, because=verdict.because.value)
 
-    def _weighed(self, release: Release, totals: Sequence[Total]) -> Judgement:
-        counts = counts_of(totals)
+    def _weighed(self, release: Release, state: ReleaseState, everything: Sequence[Release], because: str) -> Judgement:
         policy = self._policy_of(release.model)
-        return Judgement(release, weigh(segments_of(totals), counts, policy, release.started_at), counts)
+        earlier = [r for r in everything if r.model == release.model and order(r) < order(release)]
+        rollbacks = sum(r.verdict is Outcome.ROLLBACK for r in earlier)
+        alpha = policy.level(len(earlier) + 1, rollbacks)
+        return Judgement(release, state.evidence(policy), state, policy, alpha, because)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What the server's counters read now, by release, and the models whose units keep their arm."""
+
+    readings: Mapping[Labels, Sequence[Reading]]
+    histograms: Mapping[Labels, Sequence[Histogram]]
+    sticky: frozenset[str]
 
 
 def samples_of(judgement: Judgement) -> Iterable[Sample]:
-    """The series of a judgement: evidence by hypothesis, requests by arm and outcome, one 1 among the verdicts."""
-    labels, counts = judgement.release.labels, judgement.counts
+    """The series of a judgement: evidence by check and hypothesis, requests by arm and outcome, 1 for the verdict.
+
+    Evidence of harm is its e-value times the check's share of the risk, so that 1 / alpha is proof for each of them,
+    and at most alpha for all together. While nothing may be concluded it is 1 at most, and so is that of safety.
+    """
+    labels, counts, policy = judgement.release.labels, judgement.counts, judgement.policy
+    evidence, void = judgement.evidence, voided(judgement.evidence, policy)
+    proofs = proving(evidence, counts, policy)
 
     def sample(metric: names.Metric, value: float, **more: str) -> Sample:
         return Sample(labels_of({**labels, **more, "__name__": metric.name}), value)
 
-    yield sample(names.CANARY_EVIDENCE, judgement.evidence.harm, check="errors", hypothesis="harm")
-    yield sample(names.CANARY_EVIDENCE, judgement.evidence.safety, check="errors", hypothesis="safety")
+    for check in evidence.log_harm:
+        share = policy.shares.get(check, 0.0) * judgement.alpha / policy.alpha
+        value = share * bounded_exp(proofs.get(check, 0.0))
+        yield sample(names.CANARY_EVIDENCE, min(value, 1.0) if void else value, check=check, hypothesis="harm")
+    safety = min(evidence.safety, 1.0) if void or evidence.incident else evidence.safety
+    yield sample(names.CANARY_EVIDENCE, safety, check=Check.ERRORS, hypothesis="safety")
+    split = bounded_exp(evidence.log_split)
+    yield sample(names.CANARY_EVIDENCE, split, check=Check.SAMPLE_RATIO, hypothesis="mismatch")
     for arm, requests, errors in (
         (CANARY, counts.canary_requests, counts.canary_errors),
         ("stable", counts.stable_requests, counts.stable_errors),
@@ -166,6 +269,17 @@ def samples_of(judgement: Judgement) -> Iterable[Sample]:
         yield sample(names.CANARY_REQUESTS, errors, arm=arm, outcome=ERROR)
     for outcome in Outcome:
         yield sample(names.CANARY_VERDICT, float(outcome is judgement.release.verdict), verdict=outcome.value)
+
+
+def _arm(requests: float, errors: float) -> dict[str, Any]:
+    low, high = rate_interval(errors, requests)
+    return {"requests": requests, "errors": errors, "error_rate": {"low": low, "high": high, "confidence": 0.95}}
+
+
+def _or_raise(answer: Sequence[Sample] | QueryError) -> Sequence[Sample]:
+    if isinstance(answer, QueryError):
+        raise answer
+    return answer
 
 
 def _new(labels: Mapping[str, str], now: float) -> Release:
@@ -190,20 +304,40 @@ def _grew(totals: Sequence[Total], readings: Sequence[Reading]) -> bool:
 
 def _readings(vector: Sequence[Sample]) -> dict[Labels, list[Reading]]:
     readings: dict[Labels, list[Reading]] = {}
+    for release, labels, series, propensity, value in _of_releases(vector):
+        reading = Reading(series, labels.get("arm", ""), propensity, labels.get("outcome", ""), value)
+        readings.setdefault(release, []).append(reading)
+    return readings
+
+
+def _histograms(vector: Sequence[Sample]) -> dict[Labels, list[Histogram]]:
+    buckets: dict[Labels, list[tuple[str, str, float, str, float]]] = {}
+    for release, labels, series, propensity, value in _of_releases(vector, "le"):
+        bucket = series, labels.get("arm", ""), propensity, labels.get("le", ""), value
+        buckets.setdefault(release, []).append(bucket)
+    return {release: histograms(found) for release, found in buckets.items()}
+
+
+def _of_releases(
+    vector: Sequence[Sample], *apart: str
+) -> Iterable[tuple[Labels, Mapping[str, str], str, float, float]]:
+    """Release, labels, the series' other labels as a text (without those `apart`), propensity and value of each."""
     for sample in vector:
         labels = dict(sample.labels)
-        key = {name: labels.get(name, "") for name in ("model", "release", "candidate", "baseline")}
+        key = {name: labels.get(name, "") for name in _RELEASE}
         try:
             propensity = float(labels.get("propensity", ""))
         except ValueError:
             continue  # not a series of ours: without a propensity it says nothing
         if not key["release"] or not 0.0 <= propensity <= 1.0:
             continue
-        series = ",".join(f"{name}={value}" for name, value in sample.labels if name not in (*key, "__name__"))
-        readings.setdefault(tuple(sorted(key.items())), []).append(
-            Reading(series, labels.get("arm", ""), propensity, labels.get("outcome", ""), sample.value)
-        )
-    return readings
+        left_out = (*key, "__name__", *apart)
+        series = ",".join(f"{name}={value}" for name, value in sample.labels if name not in left_out)
+        yield tuple(sorted(key.items())), labels, series, propensity, sample.value
+
+
+def _models(vector: Sequence[Sample]) -> frozenset[str]:
+    return frozenset(dict(sample.labels).get("model", "") for sample in vector if sample.value > 0)
 
 
 def _weights(vector: Sequence[Sample]) -> list[Weight]:

@@ -10,7 +10,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from alerts.evidence.verdict import Outcome
-from alerts.schema import RELEASES
+from alerts.schema import RELEASE_STATES, RELEASES
+
+Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def in_progress(releases: Sequence[Release], weights: Sequence[Weight]) -> list[
     known = {weight.model for weight in weights}
     candidates = {(w.model, w.version) for w in weights if w.role == "canary" and w.value > 0}
     latest: dict[str, Release] = {}
-    for release in sorted(releases, key=_order):
+    for release in sorted(releases, key=order):
         open_still = release.ended_at is None and release.model not in known
         if open_still or (release.model, release.candidate) in candidates:
             latest[release.model] = release
@@ -85,11 +87,31 @@ def write_release(connection: sa.Connection, release: Release) -> None:
         connection.execute(RELEASES.insert().values(row))
 
 
+def read_state(connection: sa.Connection, model: str, release: str) -> tuple[str, dict[str, Numbers], str] | None:
+    """The saved state of a release's evidence as JSON, its histograms as they last read, and why its verdict is so."""
+    table = RELEASE_STATES
+    row = connection.execute(sa.select(table).where(table.c.model == model, table.c.release == release)).first()
+    if row is None:
+        return None
+    return row.state, {series: tuple(values) for series, values in row.histograms.items()}, row.because
+
+
+def write_state(
+    connection: sa.Connection, model: str, release: str, state: str, histograms: Mapping[str, Numbers], because: str
+) -> None:
+    """Insert or replace it."""
+    table = RELEASE_STATES
+    row = {"state": state, "histograms": {k: list(v) for k, v in histograms.items()}, "because": because}
+    where = sa.and_(table.c.model == model, table.c.release == release)
+    if connection.execute(table.update().where(where).values(row)).rowcount == 0:
+        connection.execute(table.insert().values(model=model, release=release, **row))
+
+
 def _release(row: Mapping[Any, Any]) -> Release:
     return Release(**{**row, "verdict": Outcome(row["verdict"])})
 
 
-def _order(release: Release) -> tuple[float, int]:
+def order(release: Release) -> tuple[float, int]:
     """Releases by their start; those first seen in the same look by the number that ends their id."""
     number = re.search(r"\d+\Z", release.release)
     return release.started_at, int(number[0]) if number else 0

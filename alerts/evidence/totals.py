@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from alerts.evidence.errors import Segment
-from alerts.evidence.verdict import Counts
+from alerts.evidence.state import Arms
 from alerts.schema import RELEASE_TOTALS
 
 ERROR = "error"
@@ -51,25 +50,26 @@ def add_up(totals: Sequence[Total], readings: Iterable[Reading]) -> list[Total]:
     return list(known.values())
 
 
-def segments_of(totals: Iterable[Total]) -> list[Segment]:
-    """Errors by propensity, which is all that the e-process needs."""
-    events: dict[float, tuple[float, float]] = {}
-    for total in totals:
-        if total.outcome == ERROR:
-            canary, both = events.get(total.propensity, (0.0, 0.0))
-            events[total.propensity] = (canary + (total.arm == CANARY) * total.total, both + total.total)
-    return [Segment(propensity, canary, both) for propensity, (canary, both) in sorted(events.items())]
-
-
-def counts_of(totals: Iterable[Total]) -> Counts:
-    """Requests and errors of both arms."""
-    requests = {True: 0.0, False: 0.0}
-    errors = {True: 0.0, False: 0.0}
-    for total in totals:
-        requests[total.arm == CANARY] += total.total
-        if total.outcome == ERROR:
-            errors[total.arm == CANARY] += total.total
-    return Counts(requests[True], errors[True], requests[False], errors[False])
+def grown(before: Iterable[Total], after: Iterable[Total]) -> tuple[Arms, ...]:
+    """What was counted between: requests and failures of both arms by propensity, in its order."""
+    known = {total.series: total.total for total in before}
+    found: dict[float, dict[tuple[bool, bool], float]] = {}
+    for total in after:
+        more = total.total - known.get(total.series, 0.0)
+        if more > 0.0:
+            sums = found.setdefault(total.propensity, {})
+            kind = (total.arm == CANARY, total.outcome == ERROR)
+            sums[kind] = sums.get(kind, 0.0) + more
+    return tuple(
+        Arms(
+            propensity,
+            canary_requests=sums.get((True, False), 0.0) + sums.get((True, True), 0.0),
+            canary_errors=sums.get((True, True), 0.0),
+            stable_requests=sums.get((False, False), 0.0) + sums.get((False, True), 0.0),
+            stable_errors=sums.get((False, True), 0.0),
+        )
+        for propensity, sums in sorted(found.items())
+    )
 
 
 def read_totals(connection: sa.Connection, model: str, release: str) -> list[Total]:

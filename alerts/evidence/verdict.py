@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from alerts.evidence.errors import Segment, log_evidence, log_safety
+from alerts.evidence.discoveries import level, log_weighted_mean
 
 
 class Outcome(StrEnum):
@@ -18,12 +19,41 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
 
 
+class Check(StrEnum):
+    """What is asked of a release: the label `check` of its evidence."""
+
+    ERRORS = "errors"
+    LATENCY = "latency"
+    QUALITY = "quality"
+    SAMPLE_RATIO = "sample_ratio"
+    PREDICTION = "prediction"
+
+
+class Reason(StrEnum):
+    """Why the outcome is what it is: one word."""
+
+    ERRORS = "errors"
+    LATENCY = "latency"
+    QUALITY = "quality"
+    PROVED_SAFE = "proved_safe"
+    SAMPLE_RATIO = "sample_ratio"
+    INCIDENT = "incident"
+    SUSPECT = "suspect"
+    NO_DATA = "no_data"
+    COLLECTING = "collecting"
+    DEADLINE = "deadline"
+
+
+def _shares() -> dict[str, float]:
+    return {Check.ERRORS: 0.6, Check.LATENCY: 0.4}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictPolicy:
     """When evidence suffices."""
 
     alpha: float = 0.01
-    """Accepted probability of rolling a harmless release back."""
+    """Accepted probability of rolling a harmless release back, over all checks."""
     beta: float = 0.01
     """Accepted probability of advancing an unsafe one."""
     max_error_rate: float = 0.01
@@ -38,15 +68,45 @@ class VerdictPolicy:
     """Fewer canary errors than this never prove harm."""
     deadline_seconds: float = 3600.0
     """Age of a release at which an open question becomes `inconclusive`."""
+    shares: Mapping[str, float] = field(default_factory=_shares)
+    """Shares of `alpha` by check: errors, latency, quality. Fixed before a release; without one a check informs."""
+    latency_tolerance: float = 1.0
+    """A canary may exceed each latency bound up to this many times as often before it counts as harm."""
+    minimum_slow: int = 20
+    """Fewer canary requests above the telling bound than this never prove that it is slower."""
+    incident_error_rate: float = 0.05
+    """While more of both arms' requests fail than this, nothing is proved safe: the cause is common to both."""
+    split_alpha: float = 0.001
+    """Accepted probability of voiding a release whose traffic is split as the router says."""
+    suspect: float = 10.0
+    """From this e-value of harm on, no release advances."""
+    warm_up_seconds: float = 0.0
+    """What a release's first seconds count is left out; serving warms a version before it routes to it."""
+    over_releases: bool = False
+    """Whether alpha bounds the share of false rollbacks of all of the model's releases (e-LOND), not of each."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "max_error_rate"):
+        for name in ("alpha", "beta", "max_error_rate", "incident_error_rate", "split_alpha"):
             if not 0.0 < getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is a probability within (0, 1), got {getattr(self, name)}")
-        if self.max_ratio <= 1.0 or self.tolerance < 1.0:
+        if self.max_ratio <= 1.0 or self.tolerance < 1.0 or self.latency_tolerance < 1.0:
             raise ValueError(
-                f"max_ratio must exceed 1 and tolerance be at least 1, got {self.max_ratio} and {self.tolerance}"
+                f"max_ratio must exceed 1 and tolerances be at least 1, got {self.max_ratio}, {self.tolerance} "
+                f"and {self.latency_tolerance}"
             )
+        if self.warm_up_seconds < 0.0 or self.suspect < 1.0:
+            raise ValueError(
+                f"warm_up_seconds is at least 0 and suspect at least 1, got {self.warm_up_seconds} and {self.suspect}"
+            )
+        judged = {Check.ERRORS, Check.LATENCY, Check.QUALITY}
+        if not set(self.shares) <= judged or any(not 0 <= s <= 1 for s in self.shares.values()):
+            raise ValueError(f"shares are of {', '.join(sorted(judged))}, 0 to 1 each, got {dict(self.shares)}")
+        if sum(self.shares.values()) > 1.0 + 1e-9:
+            raise ValueError(f"shares are at most 1 together, got {dict(self.shares)}")
+
+    def level(self, release: int = 1, rollbacks: int = 0) -> float:
+        """The risk that the model's release number `release` may take, `rollbacks` of those before rolled back."""
+        return level(release, rollbacks, self.alpha) if self.over_releases else self.alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +119,28 @@ class Counts:
     stable_errors: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Log e-values of the two hypotheses, and when the release began (unix seconds)."""
+    """Log e-values of the hypotheses, and when the release began (unix seconds).
 
-    log_harm: float
+    `log_harm` is by check; `log_split` speaks against the routing's probabilities and `log_shift` against equal
+    predictions. `incident` says that too many requests of both arms fail now, `slow_requests` how many of the canary's
+    were above the bound of `slow_seconds`, which speaks most for a slower one.
+    """
+
+    log_harm: Mapping[str, float]
     log_safety: float
     started_at: float
+    log_split: float = 0.0
+    log_shift: float = 0.0
+    incident: bool = False
+    slow_requests: float = 0.0
+    slow_seconds: float = math.nan
 
     @property
     def harm(self) -> float:
         """E-value that the canary fails more often than the stable version."""
-        return bounded_exp(self.log_harm)
+        return bounded_exp(self.log_harm.get(Check.ERRORS, 0.0))
 
     @property
     def safety(self) -> float:
@@ -80,50 +150,87 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An outcome and, in one sentence, the numbers that led to it."""
+    """An outcome, its reason in one word and, in one sentence, the numbers that led to it."""
 
     outcome: Outcome
+    because: Reason
     reason: str
 
 
-def weigh(segments: list[Segment], counts: Counts, policy: VerdictPolicy, started_at: float) -> Evidence:
-    """Evidence of a release from its whole history (an e-process is never restarted within a release)."""
-    return Evidence(
-        log_harm=log_evidence(segments, tolerance=policy.tolerance),
-        log_safety=log_safety(
-            segments,
-            counts.canary_errors,
-            counts.canary_requests,
-            max_rate=policy.max_error_rate,
-            max_ratio=policy.max_ratio,
-        ),
-        started_at=started_at,
-    )
+def proving(evidence: Evidence, counts: Counts, policy: VerdictPolicy) -> dict[str, float]:
+    """The log e-values of harm that may prove it: of checks that have seen enough."""
+    enough = {
+        Check.ERRORS: counts.canary_errors >= policy.minimum_errors,
+        Check.LATENCY: evidence.slow_requests >= policy.minimum_slow,
+    }
+    return {check: value for check, value in evidence.log_harm.items() if enough.get(Check(check), True)}
 
 
-def judge(evidence: Evidence, counts: Counts, policy: VerdictPolicy, now: float) -> Verdict:
-    """Rollback, advance, continue or inconclusive. Harm is looked at first; no data is never healthy."""
+def voided(evidence: Evidence, policy: VerdictPolicy) -> bool:
+    """Whether the split of the traffic is off, so that no comparison of the arms means anything."""
+    return evidence.log_split >= -math.log(policy.split_alpha)
+
+
+def judge(evidence: Evidence, counts: Counts, policy: VerdictPolicy, now: float, alpha: float | None = None) -> Verdict:
+    """Rollback, advance, continue or inconclusive; `alpha` in place of the policy's where releases share one.
+
+    A split that is off voids everything. Then harm is looked at, then safety. No data is never healthy.
+    """
+    alpha = alpha or policy.alpha
     seen = (
         f"{counts.canary_errors:.0f} of {counts.canary_requests:.0f} canary requests failed, "
         f"{counts.stable_errors:.0f} of {counts.stable_requests:.0f} stable ones"
     )
-    if evidence.log_harm >= -math.log(policy.alpha) and counts.canary_errors >= policy.minimum_errors:
+    if voided(evidence, policy):
         return Verdict(
-            Outcome.ROLLBACK, f"harm is proved (e-value {evidence.harm:.3g} >= {1 / policy.alpha:g}): {seen}"
+            Outcome.INCONCLUSIVE,
+            Reason.SAMPLE_RATIO,
+            "the canary did not get the share of the requests that the router says "
+            f"(e-value {bounded_exp(evidence.log_split):.3g} >= {1 / policy.split_alpha:g}), "
+            f"so nothing that is compared means anything: {seen}",
         )
-    if evidence.log_safety >= -math.log(policy.beta) and counts.canary_requests >= policy.minimum_requests:
+    harms = proving(evidence, counts, policy)
+    harm = log_weighted_mean(harms, policy.shares)
+    if harm >= -math.log(alpha):
+        blamed = max(harms, key=lambda check: harms[check] + math.log(policy.shares.get(check) or 1e-300))
         return Verdict(
-            Outcome.ADVANCE, f"safety is proved (e-value {evidence.safety:.3g} >= {1 / policy.beta:g}): {seen}"
+            Outcome.ROLLBACK,
+            Reason(blamed),
+            f"harm is proved (e-value {bounded_exp(harm):.3g} >= {1 / alpha:g}): {_blame(blamed, evidence)}{seen}",
+        )
+    safe = evidence.log_safety >= -math.log(policy.beta) and counts.canary_requests >= policy.minimum_requests
+    suspect = bounded_exp(log_weighted_mean(evidence.log_harm, policy.shares)) >= policy.suspect
+    if safe and not evidence.incident and not suspect:
+        return Verdict(
+            Outcome.ADVANCE,
+            Reason.PROVED_SAFE,
+            f"safety is proved (e-value {evidence.safety:.3g} >= {1 / policy.beta:g}): {seen}",
         )
     if now - evidence.started_at >= policy.deadline_seconds:
         return Verdict(
-            Outcome.INCONCLUSIVE, f"neither harm nor safety proved within {policy.deadline_seconds:g} s: {seen}"
+            Outcome.INCONCLUSIVE,
+            Reason.DEADLINE,
+            f"neither harm nor safety proved within {policy.deadline_seconds:g} s: {seen}",
         )
     if counts.canary_requests == 0:
-        return Verdict(Outcome.CONTINUE, "no canary request was seen yet")
-    return Verdict(Outcome.CONTINUE, f"evidence of harm {evidence.harm:.3g}, of safety {evidence.safety:.3g}: {seen}")
+        return Verdict(Outcome.CONTINUE, Reason.NO_DATA, "no canary request was seen yet")
+    if evidence.incident:
+        return Verdict(
+            Outcome.CONTINUE, Reason.INCIDENT, f"too much fails on both versions to prove anything safe: {seen}"
+        )
+    return Verdict(
+        Outcome.CONTINUE,
+        Reason.SUSPECT if suspect else Reason.COLLECTING,
+        f"evidence of harm {bounded_exp(harm):.3g}, of safety {evidence.safety:.3g}: {seen}",
+    )
 
 
 def bounded_exp(value: float) -> float:
     """exp(value), at most 1e300: an e-value that a float and JSON can carry."""
     return math.exp(min(value, 690.0))
+
+
+def _blame(check: str, evidence: Evidence) -> str:
+    if check == Check.LATENCY:
+        return f"more of its answers take over {evidence.slow_seconds:g} s; "
+    return "its predictions are worse than the tolerance; " if check == Check.QUALITY else ""

@@ -32,17 +32,29 @@ class Served(NamedTuple):
     """
 
     signature: Signature
-    rows: list[int]
+    rows: Sequence[int] | Array
     column: Array
     outputs: Sequence[Array]
-    arrived: list[float]
+    arrived: Sequence[float] | Array
     done: float
 
 
 class Account:
     """The requests of one choice that have ended since the last flush. Times are seconds of the lanes' clock."""
 
-    __slots__ = ("_signals", "_version", "calls", "choice", "extend", "model", "moments", "ok", "others", "served")
+    __slots__ = (
+        "_signals",
+        "_traced",
+        "_version",
+        "calls",
+        "choice",
+        "extend",
+        "model",
+        "moments",
+        "ok",
+        "others",
+        "served",
+    )
 
     def __init__(self, model: str, choice: Choice, signals: Signals) -> None:
         self.model = model
@@ -54,6 +66,8 @@ class Account:
         # arrived, queued, started, ended, encoded, done of each request.
         self.moments = array("d")
         self.extend = self.moments.extend
+        # Durations of those whose trace is kept.
+        self._traced = array("d")
         # What the recorder gets.
         self.calls: list[Call] = []
         self.served: list[Served] = []
@@ -72,6 +86,7 @@ class Account:
             self.extend(moments)
         else:
             self._version.traced(moments, call.started is not None, format_trace_id(call.span) or "")
+            self._traced.append(call.done - call.arrived)
 
     def flush(self) -> None:
         """Writes the series."""
@@ -85,6 +100,11 @@ class Account:
                 version.requests(outcome, count)
                 signals.release(self.model, self.choice, outcome, count)
             self.others.clear()
+        if self._traced:
+            signals.release_latencies(self.model, self.choice, np.array(self._traced))
+            del self._traced[:]
         if self.moments:
-            version.latencies(np.array(self.moments).reshape(-1, _MOMENTS))
+            moments = np.array(self.moments).reshape(-1, _MOMENTS)
+            version.latencies(moments)
+            signals.release_latencies(self.model, self.choice, moments[:, -1] - moments[:, 0])
             del self.moments[:]

@@ -126,13 +126,14 @@ class Signals:
         """From now on `settle` is called on this thread before anybody reads the series."""
         self.metrics.registry.register(_Unwritten(settle))
         # A family that is made while the series are read is not among them: these must be there, and behind it.
-        for family in (names.RELEASE_REQUESTS, names.EXPERIMENT_REQUESTS):
+        for family in (names.RELEASE_REQUESTS, names.RELEASE_DURATION, names.EXPERIMENT_REQUESTS):
             self.metrics[family]
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self._versions: dict[tuple[str, str], VersionSignals] = {}
         self._releases: dict[tuple[str, Choice, str], Any] = {}
+        self._release_durations: dict[tuple[str, Choice], Any] = {}
 
     def version(self, model: str, version: int | None) -> VersionSignals:
         """The series of a version; of `none` for requests that no version could take."""
@@ -155,6 +156,21 @@ class Signals:
                 del self._releases[oldest]
                 self._release_family(oldest[1]).remove(*_release_labels(*oldest))
         child.inc(count)
+
+    def release_latencies(self, model: str, choice: Choice, seconds: Floats) -> None:
+        """Durations of live requests of a release in progress, for the canary's latency test."""
+        if choice.release is None or choice.variant is not None or choice.arm not in ("stable", "canary"):
+            return
+        key = (model, choice)
+        child = self._release_durations.get(key)
+        if child is None:
+            family = self.metrics[names.RELEASE_DURATION]
+            child = self._release_durations[key] = family.labels(*_release_labels(*key, "")[:-1])
+            if len(self._release_durations) > _RELEASE_SERIES:
+                oldest = next(iter(self._release_durations))
+                del self._release_durations[oldest]
+                family.remove(*_release_labels(*oldest, "")[:-1])
+        observe_many(child, seconds)
 
     def _release_family(self, choice: Choice) -> Any:
         return self.metrics[names.RELEASE_REQUESTS if choice.variant is None else names.EXPERIMENT_REQUESTS]
@@ -189,8 +205,9 @@ class Signals:
         """Bytes that versions may take together; 0 when there is no limit."""
         self.metrics[names.MODEL_MEMORY_BUDGET].set(limit)
 
-    def traffic(self, model: str, generation: int, weights: dict[tuple[int, str], float]) -> None:
+    def traffic(self, model: str, generation: int, weights: dict[tuple[int, str], float], *, sticky: bool) -> None:
         """The policy in force: weight by (version, role); roles that are gone fall to 0."""
+        self.metrics[names.TRAFFIC_STICKY].labels(model).set(sticky)
         self.metrics[names.TRAFFIC_GENERATION].labels(model).set(generation)
         family = self.metrics[names.TRAFFIC_WEIGHT]
         for sample_model, version, role in list(family._metrics):

@@ -224,4 +224,4 @@ class Deployment:
         return choice, self.versions[choice.version]
 
     def _show(self, policy: Policy) -> None:
-        self._signals.traffic(self.model, policy.generation, policy.shares())
+        self._signals.traffic(self.model, policy.generation, policy.shares(), sticky=policy.sticky is not None)

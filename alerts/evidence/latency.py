@@ -1,0 +1,109 @@
+"""Slower answers: e-processes on the requests above each bound of a histogram.
+
+"Slower than a bound" is an event like a failure, so `alerts.evidence.segments` says what it shows; the mean over the
+bounds is an e-process however they depend on each other, and sees a shift of the body as well as a heavy tail. Only
+the counters of a Prometheus histogram are needed. After Howard & Ramdas, "Sequential estimation of quantiles",
+Bernoulli 28(3), 2022, section on exceedances; bounds must be set before the release, never from its data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from alerts.evidence.segments import Bets, Floats, Segment, log_mean_exp, log_ratio_safety, normalizers, slopes
+
+# A bound that one request in ten exceeds can be exceeded ten times as often at most: fewer ratios than for failures.
+SLOWER_RATIOS: Floats = np.geomspace(1.1, 20.0, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """Requests of both arms above each bound while the router used one probability; in the bounds' order."""
+
+    propensity: float
+    canary: tuple[float, ...]
+    stable: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.canary) != len(self.stable):
+            raise ValueError(f"the arms have {len(self.canary)} and {len(self.stable)} bounds; they must be the same")
+        if not 0.0 <= self.propensity <= 1.0:
+            raise ValueError(f"propensity is a probability, got {self.propensity}")
+
+    def plus(self, other: Slow) -> Slow:
+        """With further requests of the same probability and the same bounds."""
+        return Slow(
+            self.propensity,
+            tuple(a + b for a, b in zip(self.canary, other.canary, strict=True)),
+            tuple(a + b for a, b in zip(self.stable, other.stable, strict=True)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Slowness:
+    """Log e-value that the canary is slower, and the place of the bound that speaks for it most (-1 without any)."""
+
+    log_evidence: float
+    bound: int
+
+
+def exceedances(cumulative: Sequence[float]) -> tuple[float, ...]:
+    """Requests above each bound, of a histogram's cumulative counts by `le`, the last of which is all (`+Inf`)."""
+    return tuple(cumulative[-1] - below for below in cumulative[:-1])
+
+
+def slowness(slow: Sequence[Slow], grid: Floats = SLOWER_RATIOS, tolerance: float = 1.0) -> Slowness:
+    """Evidence against "at every bound, the canary exceeds it at most `tolerance` times as often as the stable one".
+
+    The mean over all bounds and the ratios `grid` times `tolerance`.
+    """
+    informative = [part for part in slow if 0.0 < part.propensity < 1.0]
+    if not informative or not informative[0].canary:
+        return Slowness(0.0, -1)
+    bets = Bets.of(grid, tolerance)
+    canary = np.array([part.canary for part in informative])
+    total = canary + np.array([part.stable for part in informative])
+    values = canary.sum(axis=0)[:, None] * _array(slopes(bets))
+    for part, events in zip(informative, total, strict=True):
+        values -= events[:, None] * _array(normalizers(bets, part.propensity))
+    highest = float(values.max())
+    shares = np.exp(values - highest).sum(axis=1)
+    return Slowness(highest + math.log(float(shares.sum()) / values.size), int(shares.argmax()))
+
+
+def log_not_slower(slow: Sequence[Slow], bound: int, max_ratio: float) -> float:
+    """Log e-value against "the canary exceeds the bound at place `bound` at `max_ratio` times the stable rate or more".
+
+    For a bound that matters, such as that of a latency objective.
+    """
+    segments = [Segment(p.propensity, p.canary[bound], p.canary[bound] + p.stable[bound]) for p in slow]
+    return log_ratio_safety(segments, max_ratio)
+
+
+def log_by_bound(slow: Sequence[Slow], grid: Floats = SLOWER_RATIOS, tolerance: float = 1.0) -> list[float]:
+    """The log e-value of each bound alone, for whoever asks where the canary is slower."""
+    bounds = len(slow[0].canary) if slow else 0
+    bets = Bets.of(grid, tolerance)
+    found = []
+    for place in range(bounds):
+        values = np.zeros(len(grid))
+        for part in slow:
+            if 0.0 < part.propensity < 1.0:
+                events = part.canary[place] + part.stable[place]
+                values += part.canary[place] * _array(slopes(bets)) - events * _array(
+                    normalizers(bets, part.propensity)
+                )
+        found.append(log_mean_exp(values.tolist()))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _array(values: tuple[float, ...]) -> Floats:
+    array = np.array(values)
+    array.flags.writeable = False
+    return array

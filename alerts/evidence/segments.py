@@ -1,0 +1,120 @@
+"""The e-process on whose an event is: the canary's or the stable version's, given that it happened.
+
+An e-process E_t has E_0 = 1 and mean at most 1 at every stopping time when its hypothesis is true, so
+P(E_t >= 1/alpha at any time) <= alpha (Ville 1939): looking every second costs nothing. What is here holds for any
+event (a failure, an answer slower than a bound, a prediction within a bin) and needs two numbers a routing probability.
+
+With the probability rho that the router sent a request to the canary, and the canary's rate of events r times the
+stable version's, an event is the canary's with the chance rho r / (1 - rho + rho r), whatever the traffic, the season
+or an incident common to both. So each likelihood ratio of r against a ratio r0 is exact for any ramp, and its mixture
+over alternatives beyond r0 is an e-process against every ratio up to r0 (monotone likelihood ratio). After Lindon &
+Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022, with the probability logged by event.
+
+Events must be independent given the arm. Where the router keeps units (users) on an arm, a unit's first event counts,
+not each of them: `alerts.evidence.units`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Numbers = tuple[float, ...]
+
+# Rate ratios that the mixtures bet on. Fixed before any release; a grid chosen from its data would void the guarantee.
+HARM_RATIOS: Floats = np.geomspace(1.15, 60.0, 16)
+SAFE_RATIOS: Floats = np.geomspace(0.05, 0.9, 8)  # relative to the largest ratio still called safe
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Events of both arms while the router sent a request to the canary with one probability (`propensity`).
+
+    Numbers of events may be fractions: a likelihood ratio to a power below 1 is evidence too (Jensen).
+    """
+
+    propensity: float
+    canary_events: float
+    total_events: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.propensity <= 1.0:
+            raise ValueError(f"propensity is a probability, got {self.propensity}")
+        if not 0 <= self.canary_events <= self.total_events:
+            raise ValueError(
+                f"canary events must lie within all events, got {self.canary_events} of {self.total_events}"
+            )
+
+
+def log_evidence(segments: Sequence[Segment], grid: Floats = HARM_RATIOS, tolerance: float = 1.0) -> float:
+    """Log e-value against "the canary's rate of events is at most `tolerance` times the stable one's".
+
+    The uniform mixture over the rate ratios `grid` times `tolerance`. ValueError unless these lie beyond it.
+    """
+    return log_mean_exp(_log_ratios(segments, Bets.of(grid, tolerance)))
+
+
+def log_ratio_safety(segments: Sequence[Segment], max_ratio: float, grid: Floats = SAFE_RATIOS) -> float:
+    """Log e-value against "the canary's rate of events is at least `max_ratio` times the stable one's"."""
+    return log_mean_exp(_log_ratios(segments, Bets.of(grid, max_ratio)))
+
+
+def log_mean_exp(values: Sequence[float]) -> float:
+    """Logarithm of the mean of e-values that are given by their logarithms; infinite where one is."""
+    highest = max(values)
+    if not math.isfinite(highest):
+        return highest
+    return highest + math.log(math.fsum([math.exp(value - highest) for value in values]) / len(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Bets:
+    """Log rate ratios of the alternatives and of the hypothesis, as numbers: they are the key of a cache."""
+
+    alternatives: Numbers
+    null: float
+
+    @staticmethod
+    def of(grid: Floats, null: float) -> Bets:
+        return _bets(grid.tobytes(), null)
+
+
+@lru_cache(maxsize=256)
+def _bets(grid: bytes, null: float) -> Bets:
+    ratios = np.frombuffer(grid)
+    if null <= 0.0 or not len(ratios) or ratios.min() <= 0.0:
+        raise ValueError(f"rate ratios are above 0, got {null} and {ratios.tolist()}")
+    if ratios.min() < 1.0 < ratios.max():
+        raise ValueError(f"all alternatives lie on one side of the hypothesis, got {ratios.tolist()} times it")
+    return Bets(tuple(math.log(ratio * null) for ratio in ratios.tolist()), math.log(null))
+
+
+@lru_cache(maxsize=256)
+def slopes(bets: Bets) -> Numbers:
+    """What a canary event adds to each log likelihood ratio."""
+    return tuple(alternative - bets.null for alternative in bets.alternatives)
+
+
+@lru_cache(maxsize=4096)
+def normalizers(bets: Bets, propensity: float) -> Numbers:
+    """What any event takes from each log likelihood ratio."""
+    null = math.log1p(propensity * math.expm1(bets.null))
+    return tuple(math.log1p(propensity * math.expm1(alternative)) - null for alternative in bets.alternatives)
+
+
+def _log_ratios(segments: Sequence[Segment], bets: Bets) -> list[float]:
+    """Per alternative: the log likelihood ratio of all labels. A dozen numbers are faster so than in numpy."""
+    # With propensity 0 or 1 the label is certain and says nothing (and a canary's event at 0 was not routed by chance).
+    informative = [s for s in segments if 0.0 < s.propensity < 1.0 and s.total_events]
+    canary = math.fsum([segment.canary_events for segment in informative])
+    values = [canary * slope for slope in slopes(bets)]
+    for segment in informative:
+        total = segment.total_events
+        values = [v - total * n for v, n in zip(values, normalizers(bets, segment.propensity), strict=True)]
+    return values

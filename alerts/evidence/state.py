@@ -1,0 +1,226 @@
+"""What a release's evidence rests on: sums that grow look by look, and the evidence that they are.
+
+`ReleaseState.after(look, policy)` is a pure function and the state goes through JSON bit for bit, so that replaying the
+looks of a journal gives the same verdicts. An e-process is never restarted within a release.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, Self, TypeVar
+
+from alerts.evidence.errors import Recent, calm, log_safety
+from alerts.evidence.latency import Slow, slowness
+from alerts.evidence.prediction import Predicted, log_shift_evidence
+from alerts.evidence.quality import Bet
+from alerts.evidence.sample_ratio import log_split_evidence
+from alerts.evidence.segments import Segment, log_evidence
+from alerts.evidence.verdict import Check, Counts, Evidence, VerdictPolicy
+
+
+class _Part(Protocol):
+    """Counts while the router used one probability."""
+
+    @property
+    def propensity(self) -> float: ...
+
+    def plus(self, other: Self) -> Self: ...
+
+
+_P = TypeVar("_P", bound=_Part)
+
+
+@dataclass(frozen=True, slots=True)
+class Arms:
+    """Requests and failures of both arms while the router sent one to the canary with one probability."""
+
+    propensity: float
+    canary_requests: float = 0.0
+    canary_errors: float = 0.0
+    stable_requests: float = 0.0
+    stable_errors: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.propensity <= 1.0:
+            raise ValueError(f"propensity is a probability, got {self.propensity}")
+        if self.canary_errors > self.canary_requests or self.stable_errors > self.stable_requests:
+            raise ValueError(f"errors must lie within requests, got {self}")
+
+    @property
+    def errors(self) -> Segment:
+        """The failures by arm."""
+        return Segment(self.propensity, self.canary_errors, self.canary_errors + self.stable_errors)
+
+    def plus(self, other: Arms) -> Arms:
+        """With further requests of the same probability."""
+        return Arms(
+            self.propensity,
+            self.canary_requests + other.canary_requests,
+            self.canary_errors + other.canary_errors,
+            self.stable_requests + other.stable_requests,
+            self.stable_errors + other.stable_errors,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What was counted since the look before; `at` is unix seconds, `bounds` the histogram's in seconds.
+
+    `units` are the units' first requests where units keep their arm (errors in it 0), else the sample ratio is tested
+    on `arms`, unless `sticky` says that they are not independent. `losses` are differences of losses for `quality`.
+    """
+
+    at: float
+    arms: tuple[Arms, ...] = ()
+    bounds: tuple[float, ...] = ()
+    slow: tuple[Slow, ...] = ()
+    predicted: tuple[Predicted, ...] = ()
+    losses: tuple[float, ...] = ()
+    units: tuple[Arms, ...] = ()
+    sticky: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseState:
+    """All that the verdict on a release needs; segments are ordered by propensity. A new one has seen nothing."""
+
+    started_at: float
+    arms: tuple[Arms, ...] = ()
+    calm: tuple[Segment, ...] = ()
+    recent: Recent = field(default_factory=Recent)
+    bounds: tuple[float, ...] = ()
+    slow: tuple[Slow, ...] = ()
+    predicted: tuple[Predicted, ...] = ()
+    units: tuple[Arms, ...] = ()
+    sticky: bool = False
+    quality: Bet | None = None
+
+    def after(self, look: Look, policy: VerdictPolicy) -> ReleaseState:
+        """With what a look has counted; a look within the warm-up is left out. Other bounds than before are refused."""
+        if look.at < self.started_at + policy.warm_up_seconds:
+            return self
+        if look.slow and self.slow and look.bounds != self.bounds:
+            raise ValueError(f"the histogram's bounds were {self.bounds} and are {look.bounds} now")
+        if look.losses and self.quality is None:
+            raise ValueError("there are losses, but the state was begun without a bet on quality")
+        requests = math.fsum([a.canary_requests + a.stable_requests for a in look.arms])
+        errors = math.fsum([a.canary_errors + a.stable_errors for a in look.arms])
+        recent, share = calm(
+            self.recent,
+            look.at,
+            requests,
+            errors,
+            normal_rate=policy.max_error_rate,
+            incident_rate=policy.incident_error_rate,
+        )
+        return replace(
+            self,
+            arms=_summed(self.arms, look.arms),
+            calm=_calm(self.calm, look.arms, share) if errors and share else self.calm,
+            recent=recent,
+            bounds=look.bounds or self.bounds,
+            slow=_summed(self.slow, look.slow),
+            predicted=_summed(self.predicted, look.predicted),
+            units=_summed(self.units, look.units),
+            sticky=self.sticky or look.sticky,
+            quality=self.quality.after(look.losses) if self.quality is not None and look.losses else self.quality,
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """Requests and failures of both arms."""
+        arms = self.arms
+        return Counts(
+            math.fsum([a.canary_requests for a in arms]),
+            math.fsum([a.canary_errors for a in arms]),
+            math.fsum([a.stable_requests for a in arms]),
+            math.fsum([a.stable_errors for a in arms]),
+        )
+
+    def evidence(self, policy: VerdictPolicy) -> Evidence:
+        """Of the whole history."""
+        counts = self.counts
+        harm: dict[str, float] = {
+            Check.ERRORS: log_evidence([arms.errors for arms in self.arms], tolerance=policy.tolerance)
+        }
+        slow_requests, slow_seconds = 0.0, math.nan
+        if self.slow:
+            slower = slowness(self.slow, tolerance=policy.latency_tolerance)
+            harm[Check.LATENCY] = slower.log_evidence
+            if slower.bound >= 0:
+                slow_requests = math.fsum([part.canary[slower.bound] for part in self.slow])
+                slow_seconds = self.bounds[slower.bound]
+        if self.quality is not None:
+            harm[Check.QUALITY] = self.quality.log_wealth
+        return Evidence(
+            log_harm=harm,
+            log_safety=log_safety(
+                self.calm,
+                counts.canary_errors,
+                counts.canary_requests,
+                max_rate=policy.max_error_rate,
+                max_ratio=policy.max_ratio,
+            ),
+            started_at=self.started_at,
+            log_split=self._split(),
+            log_shift=log_shift_evidence(self.predicted) if self.predicted else 0.0,
+            incident=self.recent.incident(policy.incident_error_rate),
+            slow_requests=slow_requests,
+            slow_seconds=slow_seconds,
+        )
+
+    def to_json(self) -> str:
+        """The state as text; `from_json` gives the same bits."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> ReleaseState:
+        """The state again. ValueError when it is none."""
+        try:
+            body = json.loads(text)
+            return ReleaseState(
+                started_at=body["started_at"],
+                arms=tuple(Arms(**part) for part in body["arms"]),
+                calm=tuple(Segment(**part) for part in body["calm"]),
+                recent=Recent(**body["recent"]),
+                bounds=tuple(body["bounds"]),
+                slow=tuple(Slow(**_tuples(part)) for part in body["slow"]),
+                predicted=tuple(Predicted(**_tuples(part)) for part in body["predicted"]),
+                units=tuple(Arms(**part) for part in body["units"]),
+                sticky=body["sticky"],
+                quality=Bet(**body["quality"]) if body["quality"] else None,
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"this is no state of a release: {error!r}") from error
+
+    def _split(self) -> float:
+        split = self.units if self.units or self.sticky else self.arms
+        return log_split_evidence([(a.propensity, a.canary_requests, a.stable_requests) for a in split])
+
+
+def _summed(before: tuple[_P, ...], more: Iterable[_P]) -> tuple[_P, ...]:
+    found = {part.propensity: part for part in before}
+    for part in more:
+        known = found.get(part.propensity)
+        found[part.propensity] = part if known is None else known.plus(part)
+    return tuple(found[propensity] for propensity in sorted(found))
+
+
+def _calm(before: tuple[Segment, ...], arms: Iterable[Arms], share: float) -> tuple[Segment, ...]:
+    found = {part.propensity: part for part in before}
+    for part in arms:
+        errors, known = part.errors, found.get(part.propensity, Segment(part.propensity, 0.0, 0.0))
+        if errors.total_events:
+            found[part.propensity] = Segment(
+                part.propensity,
+                known.canary_events + share * errors.canary_events,
+                known.total_events + share * errors.total_events,
+            )
+    return tuple(found[propensity] for propensity in sorted(found))
+
+
+def _tuples(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}

@@ -12,21 +12,14 @@ from collectors.drift.auto import MIN_ROWS, AutoVerdict
 from collectors.drift.cells import Cells, cells_of
 from collectors.drift.comparison import ColumnComparison, Sides, share_of
 from collectors.drift.judged import judged
+from collectors.drift.number_columns import finite_or_not, number_comparisons
 from collectors.drift.pairs import ColumnPair, Pairs
+from collectors.drift.reasons import told
 from collectors.drift.thresholds import DriftThresholds
 from collectors.drift.verdict import Verdict
 
 # Behind a column's name: the check of its infinite values.
 _INFINITE = "\0infinite"
-_SAID = {
-    "no_values": "the current table has no values",
-    "no_reference_values": "the reference has no values",
-    "too_few_rows": "too few rows to judge",
-    "within_threshold": "within threshold",
-    "constant": "one value in both tables",
-    "missing_changed": "",
-    "drifted": "drifted",
-}
 
 
 class JudgedColumns(Mapping[str, ColumnComparison]):
@@ -41,29 +34,40 @@ class JudgedColumns(Mapping[str, ColumnComparison]):
             name: (pair.all_cells,) if pair.all_cells else cells_of(pair.cells.reference, pair.cells.current)
             for name, pair in pairs.others.items()
         }
-        infinite = [name for name, pair in pairs.others.items() if any(_both(pair.infinite))]
+        checks = {name: (_finite_or_not(pair),) for name, pair in pairs.others.items() if any(_both(pair.infinite))}
         for block in pairs.blocks:
-            infinite += [block.names[row] for row in np.flatnonzero(block.infinite.any(axis=1)).tolist()]
-        checks = {name + _INFINITE: (_finite_or_not(pairs[name]),) for name in infinite}
-        self._found = judged(pairs.blocks, {**cells, **checks}, thresholds, {}, MIN_ROWS) if len(pairs) else None
+            infinite = np.flatnonzero(block.infinite.any(axis=1)).tolist()
+            checks |= {block.names[row]: (finite_or_not(block, row),) for row in infinite}
+        asked = cells | {name + _INFINITE: check for name, check in checks.items()}
+        self._found = judged(pairs.blocks, asked, thresholds, {}, MIN_ROWS) if pairs.names else None
         self._places = dict(zip(self._found.names, range(len(self._found.names)), strict=True)) if self._found else {}
         changed = self._found.missing_changed if self._found else ()
-        self._infinite_changed = {name for name in infinite if changed[self._places[name + _INFINITE]]}
+        self._infinite_changed = {name for name in checks if changed[self._places[name + _INFINITE]]}
         self._made: dict[str, ColumnComparison] = {}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._pairs)
+        return iter(self._pairs.names)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._pairs.names)
 
     def __getitem__(self, name: str) -> ColumnComparison:
         if name not in self._made:
-            pair = self._pairs[name]
-            assert self._found is not None
-            automatic = self._found.verdict(self._places[name])
-            self._made[name] = _column(pair, automatic, self._method, name in self._infinite_changed)
+            self._made.update(self._make(name))
         return self._made[name]
+
+    def _make(self, name: str) -> Mapping[str, ColumnComparison]:
+        """One column, or, of numbers, all that are measured together with it. KeyError for one that is not there."""
+        place, found = self._places[name], self._found
+        assert found is not None
+        start = 0
+        for block in self._pairs.blocks:
+            if place < start + len(block.names):
+                made = number_comparisons(block, found, start, self._pairs.asked, self._infinite_changed)
+                return dict(zip(block.names, made, strict=True))
+            start += len(block.names)
+        pair = self._pairs.others[name]
+        return {name: _column(pair, found.verdict(place), self._method, name in self._infinite_changed)}
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -77,7 +81,7 @@ class JudgedColumns(Mapping[str, ColumnComparison]):
             columns = [column for column in self.values() if column.judged]
             return len(columns), sum(column.drifted for column in columns)
         # What `_column` and `ColumnComparison.judged` say of one column, of all at once.
-        count = len(self._pairs)
+        count = len(self)
         found = self._found
         counts = [block.values for block in self._pairs.blocks]
         counts += [np.array([_both(pair.count)]) for pair in self._pairs.others.values()]
@@ -131,7 +135,15 @@ def _column(pair: ColumnPair, automatic: AutoVerdict, method: str, infinite_chan
         p_value=_finite(verdict.p_value) if verdict and verdict.p_value is not None else None,
         missing_changed=changed,
         drifted=drifted,
-        reason=_reason(pair, automatic, verdict, changed, infinite_changed, shares),
+        reason=told(
+            automatic,
+            None if verdict is None else verdict.drifted,
+            count,
+            rows,
+            pair.infinite,
+            infinite_changed,
+            pair.notes,
+        ),
         cells=pair.cells,
     )
 
@@ -142,32 +154,3 @@ def _of_auto(found: AutoVerdict) -> Verdict:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _reason(
-    pair: ColumnPair,
-    automatic: AutoVerdict,
-    verdict: Verdict | None,
-    changed: bool,
-    infinite_changed: bool,
-    shares: Sides[float],
-) -> str:
-    if not pair.count.reference and not pair.count.current:
-        said = ["neither table has a value"]
-    elif verdict is None or automatic.reason in ("too_few_rows", "constant"):
-        said = [_SAID[automatic.reason]]
-        if verdict is not None and verdict.drifted:
-            said = ["drifted"]
-    else:
-        said = ["drifted" if verdict.drifted else "within threshold"]
-    if automatic.part is not None and verdict is not None:
-        said[0] += f" (by its {automatic.part})"
-    if changed:
-        said.append(f"missing went from {shares.reference:.1%} to {shares.current:.1%}")
-    if any(_both(pair.infinite)):
-        before, now = (
-            share_of(pair.infinite.reference, pair.rows.reference), share_of(pair.infinite.current, pair.rows.current)
-        )  # fmt: skip
-        told = f"went from {before:.2%} to {now:.2%}" if infinite_changed else f"{before:.2%} and {now:.2%}"
-        said.append(f"infinite {told}")
-    return "; ".join([*(word for word in said if word), *pair.notes])

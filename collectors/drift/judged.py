@@ -84,12 +84,22 @@ class Judged:
     def __len__(self) -> int:
         return len(self.names)
 
+    def methods(self, start: int, number: int) -> list[Method]:
+        """The method by which each of some columns was decided, of one test all of them."""
+        row = int(self.rows[start])
+        test, first = self._test(row)
+        return [test.method(row - first)] * number
+
+    def _test(self, row: int) -> tuple[Test, int]:
+        """The test that has a row, and the number that its first one has."""
+        return next(one for one in reversed(self.decided) if one[1] <= row)
+
     def verdict(self, place: int) -> AutoVerdict:
         """The verdict on the column at `place`."""
         score, threshold, p_value, chance, before, now, testable, changed, missing_p, *shares, row = [
             numbers[place] for numbers in self._lists
         ]
-        test, start = next(one for one in reversed(self.decided) if one[1] <= row)
+        test, start = self._test(row)
         drifted, varies = score >= threshold, testable or test.several(row - start)
         return AutoVerdict(
             self.names[place],

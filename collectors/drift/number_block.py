@@ -46,6 +46,11 @@ class NumberBlock:
         )
 
     @property
+    def rows(self) -> Counts:
+        """All rows: with and without a value, and infinite ones."""
+        return self.values + self.missing + self.infinite
+
+    @property
     def edges(self) -> Floats:
         columns = self.columns.reference
         return np.concatenate([one.edges for one in columns]).reshape(len(columns), -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,6 @@ import pyarrow as pa
 from collectors.drift.cells import Cells
 from collectors.drift.column_scores import (
     Scores,
-    block_scores,
     cells_scores_each,
     counted_scores,
     infinite_rows,
@@ -102,11 +101,6 @@ def exact_pair(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunk
         raise InputError(str(error)) from error
 
 
-def profile_pair(reference: Column, current: Column, asked: Asked) -> ColumnPair:
-    """A column from both its profiles."""
-    return profile_pairs({"": Sides(reference, current)}, asked)[""]
-
-
 def profile_pairs(columns: Mapping[str, Sides[Column]], asked: Asked) -> Pairs:
     """Every column from both its profiles; the numeric ones are measured together, when one is asked for."""
     blocks, others = number_blocks(columns)
@@ -118,55 +112,14 @@ def profile_pairs(columns: Mapping[str, Sides[Column]], asked: Asked) -> Pairs:
     return Pairs(tuple(columns), blocks, pairs, asked)
 
 
-class Pairs(Mapping[str, ColumnPair]):
-    """Pairs by name: those of `blocks` are made when they are asked for, the others are there."""
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """All columns of two tables, in their order: numeric ones as blocks, to be measured later, and the others."""
 
-    def __init__(
-        self,
-        names: Sequence[str],
-        blocks: Sequence[NumberBlock],
-        others: Mapping[str, ColumnPair],
-        asked: Asked,
-    ) -> None:
-        self.names, self.blocks, self.others, self._asked = names, blocks, others, asked
-        self._places: dict[str, tuple[int, int]] | None = None
-        self._counted: dict[int, list[list[int]]] = {}
-        self._scores: dict[int, dict[str, list[float]]] = {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, name: str) -> ColumnPair:
-        if name in self.others:
-            return self.others[name]
-        if self._places is None:
-            blocks = enumerate(self.blocks)
-            self._places = {name: (number, row) for number, one in blocks for row, name in enumerate(one.names)}
-        number, row = self._places[name]
-        block = self.blocks[number]
-        if number not in self._counted:
-            tables = (block.values, block.missing, block.infinite)
-            self._counted[number] = [table[:, side].tolist() for table in tables for side in (0, 1)]
-        before, now, *special = [numbers[row] for numbers in self._counted[number]]
-        pair = ColumnPair(
-            "numeric",
-            Sides(block.columns.reference[row], block.columns.current[row]),
-            Sides(special[0], special[1]),
-            Sides(before + special[0] + special[2], now + special[1] + special[3]),
-            Sides(special[2], special[3]),
-            self._measured(number, row) if before and now else {},
-            counted=Sides(before, now),
-        )
-        return _judged(pair, self._asked) if pair.scores else pair
-
-    def _measured(self, number: int, row: int) -> Scores:
-        """One column's statistics, of all that are computed with it."""
-        if number not in self._scores:
-            self._scores[number] = {name: array.tolist() for name, array in block_scores(self.blocks[number]).items()}
-        return {name: column[row] for name, column in self._scores[number].items()}  # type: ignore[return-value]
+    names: Sequence[str]
+    blocks: Sequence[NumberBlock]
+    others: Mapping[str, ColumnPair]
+    asked: Asked
 
 
 def _judged(pair: ColumnPair, asked: Asked) -> ColumnPair:
@@ -292,7 +245,7 @@ def _profiled(
         reference, current = as_text(reference), as_text(current)
     first = Profile.of(pa.table({name: reference}), {name: chosen})  # type: ignore[dict-item]
     second = first.empty().updated(pa.table({name: current}))
-    pair = profile_pair(first.columns[name], second.columns[name], asked)
+    pair = profile_pairs({name: Sides(first.columns[name], second.columns[name])}, asked).others[name]
     if asked.method == "evidently" and chosen == "text" and _comparable(pair.count):
         return _with(pair, verdict=evidently_text(reference, current, asked.threshold))
     return pair

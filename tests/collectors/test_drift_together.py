@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from collectors.drift import compare
+from collectors.drift import automatic, compare
 from collectors.drift.comparison import ColumnComparison
-from collectors.drift.pairs import Pairs
 from observability.profile import Profile
 
 
@@ -62,14 +61,31 @@ def test_the_order_of_the_columns_changes_nothing(profiles: tuple[Profile, Profi
 def test_statistics_wait_until_a_column_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = Profile.of({f"x{i}": np.arange(100.0) + i for i in range(20)})
     made: list[str] = []
-    original = Pairs.__getitem__
-    monkeypatch.setattr(Pairs, "__getitem__", lambda self, name: (made.append(name), original(self, name))[1])
+    original = automatic.number_comparisons
+    monkeypatch.setattr(
+        automatic, "number_comparisons", lambda block, *rest: (made.extend(block.names), original(block, *rest))[1]
+    )
     found = compare(reference, reference)
     assert not found.drifted
     assert not made
     column = found.columns["x7"]
     assert isinstance(column, ColumnComparison)
     assert column.ks == 0.0
-    assert made == ["x7"]
+    # All of a kind at once, and once only.
+    assert dict(found.columns) == found.columns
+    assert made == list(reference.columns)
     with pytest.raises(KeyError):
         found.columns["x20"]
+
+
+@pytest.mark.parametrize("method", ["auto", "psi", "ks", "z"])
+def test_a_column_is_the_same_among_others_and_alone(profiles: tuple[Profile, Profile], method: str) -> None:
+    reference, current = profiles
+    together = compare(reference, current, method=method).columns
+    for name in reference.columns:
+        alone = compare(reference, current, method=method, columns=[name]).columns[name].to_json()
+        among = together[name].to_json()
+        # Held to one rate of false discoveries, these differ with the number of columns.
+        for key in alone.keys() - {"threshold", "drifted", "reason", "missing_changed"}:
+            value = among[key]
+            assert alone[key] == (pytest.approx(value, rel=1e-12) if isinstance(value, float) else value), (name, key)

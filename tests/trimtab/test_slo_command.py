@@ -65,3 +65,4 @@ def test_a_report_that_cannot_be_made_says_why(trimtab: Run, path: Path, argumen
 
     assert (found.exit_code, found.stdout) == (1, "")
     assert words in found.stderr
+    assert found.stderr.count("127.0.0.1") <= 1

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -14,6 +14,7 @@ from alerts import slo as objectives
 from alerts.rules import Problem, RuleError
 from alerts.slo import Objective, Standing
 from collectors.query import PrometheusClient, QueryError
+from trimtab.commands.moment import with_moment
 from trimtab.commands.options import echo_json, fail, with_json, with_settings
 from trimtab.settings import Settings
 
@@ -73,7 +74,7 @@ def generate(
 @FILES
 @URL
 @HEADER
-@click.option("--at", metavar="TIME", help="Unix seconds or RFC 3339; default: now.")
+@with_moment
 @click.option("--by", metavar="LABELS", help="Labels that each have a budget of their own, e.g. model,version.")
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds that one query may take.")
 @with_settings
@@ -82,7 +83,7 @@ def report(
     files: tuple[Path, ...],
     url: str | None,
     headers: tuple[str, ...],
-    at: str | None,
+    at: float,
     by: str | None,
     timeout: float,
     settings: Settings,
@@ -94,12 +95,11 @@ def report(
     if by:
         labels = tuple(label.strip() for label in by.split(",") if label.strip())
         chosen = [objectives.grouped(objective, labels) for objective in chosen]
-    moment = _moment(at)
     with PrometheusClient(url or settings.query_url, timeout_seconds=timeout, headers=_headers(headers)) as client:
         try:
-            standings = objectives.report(chosen, client, moment)
+            standings = objectives.report(chosen, client, at)
         except QueryError as error:
-            fail(f"{url or settings.query_url}: {error}")
+            _no_answer(client, error)
     if as_json:
         echo_json([standing.to_json() for standing in standings])
     else:
@@ -208,11 +208,17 @@ def _unanswered(chosen: Sequence[Objective], url: str, headers: Sequence[str], p
                 try:
                     empty = not len(client.instant(f"count({query})"))  # type: ignore[arg-type]
                 except QueryError as error:
-                    fail(f"{url}: {error}")
+                    _no_answer(client, error)
                 if empty:
                     message = f"objective {objective.name!r}: {url} has no series for {query}"
                     found.append(Problem(str(path), 0, "warning", message))
     return found
+
+
+def _no_answer(client: PrometheusClient, error: QueryError) -> NoReturn:
+    """End the command; the server's own words do not name the server, the client's do."""
+    words = str(error)
+    fail(words if client.base_url in words else f"{client.base_url}: {words}")
 
 
 def _headers(texts: Sequence[str]) -> dict[str, str]:
@@ -223,20 +229,6 @@ def _headers(texts: Sequence[str]) -> dict[str, str]:
             fail(f"--header {text!r}: write it like 'Authorization: Bearer TOKEN'")
         headers[name.strip()] = value.strip()
     return headers
-
-
-def _moment(text: str | None) -> float:
-    if text is None:
-        return time.time()
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return fail(f"--at {text!r}: give unix seconds or a time like 2026-11-22T12:00:00Z")
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _share_and_seconds(text: str) -> tuple[float, float]:

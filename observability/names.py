@@ -433,6 +433,13 @@ STORE_COMPACTED = _counter("collector_samples_compacted_total", "Samples of clos
 STORE_EXEMPLARS = _counter("collector_exemplars_total", "Exemplars kept.")
 STORE_COMMITS = _counter("collector_store_commits_total", "Transactions in which samples were written.")
 STORE_BYTES = _gauge("collector_store_bytes", "Bytes that the samples take in the database.")
+CONFIG_LOADED = _gauge(
+    "collector_config_last_reload_successful", "1 if the scrape configuration was right when it was last read."
+)
+CONFIG_LOADED_AT = _gauge(
+    "collector_config_last_reload_success_timestamp_seconds",
+    "When a scrape configuration was last read that was right.",
+)
 
 # --- alerts ----------------------------------------------------------------------------------------------------------
 CANARY_EVIDENCE = _gauge(

@@ -1,0 +1,109 @@
+"""Reads the rings of all ranks on a node and makes one page of metrics of them; the ranks are never asked."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from observability import names
+from observability.metrics import Metrics
+from observability.step_ring import FIRST_PHASE, Records, RingError, RingNow, RingView
+from observability.training_report import TrainingReport
+
+_log = logging.getLogger(__name__)
+_LATEST_STEPS = 50
+
+
+@dataclass(slots=True)
+class Followed:
+    """A rank's ring, and how far it was read."""
+
+    path: Path
+    view: RingView
+    now: RingNow
+    read: int = 0
+    fresh: Records = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    """Records that came with the last look."""
+    changed: float = 0.0
+    """When the rank last showed something new, by the agent's clock."""
+    up: bool = True
+
+    def latest(self, steps: int = _LATEST_STEPS) -> Records:
+        """The latest records that are still there."""
+        return self.view.records(max(0, self.now.num_steps - steps))
+
+    def phases(self) -> list[float]:
+        """Median seconds of each phase over the latest steps; zeros before the first."""
+        records = self.latest()
+        if not len(records):
+            return [0.0] * len(names.PHASES)
+        medians: list[float] = (np.median(records[:, FIRST_PHASE:], axis=0) / 1e9).tolist()
+        return medians
+
+
+class RankAgent:
+    """Follows the rings of one attempt after another. `look` costs some tens of microseconds a rank."""
+
+    def __init__(self, model: str, run: str, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self.model, self.run, self.metrics = model, run, metrics
+        self.ranks: dict[int, Followed] = {}
+        self._clock = clock
+        self._report = TrainingReport(metrics, model, run, time.perf_counter_ns())
+        self._num_steps = self._num_samples = 0
+
+    def follow(self, paths: Iterable[Path]) -> None:
+        """Opens rings that have appeared; a file that is none is logged and left alone."""
+        for path in paths:
+            try:
+                view = RingView.open(path)
+            except FileNotFoundError:
+                continue
+            except (RingError, OSError) as error:
+                _log.warning("a rank's ring is not read: %s", error)
+                continue
+            self.ranks[view.owner.rank] = Followed(path, view, view.now(), changed=self._clock())
+
+    def forget(self) -> None:
+        """Ends the attempt whose rings were followed: its ranks are down."""
+        for rank in self.ranks:
+            self._gauge(names.TRAINING_RANK_UP, rank).set(0)
+        self.ranks = {}
+
+    def down(self, rank: int) -> None:
+        """Says that a rank has died; its last records are still read."""
+        if rank in self.ranks:
+            self.ranks[rank].up = False
+
+    def look(self) -> None:
+        """Folds what the ranks did since the last look into the metrics: steps by the leading rank, samples by all."""
+        moment = self._clock()
+        for rank, one in sorted(self.ranks.items()):
+            now = one.view.now()
+            if (now.num_steps, now.phase, now.step) != (one.now.num_steps, one.now.phase, one.now.step):
+                one.changed = moment
+            one.fresh = one.view.records(one.read, now.num_steps)
+            self._num_samples += now.num_samples - one.now.num_samples if one.read else now.num_samples
+            if rank == min(self.ranks):
+                self._num_steps += now.num_steps - one.read
+                self._report.gauges(
+                    None if now.loss != now.loss else now.loss,
+                    None if now.gradient_norm != now.gradient_norm else now.gradient_norm,
+                    None if now.learning_rate != now.learning_rate else now.learning_rate,
+                )
+            self._report.steps(one.fresh)
+            one.read, one.now = now.num_steps, now
+            self._gauge(names.TRAINING_RANK_STEP, rank).set(now.step)
+            self._gauge(names.TRAINING_RANK_UP, rank).set(one.up)
+            self._gauge(names.TRAINING_RANK_IDLE, rank).set(moment - one.changed)
+            for phase, seconds in zip(names.PHASES, one.phases(), strict=True):
+                if seconds:
+                    self.metrics[names.TRAINING_RANK_PHASE].labels(self.model, self.run, str(rank), phase).set(seconds)
+        self._report.totals(self._num_steps, self._num_samples, time.perf_counter_ns())
+
+    def _gauge(self, name: names.Metric, rank: int):  # type: ignore[no-untyped-def]  # a child of prometheus_client
+        return self.metrics[name].labels(self.model, self.run, str(rank))

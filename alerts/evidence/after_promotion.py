@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from alerts.evidence.segments import HARM_RATIOS, Bets, Segment, log_mean_exp, normalizers, slopes
+from alerts.evidence.segments import HARM_RATIOS, Bets, Segment, log_mean_exp
 
 # Below this a sum adds nothing to the 1 that each look begins with.
 _FLOOR = -700.0
@@ -43,8 +43,8 @@ class Detector:
         steps = [0.0] * len(self.sums)
         for segment in segments:
             if 0.0 < segment.propensity < 1.0:
-                norms = normalizers(bets, segment.propensity)
-                for place, (slope, norm) in enumerate(zip(slopes(bets), norms, strict=True)):
+                norms = bets.normalizers(segment.propensity)
+                for place, (slope, norm) in enumerate(zip(bets.slopes, norms, strict=True)):
                     steps[place] += segment.canary_events * slope - segment.total_events * norm
         return self._after(steps)
 

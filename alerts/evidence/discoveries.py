@@ -16,20 +16,25 @@ def log_weighted_mean(logs: Mapping[str, float], weights: Mapping[str, float]) -
     A mean of e-values is one however they depend on each other (Vovk & Wang 2021). A weight is the check's share of the
     risk; what is left to 1 is never bet, and a check without a weight does not count. ValueError for weights above 1.
     """
-    total = math.fsum(weights.values())
-    if any(weight < 0 for weight in weights.values()) or total > 1.0 + 1e-9:
+    total, idle, highest, parts = 0.0, 1.0, 0.0, []
+    for check, weight in weights.items():
+        total += weight
+        value = logs.get(check)
+        if weight and value is not None:
+            parts.append((weight, value))
+            idle -= weight
+            highest = max(highest, value)
+        if weight < 0.0:
+            total = math.inf
+    if total > 1.0 + 1e-9:
         raise ValueError(f"the checks' shares of the risk are at least 0 and at most 1 together, got {dict(weights)}")
-    parts = [(weights[check], value) for check, value in logs.items() if weights.get(check)]
-    if not parts:
-        return 0.0
-    # A check that has not been looked at has an e-value of 1, and so has what is not bet.
-    idle = max(1.0 - math.fsum([weight for weight, _ in parts]), 0.0)
-    highest = max(0.0, *(value for _, value in parts))
-    if math.isinf(highest):
+    if highest == math.inf:
         return highest
-    return highest + math.log(
-        math.fsum([idle * math.exp(-highest), *(weight * math.exp(value - highest) for weight, value in parts)])
-    )
+    # A check that has not been looked at has an e-value of 1, and so has what is not bet.
+    mean = max(idle, 0.0) * math.exp(-highest)
+    for weight, value in parts:
+        mean += weight * math.exp(value - highest)
+    return highest + math.log(mean)
 
 
 def to_blame(logs: Mapping[str, float], alpha: float) -> tuple[str, ...]:

@@ -38,9 +38,9 @@ def log_rate_safety(errors: float, requests: float, max_rate: float, grid: Float
         raise ValueError(f"errors must lie within requests, got {errors} of {requests}")
     clean = requests - errors
     on_errors, on_clean = _rate_bets(grid.tobytes(), max_rate)
-    return log_mean_exp(
-        [(errors * bad if errors else 0.0) + clean * good for bad, good in zip(on_errors, on_clean, strict=True)]
-    )
+    if not errors:  # 0 times infinity is no number
+        return log_mean_exp([clean * good for good in on_clean])
+    return log_mean_exp([errors * bad + clean * good for bad, good in zip(on_errors, on_clean, strict=True)])
 
 
 def log_safety(
@@ -51,7 +51,13 @@ def log_safety(
     The mean of the two e-processes of rate and ratio, which is one for the meeting of their hypotheses: a release is
     proved safe when it fails seldom, or no more often than its neighbour does. `segments` are the `calm` failures.
     """
-    return log_mean_exp((log_rate_safety(errors, requests, max_rate), log_ratio_safety(segments, max_ratio)))
+    return mean_safety(log_rate_safety(errors, requests, max_rate), log_ratio_safety(segments, max_ratio))
+
+
+def mean_safety(absolute: float, relative: float) -> float:
+    """The logarithm of the mean of two e-values, by their logarithms."""
+    highest, lowest = max(absolute, relative), min(absolute, relative)
+    return highest + math.log1p(math.exp(lowest - highest)) - math.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)

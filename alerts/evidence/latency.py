@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from alerts.evidence.segments import Bets, Floats, Segment, log_mean_exp, log_ratio_safety, normalizers, slopes
+from alerts.evidence.segments import Bets, Floats, Segment, log_mixture, log_ratio_safety
 
 # A bound that one request in ten exceeds can be exceeded ten times as often at most: fewer ratios than for failures.
 SLOWER_RATIOS: Floats = np.geomspace(1.1, 20.0, 8)
@@ -65,14 +65,16 @@ def slowness(slow: Sequence[Slow], grid: Floats = SLOWER_RATIOS, tolerance: floa
     informative = [part for part in slow if 0.0 < part.propensity < 1.0]
     if not informative or not informative[0].canary:
         return Slowness(0.0, -1)
-    bets = Bets.of(grid, tolerance)
-    canary = np.array([part.canary for part in informative])
-    total = canary + np.array([part.stable for part in informative])
-    values = canary.sum(axis=0)[:, None] * _array(slopes(bets))
-    for part, events in zip(informative, total, strict=True):
-        values -= events[:, None] * _array(normalizers(bets, part.propensity))
+    slopes, normalizers = _arrays(Bets.of(grid, tolerance), tuple([part.propensity for part in informative]))
+    counts = np.array([(part.canary, part.stable) for part in informative])
+    canary = counts[:, 0].sum(axis=0)
+    total = counts.sum(axis=1)
+    values = canary[:, None] * slopes
+    for events, norms in zip(total, normalizers, strict=True):
+        values -= events[:, None] * norms
     highest = float(values.max())
-    shares = np.exp(values - highest).sum(axis=1)
+    values -= highest
+    shares = np.exp(values, out=values).sum(axis=1)
     return Slowness(highest + math.log(float(shares.sum()) / values.size), int(shares.argmax()))
 
 
@@ -87,23 +89,15 @@ def log_not_slower(slow: Sequence[Slow], bound: int, max_ratio: float) -> float:
 
 def log_by_bound(slow: Sequence[Slow], grid: Floats = SLOWER_RATIOS, tolerance: float = 1.0) -> list[float]:
     """The log e-value of each bound alone, for whoever asks where the canary is slower."""
-    bounds = len(slow[0].canary) if slow else 0
     bets = Bets.of(grid, tolerance)
-    found = []
-    for place in range(bounds):
-        values = np.zeros(len(grid))
-        for part in slow:
-            if 0.0 < part.propensity < 1.0:
-                events = part.canary[place] + part.stable[place]
-                values += part.canary[place] * _array(slopes(bets)) - events * _array(
-                    normalizers(bets, part.propensity)
-                )
-        found.append(log_mean_exp(values.tolist()))
-    return found
+    bounds = range(len(slow[0].canary) if slow else 0)
+    return [
+        log_mixture([(p.propensity, p.canary[place], p.canary[place] + p.stable[place]) for p in slow], bets)
+        for place in bounds
+    ]
 
 
-@lru_cache(maxsize=4096)
-def _array(values: tuple[float, ...]) -> Floats:
-    array = np.array(values)
-    array.flags.writeable = False
-    return array
+@lru_cache(maxsize=256)
+def _arrays(bets: Bets, propensities: tuple[float, ...]) -> tuple[Floats, tuple[Floats, ...]]:
+    """The slopes, and the normalizers by propensity, as arrays of the bets."""
+    return np.array(bets.slopes), tuple(np.array(bets.normalizers(propensity)) for propensity in propensities)

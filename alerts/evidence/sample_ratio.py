@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 
 # So many requests the prior counts for: the test is most sensitive where about as many have come, as in `savvi`.
 PRIOR = 100.0
@@ -30,8 +31,11 @@ def _log_beta_binomial(rho: float, canary: float, stable: float, prior: float) -
     if rho in (0.0, 1.0):
         return math.inf if (stable if rho else canary) else 0.0
     a, b = prior * rho, prior * (1.0 - rho)
-    return _log_beta(a + canary, b + stable) - _log_beta(a, b) - canary * math.log(rho) - stable * math.log1p(-rho)
+    lgamma = math.lgamma
+    after = lgamma(a + canary) + lgamma(b + stable) - lgamma(prior + canary + stable)
+    return after - _at_first(a, b) - canary * math.log(rho) - stable * math.log1p(-rho)
 
 
-def _log_beta(a: float, b: float) -> float:
+@lru_cache(maxsize=1024)
+def _at_first(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)

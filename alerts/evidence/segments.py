@@ -31,6 +31,9 @@ Numbers = tuple[float, ...]
 HARM_RATIOS: Floats = np.geomspace(1.15, 60.0, 16)
 SAFE_RATIOS: Floats = np.geomspace(0.05, 0.9, 8)  # relative to the largest ratio still called safe
 
+# Weights that a router has had, of which what follows is remembered.
+_MOST_PROPENSITIES = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -57,12 +60,12 @@ def log_evidence(segments: Sequence[Segment], grid: Floats = HARM_RATIOS, tolera
 
     The uniform mixture over the rate ratios `grid` times `tolerance`. ValueError unless these lie beyond it.
     """
-    return log_mean_exp(_log_ratios(segments, Bets.of(grid, tolerance)))
+    return log_mixture(_rows(segments), Bets.of(grid, tolerance))
 
 
 def log_ratio_safety(segments: Sequence[Segment], max_ratio: float, grid: Floats = SAFE_RATIOS) -> float:
     """Log e-value against "the canary's rate of events is at least `max_ratio` times the stable one's"."""
-    return log_mean_exp(_log_ratios(segments, Bets.of(grid, max_ratio)))
+    return log_mixture(_rows(segments), Bets.of(grid, max_ratio))
 
 
 def log_mean_exp(values: Sequence[float]) -> float:
@@ -70,19 +73,52 @@ def log_mean_exp(values: Sequence[float]) -> float:
     highest = max(values)
     if not math.isfinite(highest):
         return highest
-    return highest + math.log(math.fsum([math.exp(value - highest) for value in values]) / len(values))
+    return highest + math.log(sum([math.exp(value - highest) for value in values]) / len(values))
 
 
-@dataclass(frozen=True, slots=True)
 class Bets:
-    """Log rate ratios of the alternatives and of the hypothesis, as numbers: they are the key of a cache."""
+    """Log rate ratios of the alternatives against that of the hypothesis, made ready; `of` keeps those it has made.
 
-    alternatives: Numbers
-    null: float
+    `slopes` is what a canary event adds to each log likelihood ratio.
+    """
+
+    __slots__ = ("_alternatives", "_normalizers", "_null", "slopes")
+
+    def __init__(self, alternatives: Numbers, null: float) -> None:
+        self.slopes = tuple(alternative - null for alternative in alternatives)
+        self._alternatives = alternatives
+        self._null = null
+        self._normalizers: dict[float, Numbers] = {}
 
     @staticmethod
     def of(grid: Floats, null: float) -> Bets:
+        """Of rate ratios relative to `null`. ValueError unless all lie on one side of it."""
         return _bets(grid.tobytes(), null)
+
+    def normalizers(self, propensity: float) -> Numbers:
+        """What any event takes from each log likelihood ratio."""
+        found = self._normalizers.get(propensity)
+        if found is None:
+            null = math.log1p(propensity * math.expm1(self._null))
+            found = tuple(math.log1p(propensity * math.expm1(other)) - null for other in self._alternatives)
+            if len(self._normalizers) >= _MOST_PROPENSITIES:
+                self._normalizers.clear()
+            self._normalizers[propensity] = found
+        return found
+
+
+def log_mixture(rows: Sequence[tuple[float, float, float]], bets: Bets) -> float:
+    """Log of the uniform mixture of the bets' likelihood ratios; a row is (propensity, canary events, all events)."""
+    # With propensity 0 or 1 the label is certain and says nothing (and a canary's event at 0 was not routed by chance).
+    informative = [row for row in rows if row[2] and 0.0 < row[0] < 1.0]
+    if not informative:
+        return 0.0
+    canary = sum([row[1] for row in informative])
+    values = [canary * slope for slope in bets.slopes]
+    # A dozen numbers are faster in lists than in arrays.
+    for propensity, _, total in informative:
+        values = [value - total * n for value, n in zip(values, bets.normalizers(propensity), strict=True)]
+    return log_mean_exp(values)
 
 
 @lru_cache(maxsize=256)
@@ -95,26 +131,5 @@ def _bets(grid: bytes, null: float) -> Bets:
     return Bets(tuple(math.log(ratio * null) for ratio in ratios.tolist()), math.log(null))
 
 
-@lru_cache(maxsize=256)
-def slopes(bets: Bets) -> Numbers:
-    """What a canary event adds to each log likelihood ratio."""
-    return tuple(alternative - bets.null for alternative in bets.alternatives)
-
-
-@lru_cache(maxsize=4096)
-def normalizers(bets: Bets, propensity: float) -> Numbers:
-    """What any event takes from each log likelihood ratio."""
-    null = math.log1p(propensity * math.expm1(bets.null))
-    return tuple(math.log1p(propensity * math.expm1(alternative)) - null for alternative in bets.alternatives)
-
-
-def _log_ratios(segments: Sequence[Segment], bets: Bets) -> list[float]:
-    """Per alternative: the log likelihood ratio of all labels. A dozen numbers are faster so than in numpy."""
-    # With propensity 0 or 1 the label is certain and says nothing (and a canary's event at 0 was not routed by chance).
-    informative = [s for s in segments if 0.0 < s.propensity < 1.0 and s.total_events]
-    canary = math.fsum([segment.canary_events for segment in informative])
-    values = [canary * slope for slope in slopes(bets)]
-    for segment in informative:
-        total = segment.total_events
-        values = [v - total * n for v, n in zip(values, normalizers(bets, segment.propensity), strict=True)]
-    return values
+def _rows(segments: Sequence[Segment]) -> list[tuple[float, float, float]]:
+    return [(segment.propensity, segment.canary_events, segment.total_events) for segment in segments]

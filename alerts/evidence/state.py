@@ -17,8 +17,8 @@ from alerts.evidence.latency import Slow, slowness
 from alerts.evidence.prediction import Predicted, log_shift_evidence
 from alerts.evidence.quality import Bet
 from alerts.evidence.sample_ratio import log_split_evidence
-from alerts.evidence.segments import Segment, log_evidence
-from alerts.evidence.verdict import Check, Counts, Evidence, VerdictPolicy
+from alerts.evidence.segments import HARM_RATIOS, Bets, Segment, log_mixture
+from alerts.evidence.verdict import Counts, Evidence, VerdictPolicy
 
 
 class _Part(Protocol):
@@ -132,29 +132,28 @@ class ReleaseState:
     @property
     def counts(self) -> Counts:
         """Requests and failures of both arms."""
-        arms = self.arms
-        return Counts(
-            math.fsum([a.canary_requests for a in arms]),
-            math.fsum([a.canary_errors for a in arms]),
-            math.fsum([a.stable_requests for a in arms]),
-            math.fsum([a.stable_errors for a in arms]),
-        )
+        canary = canary_errors = stable = stable_errors = 0.0
+        for part in self.arms:
+            canary += part.canary_requests
+            canary_errors += part.canary_errors
+            stable += part.stable_requests
+            stable_errors += part.stable_errors
+        return Counts(canary, canary_errors, stable, stable_errors)
 
     def evidence(self, policy: VerdictPolicy) -> Evidence:
         """Of the whole history."""
         counts = self.counts
-        harm: dict[str, float] = {
-            Check.ERRORS: log_evidence([arms.errors for arms in self.arms], tolerance=policy.tolerance)
-        }
+        failures = [(a.propensity, a.canary_errors, a.canary_errors + a.stable_errors) for a in self.arms]
+        harm: dict[str, float] = {"errors": log_mixture(failures, Bets.of(HARM_RATIOS, policy.tolerance))}
         slow_requests, slow_seconds = 0.0, math.nan
         if self.slow:
             slower = slowness(self.slow, tolerance=policy.latency_tolerance)
-            harm[Check.LATENCY] = slower.log_evidence
+            harm["latency"] = slower.log_evidence
             if slower.bound >= 0:
                 slow_requests = math.fsum([part.canary[slower.bound] for part in self.slow])
                 slow_seconds = self.bounds[slower.bound]
         if self.quality is not None:
-            harm[Check.QUALITY] = self.quality.log_wealth
+            harm["quality"] = self.quality.log_wealth
         return Evidence(
             log_harm=harm,
             log_safety=log_safety(

@@ -159,11 +159,12 @@ class Verdict:
 
 def proving(evidence: Evidence, counts: Counts, policy: VerdictPolicy) -> dict[str, float]:
     """The log e-values of harm that may prove it: of checks that have seen enough."""
-    enough = {
-        Check.ERRORS: counts.canary_errors >= policy.minimum_errors,
-        Check.LATENCY: evidence.slow_requests >= policy.minimum_slow,
-    }
-    return {check: value for check, value in evidence.log_harm.items() if enough.get(Check(check), True)}
+    proofs = dict(evidence.log_harm)
+    if counts.canary_errors < policy.minimum_errors:
+        proofs.pop(Check.ERRORS, None)
+    if evidence.slow_requests < policy.minimum_slow:
+        proofs.pop(Check.LATENCY, None)
+    return proofs
 
 
 def voided(evidence: Evidence, policy: VerdictPolicy) -> bool:

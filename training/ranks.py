@@ -6,16 +6,15 @@ A function that trains takes a `Rank` first:
         with rank.group("gloo"):
             …
 
-Our supervisor calls it in every process; under `torchrun` a script makes the rank with `Rank.from_environment()`.
+Our supervisor calls it in every process; under `torchrun` a script makes the rank with `Rank.of(os.environ, …)`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -45,20 +44,21 @@ class Rank:
     folder: Path = field(default_factory=Path.cwd)
     """Of the run; every attempt has a folder in it."""
 
+    hosts_store: bool = False
+    """Whether this rank serves the store; else the launcher does, or another rank."""
+
     @classmethod
-    def from_environment(cls, run: str, folder: Path) -> Rank:
-        """The rank that `torchrun` (or anything that sets its variables) started. ValueError names what is missing."""
+    def of(cls, environment: Mapping[str, str], *, run: str, folder: Path) -> Rank:
+        """The rank that `torchrun` (or anything that sets its variables) started. ValueError names what is wrong."""
 
         def number(name: str, default: int) -> int:
-            said = os.environ.get(name)
-            if said is None:
-                return default
+            said = environment.get(name, str(default))
             if not said.isdigit():
                 raise ValueError(f"the environment variable {name} is {said!r}: it must be a whole number")
             return int(said)
 
         world_size = number("WORLD_SIZE", 1)
-        if world_size > 1 and not os.environ.get("MASTER_PORT"):
+        if world_size > 1 and not environment.get("MASTER_PORT"):
             raise ValueError("WORLD_SIZE is set and MASTER_PORT is not: start the script with torchrun")
         return cls(
             rank=number("RANK", 0),
@@ -66,9 +66,10 @@ class Rank:
             local_rank=number("LOCAL_RANK", 0),
             attempt=number("TORCHELASTIC_RESTART_COUNT", 0),
             run=run,
-            host=os.environ.get("MASTER_ADDR", "127.0.0.1"),
+            host=environment.get("MASTER_ADDR", "127.0.0.1"),
             port=number("MASTER_PORT", 0),
             folder=folder,
+            hosts_store=number("RANK", 0) == 0 and environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
         )
 
     @property
@@ -101,9 +102,8 @@ class Rank:
             yield
             return
         limit = timedelta(seconds=timeout)
-        leads = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         meeting = dist.TCPStore(  # type: ignore[attr-defined]
-            self.host, self.port, self.world_size, is_master=leads, timeout=limit, multi_tenant=True
+            self.host, self.port, self.world_size, is_master=self.hosts_store, timeout=limit, multi_tenant=True
         )
         store = dist.PrefixStore(f"{self.run}/{self.attempt}", meeting)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=limit)

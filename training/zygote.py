@@ -143,7 +143,8 @@ class Zygote:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
-            os.environ.update(asked["environment"])
+            for name, value in asked["environment"].items():
+                os.environ[name] = value
             rank.attempt_folder.mkdir(parents=True, exist_ok=True)
             if asked["log"]:
                 _write_to(rank.attempt_folder / f"rank-{rank.rank}.log")

@@ -35,6 +35,7 @@ from collectors.quality import QualityMonitor
 from collectors.quality.aside import KeptAside
 from collectors.query import Engine, QueryApi
 from collectors.references import ClosedWindows, References, Standing
+from collectors.reloading import Reloads
 from collectors.remote_write import Receiver
 from collectors.replay import models_of, tables_since
 from collectors.report import Reports
@@ -47,6 +48,7 @@ from collectors.target_views import targets_json
 from collectors.targets import ScrapeTarget
 from collectors.views import Views, passed_on
 from collectors.windows import ModelTime, Pane, Slicing, WindowSettings
+from observability.durations import duration_text
 
 DRAIN_SECONDS = 10
 OWN_JOB = "trimtab-collector"
@@ -83,6 +85,8 @@ class CollectorConfig:
     scrape_interval_seconds: float = 1.0
     scrape_configs: Sequence[ScrapeConfig] = ()
     """Further targets, as a Prometheus configuration file has them: see `read_scrape_configs`."""
+    scrape_file: Path | None = None
+    """A Prometheus configuration file whose targets are scraped, too; read again when it changes."""
     alerts_url: str | None = None
     """The alerts service that rules and alerts are asked of."""
     window_seconds: float = 60.0
@@ -158,6 +162,7 @@ class Collector:
             configs=config.scrape_configs,
         )
         self.scraper = Scraper(self.store, settings, clock)
+        self.reloads = Reloads(config.scrape_file, self.scraper, self.signals, clock)
         self.own_page = OwnPage(self.store, self.signals, own, clock)
         self.receiver = Receiver(self.store, clock)
         self.pushes = PushGroups(self.store, clock, self.journal)
@@ -188,6 +193,7 @@ class Collector:
         """Scrapes and keeps house until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.scraper.run())
+            group.create_task(self.reloads.run())
             group.create_task(self._repeat_pushes())
             group.create_task(self.housekeeping().run())
 
@@ -303,8 +309,23 @@ class Collector:
             targets=targets,
             clock=self.clock,
             max_concurrency=self.config.query_max_concurrency,
-            config=f"global:\n  scrape_interval: {self.config.scrape_interval_seconds:g}s\n",
+            flags=self._flags(),
+            configuration=self.reloads.configuration,
         )
+
+    def _flags(self) -> dict[str, str]:
+        """The settings that Prometheus has flags for; clients read the retention here."""
+        config = self.config
+        return {
+            "config.file": str(config.scrape_file or ""),
+            "enable-feature": "exemplar-storage",
+            "storage.tsdb.retention.size": f"{config.sample_retention_bytes or 0}B",
+            "storage.tsdb.retention.time": duration_text(round(config.sample_retention_seconds * 1000)),
+            "web.enable-admin-api": "false",
+            "web.enable-lifecycle": "true",
+            "web.enable-remote-write-receiver": "true",
+            "web.listen-address": f"{config.host}:{config.query_port}",
+        }
 
     def _query(self) -> Starlette:
         views = Views(
@@ -316,7 +337,8 @@ class Collector:
             healthy=self.healthy,
         )
         compressed = Middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)
-        return Starlette(routes=[*views.routes(), *self._queries.routes(), *self._also_here], middleware=[compressed])
+        own = [*views.routes(), self.reloads.route(), *self._queries.routes()]
+        return Starlette(routes=[*own, *self._also_here], middleware=[compressed])
 
 
 def build(config: CollectorConfig, clock: Callable[[], float] = time.time) -> Collector:
@@ -327,7 +349,10 @@ def build(config: CollectorConfig, clock: Callable[[], float] = time.time) -> Co
 
 
 def serve(config: CollectorConfig) -> None:
-    """Serves both ports until SIGTERM or SIGINT, drains, and returns. OSError when a port cannot be had."""
+    """Serves both ports until SIGTERM or SIGINT, drains, and returns; SIGHUP reads the scrape file again.
+
+    OSError when a port cannot be had, BadConfig when the scrape file is wrong.
+    """
     sockets = [_listen(config.host, port) for port in (config.intake_port, config.query_port)]
     collector = build(config)
     try:
@@ -344,6 +369,7 @@ async def _serve(collector: Collector, sockets: list[socket.socket]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, servers)
+    loop.add_signal_handler(signal.SIGHUP, loop.run_in_executor, None, collector.reloads.reload_or_log)
     working = asyncio.create_task(collector.run())
     working.add_done_callback(lambda _: _stop(servers))
     try:

@@ -106,9 +106,23 @@ class Scraper:
         self.clock = clock
         self.results: dict[str, ScrapeResult] = {}
         self.pools = [ScrapePool(config, Discovery(config)) for config in settings.all_configs()]
+        self._asking: list[tuple[ScrapePool, asyncio.Task[None]]] = []
         self._caches: dict[str, SeriesCache] = {}
         self._columns: dict[str, tuple[list[Labels], Columns]] = {}
         self._loops: dict[str, _Loop] = {}
+
+    def configure(self, configs: Sequence[ScrapeConfig]) -> None:
+        """Takes these for the further configurations; the next round begins and ends targets. Any thread may call it.
+
+        A configuration that stays as it was goes on undisturbed, and of a URL that stays the answers are known.
+        """
+        self.settings = replace(self.settings, configs=configs)
+        before = [pool.discovery for pool in self.pools]
+        self.pools = [
+            next((pool for pool in self.pools if pool.config == config), None)
+            or ScrapePool(config, Discovery(config, before))
+            for config in self.settings.all_configs()
+        ]
 
     def look_up(self) -> dict[str, tuple[Target, str | None]]:
         """The targets now, each once, with the reason why it must not be asked, if there is one."""
@@ -126,32 +140,44 @@ class Scraper:
 
     async def run(self) -> None:
         """Scrapes until cancelled. A target that still answers to the last tick skips this one."""
-        every = min([SYNC_SECONDS, *(pool.config.interval_ms / 1000 for pool in self.pools)])
         async with clients() as opened:
-            asked = [asyncio.create_task(pool.discovery.run(opened)) for pool in self.pools if pool.config.urls]
             try:
                 while True:
                     try:
                         await self.sync(opened)
                     except Exception:  # the store failed: the next round tries again, and the targets go on
                         logger.exception("the targets could not be brought up to date")
-                    await asyncio.sleep(every)
+                    await asyncio.sleep(min([SYNC_SECONDS, *(pool.config.interval_ms / 1000 for pool in self.pools)]))
             finally:
-                running = [*asked, *(loop.task for loop in self._loops.values())]
+                running = [*(task for _, task in self._asking), *(loop.task for loop in self._loops.values())]
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
 
     async def sync(self, opened: Clients) -> None:
         """Begins with the targets that are new, and ends the series of those that are gone."""
+        await self._ask(opened)
         found = await asyncio.to_thread(self.look_up)
         gone = [name for name in self._loops if name not in found]
         for name in gone:
             await self._end(name)
         for name, (target, _) in found.items():
-            if name not in self._loops:
-                task = asyncio.create_task(self._follow(opened, target))
-                self._loops[name] = _Loop(target, task)
+            last_ms = 0
+            if name in self._loops:
+                if self._loops[name].target.config == target.config:
+                    continue
+                last_ms = await self._leave(name)
+            self._loops[name] = _Loop(target, asyncio.create_task(self._follow(opened, target)), last_ms)
+
+    async def _ask(self, opened: Clients) -> None:
+        """Asks the URLs of the pools that there are now, and no others."""
+        pools = list(self.pools)
+        for pool, task in self._asking:
+            if not any(pool is other for other in pools):
+                task.cancel()
+        kept = [(pool, task) for pool, task in self._asking if not task.cancelling()]
+        new = [pool for pool in pools if pool.config.urls and not any(pool is known for known, _ in kept)]
+        self._asking = kept + [(pool, asyncio.create_task(pool.discovery.run(opened))) for pool in new]
 
     async def scrape(self, opened: Clients, target: Target, tick: float, refusal: str | None = None) -> ScrapeResult:
         """Scrapes one target and stores its page at `tick`; a failure is stored as `up` 0 and ends its series.
@@ -182,13 +208,19 @@ class Scraper:
             if target.name in self._loops:
                 self._loops[target.name].last_ms = round(tick * 1000)
 
-    async def _end(self, name: str) -> None:
+    async def _leave(self, name: str) -> int:
+        """Ends the loop of a target, and what is known of its pages; the time of its last scrape in milliseconds."""
         loop = self._loops.pop(name)
         loop.task.cancel()
         await asyncio.gather(loop.task, return_exceptions=True)
-        for kept in (self.results, self._caches, self._columns):
+        for kept in (self._caches, self._columns):
             kept.pop(name, None)
-        ended_ms = max(round(self.clock() * 1000), loop.last_ms + 1)
+        return loop.last_ms
+
+    async def _end(self, name: str) -> None:
+        last_ms = await self._leave(name)
+        self.results.pop(name, None)
+        ended_ms = max(round(self.clock() * 1000), last_ms + 1)
         await asyncio.to_thread(self.store.mark_stale, name, ended_ms)
 
     async def _body(self, opened: Clients, target: Target) -> tuple[bytes, str, str | None]:

@@ -32,6 +32,8 @@ COUNTED = (
     names.STORE_EXEMPLARS,
     names.STORE_COMMITS,
     names.STORE_BYTES,
+    names.CONFIG_LOADED,
+    names.CONFIG_LOADED_AT,
 )
 
 

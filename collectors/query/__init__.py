@@ -6,11 +6,13 @@ from collectors.query.engine import Engine
 from collectors.query.errors import QueryError
 from collectors.query.http import QueryApi, query_app
 from collectors.query.parse import format_query, parse, parse_selector
+from collectors.query.status_calls import Configuration
 from collectors.query.values import Matrix, MatrixSeries, Result, Scalar, String, Vector, VectorElement
 
 __all__ = [
     "PROMETHEUS_2",
     "PROMETHEUS_3",
+    "Configuration",
     "Engine",
     "Matrix",
     "MatrixSeries",

@@ -15,8 +15,19 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TYPES = ("counter", "gauge", "histogram", "summary")
 
 
-def federated(engine: Engine, metadata: Mapping[str, MetricMetadata], selectors: Sequence[str], at_ms: int) -> str:
-    """The series that any of the selectors matches, with their times. QueryError for a bad selector or none."""
+def federated(
+    engine: Engine,
+    metadata: Mapping[str, MetricMetadata],
+    selectors: Sequence[str],
+    at_ms: int,
+    external_labels: Mapping[str, str] | None = None,
+) -> str:
+    """The series that any of the selectors matches, with their times. QueryError for a bad selector or none.
+
+    `external_labels` are put on those that have no such label. A series without `instance` is given an empty one, so
+    that the scraper that honours labels does not put its own there.
+    """
+    added = {"instance": "", **(external_labels or {})}
     if not selectors:
         raise QueryError("no match[] parameter provided", "bad_data")
     families: dict[str, set[str]] = {}
@@ -25,7 +36,7 @@ def federated(engine: Engine, metadata: Mapping[str, MetricMetadata], selectors:
         result = engine.instant(selector, at_ms)
         assert isinstance(result, Vector)
         for element in result:
-            labels = dict(element.labels)
+            labels = {**added, **element.labels}
             name = labels.pop("__name__", "")
             line = f"{_series(name, labels)} {sample_text(element.value)} {element.t_ms}"
             families.setdefault(name, set()).add(line)

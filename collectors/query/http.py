@@ -36,7 +36,7 @@ from collectors.query.responses import (
 )
 from collectors.query.selectors import selectors_of
 from collectors.query.series_calls import SeriesCalls
-from collectors.query.status_calls import Provider, StatusCalls
+from collectors.query.status_calls import Configuration, Provider, StatusCalls
 from collectors.store import SampleReader
 
 MAX_POINTS = 11_000
@@ -51,7 +51,7 @@ class QueryApi:
     """The API's calls. `rules`, `alerts` and `targets` give the JSON of their `data`; without one it is empty.
 
     At most `max_concurrency` queries run at once; others wait, and that counts towards their time. `flags` and
-    `config` are what the status pages say of the settings.
+    `configuration` are what the status pages say of the settings.
     """
 
     def __init__(
@@ -66,11 +66,12 @@ class QueryApi:
         clock: Callable[[], float] = time.time,
         max_concurrency: int = 20,
         flags: Mapping[str, str] | None = None,
-        config: str = "",
+        configuration: Callable[[], Configuration] = Configuration,
     ) -> None:
         self._engine = engine
         self._reader = reader
         self._clock = clock
+        self._configuration = configuration
         # Queries get their own threads, so that a slow one cannot hold up what else runs on the event loop.
         self._threads = ThreadPoolExecutor(max_concurrency, thread_name_prefix="query")
         known = {
@@ -88,7 +89,7 @@ class QueryApi:
             targets=targets,
             version=version,
             flags={**known, **(flags or {})},
-            config=config,
+            configuration=configuration,
             clock=clock,
         )
 
@@ -205,8 +206,13 @@ class QueryApi:
     async def federate(self, request: Request) -> Response:
         """The newest samples of the selected series, as text."""
         selectors, at_ms = request.query_params.getlist("match[]"), self._now_ms()
+        external = self._configuration().external_labels
+
+        def work() -> str:
+            return federated(self._engine, self._reader.metadata(), selectors, at_ms, external)
+
         try:
-            text = await self._in_thread(lambda: federated(self._engine, self._reader.metadata(), selectors, at_ms))
+            text = await self._in_thread(work)
         except QueryError as error:
             return Response(f"{error}\n", STATUS[error.kind], media_type="text/plain")
         return Response(text, media_type=CONTENT_TYPE)

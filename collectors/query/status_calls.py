@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import sys
@@ -22,6 +23,17 @@ from collectors.store import Labels, Matcher, SampleReader
 
 Provider = Callable[[], Awaitable[Any]]
 
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """The configuration in effect: its text, whether the last reading succeeded, and when (unix s) one last did."""
+
+    text: str = ""
+    loaded: bool = True
+    loaded_at: float = 0.0
+    external_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 _LARGEST_COUNTS = 10_000
 _SUFFIXES = ("_bucket", "_count", "_sum", "_total", "_created", "_info")
 
@@ -39,7 +51,7 @@ class StatusCalls:
         targets: Provider | None,
         version: str,
         flags: Mapping[str, str],
-        config: str,
+        configuration: Callable[[], Configuration],
         clock: Callable[[], float],
     ) -> None:
         self._reader = reader
@@ -49,7 +61,7 @@ class StatusCalls:
         self._targets = targets
         self._version = version
         self._flags = flags
-        self._config = config
+        self._configuration = configuration
         self._clock = clock
         self._started = clock()
 
@@ -157,15 +169,15 @@ class StatusCalls:
 
     async def runtimeinfo(self, parameters: Parameters, request: Request) -> Answer:
         """The process."""
-        started = _rfc3339(self._started)
+        configuration = self._configuration()
         return Answer(
             {
-                "startTime": started,
+                "startTime": _rfc3339(self._started),
                 "CWD": os.getcwd(),
                 "hostname": platform.node(),
                 "serverTime": _rfc3339(self._clock()),
-                "reloadConfigSuccess": True,
-                "lastConfigTime": started,
+                "reloadConfigSuccess": configuration.loaded,
+                "lastConfigTime": _rfc3339(configuration.loaded_at or self._started),
                 "corruptionCount": 0,
                 "goroutineCount": threading.active_count(),
                 "GOMAXPROCS": os.cpu_count() or 1,
@@ -182,7 +194,7 @@ class StatusCalls:
 
     async def config(self, parameters: Parameters, request: Request) -> Answer:
         """The configuration's text."""
-        return Answer({"yaml": self._config})
+        return Answer({"yaml": self._configuration().text})
 
     async def walreplay(self, parameters: Parameters, request: Request) -> Answer:
         """Nothing is replayed any more when this answers."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,23 +42,40 @@ class BadConfig(ValueError):
     """A configuration that cannot be used; the message has the file, the line, the field and the reason."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrapeFile:
+    """What a file says of scraping. `patterns` are the globs of further files that it names."""
+
+    shared: fields.Global
+    configs: tuple[ScrapeConfig, ...]
+    patterns: tuple[str, ...] = ()
+
+
 def read_scrape_configs(path: str | Path) -> tuple[ScrapeConfig, ...]:
-    """The scrape configurations of a Prometheus file, and of its `scrape_config_files`. BadConfig.
+    """The scrape configurations of a Prometheus file, and of its `scrape_config_files`. BadConfig."""
+    return read_scrape_file(path).configs
+
+
+def read_scrape_file(path: str | Path) -> ScrapeFile:
+    """A Prometheus file and its `scrape_config_files`. BadConfig.
 
     Relative paths in it are relative to its folder. Sections for other work (`rule_files`, `alerting`, …) are left.
     """
-    found = _File(Path(path)).configs()
+    file = _File(Path(path))
+    found = file.configs()
     jobs = [config.job for config in found]
     for job in jobs:
         if jobs.count(job) > 1:
             raise BadConfig(f'{path}: found multiple scrape configs with job name "{job}"')
-    return found
+    return ScrapeFile(shared=file.shared, configs=found, patterns=file.patterns)
 
 
 class _File:
     def __init__(self, path: Path, defaults: fields.Global | None = None) -> None:
         self._path = path
         self._defaults = defaults
+        self.shared = defaults or fields.Global()
+        self.patterns: tuple[str, ...] = ()
         try:
             body = path.read_text()
             self._root, data = parsed(body)
@@ -81,16 +99,13 @@ class _File:
             logger.info("%s: %s are not read from this file", self._path, ", ".join(others))
         own = {name: value for name, value in self._data.items() if name not in _OTHER_SECTIONS}
         document = _converted(own, fields.Document)
-        shared = self._defaults or document.shared
+        shared = self.shared = self._defaults or document.shared
+        self.patterns = tuple(str(self._path.parent / pattern) for pattern in document.scrape_config_files)
         for number, raw in enumerate(document.scrape_configs):
             yield _scrape_config(raw, shared, self._path.parent, f".scrape_configs[{number}]")
-        for pattern in document.scrape_config_files:
-            for other in sorted(self._path.parent.glob(pattern) if not pattern.startswith("/") else _matching(pattern)):
-                yield from _File(other, shared).configs()
-
-
-def _matching(pattern: str) -> list[Path]:
-    return list(Path("/").glob(pattern.lstrip("/")))
+        for pattern in self.patterns:
+            for other in sorted(glob.glob(pattern)):
+                yield from _File(Path(other), shared).configs()
 
 
 def _converted(data: Any, kind: type[Value]) -> Value:

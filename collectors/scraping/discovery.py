@@ -6,7 +6,7 @@ import asyncio
 import glob
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import yaml
 from collectors.scraping.client import Clients
 from collectors.scraping.config import HttpDiscovery, ScrapeConfig, TargetGroup
 from collectors.scraping.config_fields import StaticGroup
+from collectors.scraping.config_text import without_password
 from collectors.scraping.yaml_text import parsed_text
 
 USER_AGENT = "Trimtab"
@@ -30,10 +31,14 @@ logger = logging.getLogger(__name__)
 class Discovery:
     """The groups of one configuration. A file or URL that cannot be read keeps its last groups."""
 
-    def __init__(self, config: ScrapeConfig) -> None:
+    def __init__(self, config: ScrapeConfig, before: Iterable[Discovery] = ()) -> None:
+        """`before`: what URLs have answered to these is known."""
         self._config = config
         self._files = GroupFiles([pattern for item in config.files for pattern in item.patterns])
-        self._answered: dict[HttpDiscovery, tuple[TargetGroup, ...]] = {}
+        known = {item: groups for other in before for item, groups in other._answered.items()}
+        self._answered: dict[HttpDiscovery, tuple[TargetGroup, ...]] = {
+            item: known[item] for item in config.urls if item in known
+        }
 
     def groups(self) -> list[TargetGroup]:
         """All groups now. Looks at the files' times, and reads those that changed."""
@@ -50,7 +55,8 @@ class Discovery:
             self._answered[source] = await _asked(source, clients)
         except Exception as error:  # whatever went wrong, the next round asks again
             reason = f"{type(error).__name__}: {error}"
-            logger.warning("the targets of %s (job %s) stay as they were: %s", source.url, self._config.job, reason)
+            url = without_password(source.url)
+            logger.warning("the targets of %s (job %s) stay as they were: %s", url, self._config.job, reason)
 
     async def _poll(self, source: HttpDiscovery, clients: Clients) -> None:
         while True:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 import uvicorn
 
-from collectors.query import Engine, query_app
+from collectors.query import Configuration, Engine, query_app
 from collectors.store import MetricMetadata, Store
 
 NOW = 1_700_000_300.0
@@ -44,7 +44,14 @@ def url() -> Iterator[str]:
         {"requests": MetricMetadata("counter", "Requests.", ""), "away": MetricMetadata("gauge", "", "")}
     )
     store.add_exemplar({"__name__": "requests_total", "model": "a"}, {"trace_id": "ab"}, 2.0, int(NOW * 1000) - 60_500)
-    app = query_app(Engine(store), store, rules=rules, targets=targets, clock=lambda: NOW, config="global: {}\n")
+    app = query_app(
+        Engine(store),
+        store,
+        rules=rules,
+        targets=targets,
+        clock=lambda: NOW,
+        configuration=lambda: Configuration(text="global: {}\n", external_labels={"region": "eu"}),
+    )
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))

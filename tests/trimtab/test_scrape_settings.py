@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.commands.collector import scrape_configs
+from trimtab.commands.collector import scrape_file
 from trimtab.settings import Settings, load
 
 
@@ -16,14 +16,12 @@ def settings_with(folder: Path, scrape_config: str) -> Settings:
     return load(path, {})
 
 
-def test_the_jobs_of_the_file_are_scraped(tmp_path: Path) -> None:
+def test_the_file_that_is_named_is_checked(tmp_path: Path) -> None:
     config = tmp_path / "prometheus.yml"
     config.write_text("global: {scrape_interval: 4s}\nscrape_configs: [{job_name: a}, {job_name: b}]\n")
 
-    found = scrape_configs(settings_with(tmp_path, str(config)))
-
-    assert [(item.job, item.interval_ms) for item in found] == [("a", 4000), ("b", 4000)]
-    assert scrape_configs(settings_with(tmp_path, "")) == ()
+    assert scrape_file(settings_with(tmp_path, str(config))) == config
+    assert scrape_file(settings_with(tmp_path, "")) is None
 
 
 def test_a_file_that_cannot_be_used_ends_the_command_with_its_line(
@@ -33,6 +31,6 @@ def test_a_file_that_cannot_be_used_ends_the_command_with_its_line(
     config.write_text("scrape_configs:\n  - job_name: a\n    scrape_intervall: 5s\n")
 
     with pytest.raises(SystemExit):
-        scrape_configs(settings_with(tmp_path, str(config)))
+        scrape_file(settings_with(tmp_path, str(config)))
 
     assert "prometheus.yml:3: scrape_configs[0].scrape_intervall: unknown field" in capsys.readouterr().err

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from collectors.api import CollectorConfig
 from collectors.api import serve as run
 from collectors.drift.judge import DriftThresholds
-from collectors.scraping import BadConfig, ScrapeConfig, read_scrape_configs
+from collectors.scraping import BadConfig, read_scrape_configs
 from collectors.store import Limits
 from collectors.targets import ScrapeTarget
 from trimtab.commands.options import fail, start_logging, with_settings
@@ -36,7 +38,7 @@ def collector(settings: Settings) -> None:
                 targets=targets(settings),
                 file_sd=tuple(own.file_sd),
                 scrape_interval_seconds=own.scrape_interval_seconds,
-                scrape_configs=scrape_configs(settings),
+                scrape_file=scrape_file(settings),
                 sample_retention_seconds=own.retention_seconds,
                 sample_retention_bytes=own.retention_bytes or None,
                 late_seconds=own.late_seconds,
@@ -62,14 +64,15 @@ def collector(settings: Settings) -> None:
         fail(str(error))
 
 
-def scrape_configs(settings: Settings) -> tuple[ScrapeConfig, ...]:
-    """What the Prometheus file that the settings name says of scraping. Ends the command when it cannot be used."""
+def scrape_file(settings: Settings) -> Path | None:
+    """The Prometheus file that the settings name, if they do. Ends the command when it cannot be used."""
     if not settings.collector.scrape_config:
-        return ()
+        return None
     try:
-        return read_scrape_configs(settings.collector.scrape_config)
+        read_scrape_configs(settings.collector.scrape_config)
     except BadConfig as error:
         fail(f"collector.scrape_config: {error}")
+    return Path(settings.collector.scrape_config)
 
 
 def targets(settings: Settings) -> tuple[ScrapeTarget, ...]:

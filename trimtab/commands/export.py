@@ -29,6 +29,9 @@ def export() -> None:
     """
 
 
+_COMPUTED = (
+    "drift", "quality", "performance", "estimated", "observed", "training", "canary", "collector",
+)  # fmt: skip
 FOLDER = click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 
 
@@ -58,15 +61,13 @@ def prometheus(folder: Path, alertmanager: str | None, settings: Settings) -> No
             shutil.copyfileobj(source, target)
         click.echo(f"wrote {folder / path.name}")
     jobs = [_job(target.job, target.url, dict(target.labels)) for target in targets(settings)]
-    # What the collector computes and what is pushed to it is read where it is kept.
+    # What is pushed to the collector and written to it is read where it is kept; what it computes is on its page.
     jobs.append(
         {
             "job_name": "trimtab-computed",
             "honor_labels": True,
             "metrics_path": "/federate",
-            "params": {
-                "match[]": ['{__name__=~"drift_.*|quality_.*|performance_.*|observed_.*|training_.*|canary_.*"}']
-            },
+            "params": {"match[]": [f'{{__name__=~"({"|".join(_COMPUTED)})_.*",job!="trimtab-collector"}}']},
             "static_configs": [{"targets": [_host(settings.collector_url)]}],
         }
     )

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alerts.absence import looks_for_absence, watch
 from alerts.dependencies import may_meet, recorded_name, selectors
 from alerts.durations import format_duration
 from alerts.rules import Rule, RuleGroup, read
 from alerts.yaml_nodes import Problem
 from collectors.query import QueryError, parse
 from collectors.query.selectors import walk
-from collectors.query.syntax import Aggregate, Binary, Call, Node, Number, RangeSelector, Selector
+from collectors.query.syntax import Aggregate, Binary, Call, Node, Number, RangeSelector
 
 Target = Literal["trimtab", "prometheus-2.42", "prometheus-3", "victoriametrics"]
 TARGETS: tuple[Target, ...] = ("trimtab", "prometheus-2.42", "prometheus-3", "victoriametrics")
@@ -170,7 +171,7 @@ def _across(groups: Sequence[RuleGroup]) -> Iterator[Problem]:
         for rule in group.rules:
             if rule.kind == "record":
                 recorded.setdefault(rule.name, []).append((group, rule))
-    absent = {name for group in groups for rule in group.rules for name in _looked_for(rule)}
+    watched = watch(rule for group in groups for rule in group.rules)
     for group in groups:
         for rule in group.rules:
             read = [selector for selector in selectors(rule.expr) if recorded_name(selector)]
@@ -184,38 +185,19 @@ def _across(groups: Sequence[RuleGroup]) -> Iterator[Problem]:
                     )
                     yield _at(group.path, rule, message)
                     break
-            metrics = {recorded_name(selector) for selector in read} - recorded.keys()
-            if _pages(rule) and metrics and not metrics & absent and not _looks_for_absence(rule):
-                shown = ", ".join(sorted(metrics))
-                message = f"nothing tells when {shown} is gone, and then this page stays silent: add an absent() rule"
-                yield _at(group.path, rule, message)
+            if _pages(rule) and not looks_for_absence(rule):
+                unwatched = [selector for selector in read if recorded_name(selector) not in recorded]
+                if unwatched and not any(map(watched.tells_of, unwatched)):
+                    shown = ", ".join(sorted(set(map(recorded_name, unwatched))))
+                    message = (
+                        f"nothing tells when {shown} is gone, and then this page stays silent: add an absent() rule, "
+                        "or rules for `up == 0` and for jobs without `up`"
+                    )
+                    yield _at(group.path, rule, message)
 
 
 def _pages(rule: Rule) -> bool:
     return rule.kind == "alert" and dict(rule.labels).get("severity") in _PAGES
-
-
-def _looks_for_absence(rule: Rule) -> bool:
-    return any(True for _ in _absences(rule.expr))
-
-
-def _looked_for(rule: Rule) -> Iterator[str]:
-    """The metrics whose absence an alert looks for."""
-    if rule.kind == "alert":
-        for call in _absences(rule.expr):
-            for part in walk(call):
-                if isinstance(part, Selector):
-                    yield recorded_name(part)
-
-
-def _absences(expr: str) -> Iterator[Call]:
-    try:
-        node = parse(expr)
-    except QueryError:
-        return
-    for part in walk(node):
-        if isinstance(part, Call) and part.name in ("absent", "absent_over_time"):
-            yield part
 
 
 def _at(path: str, rule: Rule, message: str) -> Problem:

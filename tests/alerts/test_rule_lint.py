@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 
 from alerts.rule_lint import LintPolicy, Target, lint
+from alerts.rules import SHIPPED_RULES
 from trimtab.cli import cli
 
 MakeRuleFile = Callable[[str], Path]
@@ -57,11 +58,43 @@ def test_nothing_is_said_against_a_good_rule(make_rule_file: MakeRuleFile, rule:
     assert messages(make_rule_file, rule) == []
 
 
-def test_a_page_is_content_with_an_absent_rule_of_any_group(make_rule_file: MakeRuleFile) -> None:
-    page: dict[str, object] = {"alert": "A", "expr": "m > 1", "labels": {"severity": "page"}}
-    gone: dict[str, object] = {"alert": "B", "expr": 'absent(m{job="x"})'}
+PAGE: dict[str, object] = {"alert": "A", "expr": 'm{job="x"} > 1', "labels": {"severity": "page"}}
+DOWN = "up == 0"
 
-    assert messages(make_rule_file, page, gone) == []
+
+@pytest.mark.parametrize(
+    "exprs",
+    [
+        ['absent(m{job="x"})'],
+        ["absent_over_time(m[5m])"],
+        ["last_over_time(m[1d]) unless m"],
+        ["group by (job) (max_over_time(m[1h])) unless on (job) m"],
+        ["m offset 1h unless on (job) m"],
+        [DOWN, "absent(up)"],
+        [DOWN, 'absent(up{job="x"})'],
+        ["count(up == 0) / count(up) > 0.1", "group by (job) (last_over_time(up[1d])) unless on (job) up"],
+    ],
+)
+def test_a_page_is_content_when_any_rule_tells_that_its_metric_is_gone(
+    make_rule_file: MakeRuleFile, exprs: list[str]
+) -> None:
+    rules: list[dict[str, object]] = [{"alert": "B", "expr": expr} for expr in exprs]
+
+    assert messages(make_rule_file, PAGE, *({**rule, "alert": f"B{n}"} for n, rule in enumerate(rules))) == []
+
+
+@pytest.mark.parametrize(
+    "exprs", [["absent(n)"], [DOWN], ["absent(up)"], [DOWN, 'absent(up{job="y"})'], ["m > 0 unless m offset 5m"]]
+)
+def test_what_tells_of_something_else_does_not_content_a_page(make_rule_file: MakeRuleFile, exprs: list[str]) -> None:
+    rules: list[dict[str, object]] = [{"alert": f"B{n}", "expr": expr} for n, expr in enumerate(exprs)]
+
+    (message,) = messages(make_rule_file, PAGE, *rules)
+    assert "nothing tells when m is gone" in message
+
+
+def test_nothing_is_said_against_the_shipped_rules() -> None:
+    assert lint(SHIPPED_RULES, LintPolicy(scrape_interval_seconds=5.0, target="prometheus-2.42")) == []
 
 
 def test_reading_what_another_group_records_is_told_unless_it_is_somebody_elses(make_rule_file: MakeRuleFile) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from alerts.evidence.segments import Floats, Numbers, Segment, log_mean_exp, log_ratio_safety
 
-SAFE_RATES: Floats = np.array([0.0, 0.05, 0.1, 0.2, 0.35, 0.5])  # relative to the largest rate still called safe
+SAFE_RATES: Floats = np.array([0.0, 0.0, 0.1, 0.3, 0.5, 0.5])  # relative to the largest rate still called safe
 
 # Failures of the last minute or so say whether an incident is on.
 INCIDENT_SECONDS = 60.0

@@ -17,8 +17,12 @@ import numpy as np
 
 from alerts.evidence.segments import Bets, Floats, Segment, log_mixture, log_ratio_safety
 
-# A bound that one request in ten exceeds can be exceeded ten times as often at most: fewer ratios than for failures.
-SLOWER_RATIOS: Floats = np.geomspace(1.1, 20.0, 8)
+# Ratios that the mixture bets on: a bound that one request in ten exceeds can be exceeded ten times as often at most.
+SLOWER_RATIOS: Floats = np.array([1.2, 1.5, 2.0, 4.0, 12.0])
+# Requests of both arms after which the bounds get their weights.
+WEIGH_AFTER = 200.0
+# What of the weight all bounds have alike: a new tail shows where nobody was before.
+_ALIKE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,31 @@ def exceedances(cumulative: Sequence[float]) -> tuple[float, ...]:
     return tuple(cumulative[-1] - below for below in cumulative[:-1])
 
 
-def slowness(slow: Sequence[Slow], grid: Floats = SLOWER_RATIOS, tolerance: float = 1.0) -> Slowness:
+def weights_of(slow: Sequence[Slow], requests: float) -> tuple[float, ...]:
+    """What each bound gets of the bet, given the requests of both arms so far: most where the answers are.
+
+    In proportion to the variance of "slower than the bound" over both arms, besides a part that all have alike. Only
+    sums over the arms go in. If the arms answer alike, these say nothing on whose a request is; so weights that are set
+    once, from sums, and nothing concluded before that, leave an e-process.
+    """
+    bounds = range(len(slow[0].canary))
+    above = [min(sum([part.canary[k] + part.stable[k] for part in slow]) / requests, 1.0) for k in bounds]
+    variances = [share * (1.0 - share) for share in above]
+    total = math.fsum(variances)
+    if not total:
+        return (1.0 / len(above),) * len(above)
+    return tuple(_ALIKE / len(above) + (1.0 - _ALIKE) * variance / total for variance in variances)
+
+
+def slowness(
+    slow: Sequence[Slow],
+    grid: Floats = SLOWER_RATIOS,
+    tolerance: float = 1.0,
+    weights: tuple[float, ...] | None = None,
+) -> Slowness:
     """Evidence against "at every bound, the canary exceeds it at most `tolerance` times as often as the stable one".
 
-    The mean over all bounds and the ratios `grid` times `tolerance`.
+    The mean over all bounds, weighted if there are weights, and over the ratios `grid` times `tolerance`.
     """
     informative = [part for part in slow if 0.0 < part.propensity < 1.0]
     if not informative or not informative[0].canary:
@@ -75,7 +100,8 @@ def slowness(slow: Sequence[Slow], grid: Floats = SLOWER_RATIOS, tolerance: floa
     highest = float(values.max())
     values -= highest
     shares = np.exp(values, out=values).sum(axis=1)
-    return Slowness(highest + math.log(float(shares.sum()) / values.size), int(shares.argmax()))
+    shares *= 1.0 / len(shares) if weights is None else np.array(weights)
+    return Slowness(highest + math.log(float(shares.sum()) / len(slopes)), int(shares.argmax()))
 
 
 def log_not_slower(slow: Sequence[Slow], bound: int, max_ratio: float) -> float:

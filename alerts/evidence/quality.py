@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 
 # Of the largest bet that could lose all (c in the paper).
 BOLDNESS = 0.5
-# The prior of the mean's square deviation: that of one d, a quarter of the range away.
-_PRIOR_DEVIATION = 0.25
+# The prior of the mean's square deviation: that of one d a sixth of the range away.
+_PRIOR_DEVIATION = 0.16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

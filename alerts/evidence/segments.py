@@ -29,7 +29,8 @@ Numbers = tuple[float, ...]
 
 # Rate ratios that the mixtures bet on. Fixed before any release; a grid chosen from its data would void the guarantee.
 HARM_RATIOS: Floats = np.geomspace(1.15, 60.0, 16)
-SAFE_RATIOS: Floats = np.geomspace(0.05, 0.9, 8)  # relative to the largest ratio still called safe
+# The same for proof of safety: a good release is as good as its neighbour, so most is bet on that.
+SAFE_RATIOS: Floats = np.array([0.05, 0.3, 0.6, 1.0, 1.0, 1.0, 1.3])
 
 # Weights that a router has had, of which what follows is remembered.
 _MOST_PROPENSITIES = 1000
@@ -64,8 +65,11 @@ def log_evidence(segments: Sequence[Segment], grid: Floats = HARM_RATIOS, tolera
 
 
 def log_ratio_safety(segments: Sequence[Segment], max_ratio: float, grid: Floats = SAFE_RATIOS) -> float:
-    """Log e-value against "the canary's rate of events is at least `max_ratio` times the stable one's"."""
-    return log_mixture(_rows(segments), Bets.of(grid, max_ratio))
+    """Log e-value against "the canary's rate of events is at least `max_ratio` times the stable one's".
+
+    `grid` are the ratios that are bet on; those of at least `max_ratio` are left out.
+    """
+    return log_mixture(_rows(segments), Bets.below(grid, max_ratio))
 
 
 def log_mean_exp(values: Sequence[float]) -> float:
@@ -94,6 +98,11 @@ class Bets:
     def of(grid: Floats, null: float) -> Bets:
         """Of rate ratios relative to `null`. ValueError unless all lie on one side of it."""
         return _bets(grid.tobytes(), null)
+
+    @staticmethod
+    def below(grid: Floats, null: float) -> Bets:
+        """Of those rate ratios that are below `null`. ValueError when none is."""
+        return _bets_below(grid.tobytes(), null)
 
     def normalizers(self, propensity: float) -> Numbers:
         """What any event takes from each log likelihood ratio."""
@@ -129,6 +138,12 @@ def _bets(grid: bytes, null: float) -> Bets:
     if ratios.min() < 1.0 < ratios.max():
         raise ValueError(f"all alternatives lie on one side of the hypothesis, got {ratios.tolist()} times it")
     return Bets(tuple(math.log(ratio * null) for ratio in ratios.tolist()), math.log(null))
+
+
+@lru_cache(maxsize=256)
+def _bets_below(grid: bytes, null: float) -> Bets:
+    ratios = np.frombuffer(grid)
+    return Bets.of(ratios[ratios < null] / null, null)
 
 
 def _rows(segments: Sequence[Segment]) -> list[tuple[float, float, float]]:

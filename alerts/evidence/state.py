@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
 from alerts.evidence.errors import Recent, calm, log_safety
-from alerts.evidence.latency import Slow, slowness
+from alerts.evidence.latency import WEIGH_AFTER, Slow, slowness, weights_of
 from alerts.evidence.prediction import Predicted, log_shift_evidence
 from alerts.evidence.quality import Bet
 from alerts.evidence.sample_ratio import log_split_evidence
@@ -93,6 +93,7 @@ class ReleaseState:
     recent: Recent = field(default_factory=Recent)
     bounds: tuple[float, ...] = ()
     slow: tuple[Slow, ...] = ()
+    weights: tuple[float, ...] = ()
     predicted: tuple[Predicted, ...] = ()
     units: tuple[Arms, ...] = ()
     sticky: bool = False
@@ -116,15 +117,19 @@ class ReleaseState:
             normal_rate=policy.max_error_rate,
             incident_rate=policy.incident_error_rate,
         )
+        arms, units, slow = (
+            _summed(self.arms, look.arms), _summed(self.units, look.units), _summed(self.slow, look.slow)
+        )  # fmt: skip
         return replace(
             self,
-            arms=_summed(self.arms, look.arms),
+            arms=arms,
             calm=_calm(self.calm, look.arms, share) if errors and share else self.calm,
             recent=recent,
             bounds=look.bounds or self.bounds,
-            slow=_summed(self.slow, look.slow),
+            slow=slow,
+            weights=self.weights or _weights(slow, units or arms),
             predicted=_summed(self.predicted, look.predicted),
-            units=_summed(self.units, look.units),
+            units=units,
             sticky=self.sticky or look.sticky,
             quality=self.quality.after(look.losses) if self.quality is not None and look.losses else self.quality,
         )
@@ -146,8 +151,8 @@ class ReleaseState:
         failures = [(a.propensity, a.canary_errors, a.canary_errors + a.stable_errors) for a in self.arms]
         harm: dict[str, float] = {"errors": log_mixture(failures, Bets.of(HARM_RATIOS, policy.tolerance))}
         slow_requests, slow_seconds = 0.0, math.nan
-        if self.slow:
-            slower = slowness(self.slow, tolerance=policy.latency_tolerance)
+        if self.slow and self.weights:
+            slower = slowness(self.slow, tolerance=policy.latency_tolerance, weights=self.weights)
             harm["latency"] = slower.log_evidence
             if slower.bound >= 0:
                 slow_requests = math.fsum([part.canary[slower.bound] for part in self.slow])
@@ -187,6 +192,7 @@ class ReleaseState:
                 recent=Recent(**body["recent"]),
                 bounds=tuple(body["bounds"]),
                 slow=tuple(Slow(**_tuples(part)) for part in body["slow"]),
+                weights=tuple(body["weights"]),
                 predicted=tuple(Predicted(**_tuples(part)) for part in body["predicted"]),
                 units=tuple(Arms(**part) for part in body["units"]),
                 sticky=body["sticky"],
@@ -206,6 +212,11 @@ def _summed(before: tuple[_P, ...], more: Iterable[_P]) -> tuple[_P, ...]:
         known = found.get(part.propensity)
         found[part.propensity] = part if known is None else known.plus(part)
     return tuple(found[propensity] for propensity in sorted(found))
+
+
+def _weights(slow: Sequence[Slow], asked: Iterable[Arms]) -> tuple[float, ...]:
+    requests = math.fsum([part.canary_requests + part.stable_requests for part in asked])
+    return weights_of(slow, requests) if slow and slow[0].canary and requests >= WEIGH_AFTER else ()
 
 
 def _calm(before: tuple[Segment, ...], arms: Iterable[Arms], share: float) -> tuple[Segment, ...]:

@@ -1,0 +1,279 @@
+"""Ten thousand canaries, judged each second: `python -m benchmarks.evidence_simulation [CANARIES]`.
+
+Prints how many harmless canaries are rolled back in an hour, how soon harm is found and safety proved, and what the
+documented rules of other tools do on the same traffic. The formulae are those of `alerts.evidence`, over whole arrays;
+`tests/alerts/evidence/test_evidence_simulation.py` holds both to the same seconds. Minutes on one core.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaln
+from scipy.stats import beta
+
+from alerts.evidence import HARM_RATIOS, VerdictPolicy
+from alerts.evidence.errors import BURST, INCIDENT_SECONDS, SAFE_RATES
+from alerts.evidence.latency import SLOWER_RATIOS, WEIGH_AFTER
+from alerts.evidence.sample_ratio import PRIOR
+from alerts.evidence.segments import SAFE_RATIOS
+from benchmarks.evidence_rules import RULES
+from benchmarks.evidence_traffic import BOUNDS, HOUR, Counts, Floats, Scenario, Traffic, traffic
+from observability.names import LATENCY_SECONDS
+
+POLICY = VerdictPolicy()
+CHUNK = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """(R, T): log e-values after each second, and whether more fails on both arms than an incident's share."""
+
+    errors: Floats
+    latency: Floats
+    split: Floats
+    safety: Floats
+    incident: np.ndarray
+    slow: Floats
+    """Canary requests above the median bound, a bound below what `minimum_slow` asks of the telling one."""
+
+
+def mixture(canary: Counts, total: Counts, share: Floats, ratios: Floats, null: float = 1.0) -> list[Floats]:
+    """Log likelihood ratios (R, T) by alternative."""
+    found = []
+    for ratio in ratios:
+        norms = np.log1p(share * (ratio * null - 1.0)) - np.log1p(share * (null - 1.0))
+        found.append(np.cumsum(canary * np.log(ratio) - total * norms, axis=1))
+    return found
+
+
+def log_mean(parts: list[Floats], weights: Sequence[Floats | float] | None = None) -> Floats:
+    """Logarithm of the weighted mean of e-values."""
+    highest = np.maximum.reduce(parts)
+    total = np.zeros_like(highest)
+    for place, part in enumerate(parts):
+        total += (1.0 if weights is None else weights[place]) * np.exp(part - highest)
+    return highest + np.log(total / len(parts) if weights is None else total)
+
+
+def course(seen: Traffic, policy: VerdictPolicy = POLICY) -> Course:
+    """The evidence after each second."""
+    heard = seen.heard_canary + seen.heard_stable
+    errors = log_mean(mixture(seen.heard_canary, heard, seen.share, HARM_RATIOS))
+
+    latency = slow_evidence(seen)
+    split = np.zeros_like(errors)
+    for rho in np.unique(seen.share):
+        on = seen.share == rho
+        canary, stable = (np.cumsum(np.where(on, a, 0.0), axis=1) for a in (seen.split_canary, seen.split_stable))
+        a, b = PRIOR * rho, PRIOR * (1.0 - rho)
+        split += gammaln(a + canary) + gammaln(b + stable) - gammaln(PRIOR + canary + stable)
+        split -= gammaln(a) + gammaln(b) - gammaln(PRIOR) + canary * np.log(rho) + stable * np.log1p(-rho)
+
+    calm, incident = calmness(seen, policy)
+    relative = log_mean(
+        mixture(calm * seen.heard_canary, calm * heard, seen.share, SAFE_RATIOS / policy.max_ratio, policy.max_ratio)
+    )
+    # Where units stick, first failures among first requests: a unit is asked once.
+    requests, failed = np.cumsum(seen.canary, axis=1), np.cumsum(seen.canary_errors, axis=1)
+    absolute = log_mean(
+        [
+            np.where(failed > 0, failed * np.log(max(rate, 1e-300)), 0.0)
+            + (requests - failed) * (np.log1p(-rate * policy.max_error_rate) - np.log1p(-policy.max_error_rate))
+            for rate in SAFE_RATES.tolist()
+        ]
+    )
+    safety = np.logaddexp(absolute, relative) - np.log(2.0)
+    middle = BOUNDS.index(0.05)
+    return Course(errors, latency, split, safety, incident, np.cumsum(seen.slow_canary[middle], axis=1))
+
+
+def slow_evidence(seen: Traffic) -> Floats:
+    """That of latency: the bounds get their weights once enough was asked, and nothing is concluded before."""
+    asked = seen.split_canary + seen.split_stable
+    enough = np.cumsum(asked, axis=1) >= WEIGH_AFTER
+    at = np.minimum(first(enough), enough.shape[1]) - 1
+    runs = np.arange(len(at))
+    events = [(c, c + s) for c, s in zip(seen.slow_canary, seen.slow_stable, strict=True)]
+    # All requests exceed the bounds below these, and none those beyond.
+    below = sum(bound < BOUNDS[0] for bound in LATENCY_SECONDS)
+    whole = np.cumsum(asked, axis=1)[runs, at]
+    above = np.stack([np.minimum(np.cumsum(total, axis=1)[runs, at] / whole, 1.0) for _, total in events])
+    variances = above * (1.0 - above)
+    alike = 0.3 / len(LATENCY_SECONDS)
+    parts = [np.zeros_like(seen.share)]
+    weights: list[Floats | float] = [alike * (len(LATENCY_SECONDS) - below - len(BOUNDS))]
+    for (canary, total), variance in zip(events, variances, strict=True):
+        for part in mixture(canary, total, seen.share, SLOWER_RATIOS):
+            parts.append(part)
+            weights.append(((alike + 0.7 * variance / variances.sum(axis=0)) / len(SLOWER_RATIOS))[:, None])
+    for part in mixture(seen.split_canary, asked, seen.share, SLOWER_RATIOS):
+        parts.append(part)
+        weights.append(alike * below / len(SLOWER_RATIOS))
+    return np.where(enough, log_mean(parts, weights), 0.0)
+
+
+def calmness(seen: Traffic, policy: VerdictPolicy) -> tuple[Floats, np.ndarray]:
+    """How much each second's failures count as proof of safety (`errors.calm`), and whether an incident is on."""
+    shape = seen.share.shape
+    share, incident = np.ones(shape), np.zeros(shape, dtype=bool)
+    requests, errors = seen.canary + seen.stable, seen.heard_canary + seen.heard_stable
+    kept = np.exp(-1.0 / INCIDENT_SECONDS)
+    recent_requests, recent_errors, allowance = np.zeros(shape[0]), np.zeros(shape[0]), np.full(shape[0], BURST)
+
+    def beyond(failed: Floats, asked: Floats) -> np.ndarray:
+        expected = policy.incident_error_rate * asked
+        return np.asarray(failed > expected + 3.0 * np.sqrt(expected) + 1.0)
+
+    for second in range(shape[1]):
+        asked, failed = requests[:, second], errors[:, second]
+        recent_requests, recent_errors = recent_requests * kept + asked, recent_errors * kept + failed
+        on = beyond(recent_errors, recent_requests)
+        allowance = allowance + policy.max_error_rate * asked
+        part = np.where(on | beyond(failed, asked), 0.0, np.minimum(1.0, allowance / np.maximum(failed, 1.0)))
+        share[:, second], incident[:, second] = np.where(failed > 0, part, 1.0), on
+        allowance = np.minimum(allowance - np.where(failed > 0, part, 0.0) * failed, BURST)
+    return share, incident
+
+
+def rolled_back(seen: Traffic, found: Course, policy: VerdictPolicy = POLICY) -> np.ndarray:
+    """Second of the rollback by run, an hour (or the scenario's length) when never."""
+    enough = np.cumsum(seen.heard_canary, axis=1) >= policy.minimum_errors
+    errors = np.where(enough, found.errors, 0.0)
+    latency = np.where(found.slow >= policy.minimum_slow, found.latency, 0.0)
+    harm = log_mean([errors, latency], [policy.shares["errors"], policy.shares["latency"]])
+    return first((harm >= -np.log(policy.alpha)) & (found.split < -np.log(policy.split_alpha)))
+
+
+def proved_safe(seen: Traffic, found: Course, policy: VerdictPolicy = POLICY) -> np.ndarray:
+    """Second of the advance by run."""
+    harm = log_mean([found.errors, found.latency], [policy.shares["errors"], policy.shares["latency"]])
+    asked = np.cumsum(seen.canary, axis=1) >= policy.minimum_requests
+    safe = (found.safety >= -np.log(policy.beta)) & asked & ~found.incident & (harm < np.log(policy.suspect))
+    return first(safe & (found.split < -np.log(policy.split_alpha)))
+
+
+def first(over: np.ndarray) -> np.ndarray:
+    """The first second that is over, counted from 1; the number of seconds when none is."""
+    return np.where(over.any(axis=1), over.argmax(axis=1) + 1, over.shape[1])
+
+
+def interval(count: int, of: int) -> str:
+    """A share with its 95 % interval (Clopper & Pearson)."""
+    low = beta.ppf(0.025, count, of - count + 1) if count else 0.0
+    high = beta.ppf(0.975, count + 1, of - count) if count < of else 1.0
+    return f"{count} of {of} = {count / of:.2%} (95 %: {low:.2%} to {high:.2%})"
+
+
+def harmless(canaries: int) -> None:
+    """A/A: how many are rolled back, by routing, and what other rules do."""
+    rng = np.random.default_rng(2026)
+    ends: dict[str, list[np.ndarray]] = {}
+    sticky: list[np.ndarray] = []
+    for begun in range(0, canaries, CHUNK):
+        seen = traffic(rng, min(CHUNK, canaries - begun), Scenario(varied=True))
+        found = course(seen)
+        sticky.append(seen.sticky)
+        ends.setdefault("ours", []).append(rolled_back(seen, found))
+        ends.setdefault("split voids", []).append(first(found.split >= -np.log(POLICY.split_alpha)))
+        ends.setdefault("ours, requests in place of units", []).append(naive(seen))
+        for name, rule in RULES.items():
+            ends.setdefault(name, []).append(rule(seen))
+    stuck = np.concatenate(sticky)
+    print(f"A/A, {canaries} canaries of an hour, looked at each second: rolled back")
+    for name, parts in ends.items():
+        over = np.concatenate(parts) < HOUR
+        by = f"by chance {over[~stuck].mean():.2%}, sticky {over[stuck].mean():.2%}"
+        print(f"  {name:<44}{interval(int(over.sum()), len(over))}; {by}")
+
+
+def naive(seen: Traffic) -> np.ndarray:
+    """What the test of errors would do if it counted every failure of a user."""
+    total = seen.canary_errors + seen.stable_errors
+    return first(log_mean(mixture(seen.canary_errors, total, seen.share, HARM_RATIOS)) >= -np.log(POLICY.alpha))
+
+
+def times(name: str, scenario: Scenario, runs: int, *, safe: bool = False, rules: bool = False) -> None:
+    """How soon a verdict comes: of harm, or of safety."""
+    rng = np.random.default_rng(7)
+    seconds, served, others = [], [], {rule: [] for rule in RULES}  # type: ignore[var-annotated]
+    for begun in range(0, runs, CHUNK):
+        seen = traffic(rng, min(CHUNK, runs - begun), scenario)
+        found = course(seen)
+        ends = (proved_safe if safe else rolled_back)(seen, found)
+        seconds.append(ends)
+        served.append(np.cumsum(seen.canary, axis=1)[np.arange(len(ends)), ends - 1])
+        for rule in others if rules else ():
+            others[rule].append(RULES[rule](seen))
+    _print(name, np.concatenate(seconds), scenario.seconds, np.concatenate(served))
+    for rule, parts in others.items():
+        if parts:
+            _print(f"    {rule}", np.concatenate(parts), scenario.seconds)
+
+
+def _print(name: str, seconds: np.ndarray, length: int, served: np.ndarray | None = None) -> None:
+    found = seconds < length
+    middle, late = np.median(seconds), np.percentile(seconds, 95)
+    words = f"median {middle:.0f} s" if middle < length else f"median beyond {length} s"
+    words += f", 95 % {late:.0f} s" if late < length else ""
+    answers = "" if served is None else f", bad release answered {np.median(served):.0f} requests in the median"
+    print(f"  {name:<60}{found.mean():>7.1%} found, {words}{answers}", flush=True)
+
+
+def labels(runs: int = 1000, most: int = 4000) -> None:
+    """Labels until 5 points less accuracy are found, by how much the two versions disagree else."""
+    rng = np.random.default_rng(3)
+    print("quality, paired shadow, tolerance 1 point, 1 %: labels until found")
+    for name, worse, better in (
+        ("1 point less (the tolerance)", 0.0175, 0.0075),
+        ("5 points less, 6 % of answers differ", 0.055, 0.005),
+        ("5 points less, 9 % differ", 0.07, 0.02),
+        ("5 points less, 15 % differ", 0.10, 0.05),
+        ("10 points less, 14 % differ", 0.12, 0.02),
+    ):
+        needed = bets(rng.choice([1.0, 0.0, -1.0], p=[worse, 1 - worse - better, better], size=(runs, most)), 0.01)
+        found = needed < most
+        print(f"  {name:<44}{found.mean():>7.1%} found, median {np.median(needed):.0f} labels")
+
+
+def bets(differences: Floats, tolerance: float) -> np.ndarray:
+    """Labels until `quality.Bet` reaches 100, by run."""
+    runs, most = differences.shape
+    total, squares, wealth = np.zeros(runs), np.zeros(runs), np.zeros(runs)
+    over = np.zeros((runs, most), dtype=bool)
+    for count in range(most):
+        excess = (total - count * tolerance) / (count + 1)
+        mean = excess + tolerance
+        variance = (0.32**2 + squares - 2 * mean * total + count * mean * mean) / (count + 1)
+        stake = np.clip(excess / (np.maximum(variance, 1e-12) + excess * excess), 0.0, 0.5 / (tolerance + 1.0))
+        wealth += np.log1p(stake * (differences[:, count] - tolerance))
+        total, squares = total + differences[:, count], squares + differences[:, count] ** 2
+        over[:, count] = wealth >= np.log(100.0)
+    return first(over)
+
+
+def main(canaries: int = 10_000) -> None:
+    """Print all of it."""
+    began, cpu = time.perf_counter(), time.process_time()
+    print("how soon, at 100 requests a second, 10 % of them on the canary, stable failing at 0.5 %")
+    times("5 % fail", Scenario(canary_rate=0.05, seconds=2400), 1000, rules=True)
+    times("20 % fail", Scenario(canary_rate=0.2, seconds=120), 400)
+    times("2 % fail", Scenario(canary_rate=0.02, seconds=600), 400)
+    times("latency x 1.2", Scenario(slower=1.2, seconds=1200), 400, rules=True)
+    times("latency x 2", Scenario(slower=2.0, seconds=120), 400)
+    times("healthy: proved safe", Scenario(seconds=1200), 600, safe=True)
+    times("healthy, ramp of 20 min: proved safe", Scenario(ramp_seconds=1200, seconds=1200), 600, safe=True)
+    times("fails at twice 0.5 %: proved safe (wrongly)", Scenario(canary_rate=0.01), 600, safe=True)
+    hidden = Scenario(canary_rate=0.01, incident_from=30, seconds=900)
+    times("the same, 30 % of both fail from 30 s on (wrongly)", hidden, 600, safe=True)
+    labels()
+    harmless(canaries)
+    print(f"{time.perf_counter() - began:.0f} s, {time.process_time() - cpu:.0f} s of processor time")
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:]))

@@ -68,6 +68,11 @@ class CheckpointStore:
                 path.replace(path.with_suffix(".corrupt"))
         return None
 
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of a step. CheckpointError where it does not verify or is not there."""
+        path = self._folder / f"step-{step:012d}.ckpt"
+        return Checkpoint(step, _loaded(path), path)
+
     def paths(self) -> list[Path]:
         """The files of complete checkpoints, oldest first."""
         if not self._folder.is_dir():

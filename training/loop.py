@@ -9,15 +9,17 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from observability.training import TrainingMonitor
 from training.checkpoint import Checkpoint, CheckpointStore
-from training.data import Rows, TabularNetwork, batches
+from training.data import Rows, batches
+from training.faults import Faults
 from training.guards import GuardState, judge, nonfinite, skip_if
+from training.replicas import Replicas
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +87,11 @@ class _Progress:
 
 
 class Trainer:
-    """Fits `network` to `rows` by fused AdamW on the log loss; with a store it goes on from the newest checkpoint."""
+    """Fits `network` to `rows` by fused AdamW on the log loss; with a store it goes on from the newest checkpoint.
+
+    With `replicas` over several ranks, each of them runs one of these on the same rows: they share out every batch, and
+    the first writes the checkpoints, from which any number of ranks can go on. `faults` strike on purpose.
+    """
 
     def __init__(
         self,
@@ -94,11 +100,16 @@ class Trainer:
         config: TrainConfig,
         monitor: TrainingMonitor,
         checkpoints: CheckpointStore | None = None,
+        replicas: Replicas | None = None,
+        faults: Faults | None = None,
+        attempt: int = 0,
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._network = network.to(config.device)
         self._rows, self._config, self._monitor, self._checkpoints = rows, config, monitor, checkpoints
+        self._replicas, self._faults, self._attempt = replicas or Replicas(), faults, attempt
+        self._logits = self._replicas.logits(self._network)
         self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -110,9 +121,12 @@ class Trainer:
     def run(self) -> TrainResult:
         """Trains to the end, or until the guard stops it. Seeds torch first, or takes its state from the checkpoint."""
         began = time.monotonic()
-        torch.manual_seed(self._config.seed)
-        newest = self._checkpoints.newest() if self._checkpoints is not None else None
+        torch.manual_seed(
+            self._config.seed * 1_000_003 + self._replicas.rank if self._replicas.rank else self._config.seed
+        )
+        newest = self._newest()
         progress = self._progress = _Progress() if newest is None else self._restored(newest)
+        self._monitor.resumed(progress.step)
         first = progress.step
         self._network.train()
         stopped = None
@@ -129,6 +143,14 @@ class Trainer:
             resumed_from=first,
         )
 
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, the same in all ranks."""
+        if self._checkpoints is None:
+            return None
+        newest = self._checkpoints.newest() if self._replicas.leads else None
+        step = self._replicas.agreed(-1 if newest is None else newest.step)
+        return newest if self._replicas.leads or step < 0 else self._checkpoints.at(step)
+
     def _epoch(self) -> str | None:
         """Goes on to the end of the epoch; gives the reason where the guard stops the run."""
         config, monitor, progress = self._config, self._monitor, self._progress
@@ -136,6 +158,8 @@ class Trainer:
         source = batches(self._rows, config.batch_size, config.seed, epoch, start)
         for _ in range(start, self._steps_an_epoch):
             monitor.start()
+            if self._faults is not None:
+                self._faults.strike(self._replicas.rank, self._attempt, progress.step)
             inputs, labels = next(source)
             monitor.mark("data_wait")
             rate = learning_rate(config, progress.step, self._num_steps)
@@ -151,17 +175,20 @@ class Trainer:
     def _step(self, inputs: Iterable[Tensor], labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
         """One step on one batch; gives loss and gradient norm, both still on the device."""
         device, monitor = self._config.device, self._monitor
-        on_device = [column.to(device, non_blocking=True) for column in inputs]
-        wanted = labels.to(device, non_blocking=True)
+        *mine, own_labels = self._replicas.share((*inputs, labels))
+        on_device = [column.to(device, non_blocking=True) for column in mine]
+        wanted = own_labels.to(device, non_blocking=True)
         monitor.mark("host_to_device")
-        logits = cast(TabularNetwork, self._network).logits(*on_device)
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+        losses = nn.functional.binary_cross_entropy_with_logits(self._logits(*on_device), wanted, reduction="sum")
+        # Averaged over ranks, this is the mean over the whole batch, even where its rows do not divide evenly.
+        loss = losses * (self._replicas.world_size / len(labels))
         monitor.mark("forward")
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         monitor.mark("backward")
         norm = nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
-        flag = nonfinite(loss.detach(), norm)
+        # The averaged gradients, and with them this flag, are the same in all ranks; a loss is not.
+        flag = nonfinite(loss.detach() if self._replicas.world_size == 1 else norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         skip_if(self._optimizer, flag)
@@ -186,7 +213,8 @@ class Trainer:
     def _read(self) -> str | None:
         """Fetches losses and flags of the steps since the last look, in one copy, and lets the guard judge them."""
         progress = self._progress
-        losses, flags = torch.stack([torch.stack(pair) for pair in progress.waiting]).double().cpu().unbind(1)
+        read = torch.stack([torch.stack(pair) for pair in progress.waiting]).double().cpu()
+        losses, flags = self._replicas.mean(read).unbind(1)
         progress.waiting.clear()
         progress.losses.append((progress.step, losses.mean().item()))
         decision = judge(progress.guard, [flag > 0 for flag in flags.tolist()], self._config.max_nonfinite)
@@ -197,6 +225,7 @@ class Trainer:
 
     def _save(self, store: CheckpointStore) -> None:
         progress = self._progress
+        self._monitor.entering("checkpoint")
         state = {
             "run": self._fingerprint(),
             "network": self._network.state_dict(),
@@ -205,9 +234,13 @@ class Trainer:
             "samples": progress.samples,
             "guard": (progress.guard.skipped, progress.guard.in_a_row),
             "losses": progress.losses,
-            "random": torch.get_rng_state(),
+            "random": self._replicas.random_states(),
             "device_random": torch.cuda.get_rng_state_all() if self._config.device.startswith("cuda") else [],
         }
+        if not self._replicas.leads:
+            self._monitor.ring.checkpointed(progress.step)
+            self._monitor.mark("checkpoint")
+            return
         try:
             store.save(progress.step, state)
         except OSError as error:
@@ -216,6 +249,7 @@ class Trainer:
             self._monitor.checkpointed("failed")
         else:
             self._monitor.checkpointed("ok")
+            self._monitor.ring.checkpointed(progress.step)
         self._monitor.mark("checkpoint")
 
     def _restored(self, checkpoint: Checkpoint) -> _Progress:
@@ -227,7 +261,7 @@ class Trainer:
             )
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
+        self._replicas.restore_random_state(state["random"], state["step"])
         if state["device_random"]:
             torch.cuda.set_rng_state_all(state["device_random"])
         losses = [(int(step), float(loss)) for step, loss in state["losses"]]

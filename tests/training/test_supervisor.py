@@ -27,12 +27,7 @@ from training.watch import HangLimits
 from training.zygote import ForkError, check_forkable, resolve
 
 pytestmark = pytest.mark.slow
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(HERE))
+ROOT = Path(__file__).parents[2]
 
 
 def supervisor(
@@ -40,7 +35,14 @@ def supervisor(
 ) -> Supervisor:
     arguments = {"steps": steps, "every": 10, "faults": (faults or Faults()).to_json()}
     return Supervisor(
-        "toy_run:fit", world_size=2, folder=folder, model="toy", arguments=arguments, limits=limits, echo=None, **more
+        "tests.training.toy_run:fit",
+        world_size=2,
+        folder=folder,
+        model="toy",
+        arguments=arguments,
+        limits=limits,
+        echo=None,
+        **more,
     )
 
 
@@ -141,10 +143,10 @@ def test_a_run_is_given_up_when_it_gets_nowhere(ended: list[tuple[str, str, int]
 def test_a_run_goes_on_after_its_supervisor_was_killed(tmp_path: Path) -> None:
     script = f"""
 import sys
-sys.path.insert(0, {str(HERE)!r})
+sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from training.supervisor import Supervisor
-Supervisor("toy_run:fit", world_size=2, folder=Path({str(tmp_path)!r}), model="toy", echo=None,
+Supervisor("tests.training.toy_run:fit", world_size=2, folder=Path({str(tmp_path)!r}), model="toy", echo=None,
            arguments={{"steps": 1_000_000, "every": 10}}).run()
 """
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -172,15 +174,15 @@ Supervisor("toy_run:fit", world_size=2, folder=Path({str(tmp_path)!r}), model="t
 
 def test_what_cannot_be_forked_or_called_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(WarmError, match="ForkError: threads run before the ranks are forked: early"):
-        supervisor(tmp_path, steps=1, prepare="toy_run:threaded").run()
+        supervisor(tmp_path, steps=1, prepare="tests.training.toy_run:threaded").run()
     assert not list(tmp_path.glob("attempt-*"))
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("toy_run", "write module:function"),
-        ("toy_run:absent", "cannot be imported: .* no attribute 'absent'"),
+        ("tests.training.toy_run", "write module:function"),
+        ("tests.training.toy_run:absent", "cannot be imported: .* no attribute 'absent'"),
         ("no_such_module:f", "cannot be imported: No module named 'no_such_module'"),
         ("math:pi", "is a float, which cannot be called"),
     ],

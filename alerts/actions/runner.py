@@ -69,7 +69,7 @@ _HISTORY_ROWS = 200
 _LOOK_SECONDS = 1.0
 # What nobody claims for so long was begun by a process that is gone.
 _UNCLAIMED_SECONDS = 2.0
-_LONGEST_WAIT_SECONDS = 15.0
+_LONGEST_WAIT_SECONDS = 3.0
 
 
 class UnknownAction(LookupError):

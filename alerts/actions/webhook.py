@@ -32,6 +32,7 @@ class HttpHook:
         timeout_seconds: float = 30.0,
         tries: int = 6,
         backoff_seconds: float = 0.5,
+        headers: Mapping[str, str] | None = None,
         body: Callable[[Call], Mapping[str, Any]] = Call.to_json,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -39,6 +40,7 @@ class HttpHook:
         self._secret = secret
         self._tries = tries
         self._backoff_seconds = backoff_seconds
+        self._headers = dict(headers or {})
         self._body = body
         self._clock = clock
         self._client = httpx.Client(timeout=timeout_seconds)
@@ -60,7 +62,7 @@ class HttpHook:
 
     def _post(self, url: str, body: bytes, call: Call) -> tuple[dict[str, Any], float | None]:
         """The answer, and None when it is good or the seconds to wait when it is worth another try."""
-        headers = {"Content-Type": "application/json", "Idempotency-Key": call.key}
+        headers = {**self._headers, "Content-Type": "application/json", "Idempotency-Key": call.key}
         if call.token:
             headers["X-Trimtab-Fence"] = str(call.token)
         if self._secret:

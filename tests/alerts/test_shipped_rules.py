@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ SECTIONS = (
 BUILT_IN = {"up", "ALERTS", "ALERTS_FOR_STATE"}
 
 
+@cache
 def rules() -> list[dict[str, Any]]:
     return [r for path in SHIPPED_RULES for g in yaml.safe_load(path.read_text())["groups"] for r in g["rules"]]
 
@@ -46,6 +48,7 @@ def metrics(expr: str) -> set[str]:
     return found
 
 
+@cache
 def known() -> set[str]:
     """The catalogue's series, and what rules record."""
     series = {metric.name for metric in names.CATALOGUE} | BUILT_IN | {r["record"] for r in rules() if "record" in r}

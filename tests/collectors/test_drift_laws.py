@@ -108,8 +108,8 @@ def test_no_distance_has_a_p_value_of_one() -> None:
 
 def test_many_distances_at_once_have_the_p_values_that_they_have_alone() -> None:
     random = np.random.default_rng(1)
-    n = (10 ** random.uniform(0, 6.3, 400)).astype(np.int64)
-    d = np.concatenate([np.minimum(random.uniform(0, 5, 396) / np.sqrt(n[:396]), 1.0), [0.0, 0.5, 1.0, 0.25]])
+    n = (10 ** random.uniform(0, 5.3, 100)).astype(np.int64)  # scipy takes a time in proportion to n
+    d = np.concatenate([np.minimum(random.uniform(0, 5, 96) / np.sqrt(n[:96]), 1.0), [0.0, 0.5, 1.0, 0.25]])
 
     together = kolmogorov_law.one_sample_sf_each(d, n)
 

@@ -8,6 +8,7 @@ import json
 import weakref
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -160,7 +161,7 @@ def test_a_program_that_the_reader_does_not_know_is_left_to_torch(monkeypatch: p
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_damaged_archive_is_refused_or_read_and_never_anything_else(data: st.DataObject) -> None:
-    content = bytearray(DAMAGED)
+    content = bytearray(doubled())
     for _ in range(data.draw(st.integers(0, 3))):
         place = data.draw(st.integers(0, len(content) - 1))
         content[place] = data.draw(st.integers(0, 255))
@@ -181,11 +182,13 @@ class Doubled(nn.Module):
         return value * self.weight
 
 
-DAMAGED = archived(Doubled(), (torch.randn(2),))
+@cache
+def doubled() -> bytes:
+    return archived(Doubled(), (torch.randn(2),))
 
 
 def test_compressed_and_overlapping_members_are_refused_before_they_are_read() -> None:
-    source, target = zipfile.ZipFile(io.BytesIO(DAMAGED)), io.BytesIO()
+    source, target = zipfile.ZipFile(io.BytesIO(doubled())), io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as bomb:
         for info in source.infolist():
             bomb.writestr(info.filename, source.read(info))
@@ -198,7 +201,7 @@ def test_compressed_and_overlapping_members_are_refused_before_they_are_read() -
 
 @pytest.mark.parametrize("size", [0, 3])
 def test_a_weight_that_is_shorter_than_its_shape_is_refused(size: int) -> None:
-    source, target = zipfile.ZipFile(io.BytesIO(DAMAGED)), io.BytesIO()
+    source, target = zipfile.ZipFile(io.BytesIO(doubled())), io.BytesIO()
     with zipfile.ZipFile(target, "w") as short:
         for info in source.infolist():
             data = source.read(info)
@@ -211,7 +214,7 @@ def test_a_weight_that_is_shorter_than_its_shape_is_refused(size: int) -> None:
 def test_names_in_the_graph_never_become_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """A value may be named anything: the function's own names are made here."""
     evil = "x): __import__('os').abort()  #"
-    source, target = zipfile.ZipFile(io.BytesIO(DAMAGED)), io.BytesIO()
+    source, target = zipfile.ZipFile(io.BytesIO(doubled())), io.BytesIO()
     with zipfile.ZipFile(target, "w") as renamed:
         for info in source.infolist():
             data = source.read(info)

@@ -12,7 +12,7 @@ from alerts.rule_tests import Options, run_file
 from alerts.rule_tests.comparison import labels_text
 from tests.alerts.rule_tests.promtool_files import Writer
 
-FILES = 50
+FILES = 25
 
 
 def fill(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> bool:

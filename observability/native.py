@@ -12,8 +12,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from functools import cache
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 _FOLDER = Path(__file__).parent
@@ -72,13 +76,39 @@ def brief_calls(name: str = "count") -> ctypes.PyDLL | None:
     return None if loaded is None else _declared(ctypes.PyDLL(loaded._name, handle=loaded._handle), name)
 
 
+@cache
+def extension(source: Path) -> ModuleType | None:
+    """The Python module `trimtab_NAME` that a C file NAME.c makes, or None where it cannot be had; for Linux only."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None or sys.platform != "linux":
+        return None
+    try:
+        path = _made(compiler, source, ("-O2", *FLAGS[1:3], _headers()), sys.version)
+        loader = ExtensionFileLoader(f"trimtab_{source.stem}", str(path))
+        module = module_from_spec(ModuleSpec(loader.name, loader, origin=str(path)))
+        loader.exec_module(module)
+        return module
+    except (OSError, subprocess.SubprocessError, ImportError) as error:
+        _log.info("doing without %s, which could not be compiled: %s", source, error)
+        return None
+
+
+def _headers() -> str:
+    return f"-I{sysconfig.get_paths()['include']}"
+
+
 def _compiled(compiler: str, name: str) -> Path:
-    """The shared library, from the user's cache where this machine has made it before."""
-    source = _FOLDER / f"{name}.c"
-    text = b"".join(file.read_bytes() for file in (source, *sorted(_FOLDER.glob(f"{name}*.h"))))
-    flags = (*FLAGS, f"-I{sysconfig.get_paths()['include']}") if name in _WITH_HEADERS else FLAGS
-    built_for = sys.version if name in _WITH_HEADERS else ""
-    key = hashlib.sha256(text + repr((compiler, flags, built_for)).encode() + _processor()).hexdigest()[:16]
+    """The shared library of a C file here."""
+    headers = name in _WITH_HEADERS
+    flags = (*FLAGS, _headers()) if headers else FLAGS
+    return _made(compiler, _FOLDER / f"{name}.c", flags, sys.version if headers else "")
+
+
+def _made(compiler: str, source: Path, flags: Sequence[str], built_for: str) -> Path:
+    """A compiled file, from the user's cache where this machine has made it before."""
+    name = source.stem
+    text = b"".join(file.read_bytes() for file in (source, *sorted(source.parent.glob(f"{name}*.h"))))
+    key = hashlib.sha256(text + repr((compiler, tuple(flags), built_for)).encode() + _processor()).hexdigest()[:16]
     folder = _folder()
     path = folder / f"{name}-{key}.so"
     if path.exists() and path.stat().st_uid == os.getuid():

@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from serving import v2
 from serving.protocol.outputs import Outputs
 from serving.protocol.signature import packer
-from serving.protocol.tensors import Array, FloatTensor
+from serving.protocol.tensors import WIRE_TYPES, Array, FloatTensor
 from serving.telemetry.accounts import Account, Served
 from serving.transport.exchange import Exchange
+from serving.transport.intake import Form, binary_form, json_form, native
 
 if TYPE_CHECKING:
     from serving.router import Choice
@@ -31,6 +33,12 @@ _MAX_ROWS = 256
 _TURN_SECONDS = 0.005
 # Seconds that requests are held for a lane whose queue is about to be empty, such as behind a traced request.
 _HOLD_SECONDS = 0.005
+# What the compiled way takes before it is asked for a batch, and the forms of requests that are looked for at once.
+_MAX_TAKEN = 4096
+_MAX_TAKEN_BYTES = 4 * 1024 * 1024
+_FIRST_FORMS = 16
+_NEXT_FORM = 1000
+_LETTERS = {"FP32": "f", "FP64": "d"}
 _Asked = tuple[int, "Mapping[str, bool] | None", bool]
 
 
@@ -49,6 +57,9 @@ class Express:
         head: Callable[[Version, Choice, int | None], bytes],
         clock: Callable[[], float],
         records: bool,
+        open: Callable[[], bool],
+        traced: Callable[[int], Sequence[int]],
+        body_limit: int,
     ) -> None:
         self.router = deployment.router
         self._deployment = deployment
@@ -60,6 +71,8 @@ class Express:
         self._head = head
         self._clock = clock
         self._records = records
+        self._open = open
+        self._traced = traced
         self._model = version.loaded.model
         # Of what is answered here; the lane's own model counts by itself.
         self._counter = getattr(version.lane.model, "counter", None)
@@ -68,12 +81,54 @@ class Express:
         self._one = [1, *column.shape]
         self._wanted = list(column.shape)
         self._pack = packer(column.datatype, column.size)
+        self._kind = WIRE_TYPES[column.datatype]
         # Requests that may wait for a turn: one over the queue's limit of rows is refused as by the queue.
         self.most = version.lane.policy.limit_rows
         self.waiting: list[Exchange] = []
         self._held_since: float | None = None
         # Those whose trace is kept go the general way, behind the others: in the lane's queue they would stop them.
         self.traced: list[Exchange] = []
+        # Requests that the compiled way took; None where there is none.
+        self.intake: Any = self._intake(body_limit)
+        self._forms: list[Form] = []
+        self._tried = self._since_form = 0
+
+    def _intake(self, body_limit: int) -> Any:
+        compiled, column, lane = native(), self._input, self._version.lane
+        if compiled is None or len(self._signature.outputs) != 1:
+            return None
+        row_bytes = column.size * self._kind.itemsize
+        rows = max(1, min(lane.policy.limit_rows, _MAX_TAKEN, _MAX_TAKEN_BYTES // row_bytes))
+        wake = partial(asyncio.get_running_loop().call_soon, self.run)
+        return compiled.Intake(
+            column.size, row_bytes, _LETTERS.get(column.datatype, ""), rows, min(rows, self.most),
+            min(body_limit, _MAX_TAKEN_BYTES), wake, self.spill,
+        )  # fmt: skip
+
+    @property
+    def requests(self) -> int:
+        """Requests that wait."""
+        return len(self.waiting) + (0 if self.intake is None else self.intake.count)
+
+    def close(self) -> None:
+        """The compiled way leads here no longer."""
+        if self.intake is not None:
+            self.spill()
+            self.intake.close()
+            self.intake = None
+
+    def spill(self) -> None:
+        """What the compiled way took waits here, instead."""
+        if self.intake is not None and self.intake.count:
+            self.waiting += self._given_back(0, self.intake.count)
+
+    def _given_back(self, first: int, last: int) -> Iterator[Exchange]:
+        for _, connection, data, received in self.intake.give(first, last):
+            exchange = None if connection is None else connection.given_back(data, received)
+            if exchange is None:
+                self._account.others["cancelled"] += 1
+            else:
+                yield exchange
 
     def good(self, deployment: Deployment) -> bool:
         """Whether the shortcut still leads where the policy does."""
@@ -86,6 +141,10 @@ class Express:
 
     def run(self) -> None:
         """Answers what waits; called once a turn of the loop."""
+        if self.intake is not None:
+            self.intake.slept()
+            if self.intake.count and not self._run_taken():
+                self.spill()
         waiting, self.waiting = self.waiting, []
         traced, self.traced = self.traced, []
         if waiting:
@@ -99,7 +158,7 @@ class Express:
 
     def refuse(self) -> None:
         """Raises Refused."""
-        self._version.lane.refuse_overflow(len(self.waiting))
+        self._version.lane.refuse_overflow(self.requests)
 
     def _leave(self, exchange: Exchange, trace: bool = False) -> None:
         """To the general way, unless its client has left."""
@@ -150,6 +209,7 @@ class Express:
                     self.waiting = waiting[place:] + self.waiting
                     asyncio.get_running_loop().call_soon(self.run)
                     return
+            self._learn(exchange, found[1])
             parts.append(found[0])
             asked.append(found[1])
             taken.append(exchange)
@@ -220,9 +280,103 @@ class Express:
             exchange.connection.respond(exchange, 200, heads[header_length], body)
         done = clock()
         self._note(taken, asked, column, outputs, (begun, started, ended, encoded, done))
+        self._ran(column, outputs, started, ended, worked)
+        if self.intake is not None:
+            for exchange in taken:
+                if exchange.head is not None:
+                    exchange.connection.arm(self.intake)  # type: ignore[attr-defined]
+
+    def _ran(self, column: Array, outputs: list[Array], started: float, ended: float, worked: float) -> None:
         if self._counter is not None:
             self._counter.add((column,), outputs)
-        self._version.lane.ran(rows, started, ended, worked if self._model.solo else None)
+        self._version.lane.ran(len(column), started, ended, worked if self._model.solo else None)
+
+    # --- the compiled way --------------------------------------------------------------------------------------------
+    def _run_taken(self) -> bool:
+        """Answers what the compiled way took; False when what is left of it must wait or go the general way."""
+        intake, lane = self.intake, self._version.lane
+        if not self._open() or not self.good(self._deployment):
+            return False
+        for place in self._traced(intake.count):
+            self.traced += self._given_back(place, place + 1)
+        begun = self._clock()
+        largest = min(lane.queue.max_rows, _MAX_ROWS)
+        sizes = (largest, largest // 2, largest // 4)
+        limit = next((limit for limit in sizes if limit and lane.free(min(intake.rows, limit), begun)), 0)
+        ends = begun + _TURN_SECONDS
+        while intake.count:
+            batch = intake.batch(limit)
+            if batch is None or not batch[0]:
+                return False
+            self._serve_taken(*batch)
+            if intake.count and self._clock() > ends:
+                asyncio.get_running_loop().call_soon(self.run)
+                return True
+        return True
+
+    def _serve_taken(self, count: int, rows: int, tags: Sequence[_Asked]) -> None:
+        clock, intake = self._clock, self.intake
+        column = np.empty((rows, *self._input.shape), self._kind)
+        intake.read(column)
+        started, worked = clock(), time.thread_time()
+        try:
+            outputs = self._model.run([column])
+            good = all(len(output) == rows and np.isfinite(output).all() for output in outputs)
+        except Exception:
+            good = False
+        ended, worked = clock(), time.thread_time() - worked
+        hows = self._hows(Outputs(outputs, rows), tags) if good else None
+        if hows is None:
+            for exchange in list(self._given_back(0, count)):
+                self._leave(exchange)
+            return
+        encoded = clock()
+        intake.answer(count, hows)
+        moments, arrived, counts = intake.end(count, started, ended, encoded, done := clock())
+        self._account.moments.frombytes(moments)
+        self._account.ok += count
+        if self._records:
+            asked = np.frombuffer(counts, np.int64)
+            self._account.served.append(
+                Served(self._signature, asked, column, outputs, np.frombuffer(arrived, np.float64), done)
+            )
+        self._ended(count, column.nbytes)
+        self._ran(column, outputs, started, ended, worked)
+
+    def _hows(self, batch: Outputs, tags: Sequence[_Asked]) -> tuple[Any, ...] | None:
+        """How each kind of request is answered: header, what stands before and after the values, they, bytes a row."""
+        hows: list[tuple[Any, ...]] = []
+        for rows, wanted, default in tags:
+            place, binary, before = self._version.responder.frame(batch, rows, wanted, default)
+            if place is None:
+                return None
+            head = self._head(self._version, self._choice, len(before) if binary else None)
+            line = b"HTTP/1.1 200 OK\r\n%bcontent-length: " % head
+            if binary:
+                content = batch.contents(place)
+                hows.append((line, before, b"", content, len(content) // batch.rows))
+            else:
+                hows.append((line, before, b"]}]}", batch.texts(place), 0))
+        return tuple(hows)
+
+    def _learn(self, exchange: Exchange, asked: _Asked) -> None:
+        """Lets the compiled way take requests like this one, which was read: some kinds at once, more seldom."""
+        head, body = exchange.head, exchange.body
+        self._since_form += 1
+        if self.intake is None or head is None or (self._tried >= _FIRST_FORMS and self._since_form < _NEXT_FORM):
+            return
+        if any(form.fits(head.text, body) for form in self._forms):
+            return
+        self._tried += 1
+        self._since_form = 0
+        rows, length = asked[0], head.memo.header_length
+        if length is not None:
+            form = binary_form(head.text, body, length, rows)
+        else:
+            form = json_form(head.text, body, rows * self._input.size, rows)
+        if form is not None and rows <= _MAX_ROWS and (form.binary or self._input.datatype in _LETTERS):
+            self._forms = [*self._forms[-7:], form]
+            self.intake.learn(form.before, form.behind, form.prefix, form.suffix, asked, rows, form.binary)
 
     def _note(
         self, taken: list[Exchange], asked: list[_Asked], column: Array, outputs: list[Array],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -111,6 +112,7 @@ class Front:
         self._sampled = tracing.sample_ratio
         self._trace_limit = trace_limit
         self._traces, self._traces_since = 0, 0.0
+        self._until_traced = self._next_traced() - 1
         self._records = recorder.records_all
         self._express: dict[str, Express | _Detour] = {}
         self._heads: dict[tuple[bytes, int | None, str, bytes], bytes] = {}
@@ -176,10 +178,11 @@ class Front:
             return False
         express = self._express.get(deployment.model)
         if express is None or not express.good(deployment):
+            self._forget(deployment.model)
             express = self._express[deployment.model] = self._shortcut(deployment)
         if isinstance(express, _Detour):
             return False
-        if len(express.waiting) >= express.most:
+        if express.requests >= express.most:
             express.refuse()
         if not (express.waiting or express.traced):
             asyncio.get_running_loop().call_soon(express.run)
@@ -202,9 +205,36 @@ class Front:
         account = self._accounts.get(id(choice)) or self._account(deployment.model, choice)
         return Express(
             deployment, choice, version, account, general=partial(self._take, deployment=deployment), ended=self._noted,
-            head=lambda version, choice, length: self._head(version.heads[choice.arm], length, "", self.extra_head),
-            clock=self._clock, records=self._records,
+            head=self._plain_head, clock=self._clock, records=self._records,
+            open=lambda: self.open and self.callers is None, traced=self._traced_of, body_limit=self._body_limit,
         )  # fmt: skip
+
+    def _plain_head(self, version: Version, choice: Choice, header_length: int | None) -> bytes:
+        key = (version.heads[choice.arm], header_length, "", self.extra_head)
+        return self._heads.get(key) or self._head(*key)
+
+    def _traced_of(self, requests: int) -> list[int]:
+        """Places, the last first, of those of so many requests whose trace is kept."""
+        found, place = [], self._until_traced
+        while place < requests:
+            if self._may_trace(self._clock()):
+                found.append(place)
+            place += self._next_traced()
+        self._until_traced = place - requests
+        return found[::-1]
+
+    def _next_traced(self) -> int:
+        """Requests until one's trace is kept, 1 at least: as if each were drawn by itself."""
+        share = self._sampled
+        if not 0.0 < share < 1.0:
+            return 1 if share >= 1.0 else 1 << 62
+        return 1 + int(min(math.log1p(-self._draw()) / math.log1p(-share), 2.0**60))
+
+    def _forget(self, model: str) -> None:
+        """Drops a shortcut; what it holds goes the general way."""
+        express = self._express.pop(model, None)
+        if isinstance(express, Express):
+            express.close()
 
     def _accept(self, exchange: Exchange, deployment: Deployment, named: str | None, trace: bool) -> None:
         if not self.open:
@@ -424,10 +454,11 @@ class Front:
         for model, express in list(self._express.items()):
             deployment = self._deployments.get(model)
             if deployment is None or not express.good(deployment):
-                del self._express[model]
+                self._forget(model)
         if len(self._accounts) > _MAX_ACCOUNTS:
             self._accounts.clear()
-            self._express.clear()
+            for model in list(self._express):
+                self._forget(model)
 
     def _log_failure(self, call: Call, error: ServingError) -> None:
         second, logged = self._failures_logged

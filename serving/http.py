@@ -35,6 +35,8 @@ class Server:
     def begin_close(self) -> None:
         """From now on every answer ends its connection."""
         self.closing = True
+        for connection in list(self.connections):
+            connection.disarm()
 
     def active(self) -> int:
         """Requests begun and not yet answered."""

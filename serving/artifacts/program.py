@@ -28,6 +28,12 @@ _MEMORY_FORMATS = {1: "contiguous_format", 2: "channels_last", 3: "channels_last
 _STRIDED = 7
 _PLAIN = ("as_int", "as_float", "as_bool", "as_string", "as_ints", "as_floats", "as_bools", "as_strings")
 _POSITIONAL, _KEYWORD = 1, 2
+# The same operators by torch's own bindings, by the name behind `torch.ops.aten.`: an overload's call boxes its
+# arguments, which costs a small model more than the work.
+_DIRECT = {
+    "linear.default": "_C._nn.linear", "addmm.default": "addmm", "matmul.default": "matmul", "relu.default": "relu",
+    "sigmoid.default": "sigmoid", "tanh.default": "tanh", "gelu.default": "_C._nn.gelu", "silu.default": "_C._nn.silu",
+}  # fmt: skip
 # It compares types that the program fixes, at the price of an operator for each conversion.
 _DROPPED = "torch.ops.aten._assert_tensor_metadata.default"
 
@@ -220,7 +226,8 @@ def _operator(target: str) -> Callable[..., Any]:
     if parts[:2] == ["torch", "ops"] and len(parts) == 5:
         found = getattr(getattr(getattr(torch.ops, parts[2]), parts[3], None), parts[4], None)
         if isinstance(found, torch._ops.OpOverload):
-            return found
+            direct = _DIRECT.get(".".join(parts[3:])) if parts[2] == "aten" else None
+            return found if direct is None else operator.attrgetter(direct)(torch)
     roots: dict[str, Any] = {"_operator": operator, "math": math, "torch": torch}
     if len(parts) == 2 and parts[0] in roots:
         plain: Callable[..., Any] = getattr(roots[parts[0]], parts[1])

@@ -30,10 +30,15 @@ class Outputs:
         """Rows of an output as JSON values in C order, without brackets."""
         if stop - start == self.rows:
             return values_text(self.arrays[place])
+        texts = self.texts(place)
+        return texts[start] if stop - start == 1 else b",".join(texts[start:stop])
+
+    def texts(self, place: int) -> list[bytes]:
+        """The same of each row."""
         texts = self._texts.get(place)
         if texts is None:
             texts = self._texts[place] = self._row_texts(place)
-        return texts[start] if stop - start == 1 else b",".join(texts[start:stop])
+        return texts
 
     def _row_texts(self, place: int) -> list[bytes]:
         values = np.ascontiguousarray(self.arrays[place])
@@ -43,11 +48,16 @@ class Outputs:
 
     def content(self, place: int, start: int, stop: int) -> bytes:
         """Rows of an output as the binary extension has them."""
+        content = self.contents(place)
+        width = len(content) // self.rows
+        return content[start * width : stop * width]
+
+    def contents(self, place: int) -> bytes:
+        """The same of all rows."""
         content = self._bytes.get(place)
         if content is None:
             content = self._bytes[place] = self.arrays[place].tobytes()
-        width = len(content) // self.rows
-        return content[start * width : stop * width]
+        return content
 
 
 class Rows(Sequence[Array]):

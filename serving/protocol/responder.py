@@ -16,6 +16,8 @@ from serving.protocol.tensors import WIRE_TYPES, Array
 from serving.v2 import InferRequest
 
 _Plan = Sequence[tuple[int, bool, bytes]]
+# Of an answer with one output: its place, whether it is binary, and all that stands before its values.
+Frame = tuple[int | None, bool, bytes]
 _MAX_PLANS = 1024
 
 
@@ -43,17 +45,21 @@ class Responder:
         self, batch: Outputs, start: int, stop: int, asked: Mapping[str, bool] | None, default: bool
     ) -> tuple[bytes, int | None]:
         """The body for rows `start` to `stop` of a batch, to a request without an id."""
-        # Requests of a batch share their `asked` by identity, where they share a header.
-        key = (stop - start, default, id(asked))
-        frame = batch.frames.get(key)
-        if frame is None:
-            frame = batch.frames[key] = self._frame(batch.arrays, stop - start, asked, default)
-        place, binary, before = frame
+        place, binary, before = self.frame(batch, stop - start, asked, default)
         if place is None:
             return self._written(batch, start, stop, asked, default, "")
         if binary:
             return before + batch.content(place, start, stop), len(before)
         return b"%b%b]}]}" % (before, batch.text(place, start, stop)), None
+
+    def frame(self, batch: Outputs, rows: int, asked: Mapping[str, bool] | None, default: bool) -> Frame:
+        """What stands before the values of a batch's answers of so many rows."""
+        # Requests of a batch share their `asked` by identity, where they share a header.
+        key = (rows, default, id(asked))
+        frame: Frame | None = batch.frames.get(key)
+        if frame is None:
+            frame = batch.frames[key] = self._frame(batch.arrays, rows, asked, default)
+        return frame
 
     def _written(
         self, batch: Outputs, start: int, stop: int, asked: Mapping[str, bool] | None, default: bool, id: str
@@ -72,10 +78,7 @@ class Responder:
         header = b"".join(pieces)
         return (b"".join((header, *tail)), len(header)) if tail else (header, None)
 
-    def _frame(
-        self, arrays: Sequence[Array], rows: int, asked: Mapping[str, bool] | None, binary: bool
-    ) -> tuple[int | None, bool, bytes]:
-        """Of an answer with one output: its place, whether it is binary, and all that stands before its values."""
+    def _frame(self, arrays: Sequence[Array], rows: int, asked: Mapping[str, bool] | None, binary: bool) -> Frame:
         plan = self._plan(arrays, rows, asked, binary)
         if len(plan) != 1:
             return None, False, b""

@@ -60,7 +60,7 @@ class EventForm:
     def events(self, group: ServedGroup, unix: float) -> pa.RecordBatch:
         """One event a row. `unix` is what has to be added to the clock of calls for unix time, seconds."""
         served = group.served
-        requests = np.array([count for batch in served for count in batch.rows], np.int64)
+        requests = np.concatenate([np.asarray(batch.rows, np.int64) for batch in served])
         done = np.repeat([batch.done for batch in served], [len(batch.rows) for batch in served])
         latency = done - np.concatenate([batch.arrived for batch in served])
         rows = len(requests)

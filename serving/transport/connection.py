@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httptools
 
 from serving.protocol.responder import error_body
 from serving.transport import framing
 from serving.transport.exchange import Exchange, KnownExchange, error_head, joined, route, run_app
+from serving.transport.intake import native
 from serving.transport.limits import Refusal
 
 if TYPE_CHECKING:
@@ -67,10 +68,17 @@ class Connection(asyncio.Protocol):
         self._lingering = False
         # When the transport was told to close.
         self._ended: float | None = None
+        # The compiled way past this class, where there is one: it takes requests while nothing else is on its way.
+        compiled = native()
+        self._slot: Any = None
+        if compiled is not None:
+            self._slot = compiled.Slot(self, self._received)
+            self.data_received = self._slot.feed  # type: ignore[method-assign]
 
     def active(self) -> int:
         """Requests of this connection begun and not yet answered."""
-        return len(self._exchanges) + (self._current is not None)
+        taken = self._slot is not None and self._slot.taken
+        return len(self._exchanges) + (self._current is not None) + taken
 
     @property
     def stuck(self) -> bool:
@@ -90,11 +98,42 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._server.connections.add(self)
+        if self._slot is not None:
+            self._slot.opened(self._transport.write)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._server.connections.discard(self)
+        if self._slot is not None:
+            self._slot.close()
+            # Else the two would keep each other alive until a garbage collection.
+            self.__dict__.pop("data_received", None)
         self._abandon()
+
+    # --- the compiled way --------------------------------------------------------------------------------------------
+    def arm(self, intake: Any) -> None:
+        """From now on requests like those that the intake knows go to it, if nothing is on its way here."""
+        busy = self._exchanges or self._closing or self._paused or self._server.closing or self._current is not None
+        if self._slot is not None and not busy:
+            self._slot.arm(intake)
+
+    def disarm(self) -> None:
+        """What was taken comes back, and nothing is taken any more."""
+        if self._slot is not None:
+            self._slot.release()
+            self._slot.disarm()
+
+    def given_back(self, data: bytes, received: float) -> Exchange | None:
+        """The request that was taken, as if it had not been; None when its header means nothing, which cannot be."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = self._heads.known(data[:end])
+        if head is None:
+            self.drop()
+            return None
+        exchange = KnownExchange(self, head, data[end:], received)
+        self._server.buffered += head.length
+        self._exchanges.append(exchange)
+        return exchange
 
     def _abandon(self) -> None:
         """Nobody will read the answers that are not written."""
@@ -124,6 +163,12 @@ class Connection(asyncio.Protocol):
         return False
 
     def data_received(self, data: bytes) -> None:
+        self._received(data)
+
+    def _received(self, data: bytes) -> None:
+        if self._slot is not None and self._slot.taken:
+            # The answers keep the order of the requests.
+            self._slot.release()
         if self._closing:
             return
         if self._current is not None:
@@ -387,12 +432,16 @@ class Connection(asyncio.Protocol):
 
     def _last_of_connection(self) -> None:
         self._closing = True
+        if self._slot is not None:
+            self._slot.disarm()
         if not self._exchanges:
             self.close()
 
     def close(self) -> None:
         """Closes after what was written has gone out."""
         self._closing = True
+        if self._slot is not None:
+            self._slot.disarm()
         if self._refused and not self._lingering and self._peer() is not None and self._transport.can_write_eof():
             # Closing on a client that still sends resets a TCP connection, and the client loses the answer.
             self._lingering = True
@@ -417,5 +466,9 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
         elif self._current is not None and now - self._since > limits.request_seconds:
             self._refuse(408, f"the request did not arrive within {limits.request_seconds:g} s")
-        elif self._current is None and not self._exchanges and now - self._since > limits.idle_seconds:
+        elif not self.active() and now - self._last() > limits.idle_seconds:
             self.close()
+
+    def _last(self) -> float:
+        """When the last answer was written."""
+        return self._since if self._slot is None else max(self._since, self._slot.since)

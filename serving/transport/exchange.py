@@ -30,14 +30,15 @@ class Line(Protocol):
 
 
 class Head:
-    """A request's header, read once for all requests with the same bytes. `memo` is the handler's own.
+    """A request's header, read once for all requests with the same bytes, `text`. `memo` is the handler's own.
 
     `headers` has lower-case names, repeated ones joined; it is shared, and only read.
     """
 
-    __slots__ = ("headers", "length", "memo", "method", "model", "pairs", "target", "version")
+    __slots__ = ("headers", "length", "memo", "method", "model", "pairs", "target", "text", "version")
 
-    def __init__(self, method: bytes, target: bytes, pairs: Pairs) -> None:
+    def __init__(self, method: bytes, target: bytes, pairs: Pairs, text: bytes = b"") -> None:
+        self.text = text
         self.method = method
         self.target = target
         self.pairs = pairs

@@ -48,6 +48,10 @@ class HeadCache:
                 self._heads.clear()
             self._heads[header] = head
 
+    def known(self, header: bytes) -> Head | None:
+        """The header of a request, like one that was met but for the digits of its content-length."""
+        return self.get(header) or _read(header)
+
 
 class _Reading:
     """What the parser says of one header."""
@@ -79,7 +83,7 @@ def _read(header: bytes) -> Head | None:
             return None
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
         return None
-    head = Head(parser.get_method(), reading.target, reading.pairs)
+    head = Head(parser.get_method(), reading.target, reading.pairs, header)
     headers = head.headers
     # Many clients say of a connection what HTTP/1.1 says anyway.
     lasting = parser.get_http_version() == "1.1" and headers.get(b"connection", b"keep-alive").lower() == b"keep-alive"

@@ -268,6 +268,7 @@ def test_a_traced_request_waits_for_those_that_came_before_it_and_no_longer() ->
         def __init__(self) -> None:
             self.waiting = [_arrived(1.0), _arrived(2.0), _arrived(4.0)]
             self.traced = [_arrived(3.0)]
+            self.intake = None
             self._general = lambda exchange, _trace: left.append(exchange.received)
 
         def _run(self, waiting: list[Any]) -> None:

@@ -57,7 +57,7 @@ def log_mean(parts: list[Floats], weights: Sequence[Floats | float] | None = Non
     total = np.zeros_like(highest)
     for place, part in enumerate(parts):
         total += (1.0 if weights is None else weights[place]) * np.exp(part - highest)
-    return highest + np.log(total / len(parts) if weights is None else total)
+    return np.asarray(highest + np.log(total / len(parts) if weights is None else total))
 
 
 def course(seen: Traffic, policy: VerdictPolicy = POLICY) -> Course:
@@ -159,7 +159,7 @@ def proved_safe(seen: Traffic, found: Course, policy: VerdictPolicy = POLICY) ->
 
 def first(over: np.ndarray) -> np.ndarray:
     """The first second that is over, counted from 1; the number of seconds when none is."""
-    return np.where(over.any(axis=1), over.argmax(axis=1) + 1, over.shape[1])
+    return np.asarray(np.where(over.any(axis=1), over.argmax(axis=1) + 1, over.shape[1]))
 
 
 def interval(count: int, of: int) -> str:

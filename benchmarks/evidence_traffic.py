@@ -60,9 +60,9 @@ class Traffic:
     sticky: NDArray[np.bool_]
 
 
-def tail(bound: Floats, slower: Floats | float) -> Floats:
-    """Share of the answers above the bounds."""
-    return ndtr(-(np.log(bound / MEDIAN_SECONDS) - np.log(slower)) / SPREAD)
+def tail(bound: float, slower: Floats | float) -> Floats:
+    """Share of the answers above the bound, by how much slower they are."""
+    return np.asarray(ndtr(-(np.log(bound / MEDIAN_SECONDS) - np.log(slower)) / SPREAD))
 
 
 def traffic(rng: np.random.Generator, runs: int, scenario: Scenario) -> Traffic:
@@ -85,7 +85,7 @@ def traffic(rng: np.random.Generator, runs: int, scenario: Scenario) -> Traffic:
         failing = np.where(seconds >= scenario.incident_from, 0.3 / STABLE_RATE, 1.0) * np.ones_like(level)
     late = np.where(failing > 1.0, 1.3, 1.0)
     free = _by_chance(rng, share, level, failing, late, scenario, sticky)
-    for run in np.flatnonzero(sticky):
+    for run in np.flatnonzero(sticky).tolist():
         _by_user(rng, run, free, share[run], level[run], failing[run], late[run])
     return replace(free, sticky=sticky)
 
@@ -111,7 +111,7 @@ def _by_chance(
         above = np.zeros(share.shape)
         requests = np.zeros(share.shape)
         for place in range(len(BOUNDS) - 1, -1, -1):
-            over = tail(np.float64(BOUNDS[place]), slower * late)
+            over = tail(BOUNDS[place], slower * late)
             requests += rng.poisson(asked * np.maximum(over - above, 0.0))
             slow[place], above = requests, over
         requests = requests + rng.poisson(asked * np.maximum(1.0 - above, 0.0))
@@ -167,7 +167,7 @@ def _by_user(
     times = np.full(USERS, np.inf)
     above = np.zeros((2, len(share)))
     for index in range(len(BOUNDS) - 1, -1, -1):
-        over = np.stack([tail(np.float64(BOUNDS[index]), late), tail(np.float64(BOUNDS[index]), 2.0 * late)])
+        over = np.stack([tail(BOUNDS[index], late), tail(BOUNDS[index], 2.0 * late)])
         here = np.maximum(over - above, 0.0)
         times = np.minimum(times, np.where(sluggish, first(level * here[1]), first(level * here[0])))
         count(times, into.slow_canary[index], into.slow_stable[index])

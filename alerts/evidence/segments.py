@@ -122,10 +122,12 @@ def log_mixture(rows: Sequence[tuple[float, float, float]], bets: Bets) -> float
     informative = [row for row in rows if row[2] and 0.0 < row[0] < 1.0]
     if not informative:
         return 0.0
-    canary = sum([row[1] for row in informative])
-    values = [canary * slope for slope in bets.slopes]
+    (propensity, canary, total), *others = informative
+    for row in others:
+        canary += row[1]
     # A dozen numbers are faster in lists than in arrays.
-    for propensity, _, total in informative:
+    values = [canary * s - total * n for s, n in zip(bets.slopes, bets.normalizers(propensity), strict=True)]
+    for propensity, _, total in others:
         values = [value - total * n for value, n in zip(values, bets.normalizers(propensity), strict=True)]
     return log_mean_exp(values)
 

@@ -49,7 +49,7 @@ def test_the_simulation_and_the_judge_agree_second_by_second(scenario: Scenario)
     back, safe = rolled_back(seen, found), proved_safe(seen, found)
 
     for run in range(2):
-        state, first = ReleaseState(started_at=0.0), {}
+        state, first = ReleaseState(started_at=0.0), dict[Outcome, int]()
         for second in range(scenario.seconds):
             state = state.after(look_at(seen, run, second), POLICY)
             evidence = state.evidence(POLICY)

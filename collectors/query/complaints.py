@@ -6,12 +6,15 @@ the rules of promql/parser/generated_parser.y and the checks of parse.go, up to 
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 from collectors.query.errors import ParseError
 from collectors.query.signatures import SIGNATURES, TYPES, Signature
 from collectors.query.tokens import AGGREGATORS, Token, located, quoted, tokens
 from collectors.store.regex import compile_go
+from observability.durations import duration_ms
 
 _LEVELS = {
     "or": 1, "and": 2, "unless": 2,
@@ -29,6 +32,11 @@ _REASONS = {
     "nothing to repeat": "missing argument to repetition operator",
     "bad escape (end of pattern)": "trailing backslash at end of expression",
 }
+# Words that stand for themselves alone: no metric has such a name.
+_NO_NAMES = ("bool", "on", "ignoring", "group_left", "group_right", "atan2")
+# As many milliseconds as a signed 64-bit number holds.
+_FARTHEST_SECONDS = 2**63 / 1000
+_LARGE = re.compile(r"[0-9][eE]\+?[0-9]{3}|[0-9]{3}y|[0-9]{5}w|[0-9]{6}d|[0-9]{7}h|[0-9]{9}m|[0-9]{10}s")
 _MATCHES_EMPTY = ("!=", "!~")
 
 
@@ -50,6 +58,23 @@ def selector_complaint(text: str) -> str:
     except ParseError as error:
         return str(error)
     return f"1:1: parse error: {quoted(text)} is no series selector"
+
+
+def _number(text: str) -> float:
+    return float(int(text, 16)) if text[:2].lower() == "0x" else float(text)
+
+
+def refuse_overflow(expr: str) -> None:
+    """Raises ParseError for numbers and durations that are too large: `promql-parser` takes them for infinite."""
+    if _LARGE.search(expr):
+        _Reader(expr).read()
+
+
+def argument_places(expr: str) -> list[list[int]]:
+    """Where the arguments of each call and aggregation begin; calls in the order in which they begin. ParseError."""
+    reader = _Reader(expr)
+    reader.read()
+    return [arguments for _, arguments in sorted(reader.calls)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +106,11 @@ class _Reader:
         self._end = 0
         # Errors of types are only looked for in what is well formed: the first of them is raised at the end.
         self._wrong: ParseError | None = None
+        self.calls: list[tuple[int, list[int]]] = []
 
     def read(self) -> None:
+        if self._ahead.kind == "end":
+            raise located(self._expr, 0, "no expression found in input")
         self._binary(0)
         if self._ahead.kind != "end":
             self._unexpected()
@@ -204,12 +232,12 @@ class _Reader:
                     self._next()
                 if self._ahead.kind not in ("duration", "number"):
                     self._unexpected("offset", "duration")
-                self._next()
+                self._length()
                 self._check_modified(piece, "offset")
                 piece = _Piece(piece.type, piece.start, self._end, piece.form)
             elif self._ahead.kind == "@":
                 self._next()
-                self._time()
+                self._time(piece)
                 self._check_modified(piece, "@")
                 piece = _Piece(piece.type, piece.start, self._end, piece.form)
             else:
@@ -220,23 +248,47 @@ class _Reader:
             text = "must be preceded by an instant vector selector or range vector selector or a subquery"
             raise located(self._expr, piece.start, f"{modifier} modifier {text}")
 
-    def _time(self) -> None:
+    def _time(self, piece: _Piece) -> None:
         if self._word() in ("start", "end"):
             self._next()
             self._expect("(")
             self._expect(")")
             return
+        negative = self._ahead.kind == "-"
         if self._ahead.kind in ("-", "+"):
             self._next()
         if self._ahead.kind not in ("number", "duration"):
             self._unexpected("@", "timestamp")
-        self._next()
+        token = self._next()
+        seconds = _number(token.text) if token.kind == "number" else 0.0
+        if not abs(seconds) < _FARTHEST_SECONDS:
+            text = f"{-seconds if negative else seconds:+f}" if math.isinf(seconds) else f"{seconds:f}"
+            text = text.replace("nan", "NaN").replace("inf", "Inf")
+            self._mistyped(piece.start, f"timestamp out of bounds for @ modifier: {text}")
+
+    def _length(self) -> float:
+        """Reads a duration, or a number of seconds: how long it is, in no unit."""
+        token = self._next()
+        if token.kind == "number":
+            return _number(token.text)
+        try:
+            return duration_ms(token.text)
+        except ValueError as error:
+            out_of_range = "out of range" in str(error)
+            reason = "duration out of range" if out_of_range else f"not a valid duration string: {quoted(token.text)}"
+            raise located(self._expr, token.start, reason) from error
+
+    def _duration(self) -> None:
+        """Reads a duration that must be above 0."""
+        start = self._ahead.start
+        if self._length() <= 0:
+            raise located(self._expr, start, "duration must be greater than 0")
 
     def _range(self, piece: _Piece) -> _Piece:
         bracket = self._next()
         if self._ahead.kind not in ("duration", "number"):
             self._unexpected("subquery selector", "duration")
-        self._next()
+        self._duration()
         if self._ahead.kind == "]":
             self._next()
             if piece.form != "selector":
@@ -246,7 +298,7 @@ class _Reader:
             self._unexpected("subquery or range", '":" or "]"')
         self._next()
         if self._ahead.kind in ("duration", "number"):
-            self._next()
+            self._duration()
             if self._ahead.kind != "]":
                 self._unexpected("subquery selector", '"]"')
         elif self._ahead.kind != "]":
@@ -261,7 +313,9 @@ class _Reader:
     def _primary(self) -> _Piece:
         token = self._ahead
         if token.kind in ("number", "duration"):
-            self._next()
+            if math.isinf(self._length()) and token.text[0].isdigit():
+                text = f"strconv.ParseFloat: parsing {quoted(token.text)}: value out of range"
+                raise located(self._expr, token.start, f"error parsing number: {text}")
             return _Piece("s", token.start, token.end)
         if token.kind == "string":
             self._next()
@@ -275,7 +329,9 @@ class _Reader:
             return self._selector(token, named=False)
         if token.kind not in ("word", "identifier", "metric identifier"):
             self._unexpected()
-        # Every word is a metric name, too.
+        if token.kind == "word" and token.text.lower() in _NO_NAMES:
+            self._unexpected()
+        # Every other word is a metric name, too.
         self._next()
         name = token.text.lower()
         if token.kind == "word" and name in AGGREGATORS and (self._ahead.kind == "(" or self._word() in _GROUPINGS):
@@ -369,6 +425,7 @@ class _Reader:
         elif self._ahead.kind != "(":
             self._unexpected("aggregation")
         arguments = self._arguments()
+        self.calls.append((token.start, [argument.start for argument in arguments]))
         if self._word() in _GROUPINGS:
             self._next()
             self._labels()
@@ -389,6 +446,7 @@ class _Reader:
         before, self._wrong = self._wrong, None
         arguments = self._arguments()
         inner, self._wrong = self._wrong, before
+        self.calls.append((token.start, [argument.start for argument in arguments]))
         signature = SIGNATURES.get(token.text)
         if signature is None:
             raise located(self._expr, token.start, f"unknown function with name {quoted(token.text)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +57,14 @@ PROMETHEUS_2 = Semantics(
 TOO_MANY_SAMPLES = "query processing would load too many samples into memory in query execution"
 
 
+@dataclass(slots=True)
+class Tally:
+    """What a query looked at: `samples` over all its steps, and the most that it held at once."""
+
+    samples: int = 0
+    peak: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When a query is stopped: at a time (`time.monotonic`), when cancelled, at so many samples held at once."""
@@ -63,6 +72,8 @@ class Limits:
     deadline: float
     max_samples: int = 50_000_000
     cancelled: threading.Event | None = None
+    tally: Tally | None = None
+    """Where what the query looks at is counted, if anybody wants to know."""
 
     def check(self) -> None:
         """Raises QueryError when the query has run out of time or nobody waits for it."""
@@ -75,6 +86,13 @@ class Limits:
         """Raises QueryError when a value would hold more samples than allowed."""
         if samples > self.max_samples:
             raise QueryError(TOO_MANY_SAMPLES)
+        if self.tally is not None:
+            self.tally.peak = max(self.tally.peak, samples)
+
+    def count(self, samples: Callable[[], int]) -> None:
+        """Counts samples that the query looks at."""
+        if self.tally is not None:
+            self.tally.samples += samples()
 
 
 class Shared:
@@ -155,5 +173,6 @@ def instant(node: Selector, context: Context) -> tuple[Frame, Frame]:
         values[rows] = found.T
         present[rows] = (inside[:, None] & ~is_stale(found)).T
         times[rows] = block.t[index] / 1000
+    context.limits.count(lambda: int(np.count_nonzero(present)))
     frame, stamps = Frame.of(labels, values, present), Frame.of(labels, times, present)
     return frame.without_empty(), stamps.without_empty()

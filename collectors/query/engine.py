@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from collectors.query.context import PROMETHEUS_3, Context, Limits, Semantics, Shared, Value
+from collectors.query.context import PROMETHEUS_3, Context, Limits, Semantics, Shared, Tally, Value
 from collectors.query.errors import QueryError
 from collectors.query.evaluate import evaluate, sample_windows
 from collectors.query.frame import Frame, Ints
@@ -123,15 +123,21 @@ class Engine:
         assert isinstance(result, Matrix)
         return result
 
-    def limits(self, timeout_seconds: float | None = None, cancelled: threading.Event | None = None) -> Limits:
+    def limits(
+        self,
+        timeout_seconds: float | None = None,
+        cancelled: threading.Event | None = None,
+        tally: Tally | None = None,
+    ) -> Limits:
         """The limits of a query that begins now; its own timeout cannot be longer than the engine's."""
         timeout = self._timeout_seconds if timeout_seconds is None else min(timeout_seconds, self._timeout_seconds)
-        return Limits(time.monotonic() + timeout, self._max_samples, cancelled)
+        return Limits(time.monotonic() + timeout, self._max_samples, cancelled, tally)
 
     # --- outcomes -----------------------------------------------------------------------------------------------------
     def instant_outcome(self, expr: str, at_ms: int, limits: Limits, lookback_ms: int | None = None) -> Outcome:
         """As `instant`; with another lookback than the engine's if one is given."""
-        shared = self._shared(at_ms) if lookback_ms is None else Shared()
+        # What is counted must be looked at.
+        shared = self._shared(at_ms) if lookback_ms is None and limits.tally is None else Shared()
         return self._at(expr, at_ms, limits, shared, lookback_ms)
 
     def instant_outcomes(self, exprs: Sequence[str], at_ms: int, limits: Limits) -> list[Outcome | QueryError]:

@@ -91,7 +91,9 @@ def sample_windows(node: Node, context: Context) -> list[tuple[Samples, Windows]
     else:
         raise QueryError("expected a range vector", "bad_data")
     left_open = context.semantics.left_open
-    return [(item, windows.windows(item, moments, node.range_ms, left_open)) for item in samples]
+    found = [(item, windows.windows(item, moments, node.range_ms, left_open)) for item in samples]
+    context.limits.count(lambda: sum(int(whole.counts.sum()) * whole.v.shape[1] for _, whole in found))
+    return found
 
 
 def _subquery(node: Subquery, moments: Ints, context: Context) -> list[Samples]:

@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from collectors.query.answers import answered
+from collectors.query.context import Limits, Tally
 from collectors.query.encode import outcome_json, sample_text, time_text
 from collectors.query.engine import Engine, Outcome
 from collectors.query.errors import ParseError, QueryError
@@ -42,7 +44,6 @@ from collectors.store import SampleReader
 MAX_POINTS = 11_000
 # A query that takes longer than this is watched: nobody may be waiting for it any more.
 _WATCHED_AFTER_SECONDS = 0.05
-_TRUNCATED = "results truncated due to limit"
 Found = TypeVar("Found")
 Call = Callable[[Parameters, Request], Awaitable[Answer | Body | None]]
 
@@ -123,10 +124,10 @@ class QueryApi:
         lookback_ms = parameters.lookback_ms()
         limit, expr = parameters.limit(), parameters.expression("query")
 
-        def work(limits: Any) -> bytes:
-            return _written(self._engine.instant_outcome(expr, at_ms, limits, lookback_ms), limit)
+        def outcome(limits: Limits) -> Outcome:
+            return self._engine.instant_outcome(expr, at_ms, limits, lookback_ms)
 
-        return await self._queried(work, parameters, request)
+        return await self._queried(answered(expr, outcome, limit), parameters, request)
 
     async def query_range(self, parameters: Parameters, request: Request) -> Body:
         """Every step of a range, at most MAX_POINTS of them."""
@@ -149,11 +150,10 @@ class QueryApi:
         lookback_ms = parameters.lookback_ms()
         limit, expr = parameters.limit(), parameters.expression("query")
 
-        def work(limits: Any) -> bytes:
-            outcome = self._engine.range_outcome(expr, start_ms, end_ms, step_ms, limits, lookback_ms)
-            return _written(outcome, limit)
+        def outcome(limits: Limits) -> Outcome:
+            return self._engine.range_outcome(expr, start_ms, end_ms, step_ms, limits, lookback_ms)
 
-        return await self._queried(work, parameters, request)
+        return await self._queried(answered(expr, outcome, limit), parameters, request)
 
     async def query_batch(self, parameters: Parameters, request: Request) -> Body:
         """Several expressions (`query`, each) at one instant: what they share is computed once.
@@ -163,7 +163,7 @@ class QueryApi:
         at_ms = parameters.time_ms("time", self._now_ms(), named=True)
         exprs = parameters.all("query")
 
-        def work(limits: Any) -> bytes:
+        def work(limits: Limits) -> bytes:
             outcomes = self._engine.instant_outcomes(exprs, at_ms, limits)
             return success_raw(b"[" + b",".join(map(_one_of_many, outcomes)) + b"]")
 
@@ -241,10 +241,11 @@ class QueryApi:
     async def _in_thread(self, work: Callable[[], Found]) -> Found:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def _queried(self, work: Callable[[Any], bytes], parameters: Parameters, request: Request) -> Body:
+    async def _queried(self, work: Callable[[Limits], bytes], parameters: Parameters, request: Request) -> Body:
         """The answer of a query, made and compressed in a thread; stopped when its time is up or its client gone."""
         cancelled = threading.Event()
-        limits = self._engine.limits(parameters.timeout_seconds(), cancelled)
+        tally = Tally() if parameters.text("stats", "") else None
+        limits = self._engine.limits(parameters.timeout_seconds(), cancelled, tally)
         gzip = accepts_gzip(request)
 
         began = threading.Event()
@@ -299,13 +300,6 @@ async def _greeted(request: Request) -> Response:
 def _named(error: QueryError) -> QueryError:
     """A text that is not PromQL is a bad parameter."""
     return QueryError(f'invalid parameter "query": {error}', error.kind) if isinstance(error, ParseError) else error
-
-
-def _written(outcome: Outcome, limit: int | None) -> bytes:
-    data = outcome_json(outcome if limit is None else outcome.first(limit))
-    if limit is None or len(outcome) <= limit:
-        return success_raw(data)
-    return b'{"status":"success","data":%b,"warnings":["%b"]}' % (data, _TRUNCATED.encode())
 
 
 def _one_of_many(outcome: Outcome | QueryError) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
+from email import message_from_bytes
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -17,6 +18,14 @@ from observability.durations import duration_ms
 
 # As far as a 64-bit time in nanoseconds goes; clients send such bounds to mean "all".
 _FARTHEST_SECONDS = 9.2e15
+# The first and the last moment of Prometheus, as its own client writes them.
+_ENDS_OF_TIME = {
+    "-292273086-05-16T16:47:06Z": round(-_FARTHEST_SECONDS * 1000),
+    "292277025-08-18T07:12:54.999999999Z": round(_FARTHEST_SECONDS * 1000),
+}
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d([.,]\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+# As many nanoseconds as a signed 64-bit number holds.
+_LONGEST_SECONDS = (2**63 - 1) / 1e9
 
 
 class Parameters:
@@ -32,8 +41,8 @@ class Parameters:
         """The request's query string and url-encoded body."""
         pairs = list(request.query_params.multi_items())
         if request.method == "POST":
-            body = (await request.body()).decode("utf-8", "replace")
-            pairs = parse_qsl(body, keep_blank_values=True) + pairs
+            kind, body = request.headers.get("content-type", ""), await request.body()
+            pairs = (_parts(kind, body) if kind.startswith("multipart/form-data") else _form(body)) + pairs
         return Parameters(pairs)
 
     def all(self, *names: str) -> list[str]:
@@ -123,6 +132,18 @@ class Parameters:
         return int(text)
 
 
+def _form(body: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
+
+
+def _parts(content_type: str, body: bytes) -> list[tuple[str, str]]:
+    """The fields of a body of several parts, as `curl -F` sends one."""
+    message = message_from_bytes(b"Content-Type: %b\r\n\r\n%b" % (content_type.encode(), body))
+    fields = [part for part in message.walk() if not part.is_multipart()]
+    named = [(part.get_param("name", header="content-disposition"), part.get_payload(decode=True)) for part in fields]
+    return [(str(name), value.decode("utf-8", "replace")) for name, value in named if name and isinstance(value, bytes)]
+
+
 def quoted(text: str) -> str:
     """The text in double quotes."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
@@ -131,31 +152,40 @@ def quoted(text: str) -> str:
 
 def parse_time_ms(text: str, name: str = '"time"') -> int:
     """Unix seconds or RFC 3339 in unix ms. Raises QueryError (`bad_data`)."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = _seconds(text)
     if math.isfinite(number):
         return round(max(-_FARTHEST_SECONDS, min(_FARTHEST_SECONDS, number)) * 1000)
+    if text in _ENDS_OF_TIME:
+        return _ENDS_OF_TIME[text]
     try:
+        if not _RFC3339.fullmatch(text):
+            raise ValueError(text)
         moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     except ValueError as error:
-        message = f'invalid parameter {name}: cannot parse "{text}" to a valid timestamp'
+        message = f"invalid parameter {name}: cannot parse {quoted(text)} to a valid timestamp"
         raise QueryError(message, "bad_data") from error
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+    return round(moment.timestamp() * 1000)
+
+
+def _seconds(text: str) -> float:
+    """The number that the text is, as Go reads one: without spaces. NaN when it is none."""
+    try:
+        return math.nan if text != text.strip() else float(text)
+    except ValueError:
+        return math.nan
 
 
 def _duration_ms(text: str, name: str) -> int:
-    try:
-        number = float(text)
-        if math.isfinite(number):
-            return round(number * 1000)
-    except ValueError:
-        pass  # not a plain number: the other form follows
+    number = _seconds(text)
+    if abs(number) > _LONGEST_SECONDS:
+        message = f'invalid parameter "{name}": cannot parse {quoted(text)} to a valid duration. It overflows int64'
+        raise QueryError(message, "bad_data")
+    if math.isfinite(number):
+        return round(number * 1000)
     try:
         return duration_ms(text)
     except ValueError as error:
-        message = f'invalid parameter "{name}": cannot parse "{text}" to a valid duration'
+        message = f'invalid parameter "{name}": cannot parse {quoted(text)} to a valid duration'
         raise QueryError(message, "bad_data") from error
 
 

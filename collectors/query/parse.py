@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import promql_parser as grammar
 
-from collectors.query.complaints import complaint, selector_complaint
+from collectors.query.complaints import complaint, refuse_overflow, selector_complaint
 from collectors.query.errors import ParseError
 from collectors.query.syntax import (
     Aggregate,
@@ -88,9 +88,11 @@ def parse_selector(text: str) -> tuple[Matcher, ...]:
 def grammar_tree(expr: str) -> Any:
     """The tree of `promql-parser`. Raises ParseError."""
     try:
-        return _tree(expr)
+        tree = _tree(expr)
     except ValueError as error:
         raise ParseError(complaint(expr, str(error))) from error
+    refuse_overflow(expr)
+    return tree
 
 
 def _tree(expr: str) -> Any:

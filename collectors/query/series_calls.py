@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from collectors.query.answers import TRUNCATED
 from collectors.query.errors import ParseError, QueryError
 from collectors.query.parameters import Parameters, bounds
 from collectors.query.parse import parse_selector
@@ -19,7 +20,6 @@ Call = Callable[[Parameters, Request], Awaitable[Answer]]
 InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 _ESCAPE = re.compile(r"_([0-9a-fA-F]{1,6})_|__")
-_TRUNCATED = "results truncated due to limit"
 
 
 class SeriesCalls:
@@ -120,4 +120,4 @@ def _unescaped(name: str) -> str:
 def _limited(items: list[Any], limit: int | None) -> Answer:
     if limit is None or len(items) <= limit:
         return Answer(items)
-    return Answer(items[:limit], (_TRUNCATED,))
+    return Answer(items[:limit], (TRUNCATED,))

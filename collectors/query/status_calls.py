@@ -138,6 +138,7 @@ class StatusCalls:
     # --- what is judged -----------------------------------------------------------------------------------------------
     async def rules(self, parameters: Parameters, request: Request) -> Answer:
         """The rule groups, those asked for."""
+        filtered_rules([], parameters)  # a wrong request is refused before anybody is asked
         groups = (await self._rules())["groups"] if self._rules else []
         return Answer({"groups": filtered_rules(groups, parameters)})
 

@@ -66,10 +66,13 @@ def quoted(text: str) -> str:
 
 def located(expr: str, position: int, message: str) -> ParseError:
     """The error with line and column of a position in the text."""
+    return ParseError(f"{place(expr, position)}: parse error: {message}")
+
+
+def place(expr: str, position: int) -> str:
+    """`line:column` of a position in the text, both from 1."""
     before = expr[:position]
-    line = before.count("\n") + 1
-    column = position - (before.rfind("\n") + 1) + 1
-    return ParseError(f"{line}:{column}: parse error: {message}")
+    return f"{before.count(chr(10)) + 1}:{position - (before.rfind(chr(10)) + 1) + 1}"
 
 
 def tokens(expr: str) -> Iterator[Token]:

@@ -220,3 +220,79 @@ def test_promtool_asks_and_understands(command: list[str], words: str, url: str)
 
     assert asked.returncode == 0, asked.stderr
     assert words in asked.stdout
+
+
+@pytest.mark.parametrize(
+    ("query", "name", "note"),
+    [
+        (
+            "sum(\n  rate(up[5m]))",
+            "infos",
+            'PromQL info: metric might not be a counter, name does not end in _total/_sum/_count/_bucket: "up" (2:8)',
+        ),
+        ("quantile(1.5, up)", "warnings", "PromQL warning: quantile value should be between 0 and 1, got 1.5 (1:10)"),
+    ],
+)
+def test_what_is_probably_not_meant_is_told_beside_the_answer(
+    http: httpx.Client, query: str, name: str, note: str
+) -> None:
+    told = http.get("/api/v1/query", params={"query": query}).json()
+
+    assert told[name] == [note]
+    assert len(told["data"]["result"]) == 1
+    of_nothing = http.get("/api/v1/query", params={"query": query.replace("up", "away")}).json()
+    assert name not in of_nothing
+    sound = http.get("/api/v1/query", params={"query": "quantile(0.5, rate(requests_total[5m]))"}).json()
+    assert sound.keys() == {"status", "data"}
+
+
+def test_what_a_query_costs_is_told_to_who_asks(http: httpx.Client) -> None:
+    def cost(path: str, **parameters: str) -> Any:
+        return http.get(f"/api/v1/{path}", params={"stats": "all", **parameters}).json()["data"]["stats"]
+
+    instant = cost("query", query="rate(requests_total[61s])")
+    ranged = cost("query_range", query="up", start=f"{NOW - 60}", end=f"{NOW}", step="15")
+
+    assert instant["samples"]["totalQueryableSamples"] == 2 * 4  # the last was 15 s ago
+    assert ranged["samples"]["totalQueryableSamples"] == 5
+    assert instant["samples"]["peakSamples"] > 0
+    assert instant["timings"].keys() == ranged["timings"].keys()
+    assert instant["timings"]["execTotalTime"] >= instant["timings"]["evalTotalTime"] > 0
+    assert "stats" not in data(http, "query", query="up")
+    limited = http.get("/api/v1/query", params={"query": "requests_total", "limit": "1", "stats": "1"}).json()
+    assert limited["warnings"] == ["results truncated due to limit"]
+    assert limited["data"]["stats"]["samples"]["totalQueryableSamples"] == 2
+
+
+def test_a_form_of_several_parts_is_a_form(http: httpx.Client) -> None:
+    fields = {"query": (None, "vector(7) # ü"), "time": (None, "1")}
+
+    answer = http.post("/api/v1/query", files=fields).json()
+
+    assert answer["data"]["result"] == [{"metric": {}, "value": [1, "7"]}]
+
+
+@pytest.mark.parametrize("text", ["2023-11-14", "2023-11-14T22:13:20", "2023-11-14 22:13:20Z", " 5"])
+def test_times_that_prometheus_refuses_are_refused(http: httpx.Client, text: str) -> None:
+    answer = http.get("/api/v1/query", params={"query": "1", "time": text})
+
+    assert (answer.status_code, answer.json()["errorType"]) == (400, "bad_data")
+    assert f'cannot parse "{text}" to a valid timestamp' in answer.json()["error"]
+
+
+def test_durations_that_are_no_numbers_or_too_large_are_refused(http: httpx.Client) -> None:
+    def refusal(**parameters: str) -> str:
+        answer = http.get("/api/v1/query", params={"query": "1", **parameters})
+        assert answer.status_code == 400
+        return str(answer.json()["error"])
+
+    assert refusal(timeout="NaN") == 'invalid parameter "timeout": cannot parse "NaN" to a valid duration'
+    assert refusal(timeout="1e20").endswith("It overflows int64")
+    assert "lookback delta" in refusal(lookback_delta="NaN")
+
+
+def test_what_another_takes_over_bears_the_external_labels(http: httpx.Client) -> None:
+    page = http.get("/federate", params={"match[]": "requests_total"}).text.splitlines()
+
+    assert page[0] == "# TYPE requests_total untyped"
+    assert page[1].startswith('requests_total{instance="h:8080",job="serve",model="a",region="eu"} ')

@@ -96,6 +96,16 @@ COMPLAINTS = [
     ("absent(x[5m])", '1:8: parse error: expected type instant vector in call to function "absent", got range vector'),
     ("round(x,)", "1:8: parse error: trailing commas not allowed in function call args"),
     ("1 2", '1:3: parse error: unexpected number "2"'),
+    ("rate(x[0s])", "1:8: parse error: duration must be greater than 0"),
+    ("x[5m:0s]", "1:6: parse error: duration must be greater than 0"),
+    ("x[30m1h]", '1:3: parse error: not a valid duration string: "30m1h"'),
+    ("x offset 300y", "1:10: parse error: duration out of range"),
+    ("x + 1e400", '1:5: parse error: error parsing number: strconv.ParseFloat: parsing "1e400": value out of range'),
+    ("x @ Inf", "1:1: parse error: timestamp out of bounds for @ modifier: +Inf"),
+    ("1 + x @ NaN", "1:5: parse error: timestamp out of bounds for @ modifier: NaN"),
+    ("x @ 1e20", "1:1: parse error: timestamp out of bounds for @ modifier: 100000000000000000000.000000"),
+    ("bool", "1:1: parse error: unexpected <bool>"),
+    ("x + group_left", "1:5: parse error: unexpected <group_left>"),
 ]
 
 
@@ -117,5 +127,5 @@ def test_lines_are_counted() -> None:
 
 @pytest.mark.parametrize("expr", ["", "  ", "# nothing"])
 def test_an_empty_expression_is_named(expr: str) -> None:
-    with pytest.raises(QueryError, match=r"parse error: (no expression found|unexpected end of input)"):
+    with pytest.raises(QueryError, match="parse error: no expression found"):
         parse(expr)

@@ -47,6 +47,8 @@ class RetrainJob:
     held_out: float = 0.2
     """Share of the groups, the latest, that only the gate sees."""
     gate: Gate = field(default_factory=Gate)
+    ranks: int = 1
+    """Processes that share out each batch, and are started anew when they die or hang."""
     warm_start: bool = True
     """Start from the champion's parameters and vocabularies instead of anew."""
 
@@ -80,6 +82,7 @@ def retrain(
             out=job.out,
             vocabularies=vocabularies if job.warm_start else None,
             weights=read_weights(champion.artifact) if job.warm_start else None,
+            ranks=job.ranks,
         )
         held_out = predicted(job.task, candidate, split.held_out)
         labels, probabilities = held_out.labels, held_out.probabilities

@@ -20,14 +20,16 @@ from torch import Tensor, nn
 from observability import Metrics, TrainingMonitor, push
 from training.artifact import write_artifact
 from training.checkpoint import CheckpointStore
-from training.data import DataError, TabularTask, encode_rows, fit, labelled, predict, split_recent
+from training.data import DataError, Rows, TabularTask, encode_rows, fit, labelled, predict, split_recent
 from training.evaluate import Gate, GateDecision, Scores, score
 from training.lineage import Lineage, code_revision
-from training.loop import TrainConfig, Trainer
+from training.loop import TrainConfig, Trainer, TrainResult
+from training.parallel import ParallelError, fit_in_ranks
 from training.reference import Beside, HeldOut, reference_body
 
 PUSH_JOB = "trimtab-train"
 PUSH_SECONDS = 1.0
+RANKS_CHECKPOINT_EVERY = 100
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +73,8 @@ class TrainJob:
     held_out: float = 0.2
     """Share of the groups, the latest, that only the gate sees."""
     gate: Gate = field(default_factory=Gate)
+    ranks: int = 1
+    """Processes that share out each batch, and are started anew when they die or hang."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +151,7 @@ def train(
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
         rows = labelled(job.task, job.table)
         split = split_recent(rows, job.task.group, job.held_out)
-        candidate = fit_candidate(job.task, split.train, job.config, monitor, out=job.out)
+        candidate = fit_candidate(job.task, split.train, job.config, monitor, out=job.out, ranks=job.ranks)
         held_out = predicted(job.task, candidate, split.held_out)
         labels, probabilities = held_out.labels, held_out.probabilities
         lineage = Lineage(
@@ -228,6 +232,7 @@ def fit_candidate(
     out: Path,
     vocabularies: Mapping[str, tuple[str, ...]] | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    ranks: int = 1,
 ) -> Candidate:
     """Trains a network on `rows`. With `weights` (and their vocabularies) it starts warm, if they fit.
 
@@ -242,11 +247,34 @@ def fit_candidate(
     if weights is not None and warm:
         start_from(network, weights)
     encoded = encode_rows(task, encoding.vocabularies, rows)
-    store = CheckpointStore(out / "checkpoints") if config.checkpoint_every else None
-    result = Trainer(network, encoded, config, monitor, store).run()
+    if ranks > 1:
+        result = _in_ranks(network, encoded, config, monitor, out, ranks)
+    else:
+        store = CheckpointStore(out / "checkpoints") if config.checkpoint_every else None
+        result = Trainer(network, encoded, config, monitor, store).run()
     if result.outcome == "stopped":
         raise TrainingStopped(result.reason)
     return Candidate(network.cpu().eval(), encoding.vocabularies, "warm" if warm else "new")
+
+
+def _in_ranks(
+    network: nn.Module, rows: Rows, config: TrainConfig, monitor: TrainingMonitor, out: Path, ranks: int
+) -> TrainResult:
+    saving = config if config.checkpoint_every else replace(config, checkpoint_every=RANKS_CHECKPOINT_EVERY)
+    try:
+        result, _ = fit_in_ranks(
+            network,
+            rows,
+            saving,
+            world_size=ranks,
+            folder=out / "ranks",
+            model=monitor.model,
+            run=monitor.run,
+            metrics=monitor.metrics,
+        )
+    except ParallelError as error:
+        raise TrainingStopped(str(error)) from error
+    return result
 
 
 def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

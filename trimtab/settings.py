@@ -328,6 +328,10 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     seed: int = 0
     device: str = "cpu"
     """Where torch trains: cpu, cuda or cuda:N."""
+    ranks: int = 1
+    """Processes that share out each batch; one that dies or hangs is started anew from the last checkpoint."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0: none with one rank, every 100 with several."""
 
 
 class Settings(_Section, frozen=True, kw_only=True):

@@ -29,12 +29,17 @@ from trimtab.settings import ModelSettings, Settings
 
 @click.command(epilog="Example: trimtab train flight-delay")
 @click.argument("model")
+@click.option(
+    "--ranks", type=click.IntRange(min=1), help="Processes that share out each batch (default: the settings')."
+)
+@click.option("--resume", metavar="RUN", help="Go on with a run that was cut off: the name of its folder.")
 @with_settings
 @with_json
-def train(model: str, settings: Settings, as_json: bool) -> None:
+def train(model: str, ranks: int | None, resume: str | None, settings: Settings, as_json: bool) -> None:
     """Train, evaluate and register a model named in the settings.
 
     The version is registered only if it beats the base rate of the held-out groups; exit status 2 if it does not.
+    With several ranks, one that is killed or hangs is started anew from the last checkpoint.
     """
     chosen = _model(settings, model)
     if not chosen.data:
@@ -45,9 +50,10 @@ def train(model: str, settings: Settings, as_json: bool) -> None:
             task=_load(chosen.task)(),
             table=_load(chosen.data)(settings.data),
             source=chosen.data,
-            out=_out(settings, model),
+            out=_out(settings, model) if resume is None else _begun(settings, model, resume),
             config=_config(chosen),
             held_out=chosen.holdout_ratio,
+            ranks=ranks or chosen.ranks,
         ),
         registry_of(settings),
         push_url=settings.intake_url,
@@ -86,6 +92,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
             held_out=chosen.holdout_ratio,
             gate=Gate(tolerance=chosen.tolerance),
             warm_start=chosen.warm_start,
+            ranks=chosen.ranks,
         ),
         registry,
         Champion(champion.version, registry.artifact(champion)),
@@ -108,6 +115,7 @@ def _config(chosen: ModelSettings) -> TrainConfig:
         learning_rate=chosen.learning_rate,
         seed=chosen.seed,
         device=chosen.device,
+        checkpoint_every=chosen.checkpoint_every,
     )
 
 
@@ -140,6 +148,15 @@ def _model(settings: Settings, model: str) -> ModelSettings:
 def _out(settings: Settings, model: str) -> Path:
     folder = settings.data / "runs" / model / uuid.uuid4().hex[:12]
     folder.mkdir(parents=True)
+    return folder
+
+
+def _begun(settings: Settings, model: str, run: str) -> Path:
+    runs = settings.data / "runs" / model
+    folder = runs / run
+    if Path(run).name != run or not folder.is_dir():
+        known = sorted((path for path in runs.glob("*") if path.is_dir()), key=lambda path: path.stat().st_mtime)
+        fail(f"no run {run!r} in {runs}; the latest are: {', '.join(path.name for path in known[-3:]) or 'none'}")
     return folder
 
 

@@ -26,7 +26,16 @@ from observability import names
 
 Call = Callable[[Request, bytes], Any]
 
-_VERSION = {"version": "trimtab", "revision": "", "branch": "", "buildUser": "", "buildDate": "", "goVersion": ""}
+# What its query parameters take for true; a word that is none of them is false, and no word is the default, true.
+_TRUE = ("", "true", "1", "yes", "ok", "y", "on", "selected", "checked", "t", "enabled")
+# Of the Alertmanager that this behaves like: amtool warns of any other than its own.
+_VERSION = {
+    "version": "0.25.0", "revision": "trimtab", "branch": "", "buildUser": "", "buildDate": "", "goVersion": "",
+}  # fmt: skip
+
+
+class WrongMediaType(ValueError):
+    """The body is not said to be JSON."""
 
 
 class AlertmanagerApi:
@@ -82,8 +91,7 @@ class AlertmanagerApi:
         """The alerts that fire and that the query asks for, by fingerprint."""
         matchers = [parse_matcher(text) for text in request.query_params.getlist("filter")]
         active, silenced, inhibited = (
-            request.query_params.get(name, "true").lower() not in ("false", "0", "f")
-            for name in ("active", "silenced", "inhibited")
+            request.query_params.get(name, "").lower() in _TRUE for name in ("active", "silenced", "inhibited")
         )
 
         def wanted(alert: KnownAlert) -> bool:
@@ -98,7 +106,7 @@ class AlertmanagerApi:
         return [alert for alert in self._alertmanager.alerts.firing(now) if wanted(alert)]
 
     def _put_alerts(self, request: Request, raw: bytes) -> Any:
-        body = _json(raw, "alerts")
+        body = _json(request, raw, "alerts")
         if not isinstance(body, list):
             raise Malformed("the body must be a list of alerts")
         now, metrics = self._alertmanager.clock(), self._alertmanager.metrics
@@ -130,14 +138,17 @@ class AlertmanagerApi:
         return [silence_json(silence, now) for silence in silences_in_order(found, now)]
 
     def _put_silence(self, request: Request, raw: bytes) -> Any:
-        silence = read_silence(_json(raw, "silence"))
+        silence = read_silence(_json(request, raw, "silence"))
         return {"silenceID": self._alertmanager.silences.set(silence, self._alertmanager.clock())}
 
     def _silence(self, request: Request, raw: bytes) -> Any:
         return silence_json(self._named(request), self._alertmanager.clock())
 
     def _expire_silence(self, request: Request, raw: bytes) -> Any:
-        self._alertmanager.silences.expire(self._named(request).id, self._alertmanager.clock())
+        try:
+            self._alertmanager.silences.expire(self._named(request).id, self._alertmanager.clock())
+        except UnknownSilence:
+            return JSONResponse("silence not found", 500)  # amtool's client knows no 404 here
         return Response(status_code=200)
 
     def _named(self, request: Request) -> Silence:
@@ -164,6 +175,8 @@ def _guarded(call: Call) -> Call:
             return call(request, raw)
         except Malformed as error:
             return JSONResponse({"code": 400, "message": str(error)}, 400)
+        except WrongMediaType as error:
+            return JSONResponse({"code": 415, "message": str(error)}, 415)
         except Invalid as error:
             return JSONResponse({"code": error.code, "message": str(error)}, 422)
         except UnknownSilence as error:
@@ -174,18 +187,21 @@ def _guarded(call: Call) -> Call:
     return answer
 
 
-def _json(raw: bytes, what: str) -> Any:
+def _json(request: Request, raw: bytes, what: str) -> Any:
+    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    if raw and kind != "application/json":
+        raise WrongMediaType(f'unsupported media type "{kind}", only [application/json] are allowed')
     if not raw:
         raise Invalid(f"{what} in body is required")
     try:
-        return json.loads(raw)
+        return json.loads(raw.decode("utf-8", "replace"))  # as Go reads it
     except ValueError as error:
         raise Malformed(f"the body is not JSON: {error}") from error
 
 
 def _receiver_filter(request: Request) -> Callable[[str], bool]:
     text = request.query_params.get("receiver")
-    if text is None:
+    if not text:
         return lambda name: True
     try:
         pattern: re.Pattern[str] = compile_go(text)

@@ -130,6 +130,7 @@ def test_the_same_alerts_give_the_same_webhooks_and_statuses(
     for params in (
         {"active": "false"}, {"inhibited": "false"}, {"silenced": "false"}, {"receiver": "two.*"},
         {"filter": 'alertname=~"S.*"'}, {"filter": 'team=""'}, {"filter": 'team!=""'}, {"receiver": "two"},
+        {"receiver": ""}, {"active": "maybe"}, {"silenced": "on", "inhibited": "no"},
     ):  # fmt: skip
         assert statuses(client, ours, **params) == statuses(client, theirs, **params), params
     assert client.get(f"{ours}/api/v2/receivers").json() == client.get(f"{theirs}/api/v2/receivers").json()
@@ -164,6 +165,7 @@ REQUESTS: list[tuple[str, str, Any]] = [
     ("GET", "silences?filter=a%3D%22x", None),
     ("GET", "silence/none", None),
     ("DELETE", "silence/none", None),
+    ("DELETE", f"silence/{UNKNOWN}", None),
 ]
 # Where the words are Go's own, the status is what counts.
 SAME_STATUS: list[tuple[str, str, Any]] = [
@@ -194,6 +196,10 @@ def test_requests_that_are_wrong_are_refused_in_the_same_words(
         assert right.status_code == left.status_code, (method, path, body, left.text, right.text)
         if (method, path, body) in REQUESTS:
             assert right.text.strip() == left.text.strip(), (method, path, body)
+    for path, kind in (("alerts", "text/plain"), ("silences", "application/x-www-form-urlencoded")):
+        headers = {"Content-Type": kind}
+        left, right = (client.post(f"{url}/api/v2/{path}", content=b"[]", headers=headers) for url in urls)
+        assert (right.status_code, right.json()) == (left.status_code, left.json()) == (415, right.json())
 
 
 def test_silences_live_the_same_life(

@@ -11,6 +11,7 @@ import json
 import keyword
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ _DIRECT = {
     "linear.default": "_C._nn.linear", "addmm.default": "addmm", "matmul.default": "matmul", "relu.default": "relu",
     "sigmoid.default": "sigmoid", "tanh.default": "tanh", "gelu.default": "_C._nn.gelu", "silu.default": "_C._nn.silu",
 }  # fmt: skip
+# Operators whose result is new memory, which a relu that is its only use may write to.
+_FRESH = ("torch.ops.aten.linear.default", "torch.ops.aten.addmm.default")
+_RELU = "torch.ops.aten.relu.default"
 # It compares types that the program fixes, at the price of an operator for each conversion.
 _DROPPED = "torch.ops.aten._assert_tensor_metadata.default"
 
@@ -58,6 +62,9 @@ class _Source:
     names: dict[str, str] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
     last_use: dict[str, int] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
+    fresh: set[str] = field(default_factory=set)
+    relus: dict[int, str] = field(default_factory=dict)
 
     def define(self, name: str) -> str:
         local = f"v{len(self.names)}"
@@ -72,6 +79,7 @@ class _Source:
         except KeyError:
             raise Unknown(f"the value {name!r} is not defined") from None
         self.last_use[local] = len(self.lines)
+        self.uses[local] += 1
         return local
 
     def constant(self, value: Any) -> str:
@@ -105,12 +113,14 @@ def build(program: Mapping[str, Any], constants: Mapping[str, torch.Tensor]) -> 
     for node in graph["nodes"]:
         if node["target"] != _DROPPED:
             source.lines.append(_call(source, node))
+            _note(source, node)
     results = []
     for spec in signature["output_specs"]:
         kind, body = next(iter(spec.items()))
         if kind != "user_output":
             raise Unknown(f"an output of kind {kind!r}")
         results.append(source.use(_tensor_name(body["arg"])))
+    _write_in_place(source)
     result = results[0] if _single(module) else f"({', '.join(results)},)"
     return Program(_compiled(source, held, arguments, result), weight_bytes(held.values()))
 
@@ -163,6 +173,26 @@ def _call(source: _Source, node: Mapping[str, Any]) -> str:
         return f"({', '.join(source.define(tensor['name']) for tensor in outputs[0][1])},) = {call}"
     names = [_defined(source, kind, value) for kind, value in outputs]
     return f"{names[0]} = {call}" if len(names) == 1 else f"({', '.join(names)},) = {call}"
+
+
+def _note(source: _Source, node: Mapping[str, Any]) -> None:
+    """Notes what a line is to `_write_in_place`."""
+    outputs = [output["as_tensor"]["name"] for output in node["outputs"] if "as_tensor" in output]
+    given = [argument["arg"]["as_tensor"]["name"] for argument in node["inputs"] if "as_tensor" in argument["arg"]]
+    if node["target"] in _FRESH and len(outputs) == 1:
+        source.fresh.add(source.names[outputs[0]])
+    elif node["target"] == _RELU and len(outputs) == len(given) == 1:
+        source.relus[len(source.lines) - 1] = source.names[given[0]]
+
+
+def _write_in_place(source: _Source) -> None:
+    """Lets a relu overwrite what nothing else needs: a batch's activations are as large as the caches."""
+    import torch
+
+    for at, local in source.relus.items():
+        if local in source.fresh and source.uses[local] == 1:
+            defined, _, call = source.lines[at].partition(" = ")
+            source.lines[at] = f"{defined} = {source.constant(torch.relu_)}({call.partition('(')[2]}"
 
 
 def _defined(source: _Source, kind: str, value: Any) -> str:

@@ -73,6 +73,20 @@ class Constants(nn.Module):
         return scored, torch.sort(wide, 1)[0], wide.to(torch.float64).clamp(min=0.5).to(torch.float32)
 
 
+class Kept(nn.Module):
+    """What a relu takes is needed again, as itself and by a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 4)
+
+    def forward(self, values: Tensor) -> tuple[Tensor, ...]:
+        first = self.first(values)
+        halves = first.unflatten(1, (2, 2))
+        second = self.second(first)
+        return torch.relu(first), halves.sum(2), torch.relu(second) - second, torch.relu(self.second(torch.relu(first)))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -88,6 +102,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ..
     "convolution": (Convolution, lambda rows: (torch.randn(rows, 3, 8, 8),)),
     "recurrent": (Recurrent, lambda rows: (torch.randn(rows, 5, 4),)),
     "constants": (Constants, lambda rows: (torch.randn(rows), torch.randint(0, 3, (rows,)))),
+    "kept": (Kept, lambda rows: (torch.randn(rows, 6),)),
     "tied": (Tied, lambda rows: (torch.randn(rows, 6),)),
 }
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 from observability.blocks import chunks
 from observability.cells import Counts, Kind, ProfileError, count_of, counts_of
 from observability.frequent import FrequentTexts
-from observability.strangers import Sample, merged, ordered
+from observability.strangers import Hashes, Sample, merged, ordered
 
 NUM_CATEGORIES = 256
+TAIL = 128
 UNSEEN, OTHER = "unseen", "other"
 # Rows of text that are looked up at a time.
 _ROWS = 131_072
@@ -27,7 +28,8 @@ class CategoricalColumn:
 
     The last two cells are `unseen` and `other`: values outside the list are unseen where the list is complete, and
     `other` where the reference itself had more categories than the list holds (`truncated`). `strangers` holds a
-    bounded sample of the values outside the list, those of the smallest hashes, with their exact counts.
+    bounded sample of the values outside the list, those of the smallest hashes, with their exact counts; `tail` counts
+    the `other` ones by a hash of 7 bits, so that one of them that becomes frequent shows in whatever company.
     """
 
     categories: tuple[str, ...]
@@ -35,6 +37,7 @@ class CategoricalColumn:
     counts: Counts
     missing: int = 0
     strangers: dict[str, int] = field(default_factory=dict)
+    tail: Counts = field(default_factory=lambda: np.zeros(TAIL, np.int64))
 
     @staticmethod
     def layout(values: pa.ChunkedArray | pa.Array, num_categories: int = NUM_CATEGORIES) -> CategoricalColumn:
@@ -50,6 +53,7 @@ class CategoricalColumn:
 
     def __post_init__(self) -> None:
         self.counts.setflags(write=False)
+        self.tail.setflags(write=False)
 
     @property
     def kind(self) -> Kind:
@@ -81,6 +85,7 @@ class CategoricalColumn:
         """This column with `values` added. Dictionaries are counted by their codes; numbers are their decimal texts."""
         elsewhere = len(self.categories) + (1 if self.truncated else 0)
         counts, sample, missing = np.zeros_like(self.counts), Sample(), 0
+        tail = np.zeros_like(self.tail)
         for texts, times, nulls in _texts(values):
             missing += nulls
             codes = _codes(texts, self.categories)
@@ -95,8 +100,10 @@ class CategoricalColumn:
                 strange = codes.null_count > 0
             counts += found
             if strange:
-                _add_strangers(sample, texts, times, codes)
-        found_here = CategoricalColumn(self.categories, self.truncated, counts, missing, sample.result())
+                hashes, strange_times = _add_strangers(sample, texts, times, codes)
+                if self.truncated:
+                    tail += tail_counts(hashes, strange_times)
+        found_here = CategoricalColumn(self.categories, self.truncated, counts, missing, sample.result(), tail)
         return self + found_here
 
     def without_values(self, rows: int) -> CategoricalColumn:
@@ -113,6 +120,7 @@ class CategoricalColumn:
             self.counts + other.counts,
             self.missing + other.missing,
             merged(self.strangers, other.strangers),
+            self.tail + other.tail,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -126,6 +134,7 @@ class CategoricalColumn:
             "counts": self.counts.tolist(),
             "missing": self.missing,
             "strangers": self.strangers,
+            **({"tail": self.tail.tolist()} if self.tail.any() else {}),
         }
 
     @staticmethod
@@ -138,8 +147,11 @@ class CategoricalColumn:
                 f"{len(categories)} categories need {len(categories) + 2} counts, there are {len(counts)}"
             )
         strangers = {str(text): count_of(count) for text, count in value.get("strangers", {}).items()}
+        tail = counts_of(value.get("tail", [0] * TAIL))
+        if len(tail) != TAIL:
+            raise ProfileError(f"the tail has {TAIL} counts, there are {len(tail)}")
         return CategoricalColumn(
-            categories, bool(value["truncated"]), counts, count_of(value["missing"]), ordered(strangers)
+            categories, bool(value["truncated"]), counts, count_of(value["missing"]), ordered(strangers), tail
         )
 
 
@@ -304,12 +316,23 @@ def _filled(codes: pa.Array, elsewhere: int) -> Counts:
     return np.asarray(filled.to_numpy())
 
 
-def _add_strangers(sample: Sample, texts: pa.Array, times: Counts | None, codes: pa.Array) -> None:
+def tail_counts(hashes: Hashes, times: Counts | None) -> Counts:
+    """How many rows have a hash with each of its last 7 bits; each text is there once, or as often as `times` says."""
+    cells = (hashes & np.uint64(TAIL - 1)).astype(np.int64)
+    counts = np.zeros(TAIL, np.int64)
+    np.add.at(counts, cells, 1 if times is None else times)
+    return counts
+
+
+def _add_strangers(
+    sample: Sample, texts: pa.Array, times: Counts | None, codes: pa.Array
+) -> tuple[Hashes, Counts | None]:
     strange = np.asarray(codes.is_null())
     if times is None and texts.null_count:
         strange = strange & np.asarray(texts.is_valid())
     places = np.flatnonzero(strange)
-    sample.add(texts.take(pa.array(places)), None if times is None else times[places])
+    chosen = None if times is None else times[places]
+    return sample.add(texts.take(pa.array(places)), chosen), chosen
 
 
 def _booleans(part: pa.Array) -> pa.Array:

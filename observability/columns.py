@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from observability.calendar_cells import DatetimeColumn
-from observability.categorical import NUM_CATEGORIES, OTHER, UNSEEN, BooleanColumn, CategoricalColumn
+from observability.categorical import NUM_CATEGORIES, OTHER, UNSEEN, BooleanColumn, CategoricalColumn, tail_counts
 from observability.cells import Kind, ProfileError
 from observability.embedding import EmbeddingColumn
 from observability.kinds import KINDS
 from observability.loglinear import LogLinearColumn
 from observability.numeric import NumericColumn
+from observability.strangers import hashes_of
 from observability.text_shape import Part, TextColumn, part_from_json
 
 __all__ = [
@@ -154,7 +155,9 @@ def _named(column: CategoricalColumn, reference: CategoricalColumn) -> Categoric
         counts[known.get(text, elsewhere)] += count
         if text not in known:
             strangers[text] = count
-    return CategoricalColumn(reference.categories, reference.truncated, counts, column.missing, strangers)
+    tail = tail_counts(hashes_of(strangers), np.array(list(strangers.values()), np.int64))
+    given = (reference.categories, reference.truncated, counts, column.missing, strangers)
+    return CategoricalColumn(*given, tail) if reference.truncated else CategoricalColumn(*given)
 
 
 def as_reference(column: Column) -> Column:

@@ -27,11 +27,11 @@ class Sample:
         self._counts: dict[str, int] = {}
         self._hashes: dict[str, int] = {}
 
-    def add(self, texts: pa.Array, counts: NDArray[np.int64] | None = None) -> None:
-        """Adds non-null texts, each as often as `counts` says, else once."""
-        if not len(texts):
-            return
+    def add(self, texts: pa.Array, counts: NDArray[np.int64] | None = None) -> Hashes:
+        """Adds non-null texts, each as often as `counts` says, else once; their hashes."""
         hashes = hashed(texts)
+        if not len(texts):
+            return hashes
         if len(self._counts) >= CAPACITY:
             limit = np.uint64(max(self._hashes.values()))
         else:
@@ -48,6 +48,7 @@ class Sample:
             nearest = sorted(self._hashes, key=lambda key: (self._hashes[key], key))[:CAPACITY]
             self._counts = {key: self._counts[key] for key in nearest}
             self._hashes = {key: self._hashes[key] for key in nearest}
+        return hashes
 
     def result(self) -> dict[str, int]:
         """The sample in the order of its hashes."""
@@ -62,6 +63,11 @@ def merged(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
     for text, count in right.items():
         total[text] = total.get(text, 0) + count
     return ordered(total)
+
+
+def hashes_of(sample: Mapping[str, int]) -> Hashes:
+    """The hashes of a sample's texts, also of shortened ones."""
+    return _key_hashes(list(sample))
 
 
 def ordered(sample: Mapping[str, int]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from collectors.drift.bins import Counts
+from collectors.drift.outside_list import with_newly_frequent
 from observability.columns import (
     CategoricalColumn,
     Column,
@@ -60,7 +61,9 @@ def cells_of(reference: Column, window: Column) -> tuple[Cells, ...]:
     if type(reference) is not type(window) or len(reference.counts) != len(window.counts):
         raise ProfileError(f"a {reference.kind} column of another layout cannot be compared with a {window.kind} one")
     rest = None
-    if isinstance(reference, CategoricalColumn):
+    if isinstance(reference, CategoricalColumn) and isinstance(window, CategoricalColumn):
+        if (found := with_newly_frequent(reference, window)) is not None:
+            return (Cells(*found, False, reference.missing, window.missing, len(found[0]) - 1),)
         rest = len(reference.counts) - (1 if reference.truncated else 2)
     return (Cells(reference.counts, window.counts, False, reference.missing, window.missing, rest),)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pyarrow as pa
 
 from collectors.drift.cells import Cells
@@ -39,7 +38,6 @@ from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
 from collectors.drift.verdict import Verdict
 from observability.columns import CategoricalColumn, Column, ProfileError, missing_rows
-from observability.frequent import CAPACITY
 from observability.profile import Profile
 
 ORDERED = ("numeric", "text", "embedding")
@@ -47,8 +45,6 @@ ORDERED = ("numeric", "text", "embedding")
 MANY_NEW = 0.5
 # Columns of so many rows, of which this share have a value of their own, are taken for identifiers.
 MANY_ROWS, MOSTLY_DISTINCT = 50, 0.9
-# A value outside the list stands alone with so many rows, and so many times the share of the least that is listed.
-LEAST_HEAVY, HEAVY = 20, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,8 +254,7 @@ def _of_cells(cells: Sides[Column]) -> ColumnPair:
     missing = Sides(missing_rows(before), missing_rows(now))
     infinite = Sides(infinite_rows(before), infinite_rows(now))
     rows = Sides(before.rows, now.rows)
-    notes, all_cells = _outside(cells), _with_strangers(cells)
-    return ColumnPair(before.kind, cells, missing, rows, infinite, {}, notes=notes, all_cells=all_cells, counted=count)
+    return ColumnPair(before.kind, cells, missing, rows, infinite, {}, notes=_outside(cells), counted=count)
 
 
 def _outside(cells: Sides[Column]) -> tuple[str, ...]:
@@ -274,31 +269,6 @@ def _outside(cells: Sides[Column]) -> tuple[str, ...]:
     few = listed <= max((1 - MOSTLY_DISTINCT) * rows, len(before.categories) / MOSTLY_DISTINCT)
     identifier = few and MOSTLY_DISTINCT * sum(sample) <= len(sample) and rows >= MANY_ROWS
     return _newcomers(0, now.count, identifier)
-
-
-def _with_strangers(cells: Sides[Column]) -> Cells | None:
-    """Cells in which values outside a truncated list stand alone that are far too many now not to have been listed."""
-    before, now = cells.reference, cells.current
-    if not isinstance(before, CategoricalColumn) or not isinstance(now, CategoricalColumn) or not before.truncated:
-        return None
-    if np.any(np.diff(before.counts[:-2]) > 0):
-        # The list is that of a larger table, of which this is a part: here others may be more frequent.
-        return None
-    listed = before.counts[:-2][before.counts[:-2] > 0]
-    # A value that is not listed occurred at most so often in the reference.
-    most = int(listed.min(initial=before.count)) if len(listed) else 0
-    most += -(-before.count // CAPACITY)
-    heavy = [
-        count
-        for count in now.strangers.values()
-        if count >= LEAST_HEAVY and count * before.count > HEAVY * most * now.count
-    ]
-    most = min(most, int(before.counts[-1]) // max(len(heavy), 1))
-    if not heavy:
-        return None
-    first = np.concatenate([before.counts[:-2], np.full(len(heavy), most), [before.counts[-1] - most * len(heavy)]])
-    second = np.concatenate([now.counts[:-2], heavy, [now.counts[-1] - sum(heavy)]])
-    return Cells(first, second, False, before.missing, now.missing, len(first) - 1)
 
 
 def _with(pair: ColumnPair, *, scores: Scores | None = None, verdict: Verdict | None = None) -> ColumnPair:

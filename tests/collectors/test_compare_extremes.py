@@ -14,6 +14,7 @@ from collectors.drift.compare import compare
 from collectors.drift.comparison import ColumnComparison
 from collectors.drift.contingency import NewRows, compare_tables
 from collectors.drift.histogram import bars
+from observability.profile import Profile
 
 MODES = ["exact", "profile"]
 
@@ -52,6 +53,18 @@ def test_identifiers_are_told_and_are_no_drift(mode: str, rows: int) -> None:
     assert not found.drifted
     assert found.score == 0
     assert "an identifier?" in found.reason
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("share", [0.0, 0.05])
+def test_one_of_many_categories_that_becomes_frequent_has_drifted(mode: str, share: float) -> None:
+    random, rows = np.random.default_rng(1), 20_000
+    before, now = (random.integers(0, 2_000, rows).astype(str) for _ in range(2))
+    last = sorted(Profile.of({"y": pa.array(before)}).columns["y"].categories)[-1]  # type: ignore[union-attr]
+    grown = next(text for text in map(str, range(2_000)) if text > last and text not in before[:100])
+    now[random.random(rows) < share] = grown
+
+    assert column(pa.array(before), pa.array(now), mode).drifted == (share > 0)
 
 
 @pytest.mark.parametrize("mode", MODES)

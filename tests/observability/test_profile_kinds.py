@@ -340,6 +340,23 @@ def test_strangers_are_the_same_whatever_the_order_and_the_parts(
         assert sum(column.strangers.values()) == len(texts)
 
 
+def test_the_tail_is_the_same_whatever_the_order_the_parts_and_the_type() -> None:
+    random = np.random.default_rng(0)
+    reference = Profile.of({"c": pa.array(random.integers(0, 2_000, 20_000).astype(str))})
+    numbers = random.integers(0, 4_000, 5_000)
+    texts = pa.array(numbers.astype(str))
+    empty = reference.empty()
+    whole = empty.updated({"c": texts}).columns["c"]
+    parts = [empty.updated({"c": part}) for part in (texts[3_000:].dictionary_encode(), numbers[:3_000])]
+    stored = Profile.from_json((parts[0] + parts[1]).to_json()).columns["c"]
+
+    assert isinstance(whole, CategoricalColumn)
+    assert stored == whole == (parts[1] + parts[0]).columns["c"]
+    assert whole.tail.sum() == whole.counts[-1] > 0
+    assert np.count_nonzero(whole.tail) > 100
+    assert not Profile.of({"c": ["a", "b"]}).empty().updated({"c": texts}).columns["c"].tail.any()  # type: ignore[union-attr]
+
+
 def test_long_strangers_are_kept_short_and_apart() -> None:
     long = ["x" * 500 + str(number) for number in range(3)]
     column = Profile.of({"c": ["a"]}).empty().updated({"c": long * 2}).columns["c"]

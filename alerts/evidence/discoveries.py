@@ -16,7 +16,7 @@ def log_weighted_mean(logs: Mapping[str, float], weights: Mapping[str, float]) -
     A mean of e-values is one however they depend on each other (Vovk & Wang 2021). A weight is the check's share of the
     risk; what is left to 1 is never bet, and a check without a weight does not count. ValueError for weights above 1.
     """
-    total, idle, highest, parts = 0.0, 1.0, 0.0, []
+    total, idle, highest, parts = 0.0, 1.0, -math.inf, []
     for check, weight in weights.items():
         total += weight
         value = logs.get(check)
@@ -28,10 +28,13 @@ def log_weighted_mean(logs: Mapping[str, float], weights: Mapping[str, float]) -
             total = math.inf
     if total > 1.0 + 1e-9:
         raise ValueError(f"the checks' shares of the risk are at least 0 and at most 1 together, got {dict(weights)}")
+    # A check that has not been looked at has an e-value of 1, and so has what is not bet.
+    if idle > 1e-9:
+        parts.append((idle, 0.0))
+        highest = max(highest, 0.0)
     if highest == math.inf:
         return highest
-    # A check that has not been looked at has an e-value of 1, and so has what is not bet.
-    mean = max(idle, 0.0) * math.exp(-highest)
+    mean = 0.0
     for weight, value in parts:
         mean += weight * math.exp(value - highest)
     return highest + math.log(mean)

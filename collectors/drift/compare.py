@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from collectors.drift.comparison import Comparison, Mode, Sides
 from collectors.drift.inputs import Data, opened
+from collectors.drift.methods import ALIASES
 from collectors.drift.parts import duration_ms, since_when
 from collectors.drift.plan import planned
 from collectors.drift.slices import compare_values, compare_windows
@@ -51,7 +52,7 @@ def compare(
     counts Parquet in Spark. InputError says what cannot be compared.
     """
     started = clock.perf_counter()
-    options = Options(method, threshold, alpha, thresholds)
+    options = Options(ALIASES.get(method, method), threshold, alpha, thresholds)
     width = _window(window, time)
     if engine not in ("numpy", "spark"):
         raise InputError(f"there is no engine {engine!r}: known are numpy and spark")

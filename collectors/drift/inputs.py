@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import psutil
 import pyarrow as pa
 
@@ -98,6 +99,11 @@ def _array(name: str, column: str, values: Any) -> pa.Array | pa.ChunkedArray:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         pass
+    plain = np.asarray(values)
+    if plain.ndim == 1 and plain.dtype.kind in "iuf":
+        # Sparse, of the other byte order, or longer than Arrow has them.
+        native = plain.astype(np.float64) if plain.dtype.itemsize > 8 else plain.astype(plain.dtype.newbyteorder("="))
+        return pa.array(native, from_pandas=True)
     try:
         return pa.array([None if _is_missing(value) else str(value) for value in values], pa.string())
     except (TypeError, ValueError) as error:

@@ -11,6 +11,7 @@ A method that is not defined for a column gives way to its counterpart, which th
 `cramer_von_mises` become `chi2` and `wasserstein` becomes `total_variation` (the Wasserstein distance when all
 categories are equally far apart); `z` with more than two categories becomes `chi2`, whose square root it is with two.
 For numbers `chi2`, `g` and `z` are taken over bins: ten of equal reference mass, for `z` the two halves.
+Evidently's and scipy's names for them are understood, too (`ALIASES`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,21 @@ DISTANCES = {
 }
 TESTS = ("ks", "cramer_von_mises", "chi2", "g", "z")
 METHODS = ("auto", "evidently", *DISTANCES, *TESTS)
+ALIASES = {
+    "js": "jensen_shannon",
+    "jensenshannon": "jensen_shannon",
+    "js_distance": "jensen_shannon",
+    "TVD": "total_variation",
+    "tvd": "total_variation",
+    "wasserstein_distance": "wasserstein",
+    "kolmogorov_smirnov": "ks",
+    "ks_2samp": "ks",
+    "cvm": "cramer_von_mises",
+    "chisquare": "chi2",
+    "chi_square": "chi2",
+    "chi2_contingency": "chi2",
+    "g_test": "g",
+}
 ALPHA = 0.05
 _UNORDERED = {"ks": "chi2", "cramer_von_mises": "chi2", "wasserstein": "total_variation"}
 

@@ -25,6 +25,7 @@ from collectors.drift.evidently_method import (
 from collectors.drift.evidently_text import evidently_text
 from collectors.drift.exact import (
     Counted,
+    Ordered,
     boolean_cells,
     categorical_cells,
     counted,
@@ -43,6 +44,7 @@ from observability.profile import Profile
 ORDERED = ("numeric", "text", "embedding")
 # From this share on of new values a verdict says so.
 MANY_NEW = 0.5
+EXACT_INTEGERS = 2**53
 # Columns of so many rows, of which this share have a value of their own, are taken for identifiers.
 MANY_ROWS, MOSTLY_DISTINCT = 50, 0.9
 
@@ -143,6 +145,8 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
     )
     values = Sides(sides.reference[0], sides.current[0])
     pair = Sides(ordered(values.reference), ordered(values.current))
+    if _rounded(values.reference, pair.reference) or _rounded(values.current, pair.current):
+        notes += ("integers beyond 2^53 are compared as floating-point numbers, which round them",)
     cells = numeric_cells(pair)
     rows = Sides(pair.reference.rows, pair.current.rows)
     missing = Sides(missing_rows(cells.reference), missing_rows(cells.current))
@@ -166,6 +170,13 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
         asked.method, scores, counts, ordered=True, rows=pair, threshold=asked.threshold, alpha=asked.alpha
     )
     return _with(found, scores=scores, verdict=verdict)
+
+
+def _rounded(values: pa.ChunkedArray, side: Ordered) -> bool:
+    """Whether there are integers that are too large for float64 to have each of them."""
+    known = side.values
+    large = len(known) > 0 and max(-float(known[0]), float(known[-1])) > EXACT_INTEGERS
+    return large and bool(pa.types.is_integer(values.type))
 
 
 def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -129,3 +130,32 @@ def test_files_may_differ_in_how_they_write_codes_and_times(tmp_path: Path, mode
     assert found.rows.current == 600
     assert {name: column.type for name, column in found.columns.items()} == {"k": "categorical", "t": "datetime"}
     assert not any(column.missing.current for column in found.columns.values())
+
+
+@pytest.mark.parametrize("written", [">f8", "<g", "sparse"])
+def test_numbers_that_arrow_has_no_word_for_are_numbers(written: str) -> None:
+    numbers = np.random.default_rng(0).normal(size=300)
+    values: Any = pd.arrays.SparseArray(numbers) if written == "sparse" else numbers.astype(written)
+
+    found = compare({"x": numbers}, pd.DataFrame({"x": values})).columns["x"]
+
+    assert found.type == "numeric"
+    assert found.ks == 0
+
+
+def test_integers_that_are_rounded_are_told() -> None:
+    large = np.arange(300, dtype=np.uint64) + np.uint64(2**63)
+
+    found = compare({"n": large}, {"n": large + np.uint64(300)}).columns["n"]
+
+    assert "beyond 2^53" in found.reason
+    assert "2^53" not in compare({"n": np.arange(300)}, {"n": np.arange(300)}).columns["n"].reason
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("jensenshannon", "jensen_shannon"), ("chisquare", "chi2"), ("TVD", None)]
+)
+def test_methods_have_the_names_of_other_tools_too(theirs: str, ours: str | None) -> None:
+    table = {"k": ["a", "b"] * 100}
+
+    assert compare(table, table, method=theirs).columns["k"].method == (ours or "total_variation")

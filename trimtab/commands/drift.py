@@ -51,7 +51,9 @@ Examples:
 @click.option("--time", metavar="COLUMN", help="The column of times that --window goes by.")
 @click.option("--engine", type=click.Choice(["numpy", "spark"]), default="numpy", show_default=True)
 @click.option("--mode", type=click.Choice(["profile", "exact"]), help="On counts, or on all rows; default: what fits.")
-@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True, help="What decides.")
+@click.option(
+    "--method", metavar="NAME", default="auto", show_default=True, help=f"What decides: {', '.join(METHODS)}."
+)
 @click.option("--threshold", type=float, help="The score from which it is drift; for auto the smallest effect.")
 @click.option("--alpha", type=float, help="The share of false discoveries (auto), or the level of a test.")
 @click.option("--save-profile", type=click.Path(dir_okay=False), metavar="FILE", help="Save REFERENCE's profile.")

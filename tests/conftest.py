@@ -1,8 +1,26 @@
-"""What all tests share: hypothesis without a time limit on an example, as the machines that run them may be busy."""
+"""What all tests share: no time limit on an example, as the machines that run them may be busy, and one TLS context."""
 
 from __future__ import annotations
 
+import ssl
+from functools import cache
+from typing import Any
+
+from httpx._transports import default as transports
 from hypothesis import settings
 
 settings.register_profile("trimtab", deadline=None)
 settings.load_profile("trimtab")
+
+# Every client of httpx reads all certificate authorities, which takes longer than most tests; hardly one needs them.
+_create = transports.create_ssl_context
+_shared = cache(lambda trust_env: _create(trust_env=trust_env))
+
+
+def _created(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ssl.SSLContext:
+    if verify is True and cert is None:
+        return _shared(trust_env)
+    return _create(verify=verify, cert=cert, trust_env=trust_env)
+
+
+transports.create_ssl_context = _created

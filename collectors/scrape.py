@@ -263,27 +263,29 @@ class Scraper:
             error = taken.error
         result = ScrapeResult(target, tick, time.monotonic() - started, taken.scraped, error, taken.kept, taken.added)
         try:
-            self._append(target.name, t_ms, (taken.samples if error is None else []) + _report(result))
+            self._append(target.name, t_ms, taken if error is None else Taken(), result)
             if error is None:
                 self._store_beside(target, t_ms, taken, lines)
         except LimitExceeded as refused:
             result = replace(result, error=str(refused))
-            self._append(target.name, t_ms, _report(result))
+            self._append(target.name, t_ms, Taken(), result)
         return result
 
-    def _append(self, name: str, t_ms: int, samples: Samples) -> None:
+    def _append(self, name: str, t_ms: int, taken: Taken, result: ScrapeResult) -> None:
         """Appends the vector of a scrape. Series that are the same objects as last time are not looked up again."""
-        labels = [item for item, _ in samples]
+        report = _report(result)
+        labels = [*taken.series, *(item for item, _ in report)]
         known = self._columns.get(name)
         if known is None or known[0] != labels:
             known = self._columns[name] = labels, self.store.columns(name, labels)
-        self.store.append_values(known[1], t_ms, np.array([value for _, value in samples], np.float64))
+        values = np.array([*taken.values, *(value for _, value in report)], np.float64)
+        self.store.append_values(known[1], t_ms, values)
 
     def _taken(self, target: Target, t_ms: int, body: bytes, content_type: str) -> tuple[Lines, Taken]:
         config = target.config
         fallback = PROTOCOLS.get(config.fallback_protocol, "text/plain").split(";")[0]
         cache = self._caches.setdefault(target.name, SeriesCache())
-        lines = read_lines(body, content_type, cache.known, fallback=fallback)
+        lines = read_lines(body, content_type, cache.known, fallback=fallback, layout=cache.layout)
         return lines, cache.take(lines, config, target.series_labels, t_ms)
 
     def _store_beside(self, target: Target, t_ms: int, taken: Taken, lines: Lines) -> None:

@@ -24,6 +24,21 @@ class LineExemplar:
     t_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A text page but for its numbers: `heads` are its lines up to them, `numbers` where in a line the number is.
+
+    Only a page whose samples all have a known series, and neither times nor exemplars, has one.
+    """
+
+    heads: list[bytes]
+    numbers: list[slice]
+    others: list[tuple[int, bytes]]
+    """The lines that are no samples, whole, with their places."""
+    keys: list[Hashable]
+    metadata: dict[str, MetricMetadata]
+
+
 @dataclass(slots=True)
 class Lines:
     """A page. `keys[i]` names the series of sample i as this page writes it; `new` has the labels of unknown keys.
@@ -42,6 +57,8 @@ class Lines:
     exemplars: list[LineExemplar] = field(default_factory=list)
     error: str | None = None
     """Why reading ended before the end of the page."""
+    layout: Layout | None = None
+    """For the next page: one that differs in its numbers alone is read much faster, and has the same list of keys."""
 
 
 def bound_text(value: float) -> str:

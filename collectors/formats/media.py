@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable
 
-from collectors.formats.lines import Lines
+from collectors.formats.lines import Layout, Lines
 from collectors.formats.protobuf import read_protobuf
 from collectors.formats.text import read_openmetrics, read_text
 
@@ -16,8 +16,16 @@ _READERS = {
 
 
 def read_lines(
-    body: bytes, content_type: str = "", known: Container[Hashable] = (), *, fallback: str = "text/plain"
+    body: bytes,
+    content_type: str = "",
+    known: Container[Hashable] = (),
+    *,
+    fallback: str = "text/plain",
+    layout: Layout | None = None,
 ) -> Lines:
-    """A page in the format of its content type; without one that is known, in that of `fallback`."""
+    """A page in the format of its content type; without one that is known, in that of `fallback`.
+
+    `layout` is that of the last page of the same source, whose series are all `known`.
+    """
     media = content_type.split(";")[0].strip().lower()
-    return _READERS.get(media, _READERS[fallback])(body, known)
+    return _READERS.get(media, _READERS[fallback])(body, known, layout)

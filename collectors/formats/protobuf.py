@@ -12,7 +12,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from collectors.formats.lines import LineExemplar, Lines, bound_text
+from collectors.formats.lines import Layout, LineExemplar, Lines, bound_text
 from collectors.formats.wire import BadMessage, varint
 from collectors.store.values import MetricMetadata
 
@@ -52,7 +52,7 @@ _TYPES = ("counter", "gauge", "summary", "unknown", "histogram", "gaugehistogram
 Row = tuple[str, dict[str, str], float, Any]
 
 
-def read_protobuf(body: bytes, known: Container[Hashable] = ()) -> Lines:
+def read_protobuf(body: bytes, known: Container[Hashable] = (), layout: Layout | None = None) -> Lines:
     """A page of delimited messages. What is wrong is in `error`, with the families before it read."""
     out = Lines()
     position = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Hashable
 from dataclasses import dataclass, field
 from math import isfinite, isinf, isnan
 
-from collectors.formats.lines import BadExposition, LineExemplar, Lines, normalized
+from collectors.formats.lines import BadExposition, Layout, LineExemplar, Lines, normalized
 from collectors.store.values import MetricMetadata
 
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
@@ -66,16 +66,21 @@ class _Family:
 _TakeApart = Callable[[bytes, Lines, _Family, Container[Hashable]], None]
 
 
-def read_text(body: bytes, known: Container[Hashable] = ()) -> Lines:
+def read_text(body: bytes, known: Container[Hashable] = (), layout: Layout | None = None) -> Lines:
     """A page in Prometheus' text format 0.0.4 or 1.0.0. What is wrong is in `error`, with what came before it read."""
     out, family = Lines(), _Family()
-    quick = not any(space in body for space in _UNUSUAL_SPACE)
-    _read_lines(body.split(b"\n"), out, family, known, _text_line, strict=not quick)
+    lines = body.split(b"\n")
+    quick = not any(space in body for space in (*_UNUSUAL_SPACE, b"\t"))
+    if quick and layout is not None and _read_numbers(lines, out, layout):
+        return out
+    _read_lines(lines, out, family, known, _text_line, strict=not quick)
     out.metadata = family.metadata("")
+    if quick:
+        out.layout = _layout(lines, out, known)
     return out
 
 
-def read_openmetrics(body: bytes, known: Container[Hashable] = ()) -> Lines:
+def read_openmetrics(body: bytes, known: Container[Hashable] = (), layout: Layout | None = None) -> Lines:
     """A page in OpenMetrics 0.0.1 or 1.0.0. What is wrong is in `error`, with what came before it read."""
     out, family = Lines(), _Family()
     text, marker, rest = body.partition(b"# EOF")
@@ -83,13 +88,56 @@ def read_openmetrics(body: bytes, known: Container[Hashable] = ()) -> Lines:
         more, marker, rest = rest.partition(b"# EOF")
         text += b"# EOF" + more
     quick = not any(space in body for space in (*_UNUSUAL_SPACE, b"\t"))
-    _read_lines(text.split(b"\n")[:-1], out, family, known, _openmetrics_line, strict=not quick)
+    lines = text.split(b"\n")[:-1]
+    whole = bool(marker) and rest in (b"", b"\n")
+    if quick and whole and layout is not None and _read_numbers(lines, out, layout):
+        return out
+    _read_lines(lines, out, family, known, _openmetrics_line, strict=not quick)
     out.metadata = family.metadata("_total")
+    if quick and whole:
+        out.layout = _layout(lines, out, known)
     if out.error is None and not marker:
         out.error = "data does not end with # EOF"
     elif out.error is None and rest not in (b"", b"\n"):
         out.error = "unexpected data after # EOF"
     return out
+
+
+def _layout(lines: list[bytes], out: Lines, known: Container[Hashable]) -> Layout | None:
+    """What a page that differs in its numbers alone will have in common with this one."""
+    if out.error is not None or out.new or out.times or out.exemplars:
+        return None
+    keys = [line.rpartition(b" ")[0] for line in lines]
+    sampled = [key in known for key in keys]
+    if sum(sampled) != len(out.keys):
+        return None
+    others = [(number, line) for number, line in enumerate(lines) if not sampled[number]]
+    heads = [key + b" " if there else line for key, there, line in zip(keys, sampled, lines, strict=True)]
+    return Layout(heads, [slice(len(head), None) for head in heads], others, out.keys, out.metadata)
+
+
+def _read_numbers(lines: list[bytes], out: Lines, layout: Layout) -> bool:
+    """Reads a page of this layout; whether it is one, all of whose numbers are plain ones."""
+    if len(lines) != len(layout.heads) or not all(map(bytes.startswith, lines, layout.heads)):
+        return False
+    if any(lines[number] != line for number, line in layout.others):
+        return False
+    numbers = [number for number in map(bytes.__getitem__, lines, layout.numbers) if number]
+    values = _plain(numbers)
+    if values is None or len(values) != len(layout.keys) or b" " in b"".join(numbers):
+        return False
+    out.keys, out.values, out.numbers = layout.keys, values, numbers
+    out.metadata, out.layout = layout.metadata, layout
+    return True
+
+
+def _plain(numbers: list[bytes]) -> list[float] | None:
+    """The numbers, if Python's `float` and Go read all of them alike."""
+    try:
+        values = list(map(float, numbers))
+    except ValueError:
+        return None
+    return values if isfinite(sum(values)) and b"_" not in b"".join(numbers) else None
 
 
 def _read_lines(
@@ -105,7 +153,7 @@ def _read_lines(
     keys, numbers, new = out.keys, out.numbers, out.new
     for line in lines:
         key, _, number = line.rpartition(b" ")
-        if (key in known or key in new) and number[-1:] != b"\t":
+        if (key in known or key in new) and b"\t" not in number:
             keys.append(key)
             numbers.append(number)
             continue
@@ -114,13 +162,8 @@ def _read_lines(
         except (BadExposition, UnicodeDecodeError) as error:
             out.error = f"{error} while parsing: {line[:200]!r}"
             break
-    try:
-        values = [] if strict else list(map(float, numbers))
-    except ValueError:
-        values = []
-    if len(values) < len(numbers) or b"_" in b"".join(numbers) or not isfinite(sum(values)):
-        values = _one_by_one(out)
-    out.values = values
+    values = None if strict else _plain(numbers)
+    out.values = _one_by_one(out) if values is None else values
 
 
 def _one_by_one(out: Lines) -> list[float]:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from sys import intern
+from typing import cast
 
-from collectors.formats import LineExemplar, Lines
+from collectors.formats import Layout, LineExemplar, Lines
 from collectors.scraping.config import Limits, ScrapeConfig
 from collectors.scraping.relabel import is_label_name, relabelled
 from collectors.store.values import STALE_NAN, Labels
@@ -20,9 +21,10 @@ MAX_AHEAD_MS = 600_000
 
 @dataclass(slots=True)
 class Taken:
-    """What a page gives the store. `samples` are at the scrape's time, `timed` at times that the page says, ms."""
+    """What a page gives the store: `series` and `values` at the scrape's time, `timed` at times that it says, ms."""
 
-    samples: Samples = field(default_factory=list)
+    series: list[Labels] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
     timed: dict[int, Samples] = field(default_factory=dict)
     exemplars: list[tuple[Labels, LineExemplar]] = field(default_factory=list)
     scraped: int = 0
@@ -47,6 +49,11 @@ class SeriesCache:
         # None: relabelling dropped it.
         self.known: dict[Hashable, Labels | None] = {}
         self._tracked: dict[Hashable, Labels] = {}
+        # Of the last page: pages of its layout have its list of keys, and so the same series.
+        self._keys: Sequence[Hashable] | None = None
+        self._found: list[Labels | None] = []
+        self._kept = 0
+        self.layout: Layout | None = None
 
     def take(self, lines: Lines, config: ScrapeConfig, target: Mapping[str, str], now_ms: int) -> Taken:
         """The samples of a page whose scrape has the time `now_ms`. `target` are the labels of the target's series.
@@ -56,15 +63,19 @@ class SeriesCache:
         fresh, refused = self._name(lines.new, config, target)
         known = {**self.known, **fresh} if fresh else self.known
         end = lines.keys.index(refused[0]) if refused else len(lines.keys)
-        found = [known[key] for key in lines.keys[:end]]
-        taken = Taken(scraped=end + bool(refused), kept=end - found.count(None))
+        again = lines.keys is self._keys
+        found = self._found if again else [known[key] for key in lines.keys[:end]]
+        kept = self._kept if again else end - found.count(None)
+        taken = Taken(scraped=end + bool(refused), kept=kept)
         limit = config.limits.samples
         taken.added = min(sum(1 for labels in fresh.values() if labels is not None), limit or len(fresh))
         over = limit and taken.kept > limit
         taken.error = refused[1] if refused else lines.error or ("sample limit exceeded" if over else None)
         if taken.error is None:
             self._sort(taken, lines, config, found, now_ms)
-            self._remember(lines.keys, known)
+            if not again:
+                self._remember(lines.keys, known)
+            self._keys, self._found, self._kept, self.layout = lines.keys, found, kept, lines.layout
         return taken
 
     def _name(
@@ -89,21 +100,24 @@ class SeriesCache:
         times = lines.times if config.honor_timestamps else {}
         tracked: dict[Hashable, Labels] = {}
         if not times and taken.kept == len(found):
-            taken.samples = list(zip(found, lines.values, strict=True))  # type: ignore[arg-type]
+            taken.series, taken.values = list(cast("Sequence[Labels]", found)), list(lines.values)
         else:
             for index, labels in enumerate(found):
                 if labels is None:
                     continue
                 t_ms = times.get(index)
                 if t_ms is None:
-                    taken.samples.append((labels, lines.values[index]))
+                    taken.series.append(labels)
+                    taken.values.append(lines.values[index])
                 elif t_ms > now_ms + MAX_AHEAD_MS:
                     taken.ahead += 1
                 else:
                     taken.timed.setdefault(t_ms, []).append((labels, lines.values[index]))
                     if config.track_timestamps_staleness:
                         tracked[lines.keys[index]] = labels
-        taken.samples += [(labels, STALE_NAN) for key, labels in self._tracked.items() if key not in tracked]
+        ended = [labels for key, labels in self._tracked.items() if key not in tracked]
+        taken.series += ended
+        taken.values += [STALE_NAN] * len(ended)
         self._tracked = tracked
         for exemplar in lines.exemplars:
             labels = found[exemplar.index] if exemplar.index < len(found) else None

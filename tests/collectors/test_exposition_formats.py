@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,3 +165,60 @@ def test_no_bytes_break_a_reader(page: bytes, kind: str) -> None:
 )  # fmt: skip
 def test_bounds_are_written_as_go_writes_them(value: float, text: str) -> None:
     assert bound_text(value) == text
+
+
+NUMBERS = st.sampled_from(
+    ["1", "2.5", "-3e7", "+Inf", "NaN", "1_0", "x", "", " 4", "4 ", "5 1000", "5\t1000", "1e999", '6 # {a="b"} 1']
+)
+HEADS = st.sampled_from(["a", 'b{x="1"}', 'b{x="a b"}', "# TYPE a counter", "# HELP a Some text.", "", 'c{x="\t"}'])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.tuples(HEADS, NUMBERS), max_size=5),
+    st.lists(st.lists(NUMBERS, min_size=5, max_size=5), min_size=1, max_size=4),
+    st.booleans(),
+    st.sampled_from(["text/plain", "application/openmetrics-text"]),
+)
+def test_a_page_like_the_last_one_is_read_as_any_other(
+    first: list[tuple[str, str]], more: list[list[str]], plain: bool, media: str
+) -> None:
+    def page(numbers: list[str]) -> bytes:
+        lines = [f"{head} {number}" for (head, _), number in zip(first, numbers, strict=False)]
+        return "\n".join([*lines, "# EOF" if "open" in media else ""]).encode()
+
+    known: dict[Hashable, int] = {}
+    layout = None
+    usual = ["7"] * 5
+    for numbers in [usual, usual, *([usual] if plain else []), *more, usual]:
+        quickly = read_lines(page(numbers), media, known, layout=layout)
+        wholly = read_lines(page(numbers), media, known)
+
+        assert (list(quickly.keys), quickly.new, quickly.times) == (list(wholly.keys), wholly.new, wholly.times)
+        assert np.array_equal(quickly.values, wholly.values, equal_nan=True)
+        assert (quickly.metadata, quickly.error) == (wholly.metadata, wholly.error)
+        if quickly.error is None:
+            known = dict.fromkeys(quickly.keys, 0)
+            layout = quickly.layout
+
+
+def test_a_page_whose_numbers_alone_differ_has_the_same_keys() -> None:
+    first = read_lines(b"# TYPE a counter\na 1\nb 2\n", "text/plain")
+    known = dict.fromkeys(first.keys)
+    second = read_lines(b"# TYPE a counter\na 2\nb 2\n", "text/plain", known)
+    third = read_lines(b"# TYPE a counter\na 3\nb 4\n", "text/plain", known, layout=second.layout)
+    other = read_lines(b"# TYPE a gauge\na 3\nb 4\n", "text/plain", known, layout=third.layout)
+
+    assert first.layout is None
+    assert third.keys is second.keys
+    assert third.values == [3, 4]
+    assert other.keys is not third.keys
+    assert other.metadata["a"].type == "gauge"
+
+
+def test_a_time_after_a_tab_is_read_on_every_page() -> None:
+    known = dict.fromkeys(read_lines(b"a 1\t123\n", "text/plain").keys)
+
+    again = read_lines(b"a 1\t124\n", "text/plain", known)
+
+    assert (again.error, again.values, again.times) == (None, [1], {0: 124})

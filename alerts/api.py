@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route as Path
 
 from alerts.actions import NotWaiting, UnknownAction
+from alerts.actions.explain import explain
 from alerts.config import AlertsConfig
 from alerts.notifications import AlertmanagerApi, ConfigurationError
 from alerts.received import read_webhook
@@ -216,7 +217,10 @@ class Api:
         return [action.to_json() for action in self._service.actions.actions(model=model, limit=_limit(request))]
 
     def _action(self, request: Request, body: Any) -> Any:
-        return self._service.actions.action(_id(request)).to_json()
+        action = self._service.actions.action(_id(request))
+        rows = self._service.actions.entries(action.key)
+        journal = [row.to_json() for row in rows]
+        return {**action.to_json(), "explanation": explain(action, rows), "journal": journal}
 
     def _request_action(self, request: Request, body: Any) -> Any:
         fields = {name: _text(body, name) for name in ("action", "model", "reason", "actor")}

@@ -42,6 +42,8 @@ class AlertsConfig:
     alertmanagers: tuple[str, ...] = ()
     """Base URLs of Alertmanagers that get the alerts of our own rules too."""
     policies: Mapping[str, ActionPolicy] = field(default_factory=_automatic)
+    policy_version: str = ""
+    """What the file of the policies calls itself; stands in the journal beside their digests."""
     hooks: Mapping[str, Hook] = field(default_factory=dict)
     verdict: VerdictPolicy = field(default_factory=VerdictPolicy)
     verdicts: Mapping[str, VerdictPolicy] = field(default_factory=dict)

@@ -106,6 +106,8 @@ class AlertsService:
             evidence_of=self._evidence_of,
             clock=clock,
             metrics=self.metrics,
+            policy_version=config.policy_version,
+            secret=config.secret,
         )
         self._rules_lock = threading.Lock()
         self._reload_asked = threading.Event()
@@ -120,7 +122,7 @@ class AlertsService:
 
     def start(self) -> None:
         """Take up what a crash left running, then judge each second until `close`."""
-        resumed = self.actions.resume()
+        resumed = self.actions.start()
         if resumed:
             log.info("took up %d actions that were running", len(resumed))
         self.notifications.start()

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import msgspec
 
 FILE = "trimtab.toml"
-ACTIONS = ("rollback", "promote", "retrain")
+ACTIONS = ("rollback", "promote", "advance", "pause", "retrain", "scale", "quarantine")
+WAYS = ("url", "command", "function", "kubernetes", "mlflow")
 
 
 class SettingsError(Exception):
@@ -108,17 +109,50 @@ class QuerySettings(_Section, frozen=True, kw_only=True):
 
 
 class ActionSettings(_Section, frozen=True, kw_only=True):
-    """`[alerts.actions.NAME]`: how rollback, promote or retrain is carried out, and how freely."""
+    """`[alerts.actions.NAME]`: how an action is carried out, and how freely; `"NAME:MODEL"` is one model's."""
 
     mode: Literal["advise", "approve", "auto"] = "auto"
     """advise: only say it; approve: wait for a person; auto: do it."""
     url: str = ""
-    """HTTP hook; empty means Trimtab's own serving for rollback and promote."""
+    """HTTP hook; empty means Trimtab's own serving for rollback, promote and advance."""
     command: list[str] = []
     """Command to run instead of a hook; `{model}`, `{release}`, `{reason}` and `{key}` are filled in."""
+    function: str = ""
+    """Python callable to call instead, as `module:function`; it gets an `alerts.actions.Call`."""
+    kubernetes: str = ""
+    """Object to change: `deployments/NAMESPACE/NAME`, `rollouts/…`, `inferenceservices/…`; `{model}` is filled in."""
+    mlflow: str = ""
+    """Alias in MLflow's registry to move, such as `champion`."""
     cooldown_seconds: float = 300.0
     budget_per_hour: int = 6
+    hold_seconds: float = 3600.0
+    """How long a person's decision stands before the machine may decide otherwise."""
+    breaker_failures: int = 3
+    """So many failures in a row stop the machine from trying; 0 is never."""
+    breaker_seconds: float = 1800.0
+    dry_run: bool = False
+    """Decide, look at the target and write down what would be done; do nothing."""
     timeout_seconds: float = 600.0
+
+
+class KubernetesSettings(_Section, frozen=True, kw_only=True):
+    """`[alerts.kubernetes]`: the API server of actions on Kubernetes; in a pod nothing needs to be set."""
+
+    url: str = "https://kubernetes.default.svc"
+    token: str = ""
+    """Bearer token; empty reads `token_file` at every request."""
+    token_file: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    ca_file: str = ""
+    """Certificates of the API server; empty is the pod's own, else the system's."""
+    ready_seconds: float = 300.0
+    """How long the pods of a target may take to be ready before the action counts as failed."""
+
+
+class MlflowSettings(_Section, frozen=True, kw_only=True):
+    """`[alerts.mlflow]`: the tracking server whose registry actions change."""
+
+    url: str = "http://127.0.0.1:5000"
+    token: str = ""
 
 
 class AlertsSettings(_Section, frozen=True, kw_only=True):
@@ -142,7 +176,11 @@ class AlertsSettings(_Section, frozen=True, kw_only=True):
     """An `alertmanager.yml` that says who is told what and when, in place of `notify` and `webhooks`."""
     alertmanagers: list[str] = []
     """Base URLs of Alertmanagers that get the alerts of our rules too, such as `http://am:9093`."""
+    action_policy: str = ""
+    """A YAML file of policies of actions, over those below; `trimtab actions replay` tries such a file on the past."""
     actions: dict[str, ActionSettings] = {}
+    kubernetes: KubernetesSettings = KubernetesSettings()
+    mlflow: MlflowSettings = MlflowSettings()
 
 
 class CallerSettings(_Section, frozen=True, kw_only=True):
@@ -457,8 +495,13 @@ def _scalar(section: str, field: str, value: str, kind: type) -> Any:
 
 def _check(settings: Settings) -> None:
     for name in settings.alerts.actions:
-        if name not in ACTIONS:
-            raise SettingsError(f"alerts.actions.{name}: no such action; there are {', '.join(ACTIONS)}")
+        kind, colon, of_model = name.partition(":")
+        if kind not in ACTIONS or (colon and not of_model):
+            known = ", ".join(ACTIONS)
+            raise SettingsError(f"alerts.actions.{name}: no such action; there are {known}, and NAME:MODEL")
+        given = [way for way in WAYS if getattr(settings.alerts.actions[name], way)]
+        if len(given) > 1:
+            raise SettingsError(f"alerts.actions.{name} names {' and '.join(given)}; an action is done in one way")
     own = settings.alerts
     if own.alertmanager_config and (own.notify or own.webhooks):
         raise SettingsError(

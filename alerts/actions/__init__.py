@@ -25,6 +25,7 @@ from alerts.actions.hook import (
     function_of,
 )
 from alerts.actions.policy import ActionPolicy, Advise, Hold, Proposal, Rehearse, Run, Wait, decide
+from alerts.actions.policy_file import PolicyError, PolicyFile, load_policies, read_policies
 from alerts.actions.runner import ActionRunner, NotWaiting, UnknownAction
 from alerts.actions.traffic import serving_hooks
 from alerts.actions.webhook import HttpHook
@@ -53,6 +54,8 @@ __all__ = [
     "HookError",
     "HttpHook",
     "NotWaiting",
+    "PolicyError",
+    "PolicyFile",
     "Prepared",
     "Proposal",
     "Rehearse",
@@ -62,5 +65,7 @@ __all__ = [
     "Wait",
     "decide",
     "function_of",
+    "load_policies",
+    "read_policies",
     "serving_hooks",
 ]

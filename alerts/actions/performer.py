@@ -141,6 +141,7 @@ class Performer:
             return Ended(action, token, ActionState.FAILED, {"error": why})
         call = replace(call_of(action), token=token)
         if not isinstance(hook, VerifyingHook):
+            self._fence(action.key, token)
             return self._call(action, call, hook, {})
         if earlier:
             call = replace(call, target=earlier["target"])
@@ -161,12 +162,13 @@ class Performer:
         if prepared.problem:
             return Ended(action, token, ActionState.FAILED, {**seen, "error": f"not done: {prepared.problem}"})
         if earlier is None:
-            self._write_prepared(action, token, seen)
+            self._write_prepared(action, token, seen)  # which renews the claim, too
+        else:
+            self._fence(action.key, token)
         self._at("prepared", action.key)
         return self._call(action, call, hook, seen)
 
     def _call(self, action: Action, call: Call, hook: Hook, seen: dict[str, Any]) -> Ended:
-        self._fence(action.key, call.token)
         try:
             result = {**seen, **jsonable(dict(hook.run(call)))}
         except HookAway:

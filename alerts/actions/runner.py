@@ -51,6 +51,7 @@ from alerts.actions.policy import (
     decision_json,
     relevant,
 )
+from alerts.actions.recheck import verdict_json
 from alerts.holders import this_process
 from alerts.states import Alert
 from observability import names
@@ -336,6 +337,7 @@ class ActionRunner:
             action = replace(known, state=state, reason=why, started_at=started, evidence=draft.evidence)
             update_action(connection, action)
         body = {
+            "verdict": verdict_json(draft.evidence, now),
             "alert": draft.alert,
             "labels": dict(draft.labels),
             "evidence": dict(draft.evidence),

@@ -9,13 +9,14 @@ from urllib.parse import urlencode
 
 import click
 
-from alerts.actions import ActionPolicy, CommandHook, Hook, HttpHook
+from alerts.actions import PolicyError
 from alerts.api import serve as run
 from alerts.config import AlertsConfig
 from alerts.labels import Matcher
 from alerts.notifications import ConfigurationError, load_configuration, parse_matcher
+from trimtab.action_hooks import HookSettingsError, hooks_of, policies_of
 from trimtab.commands.options import call, echo_json, fail, start_logging, with_json, with_settings
-from trimtab.settings import ACTIONS, ActionSettings, Settings
+from trimtab.settings import Settings
 
 
 @click.group(invoke_without_command=True)
@@ -43,7 +44,8 @@ def _run(settings: Settings) -> None:
     try:
         if own.alertmanager_config:
             load_configuration(own.alertmanager_config)
-    except ConfigurationError as error:
+        policies, hooks = policies_of(settings), hooks_of(settings)
+    except (ConfigurationError, PolicyError, HookSettingsError) as error:
         fail(str(error))
     run(
         AlertsConfig(
@@ -60,29 +62,13 @@ def _run(settings: Settings) -> None:
             notify_urls=(*own.notify, *own.webhooks),
             alertmanager_config=own.alertmanager_config,
             alertmanagers=tuple(own.alertmanagers),
-            policies={name: _policy(own.actions.get(name, ActionSettings())) for name in ACTIONS},
-            hooks={name: hook for name, action in own.actions.items() if (hook := _hook(action, settings)) is not None},
+            policies=policies.policies,
+            policy_version=policies.version,
+            hooks=hooks,
             secret=settings.trimtab.secret,
             external_url=settings.alerts_url,
         )
     )
-
-
-def _policy(action: ActionSettings) -> ActionPolicy:
-    return ActionPolicy(
-        mode=action.mode,
-        cooldown_seconds=action.cooldown_seconds,
-        budget_per_hour=action.budget_per_hour,
-    )
-
-
-def _hook(action: ActionSettings, settings: Settings) -> Hook | None:
-    """The command or URL of the settings; None leaves rollback and promote to Trimtab's own serving."""
-    if action.command:
-        return CommandHook(action.command, timeout_seconds=action.timeout_seconds)
-    if action.url:
-        return HttpHook(action.url, secret=settings.trimtab.secret, timeout_seconds=action.timeout_seconds)
-    return None
 
 
 @alerts.command("list", epilog="Example: trimtab alerts list severity=page 'model=~\"m.*\"' --json")

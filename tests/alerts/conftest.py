@@ -148,7 +148,7 @@ def hook_server() -> Iterator[HookServer]:
                 {"path": self.path, "headers": dict(self.headers), "raw": body, "body": json.loads(body)}
             )
             state.arrived.set()
-            state.gate.wait(30)
+            state.gate.wait(60)
             self.send_response(state.statuses.pop(0) if state.statuses else state.status)
             answer = b'{"ok": true}'
             self.send_header("Content-Length", str(len(answer)))

@@ -50,7 +50,7 @@ class Running:
         self.intake = intake
         self.query = query
 
-    def settled(self, seen: Callable[[], bool], seconds: float = 20.0) -> None:
+    def settled(self, seen: Callable[[], bool], seconds: float = 90.0) -> None:
         """Returns when `seen()` is true: measuring follows the answer on another thread."""
         until = time.monotonic() + seconds
         while not seen():

@@ -95,8 +95,8 @@ def test_labels_come_as_arrow_or_json_and_make_scores(collector: Any, clock: Any
     assert collector.intake.post("/v1/labels", json=json_labels).json()["accepted_rows"] == 2
     clock.advance(3)
     collector.settled(lambda: list(collector.values("performance_labelled_rows", clock()).values()) == [3])
-    assert counted(collector, names.LABEL_ROWS, "delay", "true") == 3
-    assert counted(collector, names.LABEL_ROWS, "delay", "false") == 1
+    collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "true") == 3)
+    collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "false") == 1)
     collector.collector.log.compact()
     assert len(read_labels(collector.collector.config.lake, "delay")) == 4
     assert collector.intake.post("/v1/labels", json=[{"id": 3}]).status_code == 400

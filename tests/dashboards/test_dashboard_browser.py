@@ -43,7 +43,7 @@ def _served(config: DashboardConfig, folder: Path) -> Iterator[str]:
             yield url
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
 
 
 def _free_port() -> int:

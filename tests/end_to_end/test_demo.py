@@ -93,10 +93,10 @@ class Demo:
 def test_the_loop_closes_though_the_collector_is_killed_twice(folder: Path) -> None:
     demo = Demo(folder / "whole")
     try:
-        demo.wait_for("replaying", 180)
+        demo.wait_for("replaying", 300)
         time.sleep(4.0)
         demo.kill("collector")  # while all is well
-        demo.wait_for("rolled back to v1", 180)
+        demo.wait_for("rolled back to v1", 300)
         time.sleep(20.0)
         demo.kill("collector")  # while the seasons are watched
         report = demo.report()

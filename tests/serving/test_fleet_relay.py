@@ -112,7 +112,7 @@ class Asked(Exchange):
         self.answered.set_result((status, head, body))
 
     async def status(self) -> int:
-        return (await asyncio.wait_for(self.answered, 20))[0]
+        return (await asyncio.wait_for(self.answered, 60))[0]
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:
@@ -179,7 +179,7 @@ async def test_a_lost_replicas_requests_are_asked_once_of_another_and_calls_neve
     await until(lambda: [len(r.requests) for r in made.replicas] == [3, 2], "the requests")
     made.replicas[1].status = 200
     await made.replicas[0].stop()
-    status, head, body = await asyncio.wait_for(call, 20)
+    status, head, body = await asyncio.wait_for(call, 60)
 
     assert status == 503
     assert b"retry-after: " in head
@@ -199,7 +199,7 @@ async def test_without_retries_a_lost_request_says_that_it_may_be_repeated(front
     asked = [made.ask() for _ in range(2)]
     await until(lambda: all(r.requests for r in made.replicas), "a request each")
     await made.replicas[0].stop()
-    done, _ = await asyncio.wait([one.answered for one in asked], timeout=20, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait([one.answered for one in asked], timeout=60, return_when=asyncio.FIRST_COMPLETED)
 
     ((status, head, body),) = [future.result() for future in done]
     assert (status, b"retry-after: " in head) == (503, True)

@@ -287,7 +287,7 @@ async def test_the_calls_deadline_is_the_requests_and_a_cancelled_call_is_droppe
     door.touch()
     assert list((await first).outputs[0].contents.fp32_contents) == [1.0]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sum((outcomes := read_counts(service.metrics)["gate", "1"].outcomes).values()) < 3:
             await asyncio.sleep(0.01)
     # The client's own clock may cut its call off a moment before the server's does.

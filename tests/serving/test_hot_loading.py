@@ -71,7 +71,7 @@ async def under_load(service: Service, connections: int = 8) -> AsyncIterator[Cl
 
 
 async def answered(clients: Clients, more: int) -> None:
-    goal, limit = clients.answered + more, time.monotonic() + 30
+    goal, limit = clients.answered + more, time.monotonic() + 90
     while clients.answered < goal and time.monotonic() < limit:
         await asyncio.sleep(0.005)
     assert clients.answered >= goal, clients.failures
@@ -79,7 +79,7 @@ async def answered(clients: Clients, more: int) -> None:
 
 @asynccontextmanager
 async def control(service: Service) -> AsyncIterator[Callable[[str, Any], Awaitable[None]]]:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=60) as http:
 
         async def post(path: str, body: Any) -> None:
             answer = await http.post(path, json=body)

@@ -23,7 +23,7 @@ LOAD, UNLOAD, INDEX = "/v2/repository/models/fares/load", "/v2/repository/models
 
 
 async def call(service: Service, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=60) as http:
         content = None if body is None else json.dumps(body).encode()
         answer = await http.request(method, path, content=content, headers=headers)
     return answer.status_code, answer.json()

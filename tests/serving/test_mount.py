@@ -83,7 +83,7 @@ async def test_uvicorn_runs_it_and_a_client_that_leaves_is_noticed(
         while not server.started:
             await asyncio.sleep(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with AsyncInferenceClient(url, timeout=20) as client:
+        async with AsyncInferenceClient(url, timeout=60) as client:
             np.testing.assert_allclose((await client.infer("fares", FARES))["score"], [10.0, 21.0], rtol=1e-5)
             door.unlink()
             body: dict[str, Any] = {"inputs": [

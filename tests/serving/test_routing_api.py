@@ -28,7 +28,7 @@ class Client:
     """One HTTP connection pool; `post` and `infer` give status and JSON, and headers."""
 
     def __init__(self, service: Service) -> None:
-        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=30)
+        self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=60)
 
     async def post(self, verb: str, body: Any, key: str | None = None) -> tuple[int, Any]:
         headers = {} if key is None else {"Idempotency-Key": key}
@@ -67,7 +67,7 @@ def count(service: Service, name: str, **labels: str) -> float:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    limit = time.monotonic() + 15
+    limit = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < limit, f"{what} did not come"
         await asyncio.sleep(0.01)

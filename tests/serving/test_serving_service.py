@@ -31,7 +31,7 @@ def client_of(service: Service, **options: Any) -> InferenceClient:
 
 
 async def call(service: Service, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=60) as http:
         content = None if body is None else json.dumps(body).encode()
         answer = await http.request(method, path, content=content, headers=headers)
     return answer.status_code, answer.json() if "json" in answer.headers["content-type"] else answer.text
@@ -50,7 +50,7 @@ def value(service: Service, metric: names.Metric, **labels: str) -> float:
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    limit = time.monotonic() + 15
+    limit = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < limit, f"{what} did not come"
         await asyncio.sleep(0.01)
@@ -251,7 +251,7 @@ async def test_with_a_secret_only_signed_control_calls_count(start: Start) -> No
     service = await start(secret="s3cret")
     body = json.dumps({"version": 2, "weight": 0.5}).encode()
     path = "/api/v1/models/fares/canary"
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=20) as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False, timeout=60) as http:
         unsigned = await http.post(path, content=body)
         other = await http.post(path, content=body, headers={signing.HEADER: signing.sign("other", body, time.time())})
         old = await http.post(
@@ -386,7 +386,7 @@ async def test_a_full_queue_answers_429_with_retry_after_and_a_deadline_504(
     service = await start(architectures=(architecture,), max_batch_rows=2, max_queue_rows=4)
     gate_file.unlink()
     one = {"amount": [1.0], "carrier": ["AA"]}
-    async with client_of(service, timeout=30) as client:
+    async with client_of(service, timeout=60) as client:
         held = [asyncio.create_task(client.infer("gate", one)) for _ in range(1)]
         lane = service.deployments["gate"].versions[1].lane
         await until(lambda: lane.busy, "a running batch")
@@ -525,7 +525,7 @@ async def test_a_switch_under_open_loop_load_fails_no_request_and_ends_the_canar
     service = await start(collector_url=collector.url)
     answers: list[Any] = []
 
-    async with client_of(service, max_connections=200, timeout=30) as client:
+    async with client_of(service, max_connections=200, timeout=60) as client:
 
         async def one(number: int) -> None:
             answers.append(await client.infer("fares", GOOD, id=f"o{number}"))

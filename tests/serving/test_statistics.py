@@ -125,11 +125,11 @@ async def test_the_load_report_sees_what_waits(start: Start, gate: tuple[str, Pa
     service = await start(architectures=(architecture,), max_batch_rows=4)
     door.unlink()
     url = f"http://127.0.0.1:{service.port}"
-    async with AsyncInferenceClient(url, timeout=30) as client:
+    async with AsyncInferenceClient(url, timeout=60) as client:
         asked = [
             asyncio.create_task(client.infer("gate", {"amount": [1.0] * 3, "carrier": ["AA"] * 3})) for _ in range(4)
         ]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (report := await client.load())["queue_rows"] < 9:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)

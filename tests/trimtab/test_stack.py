@@ -39,7 +39,7 @@ def _settings(folder: Path) -> Settings:
     return with_free_ports(msgspec.structs.replace(Settings(), trimtab=General(data=str(folder))))[0]
 
 
-def _wait(condition: object, seconds: float = 20.0) -> None:
+def _wait(condition: object, seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it did not come"
@@ -78,11 +78,11 @@ def test_a_killed_service_comes_back_and_stop_ends_it_cleanly(tmp_path: Path) ->
     starts = tmp_path / "alerts.starts"
     try:
         stack.start(["alerts"])
-        stack.wait_ready(["alerts"], timeout=20)
+        stack.wait_ready(["alerts"], timeout=90)
         first = stack.pid("alerts")
         stack.kill("alerts")
         _wait(lambda: starts.read_text() == "2")
-        stack.wait_ready(["alerts"], timeout=20)
+        stack.wait_ready(["alerts"], timeout=90)
 
         assert stack.pid("alerts") != first
         assert {state.name: state.ready for state in states(settings)}["alerts"]

@@ -232,7 +232,7 @@ def test_a_slow_hook_does_not_delay_the_decision(database: sa.Engine, clock: Any
     )
 
     actor.consider(ALERT)
-    assert hook_server.arrived.wait(10)
+    assert hook_server.arrived.wait(60)
     running = actor.actions()[0].state
     hook_server.gate.set()
     actor.close()
@@ -310,14 +310,14 @@ def test_a_command_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         CommandHook([sys.executable, "-c", {child!r}]).run(Call(key="k", action="retrain", model="m"))
     """)
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parents[3])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not beat.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
 
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    time.sleep(0.3)
-    stopped = beat.read_text()
-    time.sleep(0.3)
-
-    assert beat.read_text() == stopped
+    last = 0
+    while (now := beat.stat().st_mtime_ns) != last:
+        assert time.monotonic() < deadline + 60, "the command runs on without its parent"
+        last = now
+        time.sleep(0.5)

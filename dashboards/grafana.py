@@ -76,7 +76,7 @@ def _serving() -> list[Panel]:
         Panel(
             "Canary evidence",
             "E-values; 100 decides at 1 % false alarms.",
-            ((queries.gauge(names.CANARY_EVIDENCE, _MODEL), "{{release}} {{hypothesis}}"),),
+            ((queries.gauge(names.CANARY_EVIDENCE, _MODEL), "{{release}} {{check}} {{hypothesis}}"),),
             width=12,
             log=True,
             threshold=100.0,

@@ -187,7 +187,7 @@ def _evidence(view: shell.View, releases: Sequence[Any]) -> None:
 
 
 def _evidence_lines(view: shell.View, release: Mapping[str, Any]) -> list[Line]:
-    """Both e-values over the release's own life, however short it was and however long ago."""
+    """The e-values over the release's own life, however short it was and however long ago."""
     start = float(release["started_at"])
     end = min(float(release["ended_at"] or view.now), view.now)
     step = max(1.0, (end - start) // 120)
@@ -197,13 +197,19 @@ def _evidence_lines(view: shell.View, release: Mapping[str, Any]) -> list[Line]:
     color = version_color(str(release["candidate"]))
     return [
         Line(
-            f"{fmt.version(str(release['candidate']))} {item.labels.get('hypothesis', '')}",
+            f"{fmt.version(str(release['candidate']))} {_question(item.labels)}",
             Series(item.labels, item.times, item.values.clip(1e-4, 1e12)),
             color,
             "solid" if item.labels.get("hypothesis") == "harm" else "dot",
         )
-        for item in sorted(series, key=lambda item: item.labels.get("hypothesis", ""))
+        for item in sorted(series, key=lambda item: (item.labels.get("hypothesis", ""), item.labels.get("check", "")))
     ]
+
+
+def _question(labels: Mapping[str, str]) -> str:
+    """What an e-value speaks for: the check is named where it is not errors."""
+    check, hypothesis = labels.get("check", "errors"), labels.get("hypothesis", "")
+    return hypothesis if check == "errors" else f"{check.replace('_', ' ')} {hypothesis}"
 
 
 def _verdicts(view: shell.View, releases: Sequence[Any]) -> None:

@@ -22,16 +22,20 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
+REFRESH_SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
 def stack() -> Iterator[FakeStack]:
     with FakeStack() as stack:
         yield stack
 
 
-@pytest.fixture
-def dashboard(stack: FakeStack, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def dashboard(stack: FakeStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a dashboard that looks at the stack."""
-    yield from _served(stack.config(port=_free_port(), refresh_seconds=2.0), tmp_path)
+    config = stack.config(port=_free_port(), refresh_seconds=REFRESH_SECONDS)
+    yield from _served(config, tmp_path_factory.mktemp("dashboard"))
 
 
 def _served(config: DashboardConfig, folder: Path) -> Iterator[str]:
@@ -63,7 +67,7 @@ def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_no_page_has_an_error_box_a_notice_or_a_console_error(dashboard: str) -> None:
-    assert walk(dashboard) == []
+    assert walk(dashboard, settle_seconds=1.5 * REFRESH_SECONDS) == []
 
 
 def test_the_walk_sees_a_service_that_is_away(stack: FakeStack, tmp_path: Path) -> None:
@@ -81,7 +85,7 @@ def test_a_rollback_by_hand_needs_a_reason_and_survives_refreshes(dashboard: str
         page.get_by_role("button", name="Roll back").click()
         dialog = page.get_by_role("dialog")
         dialog.get_by_label("Reason").wait_for()
-        page.wait_for_timeout(5000)  # two refreshes: the dialog must still be there
+        page.wait_for_timeout(2500 * REFRESH_SECONDS)  # two refreshes: the dialog must still be there
         assert not stack.requests
         dialog.get_by_label("Reason").fill("p99 doubled since noon")
         dialog.get_by_label("Reason").press("Enter")

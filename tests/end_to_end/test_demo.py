@@ -104,7 +104,7 @@ def test_the_loop_closes_though_the_collector_is_killed_twice(folder: Path) -> N
         _check_report(report)
         _check_metrics(demo.settings)
         if Path(CHROMIUM).exists():
-            assert walk(demo.settings.dashboard_url, menu=False) == []
+            assert walk(demo.settings.dashboard_url, menu=False, settle_seconds=1.0) == []
         assert demo.interrupt() == 0
     finally:
         demo.close()

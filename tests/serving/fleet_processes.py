@@ -49,6 +49,8 @@ ROW = {
 # Generous: eight processes may share two cores with other tests.
 PATIENCE = 120.0
 CONNECTIONS = 12
+# Between two requests of a connection: the processes that are started anew need the cores too.
+PAUSE = 0.02
 
 
 async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
@@ -145,7 +147,7 @@ class Load:
                 continue
             try:
                 while not self.stopped and await self._ask(reader, writer):
-                    pass
+                    await asyncio.sleep(PAUSE)
             except (OSError, asyncio.IncompleteReadError):
                 self.seen["broken"] += 1
             finally:

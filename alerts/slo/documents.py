@@ -66,8 +66,9 @@ class Documents:
         if not name:
             reader.report(fields.get("metadata", node), "a document needs metadata.name")
         elif not _NAME.match(name) or len(name) > 63:
+            # Only an objective's becomes a part of rules; OpenSLO's own examples name policies otherwise.
             message = f"{name!r} is not a name: lower-case letters, digits and '-', at most 63, no '-' at either end"
-            reader.report(metadata["name"], message)
+            reader.report(metadata["name"], message, "error" if kind == "SLO" else "warning")
         labels: dict[str, str] = {}
         for label, (value, _) in reader.pairs(metadata.get("labels"), "metadata.labels").items():
             labels[re.sub(r"[^a-zA-Z0-9_]", "_", label)] = value

@@ -57,9 +57,12 @@ def _calendar(reader: Reader, fields: dict[str, yaml.Node], count: int, unit: st
         if name not in inner:
             reader.report(fields["calendar"], f"calendar needs {name}, like {example}")
             return Rolling()
+    if unit == "m":
+        message = f"m is minutes, which no calendar has: {count}m is taken as months, as in OpenSLO's own examples"
+        reader.report(fields["duration"], f"{message}; write {count}M", "warning")
+        unit = "M"
     if unit not in ("d", "w", "M", "Q", "Y"):
-        hint = f"; m is minutes: for a month write {count}M" if unit == "m" else ""
-        reader.report(fields["duration"], f"calendar periods are of d, w, M, Q or Y, got {count}{unit}{hint}")
+        reader.report(fields["duration"], f"calendar periods are of d, w, M, Q or Y, got {count}{unit}")
         return Rolling()
     text, zone = reader.text(inner["startTime"], "startTime"), reader.text(inner["timeZone"], "timeZone")
     try:

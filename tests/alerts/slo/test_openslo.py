@@ -264,3 +264,41 @@ def test_the_shipped_rules_are_made_of_the_shipped_objectives() -> None:
     path = SHIPPED_OBJECTIVES.parents[1] / "rules.d" / "slo.yml"
 
     assert path.read_text().split("\n", 1)[1] == to_yaml(*all_groups(load([SHIPPED_OBJECTIVES]), interval="15s"))
+
+
+EXAMPLES = """apiVersion: openslo/v1
+kind: AlertCondition
+metadata: {name: cpu-usage-breach}
+spec:
+  severity: page
+  condition: {kind: burnrate, op: gte, threshold: 2, lookbackWindow: 1h, alertAfter: 5m}
+---
+apiVersion: openslo/v1
+kind: AlertPolicy
+metadata: {name: AlertPolicy}
+spec: {conditions: [{conditionRef: cpu-usage-breach}]}
+---
+apiVersion: openslo/v1
+kind: SLO
+metadata: {name: web}
+spec:
+  service: web
+  indicator:
+    metadata: {name: web}
+    spec:
+      ratioMetric:
+        counter: true
+        good: {metricSource: {type: Prometheus, spec: {query: good_total}}}
+        total: {metricSource: {type: Prometheus, spec: {query: all_total}}}
+  timeWindow: [{duration: 1m, isRolling: false, calendar: {startTime: 2022-01-01 12:00:00, timeZone: America/New_York}}]
+  budgetingMethod: Occurrences
+  objectives: [{target: 0.99}]
+  alertPolicies: [{alertPolicyRef: AlertPolicy}]
+"""
+
+
+def test_what_openslos_own_examples_do_against_its_letter_is_taken_with_a_warning(make: Callable[[str], Path]) -> None:
+    (objective,), problems = read([make(EXAMPLES)])
+
+    assert objective.period.name == "1M"
+    assert [(problem.severity, problem.line) for problem in problems] == [("warning", 10), ("warning", 25)]

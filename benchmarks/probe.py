@@ -129,7 +129,7 @@ def small_batches(rounds: int) -> None:
         names = [f"x{place}" for place in range(columns)]
         reference = Profile.of(pa.table({name: draw.normal(size=10_000) for name in names}))
         model = mlp(columns, 256, 256, 8).eval()
-        for batch in (1, 8, 64, 256):
+        for batch in (1, 8, 64, 256, 1024, 4096):
             probe, values = Probe(reference, names), torch.randn(batch, columns)
             # In turns so long that every step pays its part of the counting.
             repeat = max(16, 65_536 // (batch * columns) if batch > 8 else 400)

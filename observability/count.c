@@ -19,6 +19,8 @@ enum {
     GROUP_ROWS = 32,
     PASS_ROWS = 8192,
     BLOCK = 16384,
+    /* Edges of 128 bins. */
+    MOST_FEW = 129,
 };
 
 #define REAL float
@@ -26,7 +28,11 @@ enum {
 #define LANES 16
 #define SUFFIX float
 #define MARGIN 0x1p-12f
+#if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(WITHOUT_REGISTERS)
+#define IN_REGISTERS count_in_registers
+#endif
 #include "count_lanes.h"
+#undef IN_REGISTERS
 #undef REAL
 #undef INTEGER
 #undef LANES

@@ -19,7 +19,11 @@ struct NAMED(table) {
     /* Comparisons in a place: 1 to 4; 8 of all edges, without places; 0 where there are too many for a byte. */
     INTEGER steps;
     /* Edges below infinity. */
-    INTEGER edges, unused[2];
+    INTEGER edges;
+    /* 1 where the edges are few enough to be searched in registers, as `count_registers.h` does. */
+    INTEGER few, unused;
+    /* For it: edges 1 to 127 as a search tree, descending, whose node k has the children 2k and 2k + 1, and the two beside them. */
+    REAL first, last, tree[MOST_FEW - 1];
     INTEGER places[PLACES / sizeof(INTEGER)];
 };
 
@@ -90,6 +94,10 @@ static void NAMED(tables)(const REAL *edges, int64_t columns, int64_t width, REA
             if (steps < table->steps)
                 found.edges = table->edges, found.steps = steps, *table = found;
         }
+        table->few = n > 0 && n <= MOST_FEW, table->first = own[0], table->last = own[MOST_FEW - 1];
+        for (int level = 0, node = 1; level < 7; level++)
+            for (int i = 0; i < 1 << level; i++)
+                table->tree[node++] = own[128 - ((2 * i + 1) << (6 - level))];
     }
 }
 
@@ -182,6 +190,10 @@ static void NAMED(merge)(double *moments, int64_t n, double mean, double squares
     moments[4] = high > moments[4] ? high : moments[4];
 }
 
+#ifdef IN_REGISTERS
+#include "count_registers.h"
+#endif
+
 /* Counts LANES neighbouring positions of rows of `period` values, from `first` on; the first `known` are counted
  * already. Rows are fewer than 65,536: the histograms' cells have 16 bits. */
 static void NAMED(group)(const REAL *values, int64_t rows, int64_t period, int64_t first, int known, int64_t columns,
@@ -267,6 +279,10 @@ static void NAMED(slowly)(const REAL *values, int64_t rows, int64_t columns, con
 static void NAMED(count)(const REAL *values, int64_t rows, int64_t columns, const REAL *tables, int64_t width,
                          int64_t *counts, double *moments) {
     const int64_t units = NAMED(units)(width);
+#ifdef IN_REGISTERS
+    if (IN_REGISTERS(values, rows, columns, tables, width, counts, moments))
+        return;
+#endif
     for (int64_t column = 0; column < columns; column++)
         if (!((const struct NAMED(table) *)(tables + column * units))->steps || columns * units > INT32_MAX) {
             NAMED(slowly)(values, rows, columns, tables, width, counts, moments);

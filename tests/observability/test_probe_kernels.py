@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -204,7 +204,7 @@ def matrices(draw: st.DrawFn) -> tuple[dict[str, list[float]], Tensor]:
     ]
     chosen = draw(st.lists(st.sampled_from(range(len(shapes))), min_size=columns, max_size=columns))
     reference = {f"x{place}": shapes[shape](400) for place, shape in enumerate(chosen)}
-    rows = draw(st.sampled_from([1, 2, 7, 31, 64, 100]))
+    rows = draw(st.sampled_from([1, 2, 7, 31, 64, 100, 1_100]))
     values = np.empty((rows, columns))
     for place, column in enumerate(reference.values()):
         near = random.choice(column, rows)
@@ -223,8 +223,21 @@ def matrices(draw: st.DrawFn) -> tuple[dict[str, list[float]], Tensor]:
     return {name: list(column) for name, column in reference.items()}, exact if draw(st.booleans()) else exact.float()
 
 
+@pytest.fixture(params=["", "WITHOUT_SHIFTS", "WITHOUT_REGISTERS"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiled for this processor, and for those that lack what the fastest ones have."""
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, *(f"-D{name}" for name in [request.param] if name)))
+    native.library.cache_clear()
+    native.brief_calls.cache_clear()
+    yield
+    monkeypatch.undo()
+    native.library.cache_clear()
+    native.brief_calls.cache_clear()
+
+
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-@settings(max_examples=60, deadline=None)
+@pytest.mark.usefixtures("processor")
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=matrices())
 def test_rows_of_any_width_are_counted_in_the_references_cells(case: tuple[dict[str, list[float]], Tensor]) -> None:
     reference = Profile.of(pa.table(case[0]))

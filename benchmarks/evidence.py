@@ -72,7 +72,7 @@ def _verdict(state: ReleaseState) -> object:
 
 
 def _harm(state: ReleaseState) -> object:
-    failures = [(a.propensity, a.canary_errors, a.canary_errors + a.stable_errors) for a in state.arms]
+    failures = [(part.propensity, part.canary_events, part.total_events) for part in state.failures]
     return log_mixture(failures, Bets.of(HARM_RATIOS, 1.0))
 
 

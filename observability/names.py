@@ -142,6 +142,11 @@ RELEASE_DURATION = _histogram(
     "Time of live requests of a release by arm and logged routing probability of the canary; the latency test's input.",
     LATENCY_SECONDS, "model", "release", "candidate", "baseline", "arm", "propensity",
 )  # fmt: skip
+RELEASE_FAILED_UNITS = _counter(
+    "release_failed_units_total",
+    "Units that failed for the first time in a release, where units keep their arm; requests without one count each.",
+    "model", "release", "candidate", "baseline", "arm", "propensity",
+)  # fmt: skip
 TRAFFIC_STICKY = _gauge("traffic_sticky", "1 while a unit's requests keep their arm of a release.", "model")
 EXPERIMENT_REQUESTS = _counter(
     "experiment_requests_total",
@@ -235,6 +240,7 @@ TRAINING_GRADIENT_NORM = _gauge("training_gradient_norm", "Gradient norm before 
 TRAINING_LEARNING_RATE = _gauge("training_learning_rate", "Learning rate.", "model", "run")
 TRAINING_THROUGHPUT = _gauge("training_samples_per_second", "Samples a second since the last report.", "model", "run")
 TRAINING_NONFINITE = _counter("training_nonfinite_steps_total", "Steps skipped: NaN or infinity.", "model")
+TRAINING_SPIKES = _counter("training_loss_spikes_total", "Times that the loss left its own history upwards.", "model")
 TRAINING_CHECKPOINTS = _counter("training_checkpoints_total", "Checkpoints by outcome.", "model", "outcome")
 TRAINING_RUNS = _counter("training_runs_total", "Training runs ended, by outcome.", "model", "outcome")
 # outcome: completed | failed | rejected (the gate said no)

@@ -268,6 +268,7 @@ class Front:
         if request.parameters or asked.parameters:
             attributes = admission.attributes(request)
             deadline = admission.deadline(request, headers, exchange.received)
+        unit, sticky = None, routed is None
         if routed is None:
             unit = admission.unit(request, deployment.router.policy.sticky, attributes, headers)
             routed = deployment.route(named, unit, headers)
@@ -278,6 +279,8 @@ class Front:
         )  # fmt: skip
         call.id = request.id or f"{self._instance}-{self._next()}"
         call.attributes = attributes
+        if sticky:
+            call.unit = unit or ""
         call.bytes = len(body)
         if request.parameters:
             call.priority = admission.priority(request)

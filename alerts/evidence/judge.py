@@ -26,7 +26,18 @@ from alerts.evidence.releases import (
     write_state,
 )
 from alerts.evidence.state import Look, ReleaseState
-from alerts.evidence.totals import CANARY, ERROR, Reading, Total, add_up, grown, read_totals, write_totals
+from alerts.evidence.totals import (
+    CANARY,
+    ERROR,
+    FAILED_UNIT,
+    Reading,
+    Total,
+    add_up,
+    first_failures,
+    grown,
+    read_totals,
+    write_totals,
+)
 from alerts.evidence.verdict import (
     Check,
     Counts,
@@ -50,6 +61,7 @@ _RELEASE = ("model", "release", "candidate", "baseline")
 _QUERIES = (
     names.RELEASE_REQUESTS.name,
     f"{names.RELEASE_DURATION.name}_bucket",
+    names.RELEASE_FAILED_UNITS.name,
     names.TRAFFIC_STICKY.name,
     names.TRAFFIC_WEIGHT.name,
 )
@@ -126,8 +138,8 @@ class ReleaseJudge:
 
     def look(self, now: float) -> list[Judgement]:
         """Read, weigh, save and write. Raises QueryError or WriteError; nothing is concluded from missing data."""
-        requests, durations, sticky, weights = (_or_raise(a) for a in self._querier.instants(_QUERIES, now))
-        counted = _Counted(_readings(requests), _histograms(durations), _models(sticky))
+        requests, durations, units, sticky, weights = (_or_raise(a) for a in self._querier.instants(_QUERIES, now))
+        counted = _Counted(_readings(requests, units), _histograms(durations), _models(sticky))
         with self._engine.begin() as connection:
             judgements = self._update(connection, counted, _weights(weights), now)
         samples = [sample for judgement in judgements for sample in samples_of(judgement)]
@@ -185,9 +197,10 @@ class ReleaseJudge:
         before = read_totals(connection, *key)
         totals = add_up(before, counted.readings.get(labels, ()))
         bounds, slow, last = slower(counted.histograms.get(labels, ()), last)
+        sticky = release.model in counted.sticky
         look = Look(
-            at=now, arms=grown(before, totals), bounds=bounds if slow else (), slow=slow,
-            sticky=release.model in counted.sticky,
+            at=now, arms=grown(before, totals), bounds=bounds if slow else (), slow=slow, sticky=sticky,
+            first_failures=first_failures(before, totals) if sticky else None,
         )  # fmt: skip
         if state.slow and look.bounds not in ((), state.bounds):
             # A server with other bounds has come: latency goes on with what is there, the rest as ever.
@@ -302,10 +315,13 @@ def _grew(totals: Sequence[Total], readings: Sequence[Reading]) -> bool:
     return any(reading.value != last.get(reading.series, reading.value) for reading in readings)
 
 
-def _readings(vector: Sequence[Sample]) -> dict[Labels, list[Reading]]:
+def _readings(vector: Sequence[Sample], units: Sequence[Sample]) -> dict[Labels, list[Reading]]:
     readings: dict[Labels, list[Reading]] = {}
     for release, labels, series, propensity, value in _of_releases(vector):
         reading = Reading(series, labels.get("arm", ""), propensity, labels.get("outcome", ""), value)
+        readings.setdefault(release, []).append(reading)
+    for release, labels, series, propensity, value in _of_releases(units):
+        reading = Reading(f"{FAILED_UNIT},{series}", labels.get("arm", ""), propensity, FAILED_UNIT, value)
         readings.setdefault(release, []).append(reading)
     return readings
 

@@ -55,6 +55,16 @@ class Segment:
                 f"canary events must lie within all events, got {self.canary_events} of {self.total_events}"
             )
 
+    def plus(self, other: Segment) -> Segment:
+        """With further events of the same probability."""
+        return Segment(
+            self.propensity, self.canary_events + other.canary_events, self.total_events + other.total_events
+        )
+
+    def times(self, share: float) -> Segment:
+        """A share of the events."""
+        return Segment(self.propensity, share * self.canary_events, share * self.total_events)
+
 
 def log_evidence(segments: Sequence[Segment], grid: Floats = HARM_RATIOS, tolerance: float = 1.0) -> float:
     """Log e-value against "the canary's rate of events is at most `tolerance` times the stable one's".

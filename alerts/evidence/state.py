@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
-from alerts.evidence.errors import Recent, calm, log_safety
+from alerts.evidence.errors import Recent, calm, log_rate_safety, mean_safety
 from alerts.evidence.latency import WEIGH_AFTER, Slow, slowness, weights_of
 from alerts.evidence.prediction import Predicted, log_shift_evidence
 from alerts.evidence.quality import Bet
 from alerts.evidence.sample_ratio import log_split_evidence
-from alerts.evidence.segments import HARM_RATIOS, Bets, Segment, log_mixture
+from alerts.evidence.segments import HARM_RATIOS, Bets, Segment, log_mixture, log_ratio_safety
 from alerts.evidence.verdict import Counts, Evidence, VerdictPolicy
 
 
@@ -69,8 +69,9 @@ class Arms:
 class Look:
     """What was counted since the look before; `at` is unix seconds, `bounds` the histogram's in seconds.
 
-    `units` are the units' first requests where units keep their arm (errors in it 0), else the sample ratio is tested
-    on `arms`, unless `sticky` says that they are not independent. `losses` are differences of losses for `quality`.
+    Where units keep their arm, requests are not independent and `sticky` says so: `first_failures` are the failures of
+    units that had not failed before (without them each failure of `arms` counts), and `units` the units' first requests
+    (without them the sample ratio is not tested). `losses` are differences of losses for `quality`.
     """
 
     at: float
@@ -79,8 +80,14 @@ class Look:
     slow: tuple[Slow, ...] = ()
     predicted: tuple[Predicted, ...] = ()
     losses: tuple[float, ...] = ()
+    first_failures: tuple[Segment, ...] | None = None
     units: tuple[Arms, ...] = ()
     sticky: bool = False
+
+    @property
+    def failures(self) -> tuple[Segment, ...]:
+        """The failures that count, by arm."""
+        return tuple(arms.errors for arms in self.arms) if self.first_failures is None else self.first_failures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +96,7 @@ class ReleaseState:
 
     started_at: float
     arms: tuple[Arms, ...] = ()
+    failures: tuple[Segment, ...] = ()
     calm: tuple[Segment, ...] = ()
     recent: Recent = field(default_factory=Recent)
     bounds: tuple[float, ...] = ()
@@ -108,7 +116,8 @@ class ReleaseState:
         if look.losses and self.quality is None:
             raise ValueError("there are losses, but the state was begun without a bet on quality")
         requests = math.fsum([a.canary_requests + a.stable_requests for a in look.arms])
-        errors = math.fsum([a.canary_errors + a.stable_errors for a in look.arms])
+        failures = [segment for segment in look.failures if segment.total_events]
+        errors = math.fsum([segment.total_events for segment in failures])
         recent, share = calm(
             self.recent,
             look.at,
@@ -123,7 +132,8 @@ class ReleaseState:
         return replace(
             self,
             arms=arms,
-            calm=_calm(self.calm, look.arms, share) if errors and share else self.calm,
+            failures=_summed(self.failures, failures),
+            calm=_summed(self.calm, [segment.times(share) for segment in failures]) if share else self.calm,
             recent=recent,
             bounds=look.bounds or self.bounds,
             slow=slow,
@@ -148,7 +158,7 @@ class ReleaseState:
     def evidence(self, policy: VerdictPolicy) -> Evidence:
         """Of the whole history."""
         counts = self.counts
-        failures = [(a.propensity, a.canary_errors, a.canary_errors + a.stable_errors) for a in self.arms]
+        failures = [(part.propensity, part.canary_events, part.total_events) for part in self.failures]
         harm: dict[str, float] = {"errors": log_mixture(failures, Bets.of(HARM_RATIOS, policy.tolerance))}
         slow_requests, slow_seconds = 0.0, math.nan
         if self.slow and self.weights:
@@ -159,15 +169,12 @@ class ReleaseState:
                 slow_seconds = self.bounds[slower.bound]
         if self.quality is not None:
             harm["quality"] = self.quality.log_wealth
+        absolute = 0.0
+        if not self.sticky:  # a rate is one of requests, which say nothing together when they are one user's
+            absolute = log_rate_safety(counts.canary_errors, counts.canary_requests, policy.max_error_rate)
         return Evidence(
             log_harm=harm,
-            log_safety=log_safety(
-                self.calm,
-                counts.canary_errors,
-                counts.canary_requests,
-                max_rate=policy.max_error_rate,
-                max_ratio=policy.max_ratio,
-            ),
+            log_safety=mean_safety(absolute, log_ratio_safety(self.calm, policy.max_ratio)),
             started_at=self.started_at,
             log_split=self._split(),
             log_shift=log_shift_evidence(self.predicted) if self.predicted else 0.0,
@@ -188,6 +195,7 @@ class ReleaseState:
             return ReleaseState(
                 started_at=body["started_at"],
                 arms=tuple(Arms(**part) for part in body["arms"]),
+                failures=tuple(Segment(**part) for part in body["failures"]),
                 calm=tuple(Segment(**part) for part in body["calm"]),
                 recent=Recent(**body["recent"]),
                 bounds=tuple(body["bounds"]),
@@ -217,19 +225,6 @@ def _summed(before: tuple[_P, ...], more: Iterable[_P]) -> tuple[_P, ...]:
 def _weights(slow: Sequence[Slow], asked: Iterable[Arms]) -> tuple[float, ...]:
     requests = math.fsum([part.canary_requests + part.stable_requests for part in asked])
     return weights_of(slow, requests) if slow and slow[0].canary and requests >= WEIGH_AFTER else ()
-
-
-def _calm(before: tuple[Segment, ...], arms: Iterable[Arms], share: float) -> tuple[Segment, ...]:
-    found = {part.propensity: part for part in before}
-    for part in arms:
-        errors, known = part.errors, found.get(part.propensity, Segment(part.propensity, 0.0, 0.0))
-        if errors.total_events:
-            found[part.propensity] = Segment(
-                part.propensity,
-                known.canary_events + share * errors.canary_events,
-                known.total_events + share * errors.total_events,
-            )
-    return tuple(found[propensity] for propensity in sorted(found))
 
 
 def _tuples(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from alerts.evidence.segments import Segment
 from alerts.evidence.state import Arms
 from alerts.schema import RELEASE_TOTALS
 
 ERROR = "error"
+# Not an outcome of the server's: the units that failed for the first time, kept among the totals.
+FAILED_UNIT = "failed_unit"
 CANARY = "canary"
 
 
@@ -56,7 +59,7 @@ def grown(before: Iterable[Total], after: Iterable[Total]) -> tuple[Arms, ...]:
     found: dict[float, dict[tuple[bool, bool], float]] = {}
     for total in after:
         more = total.total - known.get(total.series, 0.0)
-        if more > 0.0:
+        if more > 0.0 and total.outcome != FAILED_UNIT:
             sums = found.setdefault(total.propensity, {})
             kind = (total.arm == CANARY, total.outcome == ERROR)
             sums[kind] = sums.get(kind, 0.0) + more
@@ -70,6 +73,21 @@ def grown(before: Iterable[Total], after: Iterable[Total]) -> tuple[Arms, ...]:
         )
         for propensity, sums in sorted(found.items())
     )
+
+
+def first_failures(before: Iterable[Total], after: Sequence[Total]) -> tuple[Segment, ...] | None:
+    """The units that failed for the first time between; None while no server has said so of any."""
+    if not any(total.outcome == FAILED_UNIT for total in after):
+        return None
+    known = {total.series: total.total for total in before}
+    found: dict[float, Segment] = {}
+    for total in after:
+        more = total.total - known.get(total.series, 0.0)
+        if total.outcome == FAILED_UNIT and more > 0.0:
+            segment = Segment(total.propensity, more if total.arm == CANARY else 0.0, more)
+            earlier = found.get(total.propensity)
+            found[total.propensity] = segment if earlier is None else earlier.plus(segment)
+    return tuple(found[propensity] for propensity in sorted(found))
 
 
 def read_totals(connection: sa.Connection, model: str, release: str) -> list[Total]:

@@ -78,6 +78,8 @@ class Account:
             self.ok += 1
         else:
             self.others[call.outcome] += 1
+            if call.unit is not None:
+                self._signals.failed_unit(self.model, self.choice, call.outcome, call.unit)
         queued = call.arrived if call.queued is None else call.queued
         started = ended if call.started is None else call.started
         worked = started if call.ended is None else call.ended

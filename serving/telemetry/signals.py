@@ -27,6 +27,8 @@ Floats = npt.NDArray[np.float64]
 NO_VERSION = "none"
 # Each release, and each change of its weight, adds series; beyond so many the oldest go.
 _RELEASE_SERIES = 1000
+# Units of a release whose first failure is remembered; those beyond are not counted any more.
+_FAILED_UNITS = 200_000
 
 
 def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]:
@@ -133,6 +135,7 @@ class Signals:
         self.metrics = metrics
         self._versions: dict[tuple[str, str], VersionSignals] = {}
         self._releases: dict[tuple[str, Choice, str], Any] = {}
+        self._failed_units: dict[str, tuple[str, set[int]]] = {}
         self._release_durations: dict[tuple[str, Choice], Any] = {}
 
     def version(self, model: str, version: int | None) -> VersionSignals:
@@ -156,6 +159,21 @@ class Signals:
                 del self._releases[oldest]
                 self._release_family(oldest[1]).remove(*_release_labels(*oldest))
         child.inc(count)
+
+    def failed_unit(self, model: str, choice: Choice, outcome: str, unit: str) -> None:
+        """A request that failed where units keep their arm: a unit ("" when it has no name) counts once a release."""
+        if choice.release is None or choice.arm not in ("stable", "canary") or outcome not in names.FAULTS:
+            return
+        release, units = self._failed_units.get(model, ("", set()))
+        if release != choice.release:
+            units = set()
+            self._failed_units[model] = choice.release, units
+        if unit:
+            key = hash(unit)
+            if key in units or len(units) >= _FAILED_UNITS:
+                return
+            units.add(key)
+        self.metrics[names.RELEASE_FAILED_UNITS].labels(*_release_labels(model, choice, "")[:-1]).inc()
 
     def release_latencies(self, model: str, choice: Choice, seconds: Floats) -> None:
         """Durations of live requests of a release in progress, for the canary's latency test."""

@@ -147,6 +147,9 @@ async def test_a_canary_takes_its_share_and_every_request_is_counted_by_arm_with
         for outcome, status in (("ok", 200), ("error", 500)):
             counted = value(service, names.RELEASE_REQUESTS, **common, arm=arm, outcome=outcome)
             assert counted == sum(answer.arm == arm and answer.status == status for answer in answers)
+        assert value(service, names.RELEASE_DURATION, **common, arm=arm) == sum(a.arm == arm for a in answers)
+    assert value(service, names.TRAFFIC_STICKY, model="fares") == 0
+    assert value(service, names.RELEASE_FAILED_UNITS, **common, arm="canary") == 0
 
 
 async def test_a_sticky_canary_gives_a_unit_the_same_arm_each_time(start: Start) -> None:
@@ -160,6 +163,23 @@ async def test_a_sticky_canary_gives_a_unit_the_same_arm_each_time(start: Start)
 
     assert rounds[0] == rounds[1]
     assert set(rounds[0]) == {"stable", "canary"}
+    assert value(service, names.TRAFFIC_STICKY, model="fares") == 1
+
+
+async def test_with_a_sticky_canary_a_unit_fails_once_and_a_request_without_one_each_time(start: Start) -> None:
+    service = await start()
+    await control(service, "canary", {"version": 2, "weight": 0.5, "sticky": "user"})
+    bad = {"amount": [-1.0], "carrier": ["AA"]}
+    async with client_of(service) as client:
+        failed = [await client.infer("fares", bad, attributes={"user": f"u{n % 3}"}) for n in range(9)]
+        failed += [await client.infer("fares", bad) for _ in range(4)]
+
+    common = {"model": "fares", "release": "fares-2", "candidate": "2", "baseline": "1", "propensity": "0.5"}
+    for arm in ("canary", "stable"):
+        units = sum(answer.arm == arm for answer in (*failed[:3], *failed[9:]))
+        assert value(service, names.RELEASE_FAILED_UNITS, **common, arm=arm) == units
+        errors = value(service, names.RELEASE_REQUESTS, **common, arm=arm, outcome="error")
+        assert errors == sum(answer.arm == arm for answer in failed)
 
 
 async def test_a_rollback_is_verified_and_repeating_it_says_already(start: Start) -> None:

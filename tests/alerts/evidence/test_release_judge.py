@@ -127,6 +127,23 @@ def test_where_units_keep_their_arm_requests_say_nothing_on_the_split(
     assert found.because != Reason.SAMPLE_RATIO.value
 
 
+def test_with_sticky_routing_a_users_failures_count_once(
+    make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
+) -> None:
+    server, judge = Server(metering, clock), make_judge()
+    for second in range(40):
+        for arm in ("canary", "stable"):  # one user of each arm fails with all of its requests, the canary's more often
+            failures = 5 if arm == "canary" else 1
+            server.metrics[names.RELEASE_REQUESTS].labels(*RELEASE, arm, "0.1", "error").inc(failures)
+            if not second:
+                server.metrics[names.RELEASE_FAILED_UNITS].labels(*RELEASE, arm, "0.1").inc()
+        found = only(judge.look(server.second(sticky=True)))
+
+    assert found.counts.canary_errors == 200
+    assert found.evidence.harm < 10
+    assert found.release.verdict is Outcome.CONTINUE
+
+
 def test_over_releases_each_next_one_needs_more(
     make_judge: Callable[..., ReleaseJudge], database: sa.Engine, metering: Any, clock: Any
 ) -> None:

@@ -96,7 +96,7 @@ class Receiver:
         self._store = store
         self._clock = clock
         self._limit = limit
-        self._readers = {"1": (read_v1, LabelCache()), "2": (read_v2, LabelCache())}
+        self._readers = {"1": (read_v1, LabelCache(store.limits)), "2": (read_v2, LabelCache(store.limits))}
 
     def close(self) -> None:
         """Lets the requests under way end."""

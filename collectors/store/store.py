@@ -127,6 +127,11 @@ class Store:
         )
         self._load()
 
+    @property
+    def limits(self) -> Limits:
+        """Bounds on sources and label sets."""
+        return self._limits
+
     # --- writing ------------------------------------------------------------------------------------------------------
     def append(
         self, target: str, t_ms: int, samples: Sequence[tuple[Mapping[str, str], float]], *, stale: bool = True
@@ -145,7 +150,11 @@ class Store:
 
         The answer's `labels` are the store's own copies: comparing with these shows whether a page has changed.
         """
-        return self._resolver.columns(target, list(labels), True)
+        try:
+            return self._resolver.columns(target, list(labels), True)
+        except LimitExceeded:
+            self._count_limited(len(labels))
+            raise
 
     def append_values(self, columns: Columns, t_ms: int, values: Floats, *, stale: bool = True) -> int:
         """`append` of one value for each of the columns, float64."""
@@ -161,9 +170,12 @@ class Store:
         try:
             return self._group.submit(tuple([self._resolver.resolve(append) for append in appends]))
         except LimitExceeded:
-            with self._lock:
-                self._counts.limited += sum(len(a.samples if isinstance(a, Append) else a.values) for a in appends)
+            self._count_limited(sum(len(a.samples if isinstance(a, Append) else a.values) for a in appends))
             raise
+
+    def _count_limited(self, samples: int) -> None:
+        with self._lock:
+            self._counts.limited += samples
 
     def mark_stale(self, target: str, t_ms: int) -> int:
         """Ends all series of a source that is gone; gives how many stale markers were written."""

@@ -26,7 +26,7 @@ from collectors.remote_write import (
     version_of,
 )
 from collectors.remote_write.receiver import Version
-from collectors.store import STALE_NAN, Matcher, Store
+from collectors.store import STALE_NAN, Limits, Matcher, Store
 from tests.collectors.conftest import FakeClock
 
 NOW_MS = 1_363_000_000_000
@@ -123,9 +123,9 @@ def bits(value: float) -> bytes:
 class Stored:
     """A receiver over a store in memory: what a request leaves, without the listener."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits | None = None) -> None:
         clock = FakeClock(NOW_MS / 1000)
-        self.store = Store("sqlite://", clock=clock)
+        self.store = Store("sqlite://", clock=clock, limits=limits)
         self.receiver = Receiver(self.store, clock)
 
     def write(self, request: Any) -> Outcome:
@@ -291,6 +291,19 @@ def test_what_can_never_be_stored_is_refused_and_the_rest_is_stored(stored: Stor
     assert reason in str(outcome.refused)
     assert outcome.samples == 1
     assert stored.values("kept") == [7.0]
+
+
+def test_the_limits_are_those_of_the_store() -> None:
+    stored = Stored(Limits(label_value_bytes=10))
+    good: Series = ({"__name__": "kept"}, [(NOW_MS, 7.0)])
+    long: Series = ({"__name__": "kept", "a": "12345678901"}, [(NOW_MS, 1.0)])
+
+    outcome = stored.write(request_v1([long, good]))
+
+    assert "at most 10 are taken" in str(outcome.refused)
+    assert stored.values("kept") == [7.0]
+    stored.receiver.close()
+    stored.store.close()
 
 
 def test_another_value_for_a_time_is_refused(stored: Stored) -> None:

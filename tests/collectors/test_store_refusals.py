@@ -30,12 +30,14 @@ def test_a_source_over_its_limit_is_refused_whole_and_told_of_the_worst_label(da
     with pytest.raises(LimitExceeded, match="'user' alone has 11 values"):
         store.append("web", T0 + 1000, many[10:], stale=False)
     other = store.append("other", T0 + 1000, many[10:])
+    with pytest.raises(LimitExceeded, match="'more' would have 11 series"):
+        store.columns("more", [{**labels, "job": "b"} for labels, _ in many])
     counts, known = store.counts(), store.num_series()
     store.close()
 
     assert "label 'user' alone has 11 values, such as 'u" in str(error.value)
     assert (taken, other) == (10, 1)
-    assert (counts.limited, known) == (12, 11)
+    assert (counts.limited, known) == (23, 11)
 
 
 @pytest.mark.parametrize(

@@ -37,17 +37,26 @@ class Problem:
 class YamlFile:
     """One file on its way in: collects problems instead of stopping at the first."""
 
-    def __init__(self, path: Path, *, strict: bool = True) -> None:
+    def __init__(self, path: str | Path, *, strict: bool = True, text: str | None = None) -> None:
+        """With `text` the file's text is known already, and the path is its name in complaints."""
         self.path = str(path)
         self.problems: list[Problem] = []
         self._strict = strict
+        self._text = text
 
     def root(self) -> yaml.Node | None:
         """The first document, which like Prometheus is the only one that counts."""
+        documents = self.documents()
+        first, second = next(documents, None), next(documents, None)
+        if second is not None:
+            self.report(second, "only the first document of a file counts; move this one to its own", "warning")
+        return None if is_null(first) else first
+
+    def documents(self) -> Iterator[yaml.Node]:
+        """The documents, up to what is not YAML; what cannot be read is reported."""
         try:
-            documents = yaml.compose_all(Path(self.path).read_text(encoding="utf-8"), Loader=_LOADER)
-            first = next(iter(documents), None)
-            second = next(iter(documents), None)
+            text = Path(self.path).read_text(encoding="utf-8") if self._text is None else self._text
+            yield from yaml.compose_all(text, Loader=_LOADER)
         except OSError as error:
             self._add(0, 0, f"cannot read the file: {error.strerror or error}", "error")
         except UnicodeDecodeError as error:
@@ -57,11 +66,6 @@ class YamlFile:
             self._add(*((mark.line + 1, mark.column + 1) if mark else (0, 0)), f"not YAML: {error.problem}", "error")
         except yaml.reader.ReaderError as error:
             self._add(0, 0, f"not YAML: {error.reason}", "error")
-        else:
-            if second is not None:
-                self.report(second, "only the first document of a file counts; move this one to its own", "warning")
-            return None if is_null(first) else first
-        return None
 
     def report(self, node: yaml.Node, message: str, severity: Severity = "error") -> None:
         """Note a problem at a node."""

@@ -30,6 +30,7 @@ from alerts.notifications.receivers import GLOBAL_FIELDS, Receiver, read_default
 from alerts.notifications.route import ALL_LABELS, Route, keyed
 from alerts.notifications.section import Defaults
 from alerts.notifications.yaml_reader import ConfigurationError, Value, read_yaml
+from alerts.yaml_nodes import Problem
 
 RESOLVE_TIMEOUT_SECONDS = 300.0
 
@@ -65,7 +66,8 @@ def load_configuration(path: str | Path) -> Configuration:
     try:
         text = Path(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigurationError([Problem(str(path), 0, "error", f"the file cannot be read: {reason}")]) from error
     return read_configuration(text, str(path))
 
 
@@ -75,45 +77,67 @@ def read_configuration(text: str, path: str = "alertmanager.yml") -> Configurati
     fields = whole.fields(_FIELDS)
     folder = Path(path).resolve().parent
     top = fields["global"].fields(("resolve_timeout", *GLOBAL_FIELDS)) if "global" in fields else {}
-    templates = fields["templates"].texts() if "templates" in fields else []
-    defaults = read_defaults(top, templates, folder, fields.get("global", whole))
-    if "route" not in fields:
-        whole.fail("no routes provided: the configuration needs a route with a receiver")
+    templates: list[str] = fields["templates"].attempt(Value.texts, []) if "templates" in fields else []
+    try:
+        defaults = read_defaults(top, templates, folder, fields.get("global", whole))
+    except ConfigurationError as error:
+        whole.file.problems += error.problems
+        defaults = read_defaults({}, [], folder, whole)
+    resolve = (
+        top["resolve_timeout"].attempt(Value.seconds, 0.0) if "resolve_timeout" in top else RESOLVE_TIMEOUT_SECONDS
+    )
     intervals = _intervals(fields)
-    root = _root(fields["route"], intervals)
-    used = {route.receiver for route in root.walk()}
+    root = _root(fields["route"], intervals) if "route" in fields else None
+    if "route" not in fields:
+        whole.file.report(whole.node, "no routes provided: the configuration needs a route with a receiver")
+    used = {route.receiver for route in root.walk()} if root is not None else set()
     receivers = _receivers(fields.get("receivers"), defaults, used)
-    _check_receivers(fields["route"], receivers)
+    rules = fields["inhibit_rules"].each(_inhibit_rule) if "inhibit_rules" in fields else []
+    if "route" in fields:
+        _check_receivers(fields["route"], receivers)
+    errors = [problem for problem in whole.file.problems if problem.severity == "error"]
+    if errors or root is None:
+        raise ConfigurationError(sorted(dict.fromkeys(errors), key=lambda problem: (problem.line, problem.column)))
     return Configuration(
         route=root,
         receivers=receivers,
-        inhibit_rules=tuple(map(_inhibit_rule, fields["inhibit_rules"].items())) if "inhibit_rules" in fields else (),
+        inhibit_rules=tuple(rules),
         intervals=intervals,
-        resolve_timeout_seconds=top["resolve_timeout"].seconds() if "resolve_timeout" in top else 300.0,
+        resolve_timeout_seconds=resolve,
         original=shown_configuration(yaml.safe_load(text)),
     )
 
 
 def _receivers(value: Value | None, defaults: Defaults, used: set[str]) -> dict[str, Receiver]:
     found: dict[str, Receiver] = {}
-    for item in value.items() if value is not None else ():
+
+    def add(item: Value) -> None:
         receiver = read_receiver(item, defaults, build=used)
         if receiver.name in found:
             item.fail(f'notification config name "{receiver.name}" is not unique')
         found[receiver.name] = receiver
+
+    if value is not None:
+        value.each(add)
     return found
 
 
 def _check_receivers(value: Value, receivers: Mapping[str, Receiver]) -> None:
     fields = dict(value.entries())
-    if (named := fields.get("receiver")) is not None and named.text() and named.text() not in receivers:
-        named.fail(f'undefined receiver "{named.text()}" used in route')
+    named = fields.get("receiver")
+    if named is not None and isinstance(named.node, yaml.ScalarNode) and named.text() and named.text() not in receivers:
+        named.file.report(named.node, f'undefined receiver "{named.text()}" used in route')
     for child in fields["routes"].items() if "routes" in fields else ():
         _check_receivers(child, receivers)
 
 
 # --- routes ----------------------------------------------------------------------------------------------------------
-def _root(value: Value, intervals: Mapping[str, object]) -> Route:
+def _root(value: Value, intervals: Mapping[str, object]) -> Route | None:
+    """The tree, None where something is wrong with its root."""
+    return value.attempt(partial(_read_root, intervals=intervals), None)
+
+
+def _read_root(value: Value, intervals: Mapping[str, object]) -> Route | None:
     fields = value.fields(_ROUTE_FIELDS)
     if "receiver" not in fields or not fields["receiver"].text():
         value.fail("root route must specify a default receiver")
@@ -144,8 +168,8 @@ def _route(value: Value, parent: Route, intervals: Mapping[str, object]) -> Rout
         goes_on="continue" in fields and fields["continue"].flag(),
         routes=(),
     )
-    children = fields["routes"].items() if "routes" in fields else []
-    return replace(route, routes=tuple(_route(child, route, intervals) for child in children))
+    children = fields["routes"].each(partial(_route, parent=route, intervals=intervals)) if "routes" in fields else []
+    return replace(route, routes=tuple(children))
 
 
 def _timer(fields: Mapping[str, Value], name: str, inherited: float) -> float:
@@ -215,15 +239,19 @@ def _inhibit_rule(value: Value) -> InhibitRule:
 def _intervals(fields: Mapping[str, Value]) -> dict[str, tuple[TimeInterval, ...]]:
     found: dict[str, tuple[TimeInterval, ...]] = {}
     for section, words in (("mute_time_intervals", "mute time interval"), ("time_intervals", "time interval")):
-        for item in fields[section].items() if section in fields else ():
-            own = item.fields(("name", "time_intervals"))
-            if "name" not in own or not own["name"].text():
-                item.fail(f"missing name in {words}")
-            name = own["name"].text()
-            if name in found:
-                item.fail(f'{words} "{name}" is not unique')
-            found[name] = tuple(map(_interval, own["time_intervals"].items())) if "time_intervals" in own else ()
+        if section in fields:
+            fields[section].each(partial(_add_interval, found, words))
     return found
+
+
+def _add_interval(found: dict[str, tuple[TimeInterval, ...]], words: str, item: Value) -> None:
+    own = item.fields(("name", "time_intervals"))
+    if "name" not in own or not own["name"].text():
+        item.fail(f"missing name in {words}")
+    name = own["name"].text()
+    if name in found:
+        item.fail(f'{words} "{name}" is not unique')
+    found[name] = tuple(own["time_intervals"].each(_interval)) if "time_intervals" in own else ()
 
 
 def _interval(value: Value) -> TimeInterval:

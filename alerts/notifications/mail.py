@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import EmailMessage
-from email.utils import formatdate, make_msgid, parseaddr
+from email.utils import formatdate, parseaddr
 
 from alerts.notifications.channel import Channel, DeliveryError
 from alerts.notifications.http_options import NO_SECRET, Secret, read_secret, read_tls
@@ -83,9 +83,9 @@ class MailChannel:
         mail["From"] = self.templates.expand(self.sender, message)
         mail["To"] = self.templates.expand(self.to, message)
         mail["Date"] = formatdate()
-        mail["Message-Id"] = make_msgid(
-            message.id, parseaddr(self.sender)[1].rpartition("@")[2] or socket.gethostname()
-        )
+        # The same for each try of a message: mail servers that know the id keep one of two.
+        host = parseaddr(self.sender)[1].rpartition("@")[2] or socket.gethostname()
+        mail["Message-Id"] = f"<{message.id}@{host}>"
         if self.text:
             mail.set_content(self.templates.expand(self.text, message))
         if self.html:

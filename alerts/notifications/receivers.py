@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from alerts.notifications.apprise_channel import AppriseChannel
@@ -28,6 +29,8 @@ GLOBAL_FIELDS = (
     "wechat_api_url", "wechat_api_secret", "wechat_api_corp_id", "victorops_api_url", "victorops_api_key",
     "victorops_api_key_file", "telegram_api_url", "webex_api_url",
 )  # fmt: skip
+
+_Read = Callable[[Value, Defaults], tuple[Channel, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,22 @@ def read_receiver(value: Value, defaults: Defaults, *, build: set[str]) -> Recei
     """One receiver; its sections are checked always, and made to channels where a route uses it."""
     for section, item in value.entries():
         if section in _UNSUPPORTED:
-            item.fail(f"{section} is not supported here; name it by a URL in apprise_configs if apprise knows it")
-    fields = value.fields(("name", *_SECTIONS))
+            message = f"{section} is not supported here; name it by a URL in apprise_configs if apprise knows it"
+            item.file.report(item.node, message)
+    fields = value.fields(("name", *_SECTIONS, *_UNSUPPORTED))
     if "name" not in fields or not fields["name"].text():
         value.fail("missing name in receiver")
     name = fields["name"].text()
     found: list[Integration] = []
     for section, read in _SECTIONS.items():
-        for number, item in enumerate(fields[section].items() if section in fields else ()):
-            channel, send_resolved = read(item, defaults)
+        channels = fields[section].each(partial(_integration, read, defaults)) if section in fields else []
+        for number, (channel, send_resolved) in enumerate(channels):
             found.append(Integration(f"{name}/{channel.kind}/{number}", channel, send_resolved))
     return Receiver(name, tuple(found) if name in build else ())
+
+
+def _integration(read: _Read, defaults: Defaults, value: Value) -> tuple[Channel, bool]:
+    return read(value, defaults)
 
 
 def _webhook(value: Value, defaults: Defaults) -> tuple[Channel, bool]:
@@ -129,7 +137,7 @@ def _channels(urls: Sequence[str], secret: str) -> Iterator[Channel]:
         yield WebhookChannel(Secret(url), secret=secret) if webhook else AppriseChannel(url)
 
 
-_SECTIONS: dict[str, Callable[[Value, Defaults], tuple[Channel, bool]]] = {
+_SECTIONS: dict[str, _Read] = {
     "webhook_configs": _webhook,
     "email_configs": email,
     "pagerduty_configs": pagerduty,

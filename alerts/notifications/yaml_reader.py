@@ -1,13 +1,18 @@
-"""Strict reading of YAML: unknown fields and values of the wrong kind are errors that name file and line."""
+"""What a configuration file says at one place: fields, items, texts, numbers, each complaint with line and column.
+
+A value that is wrong ends the reading of the item that it belongs to, by an error; `attempt` and `each` note it with
+the file's problems, and the rest is read on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn, TypeVar
 
 import yaml
 
-from alerts.rules import parse_duration
+from alerts.durations import parse_duration
+from alerts.yaml_nodes import Problem, YamlFile, is_null
 
 T = TypeVar("T")
 
@@ -16,58 +21,70 @@ _FALSE = frozenset(("n", "no", "false", "off"))
 
 
 class ConfigurationError(ValueError):
-    """A configuration that cannot be used; the message names the file and, where there is one, the line."""
+    """A configuration that cannot be used; `problems` says why, each with file, line and column."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = tuple(problems)
 
 
 class Value:
-    """A node of a YAML file. `what` is its name in messages; every method raises ConfigurationError."""
+    """A node of a file. `what` is its name in complaints; methods raise ConfigurationError, or note what is wrong."""
 
-    def __init__(self, node: yaml.Node, path: str, what: str) -> None:
+    def __init__(self, node: yaml.Node, file: YamlFile, what: str) -> None:
         self.node = node
-        self.path = path
+        self.file = file
         self.what = what
 
     @property
     def is_null(self) -> bool:
         """Whether nothing stands there, or `null`."""
-        return isinstance(self.node, yaml.ScalarNode) and self.node.tag == "tag:yaml.org,2002:null"
+        return is_null(self.node)
 
     def fail(self, message: str) -> NoReturn:
         """Raise an error at this place."""
-        raise ConfigurationError(f"{self.path}:{self.node.start_mark.line + 1}: {message}")
+        mark = self.node.start_mark
+        raise ConfigurationError([Problem(self.file.path, mark.line + 1, "error", message, mark.column + 1)])
+
+    def attempt(self, read: Callable[[Value], T], default: T) -> T:
+        """What `read` makes of the value; what is wrong with it is noted, and the default taken in its place."""
+        try:
+            return read(self)
+        except ConfigurationError as error:
+            self.file.problems += error.problems
+            return default
+
+    def each(self, read: Callable[[Value], T]) -> list[T]:
+        """What `read` makes of each item of a list; what is wrong with one is noted, and it is left out."""
+        found = []
+        for item in self.items():
+            try:
+                found.append(read(item))
+            except ConfigurationError as error:
+                self.file.problems += error.problems
+        return found
 
     def entries(self) -> list[tuple[str, Value]]:
-        """The fields of a mapping, in order; none of a null."""
-        if self.is_null:
-            return []
-        if not isinstance(self.node, yaml.MappingNode):
-            self.fail(f"{self.what} must be a mapping")
-        yaml.SafeLoader("").flatten_mapping(self.node)
-        found: dict[str, Value] = {}
-        for key, node in self.node.value:
-            name = str(key.value)
-            if name in found:
-                Value(key, self.path, self.what).fail(f"{self.what} has the field {name} twice")
-            found[name] = Value(node, self.path, name)
-        return list(found.items())
+        """The fields of a mapping, in order; none of a null. One that is there twice is noted."""
+        pairs = self.file.mapping(self.node, self.what).items()
+        return [(name, Value(node, self.file, name)) for name, (_, node) in pairs]
 
     def fields(self, known: Collection[str], unsupported: Collection[str] = ()) -> dict[str, Value]:
-        """The fields of a mapping that may have `known` ones only; those that are null count as absent."""
-        found = self.entries()
-        for name, value in found:
+        """The fields of a mapping that may have `known` ones only; null ones count as absent, others are noted."""
+        found = {}
+        for name, (key, node) in self.file.mapping(self.node, self.what).items():
             if name in unsupported:
-                value.fail(f"{self.what}: {name} is a field of Alertmanager that is not supported here; leave it out")
-            if name not in known:
-                value.fail(f"{self.what} has no field {name}; it may have {', '.join(sorted(known))}")
-        return {name: value for name, value in found if not value.is_null}
+                message = f"{self.what}: {name} is a field of Alertmanager that is not supported here; leave it out"
+                self.file.report(key, message)
+            elif name not in known:
+                self.file.report(key, f"{self.what} has no field {name}; it may have {', '.join(sorted(known))}")
+            elif not is_null(node):
+                found[name] = Value(node, self.file, name)
+        return found
 
     def items(self) -> list[Value]:
-        """The items of a list; none of a null."""
-        if self.is_null:
-            return []
-        if not isinstance(self.node, yaml.SequenceNode):
-            self.fail(f"{self.what} must be a list")
-        return [Value(node, self.path, self.what) for node in self.node.value]
+        """The items of a list; none of a null. What is no list is noted."""
+        return [Value(node, self.file, self.what) for node in self.file.items(self.node, self.what)]
 
     def text(self) -> str:
         """A text; numbers are taken as they are written, as Go takes them."""
@@ -116,18 +133,11 @@ class Value:
 
 def read_yaml(text: str, path: str) -> Value:
     """The first document of a YAML text. Raises ConfigurationError."""
-    try:
-        node = next(iter(yaml.compose_all(text, Loader=yaml.SafeLoader)), None)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigurationError(f"{path}:{line}: not valid YAML: {error.problem or error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path}:1: not valid YAML: {error}") from error
+    file = YamlFile(path, text=text)
+    node = file.root()
     if node is None:
-        raise ConfigurationError(f"{path}:1: the file is empty; it needs a route and receivers")
-    return Value(node, path, "the configuration")
-
-
-def plain(value: Value) -> Any:
-    """The value as Python's own lists, dictionaries and scalars."""
-    return yaml.safe_load(yaml.serialize(value.node))
+        raise ConfigurationError(
+            [problem for problem in file.problems if problem.severity == "error"]
+            or [Problem(path, 1, "error", "the file is empty; it needs a route and receivers", 1)]
+        )
+    return Value(node, file, "the configuration")

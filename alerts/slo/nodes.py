@@ -1,15 +1,14 @@
-"""YAML read node by node, so that every complaint names file and line, and all of them come at once."""
+"""What OpenSLO adds to YAML: numbers, flags, choices, durations with a month."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import yaml
 
-from alerts.yaml_nodes import Problem, Severity, YamlFile, is_null
+from alerts.yaml_nodes import YamlFile, is_null
 
 _SHORTHAND = re.compile(r"(\d+)(ms|s|m|h|d|w|M|Q|Y)\Z")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
@@ -17,40 +16,12 @@ _YES_NO = {"true": True, "yes": True, "on": True, "false": False, "no": False, "
 
 
 class Reader(YamlFile):
-    """One file's nodes on their way in; what is wrong with them collects in `problems`, by their lines."""
-
-    def documents(self, text: str) -> list[yaml.Node]:
-        """The documents that hold something."""
-        try:
-            return [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if not is_null(node)]
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 0
-            self.report(line, f"not YAML: {error.problem}")
-        except yaml.YAMLError as error:
-            self.report(0, f"not YAML: {error}")
-        return []
-
-    def report(self, node: yaml.Node | int, message: str, severity: Severity = "error") -> None:
-        """Something wrong (or unwise) at a node or a line."""
-        line = node if isinstance(node, int) else node.start_mark.line + 1
-        self.problems.append(Problem(self.path, line, severity, message))
+    """One file's nodes on their way in; what is wrong with them collects in `problems`."""
 
     def fields(self, node: yaml.Node | None, what: str, allowed: Sequence[str]) -> dict[str, yaml.Node]:
         """The fields of a mapping that are not null; unknown and repeated ones are reported."""
-        if node is None or is_null(node):
-            return {}
-        if not isinstance(node, yaml.MappingNode):
-            self.report(node, f"{what} must be a mapping with {', '.join(allowed)}")
-            return {}
-        found: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            if key.value not in allowed:
-                self.report(key, f"unknown field {key.value!r} in {what}; known are {', '.join(allowed)}")
-            elif key.value in found:
-                self.report(key, f"field {key.value!r} appears twice in {what}")
-            elif not is_null(value):
-                found[key.value] = value
-        return found
+        found = super().fields(node, what, allowed) if node is not None else {}
+        return {name: value for name, value in found.items() if not is_null(value)}
 
     def text(self, node: yaml.Node | None, what: str, default: str = "") -> str:
         """Text; a number or a word is taken as it is written."""
@@ -114,24 +85,5 @@ class Reader(YamlFile):
 
     def pairs(self, node: yaml.Node | None, what: str) -> dict[str, tuple[str, yaml.Node]]:
         """A mapping of names to text, each with its node."""
-        if node is None or is_null(node):
-            return {}
-        if not isinstance(node, yaml.MappingNode):
-            self.report(node, f"{what} must be a mapping of names to text")
-            return {}
-        return {
-            str(key.value): (self.text(value, f"{what} {key.value!r}"), value)
-            for key, value in node.value
-            if isinstance(value, yaml.ScalarNode)
-        }
-
-
-def read_text(path: Path, reader: Reader) -> str:
-    """The file's text, empty and reported where it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        reader.report(0, f"cannot read the file: {error.strerror or error}")
-    except UnicodeDecodeError as error:
-        reader.report(0, f"the file is not UTF-8: {error}")
-    return ""
+        pairs = self.mapping(node, what).items()
+        return {name: (self.text(value, f"{what} {name!r}"), value) for name, (_, value) in pairs}

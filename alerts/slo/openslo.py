@@ -17,11 +17,12 @@ import yaml
 
 from alerts.rules import Problem, RuleError
 from alerts.slo.documents import Document, Documents
-from alerts.slo.nodes import Reader, read_text
+from alerts.slo.nodes import Reader
 from alerts.slo.objective import ABSENCES, METHODS, Objective, warnings
 from alerts.slo.policies import check_policy, read_policies
 from alerts.slo.sources import indicator_of, indicator_source, read_sli
 from alerts.slo.timewindow import read_period
+from alerts.yaml_nodes import is_null
 
 # What OpenSLO has no field for: metadata.annotations, with this prefix.
 ANNOTATIONS = ("by", "minimum-events", "minimum-bad-events", "absent-alert", "runbook-url")
@@ -51,8 +52,9 @@ def read(paths: Iterable[str | Path]) -> tuple[list[Objective], list[Problem]]:
     for path in map(Path, paths):
         reader = Reader(path)
         readers.append(reader)
-        for node in reader.documents(read_text(path, reader)):
-            known.add(reader, node)
+        for node in reader.documents():
+            if not is_null(node):
+                known.add(reader, node)
     objectives: list[Objective] = []
     names: set[str] = set()
     for document in known.of_kind("SLO"):
@@ -65,7 +67,11 @@ def read(paths: Iterable[str | Path]) -> tuple[list[Objective], list[Problem]]:
         read_sli(document)
     for document in known.of_kind("AlertPolicy", "AlertCondition"):
         check_policy(known, document)
-    found = [problem for reader in readers for problem in dict.fromkeys(sorted(reader.problems, key=lambda p: p.line))]
+    found = [
+        problem
+        for reader in readers
+        for problem in dict.fromkeys(sorted(reader.problems, key=lambda p: (p.line, p.column)))
+    ]
     if not found and not objectives and readers:
         found = [Problem(readers[0].path, 0, "error", "there is no kind: SLO in the file, so there is no objective")]
     return objectives, found

@@ -46,7 +46,7 @@ def test_what_is_wrong_in_a_file_is_said_with_its_line(trimtab: Run, path: Path)
     refused = trimtab("slo", "generate", path)
 
     assert checked.exit_code == asked.exit_code == refused.exit_code == 1
-    assert "slo.yaml:8: error: unknown field 'gaol'" in checked.stdout
+    assert "slo.yaml:8:17: error: unknown field 'gaol'" in checked.stdout
     assert json.loads(asked.stdout)[0]["line"] == 8
     assert refused.stdout == ""
     assert "slo.yaml:8" in refused.stderr

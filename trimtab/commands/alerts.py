@@ -147,13 +147,13 @@ def expire(ids: tuple[str, ...], settings: Settings) -> None:
 @alerts.command(epilog="Example: trimtab alerts check alertmanager.yml")
 @click.argument("files", nargs=-1, required=True, type=click.Path(dir_okay=False))
 def check(files: tuple[str, ...]) -> None:
-    """Read alertmanager.yml files; say what is wrong, with file and line."""
+    """Read alertmanager.yml files; say what is wrong, with file, line and column."""
     wrong = False
     for file in files:
         try:
             found = load_configuration(file)
         except ConfigurationError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(str(error), err=True)
             wrong = True
         else:
             routes = sum(1 for _ in found.route.walk())

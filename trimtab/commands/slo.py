@@ -125,7 +125,8 @@ def check(files: tuple[Path, ...], url: str | None, headers: tuple[str, ...], as
     if url and not errors:
         problems += _unanswered(chosen, url, headers, found[0])
     if as_json:
-        echo_json([{"file": p.path, "line": p.line, "severity": p.severity, "message": p.message} for p in problems])
+        keys = ("line", "column", "severity", "message")
+        echo_json([{"file": p.path, **{key: getattr(p, key) for key in keys}} for p in problems])
     else:
         for problem in problems:
             click.echo(str(problem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,12 @@ ROUTE = "receivers: [{name: r}]\nroute:\n  receiver: r\n"
     ("text", "message"),
     [
         ("", ":1: the file is empty"),
-        ("route: [", ":1: not valid YAML"),
+        ("route: [", ":2: not YAML"),
         ("receivers: []", ":1: no routes provided"),
         ("rout: {receiver: r}", ":1: the configuration has no field rout;"),
         ("route: {}", ":1: root route must specify a default receiver"),
         ("route: {receiver: r}", ':1: undefined receiver "r" used in route'),
-        ("route: {receiver: r}\nroute: {receiver: r}", ":2: the configuration has the field route twice"),
+        ("route: {receiver: r}\nroute: {receiver: r}", ":2: field 'route' appears twice in the configuration"),
         (ROUTE + "  continue: true", ":4: cannot have continue in root route"),
         (ROUTE + "  matchers: [a=b]", ":4: root route must not have any matchers"),
         (ROUTE + "  mute_time_intervals: [x]", ":4: root route must not have any mute time intervals"),
@@ -93,12 +94,40 @@ def test_what_is_wrong_is_named_with_its_line(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         read_configuration(text, "am.yml")
 
-    assert str(raised.value).startswith("am.yml:")
-    assert message in str(raised.value)
+    told = re.sub(r":(\d+):\d+: error: ", r":\1: ", str(raised.value))
+    assert told.startswith("am.yml:")
+    assert message in told
+    assert all(problem.column for problem in raised.value.problems)
+
+
+def test_everything_that_is_wrong_is_named_at_once() -> None:
+    text = """
+global: {resolve_timeout: often, smtp_frm: x}
+route:
+  receiver: r
+  routes:
+    - {receiver: nobody}
+    - {receiver: r, group_by: ['a b']}
+    - {receiver: r, matchers: ['a'], group_wait: soon}
+    - {receiver: r, mute_time_intervals: [nights]}
+receivers:
+  - name: r
+    webhook_configs: [{url: 'ftp://x'}, {urll: x, url: 'http://x'}, {url: 'http://x', send_resolved: maybe}]
+    wechat_configs: [{}]
+  - {}
+inhibit_rules: [{source_matcher: [a=b], equal: ['a b']}, {equal: x}]
+time_intervals: [{name: i, time_intervals: [{weekdays: [funday]}, {years: [never]}]}]
+"""
+    with pytest.raises(ConfigurationError) as raised:
+        read_configuration(text, "am.yml")
+
+    found = [problem.line for problem in raised.value.problems]
+    assert found == sorted(found)
+    assert found == [2, 2, 6, 7, 8, 9, 12, 12, 12, 13, 14, 15, 15, 15, 16, 16]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"none\.yml: cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"none\.yml:0: error: the file cannot be read"):
         load_configuration(tmp_path / "none.yml")
 
 

@@ -112,7 +112,7 @@ def test_what_is_wrong_is_named_with_its_line(make: Make, broken: tuple[str, str
 
     errors = [problem for problem in problems if problem.severity == "error"]
     assert any(message in problem.message and problem.line == line for problem in errors), problems
-    with pytest.raises(RuleError, match=r"slo.yaml:\d+: error"):
+    with pytest.raises(RuleError, match=r"slo.yaml:\d+:\d+: error"):
         load([make(SLO.replace(*broken, 1))])
 
 

@@ -37,7 +37,7 @@ class Control:
         deployments: dict[str, Deployment],
         make: Callable[[str], Deployment],
         residency: Residency,
-        publish_reference: Callable[[ModelVersion, bytes], None],
+        publish_reference: Callable[[ModelVersion, bytes | None], None],
         clock: Callable[[], float] = time.time,
         peers: Peers | None = None,
     ) -> None:
@@ -370,8 +370,7 @@ class Control:
         version = await self._residency.ensure(deployment, number, reason)
         found = await asyncio.to_thread(self._registry.get, deployment.model, number)
         profile = await asyncio.to_thread(self._registry.profile, deployment.model, number)
-        if profile is not None:
-            self._publish_reference(found, profile)
+        self._publish_reference(found, profile)
         return version
 
     async def _known(self, model: str) -> Deployment:

@@ -262,8 +262,13 @@ class Counting:
         self._signatures[key] = runnable.signature
         return Counted(runnable, counter)
 
-    def publish(self, version: ModelVersion, profile: bytes) -> None:
-        """Takes a version's reference, to count by it and to send it on."""
+    def publish(self, version: ModelVersion, profile: bytes | None) -> None:
+        """Takes a version's reference, to count by it and to send it on; without one nothing of it is counted."""
+        if profile is None:
+            counter = self._counters.get((version.model, version.version))
+            if counter is not None:
+                counter.give_up()
+            return
         self._references.append((version, profile))
         self._due.set()
 

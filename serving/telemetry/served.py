@@ -17,12 +17,13 @@ import pyarrow as pa
 
 from observability.events import FEATURE, METADATA, PREDICTION, TIME
 from serving.protocol.signature import Input, Signature, Values
-from serving.protocol.tensors import Array
+from serving.protocol.tensors import WIRE_TYPES, Array
 from serving.router import Choice
 from serving.telemetry.accounts import Served
 
 # Values a row of an input that events still carry.
 _MAX_VECTOR = 4096
+_ENDINGS = 10_000
 _CONSTANTS = ("model", "version", "arm", "release", "propensity", "outcome", "trace_id", "attributes")
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -128,26 +129,36 @@ def row_texts(rows: int) -> tuple[str, ...]:
 
 
 def _single_ids(prefix: bytes, first: int, count: int) -> pa.Array:
-    """Ids of requests of one row: as one block of letters for all numbers of as many digits."""
-    head = np.frombuffer(prefix + b"-", np.uint8)
-    blocks, lengths, last = [], [], first + count
+    """Ids of requests of one row: numbers that differ in their last digits only are copied from a table."""
+    parts: list[Array] = []
+    lengths: list[Array] = []
+    last = first + count
     while first < last:
-        digits = len(str(first))
-        numbers = np.arange(first, min(last, 10**digits))
-        width = len(head) + digits
-        block = np.empty((len(numbers), width), np.uint8)
-        block[:, : len(head)] = head
-        rest = numbers
-        for place in range(width - 1, len(head) - 1, -1):
-            rest, digit = np.divmod(rest, 10)
-            block[:, place] = digit + ord("0")
-        blocks.append(block.reshape(-1))
-        lengths.append(np.full(len(numbers), width))
-        first += len(numbers)
+        high, low = divmod(first, _ENDINGS)
+        size = min(last - first, _ENDINGS - low)
+        if high == 0:
+            # Without leading zeros: only the first numbers of a server.
+            texts = [b"%b-%d" % (prefix, number) for number in range(first, first + size)]
+            parts.append(np.frombuffer(b"".join(texts), np.uint8))
+            lengths.append(np.array([len(text) for text in texts]))
+        else:
+            head = np.frombuffer(b"%b-%d" % (prefix, high), np.uint8)
+            block = np.empty((size, len(head) + 4), np.uint8)
+            block[:, :-4] = head
+            block[:, -4:] = _endings()[low : low + size]
+            parts.append(block.reshape(-1))
+            lengths.append(np.full(size, block.shape[1]))
+        first += size
     offsets = np.zeros(count + 1, np.int32)
     np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    text = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    text = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return pa.Array.from_buffers(pa.utf8(), count, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+@lru_cache(1)
+def _endings() -> Array:
+    """The last four digits of all numbers, a row each."""
+    return np.frombuffer(b"".join(b"%04d" % number for number in range(_ENDINGS)), np.uint8).reshape(_ENDINGS, 4)
 
 
 def names_of(output: str, width: int) -> list[str]:
@@ -164,7 +175,8 @@ def feature(column: Input, parts: Sequence[Values]) -> pa.Array:
     """A feature's values in the type that events have."""
     if column.datatype == "BYTES":
         return pa.array([text for part in parts for text in part], pa.utf8())
-    values: Array = column.joined(parts)
+    alike = all(isinstance(part, np.ndarray) and part.dtype == WIRE_TYPES.get(column.datatype) for part in parts)
+    values: Array = np.concatenate(parts).reshape(-1) if alike else column.joined(parts)
     if column.shape:
         kind = np.float32 if column.datatype in ("FP16", "FP32") else np.float64
         return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind, copy=False)), column.size)

@@ -91,7 +91,7 @@ static int nearest(uint64_t digits, int exponent, double *value) {
 static int number(const char **at, double *value) {
     const char *p = *at, *start = p;
     uint64_t digits = 0;
-    int seen = 0, exponent = 0, negative = *p == '-', certain = 1;
+    int seen = 0, exponent = 0, negative = *p == '-', certain = 1, whole;
     p += negative;
     if (*p == '0')
         p++;
@@ -100,6 +100,7 @@ static int number(const char **at, double *value) {
             digits = digits * 10 + (uint64_t)(*p - '0');
     else
         return 0;
+    whole = *p != '.' && *p != 'e' && *p != 'E';
     if (*p == '.') {
         const char *point = ++p;
         for (; *p >= '0' && *p <= '9'; p++) {
@@ -125,7 +126,8 @@ static int number(const char **at, double *value) {
         exponent += sign * power;
     }
     if (certain && digits == 0) {
-        *value = negative ? -0.0 : 0.0;
+        /* -0 is a whole number, which has one zero only. */
+        *value = negative && !whole ? -0.0 : 0.0;
     } else if (certain && nearest(digits, exponent, value)) {
         if (negative)
             *value = -*value;

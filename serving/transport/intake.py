@@ -14,7 +14,7 @@ from types import ModuleType
 from observability.native import extension
 from serving import v2
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,11})[ \t]*\r\n", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,11})[ \t]*(?=\r\n)", re.IGNORECASE)
 # Lists in a body that are looked at: its values are in one of the first.
 _MAX_LISTS = 8
 

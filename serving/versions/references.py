@@ -32,9 +32,12 @@ class References:
         sink = None if collector_url is None else ReferenceSink(collector_url)
         self._exporter = None if sink is None else Exporter(sink, signal="references", metrics=metrics)
 
-    def publish(self, version: ModelVersion, profile: bytes) -> None:
-        """Queues the reference of a version as it was registered: `Profile.to_json()`, and what came beside it."""
-        if self._exporter is not None:
+    def publish(self, version: ModelVersion, profile: bytes | None) -> None:
+        """Queues the reference of a version as it was registered: `Profile.to_json()`, and what came beside it.
+
+        None, where it was registered without one, is nothing to be sent.
+        """
+        if self._exporter is not None and profile is not None:
             self._exporter.put(Batch(profile, 1, f"{version.model}/{version.version}"))
 
     def close(self) -> None:

@@ -1,0 +1,268 @@
+"""The compiled way of usual requests: it takes what Python would take, and its answers are Python's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from prometheus_client import generate_latest
+
+from serving import Input, Output, Registry, Signature, save_artifact, v2
+from serving.server import Service
+from serving.transport import connection as connections
+from serving.transport.intake import binary_form, json_form, native
+
+Start = Callable[..., Awaitable[Service]]
+HEADER = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: x\r\nContent-Length: %d\r\naccept: */*\r\n\r\n"
+COMPILED = native()
+pytestmark = pytest.mark.skipif(COMPILED is None, reason="no C compiler, or no headers of Python's")
+
+
+def request(body: bytes) -> bytes:
+    return HEADER % len(body) + body
+
+
+def body(values: Any, rows: int = 1, width: int = 3, **more: Any) -> bytes:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [rows, width], "data": values}
+    return json.dumps({"inputs": [tensor], **more}).encode()
+
+
+class Line:
+    """A slot with an intake of three FP32 values a row, and what each of them was told."""
+
+    def __init__(self, **sizes: int) -> None:
+        assert COMPILED is not None
+        self.declined: list[bytes] = []
+        self.written: list[bytes] = []
+        self.woken = 0
+        self.slot = COMPILED.Slot(self, self.declined.append)
+        self.slot.opened(self.written.append)
+        limits = {"rows": 8, "most": 8, "bytes": 1 << 20} | sizes
+        self.intake = COMPILED.Intake(
+            3, 12, "f", limits["rows"], limits["most"], limits["bytes"], self._wake, lambda: None
+        )
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def learn(self, content: bytes, rows: int = 1) -> None:
+        form = json_form(HEADER % len(content), content, rows * 3, rows)
+        assert form is not None
+        self.intake.learn(form.before, form.behind, form.prefix, form.suffix, ("tag", rows), rows, False)
+        self.slot.arm(self.intake)
+
+    def rows(self) -> list[list[float]]:
+        found = np.zeros((self.intake.rows, 3), np.float32)
+        self.intake.read(found)
+        return found.tolist()  # type: ignore[no-any-return]
+
+
+DIGITS = st.text("0123456789", min_size=1, max_size=25)
+NUMBERS = st.one_of(
+    st.floats().map(repr), st.integers().map(str), st.floats(width=32, allow_nan=False).map(repr),
+    st.builds("{}{}.{}{}".format, st.sampled_from(["", "-", "+"]), DIGITS, DIGITS, st.sampled_from(["", "e-7", "E+30"])),
+    st.text("0123456789.-+eE \t", max_size=12),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(NUMBERS, min_size=2, max_size=4), st.sampled_from([",", " ,\n", "\t, ", "\x0b,"]))
+@example(["9007199254740993", "1e23", "0.1"], ",")
+@example(["17.999999523162842", "1.00000005960464477540", "3.4028235677973366e38"], ",")
+@example(["-0", "-0.0e5", "0e999999"], ",")
+def test_numbers_are_read_as_python_reads_them_or_left_to_it(numbers: list[str], comma: str) -> None:
+    line = Line()
+    line.learn(body([0.5, 1.5, 2.5]))
+    content = body([]).replace(b"[]", b"[%b]" % comma.join(numbers).encode())
+
+    line.slot.feed(request(content))
+
+    read = v2.decoded_floats(content)
+    if line.intake.count:
+        assert read is not None
+        assert struct.pack("<3f", *read.inputs[0].data) == np.array(line.rows(), "<f4").tobytes()
+    else:
+        assert line.declined == [request(content)]
+        fits = read is not None and len(read.inputs[0].data) == 3
+        large = fits and any(len(number) > 60 or abs(float(number)) > 3.4e38 for number in numbers)
+        assert not fits or large, "a request of the form is taken"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_whatever_differs_from_the_form_is_left_to_python(data: st.DataObject) -> None:
+    line, whole = Line(), request(body([0.5, 1.5, 2.5]))
+    line.learn(body([0.5, 1.5, 2.5]))
+    at = data.draw(st.integers(0, len(whole)))
+    kind = data.draw(st.sampled_from(["cut", "insert", "change"]))
+    byte = bytes([data.draw(st.integers(0, 255))])
+    changed = {
+        "cut": whole[:at],
+        "insert": whole[:at] + byte + whole[at:],
+        "change": whole[:at] + byte + whole[at + 1 :],
+    }
+
+    line.slot.feed(changed[kind])
+
+    assert line.intake.count + len(line.declined) == 1
+    if line.intake.count:
+        head, _, content = changed[kind].partition(b"\r\n\r\n")
+        assert head == whole.partition(b"\r\n\r\n")[0], "the header is the one that was met"
+        read = v2.decoded_floats(content)
+        assert read is not None
+        assert read.inputs[0].shape == [1, 3]
+        assert struct.pack("<3f", *read.inputs[0].data) == np.array(line.rows(), "<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1.0,2.0]}]}',
+        b'{"inputs":[{"data":[1.0,2.0],"name":"x","datatype":"FP32","shape":[1,2]}]}',
+        b'{"inputs":[{"data":[1.0,2.0],"name":"x","datatype":"FP32","shape":[1,2],"data":[3.0,4.0]}]}',
+    ],
+)  # fmt: skip
+def test_the_values_are_found_wherever_they_stand(content: bytes) -> None:
+    form = json_form(HEADER % len(content), content, 2, 1)
+
+    assert form is not None
+    read = v2.decoded_floats(form.prefix + b"7.0,8.0" + form.suffix)
+    assert read is not None
+    assert read.inputs[0].data == [7.0, 8.0]
+    assert read.inputs[0].shape == [1, 2]
+
+
+def test_no_form_comes_of_what_may_mean_something_else() -> None:
+    content = body([1.0, 2.0, 3.0])
+    twice = HEADER.replace(b"host: x", b"host: x\r\ncontent-length: 5") % len(content)
+    text = b'{"inputs":[{"name":"[1.0,2.0,3.0]","shape":[1,3],"datatype":"FP32","data":[1.0,2.0,3.0]}]}'
+
+    assert json_form(twice, content, 3, 1) is None
+    assert json_form(HEADER % len(content), body([[1.0, 2.0, 3.0]]), 3, 1) is None
+    assert binary_form(twice, content, 3, 1) is None
+    found = json_form(HEADER % len(text), text, 3, 1)
+    assert found is not None
+    assert found.prefix.endswith(b'"data":[')
+
+
+def test_a_slot_takes_one_request_at_a_time_and_no_more_than_there_is_room_for() -> None:
+    line, content = Line(rows=3, most=2), body([0.5, 1.5, 2.5])
+    line.learn(content)
+    others = [Line() for _ in range(3)]
+    for other in others:
+        other.slot.arm(line.intake)
+
+    line.slot.feed(request(content))
+    line.slot.feed(request(content))
+    for other in others:
+        other.slot.feed(request(content))
+
+    assert (line.intake.count, line.woken, line.declined) == (2, 1, [request(content)])
+    assert [len(other.declined) for other in others] == [0, 1, 1]
+    others[0].slot.close()
+    assert line.intake.batch(8) is None, "a client has left: its row must not reach the model"
+    given = line.intake.give(0, 2)
+    assert [one[1] for one in given] == [line, None]
+    assert (line.intake.count, line.intake.rows, line.slot.taken) == (0, 0, False)
+    large = Line(bytes=len(request(content)) - 1)
+    large.learn(content)
+    large.slot.feed(request(content))
+    assert large.declined == [request(content)]
+
+
+def test_answers_go_to_their_requests_and_taking_one_out_moves_the_rows() -> None:
+    lines = [Line() for _ in range(4)]
+    intake = lines[0].intake
+    lines[0].learn(body([0.0] * 3))
+    for number, line in enumerate(lines):
+        line.slot.arm(intake)
+        line.slot.feed(request(body([number + 0.5] * 3)))
+
+    assert [one[1] for one in intake.give(1, 2)] == [lines[1]]
+    assert lines[0].rows() == [[0.5] * 3, [2.5] * 3, [3.5] * 3]
+    count, rows, tags = intake.batch(2)
+    assert (count, rows, tags) == (2, 2, [("tag", 1)])
+    intake.answer(count, ((b"H:", b"<", b">", [b"a", b"b"], 0),))
+    moments, arrived, each = intake.end(count, 1.0, 2.0, 3.0, 4.0)
+
+    assert [line.written for line in lines] == [[b"H:3\r\n\r\n<a>"], [], [b"H:3\r\n\r\n<b>"], []]
+    found = np.frombuffer(moments).reshape(2, 6)
+    assert found[:, 2:].tolist() == [[1.0, 2.0, 3.0, 4.0]] * 2
+    assert (np.diff(found[:, :2]) >= 0).all()
+    assert np.frombuffer(arrived).tolist() == found[:, 0].tolist()
+    assert np.frombuffer(each, np.int64).tolist() == [1, 1]
+    assert lines[0].rows() == [[3.5] * 3]
+    with pytest.raises(ValueError, match="fit the batch"):
+        intake.answer(intake.batch(8)[0], ((b"", b"", b"", b"short", 8),))
+    intake.close()
+    lines[0].slot.feed(b"later")
+    assert lines[0].declined == [b"later"]
+
+
+async def exchanged(port: int, streams: list[list[bytes]]) -> list[bytes]:
+    """What each connection gets for its requests, each sent when the one before is answered."""
+
+    async def talk(requests: list[bytes]) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        answers = b""
+        for one in requests:
+            writer.write(one)
+            for _ in range(one.count(b"POST /")):
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                answers += head + await reader.readexactly(length)
+        writer.close()
+        await writer.wait_closed()
+        return answers
+
+    return list(await asyncio.gather(*map(talk, streams)))
+
+
+@pytest.mark.slow
+async def test_answers_and_counts_are_those_of_the_way_through_python(
+    start: Start, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    # Sums that are exact in any order: batches differ in size from run to run.
+    layer = torch.nn.Linear(3, 2)
+    layer.load_state_dict(
+        {"weight": torch.tensor([[0.25, 0.5, -0.75], [1.0, 2.0, 3.0]]), "bias": torch.tensor([0.125, -0.5])}
+    )
+    signature = Signature((Input("x", "FP32", shape=(3,)),), (Output("y", shape=(2,)),))
+    save_artifact(tmp_path / "linear", layer, signature, {"x": [[0.1] * 3]})
+    registry.register("m", tmp_path / "linear", lineage={}, profile=None, metrics={})
+    registry.set_alias("m", "stable", 1)
+    plain, two = request(body([0.25, -1.5, 625e-4])), request(body([0.5] * 6, rows=2))
+    packed = body([]).replace(b'"data": []', b'"parameters":{"binary_data_size":12}')
+    binary = b"Inference-Header-Content-Length: %d\r\n" % len(packed)
+    raw = struct.pack("<3f", 1.0, 2.0, 3.0)
+    bits = (HEADER % (len(packed) + 12)).replace(b"accept", binary + b"accept") + packed + raw
+    streams = [
+        [plain] * 6, [two, plain] * 4, [bits] * 6, [plain * 3] * 4, [plain, plain + two, plain] * 2,
+        [plain, plain, plain, request(body([0.5] * 2)), plain, plain],
+        [plain, plain, plain, request(b"{"), plain, request(body([1, 2, 3])), plain],
+        [bits, bits, bits, bits[:-12] + struct.pack("<3f", float("nan"), 0.0, 1.0), bits, bits],
+    ]  # fmt: skip
+
+    taken = await start()
+    ours = await exchanged(taken.port, streams)
+    again = await exchanged(taken.port, streams)
+    assert taken._front._express["m"].intake.known >= 3  # type: ignore[union-attr]
+    monkeypatch.setattr(connections, "native", lambda: None)
+    theirs = await exchanged((await start()).port, streams)
+
+    # Identifiers that a request did not give are the server's own.
+    assert ours == again == theirs
+    text = generate_latest(taken.metrics.registry).decode()
+    answered = sum(answers.count(b" 200 OK") for answers in (*ours, *again))
+    assert f'inference_requests_total{{model="m",outcome="ok",version="1"}} {float(answered)}' in text
+    assert 'inference_request_duration_seconds_count{model="m",version="1"} ' in text

@@ -152,6 +152,10 @@ class TrainingMonitor:
         """Counts a step whose loss or gradients were not finite and that changed no weights."""
         self.metrics[names.TRAINING_NONFINITE].labels(self.model).inc()
 
+    def spiked(self) -> None:
+        """Counts a spike of the loss."""
+        self.metrics[names.TRAINING_SPIKES].labels(self.model).inc()
+
     def checkpointed(self, outcome: str = "ok") -> None:
         """Counts a checkpoint by its outcome: ok or failed."""
         self.metrics[names.TRAINING_CHECKPOINTS].labels(self.model, outcome).inc()

@@ -23,6 +23,7 @@ class TrainingReport:
         self._since_ns = now_ns
         self._steps = metrics[names.TRAINING_STEPS].labels(model)
         self._samples = metrics[names.TRAINING_SAMPLES].labels(model)
+        metrics[names.TRAINING_SPIKES].labels(model)
         metrics[names.TRAINING_NONFINITE].labels(model)  # from 0 on: no rate sees a counter's first value
         self._duration = metrics[names.TRAINING_STEP_DURATION].labels(model)
         self._phases = {phase: metrics[names.TRAINING_PHASE_DURATION].labels(model, phase) for phase in names.PHASES}

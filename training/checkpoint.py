@@ -58,9 +58,14 @@ class CheckpointStore:
         self._prune()
         return path
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies. A broken one is set aside as `*.corrupt` with a warning in the log."""
+    def newest(self, at_most: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint that verifies, of at most `at_most` steps.
+
+        A broken one is set aside as `*.corrupt` with a warning in the log.
+        """
         for path in reversed(self.paths()):
+            if at_most is not None and _step(path) > at_most:
+                continue
             try:
                 return Checkpoint(_step(path), _loaded(path), path)
             except CheckpointError as error:
@@ -72,6 +77,13 @@ class CheckpointStore:
         """The checkpoint of a step. CheckpointError where it does not verify or is not there."""
         path = self._folder / f"step-{step:012d}.ckpt"
         return Checkpoint(step, _loaded(path), path)
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints of more than `step` steps."""
+        for path in self.paths():
+            if _step(path) > step:
+                path.unlink()
+        _sync(self._folder)
 
     def paths(self) -> list[Path]:
         """The files of complete checkpoints, oldest first."""

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -20,8 +20,11 @@ from training.data import Rows, batches
 from training.faults import Faults
 from training.guards import GuardState, judge, nonfinite, skip_if
 from training.replicas import Replicas
+from training.spikes import Spike, SpikeRule, SpikeState, judge_losses
 
 _log = logging.getLogger(__name__)
+# The fault `spike` takes one step at so many times the rate.
+_SPIKED_RATE = 100.0
 
 
 class ResumeError(RuntimeError):
@@ -49,12 +52,23 @@ class TrainConfig:
     """Steps between looks at losses and guard flags: the only times that the host waits for the device."""
     max_nonfinite: int = 10
     """Skipped steps in a row that end the run."""
+    on_spike: Literal["report", "rewind", "stop"] = "report"
+    """What follows when the loss leaves its history upwards: only a count and a warning; back to the checkpoint before
+    it, and past the batches that led to it; or the end of the run."""
+    spike_score: float = 6.0
+    """Robust deviations above its history that make a loss a spike."""
+    max_rewinds: int = 3
+    """Rewinds after which a spike ends the run."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "report_every", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("learning_rate", "clip_norm"):
+        if self.on_spike not in ("report", "rewind", "stop"):
+            raise ValueError(f"on_spike is {self.on_spike!r}: report, rewind or stop")
+        if self.on_spike == "rewind" and not self.checkpoint_every:
+            raise ValueError("on_spike is rewind and checkpoint_every is 0: there would be nothing to rewind to")
+        for name in ("learning_rate", "clip_norm", "spike_score"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
         if self.checkpoint_every < 0 or not 0 <= self.warmup < 1:
@@ -73,6 +87,7 @@ class TrainResult:
     losses: tuple[tuple[int, float], ...]
     seconds: float
     resumed_from: int
+    rewinds: int = 0
 
 
 @dataclass(slots=True)
@@ -84,6 +99,16 @@ class _Progress:
     guard: GuardState = field(default_factory=GuardState)
     losses: list[tuple[int, float]] = field(default_factory=list)
     waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    spikes: SpikeState = field(default_factory=SpikeState)
+    is_spiking: bool = False
+    rewinds: int = 0
+    passed_over: int = 0
+    """Batches that no step was taken on."""
+
+    @property
+    def position(self) -> int:
+        """Batches of the data that lie behind."""
+        return self.step + self.passed_over
 
 
 class Trainer:
@@ -125,13 +150,14 @@ class Trainer:
             self._config.seed * 1_000_003 + self._replicas.rank if self._replicas.rank else self._config.seed
         )
         newest = self._newest()
-        progress = self._progress = _Progress() if newest is None else self._restored(newest)
-        self._monitor.resumed(progress.step)
-        first = progress.step
+        self._progress = _Progress() if newest is None else self._restored(newest)
+        first = self._progress.step
+        self._monitor.resumed(first)
         self._network.train()
         stopped = None
-        while progress.step < self._num_steps and stopped is None:
+        while self._progress.position < self._num_steps and stopped is None:
             stopped = self._epoch()
+        progress = self._progress
         return TrainResult(
             outcome="completed" if stopped is None else "stopped",
             reason=stopped or f"{progress.step} steps, {progress.guard.skipped} of them skipped",
@@ -141,38 +167,40 @@ class Trainer:
             losses=tuple(progress.losses),
             seconds=time.monotonic() - began,
             resumed_from=first,
+            rewinds=progress.rewinds,
         )
 
-    def _newest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, the same in all ranks."""
+    def _newest(self, at_most: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint that verifies, of at most so many steps; the same in all ranks."""
         if self._checkpoints is None:
             return None
-        newest = self._checkpoints.newest() if self._replicas.leads else None
+        newest = self._checkpoints.newest(at_most) if self._replicas.leads else None
         step = self._replicas.agreed(-1 if newest is None else newest.step)
         return newest if self._replicas.leads or step < 0 else self._checkpoints.at(step)
 
     def _epoch(self) -> str | None:
-        """Goes on to the end of the epoch; gives the reason where the guard stops the run."""
+        """Goes on to the end of the epoch, or to a rewind; gives the reason where a guard stops the run."""
         config, monitor, progress = self._config, self._monitor, self._progress
-        epoch, start = divmod(progress.step, self._steps_an_epoch)
+        epoch, start = divmod(progress.position, self._steps_an_epoch)
         source = batches(self._rows, config.batch_size, config.seed, epoch, start)
         for _ in range(start, self._steps_an_epoch):
             monitor.start()
-            if self._faults is not None:
-                self._faults.strike(self._replicas.rank, self._attempt, progress.step)
+            struck = self._faults.strike(self._replicas.rank, self._attempt, progress.position) if self._faults else ()
             inputs, labels = next(source)
             monitor.mark("data_wait")
-            rate = learning_rate(config, progress.step, self._num_steps)
-            loss, norm = self._step(inputs, labels, rate)
+            rate = learning_rate(config, progress.position, self._num_steps)
+            loss, norm = self._step(inputs, labels, rate, struck)
             progress.step += 1
             progress.samples += len(labels)
             stopped = self._after_step()
             monitor.end(len(labels), loss=loss, gradient_norm=norm, learning_rate=rate)
-            if stopped is not None:
+            if stopped is not None or progress is not self._progress:
                 return stopped
         return None
 
-    def _step(self, inputs: Iterable[Tensor], labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, inputs: Iterable[Tensor], labels: Tensor, rate: float, struck: Collection[str]
+    ) -> tuple[Tensor, Tensor]:
         """One step on one batch; gives loss and gradient norm, both still on the device."""
         device, monitor = self._config.device, self._monitor
         *mine, own_labels = self._replicas.share((*inputs, labels))
@@ -182,6 +210,8 @@ class Trainer:
         losses = nn.functional.binary_cross_entropy_with_logits(self._logits(*on_device), wanted, reduction="sum")
         # Averaged over ranks, this is the mean over the whole batch, even where its rows do not divide evenly.
         loss = losses * (self._replicas.world_size / len(labels))
+        if "nan" in struck:
+            loss = loss * math.nan
         monitor.mark("forward")
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -190,7 +220,7 @@ class Trainer:
         # The averaged gradients, and with them this flag, are the same in all ranks; a loss is not.
         flag = nonfinite(loss.detach() if self._replicas.world_size == 1 else norm, norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * (_SPIKED_RATE if "spike" in struck else 1.0)
         skip_if(self._optimizer, flag)
         self._optimizer.step()
         monitor.mark("optimizer")
@@ -200,18 +230,19 @@ class Trainer:
     def _after_step(self) -> str | None:
         """Reads flags and takes a checkpoint where they are due; gives the reason where the guard stops the run."""
         step, config = self._progress.step, self._config
-        at_end = step == self._num_steps
+        at_end = self._progress.position == self._num_steps
         due = at_end or (config.checkpoint_every > 0 and step % config.checkpoint_every == 0)
         if not (due or step % config.report_every == 0):
             return None
+        progress = self._progress
         stopped = self._read()
         # A run that is stopped keeps the checkpoint from before: what led to the stop is not worth resuming.
-        if due and stopped is None and self._checkpoints is not None:
+        if due and stopped is None and progress is self._progress and self._checkpoints is not None:
             self._save(self._checkpoints)
         return stopped
 
     def _read(self) -> str | None:
-        """Fetches losses and flags of the steps since the last look, in one copy, and lets the guard judge them."""
+        """Fetches losses and flags of the steps since the last look, in one copy, and lets the guards judge them."""
         progress = self._progress
         read = torch.stack([torch.stack(pair) for pair in progress.waiting]).double().cpu()
         losses, flags = self._replicas.mean(read).unbind(1)
@@ -221,7 +252,40 @@ class Trainer:
         progress.guard = decision.state
         for _ in range(decision.newly_skipped):
             self._monitor.skipped()
-        return decision.reason if decision.action == "stop" else None
+        if decision.action == "stop":
+            return decision.reason
+        rule = SpikeRule(score=self._config.spike_score)
+        progress.spikes, spike = judge_losses(rule, progress.spikes, losses.tolist())
+        if spike is None:
+            progress.is_spiking = False
+            return None
+        return self._spiked(spike, progress.step - len(losses) + spike.first)
+
+    def _spiked(self, spike: Spike, sound: int) -> str | None:
+        """Does what is to follow a spike, before which `sound` steps were taken; gives the reason of a stop."""
+        config, progress = self._config, self._progress
+        if not progress.is_spiking:
+            self._monitor.spiked()
+            _log.warning("%s at step %d", spike.reason, sound)
+        progress.is_spiking = True
+        if config.on_spike == "report":
+            return None
+        if config.on_spike == "stop" or progress.rewinds >= config.max_rewinds:
+            return f"{spike.reason} at step {sound}" + (
+                f", after {progress.rewinds} rewinds" if progress.rewinds else ""
+            )
+        good = self._newest(at_most=sound)
+        if good is None:
+            return f"{spike.reason} at step {sound}, and there is no checkpoint from before it"
+        restored = self._restored(good)
+        restored.rewinds = progress.rewinds + 1
+        restored.passed_over = progress.position - restored.step
+        # The checkpoints that followed hold what is given up; a restart must not go on from them.
+        if self._checkpoints is not None and self._replicas.leads:
+            self._checkpoints.drop_after(restored.step)
+        self._progress = restored
+        self._monitor.resumed(restored.step)
+        return None
 
     def _save(self, store: CheckpointStore) -> None:
         progress = self._progress
@@ -234,6 +298,8 @@ class Trainer:
             "samples": progress.samples,
             "guard": (progress.guard.skipped, progress.guard.in_a_row),
             "losses": progress.losses,
+            "spikes": (progress.spikes.losses, progress.spikes.count),
+            "rewinds": (progress.rewinds, progress.passed_over),
             "random": self._replicas.random_states(),
             "device_random": torch.cuda.get_rng_state_all() if self._config.device.startswith("cuda") else [],
         }
@@ -265,7 +331,10 @@ class Trainer:
         if state["device_random"]:
             torch.cuda.set_rng_state_all(state["device_random"])
         losses = [(int(step), float(loss)) for step, loss in state["losses"]]
-        return _Progress(state["step"], state["samples"], GuardState(*state["guard"]), losses)
+        progress = _Progress(state["step"], state["samples"], GuardState(*state["guard"]), losses)
+        progress.spikes = SpikeState(tuple(state["spikes"][0]), state["spikes"][1])
+        progress.rewinds, progress.passed_over = state["rewinds"]
+        return progress
 
     def _fingerprint(self) -> str:
         """What must be equal for a checkpoint to fit: settings that shape the weights, data, network's shapes."""

@@ -1,0 +1,100 @@
+"""The guard against loss spikes: a level that leaves the loss's own recent history, judged robustly and purely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+# A median absolute deviation of a normal distribution times this is its standard deviation (Rousseeuw & Croux 1993).
+_MAD_TO_SD = 1.4826
+# Where losses barely vary, a rise of this share of their level is still no spike.
+_LEAST_SPREAD = 1e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpikeRule:
+    """When the loss has spiked: the median of the last `span` losses is `score` robust deviations above what follows
+    from the history. It is judged once a span.
+    """
+
+    score: float = 6.0
+    history: int = 200
+    """Losses that the level is compared with, those of the span left out."""
+    least: int = 50
+    """Losses that must be known before anything is judged."""
+    span: int = 5
+    """So that a single odd batch is no spike."""
+
+    def __post_init__(self) -> None:
+        if not self.score > 0:
+            raise ValueError(f"score is {self.score}: it must be positive")
+        if not 1 <= self.span < self.least <= self.history:
+            raise ValueError(
+                f"span {self.span}, least {self.least}, history {self.history}: 1 <= span < least <= history"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SpikeState:
+    """The latest losses, oldest first, and how many there have been. Those that are not finite are another guard's."""
+
+    losses: tuple[float, ...] = ()
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """A spike, and how high it is.
+
+    It began not before the loss with the number `first` of those just judged (negative: earlier): the span before the
+    one in which it shows may hold its beginning.
+    """
+
+    first: int
+    level: float
+    usual: float
+    score: float
+
+    @property
+    def reason(self) -> str:
+        """In words."""
+        return f"the loss rose to {self.level:.4g}, {self.score:.0f} robust deviations above its usual {self.usual:.4g}"
+
+
+def judge_losses(rule: SpikeRule, state: SpikeState, losses: Sequence[float]) -> tuple[SpikeState, Spike | None]:
+    """Goes through the losses of the last steps, oldest first; gives the first spike, and the state to go on with.
+
+    After a spike the state is the one before it, so that a run that is set back is judged by its good history. What is
+    found does not depend on how many losses come at a time.
+    """
+    known, count = list(state.losses), state.count
+    for number, loss in enumerate(losses):
+        if not math.isfinite(loss):
+            continue
+        known.append(loss)
+        count += 1
+        if count % rule.span or len(known) < rule.least + rule.span:
+            continue
+        before, level = known[-rule.history - rule.span : -rule.span], median(known[-rule.span :])
+        usual, spread = _expected(before)
+        score = (level - usual) / spread if spread else math.inf if level > usual else 0.0
+        if score > rule.score:
+            return SpikeState(tuple(before), count - rule.span), Spike(number - 2 * rule.span + 1, level, usual, score)
+    return SpikeState(tuple(known[-rule.history - rule.span :]), count), None
+
+
+def _expected(history: Sequence[float]) -> tuple[float, float]:
+    """The level that follows a history, and the robust deviation around it.
+
+    The line goes through the medians of the two halves, so that a loss that falls does not count its fall as noise.
+    """
+    half = len(history) // 2
+    early, late = median(history[:half]), median(history[half:])
+    slope = (late - early) / (len(history) / 2)
+    # The halves' medians stand at a quarter and at three quarters of the history.
+    start = early - slope * len(history) / 4
+    spread = _MAD_TO_SD * median(abs(value - start - slope * index) for index, value in enumerate(history))
+    usual = start + slope * len(history)
+    return usual, max(spread, _LEAST_SPREAD * abs(late))

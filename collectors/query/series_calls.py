@@ -75,9 +75,13 @@ class SeriesCalls:
         wanted = parameters.text("metric", "")
         limit = parameters.number("limit")
         per_metric = parameters.number("limit_per_metric")
+        # A counter of OpenMetrics has its samples' name here; Prometheus has the family's, without `_total`.
+        known = self._reader.metadata()
+        if wanted not in known and f"{wanted}_total" in known:
+            known = {wanted: known[f"{wanted}_total"]}
         found = {
             name: [{"type": item.type, "help": item.help, "unit": item.unit}]
-            for name, item in self._reader.metadata().items()
+            for name, item in known.items()
             if (not wanted or name == wanted) and per_metric != 0
         }
         return Answer(found if limit is None or limit < 0 else dict(list(found.items())[:limit]))

@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.requests import Request
 
@@ -32,6 +32,14 @@ class Configuration:
     loaded: bool = True
     loaded_at: float = 0.0
     external_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@runtime_checkable
+class Spanned(Protocol):
+    """A reader that says of which times it has samples."""
+
+    def span(self) -> tuple[int, int] | None:
+        """The times of the oldest and of the newest sample, unix ms; None without samples."""
 
 
 _LARGEST_COUNTS = 10_000
@@ -209,14 +217,15 @@ class StatusCalls:
             raise QueryError("limit must be a positive number", "bad_data")
         if limit > _LARGEST_COUNTS:
             raise QueryError(f"limit must not exceed {_LARGEST_COUNTS}", "bad_data")
-        return Answer(await self._in_thread(lambda: _sizes(self._reader.series(()), limit)))
+        span = self._reader.span() if isinstance(self._reader, Spanned) else None
+        return Answer(await self._in_thread(lambda: _sizes(self._reader.series(()), limit, span or (0, 0))))
 
 
 def _rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def _sizes(series: Sequence[Labels], limit: int) -> dict[str, Any]:
+def _sizes(series: Sequence[Labels], limit: int, span: tuple[int, int]) -> dict[str, Any]:
     pairs = Counter(pair for labels in series for pair in labels.items())
     names, values, sizes = Counter[str](), Counter[str](), Counter[str]()
     for (name, value), count in pairs.items():
@@ -234,8 +243,8 @@ def _sizes(series: Sequence[Labels], limit: int) -> dict[str, Any]:
             "numSeries": len(series),
             "numLabelPairs": len(pairs),
             "chunkCount": 0,
-            "minTime": 0,
-            "maxTime": 0,
+            "minTime": span[0],
+            "maxTime": span[1],
         },
         "seriesCountByMetricName": most(names),
         "labelValueCountByLabelName": most(values),

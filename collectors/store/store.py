@@ -313,6 +313,12 @@ class Store:
         with self._lock:
             return self._counts.commits + self._catalog.generation + self._upkeep.deletions
 
+    def span(self) -> tuple[int, int] | None:
+        """The times of the oldest and of the newest sample, unix ms; None without samples."""
+        with self._lock:
+            oldest_ms, newest_ms = self._writer.oldest_ms, self._writer.newest_ms
+            return None if oldest_ms is None or newest_ms is None else (oldest_ms, newest_ms)
+
     def num_series(self) -> int:
         """Series known, in memory or in the database."""
         with self._lock:

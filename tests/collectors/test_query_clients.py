@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from collectors.query import Configuration, Engine, query_app
 from collectors.store import MetricMetadata, Store
 
 NOW = 1_700_000_300.0
+T0_MS = round(NOW * 1000) - 300_000
 TARGET = {"job": "serve", "instance": "h:8080"}
 
 
@@ -148,6 +150,22 @@ def test_limits_cut_lists_with_a_warning(http: httpx.Client) -> None:
     assert http.get("/api/v1/labels", params={"limit": "-1"}).status_code == 400
 
 
+def test_metadata_is_found_by_the_name_of_the_samples_or_of_the_family() -> None:
+    store = Store("sqlite://", clock=lambda: NOW)
+    store.set_metadata({"hits_total": MetricMetadata("counter", "Hits.", "")})
+
+    async def asked(name: str) -> Any:
+        transport = httpx.ASGITransport(query_app(Engine(store), store))
+        async with httpx.AsyncClient(transport=transport, base_url="http://collector") as client:
+            return (await client.get("/api/v1/metadata", params={"metric": name})).json()["data"]
+
+    entry = [{"type": "counter", "help": "Hits.", "unit": ""}]
+    assert asyncio.run(asked("hits_total")) == {"hits_total": entry}
+    assert asyncio.run(asked("hits")) == {"hits": entry}
+    assert asyncio.run(asked("hit")) == {}
+    store.close()
+
+
 def test_rules_are_chosen_as_prometheus_chooses_them(http: httpx.Client) -> None:
     def names(**parameters: str) -> list[tuple[str, list[str]]]:
         groups = data(http, "rules", **parameters)["groups"]
@@ -188,6 +206,7 @@ def test_sizes_name_what_makes_series_many(http: httpx.Client) -> None:
     sizes = data(http, "status/tsdb", limit="1")
 
     assert sizes["headStats"]["numSeries"] == 3
+    assert (sizes["headStats"]["minTime"], sizes["headStats"]["maxTime"]) == (T0_MS, T0_MS + 19 * 15_000)
     assert sizes["seriesCountByMetricName"] == [{"name": "requests_total", "value": 2}]
     assert http.get("/api/v1/status/tsdb", params={"limit": "0"}).status_code == 400
 

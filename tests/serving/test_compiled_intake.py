@@ -65,10 +65,11 @@ class Line:
         return found.tolist()  # type: ignore[no-any-return]
 
 
+SIGNS = st.sampled_from(["", "-", "+"])
 DIGITS = st.text("0123456789", min_size=1, max_size=25)
 NUMBERS = st.one_of(
     st.floats().map(repr), st.integers().map(str), st.floats(width=32, allow_nan=False).map(repr),
-    st.builds("{}{}.{}{}".format, st.sampled_from(["", "-", "+"]), DIGITS, DIGITS, st.sampled_from(["", "e-7", "E+30"])),
+    st.builds("{}{}.{}{}".format, SIGNS, DIGITS, DIGITS, st.sampled_from(["", "e-7", "E+30"])),
     st.text("0123456789.-+eE \t", max_size=12),
 )  # fmt: skip
 

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5
 # Answered requests are counted and recorded together: after so many seconds, calls or bytes, or when somebody looks.
 _SETTLE_SECONDS = 0.2
-_SETTLE_CALLS = 1024
+_SETTLE_CALLS = 4096
 _MANY_CALLS = 256
 _SETTLE_BYTES = 1024 * 1024
 _MAX_ACCOUNTS = 1024

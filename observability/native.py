@@ -25,8 +25,8 @@ _FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-shared", "-fPIC", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math", "-fno-math-errno")
 TIMEOUT_SECONDS = 60.0
 _POINTER = ctypes.c_void_p
-# The arguments of each function: p is a pointer, n a number, o an object of Python's.
-_ARGUMENTS = {"p": _POINTER, "n": ctypes.c_int64, "o": ctypes.py_object}
+# The arguments of each function: p is a pointer, n a whole number, d another, o an object of Python's.
+_ARGUMENTS = {"p": _POINTER, "n": ctypes.c_int64, "d": ctypes.c_double, "o": ctypes.py_object}
 _TALLY = dict.fromkeys(("trimtab_tally_float", "trimtab_tally_double"), "pnpnppp")
 _COUNT = {
     "trimtab_add_float": "pnnnnpnpp",
@@ -63,6 +63,23 @@ def library(name: str = "count") -> ctypes.CDLL | None:
         return _declared(ctypes.CDLL(str(_compiled(compiler, name))), name)
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         _log.info("counting with numpy: %s could not be compiled: %s", _FOLDER / f"{name}.c", error)
+        return None
+
+
+@cache
+def compiled(source: Path, *functions: tuple[str, str]) -> ctypes.CDLL | None:
+    """The functions, with the letters of their arguments, of another package's C file; None as with `library`."""
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None or os.name != "posix":
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_made(compiler, source, FLAGS, "")))
+        for name, arguments in functions:
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = [_ARGUMENTS[letter] for letter in arguments], None
+        return loaded
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        _log.info("doing without %s, which could not be compiled: %s", source, error)
         return None
 
 

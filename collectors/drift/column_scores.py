@@ -20,6 +20,7 @@ from collectors.drift.exact import Counted, Ordered
 from collectors.drift.hellinger import hellinger_each
 from collectors.drift.jensen_shannon import jensen_shannon_each
 from collectors.drift.kolmogorov_law import one_sample_sf_each
+from collectors.drift.native_sums import cell_sums, native_sums
 from collectors.drift.number_block import NumberBlock
 from collectors.drift.psi import psi_each
 from collectors.drift.rows import ks_rows, wasserstein_rows
@@ -85,7 +86,7 @@ def block_scores(block: NumberBlock) -> dict[str, Floats]:
     rows = np.flatnonzero(block.values.min(axis=1) > 0)
     if not len(rows):
         return {}
-    step = max(1, CACHED // block.counts.reference.shape[1])
+    step = len(rows) if native_sums() is not None else max(1, CACHED // block.counts.reference.shape[1])
     parts = [_cell_scores(block, rows[at : at + step]) for at in range(0, len(rows), step)]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found["ks_pvalue"] = one_sample_sf_each(found["ks"], found["ks_pvalue"])
@@ -105,7 +106,31 @@ def _cell_scores(block: NumberBlock, rows: Counts) -> dict[str, Floats]:
     reference, current = block.counts.reference[rows], block.counts.current[rows]
     edges = np.concatenate([one.edges for one in first]).reshape(len(first), -1)
     n, m = block.values[rows].T
-    r, w = reference / n[:, None], current / m[:, None]
+    deviation = np.sqrt(np.array([one.m2 for one in first]) / n)
+    lowest = np.minimum([one.minimum for one in first], [one.minimum for one in second])
+    highest = np.maximum([one.maximum for one in first], [one.maximum for one in second])
+    columns = reference, current, edges, deviation, lowest, highest
+    found = cell_sums(*columns, BINS)
+    if found is None:
+        found = _cell_sums(*columns, n[:, None], m[:, None])
+    return found | {
+        "ks_pvalue": np.maximum(np.rint(n * (m / (n + m))), 1),
+        "wasserstein": found["wasserstein_normed"] * np.maximum(deviation, LEAST_DEVIATION),
+    }
+
+
+def _cell_sums(
+    reference: Counts,
+    current: Counts,
+    edges: Floats,
+    deviation: Floats,
+    lowest: Floats,
+    highest: Floats,
+    n: Counts,
+    m: Counts,
+) -> dict[str, Floats]:
+    """What `native_sums.cell_sums` gives, with numpy."""
+    r, w = reference / n, current / m
     after = np.cumsum(r - w, axis=1)
     before = np.zeros_like(after)
     before[:, 1:] = after[:, :-1]
@@ -115,18 +140,12 @@ def _cell_scores(block: NumberBlock, rows: Counts) -> dict[str, Floats]:
     inside = np.maximum(np.abs(before + r).max(axis=1), np.abs(before - w).max(axis=1))
     weights = r.copy()
     weights[:, :-1] += r[:, 1:]
-    deviation = np.sqrt(np.array([one.m2 for one in first]) / n)
-    lowest = np.minimum([one.minimum for one in first], [one.minimum for one in second])
-    highest = np.maximum([one.maximum for one in first], [one.maximum for one in second])
-    normed = wasserstein_each(reference, current, edges, deviation, lowest, highest)
     return {
         **_distances_each(*few_bins(reference, current, BINS)[:2]),
         "ks": ks,
-        "ks_pvalue": np.maximum(np.rint(n * (m / (n + m))), 1),
         "ks_error": np.maximum(inside - ks, 0.0),
         "cramer_von_mises": np.sum(weights * after * after, axis=1) / 2,
-        "wasserstein": normed * np.maximum(deviation, LEAST_DEVIATION),
-        "wasserstein_normed": normed,
+        "wasserstein_normed": wasserstein_each(reference, current, edges, deviation, lowest, highest),
         "wasserstein_error": _wasserstein_errors(r + w, edges, lowest, highest),
     }
 

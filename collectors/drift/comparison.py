@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
 from collectors.drift.bins import Counts
@@ -82,13 +83,16 @@ class ColumnComparison:
 
     def to_json(self) -> dict[str, Any]:
         """What is defined, with numbers that JSON has."""
-        found: dict[str, Any] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name == "cells" or value is None or (isinstance(value, float) and not math.isfinite(value)):
-                continue
-            found[item.name] = value.to_json() if isinstance(value, Sides) else value
-        return found
+        return {
+            name: {"reference": value.reference, "current": value.current} if isinstance(value, Sides) else value
+            for name, value in zip(_TOLD, _values_of(self), strict=True)
+            if value is not None and not (isinstance(value, float) and not math.isfinite(value))
+        }
+
+
+_TOLD = tuple(item.name for item in fields(ColumnComparison) if item.name != "cells")
+# A thousand columns have 26,000 values: one call fetches those of a column.
+_values_of = attrgetter(*_TOLD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 from collectors.drift.bins import Counts, Floats
 from collectors.drift.laws import chi2_sf, normal_isf, normal_sf
+from collectors.drift.native_sums import ordered_sums
 from observability.numeric import edges_of_sorted
 
 # Below this many expected rows outside the largest cell (or in a group of categories) an exact law takes over.
@@ -126,6 +127,9 @@ def ordered_test(reference: Counts, window: Counts) -> tuple[Floats, NullLaw]:
     The power sums are traces of powers of the bridge's covariance, whose entries are products `H_j (1 − H_k)`, so that
     running sums do; the largest eigenvalue comes from the power method's first steps.
     """
+    sums_of = ordered_sums(reference, window)
+    if sums_of is not None:
+        return sums_of[0], NullLaw(*sums_of[1:])
     step = max(1, CACHED // reference.shape[-1])
     # Cells by columns: sums over cells are then sums of whole rows.
     first, second = np.ascontiguousarray(reference.T), np.ascontiguousarray(window.T)

@@ -11,21 +11,34 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from collectors.drift import (
+    column_scores,
     compare,
     hellinger,
     jensen_shannon,
     kolmogorov_smirnov,
     kolmogorov_smirnov_bound,
+    native_sums,
     psi,
     regroup_ordered,
     total_variation,
     wasserstein,
 )
-from collectors.drift.column_scores import Scores, category_scores, category_scores_each, cell_scores, cell_scores_each
+from collectors.drift.column_scores import (
+    Scores,
+    block_scores,
+    category_scores,
+    category_scores_each,
+    cell_scores,
+    cell_scores_each,
+)
+from collectors.drift.comparison import Sides
+from collectors.drift.null import ordered_test
+from collectors.drift.number_block import number_blocks
 from observability.columns import NumericColumn
 from observability.profile import Profile
 
 ROWS = st.integers(12, 600)
+LAW = ("first", "second", "third", "largest")
 
 
 def tables(seed: int, rows: int, others: int) -> tuple[Profile, Profile]:
@@ -128,3 +141,28 @@ def test_a_column_gets_one_verdict_alone_and_among_others(method: str) -> None:
         assert single.columns[name].score == pytest.approx(column.score, rel=1e-12, abs=1e-14)
         assert single.columns[name].threshold == column.threshold
         assert (single.columns[name].missing, single.rows) == (column.missing, whole.rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), rows=ROWS, others=ROWS)
+def test_compiled_code_finds_what_numpy_does(seed: int, rows: int, others: int) -> None:
+    before, now = tables(seed, rows, others)
+    pairs = {name: Sides(column, now.columns[name]) for name, column in before.columns.items()}
+    blocks, _ = number_blocks(pairs)
+
+    def found() -> list[dict[str, np.ndarray]]:
+        answers = []
+        for block in blocks:
+            scores, law = ordered_test(block.counts.reference, block.counts.current)
+            answers.append({**block_scores(block), "score": scores, **{name: getattr(law, name) for name in LAW}})
+        return answers
+
+    compiled = found()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_sums, "native_sums", lambda: None)
+        patch.setattr(column_scores, "native_sums", lambda: None)
+        by_numpy = found()
+    for one, other in zip(compiled, by_numpy, strict=True):
+        assert one.keys() == other.keys()
+        for name, values in one.items():
+            assert np.allclose(values, other[name], rtol=1e-12, atol=1e-12, equal_nan=True), name

@@ -18,6 +18,7 @@ from dashboards.testing.story import MODEL
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not Path(browser.CHROMIUM).exists(), reason=f"needs Chromium at {browser.CHROMIUM}"),
 ]
 

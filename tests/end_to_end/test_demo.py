@@ -24,7 +24,7 @@ from trimtab.demo.plan import FAST, MODEL, Plan
 from trimtab.demo.story import Story
 from trimtab.settings import Settings, load
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 StoryOf = Callable[[Plan], Story]
 
 

@@ -233,7 +233,7 @@ def test_sigterm_under_load_answers_every_accepted_request_and_exits_0(
 ) -> None:
     process, port, _ = server
     load = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(LOAD), str(port), "400"],
+        [sys.executable, "-c", textwrap.dedent(LOAD), str(port), "500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert load.stdout is not None
@@ -246,7 +246,7 @@ def test_sigterm_under_load_answers_every_accepted_request_and_exits_0(
 
     result = json.loads(out)
     assert result["lost"] == 0, err
-    assert result["answered"] > 400 // 3
+    assert result["answered"] > 500 // 3
     assert logs[-1]["message"] == "drained; goodbye"
 
 

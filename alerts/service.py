@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alerts.actions import ActionRunner, Hook, serving_hooks
+from alerts.actions.notices import Notices
 from alerts.config import AlertsConfig
 from alerts.engine import RuleEngine
 from alerts.evidence import ReleaseJudge
@@ -109,6 +110,7 @@ class AlertsService:
             policy_version=config.policy_version,
             secret=config.secret,
         )
+        self._notices = Notices(self.database, self.notifications.post)
         self._rules_lock = threading.Lock()
         self._reload_asked = threading.Event()
         self.rules_error = ""
@@ -153,6 +155,7 @@ class AlertsService:
         firing = [alert for evaluation in evaluations for alert in evaluation.firing]
         for alert in self.audible([*firing, *self.notifications.received(now)], now):
             self.actions.consider(alert)
+        self._notices.tell(now)
         self.ticks += 1
         return evaluations
 

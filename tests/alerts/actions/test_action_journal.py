@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from alerts.actions import ActionPolicy, ActionRunner, ActionState, FunctionHook, PolicyError, read_policies
 from alerts.actions.explain import explain
 from alerts.actions.journal import Anchor, JournalBroken, append, entries, head, verify
+from alerts.actions.notices import Notices
 from alerts.actions.recheck import recheck
 from alerts.actions.simulate import simulate
 from alerts.evidence import Arms, Look, ReleaseState, VerdictPolicy
@@ -278,3 +279,28 @@ def test_a_release_in_progress_is_not_rolled_over(database: sa.Engine, clock: An
     assert held is not None
     assert (held.state, "release m-2 is in progress" in held.reason) == (ActionState.HELD, True)
     assert actor.consider(release(2)) is not None
+
+
+def test_receivers_are_told_of_everything_done_and_held_back_once_a_row(
+    recorded: ActionRunner, database: sa.Engine, clock: Any
+) -> None:
+    posted: list[Any] = []
+
+    def away(alerts: Any, now: float) -> None:
+        posted.extend(alerts)
+        raise ConnectionError("the process dies here")
+
+    with pytest.raises(ConnectionError):
+        Notices(database, away).tell(clock())
+    first, posted = list(posted), []
+    notices = Notices(database, lambda alerts, now: posted.extend(alerts))
+
+    assert notices.tell(clock()) == 3
+    assert notices.tell(clock()) == 0
+    assert posted == first
+    told = [dict(alert.labels) for alert in posted]
+    assert [(one["alertname"], one["outcome"], one["release"]) for one in told] == [
+        ("ActionTaken", "done", "m-1"), ("ActionHeldBack", "held", "m-2"), ("ActionHeldBack", "held", "m-3"),
+    ]  # fmt: skip
+    assert "cooling down" in dict(posted[1].annotations)["summary"]
+    assert all("action" not in one for one in told)  # or they would ask for actions themselves

@@ -38,43 +38,43 @@ def number_comparisons(
     # A side without any value is a finding, however few its rows.
     emptied = (block.values > 0).any(axis=1) & ~both
     simple = _simple(judged, start, both) & ~changed & ~block.infinite.any(axis=1)
-    found: list[ColumnComparison] = []
-    columns = zip(
-        block.names,
-        map(Sides, block.columns.reference, block.columns.current),
-        *(map(Sides, *table.T.tolist()) for table in (block.missing, shares, block.infinite)),
-        _each(scores, both),
-        verdicts,
-        *(array.tolist() for array in (changed, emptied, simple)),
-        strict=True,
-    )
-    for place, columns_of_one in enumerate(columns):
-        name, cells, missing, share, infinite, statistics, verdict, lost, empty, is_simple = columns_of_one
-        method, score, threshold, drifted, p_value = verdict
+    methods, values, thresholds, drifted, p_values = zip(*verdicts, strict=True)
+    reasons, findings = [], []
+    each = zip(block.names, drifted, *(array.tolist() for array in (changed, emptied, simple)), strict=True)
+    for place, (name, verdict, lost, empty, is_simple) in enumerate(each):
+        findings.append((empty if verdict is None else verdict) or lost or name in infinite_changed)
         if is_simple:
-            reason = plain(drifted)
-        else:
-            counts, all_rows = (Sides(*table[place].tolist()) for table in (block.values, rows))
-            automatic = judged.verdict(start + place)
-            reason = told(automatic, drifted, counts, all_rows, infinite, name in infinite_changed)
-        found.append(
-            ColumnComparison(
-                type="numeric",
-                missing=missing,
-                missing_share=share,
-                infinite=infinite,
-                **statistics,
-                method=method,
-                score=score,
-                threshold=threshold,
-                p_value=p_value,
-                missing_changed=lost,
-                drifted=(empty if drifted is None else drifted) or lost or name in infinite_changed,
-                reason=reason,
-                cells=cells,
-            )
+            reasons.append(plain(verdict))
+            continue
+        counts, all_rows, infinite = (Sides(*table[place].tolist()) for table in (block.values, rows, block.infinite))
+        reasons.append(
+            told(judged.verdict(start + place), verdict, counts, all_rows, infinite, name in infinite_changed)
         )
-    return found
+    missing, missing_share, infinite_rows = (
+        list(map(Sides, *table.T.tolist())) for table in (block.missing, shares, block.infinite)
+    )
+    return ColumnComparison.of_many(
+        len(block.names),
+        type=["numeric"] * len(block.names),
+        missing=missing,
+        missing_share=missing_share,
+        infinite=infinite_rows,
+        **{name: _held(array, both) for name, array in scores.items()},
+        method=methods,
+        score=values,
+        threshold=thresholds,
+        p_value=p_values,
+        missing_changed=changed.tolist(),
+        drifted=findings,
+        reason=reasons,
+        cells=list(map(Sides, block.columns.reference, block.columns.current)),
+    )
+
+
+def _held(values: Floats, both: NDArray[np.bool_]) -> list[float | None]:
+    """A statistic of every column; None where a side has no values."""
+    found: list[float | None] = values.tolist()
+    return found if both.all() else [one if held else None for one, held in zip(found, both.tolist(), strict=True)]
 
 
 def finite_or_not(block: NumberBlock, row: int) -> Cells:

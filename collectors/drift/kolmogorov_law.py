@@ -19,6 +19,8 @@ _TOGETHER = 64
 _SMALL = np.concatenate([[0.0], stirling_error(np.arange(1.0, 16.0))])
 # Rows from which the one-sided tail is Maag & Dicaire's, as in scipy: nobody acts on a p-value's fourth digit.
 _APPROXIMATE_FROM = 1_000_000
+# From about this p-value on it is 1 less the share of the paths inside, which is known to some 1e-13.
+_COMPLEMENT_FROM = 0.01
 
 
 def two_sample_pvalue(steps: int, n: int, m: int) -> float:
@@ -35,7 +37,11 @@ def two_sample_pvalue(steps: int, n: int, m: int) -> float:
         return one_sample_sf(steps / (n * m), round(n * m / (n + m)))
     if n == m:
         return _outside_square(n, steps // n)
-    return _outside(n, m, steps // math.gcd(n, m))
+    h = steps // math.gcd(n, m)
+    if one_sample_sf(steps / (n * m), round(n * m / (n + m))) > _COMPLEMENT_FROM:
+        # Half of the steps: two to five times as fast, and as exact where not all paths are inside.
+        return min(max(1 - _inside(n, m, h), 0.0), 1.0)
+    return _outside(n, m, h)
 
 
 def one_sample_sf(d: float, n: int) -> float:
@@ -163,6 +169,33 @@ def _outside(n: int, m: int, h: int) -> float:
         reached[first + 1 : last + 2] = fresh
         low = first
     return float(min(reached[n + 1], 1.0))
+
+
+def _inside(n: int, m: int, h: int) -> float:
+    """Share of the lattice paths to (n, m) with `|m x − n y| / gcd < h` all the way, one row of the shorter side a time.
+
+    Row x is the running sum of the row before it, by `x / (m + x)`, which after the last row divides by all paths.
+    """
+    n, m = min(n, m), max(n, m)
+    common = math.gcd(n, m)
+    across, up = m // common, n // common
+    first, exponent = 0, 0
+    ways = np.ones(min((h - 1) // up, m) + 1)
+    for x in range(1, n + 1):
+        low = max((across * x - h) // up + 1, 0)
+        high = min(-((-across * x - h) // up) - 1, m)
+        if high < low:
+            return 0.0
+        fresh = np.zeros(high - low + 1)
+        kept = ways[low - first :]
+        fresh[: len(kept)] = kept
+        np.cumsum(fresh, out=fresh)
+        fresh *= x / (m + x)
+        if x % 16 == 0:
+            shift = math.frexp(float(fresh[-1]))[1]
+            fresh, exponent = np.ldexp(fresh, -shift), exponent + shift
+        first, ways = low, fresh
+    return math.ldexp(float(ways[-1]), exponent)
 
 
 def _matrix_cdf(d: float, n: int) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from collectors.spark_files import parquet_files, profile_of_files, reads_files, row_groups
+from collectors.spark_files import ENDINGS, parquet_files, profile_of_files, reads_files, row_groups
 from observability.cells import Kind, ProfileError
 from observability.columns import NUM_CATEGORIES, CategoricalColumn, NumericColumn
 from observability.profile import Profile
@@ -191,15 +191,18 @@ def clear_error(error: Exception, name: str) -> ValueError:
 def _frames(spark: Any, path: str, format: str | None, options: Mapping[str, Any]) -> list[tuple[Any, Types]]:
     """The table as frames with the Arrow types that Spark has no word for; several where files do not fit together."""
     chosen = format or _FORMATS.get(Path(path).suffix.lower(), "parquet")
-    reader = spark.read.format(chosen).option("recursiveFileLookup", "true")
-    reader = reader.options(**{**_DEFAULTS.get(chosen, {}), **options})
+    found: dict[str, Any] = {"recursiveFileLookup": "true"}
+    if chosen == "parquet" and Path(path).is_dir() and all(f.suffix in ENDINGS for f in parquet_files(path)):
+        # A note or a log may lie beside them.
+        found["pathGlobFilter"] = f"*{{{','.join(ENDINGS)}}}"
+    reader = spark.read.format(chosen).options(**{**found, **_DEFAULTS.get(chosen, {}), **options})
     try:
         return [(reader.load(path), _temporal_types(path, chosen))]
     except Exception as error:
         if chosen != "parquet" or "CANNOT_MERGE" not in str(error):
             raise
     # A column that is of integers in one file and of floats in another: each kind of file is read by itself.
-    names = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(path).select("path").collect()
+    names = spark.read.format("binaryFile").options(**found).load(path).select("path").collect()
     groups: dict[str, list[str]] = {}
     for (name,) in names:
         groups.setdefault(spark.read.parquet(name).schema.json(), []).append(name)

@@ -21,6 +21,7 @@ from observability.profile import Profile
 # Tasks a core: with several, a slow one or a large row group at the end delays less.
 _TASKS_A_CORE = 3
 _BATCH_BYTES = 8 << 20
+ENDINGS = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,15 @@ class RowGroups:
 
 
 def parquet_files(path: str) -> list[Path]:
-    """The files that Spark would read under a local path: hidden ones aside. Empty where it is not local."""
+    """The files of rows under a local path, without hidden ones and what lies beside Parquet. Empty if not local."""
     given = Path(path)
     found = [given] if given.exists() else [Path(match) for match in glob.glob(path)]
     files: set[Path] = set()
     for top in found:
         inside = [file for file in top.rglob("*") if file.is_file()] if top.is_dir() else [top]
         files |= {f for f in inside if not any(part.startswith(("_", ".")) for part in f.relative_to(top.parent).parts)}
-    return sorted(files)
+    named = {file for file in files if file.suffix in ENDINGS}
+    return sorted(named or files)
 
 
 def row_groups(files: Sequence[Path], names: Sequence[str]) -> tuple[list[RowGroups], list[str]]:

@@ -31,7 +31,7 @@ _CONVERSION = re.compile(r"In CSV column #(\d+):.*conversion error to ([^:]+):",
 def read_csv(path: Path) -> pa.Table:
     """The whole file. InputError when it is not a table, or not UTF-8."""
     try:
-        dialect = _dialect(path)
+        dialect = dialect_of(path)
         table = csv.read_csv(path, parse_options=_parse(dialect), convert_options=_convert(dialect, {}))
     except UnicodeDecodeError as error:
         raise _not_utf8(path) from error
@@ -73,7 +73,7 @@ def scan_csv(path: Path, schema: pa.Schema, columns: Sequence[str]) -> Iterator[
 
 
 def _opened(path: Path, types: dict[str, pa.DataType], columns: Sequence[str] | None = None) -> csv.CSVStreamingReader:
-    dialect = _dialect(path)
+    dialect = dialect_of(path)
     return csv.open_csv(
         path,
         read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
@@ -83,12 +83,14 @@ def _opened(path: Path, types: dict[str, pa.DataType], columns: Sequence[str] | 
 
 
 @dataclass(frozen=True, slots=True)
-class _Dialect:
+class Dialect:
+    """How a CSV file is written."""
+
     delimiter: str = ","
     decimal: str = "."
 
 
-def _dialect(path: Path) -> _Dialect:
+def dialect_of(path: Path) -> Dialect:
     """How the file is written, by its first lines: by the sign that divides all alike, and the header most."""
     tabs = ".tsv" in path.suffixes or ".tab" in path.suffixes
     with pa.input_stream(str(path), compression="detect") as file:
@@ -97,23 +99,23 @@ def _dialect(path: Path) -> _Dialect:
     # The last line may be cut, and a field of several lines makes lines that are none.
     whole = lines[:-1] if len(lines) > 1 else lines
     if not whole:
-        return _Dialect("\t" if tabs else ",")
+        return Dialect("\t" if tabs else ",")
     even = [sign for sign in _SIGNS if whole[0].count(sign) and len({line.count(sign) for line in whole}) == 1]
     present = [sign for sign in _SIGNS if whole[0].count(sign)]
     delimiter = "\t" if tabs else max(even or present, key=whole[0].count, default=",")
     if delimiter == ",":
-        return _Dialect()
+        return Dialect()
     fields = [field.strip() for line in whole[1:] for field in line.split(delimiter)]
     commas, points = (any(re.fullmatch(number, field) for field in fields) for number in _NUMBERS)
-    return _Dialect(delimiter, "," if commas and not points else ".")
+    return Dialect(delimiter, "," if commas and not points else ".")
 
 
-def _parse(dialect: _Dialect) -> csv.ParseOptions:
+def _parse(dialect: Dialect) -> csv.ParseOptions:
     return csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=True)
 
 
 def _convert(
-    dialect: _Dialect, types: dict[str, pa.DataType], columns: Sequence[str] | None = None
+    dialect: Dialect, types: dict[str, pa.DataType], columns: Sequence[str] | None = None
 ) -> csv.ConvertOptions:
     return csv.ConvertOptions(
         decimal_point=dialect.decimal,

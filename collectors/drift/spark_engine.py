@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from collectors.drift.comparison import Sides
+from collectors.drift.csv_files import dialect_of
 from collectors.drift.inputs import read_profile
 from collectors.drift.kinds import checked_kinds
 from collectors.drift.source import InputError
@@ -27,7 +28,7 @@ def spark_profiles(
         before = _reference(reference, columns, kinds)
         if not isinstance(current, str | Path):
             raise InputError("the Spark engine reads files: give the current table as a path, or use the numpy engine")
-        return Sides(before, profile_of_lake(current, before.empty()))
+        return Sides(before, profile_of_lake(current, before.empty(), **_written(current)))
 
 
 def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str] | None) -> Profile:
@@ -35,12 +36,12 @@ def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str
         data = read_profile(Path(data))
     if not isinstance(data, Profile | str | Path):
         raise InputError("the Spark engine reads files: give the reference as a path, or use the numpy engine")
-    found = data if isinstance(data, Profile) else reference_of_lake(data)
+    found = data if isinstance(data, Profile) else reference_of_lake(data, **_written(data))
     given: dict[str, Any] = checked_kinds(kinds, list(found.columns))
     different = {name: kind for name, kind in given.items() if found.columns[name].kind != kind}
     if different and not isinstance(data, Profile):
         every: dict[str, Any] = {name: column.kind for name, column in found.columns.items()}
-        found = reference_of_lake(data, {**every, **given})
+        found = reference_of_lake(data, {**every, **given}, **_written(data))
     elif different:
         raise InputError(f"the profile has other kinds for {', '.join(different)}")
     absent = [name for name in columns or () if name not in found.columns]
@@ -48,6 +49,17 @@ def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str
         raise InputError(f"column {absent[0]!r} is not in the reference: there are {', '.join(found.columns)}")
     chosen = dict.fromkeys(columns) if columns is not None else found.columns
     return Profile({name: found.columns[name] for name in chosen})
+
+
+def _written(path: str | Path) -> dict[str, Any]:
+    """What Spark must be told of a local CSV file: the sign that divides its fields. InputError for decimal commas."""
+    local = Path(path)
+    if local.suffix.lower() not in (".csv", ".tsv") or not local.is_file():
+        return {}
+    dialect = dialect_of(local)
+    if dialect.decimal != ".":
+        raise InputError(f"{path} writes numbers with a comma, which Spark does not read: use the numpy engine")
+    return {"sep": dialect.delimiter}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import pytest
 
 from collectors import spark as engine
 from collectors.drift.compare import compare
+from collectors.drift.source import InputError
 from collectors.spark import SparkError, profile_of_frame, profile_of_lake, reference_of_lake
 from collectors.spark_files import dealt, parquet_files, profile_of_files, row_groups
 from observability.cells import ProfileError
@@ -171,6 +172,7 @@ def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path,
     parts = [pa.table({"v": [1, 2, 3]}), pa.table({"v": [1.5, 2.5], "w": ["a", "b"]})]
     for number, table in enumerate(parts):
         pq.write_table(table, mixed / f"{number}.parquet")
+    (mixed / "readme.md").write_text("What lies beside the rows is left alone.")
     pyarrow.csv.write_csv(parts[1], tmp_path / "rows.csv")
     (tmp_path / "rows.jsonl").write_text('{"v": 1.5, "w": "a"}\n{"v": 2.5, "w": "b"}\n')
     reference = Profile.of(pa.table({"v": [1.0, 2.0], "w": ["a", "a"]}))
@@ -179,6 +181,14 @@ def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path,
     wanted = reference.empty().updated(parts[1])
     assert_same(profile_of_lake(tmp_path / "rows.csv", reference, spark), wanted)
     assert_same(profile_of_lake(tmp_path / "rows.jsonl", reference, spark), wanted)
+
+    lines = [f"{number};{number % 7}" for number in range(300)]
+    (tmp_path / "divided.csv").write_text("\n".join(["v;k", *lines]))
+    divided = compare(tmp_path / "divided.csv", tmp_path / "divided.csv", engine="spark")
+    assert {name: column.type for name, column in divided.columns.items()} == {"v": "numeric", "k": "numeric"}
+    (tmp_path / "commas.csv").write_text("v;k\n" + "1,5;2\n" * 20)
+    with pytest.raises(InputError, match="writes numbers with a comma, which Spark does not read"):
+        compare(tmp_path / "divided.csv", tmp_path / "commas.csv", engine="spark")
 
 
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, spark: Any, lake: Path) -> None:

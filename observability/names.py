@@ -113,6 +113,10 @@ BATCH_LIMIT_ROWS = _gauge(
 CONCURRENCY_LIMIT = _gauge(
     "inference_requests_limit", "Requests that may wait or run before more are refused; 0 means no limit.", "model"
 )
+ADAPTIVE_LIMIT_ROWS = _gauge(
+    "inference_concurrency_limit_rows",
+    "Rows that may wait or run at present, as adaptive concurrency finds it; 0 while that is off.", "model", "version",
+)  # fmt: skip
 MODEL_READY = _gauge("model_ready", "1 when the version is loaded, verified and warm.", "model", "version")
 MODEL_INFO = _gauge("model_info", "Always 1; the digest of a loaded version.", "model", "version", "digest")
 MODEL_LOAD_DURATION = _gauge(

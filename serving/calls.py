@@ -20,7 +20,7 @@ class Call(Pending):
 
     __slots__ = (
         "attributes", "cache", "choice", "done", "exchange", "flight", "id", "model", "on_finish", "outcome", "outputs",
-        "parent", "request", "signature", "span", "unit",
+        "parent", "request", "signature", "unit",
     )  # fmt: skip
 
     def __init__(
@@ -48,7 +48,6 @@ class Call(Pending):
         self.attributes: str | None = None
         self.unit: str | None = None  # with sticky routing: what keeps its arm, "" of a request that names none
         self.parent: SpanContext | None = None
-        self.span: SpanContext | None = None
         self.cache = ""  # what the response cache found: hit, shared or miss; nothing without one
         self.flight: Any = None  # the cache's, of a call that others wait for
         self.outcome = ""

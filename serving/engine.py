@@ -195,6 +195,7 @@ class Lane:
         return QueueState(
             queue.rows, queue.bytes, 0.0 if oldest is None else now - oldest,
             self.drain_seconds() if queue.requests else 0.0, self._cap,
+            0 if self._gate.limit is None else self._gate.limit.rows,
         )  # fmt: skip
 
     # --- the lane as a whole -----------------------------------------------------------------------------------------
@@ -362,6 +363,7 @@ class Lane:
             return
         self._learn(batch, executed, inline)
         late_rows = 0
+        company = [pending.span for pending in batch.requests if pending.span is not None]
         for pending, result in zip(batch.requests, executed.results, strict=True):
             if pending.deadline is not None and pending.deadline <= started and not isinstance(result, Expired):
                 late_rows += pending.rows
@@ -370,6 +372,8 @@ class Lane:
                     self.end_early(pending, result)
                     continue
                 pending.started, pending.ended, pending.batch_rows = started, ended, rows
+                if company:
+                    pending.company = company
                 pending.state = State.DONE
                 pending.finish(result)
         if late_rows and self._on_late is not None:

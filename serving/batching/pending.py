@@ -7,6 +7,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from opentelemetry.trace import SpanContext
+
 from serving.errors import ServingError
 from serving.protocol.signature import Values
 from serving.protocol.tensors import Array
@@ -32,8 +34,8 @@ class Pending:
     """
 
     __slots__ = (
-        "arrived", "batch_rows", "bucket", "bytes", "caller", "deadline", "ended", "expected", "key", "lane",
-        "priority", "promised", "queued", "rows", "started", "state", "values",
+        "arrived", "batch_rows", "bucket", "bytes", "caller", "company", "deadline", "ended", "expected", "key", "lane",
+        "priority", "promised", "queued", "rows", "span", "started", "state", "values",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +66,8 @@ class Pending:
         self.started: float | None = None
         self.ended: float | None = None
         self.batch_rows = 0
+        self.span: SpanContext | None = None  # where its trace is kept
+        self.company: Sequence[SpanContext] = ()  # of all those in its batch whose trace is kept, its own among them
 
     def finish(self, result: Result) -> None:
         """Takes the outputs or the error; called exactly once, on the event loop. Must not raise."""
@@ -81,13 +85,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What waits in a lane, and the rows of the largest batch at present."""
+    """What waits in a lane, the rows of the largest batch at present, and those that adaptive concurrency lets in."""
 
     rows: int
     bytes: int
     oldest_seconds: float
     expected_seconds: float
     batch_rows: int
+    limit_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,9 @@ class Recorder:
             return
         started, finished = anchor.unix(call.started), anchor.unix(call.ended)
         record(names.SPAN_QUEUE, begun, started, parent, model)
-        batch = record(names.SPAN_BATCH, started, ended, parent, {**model, "batch.rows": call.batch_rows})
+        # The request's own span is the batch's parent; the other traces that it worked for are links.
+        others = [context for context in call.company if context != parent]
+        batch = record(names.SPAN_BATCH, started, ended, parent, {**model, "batch.rows": call.batch_rows}, others)
         record(names.SPAN_MODEL, started, finished, batch, model, error=error)
 
 

@@ -244,7 +244,7 @@ class Signals:
         for name, value in (
             (names.QUEUE_ROWS, state.rows), (names.QUEUE_BYTES, state.bytes),
             (names.QUEUE_OLDEST, state.oldest_seconds), (names.QUEUE_EXPECTED, state.expected_seconds),
-            (names.BATCH_LIMIT_ROWS, state.batch_rows),
+            (names.BATCH_LIMIT_ROWS, state.batch_rows), (names.ADAPTIVE_LIMIT_ROWS, state.limit_rows),
         ):  # fmt: skip
             self.metrics[name].labels(*labels).set(value)
 

@@ -126,6 +126,8 @@ def test_an_idle_lane_takes_a_burst_whatever_the_limit() -> None:
         lane.submit(request)
     loop.advance(1.0)
     assert all(len(request.results) == 1 for request in burst)
+    assert lane.state().limit_rows >= 2 * lane.policy.max_rows, "what the gauge shows"
+    assert timed_lane(FakeLoop())[0].state().limit_rows == 0
 
 
 DEADLINES = st.none() | st.floats(0.001, 0.2)

@@ -380,6 +380,26 @@ async def test_a_sampled_request_leaves_spans_from_the_clients_down_to_the_model
     assert f'trace_id="{trace}"' in page.text
 
 
+async def test_the_batch_of_several_traced_requests_is_linked_to_each_of_them(
+    collector: Collector, start: Start
+) -> None:
+    # A batch waits for the third request, whatever the machine does meanwhile.
+    service = await start(collector_url=collector.url, trace_sample_ratio=0.0, max_batch_rows=3, max_delay=60.0)
+    traces = [digit * 32 for digit in "abc"]
+    async with client_of(service) as client:
+        asked = [client.infer("fares", GOOD, traceparent=f"00-{trace}-{'1' * 16}-01") for trace in traces]
+        await asyncio.gather(*asked)
+    await until(lambda: len(collector.spans) >= 12, "four spans a request")
+
+    requests = {span.trace_id.hex(): span.span_id for span in collector.spans if span.name == names.SPAN_REQUEST}
+    batches = {span.trace_id.hex(): span for span in collector.spans if span.name == names.SPAN_BATCH}
+    assert set(batches) == set(requests) == set(traces)
+    for trace, batch in batches.items():
+        assert batch.parent_span_id == requests[trace]
+        linked = {link.trace_id.hex(): link.span_id for link in batch.links}
+        assert linked == {other: span for other, span in requests.items() if other != trace}
+
+
 async def test_a_process_begins_no_more_traces_in_a_second_than_it_may_and_follows_its_callers_besides(
     collector: Collector, start: Start
 ) -> None:

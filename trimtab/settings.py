@@ -60,7 +60,7 @@ class CollectorSettings(_Section, frozen=True, kw_only=True):
     file_sd: list[str] = []
     """Globs of Prometheus `file_sd` files (JSON, YAML), watched for change."""
     scrape_config: str = ""
-    """Prometheus configuration file; what its `scrape_configs` name is scraped, too."""
+    """Prometheus configuration file; what its `scrape_configs` name is scraped, too. Read again when it changes."""
     scrape_interval_seconds: float = 1.0
     retention_seconds: float = 30 * 86400.0
     """How long samples are kept."""

@@ -56,8 +56,11 @@ def found() -> list[tuple[dict[str, tuple[float, str, float, bool]], float, Comp
     os.environ["DO_NOT_TRACK"] = "1"
     from evidently import DataDefinition, Dataset, Report
     from evidently.metrics import ValueDrift
+    from evidently.metrics.column_statistics import ValueDriftCalculation
 
     results = []
+    patch = pytest.MonkeyPatch()
+    patch.setattr(ValueDriftCalculation, "_render", lambda *_: [])  # drawing takes longer than judging
     for n, m, shift in SIZES:
         before, now = zoo(n, 0.0, 1), zoo(m, shift, 2)
         categorical = [name for name in before if name.startswith("categories") or name.endswith("truth")]
@@ -79,6 +82,7 @@ def found() -> list[tuple[dict[str, tuple[float, str, float, bool]], float, Comp
         share = sum(failed.values()) / len(failed)
         kinds = {name: "categorical" for name in categorical if name.startswith("categories")}
         results.append((scores, share, compare(before, now, method="evidently", kinds=kinds)))
+    patch.undo()
     return results
 
 

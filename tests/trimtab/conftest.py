@@ -6,13 +6,23 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import uvicorn
 from click.testing import CliRunner, Result
 
 from trimtab.cli import cli
+from trimtab.demo.flights import load_flights
+
+
+@pytest.fixture(scope="session")
+def flights_cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
+    """The folder in which the flights are kept once they are read, and the table as it was first read."""
+    folder = tmp_path_factory.mktemp("flights")
+    return folder, load_flights(folder)
 
 
 @pytest.fixture

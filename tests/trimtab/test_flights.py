@@ -13,14 +13,14 @@ import pytest
 from trimtab.demo import flights
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+@pytest.fixture
+def cache(flights_cache: tuple[Path, pa.Table]) -> Path:
+    return flights_cache[0]
 
 
-@pytest.fixture(scope="module")
-def table(cache: Path) -> pa.Table:
-    return flights.load_flights(cache)
+@pytest.fixture
+def table(flights_cache: tuple[Path, pa.Table]) -> pa.Table:
+    return flights_cache[1]
 
 
 def test_all_flights_come_in_the_order_of_the_schedule(table: pa.Table):

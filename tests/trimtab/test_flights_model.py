@@ -9,15 +9,14 @@ import torch
 
 from training.artifact import export, load_program, write_artifact
 from training.data import Encoding, encode, fit
-from trimtab.demo import flights
 from trimtab.demo.model import FlightDelayNet, SkewedWeather, flight_delay_task
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    return flights.load_flights(tmp_path_factory.mktemp("cache"))
+def table(flights_cache: tuple[Path, pa.Table]) -> pa.Table:
+    return flights_cache[1]
 
 
 @pytest.fixture(scope="module")

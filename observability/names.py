@@ -534,6 +534,13 @@ ALERTS_FORWARD_DROPPED = _counter(
 )
 ACTIONS = _counter("actions_total", "Actions by kind and outcome.", "action", "model", "outcome")
 # outcome: done | failed | advised | held | waiting
+ACTION_DURATION = _histogram(
+    "action_duration_seconds",
+    "Seconds from the decision to act until the result is written.",
+    (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0),
+    "action",
+    "outcome",
+)
 
 
 # --- serving: the names that dashboards of other servers expect ------------------------------------------------------

@@ -408,6 +408,9 @@ class ActionRunner:
         if finished.state is ActionState.HELD:
             self._overruled[key] = self._clock() + self._policy(finished.action, finished.model).hold_seconds
         self._count(finished)
+        if finished.started_at is not None and finished.completed_at is not None:
+            seconds = max(finished.completed_at - finished.started_at, 0.0)
+            self._metrics[names.ACTION_DURATION].labels(finished.action, finished.state.value).observe(seconds)
         log.info("%s of %s is %s (%s)", finished.action, finished.model, finished.state.value, finished.reason)
 
     def _put_off(self, action: Action, error: HookAway) -> None:

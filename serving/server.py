@@ -50,6 +50,8 @@ from serving.versions.repository import Repository
 from serving.versions.residency import Residency, pin
 
 _log = logging.getLogger(__name__)
+# Turns of the loop before the last connections are closed: they read what came while the process was kept from work.
+_LAST_TURNS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +312,9 @@ class Service:
         self._listener.close()
         await self.edge.stop(self.config.drain_timeout)
         limit = time.monotonic() + self.config.drain_timeout
-        while (self._active() or self._busy()) and time.monotonic() < limit:
+        turns = 0
+        while (self._active() or self._busy() or turns < _LAST_TURNS) and time.monotonic() < limit:
+            turns += 1
             await asyncio.sleep(0.005)
         self._mirror.close()
         self._front.settle()

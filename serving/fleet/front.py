@@ -25,6 +25,7 @@ from serving.transport.gateway import Gateway
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
 _LINGER_SECONDS = 0.5
+_LINGER_TURNS = 20
 
 
 class FrontProcess:
@@ -140,7 +141,13 @@ class FrontProcess:
         lingering = time.monotonic() + max(notice, _LINGER_SECONDS)
         limit = time.monotonic() + self._config.drain_timeout
         calls = loop.create_task(self._grpc.stop(self._config.drain_timeout)) if self._grpc is not None else None
-        while (now := time.monotonic()) < limit and (self.http.active() or (self.http.connections and now < lingering)):
+        # A process that the machine kept from working for that moment has not read what came meanwhile: turns of the
+        # loop count, too.
+        turns = 0
+        while (now := time.monotonic()) < limit and (
+            self.http.active() or (self.http.connections and (now < lingering or turns < _LINGER_TURNS))
+        ):
+            turns += 1
             await asyncio.sleep(0.005)
         if calls is not None:
             await calls

@@ -51,6 +51,8 @@ PATIENCE = 120.0
 CONNECTIONS = 12
 # Between two requests of a connection: the processes that are started anew need the cores too.
 PAUSE = 0.02
+# Seconds that a connection without a request stays open at least while its server ends (`drain_notice` of the fleet).
+MOMENT = 0.4
 
 
 async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
@@ -139,6 +141,7 @@ class Load:
 
     async def _one(self) -> None:
         while not self.stopped:
+            asked, before = time.monotonic(), 0.0
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
             except OSError as error:
@@ -146,10 +149,15 @@ class Load:
                 await asyncio.sleep(0.02)
                 continue
             try:
-                while not self.stopped and await self._ask(reader, writer):
+                while not self.stopped:
+                    before, asked = asked, time.monotonic()
+                    if not await self._ask(reader, writer):
+                        break
                     await asyncio.sleep(PAUSE)
             except (OSError, asyncio.IncompleteReadError):
-                self.seen["broken"] += 1
+                # A server that ends keeps a connection open for a moment behind an answer. A client that the machine
+                # kept from working for longer than that has asked nobody.
+                self.seen["late" if asked - before > MOMENT else "broken"] += 1
             finally:
                 writer.close()
                 with suppress(OSError):

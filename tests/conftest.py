@@ -6,6 +6,7 @@ import ssl
 from functools import cache
 from typing import Any
 
+import pytest
 from httpx._transports import default as transports
 from hypothesis import settings
 
@@ -24,3 +25,9 @@ def _created(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ss
 
 
 transports.create_ssl_context = _created
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: the quick ones fill up the end, and no process is left alone with a long file."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

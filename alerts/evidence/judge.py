@@ -13,11 +13,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from alerts.evidence.confidence import rate_interval
-from alerts.evidence.histograms import Cumulative, Histogram, histograms
+from alerts.evidence.counters import QUERIES, Counted
+from alerts.evidence.histograms import Cumulative
 from alerts.evidence.histograms import grown as slower
 from alerts.evidence.releases import (
     Release,
-    Weight,
     in_progress,
     order,
     read_releases,
@@ -29,7 +29,6 @@ from alerts.evidence.state import Look, ReleaseState
 from alerts.evidence.totals import (
     CANARY,
     ERROR,
-    FAILED_UNIT,
     Reading,
     Total,
     add_up,
@@ -57,14 +56,6 @@ from observability import names
 
 GROUP = "canary-evidence"
 _FINAL = (Outcome.ROLLBACK, Outcome.ADVANCE)
-_RELEASE = ("model", "release", "candidate", "baseline")
-_QUERIES = (
-    names.RELEASE_REQUESTS.name,
-    f"{names.RELEASE_DURATION.name}_bucket",
-    names.RELEASE_FAILED_UNITS.name,
-    names.TRAFFIC_STICKY.name,
-    names.TRAFFIC_WEIGHT.name,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +129,9 @@ class ReleaseJudge:
 
     def look(self, now: float) -> list[Judgement]:
         """Read, weigh, save and write. Raises QueryError or WriteError; nothing is concluded from missing data."""
-        requests, durations, units, sticky, weights = (_or_raise(a) for a in self._querier.instants(_QUERIES, now))
-        counted = _Counted(_readings(requests, units), _histograms(durations), _models(sticky))
+        counted = Counted.of([_or_raise(answer) for answer in self._querier.instants(QUERIES, now)])
         with self._engine.begin() as connection:
-            judgements = self._update(connection, counted, _weights(weights), now)
+            judgements = self._update(connection, counted, now)
         samples = [sample for judgement in judgements for sample in samples_of(judgement)]
         if samples or self._has_series:
             self._writer.replace(GROUP, samples, now)
@@ -164,9 +154,7 @@ class ReleaseJudge:
             open_ones = [r for r in read_releases(connection) if r.model == model and r.ended_at is None]
         return open_ones[0].release if open_ones else ""
 
-    def _update(
-        self, connection: sa.Connection, counted: _Counted, weights: Sequence[Weight], now: float
-    ) -> list[Judgement]:
+    def _update(self, connection: sa.Connection, counted: Counted, now: float) -> list[Judgement]:
         known = {(release.model, release.release): release for release in read_releases(connection)}
         for labels in counted.readings:
             named = dict(labels)
@@ -178,7 +166,7 @@ class ReleaseJudge:
             if release.ended_at is None
             or _grew(read_totals(connection, *key), counted.readings.get(_labels(release), ()))
         ]
-        current = {(release.model, release.release) for release in in_progress(candidates, weights)}
+        current = {(release.model, release.release) for release in in_progress(candidates, counted.weights)}
         judgements = []
         for key, release in known.items():
             if key in current:
@@ -190,7 +178,7 @@ class ReleaseJudge:
         return judgements
 
     def _looked_at(
-        self, connection: sa.Connection, release: Release, counted: _Counted, everything: Sequence[Release], now: float
+        self, connection: sa.Connection, release: Release, counted: Counted, everything: Sequence[Release], now: float
     ) -> Judgement:
         key, labels = (release.model, release.release), _labels(release)
         state, last, because = self._state(connection, release)
@@ -242,15 +230,6 @@ class ReleaseJudge:
         rollbacks = sum(r.verdict is Outcome.ROLLBACK for r in earlier)
         alpha = policy.level(len(earlier) + 1, rollbacks)
         return Judgement(release, state.evidence(policy), state, policy, alpha, because)
-
-
-@dataclass(frozen=True, slots=True)
-class _Counted:
-    """What the server's counters read now, by release, and the models whose units keep their arm."""
-
-    readings: Mapping[Labels, Sequence[Reading]]
-    histograms: Mapping[Labels, Sequence[Histogram]]
-    sticky: frozenset[str]
 
 
 def samples_of(judgement: Judgement) -> Iterable[Sample]:
@@ -313,52 +292,3 @@ def _grew(totals: Sequence[Total], readings: Sequence[Reading]) -> bool:
     """Whether a counter has moved since it was last read."""
     last = {total.series: total.last for total in totals}
     return any(reading.value != last.get(reading.series, reading.value) for reading in readings)
-
-
-def _readings(vector: Sequence[Sample], units: Sequence[Sample]) -> dict[Labels, list[Reading]]:
-    readings: dict[Labels, list[Reading]] = {}
-    for release, labels, series, propensity, value in _of_releases(vector):
-        reading = Reading(series, labels.get("arm", ""), propensity, labels.get("outcome", ""), value)
-        readings.setdefault(release, []).append(reading)
-    for release, labels, series, propensity, value in _of_releases(units):
-        reading = Reading(f"{FAILED_UNIT},{series}", labels.get("arm", ""), propensity, FAILED_UNIT, value)
-        readings.setdefault(release, []).append(reading)
-    return readings
-
-
-def _histograms(vector: Sequence[Sample]) -> dict[Labels, list[Histogram]]:
-    buckets: dict[Labels, list[tuple[str, str, float, str, float]]] = {}
-    for release, labels, series, propensity, value in _of_releases(vector, "le"):
-        bucket = series, labels.get("arm", ""), propensity, labels.get("le", ""), value
-        buckets.setdefault(release, []).append(bucket)
-    return {release: histograms(found) for release, found in buckets.items()}
-
-
-def _of_releases(
-    vector: Sequence[Sample], *apart: str
-) -> Iterable[tuple[Labels, Mapping[str, str], str, float, float]]:
-    """Release, labels, the series' other labels as a text (without those `apart`), propensity and value of each."""
-    for sample in vector:
-        labels = dict(sample.labels)
-        key = {name: labels.get(name, "") for name in _RELEASE}
-        try:
-            propensity = float(labels.get("propensity", ""))
-        except ValueError:
-            continue  # not a series of ours: without a propensity it says nothing
-        if not key["release"] or not 0.0 <= propensity <= 1.0:
-            continue
-        left_out = (*key, "__name__", *apart)
-        series = ",".join(f"{name}={value}" for name, value in sample.labels if name not in left_out)
-        yield tuple(sorted(key.items())), labels, series, propensity, sample.value
-
-
-def _models(vector: Sequence[Sample]) -> frozenset[str]:
-    return frozenset(dict(sample.labels).get("model", "") for sample in vector if sample.value > 0)
-
-
-def _weights(vector: Sequence[Sample]) -> list[Weight]:
-    weights = []
-    for sample in vector:
-        labels = dict(sample.labels)
-        weights.append(Weight(labels.get("model", ""), labels.get("version", ""), labels.get("role", ""), sample.value))
-    return weights

@@ -1,0 +1,87 @@
+"""What the judge reads of a server: the series of releases, taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from alerts.evidence.histograms import Histogram, histograms
+from alerts.evidence.releases import Weight
+from alerts.evidence.totals import FAILED_UNIT, Reading
+from alerts.labels import Labels
+from alerts.querier import Sample
+from observability import names
+
+_RELEASE = ("model", "release", "candidate", "baseline")
+QUERIES = (
+    names.RELEASE_REQUESTS.name,
+    f"{names.RELEASE_DURATION.name}_bucket",
+    names.RELEASE_FAILED_UNITS.name,
+    names.TRAFFIC_STICKY.name,
+    names.TRAFFIC_WEIGHT.name,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the server's counters read now, by release, the models whose units keep their arm, and the weights."""
+
+    readings: Mapping[Labels, Sequence[Reading]]
+    histograms: Mapping[Labels, Sequence[Histogram]]
+    sticky: frozenset[str]
+    weights: Sequence[Weight]
+
+    @staticmethod
+    def of(answers: Sequence[Sequence[Sample]]) -> Counted:
+        """Of the answers to `QUERIES`."""
+        requests, durations, units, sticky, weights = answers
+        return Counted(_readings(requests, units), _histograms(durations), _models(sticky), _weights(weights))
+
+
+def _readings(vector: Sequence[Sample], units: Sequence[Sample]) -> dict[Labels, list[Reading]]:
+    readings: dict[Labels, list[Reading]] = {}
+    for release, labels, series, propensity, value in _of_releases(vector):
+        reading = Reading(series, labels.get("arm", ""), propensity, labels.get("outcome", ""), value)
+        readings.setdefault(release, []).append(reading)
+    for release, labels, series, propensity, value in _of_releases(units):
+        reading = Reading(f"{FAILED_UNIT},{series}", labels.get("arm", ""), propensity, FAILED_UNIT, value)
+        readings.setdefault(release, []).append(reading)
+    return readings
+
+
+def _histograms(vector: Sequence[Sample]) -> dict[Labels, list[Histogram]]:
+    buckets: dict[Labels, list[tuple[str, str, float, str, float]]] = {}
+    for release, labels, series, propensity, value in _of_releases(vector, "le"):
+        bucket = series, labels.get("arm", ""), propensity, labels.get("le", ""), value
+        buckets.setdefault(release, []).append(bucket)
+    return {release: histograms(found) for release, found in buckets.items()}
+
+
+def _of_releases(
+    vector: Sequence[Sample], *apart: str
+) -> Iterable[tuple[Labels, Mapping[str, str], str, float, float]]:
+    """Release, labels, the series' other labels as a text (without those `apart`), propensity and value of each."""
+    for sample in vector:
+        labels = dict(sample.labels)
+        key = {name: labels.get(name, "") for name in _RELEASE}
+        try:
+            propensity = float(labels.get("propensity", ""))
+        except ValueError:
+            continue  # not a series of ours: without a propensity it says nothing
+        if not key["release"] or not 0.0 <= propensity <= 1.0:
+            continue
+        left_out = (*key, "__name__", *apart)
+        series = ",".join(f"{name}={value}" for name, value in sample.labels if name not in left_out)
+        yield tuple(sorted(key.items())), labels, series, propensity, sample.value
+
+
+def _models(vector: Sequence[Sample]) -> frozenset[str]:
+    return frozenset(dict(sample.labels).get("model", "") for sample in vector if sample.value > 0)
+
+
+def _weights(vector: Sequence[Sample]) -> list[Weight]:
+    weights = []
+    for sample in vector:
+        labels = dict(sample.labels)
+        weights.append(Weight(labels.get("model", ""), labels.get("version", ""), labels.get("role", ""), sample.value))
+    return weights

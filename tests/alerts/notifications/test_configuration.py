@@ -12,13 +12,20 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from alerts.labels import Matcher, labels_of
-from alerts.notifications import Configuration, ConfigurationError, load_configuration, read_configuration
+from alerts.notifications import (
+    Alertmanager,
+    Configuration,
+    ConfigurationError,
+    load_configuration,
+    read_configuration,
+)
 from alerts.notifications.inhibition import Inhibitor, InhibitRule
 from alerts.notifications.intervals import TimeInterval
 from alerts.notifications.matchers import parse_matcher, parse_matchers
 from alerts.notifications.message import Message, MessageAlert
 from alerts.notifications.route import group_key
 from alerts.notifications.times import read_time, rfc3339, rfc3339_millis
+from alerts.schema import open_database
 
 MESSAGE = Message(
     id="id-1", receiver="web.hook", group_key="{}:{}", group_labels=(),
@@ -270,3 +277,24 @@ def test_times_are_written_and_read_as_go_does() -> None:
     for text in ("1970-01-01T00:00:01.123456789Z", "1970-01-01T01:00:01.123456+01:00"):
         assert read_time(text, "t", 0.0) == pytest.approx(1.123456)
     assert read_time("0001-01-01T00:00:00Z", "t", 7.0) == read_time(None, "t", 7.0) == 7.0
+
+
+def test_the_page_of_metrics_says_whether_the_last_file_was_taken(tmp_path: Path) -> None:
+    path = tmp_path / "am.yml"
+    path.write_text(ROUTE)
+    engine = open_database(f"sqlite:///{tmp_path / 'alerts.db'}")
+    manager = Alertmanager(engine, path=path)
+
+    def taken() -> float | None:
+        return manager.metrics.registry.get_sample_value("alertmanager_config_last_reload_successful")
+
+    assert taken() == 1.0
+    path.write_text("route: [")
+    with pytest.raises(ConfigurationError):
+        manager.reload()
+    assert taken() == 0.0
+    path.write_text(ROUTE)
+    manager.reload()
+    assert taken() == 1.0
+    manager.close()
+    engine.dispose()

@@ -132,7 +132,7 @@ def small_batches(rounds: int) -> None:
         for batch in (1, 8, 64, 256, 1024, 4096):
             probe, values = Probe(reference, names), torch.randn(batch, columns)
             # In turns so long that every step pays its part of the counting.
-            repeat = max(16, 65_536 // (batch * columns) if batch > 8 else 400)
+            repeat = max(16, 131_072 // (batch * columns) if batch > 8 else 400)
             with torch.inference_mode():
                 steps: dict[str, Step] = {
                     "without": lambda m=model, v=values: m(v),  # type: ignore[misc]

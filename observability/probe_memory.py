@@ -17,8 +17,8 @@ from torch import Tensor
 
 from observability.native import brief_calls, library
 
-# Numbers that wait (128 kB), and rows of wide tables: so many share what a pass costs.
-_WAITING_VALUES, _WAITING_ROWS = 32_768, 64
+# Numbers that wait (256 kB), and rows of wide tables: so many share what a pass costs, most of it memory gone cold.
+_WAITING_VALUES, _WAITING_ROWS = 65_536, 64
 # A call about more numbers than these lets other threads have Python.
 _BRIEF_VALUES = 1 << 16
 _FIELDS = 8

@@ -49,18 +49,21 @@ class Killable:
             from alerts import AlertsConfig, serve
             serve(AlertsConfig(**{fields!r}))
         """)
+        self.log = folder / "stderr.txt"
         self.client = httpx.Client(base_url=self.url, timeout=10, verify=False)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         def is_ready() -> bool:
             if self.process is None or self.process.poll() is not None:  # somebody else had the port for a moment
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", self.program], cwd=ROOT, stderr=subprocess.DEVNULL
-                )
+                with self.log.open("ab") as log:
+                    self.process = subprocess.Popen([sys.executable, "-c", self.program], cwd=ROOT, stderr=log)
             return self.client.get("/-/ready").status_code == 200
 
-        wait_until(is_ready)
+        try:
+            wait_until(is_ready)
+        except pytest.fail.Exception:
+            pytest.fail(f"it does not start: {self.log.read_text()[-2000:]}")
 
     def kill(self) -> None:
         assert self.process is not None

@@ -38,6 +38,7 @@ _MAGIC: dict[bytes, Format] = {b"PAR1": "parquet", b"ARRO": "arrow", b"FEA1": "a
 # A CSV file takes about so many times its own bytes in memory.
 _CSV_GROWTH = 2.0
 _UNPACKED = 5.0
+_BUFFER = 1 << 18
 
 
 def source_of_path(path: str | Path, *, in_memory: int) -> Source:
@@ -190,7 +191,9 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
         mixed = {field.name for one in schemas for field in one if not is_string(field.type)}
         schema = pa.schema([field if field.name in mixed else _as_dictionary(field) for field in schema])
         texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
-        kind = ds.ParquetFileFormat(dictionary_columns=texts)
+        # What is buffered ahead is kept until the last row group: a file larger than memory must not be.
+        unbuffered = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True, buffer_size=_BUFFER)
+        kind = ds.ParquetFileFormat(dictionary_columns=texts, default_fragment_scan_options=unbuffered)
     dataset = ds.dataset(
         paths, schema=schema, format=kind, partitioning=partitioning, partition_base_dir=str(root or "")
     )
@@ -198,7 +201,10 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
 
     def scan(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         try:
-            yield from dataset.scanner(columns=list(columns), batch_size=BATCH_ROWS, use_threads=True).to_batches()
+            for piece in _pieces(dataset):
+                # The whole schema: a file may lack a column, and a folder's name may be one.
+                found = piece.scanner(schema=dataset.schema, columns=list(columns), batch_size=BATCH_ROWS)
+                yield from found.to_batches()
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name} cannot be read to its end: {error}") from error
 
@@ -209,6 +215,12 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
             raise InputError(f"{name} cannot be read to its end: {error}") from error
 
     return Source(name=name, schema=schema, rows=rows, size=rows * _row_bytes(schema), scan=scan, read=read)
+
+
+def _pieces(dataset: Any) -> Iterator[Any]:
+    """A row group each, of Parquet: a scan of more reads as far ahead as it can, whatever memory there is."""
+    for fragment in dataset.get_fragments():
+        yield from fragment.split_by_row_group() if hasattr(fragment, "split_by_row_group") else (fragment,)
 
 
 def _guarded_schema(fragment: Any, label: str) -> pa.Schema:

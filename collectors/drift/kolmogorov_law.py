@@ -172,7 +172,7 @@ def _outside(n: int, m: int, h: int) -> float:
 
 
 def _inside(n: int, m: int, h: int) -> float:
-    """Share of the lattice paths to (n, m) with `|m x − n y| / gcd < h` all the way, one row of the shorter side a time.
+    """Share of the lattice paths to (n, m) with `|m x − n y| / gcd < h` all the way, row by row of the shorter side.
 
     Row x is the running sum of the row before it, by `x / (m + x)`, which after the last row divides by all paths.
     """

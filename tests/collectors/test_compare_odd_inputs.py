@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from collectors.drift.compare import compare
-from collectors.drift.source import InputError
+from collectors.drift.inputs import opened
+from collectors.drift.source import InputError, Source
 
 
 @pytest.mark.parametrize(
@@ -159,3 +161,19 @@ def test_methods_have_the_names_of_other_tools_too(theirs: str, ours: str | None
     table = {"k": ["a", "b"] * 100}
 
     assert compare(table, table, method=theirs).columns["k"].method == (ours or "total_variation")
+
+
+def test_a_file_is_not_read_further_ahead_than_a_few_row_groups(tmp_path: Path) -> None:
+    groups, rows = 96, 65_536
+    table = pa.table({"x": np.random.default_rng(0).normal(size=groups * rows)})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=rows, use_dictionary=False)
+    source = opened(tmp_path / "t.parquet", "the reference")
+    assert isinstance(source, Source)
+
+    before, most = pa.total_allocated_bytes(), 0
+    for _ in source.scan(["x"]):
+        # Whoever reads ahead has the time to.
+        time.sleep(0.01)
+        most = max(most, pa.total_allocated_bytes() - before)
+
+    assert most < table.nbytes / 2

@@ -192,11 +192,16 @@ def quantile(frame: Frame, q: Floats, labels: tuple[str, ...], without: bool) ->
 
 
 def top(frame: Frame, k: Floats, labels: tuple[str, ...], without: bool, largest: bool) -> Frame:
-    """The `k` [steps] largest or smallest of each group, with their own labels; at one step sorted by value."""
+    """The `k` [steps] largest or smallest of each group, with their own labels; at one step sorted by value.
+
+    Of equal values those whose labels come first are taken, whatever order the series were read in.
+    """
     _check_count(k)
     kept = np.zeros_like(frame.present)
     order: list[int] = []
     for rows in grouped(frame.labels, labels, without).rows if len(frame) else []:
+        if _has_equals(frame.values[rows], frame.present[rows]):
+            rows = rows[np.array(sorted(range(len(rows)), key=lambda one: sorted(frame.labels[rows[one]].items())))]
         values, present = frame.values[rows], frame.present[rows]
         if len(k) > 1:
             fast = _top_fast(values, present, k, largest)
@@ -211,6 +216,15 @@ def top(frame: Frame, k: Floats, labels: tuple[str, ...], without: bool, largest
         order.extend(rows[sequence[:, 0]].tolist())
     chosen = Frame(frame.labels, frame.values, kept, frame.drop_name)
     return (chosen.rows(order) if len(k) == 1 else chosen).without_empty()
+
+
+def _has_equals(values: Floats, present: Bools) -> bool:
+    """Whether two values of a step are the same."""
+    if len(values) < 2:
+        return False
+    ordered = np.sort(np.where(present, values, np.nan), axis=0)
+    # Several NaN are equal, too, where they are values: they are rare enough to say yes to any.
+    return bool((ordered[1:] == ordered[:-1]).any() or np.isnan(values[present]).any())
 
 
 def _top_fast(values: Floats, present: Bools, k: Floats, largest: bool) -> Bools | None:

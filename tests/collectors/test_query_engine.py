@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from collectors.query import (
@@ -92,6 +92,7 @@ series = st.dictionaries(
 
 @settings(max_examples=120, deadline=None)
 @given(series, st.sampled_from(EXPRESSIONS))
+@example({("p", "1"): {3: 0.0}, ("q", "1"): {3: 0.0, 23: 0.0}, ("q", "2"): {3: 0.0}}, "topk by (a) (1, x)")
 def test_a_range_query_is_the_instant_query_at_every_step(
     samples: dict[tuple[str, str], dict[int, float]], expr: str
 ) -> None:

@@ -55,7 +55,9 @@ def main() -> None:
         ).run()
     attempts = run.attempts
     down = np.array([new.first_step - old.ended for old, new in pairwise(attempts)])
-    lost = np.array([old.steps - new.resumed for old, new in pairwise(attempts)])
+    # An attempt that was killed in its first step has none to lose, and none to wait for.
+    down = down[np.isfinite(down)]
+    lost = np.array([old.steps - new.resumed for old, new in pairwise(attempts) if old.steps and new.steps])
     killed = sum(one.cause == "killed" for one in attempts)
     print(f"{run.outcome}: {killed} kills of {chosen.kills}, {len(attempts)} attempts, {steps} steps")
     print(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -77,9 +79,8 @@ def lint(files: tuple[Path, ...], scrape_interval: str, target: Target, strict: 
     "--prometheus",
     "version",
     type=click.Choice(["2", "3"]),
-    default="3",
-    show_default=True,
-    help="Whose verdict: 3, as the alerts service evaluates (ranges open on the left), or 2 (closed).",
+    help="Whose verdict: 3, as the alerts service evaluates (ranges open on the left), or 2 (closed). "
+    "Default: that of the promtool on the PATH; 3 without one.",
 )
 @click.option("--ignore-unknown-fields", is_flag=True, help="Let unknown fields of rule files pass.")
 @with_json
@@ -88,7 +89,7 @@ def test(
     patterns: tuple[str, ...],
     junit_file: Path | None,
     diff: bool,
-    version: Version,
+    version: Version | None,
     ignore_unknown_fields: bool,
     as_json: bool,
 ) -> None:
@@ -101,7 +102,7 @@ def test(
     options = Options(
         run=pattern,
         diff=diff,
-        version=version,
+        version=version or _installed_version(),
         strict=not ignore_unknown_fields,
     )
     verdicts = []
@@ -115,6 +116,18 @@ def test(
     if junit_file is not None:
         junit_file.write_bytes(junit(verdicts, now=time.time()))
     sys.exit(1 if any(verdict.failures for verdict in verdicts) else 0)
+
+
+def _installed_version() -> Version:
+    """Of the promtool on the PATH: whoever has one expects its verdict. 3 where there is none that answers."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        return "3"
+    try:
+        said = subprocess.run([promtool, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "3"
+    return "2" if re.search(r"version 2\.", said.stdout + said.stderr) else "3"
 
 
 def _tell(verdict: FileVerdict) -> None:

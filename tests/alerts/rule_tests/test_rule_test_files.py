@@ -163,6 +163,27 @@ def test_what_holds_in_another_version_only_fails_and_is_told_of(
     assert bool(run_file(path).failures) == (version == "2")
 
 
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [("promtool, version 2.42.0+ds (branch: x)", "2"), ("promtool, version 3.14.0 (branch: x)", "3"), (None, "3")],
+)
+def test_the_verdict_is_that_of_the_promtool_on_the_path(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None, asked: str
+) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    if said is not None:
+        tool = folder / "promtool"
+        tool.write_text(f"#!/bin/sh\necho '{said}' >&2\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    query = ("expr: vector(1)", 'expr: "count_over_time(vector(1)[5m:1m])"')
+    path = write(query, ("[{value: 1}]", f"[{{value: {6 if asked == '2' else 5}}}]"))
+
+    assert run(path).exit_code == 0
+    assert run(path, "--prometheus", {"2": "3", "3": "2"}[asked]).exit_code == 1
+
+
 def test_the_command_exits_with_1_when_something_fails(write: Callable[..., Path], tmp_path: Path) -> None:
     good = run(write())
     bad = run(write(("at 8 in eu", "at 9 in eu")), "--junit", tmp_path / "out.xml", "--diff")

@@ -92,7 +92,16 @@ class Fleet:
         return await self.http.post(f"/api/v1/models/fares/{verb}", json=body, headers=headers)
 
     async def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        page = (await self.http.get("/metrics")).text
+        """The page of metrics. A front that is killed takes its connections along: then another front is asked."""
+        page = ""
+
+        async def answered() -> bool:
+            nonlocal page
+            with suppress(httpx.TransportError):
+                page = (await self.http.get("/metrics")).text
+            return bool(page)
+
+        await until(answered, "a page of metrics")
         return {
             (s.name, tuple(sorted(s.labels.items()))): s.value
             for f in text_string_to_metric_families(page)

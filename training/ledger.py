@@ -93,8 +93,8 @@ class AttemptTimes:
             end = self._unix(records[-1, STARTED] + records[-1, DURATION])
             self.attempt = replace(self.attempt, last_step=end, steps=int(records[-1, NUMBER]) + 1)
             self._held.append(records)
-        held = np.concatenate(self._held) if self._held else np.empty((0, 0), np.int64)
-        if len(held) and checkpoint > held[0, NUMBER]:
+        if self._held and checkpoint > self._held[0][0, NUMBER]:
+            held = np.concatenate(self._held)
             safe = held[:, NUMBER] < checkpoint
             self.attempt = replace(self.attempt, kept=self.attempt.kept + Spent.of(held[safe]), safe=checkpoint)
             held = held[~safe]

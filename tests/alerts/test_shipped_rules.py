@@ -67,6 +67,20 @@ def test_every_alert_says_how_grave_it_is_what_it_means_and_where_its_page_is() 
             assert rule["annotations"]["runbook_url"] == f"docs/runbooks/{name}.md"
 
 
+def test_only_alerts_that_ask_for_an_action_carry_one() -> None:
+    # The label of a series would do as well: a report of a rollback that failed would ask for another.
+    expected = [
+        alert
+        for path in UNIT_TESTS
+        for test in yaml.safe_load(path.read_text())["tests"]
+        for case in test.get("alert_rule_test", ())
+        for alert in ((case["alertname"], found["exp_labels"]) for found in case["exp_alerts"])
+    ]
+    assert {name for name, labels in expected if "action" in labels} == {
+        name for name, rule in ALERTS.items() if "action" in rule["labels"]
+    }
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_alert_has_a_page(alert: str) -> None:
     text = (RUNBOOKS / f"{alert}.md").read_text()

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alerts.actions import PROMOTE, RETRAIN, ROLLBACK, ActionPolicy, Hook
+from alerts.actions import PROMOTE, RETRAIN, ROLLBACK, STEP, ActionPolicy, Hook
 from alerts.evidence import VerdictPolicy
 
 
 def _automatic() -> dict[str, ActionPolicy]:
-    return {action: ActionPolicy() for action in (ROLLBACK, PROMOTE, RETRAIN)}
+    return {action: ActionPolicy() for action in (ROLLBACK, PROMOTE, RETRAIN, STEP)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

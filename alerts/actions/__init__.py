@@ -9,6 +9,7 @@ from alerts.actions.action import (
     RETRAIN,
     ROLLBACK,
     SCALE,
+    STEP,
     Action,
     ActionState,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "RETRAIN",
     "ROLLBACK",
     "SCALE",
+    "STEP",
     "Action",
     "ActionPolicy",
     "ActionRunner",

@@ -13,9 +13,11 @@ from alerts.schema import ACTIONS
 
 ROLLBACK, PROMOTE, RETRAIN = "rollback", "promote", "retrain"
 ADVANCE, PAUSE, SCALE, QUARANTINE = "advance", "pause", "scale", "quarantine"
-KINDS = (ROLLBACK, PROMOTE, ADVANCE, PAUSE, RETRAIN, SCALE, QUARANTINE)
+# The traffic of one step of a release's policy; its labels say which.
+STEP = "step"
+KINDS = (ROLLBACK, PROMOTE, ADVANCE, STEP, PAUSE, RETRAIN, SCALE, QUARANTINE)
 # These change a model's traffic, or stand in the way of it.
-TRAFFIC_ACTIONS = (ROLLBACK, PROMOTE, ADVANCE, PAUSE)
+TRAFFIC_ACTIONS = (ROLLBACK, PROMOTE, ADVANCE, STEP, PAUSE)
 
 
 class ActionState(StrEnum):

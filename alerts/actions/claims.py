@@ -51,6 +51,12 @@ def renew(
     return connection.execute(table.update().where(mine).values(expires_at=expires_at)).rowcount == 1
 
 
+def release(connection: sa.Connection, key: str, token: int) -> None:
+    """Let the next one claim it at once; the token stays, so that it goes on growing."""
+    mine = sa.and_(ACTION_CLAIMS.c.key == key, ACTION_CLAIMS.c.token == token)
+    connection.execute(ACTION_CLAIMS.update().where(mine).values(expires_at=0.0))
+
+
 def claimed(connection: sa.Connection, keys: Collection[str], now: float) -> set[str]:
     """Those of the actions whose claim is held by a process that is not known to be dead."""
     at = database_time(connection, now)

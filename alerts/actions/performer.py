@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from alerts.actions.action import Action, ActionState, action_by_id, update_action
-from alerts.actions.claims import TERM_SECONDS, claim, renew
+from alerts.actions.claims import TERM_SECONDS, claim, release, renew
 from alerts.actions.hook import Call, Confirmed, Hook, HookAway, HookError, VerifyingHook
 from alerts.actions.journal import append, entries, lock
 from alerts.actions.json_values import jsonable
@@ -67,6 +67,18 @@ class Performer:
         self._at = at
         self._lock = threading.Lock()
         self._claims: dict[str, int] = {}
+        self._fresh: set[str] = set()  # claimed as they were decided on, and never begun
+
+    def claim(self, connection: sa.Connection, key: str) -> int | None:
+        """The token of a claim made in the transaction that decides on the action; None while another one has it."""
+        return claim(connection, key, self._holder, self._clock(), self._term)
+
+    def hold(self, key: str, token: int | None) -> None:
+        """That transaction is over: the claim is ours, and is kept until the action has ended."""
+        if token is not None:
+            with self._lock:
+                self._fresh.add(key)
+                self._claims[key] = token
 
     def perform(self, action: Action, hook: Hook | None) -> Ended | None:
         """The end of a running action; None when another process carries it out, or it has ended.
@@ -98,6 +110,7 @@ class Performer:
                 self.forget(action.key)
                 return None
             update_action(connection, finished)
+            release(connection, action.key, ended.token)
             body = {"state": ended.state.value, "result": ended.result, "token": ended.token}
             append(connection, "result", action.key, body, now, secret=self._secret)
         self.forget(action.key)
@@ -125,6 +138,7 @@ class Performer:
         """It is not under way here any more."""
         with self._lock:
             self._claims.pop(key, None)
+            self._fresh.discard(key)
 
     def rehearse(self, action: Action, hook: Hook | None) -> Mapping[str, Any]:
         """What would be done, and to what. Raises HookError."""
@@ -200,6 +214,10 @@ class Performer:
 
     def _claimed(self, action: Action) -> tuple[int, Mapping[str, Any] | None] | None:
         """Our token, and what an earlier try had prepared."""
+        with self._lock:
+            if action.key in self._fresh:
+                self._fresh.discard(action.key)
+                return self._claims[action.key], None
         with self._engine.begin() as connection:
             lock(connection)
             stored = action_by_id(connection, action.id)

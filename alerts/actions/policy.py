@@ -9,7 +9,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from alerts.actions.action import ADVANCE, PAUSE, PROMOTE, RETRAIN, ROLLBACK, TRAFFIC_ACTIONS, Action, ActionState
+from alerts.actions.action import (
+    ADVANCE,
+    PAUSE,
+    PROMOTE,
+    RETRAIN,
+    ROLLBACK,
+    STEP,
+    TRAFFIC_ACTIONS,
+    Action,
+    ActionState,
+)
 
 Mode = Literal["advise", "approve", "auto"]
 _HAPPENED = (ActionState.RUNNING, ActionState.DONE)
@@ -65,6 +75,8 @@ class Proposal:
     release: str = ""
     release_in_progress: str = ""
     has_hook: bool = True
+    planned: bool = False
+    """A release's policy asks for it: it has a pace of its own, and neither cool-down nor budget stop it."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -127,11 +139,9 @@ def decide(proposal: Proposal, history: Sequence[Action], policy: ActionPolicy, 
         return Advise(f"no hook is set for {proposal.action}: name a URL or a command for it in the settings")
     if policy.mode == "advise":
         return Advise("the mode is advise")
-    spent = (
-        _breaker(proposal, history, policy, now)
-        or _cooldown(proposal, history, policy, now)
-        or _budget(proposal, history, policy, now)
-    )
+    spent = _breaker(proposal, history, policy, now)
+    if not proposal.planned:
+        spent = spent or _cooldown(proposal, history, policy, now) or _budget(proposal, history, policy, now)
     if spent:
         return Hold(spent)
     if policy.mode == "approve":
@@ -201,7 +211,7 @@ def _release_conflict(proposal: Proposal, history: Sequence[Action]) -> str:
 
 def _pause_conflict(proposal: Proposal, history: Sequence[Action]) -> str:
     """A release that was paused neither advances nor is promoted, until a person lets it."""
-    if proposal.action not in (PROMOTE, ADVANCE) or not proposal.release:
+    if proposal.action not in (PROMOTE, ADVANCE, STEP) or not proposal.release:
         return ""
     about = [past for past in history if past.release == proposal.release and past.state in _HAPPENED]
     paused = [past.id for past in about if past.action == PAUSE]

@@ -191,14 +191,70 @@ class ActionRunner:
         )
         with self._lock, self._engine.begin() as connection:
             lock(connection)
-            decision, decided = self._decide(connection, proposal, draft, alert, now)
-        if decided is not None:
-            self._at("decided", key)
-            if isinstance(decision, Run):
-                self._submit(decided)
-            elif isinstance(decision, Rehearse):
-                self._pool(action).submit(self._rehearse, decided)
+            decision, decided = self._decide(connection, proposal, draft, _headline(alert), now)
+        self._carry_on(decision, decided)
         return decided
+
+    def propose(
+        self,
+        action: str,
+        model: str,
+        *,
+        key: str,
+        reason: str,
+        release: str = "",
+        labels: Mapping[str, str] | None = None,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Action:
+        """The machine asks by a plan of its own, such as a release's policy: decided on as an alert's wish is, but for
+        cool-down and budget. The action of the key as it stands; one that is held is decided on again.
+        """
+        now = self._clock()
+        policy = self._policy(action, model)
+        with self._lock, self._engine.begin() as connection:
+            known = action_by_key(connection, key)
+        if known is not None and (known.state is not ActionState.HELD or self._overruled.get(key, 0.0) > now):
+            return known
+        proposal = Proposal(
+            action=action,
+            model=model,
+            release=release,
+            release_in_progress=self._release_in_progress(model),
+            has_hook=self._hook(action, model) is not None,
+            planned=True,
+        )
+        draft = Action(
+            key=key,
+            action=action,
+            model=model,
+            release=release,
+            mode=policy.mode,
+            state=ActionState.HELD,
+            labels=dict(labels or {}),
+            evidence=jsonable(dict(evidence or {})),
+            created_at=now,
+        )
+        with self._lock, self._engine.begin() as connection:
+            lock(connection)
+            decision, decided = self._decide(connection, proposal, draft, reason, now)
+            stored = decided or action_by_key(connection, key)
+        assert stored is not None
+        self._carry_on(decision, decided)
+        return stored
+
+    def known(self, key: str) -> Action | None:
+        """The action of a key."""
+        with self._engine.begin() as connection:
+            return action_by_key(connection, key)
+
+    def _carry_on(self, decision: Decision | None, decided: Action | None) -> None:
+        if decided is None:
+            return
+        self._at("decided", decided.key)
+        if isinstance(decision, Run):
+            self._submit(decided)
+        elif isinstance(decision, Rehearse):
+            self._pool(decided.action).submit(self._rehearse, decided)
 
     def request(self, action: str, model: str, *, reason: str, actor: str, release: str = "", key: str = "") -> Action:
         """A person asks for an action: it runs at once, past modes, cool-downs and budgets; a known key runs nothing.
@@ -236,6 +292,8 @@ class ActionRunner:
             self._append(connection, "requested", key, {"actor": actor, "reason": draft.reason})
             created = insert_action(connection, draft)
             self._intend(connection, created)
+            token = self._claim(connection, created)
+        self._performer.hold(key, token)
         self._submit(created)
         return created
 
@@ -251,6 +309,8 @@ class ActionRunner:
             self._append(connection, "approved", action.key, {"actor": actor})
             self._intend(connection, approved)
             update_action(connection, approved)
+            token = self._claim(connection, approved)
+        self._performer.hold(approved.key, token)
         self._submit(approved)
         return approved
 
@@ -316,7 +376,7 @@ class ActionRunner:
 
     # --- deciding ----------------------------------------------------------------------------------------------------
     def _decide(
-        self, connection: sa.Connection, proposal: Proposal, draft: Action, alert: Alert, now: float
+        self, connection: sa.Connection, proposal: Proposal, draft: Action, headline: str, now: float
     ) -> tuple[Decision | None, Action | None]:
         known = action_by_key(connection, draft.key)
         if known is not None and known.state is not ActionState.HELD:
@@ -326,7 +386,7 @@ class ActionRunner:
         past = read_actions(connection, model=draft.model, limit=_HISTORY_ROWS)
         history = relevant(proposal, [one for one in past if one.key != draft.key], policy, now)
         decision = decide(proposal, history, policy, now)
-        why = f"{_headline(alert)} ({decision.reason})"
+        why = f"{headline} ({decision.reason})"
         if known is not None and isinstance(decision, Hold) and known.reason.endswith(f"({decision.reason})"):
             return None, None
         state = _STATES[type(decision)]
@@ -357,6 +417,11 @@ class ActionRunner:
     def _intend(self, connection: sa.Connection, action: Action) -> None:
         """Write what is about to be done, in the transaction that decides on it."""
         self._append(connection, "intent", action.key, call_of(action).to_json())
+
+    def _claim(self, connection: sa.Connection, action: Action | None) -> int | None:
+        """Claim what runs now in the transaction that decides on it: one commit less before the effect."""
+        running = action is not None and action.state is ActionState.RUNNING
+        return self._performer.claim(connection, action.key) if action is not None and running else None
 
     def _undecided(self, connection: sa.Connection, id: int, actor: str) -> Action:
         if not actor:

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     path: Path
+
+    def fill(self, name: str, tensors: Mapping[str, Any]) -> None:
+        """Copies what the state has under `name` into tensors (in dicts of dicts) that are there already.
+
+        CheckpointError where it has another name or shape.
+        """
+        _copy(tensors, self.state[name], f"{self.path}: {name}")
 
 
 class CheckpointStore:
@@ -151,3 +159,18 @@ def _step(path: Path) -> int:
     found = _NAME.fullmatch(path.name)
     assert found is not None
     return int(found[1])
+
+
+def _copy(tensors: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+    if set(tensors) != set(found):
+        raise CheckpointError(
+            f"{where} is not what is wanted: {sorted(set(tensors) ^ set(found))[:4]} on one side only"
+        )
+    for name, tensor in tensors.items():
+        value = found[name]
+        if isinstance(tensor, Mapping):
+            _copy(tensor, value, f"{where}.{name}")
+        elif tensor.shape != value.shape:
+            raise CheckpointError(f"{where}.{name} has the shape {list(value.shape)}, not {list(tensor.shape)}")
+        else:
+            tensor.copy_(value)

@@ -134,8 +134,9 @@ class Trainer:
         self._network = network.to(config.device)
         self._rows, self._config, self._monitor, self._checkpoints = rows, config, monitor, checkpoints
         self._replicas, self._faults, self._attempt = replicas or Replicas(), faults, attempt
-        self._logits = self._replicas.logits(self._network)
-        self._parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self._shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+        self._replicas.take(self._network, batch_size=min(config.batch_size, len(rows)))
+        self._parameters = self._replicas.parameters
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -146,9 +147,8 @@ class Trainer:
     def run(self) -> TrainResult:
         """Trains to the end, or until the guard stops it. Seeds torch first, or takes its state from the checkpoint."""
         began = time.monotonic()
-        torch.manual_seed(
-            self._config.seed * 1_000_003 + self._replicas.rank if self._replicas.rank else self._config.seed
-        )
+        stream = self._replicas.stream
+        torch.manual_seed(self._config.seed * 1_000_003 + stream if stream else self._config.seed)
         newest = self._newest()
         self._progress = _Progress() if newest is None else self._restored(newest)
         first = self._progress.step
@@ -207,24 +207,17 @@ class Trainer:
         on_device = [column.to(device, non_blocking=True) for column in mine]
         wanted = own_labels.to(device, non_blocking=True)
         monitor.mark("host_to_device")
-        losses = nn.functional.binary_cross_entropy_with_logits(self._logits(*on_device), wanted, reduction="sum")
-        # Averaged over ranks, this is the mean over the whole batch, even where its rows do not divide evenly.
-        loss = losses * (self._replicas.world_size / len(labels))
-        if "nan" in struck:
-            loss = loss * math.nan
-        monitor.mark("forward")
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        monitor.mark("backward")
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+        spoil = math.nan if "nan" in struck else 1.0
+        loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
+        norm = self._replicas.clip(self._config.clip_norm)
         # The averaged gradients, and with them this flag, are the same in all ranks; a loss is not.
-        flag = nonfinite(loss.detach() if self._replicas.world_size == 1 else norm, norm)
+        flag = nonfinite(loss if self._replicas.world_size == 1 else norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * (_SPIKED_RATE if "spike" in struck else 1.0)
         skip_if(self._optimizer, flag)
         self._optimizer.step()
         monitor.mark("optimizer")
-        self._progress.waiting.append((loss.detach(), flag))
+        self._progress.waiting.append((loss, flag))
         return loss, norm
 
     def _after_step(self) -> str | None:
@@ -292,8 +285,7 @@ class Trainer:
         self._monitor.entering("checkpoint")
         state = {
             "run": self._fingerprint(),
-            "network": self._network.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            **self._replicas.state(self._optimizer),
             "step": progress.step,
             "samples": progress.samples,
             "guard": (progress.guard.skipped, progress.guard.in_a_row),
@@ -325,8 +317,7 @@ class Trainer:
                 f"{checkpoint.path} belongs to a run with other settings, data or network; "
                 "give this run a folder of its own, or remove that one"
             )
-        self._network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._replicas.restore(checkpoint, self._optimizer)
         self._replicas.restore_random_state(state["random"], state["step"])
         if state["device_random"]:
             torch.cuda.set_rng_state_all(state["device_random"])
@@ -339,8 +330,7 @@ class Trainer:
     def _fingerprint(self) -> str:
         """What must be equal for a checkpoint to fit: settings that shape the weights, data, network's shapes."""
         config = {name: value for name, value in asdict(self._config).items() if name not in ("device", "threads")}
-        shapes = {name: list(tensor.shape) for name, tensor in self._network.state_dict().items()}
-        known = [config, len(self._rows), float(self._rows.labels.sum()), shapes]
+        known = [config, len(self._rows), float(self._rows.labels.sum()), self._shapes]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

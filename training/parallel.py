@@ -18,8 +18,10 @@ from training.checkpoint import CheckpointError, CheckpointStore
 from training.data import Rows
 from training.faults import Faults
 from training.loop import TrainConfig, Trainer, TrainResult
+from training.parallel_config import ParallelConfig
 from training.ranks import Rank
-from training.replicas import DataParallel, Replicas
+from training.replicas import Replicas
+from training.spread import Spread
 from training.supervisor import Limits, RunResult, Supervisor
 
 _WORK, _RESULT, _CHECKPOINTS = "work.pt", "result.json", "checkpoints"
@@ -106,7 +108,7 @@ def fit_rank(
     chosen = TrainConfig(**config)
     monitor = TrainingMonitor(model, run=rank.run, ring=ring, device=chosen.device)
     with monitor, rank.group(ring=ring):
-        replicas = DataParallel() if rank.world_size > 1 else Replicas()
+        replicas = Spread(ParallelConfig(data=rank.world_size)) if rank.world_size > 1 else Replicas()
         store = CheckpointStore(Path(folder) / _CHECKPOINTS)
         trainer = Trainer(network, rows, chosen, monitor, store, replicas, Faults.from_json(faults), rank.attempt)
         ring.state("running")

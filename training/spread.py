@@ -1,0 +1,240 @@
+"""A network spread over the ranks of a device mesh: replicas, shards, divided layers, a pipeline, and what they make
+together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+from training.compression import bucket_mb, compress
+from training.parallel_config import DIMENSIONS, ParallelConfig
+from training.pipeline import Loss, Mark, Pipeline, stages_of
+from training.replicas import Called, Replicas, held, log_loss
+from training.tensor_plan import plan_of, styles
+
+
+class Spread(Replicas):
+    """This rank's part of a parallel form. The default process group must be open and have as many ranks as the form.
+
+    Divided weights are `DTensor`s in the network; the optimizer steps their local parts, which is the same and knows
+    nothing of meshes.
+    """
+
+    def __init__(self, config: ParallelConfig, device: str = "cpu") -> None:
+        """FormError where the group has another number of ranks."""
+        config.check(dist.get_world_size())
+        super().__init__()
+        self.config, self._device = config, torch.device(device)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.mesh: DeviceMesh = init_device_mesh(
+            self._device.type, tuple(getattr(config, name) for name in DIMENSIONS), mesh_dim_names=DIMENSIONS
+        )
+        place = {name: self.mesh.get_local_rank(name) for name in DIMENSIONS}
+        self.shares, self.share_index = config.shares, place["data"] * config.fsdp + place["fsdp"]
+        self._stage, self.stream = place["pipeline"], place["pipeline"] * self.shares + self.share_index
+        self.pipeline: Pipeline | None = None
+        self.replicated: DistributedDataParallel | None = None
+        self._rows, self._known = 0, torch.tensor(float("nan"))
+
+    def __str__(self) -> str:
+        return str(self.config)
+
+    def take(self, network: nn.Module, *, loss: Loss = log_loss, batch_size: int = 0) -> None:
+        """See `Replicas.take`."""
+        self._loss, config = loss, self.config
+        if config.tensor > 1:
+            plan = styles(network, plan_of(network, config.plan))
+        if config.pipeline == 1:
+            names, calls = held(network), [cast(nn.Module, Called(network))]
+            parts: list[nn.Module] = [network]
+        else:
+            stages = stages_of(network, config)
+            indices = range(self._stage, len(stages), config.pipeline)
+            elsewhere = [stage for number, stage in enumerate(stages) if number not in indices]
+            calls = parts = [stages[number] for number in indices]
+            names = _without(held(network), held(network, elsewhere), held(network, parts))
+        if config.tensor > 1:
+            inside = {id(module) for part in parts for module in part.modules()}
+            mine = {name for name, module in network.named_modules() if id(module) in inside}
+            parallelize_module(
+                network, self.mesh["tensor"], {name: style for name, style in plan.items() if name in mine}
+            )
+        calls = [self._shared_out(call) for call in calls]
+        self._hold(names)
+        if config.pipeline == 1:
+            self._called = calls[0]
+        else:
+            self._rows = _padded(-(-batch_size // self.shares), config.num_microbatches)
+            self.pipeline = Pipeline(calls, indices, config, self.mesh["pipeline"].get_group(), self._device)
+
+    def _shared_out(self, module: nn.Module) -> nn.Module:
+        """The module as one of the replicas or shards that share out a batch."""
+        config = self.config
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if config.shares == 1 or not trained:
+            return module
+        if config.fsdp == 1 and config.tensor == 1:
+            group = self.mesh["data"].get_group()
+            self.replicated = DistributedDataParallel(
+                module,
+                device_ids=[self._device.index] if self._device.type == "cuda" else None,
+                process_group=group,
+                bucket_cap_mb=bucket_mb(config),
+                gradient_as_bucket_view=config.compress == "none",
+            )
+            if config.compress != "none":
+                compress(self.replicated, config, group)
+            return self.replicated
+        # Replicas of divided layers are shards of which each rank has the whole: DDP knows no DTensor.
+        mesh = self.mesh["fsdp"] if config.data == 1 else self.mesh["data", "fsdp"]
+        for block in _blocks(module):
+            fully_shard(block, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        return module
+
+    def _hold(self, names: Sequence[tuple[str, nn.Module, str]]) -> None:
+        super()._hold(names)
+        self.parameters = [nn.Parameter(_local(one)) if isinstance(one, DTensor) else one for one in self.parameters]
+
+    def learn(
+        self, inputs: Sequence[Tensor], targets: Tensor, total: int, *, spoil: float = 1.0, mark: Mark | None = None
+    ) -> Tensor:
+        """See `Replicas.learn`. Ranks of a pipeline without its last stage give the loss that they heard of last."""
+        if self.pipeline is None:
+            found = super().learn(inputs, targets, total, spoil=spoil, mark=mark)
+        else:
+            self.zero_grad()
+            factor = self.shares / total * spoil
+            found = self.pipeline.learn(
+                [_filled(column, self._rows) for column in inputs],
+                _filled(targets, self._rows),
+                len(targets),
+                lambda outputs, wanted: self._loss(outputs, wanted) * factor,
+                mark or (lambda _: None),
+            )
+            found = found if self.pipeline.tells else self._known
+        for parameter, own in zip(self._trained(), self.parameters, strict=True):
+            if isinstance(parameter, DTensor):
+                # Sharding may have moved what it keeps.
+                own.data = _local(parameter)
+                own.grad = None if parameter.grad is None else _local(cast(DTensor, parameter.grad))
+        return found
+
+    def zero_grad(self) -> None:
+        """See `Replicas.zero_grad`."""
+        super().zero_grad()
+        for own in self.parameters:
+            own.grad = None
+
+    def clip(self, limit: float) -> Tensor:
+        """See `Replicas.clip`; where ranks have different parts this takes one collective of one number."""
+        if self.config.fsdp * self.config.tensor * self.config.pipeline == 1:
+            return super().clip(limit)
+        squares = []
+        for parameter, own in zip(self._trained(), self.parameters, strict=True):
+            if own.grad is not None:
+                squares.append(own.grad.float().square().sum() * self._share_of_norm(parameter))
+        total = torch.stack(squares).sum() if squares else torch.zeros((), device=self._device)
+        dist.all_reduce(total)
+        norm = total.sqrt()
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for own in self.parameters:
+            if own.grad is not None:
+                own.grad.mul_(factor)
+        return norm
+
+    def _share_of_norm(self, parameter: Tensor) -> float:
+        """One over the number of ranks that have the same part of it."""
+        parts = self.config.pipeline
+        if isinstance(parameter, DTensor):
+            for index, placement in enumerate(parameter.placements):
+                parts *= parameter.device_mesh.size(index) if placement.is_shard() else 1
+        return parts / self.world_size
+
+    def mean(self, values: Tensor) -> Tensor:
+        """See `Replicas.mean`."""
+        tells = self.pipeline is None or self.pipeline.tells
+        total = values.clone() if tells else torch.zeros_like(values)
+        dist.all_reduce(total)
+        found = total * (self.config.pipeline / self.world_size)
+        if self.pipeline is not None:
+            self._known = found[:, 0].mean().float()
+        return found
+
+    def agreed(self, step: int) -> int:
+        """See `Replicas.agreed`."""
+        said = torch.tensor([step])
+        dist.broadcast(said, 0)
+        return int(said)
+
+    def random_states(self) -> dict[str, Any]:
+        """See `Replicas.random_states`."""
+        own = torch.get_rng_state()
+        found = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(found, own)
+        return {"form": str(self), "states": found}
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._whole if parameter.requires_grad]
+
+    def _like(self, value: Any, parameter: nn.Parameter) -> Any:
+        """A moment of a divided weight, divided as the weight is."""
+        if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or not value.dim():
+            return value
+        return DTensor.from_local(
+            value,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+
+
+def _local(tensor: DTensor) -> Tensor:
+    with torch.no_grad():
+        return tensor.to_local().detach()
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    """Modules of several layers in lists or sequences: each is gathered by itself. What lies inside others first."""
+    found = [
+        child
+        for container in module.modules()
+        if isinstance(container, nn.ModuleList | nn.Sequential)
+        for child in container.children()
+        if next(child.children(), None) is not None and next(child.parameters(), None) is not None
+    ]
+    return [block for block in reversed(found) if not isinstance(block, nn.ModuleList)]
+
+
+def _without(
+    every: list[tuple[str, nn.Module, str]],
+    elsewhere: list[tuple[str, nn.Module, str]],
+    mine: list[tuple[str, nn.Module, str]],
+) -> list[tuple[str, nn.Module, str]]:
+    """All but what other stages have alone; what no stage has is a constant, which everybody keeps."""
+    others = {name for name, _, _ in elsewhere} - {name for name, _, _ in mine}
+    return [one for one in every if one[0] not in others]
+
+
+def _padded(rows: int, parts: int) -> int:
+    return -(-max(rows, 1) // parts) * parts
+
+
+def _filled(column: Tensor, rows: int) -> Tensor:
+    """The column with zeros up to so many rows."""
+    if len(column) > rows:
+        raise ValueError(f"a share of {len(column)} rows, and the pipeline was set up for {rows}")
+    return (
+        column if len(column) == rows else torch.cat([column, column.new_zeros(rows - len(column), *column.shape[1:])])
+    )

@@ -81,7 +81,7 @@ class ParallelConfig:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The form that `name=value,name=value` describes; empty text is one process. FormError names what is wrong."""
-        known = {field.name: type(field.default) for field in fields(cls)}
+        known = {field.name: str if isinstance(field.default, str) else int for field in fields(cls)}
         said: dict[str, Any] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             name, _, value = (word.strip() for word in part.partition("="))

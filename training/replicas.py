@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.pipeline import Loss, Mark
+from training.pipeline import Loss, Mark, unmarked
 
 State = dict[str, dict[str, Any]]
 
@@ -102,7 +102,7 @@ class Replicas:
         Gradients, summed or averaged as the form has it, are those of the mean loss over the whole batch. `spoil` is a
         factor of the loss, for faults on purpose. `mark` is told the phase that has ended.
         """
-        mark = mark or _unmarked
+        mark = mark or unmarked
         loss = self._loss(self._called(*inputs), targets) * (self.shares / total * spoil)
         mark("forward")
         self.zero_grad()
@@ -200,7 +200,3 @@ def _begin(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-
-
-def _unmarked(phase: str) -> None:
-    pass

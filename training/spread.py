@@ -3,6 +3,7 @@ together."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.compression import bucket_mb, compress
 from training.parallel_config import DIMENSIONS, ParallelConfig
-from training.pipeline import Loss, Mark, Pipeline, stages_of
+from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
 from training.replicas import Called, Replicas, held, log_loss
 from training.tensor_plan import plan_of, styles
 
@@ -95,6 +96,8 @@ class Spread(Replicas):
                 compress(self.replicated, config, group)
             return self.replicated
         # Replicas of divided layers are shards of which each rank has the whole: DDP knows no DTensor.
+        # Outputs of a network are often views; nothing here changes them in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = self.mesh["fsdp"] if config.data == 1 else self.mesh["data", "fsdp"]
         for block in _blocks(module):
             fully_shard(block, mesh=mesh)
@@ -119,7 +122,7 @@ class Spread(Replicas):
                 _filled(targets, self._rows),
                 len(targets),
                 lambda outputs, wanted: self._loss(outputs, wanted) * factor,
-                mark or (lambda _: None),
+                mark or unmarked,
             )
             found = found if self.pipeline.tells else self._known
         for parameter, own in zip(self._trained(), self.parameters, strict=True):

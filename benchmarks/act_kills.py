@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import random
 import shutil
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import httpx
+import psutil
 import sqlalchemy as sa
 import torch
 
@@ -173,8 +175,9 @@ def prepare(place: Place) -> None:
 class World:
     """The processes; all of them are this one's children."""
 
-    def __init__(self, place: Place, engines: int, seed: int) -> None:
+    def __init__(self, place: Place, engines: int, seed: int, postgresql: Postgresql | None = None) -> None:
         self.place = place
+        self.postgresql = postgresql
         self.random = random.Random(seed)
         self.server = 0
         self.engines = [0] * engines
@@ -305,6 +308,14 @@ class World:
         time.sleep(self.random.uniform(0.0, 0.15))
         _kill(self.server)
 
+    def kill_the_database(self) -> None:
+        """All of its processes at a random moment (PostgreSQL)."""
+        time.sleep(self.random.uniform(0.0, 0.15))
+        assert self.postgresql is not None
+        self.postgresql.kill()
+        self.postgresql.start()
+        self.seen.kills["database"] += 1
+
     def cut_connections(self) -> None:
         """Those of the engines, at a random moment (PostgreSQL)."""
         time.sleep(self.random.uniform(0.0, 0.1))
@@ -352,31 +363,55 @@ def judged(world: World) -> dict[str, Any]:
     return {"journal_rows": rows, "taken_over": int(taken_over), "rollbacks_at_server": len(lines)}
 
 
-@contextlib.contextmanager
-def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL server of its own, on a free port."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    programs = found[-1].parent if found else Path(str(shutil.which("initdb"))).parent
-    folder = Path(tempfile.mkdtemp(prefix="trimtab-postgresql-"))
-    user = "postgres" if os.geteuid() == 0 else None
-    if user:
-        shutil.chown(folder, user, user)
-    port = _free_port()
+class Postgresql:
+    """A PostgreSQL server of its own, on a free port; its commits reach the disk."""
 
-    def command(program: str, *arguments: str) -> None:
+    def __init__(self) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        self._programs = found[-1].parent if found else Path(str(shutil.which("initdb"))).parent
+        self.folder = Path(tempfile.mkdtemp(prefix="trimtab-postgresql-"))
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user:
+            shutil.chown(self.folder, self._user, self._user)
+        self._data = str(self.folder / "data")
+        port = _free_port()
+        self.url = f"postgresql+psycopg://trimtab@127.0.0.1:{port}/postgres"
+        self._options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={self.folder}"
+        self._command("initdb", "-D", self._data, "-U", "trimtab", "--auth=trust", "--no-sync")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, after a crash too: what the killed processes held is free a moment later."""
+        limit = time.monotonic() + _LIMIT_SECONDS
+        while True:
+            try:
+                log = str(self.folder / "log")
+                self._command("pg_ctl", "-D", self._data, "-o", self._options, "-l", log, "-t", "60", "-w", "start")
+                return
+            except subprocess.CalledProcessError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
+
+    def kill(self) -> None:
+        """SIGKILL to the server and each of its processes."""
+        server = psutil.Process(int((Path(self._data) / "postmaster.pid").read_text().split()[0]))
+        processes = [server, *server.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def close(self) -> None:
+        """Stop it and take its folder away."""
+        self._command("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _command(self, program: str, *arguments: str) -> None:
         subprocess.run(
-            [str(programs / program), *arguments], user=user, check=True, cwd=folder, stdout=subprocess.DEVNULL
-        )
-
-    data = str(folder / "data")
-    command("initdb", "-D", data, "-U", "trimtab", "--auth=trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-    command("pg_ctl", "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start")
-    try:
-        yield f"postgresql+psycopg://trimtab@127.0.0.1:{port}/postgres"
-    finally:
-        command("pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
-        shutil.rmtree(folder, ignore_errors=True)
+            [str(self._programs / program), *arguments], user=self._user, check=True, cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
 
 
 def main() -> int:
@@ -390,20 +425,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # the database is away by our own doing
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-kills-")))
-        url = stack.enter_context(postgresql()) if options.postgresql else f"sqlite:///{folder}/alerts.db"
+        server = Postgresql() if options.postgresql else None
+        if server is not None:
+            stack.callback(server.close)
+        url = server.url if server is not None else f"sqlite:///{folder}/alerts.db"
         place = Place(folder, url, _free_port())
         prepare(place)
         open_database(url).dispose()
-        world = World(place, options.engines, options.seed)
+        world = World(place, options.engines, options.seed, server)
         stack.callback(world.close)
         world.start()
         for _ in range(options.quiet):
             world.trial(None)
         ways = [world.kill_engine_at_a_point] * 4 + [world.kill_an_engine] * 3
         ways += [world.kill_all_engines, world.kill_the_server, world.kill_the_server]
-        ways += [world.cut_connections] * 3 if options.postgresql else []
+        ways += [world.cut_connections] * 2 + [world.kill_the_database] if options.postgresql else []
         began = time.monotonic()
         while world.seen.kills.total() < options.kills and time.monotonic() - began < options.seconds:
             world.trial(world.random.choice(ways))

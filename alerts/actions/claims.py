@@ -57,8 +57,8 @@ def release(connection: sa.Connection, key: str, token: int) -> None:
     connection.execute(ACTION_CLAIMS.update().where(mine).values(expires_at=0.0))
 
 
-def claimed(connection: sa.Connection, keys: Collection[str], now: float) -> set[str]:
-    """Those of the actions whose claim is held by a process that is not known to be dead."""
+def claimed(connection: sa.Connection, keys: Collection[str], now: float, *, but: str = "") -> set[str]:
+    """Those of the actions whose claim is held by a process that is not known to be dead; `but` is no such holder."""
     at = database_time(connection, now)
     rows = connection.execute(sa.select(ACTION_CLAIMS).where(ACTION_CLAIMS.c.key.in_(list(keys))))
-    return {row.key for row in rows if row.expires_at > at and not is_dead(row.holder)}
+    return {row.key for row in rows if row.holder != but and row.expires_at > at and not is_dead(row.holder)}

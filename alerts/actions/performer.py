@@ -134,6 +134,14 @@ class Performer:
         for key in lost:
             self.forget(key)
 
+    def let_go(self) -> None:
+        """Release every claim, at the end: the next process takes up at once what has not ended."""
+        with self._lock:
+            mine = dict(self._claims)
+        with self._engine.begin() as connection:
+            for key, token in mine.items():
+                release(connection, key, token)
+
     def forget(self, key: str) -> None:
         """It is not under way here any more."""
         with self._lock:

@@ -9,6 +9,7 @@ change traffic apart from the long ones, so a slow one delays neither rules nor 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -189,9 +190,12 @@ class ActionRunner:
             evidence=jsonable(evidence),
             created_at=now,
         )
-        with self._lock, self._engine.begin() as connection:
-            lock(connection)
-            decision, decided = self._decide(connection, proposal, draft, _headline(alert), now)
+        with self._lock:
+            with self._engine.begin() as connection:
+                lock(connection)
+                decision, decided = self._decide(connection, proposal, draft, _headline(alert), now)
+                token = self._claim(connection, decided)
+            self._begin(decided, token)
         self._carry_on(decision, decided)
         return decided
 
@@ -234,10 +238,13 @@ class ActionRunner:
             evidence=jsonable(dict(evidence or {})),
             created_at=now,
         )
-        with self._lock, self._engine.begin() as connection:
-            lock(connection)
-            decision, decided = self._decide(connection, proposal, draft, reason, now)
-            stored = decided or action_by_key(connection, key)
+        with self._lock:
+            with self._engine.begin() as connection:
+                lock(connection)
+                decision, decided = self._decide(connection, proposal, draft, reason, now)
+                stored = decided or action_by_key(connection, key)
+                token = self._claim(connection, decided)
+            self._begin(decided, token)
         assert stored is not None
         self._carry_on(decision, decided)
         return stored
@@ -284,33 +291,36 @@ class ActionRunner:
             actor=actor,
             decided_at=now,
         )
-        with self._lock, self._engine.begin() as connection:
-            lock(connection)
-            known = action_by_key(connection, key)
-            if known is not None:
-                return known
-            self._append(connection, "requested", key, {"actor": actor, "reason": draft.reason})
-            created = insert_action(connection, draft)
-            self._intend(connection, created)
-            token = self._claim(connection, created)
-        self._performer.hold(key, token)
+        with self._lock:
+            with self._engine.begin() as connection:
+                lock(connection)
+                known = action_by_key(connection, key)
+                if known is not None:
+                    return known
+                self._append(connection, "requested", key, {"actor": actor, "reason": draft.reason})
+                created = insert_action(connection, draft)
+                self._intend(connection, created)
+                token = self._claim(connection, created)
+            self._begin(created, token)
         self._submit(created)
         return created
 
     def approve(self, id: int, actor: str) -> Action:
         """A person lets a waiting, advised or held action run. Raises UnknownAction or NotWaiting."""
-        with self._lock, self._engine.begin() as connection:
-            lock(connection)
-            action = self._undecided(connection, id, actor)
-            if self._hook(action.action, action.model) is None:
-                raise NotWaiting(f"action {id} has no hook to run: name a URL or a command for {action.action}")
-            now = self._clock()
-            approved = replace(action, state=ActionState.RUNNING, actor=actor, decided_at=now, started_at=now)
-            self._append(connection, "approved", action.key, {"actor": actor})
-            self._intend(connection, approved)
-            update_action(connection, approved)
-            token = self._claim(connection, approved)
-        self._performer.hold(approved.key, token)
+        with self._lock:
+            with self._engine.begin() as connection:
+                lock(connection)
+                action = self._undecided(connection, id, actor)
+                if self._hook(action.action, action.model) is None:
+                    what = action.action
+                    raise NotWaiting(f"action {id} has no hook to run: name a URL or a command for {what}")
+                now = self._clock()
+                approved = replace(action, state=ActionState.RUNNING, actor=actor, decided_at=now, started_at=now)
+                self._append(connection, "approved", action.key, {"actor": actor})
+                self._intend(connection, approved)
+                update_action(connection, approved)
+                token = self._claim(connection, approved)
+            self._begin(approved, token)
         self._submit(approved)
         return approved
 
@@ -334,7 +344,8 @@ class ActionRunner:
         with self._lock, self._engine.begin() as connection:
             lock(connection)
             running = [action for action in running_actions(connection) if action.key not in self._under_way]
-            held = claimed(connection, [action.key for action in running], now) if running else set()
+            others = [action.key for action in running]
+            held = claimed(connection, others, now, but=self.holder) if running else set()
             left = [
                 action
                 for action in running
@@ -373,6 +384,8 @@ class ActionRunner:
             pool.shutdown(wait=True, cancel_futures=True)
         if self._keeper is not None:
             self._keeper.join()
+        with contextlib.suppress(sa.exc.SQLAlchemyError):  # they end by themselves
+            self._performer.let_go()
 
     # --- deciding ----------------------------------------------------------------------------------------------------
     def _decide(
@@ -423,6 +436,12 @@ class ActionRunner:
         running = action is not None and action.state is ActionState.RUNNING
         return self._performer.claim(connection, action.key) if action is not None and running else None
 
+    def _begin(self, action: Action | None, token: int | None) -> None:
+        """It is under way here from its commit on: nobody else in this process takes it up."""
+        if action is not None and action.state is ActionState.RUNNING:
+            self._under_way.add(action.key)
+            self._performer.hold(action.key, token)
+
     def _undecided(self, connection: sa.Connection, id: int, actor: str) -> Action:
         if not actor:
             raise ValueError("an approval or rejection needs an actor")
@@ -451,7 +470,8 @@ class ActionRunner:
             return
         if ended is None or (self._closing.is_set() and ended.state is ActionState.FAILED):
             # Another process carries it out, or our own shutdown ended it: the next start takes it up.
-            self._performer.forget(action.key)
+            if ended is None:
+                self._performer.forget(action.key)
             self._under_way.discard(action.key)
             return
         self._finish(ended)

@@ -29,6 +29,7 @@ from alerts.actions import (
     UnknownAction,
     serving_hooks,
 )
+from alerts.actions.claims import TERM_SECONDS
 from alerts.actions.journal import JournalBroken, entries, verify
 from alerts.schema import JOURNAL, open_database
 from alerts.states import Alert
@@ -129,6 +130,7 @@ def test_killed_between_intent_and_effect_the_effect_comes_exactly_once(
     runner(database, clock, HttpHook(hook_server.url), Dead()).consider(ALERT)
     assert hook_server.requests == []
 
+    clock.advance(TERM_SECONDS + 1)  # this process, which holds the claim, lives on
     restarted = runner(database, clock, HttpHook(hook_server.url))
     restarted.resume()
     restarted.consider(ALERT)

@@ -93,6 +93,7 @@ class RuleEngine:
             self._resume(status, ts)
         events: list[Event] = []
         firing: list[Alert] = []
+        asking: list[Alert] = []
         made = 0
         away: StoreAway | None = None
         for batch in status.batches:
@@ -112,7 +113,9 @@ class RuleEngine:
                     samples += [Sample(labels, STALE_NAN) for labels in rule_status.written - series_now]
                     good.append((rule_status, series_now))
                     events += changes
-                    firing += (alert for alert in rule_status.state.values() if alert.state == "firing")
+                    now_firing = [alert for alert in rule_status.state.values() if alert.state == "firing"]
+                    firing += now_firing
+                    asking += now_firing if any(name == "action" for name, _ in rule_status.rule.labels) else ()
                     made += len(result)
                 rule_status.evaluated_at = ts
                 rule_status.duration_seconds += self._clock() - began
@@ -130,6 +133,7 @@ class RuleEngine:
             tuple(events),
             tuple(firing),
             tuple(f"{rule.rule.name}: {rule.last_error}" for rule in status.rules if rule.health == "err"),
+            tuple(asking),
         )
 
     # --- one rule -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,7 +76,8 @@ def read_webhook(body: Any, now: float) -> tuple[list[Alert], list[str]]:
         if not isinstance(item, Mapping) or item.get("status") != "firing":
             continue
         try:
-            found.append(read_alert({**item, "endsAt": None, "generatorURL": None}, now, math.inf).as_alert(now))
+            alert = read_alert({**item, "endsAt": None, "generatorURL": None}, now, math.inf).as_alert(now)
+            found.append(replace(alert, generator_url=str(item.get("generatorURL") or "")))
         except ValueError as error:
             ignored.append(str(error))
     if truncated := body.get("truncatedAlerts"):

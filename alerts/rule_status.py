@@ -50,3 +50,5 @@ class Evaluation:
     events: tuple[Event, ...]
     firing: tuple[Alert, ...]
     failures: tuple[str, ...]
+    asking: tuple[Alert, ...] = ()
+    """Those of them whose rule has the label `action`: one that comes from the data means nothing."""

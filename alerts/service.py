@@ -153,8 +153,8 @@ class AlertsService:
         with self._rules_lock:
             evaluations = [self.rules.evaluate(group, at) for group, at in self.rules.due(now)]
         self.notifications.tick(self.rules.alerts(), now)
-        firing = [alert for evaluation in evaluations for alert in evaluation.firing]
-        for alert in self.audible([*firing, *self.notifications.received(now)], now):
+        asking = [alert for evaluation in evaluations for alert in evaluation.asking]
+        for alert in self.audible([*asking, *self.notifications.received(now)], now):
             self.actions.consider(alert)
         self._notices.tell(now)
         self.ticks += 1

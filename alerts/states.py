@@ -45,6 +45,8 @@ class Alert:
     fired_at: float | None = None
     keep_firing_since: float | None = None
     resolved_at: float | None = None
+    generator_url: str = ""
+    """Where a sender says that its expression is found; "" for our own rules."""
 
     @property
     def fingerprint(self) -> str:

@@ -34,6 +34,7 @@ from alerts.actions.action import (
     running_actions,
     update_action,
 )
+from alerts.actions.asking import asked_for
 from alerts.actions.claims import TERM_SECONDS, claimed
 from alerts.actions.hook import Hook, HookAway, HookError
 from alerts.actions.journal import Entry, Kind, append, entries, lock
@@ -155,8 +156,8 @@ class ActionRunner:
 
     def consider(self, alert: Alert) -> Action | None:
         """Decide on a firing alert that asks for an action by its labels; None when there is nothing (new) to do."""
-        action, model = alert.label("action"), alert.label("model")
-        if action not in KINDS or not model or alert.state != "firing" or alert.keep_firing_since is not None:
+        action, model = asked_for(alert), alert.label("model")
+        if not action:
             return None
         release, starts_at = alert.label("release"), alert.fired_at or alert.active_at
         key = key_of(action, model, release, alert.fingerprint, starts_at)

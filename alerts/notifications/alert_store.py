@@ -57,6 +57,7 @@ class KnownAlert:
             active_at=self.starts_at,
             fired_at=self.starts_at,
             resolved_at=self.ends_at if over else None,
+            generator_url=self.generator_url,
         )
 
 

@@ -256,10 +256,57 @@ TRAINING_RANK_IDLE = _gauge(
 TRAINING_RANK_PHASE = _gauge(
     "training_rank_phase_seconds", "Median time of a phase over a rank's latest steps.", "model", "run", "rank", "phase"
 )
+TRAINING_RANK_SLOWDOWN = _gauge(
+    "training_rank_slowdown_ratio",
+    "Time of a rank's own work over the median of the other ranks', less what it waited for them.",
+    "model", "run", "rank",
+)  # fmt: skip
+TRAINING_TOKENS = _counter("training_tokens_total", "Tokens trained on.", "model")
+TRAINING_TOKEN_RATE = _gauge("training_tokens_per_second", "Tokens a second since the last report.", "model", "run")
+TRAINING_FLOPS = _gauge(
+    "training_model_flops_per_second", "Floating-point operations a second that the model asks for.", "model", "run"
+)
+TRAINING_MFU = _gauge(
+    "training_mfu_ratio", "Floating-point operations that the model asks for, over the device's peak.", "model", "run"
+)
+TRAINING_DATA_WAIT = _gauge(
+    "training_data_wait_ratio", "Share of the steps' time that went to waiting for data.", "model", "run"
+)
+TRAINING_FINDINGS = _counter(
+    "training_guard_findings_total", "What a guard found, by what followed.", "model", "guard", "action"
+)
+# guard: nonfinite | loss_spike | gradient_explosion | activations | plateau | starvation | leak | divergence |
+# straggler | device; action: report | skip | lower_rate | rewind | restart | stop
+TRAINING_DEAD_UNITS = _gauge(
+    "training_dead_units_ratio", "Share of a layer's units that give one value for all rows.", "model", "run", "layer"
+)
+TRAINING_ACTIVATION_RMS = _gauge(
+    "training_activation_rms", "Root mean square of a layer's outputs.", "model", "run", "layer"
+)
+TRAINING_PROCESS_MEMORY = _gauge(
+    "training_process_resident_bytes", "Memory of a training process.", "model", "run", "rank"
+)
+TRAINING_PROCESS_CPU = _counter(
+    "training_process_cpu_seconds_total", "Processor time of a training process.", "model", "run", "rank"
+)
+HOST_CPU = _gauge("host_cpu_ratio", "Share of the host's processors that is in use.")
+HOST_MEMORY = _gauge("host_memory_available_bytes", "Memory of the host that can still be had.")
+GPU_UTILIZATION = _gauge("gpu_utilization_ratio", "Share of time in which a kernel ran on the GPU.", "gpu")
+GPU_MEMORY_USED = _gauge("gpu_memory_used_bytes", "Memory of the GPU in use.", "gpu")
+GPU_MEMORY_TOTAL = _gauge("gpu_memory_bytes", "Memory of the GPU.", "gpu")
+GPU_POWER = _gauge("gpu_power_watts", "Power that the GPU draws.", "gpu")
+GPU_TEMPERATURE = _gauge("gpu_temperature_celsius", "Temperature of the GPU.", "gpu")
+GPU_THROTTLED = _gauge("gpu_throttled", "1 while the GPU's clocks are held back, by why.", "gpu", "reason")
+# reason: power_cap | hardware_slowdown | sync_boost | software_thermal | hardware_thermal | power_brake
+GPU_ECC_ERRORS = _counter("gpu_ecc_errors_total", "Memory errors since the driver was loaded.", "gpu", "kind")
+# kind: corrected | uncorrected
+GPU_XIDS = _counter("gpu_xid_events_total", "Xids that the driver reported, by what they tell of.", "gpu", "kind")
+# kind: application (its own doing can cause it) | device
+GPU_LAST_XID = _gauge("gpu_xid_last", "Number of the last Xid.", "gpu")
 TRAINING_RESTARTS = _counter(
     "training_restarts_total", "Attempts begun anew, by what ended the last.", "model", "cause"
 )
-# cause: killed | error | hang | warm (the process that forks ranks died)
+# cause: killed | error | hang | straggler | warm (the process that forks ranks died)
 TRAINING_RECOVERY = _gauge(
     "training_recovery_seconds", "From the end of the last attempt to the first step of this one.", "model", "run"
 )
@@ -273,6 +320,77 @@ TRAINING_WALL_TIME = _gauge(
 TRAINING_EVALUATION = _gauge(
     "training_evaluation_score", "Score of a run on its held-out data.", "model", "run", "metric"
 )
+
+# --- parameter servers -----------------------------------------------------------------------------------------------
+STEP_COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+PARAMETER_SERVER_UPDATES = _gauge(
+    "parameter_server_applied_updates",
+    "Updates in a server's parameters, checkpointed ones included.",
+    "model",
+    "server",
+)
+PARAMETER_SERVER_PUSHES = _counter(
+    "parameter_server_pushes_total", "Pushes by what became of them.", "model", "server", "outcome"
+)  # outcome: applied | duplicate (sent again) | late (the step was over)
+PARAMETER_SERVER_AHEAD = _histogram(
+    "parameter_server_staleness_steps", "Steps ahead of the slowest at a pull.", STEP_COUNTS, "model", "server"
+)
+PARAMETER_SERVER_MISSED = _histogram(
+    "parameter_server_missed_updates",
+    "Updates of others between a worker's pull and its push.",
+    STEP_COUNTS, "model", "server",
+)  # fmt: skip
+PARAMETER_SERVER_WAIT = _histogram(
+    "parameter_server_wait_seconds", "Time a pull waited for slower workers.", PHASE_SECONDS, "model", "server"
+)
+PARAMETER_SERVER_BYTES = _counter(
+    "parameter_server_bytes_total", "Bytes of requests and answers.", "model", "server", "direction"
+)  # direction: received | sent
+PARAMETER_SERVER_WORKERS = _gauge(
+    "parameter_server_live_workers", "Workers that are there and not given up.", "model", "server"
+)
+PARAMETER_SERVER_RESTORES = _counter(
+    "parameter_server_restores_total", "Starts from a checkpoint of the server's own.", "model", "server"
+)
+
+# --- federated learning ----------------------------------------------------------------------------------------------
+ROUND_SECONDS = (0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 21600.0)
+FEDERATED_ROUNDS = _counter("federated_rounds_total", "Rounds ended, by outcome.", "model", "outcome")
+# outcome: aggregated | repeated (too few updates came, or were left)
+FEDERATED_ROUND = _gauge("federated_round", "Rounds whose aggregate is in the model.", "model")
+FEDERATED_ROUND_DURATION = _histogram("federated_round_duration_seconds", "Time of a round.", ROUND_SECONDS, "model")
+FEDERATED_CLIENTS = _gauge("federated_clients", "Clients that were heard of lately.", "model")
+FEDERATED_PARTICIPATION = _gauge(
+    "federated_participation_ratio", "Share of the clients asked in the last round whose update was used.", "model"
+)
+FEDERATED_UPDATES = _counter("federated_updates_total", "Updates by what became of them.", "model", "client", "outcome")
+# outcome: used | clipped (used, its norm bounded) | rejected (by a guard) | invalid | late | missing (asked for, none came)
+FEDERATED_UPDATE_NORM = _gauge("federated_update_norm", "Norm of a client's last update.", "model", "client")
+FEDERATED_SUSPICION = _gauge(
+    "federated_suspicion_score", "Robust deviations of a client's last update from the others'.", "model", "client"
+)
+FEDERATED_CLIENT_DRIFT = _gauge(
+    "federated_client_drift_score", "Largest distance of a column of a client from the reference.", "model", "client"
+)
+FEDERATED_LOSS = _gauge("federated_client_loss", "A client's loss before its last update.", "model", "client")
+
+# --- online learning -------------------------------------------------------------------------------------------------
+ONLINE_EVENTS = _counter("online_events_total", "Labelled events by what became of them.", "model", "outcome")
+# outcome: learned | skipped (not finite)
+ONLINE_LATE = _counter("online_late_events_total", "Labelled events older than others learned before.", "model")
+ONLINE_SCORE = _gauge(
+    "online_prequential_score", "Score of predictions made before learning.", "model", "learner", "metric"
+)  # learner: online | champion
+ONLINE_EXCESS = _gauge(
+    "online_excess_loss", "Log loss above the champion's over the window, and its bounds.", "model", "bound"
+)  # bound: mean | lower | upper
+ONLINE_RATE = _gauge("online_learning_rate", "Learning rate of the online learner.", "model")
+ONLINE_ROLLBACKS = _counter("online_rollbacks_total", "Returns to the last good state, by why.", "model", "reason")
+# reason: worse (than the champion) | not_finite
+ONLINE_DRIFTS = _counter("online_drifts_total", "Changes of the prequential loss that raised the rate.", "model")
+ONLINE_CANDIDATES = _counter("online_candidates_total", "Candidate versions by the gate's word.", "model", "outcome")
+# outcome: registered | rejected
+ONLINE_POSITION = _gauge("online_position_timestamp_seconds", "Event time learned up to.", "model")
 
 # --- collectors: what is computed from the events --------------------------------------------------------------------
 DRIFT_SCORE = _gauge(
@@ -540,6 +658,11 @@ ACTION_DURATION = _histogram(
     (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0),
     "action",
     "outcome",
+)
+
+EPISODES_OPEN = _gauge("action_episodes_open", "Episodes of drift or decay that go on, 0 or 1.", "model")
+EPISODES_ENDED = _counter(
+    "action_episodes_total", "Episodes of drift or decay that have ended, by why: calm | promoted.", "model", "ended"
 )
 
 

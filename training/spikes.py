@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-# A median absolute deviation of a normal distribution times this is its standard deviation (Rousseeuw & Croux 1993).
-_MAD_TO_SD = 1.4826
+import numpy as np
+
+from training.robust import middle, spread
+
 # Where losses barely vary, a rise of this share of their level is still no spike.
 _LEAST_SPREAD = 1e-3
 
@@ -90,11 +92,11 @@ def _expected(history: Sequence[float]) -> tuple[float, float]:
 
     The line goes through the medians of the two halves, so that a loss that falls does not count its fall as noise.
     """
-    half = len(history) // 2
-    early, late = median(history[:half]), median(history[half:])
+    known, half = np.array(history), len(history) // 2
+    early, late = middle(known[:half]), middle(known[half:])
     slope = (late - early) / (len(history) / 2)
     # The halves' medians stand at a quarter and at three quarters of the history.
     start = early - slope * len(history) / 4
-    spread = _MAD_TO_SD * median(abs(value - start - slope * index) for index, value in enumerate(history))
+    deviation = spread(known - start - slope * np.arange(len(history)), 0.0)
     usual = start + slope * len(history)
-    return usual, max(spread, _LEAST_SPREAD * abs(late))
+    return usual, max(deviation, _LEAST_SPREAD * abs(late))

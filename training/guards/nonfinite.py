@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-
-Action = Literal["continue", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class GuardState:
 class GuardDecision:
     """What to do, why, and the state to go on with; `newly_skipped` counts the flags just judged."""
 
-    action: Action
+    action: Literal["continue", "stop"]
     reason: str
     state: GuardState
     newly_skipped: int
@@ -43,6 +41,41 @@ def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
     """
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = flag  # type: ignore[attr-defined]
+
+
+def guarded_step(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
+    """Takes the optimizer's step, which leaves weights, moments and step counts as they are where `flag` is 1.
+
+    A fused optimizer is told on the device and pays nothing. Of any other one, weights and state are copied before
+    the step and put back on the device where the step was bad: that takes as much memory again, and no
+    synchronisation. ValueError where an optimizer keeps state on the host while `flag` is on a device, which only a
+    synchronisation could put back: make it `fused=True` or `capturable=True`.
+    """
+    if all(group.get("fused") for group in optimizer.param_groups):
+        skip_if(optimizer, flag)
+        optimizer.step()
+        return
+    with torch.no_grad():
+        kept = [(tensor, tensor.clone()) for tensor in _tensors(optimizer)]
+        known = {id(tensor) for tensor, _ in kept}
+        optimizer.step()
+        bad = flag > 0
+        # What the first step makes begins at zero in torch's optimizers that keep state.
+        kept += [(tensor, torch.zeros_like(tensor)) for tensor in _tensors(optimizer) if id(tensor) not in known]
+        for tensor, before in kept:
+            if tensor.device != flag.device:
+                raise ValueError(
+                    f"{type(optimizer).__name__} keeps state on {tensor.device}, the step's flag is on {flag.device}: "
+                    "make it fused=True or capturable=True, so that a bad step can be skipped without waiting"
+                )
+            torch.where(bad, before, tensor, out=tensor)
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights and state."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state: list[Any] = [value for weight in weights for value in optimizer.state.get(weight, {}).values()]
+    return [one for one in (*weights, *state) if isinstance(one, Tensor)]
 
 
 def judge(state: GuardState, flags: Sequence[bool], limit: int) -> GuardDecision:

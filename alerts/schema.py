@@ -80,6 +80,23 @@ RELEASE_STATES = sa.Table(
     sa.Column("because", sa.String(20), nullable=False),
 )
 
+# A release on its way through its policy's steps; `revision` grows with each change, so that of two processes one makes
+# it.
+RELEASE_WALKS = sa.Table(
+    "release_walks",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("model", sa.String(200), nullable=False, index=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("phase", sa.String(20), nullable=False, index=True),
+    sa.Column("release", sa.String(200), nullable=False),
+    sa.Column("began_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("revision", _Id, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
 ACTIONS = sa.Table(
     "actions",
     METADATA,
@@ -136,6 +153,30 @@ ACTION_CLAIMS = sa.Table(
     sa.Column("token", _Id, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
+
+# Episodes of drift or decay; one model has one open at a time, whatever number of services look.
+EPISODES = sa.Table(
+    "episodes",
+    METADATA,
+    sa.Column("id", _Id, primary_key=True, autoincrement=True),
+    sa.Column("model", sa.String(200), nullable=False, index=True),
+    sa.Column("cause", sa.String(200), nullable=False),
+    sa.Column("version", sa.String(200), nullable=False),
+    sa.Column("opened_at", sa.Double, nullable=False),
+    sa.Column("asked_until", sa.Double, nullable=False),
+    sa.Column("quiet_since", sa.Double),
+    sa.Column("looked_at", sa.Double, nullable=False),
+    sa.Column("ended_at", sa.Double),
+    sa.Column("ended_because", sa.Text, nullable=False),
+    sa.Column("follows", _Id),
+    sa.Column("waits", sa.Text, nullable=False),
+    sa.Column("alert", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+sa.Index(
+    "episodes_one_open", EPISODES.c.model, unique=True,
+    sqlite_where=EPISODES.c.ended_at.is_(None), postgresql_where=EPISODES.c.ended_at.is_(None),
+)  # fmt: skip
 
 BUSY_SECONDS = 15.0
 _CREATION_LOCK = 0x7472696D  # PostgreSQL's advisory lock: two services may start at once

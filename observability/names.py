@@ -650,6 +650,19 @@ ALERTS_FORWARD_ERRORS = _counter(
 ALERTS_FORWARD_DROPPED = _counter(
     "prometheus_notifications_dropped_total", "Alerts not sent on because too many waited.", "alertmanager"
 )
+RELEASE_STEP = _gauge(
+    "release_step", "Step of its policy that a model's latest release is at, from 1; 0 before it is blessed.",
+    "model", "candidate",
+)  # fmt: skip
+RELEASE_STEP_AGE = _gauge(
+    "release_step_age_seconds", "How long the release has been at this step; until its end, if it is over.",
+    "model", "candidate",
+)  # fmt: skip
+RELEASE_STATE = _gauge(
+    "release_state", "1 for the state that a model's latest release by a policy is in.", "model", "candidate", "state"
+)  # state: blessing | entering | watching | leaving | promoting | rolling_back | held | paused | promoted | rolled_back
+# | compared | refused
+RELEASES_ENDED = _counter("releases_ended_total", "Releases by a policy that are over, by how.", "model", "state")
 ACTIONS = _counter("actions_total", "Actions by kind and outcome.", "action", "model", "outcome")
 # outcome: done | failed | advised | held | waiting
 ACTION_DURATION = _histogram(

@@ -64,7 +64,7 @@ class ControlApp:
         deeds: dict[str, Deed] = {
             "canary": self._canary, "shadow": self._shadow, "promote": self._promote, "rollback": self._rollback,
             "experiment": self._change(changes.experiment), "route": self._change(changes.rules),
-            "switch": self._change(changes.switch),
+            "switch": self._change(changes.switch), "examine": self._examine,
         }  # fmt: skip
         routes = [
             Route("/metrics", self._page),
@@ -100,6 +100,14 @@ class ControlApp:
     async def _shadow(self, model: str, body: Mapping[str, Any], actor: str) -> dict[str, Any]:
         number, fraction = _number(body, "version", int), _number(body, "fraction", float)
         return await self._control.shadow(model, number, fraction, _text(body, "reason") or "", actor)
+
+    async def _examine(self, model: str, body: Mapping[str, Any], _actor: str) -> dict[str, Any]:
+        inputs, repeats = body.get("inputs"), _number({"repeats": 5} | dict(body), "repeats", int)
+        if inputs is not None and not isinstance(inputs, dict):
+            raise InvalidRequest(f"inputs is {inputs!r}; give an object of lists by the inputs' names, or leave it out")
+        if not 2 <= repeats <= 1000:
+            raise InvalidRequest(f"repeats is {repeats}; give 2 to 1000")
+        return await self._control.examine(model, _number(body, "version", int), inputs, repeats)
 
     def _change(self, read: Callable[[Mapping[str, Any]], changes.Change]) -> Deed:
         async def change(model: str, body: Mapping[str, Any], actor: str) -> dict[str, Any]:

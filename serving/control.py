@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, ServingError
+from serving.examination import examined
 from serving.pages.model_page import model_page
 from serving.peers import Alone, Peers
 from serving.registry import ModelVersion, Registry
@@ -224,6 +225,33 @@ class Control:
             release = policy.canary.release if policy.canary else None
             await self._apply(deployment, policy, "canary", release, version, reason or f"weight {weight:g}", actor)
         return await self.describe(model)
+
+    async def examine(self, model: str, version: int, inputs: Mapping[str, Any] | None, repeats: int) -> dict[str, Any]:
+        """What the version shows when it is tried: loaded, and asked one batch again and again, beside all traffic.
+
+        Nothing is counted or recorded, and no policy changes; a version that no policy names is let go afterwards.
+        """
+        turn = self._turns[model]
+
+        async def tried(deployment: Deployment) -> dict[str, Any]:
+            began = time.monotonic()
+            try:
+                loaded = (await self._ensure(deployment, version)).loaded
+            except (ArtifactError, RegistryError) as error:
+                return {"unloadable": str(error)}
+            seconds = time.monotonic() - began
+            found = await asyncio.to_thread(examined, loaded.model, inputs, repeats)
+            sizes = {"load_seconds": seconds, "bytes": loaded.footprint.bytes}
+            return {"digest": loaded.model.digest, **sizes, **found}
+
+        async with turn:
+            deployment = await self._known(model)
+            try:
+                # As what is prepared it never keeps a rollback waiting.
+                return {"model": model, "version": version, **await turn.prepared(tried(deployment))}
+            finally:
+                deployment.guards.discard(version)
+                deployment.retire()
 
     async def shadow(self, model: str, version: int, fraction: float, reason: str, actor: str) -> dict[str, Any]:
         """Loads and warms the version, then copies `fraction` of the traffic to it; 0 ends the shadow."""

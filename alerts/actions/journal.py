@@ -22,8 +22,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from alerts.schema import JOURNAL, JOURNAL_HEAD
 
 Kind = Literal[
-    "started", "decided", "requested", "approved", "rejected", "intent", "retried", "prepared", "rehearsed", "result"
-]
+    "started", "decided", "requested", "approved", "rejected", "intent", "retried", "prepared", "rehearsed", "result",
+    "release", "episode",
+]  # fmt: skip
 _GENESIS = "0" * 64
 _HEAD = "journal"
 _PAGE = 1000

@@ -251,10 +251,11 @@ def _add_interval(found: dict[str, tuple[TimeInterval, ...]], words: str, item: 
     name = own["name"].text()
     if name in found:
         item.fail(f'{words} "{name}" is not unique')
-    found[name] = tuple(own["time_intervals"].each(_interval)) if "time_intervals" in own else ()
+    found[name] = tuple(own["time_intervals"].each(read_interval)) if "time_intervals" in own else ()
 
 
-def _interval(value: Value) -> TimeInterval:
+def read_interval(value: Value) -> TimeInterval:
+    """A time interval as Alertmanager writes it. Raises ConfigurationError."""
     fields = value.fields(_INTERVAL_FIELDS)
 
     def ranges(name: str, read: Callable[[str], Range]) -> tuple[Range, ...] | None:

@@ -39,6 +39,7 @@ _Q = struct.Struct("<q")
 # Number of the step, start (clock, ns), duration (ns), samples, then the nanoseconds of each phase.
 RECORD = struct.Struct(f"<{4 + len(PHASES)}q")
 NUMBER, STARTED, DURATION, SAMPLES, FIRST_PHASE = range(5)
+DATA_WAIT = FIRST_PHASE + PHASES.index("data_wait")
 _NAMES = dict(enumerate((*PHASES, *(f"after {phase}" for phase in PHASES))))
 STATES = ("starting", "running", "completed", "failed")
 Records = NDArray[np.int64]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -151,6 +151,16 @@ class TrainingMonitor:
     def skipped(self) -> None:
         """Counts a step whose loss or gradients were not finite and that changed no weights."""
         self.metrics[names.TRAINING_NONFINITE].labels(self.model).inc()
+
+    def found(self, guard: str, action: str) -> None:
+        """Counts what a guard found, by what follows."""
+        self.metrics[names.TRAINING_FINDINGS].labels(self.model, guard, action).inc()
+
+    def activations(self, looks: Mapping[str, tuple[float, float]]) -> None:
+        """Shows share of dead units and root mean square of layers."""
+        for layer, (dead, rms) in looks.items():
+            self.metrics[names.TRAINING_DEAD_UNITS].labels(self.model, self.run, layer).set(dead)
+            self.metrics[names.TRAINING_ACTIVATION_RMS].labels(self.model, self.run, layer).set(rms)
 
     def spiked(self) -> None:
         """Counts a spike of the loss."""

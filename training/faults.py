@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-KINDS = ("kill", "stop", "hang", "error", "slow", "nan", "spike", "starve")
+KINDS = ("kill", "stop", "hang", "error", "slow", "nan", "spike", "explode", "diverge", "starve")
 
 
 class InjectedError(RuntimeError):
@@ -33,8 +33,8 @@ class Fault:
     """One fault of a rank at a step of an attempt (-1: every attempt).
 
     `kill` and `stop` send the process SIGKILL and SIGSTOP, `hang` sleeps for ever, `error` raises; `slow` and `starve`
-    sleep for `seconds` at each of `steps` steps, as if computing or waiting for data; `nan` and `spike` are only told
-    to the caller, who spoils a loss or a learning rate.
+    sleep for `seconds` at each of `steps` steps, as if computing or waiting for data; `nan`, `spike`, `explode` and
+    `diverge` are only told to the caller, who spoils a loss, a learning rate, gradients or the rank's own weights.
     """
 
     kind: str

@@ -7,24 +7,51 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from observability.step_ring import DATA_WAIT, DURATION
 from observability.training import TrainingMonitor
-from training.checkpoint import Checkpoint, CheckpointStore
+from training.checkpoint import Checkpoint, Checkpoints
 from training.data import Rows, batches
 from training.faults import Faults
-from training.guards import GuardState, judge, nonfinite, skip_if
+from training.guards import (
+    Action,
+    Course,
+    Finding,
+    GuardPolicy,
+    GuardRecord,
+    Reading,
+    Rules,
+    checksums,
+    judge_checksums,
+    judge_reading,
+    looking,
+    nonfinite,
+    respond,
+    skip_if,
+)
+from training.guards.activations import judged_layers, read_look
+from training.guards.memory import resident_bytes
+from training.guards.policy import from_json
 from training.replicas import Replicas
-from training.spikes import Spike, SpikeRule, SpikeState, judge_losses
+from training.spikes import SpikeRule
 
 _log = logging.getLogger(__name__)
 # The fault `spike` takes one step at so many times the rate.
 _SPIKED_RATE = 100.0
+# The fault `explode` multiplies one loss, and so its gradients, by so much; `diverge` moves a weight by so much.
+_EXPLODED, _MOVED = 1e4, 1e-3
+# Memory is looked at on every so many readings.
+_MEMORY_EVERY = 5
+
+
+class RestartRun(RuntimeError):
+    """A guard's policy says that the process is to begin anew; the message is the reason. A supervisor does so."""
 
 
 class ResumeError(RuntimeError):
@@ -52,22 +79,31 @@ class TrainConfig:
     """Steps between looks at losses and guard flags: the only times that the host waits for the device."""
     max_nonfinite: int = 10
     """Skipped steps in a row that end the run."""
-    on_spike: Literal["report", "rewind", "stop"] = "report"
-    """What follows when the loss leaves its history upwards: only a count and a warning; back to the checkpoint before
-    it, and past the batches that led to it; or the end of the run."""
+    on_spike: Literal["report", "lower_rate", "rewind", "restart", "stop"] = "report"
+    """What follows when the loss leaves its history upwards: only a count and a warning; a lower rate; back to the
+    checkpoint before it, and past the batches that led to it; a new process; or the end of the run."""
     spike_score: float = 6.0
     """Robust deviations above its history that make a loss a spike."""
     max_rewinds: int = 3
-    """Rewinds after which a spike ends the run."""
+    """Rewinds after which a finding that asks for another ends the run."""
+    guards: GuardPolicy = field(default_factory=GuardPolicy)
+    """What follows what the other guards find. A mapping of its fields will do."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.guards, Mapping):
+            object.__setattr__(self, "guards", from_json(dict(self.guards)))
         for name in ("epochs", "batch_size", "report_every", "max_nonfinite"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.on_spike not in ("report", "rewind", "stop"):
-            raise ValueError(f"on_spike is {self.on_spike!r}: report, rewind or stop")
+        if self.on_spike not in ("report", "lower_rate", "rewind", "restart", "stop"):
+            raise ValueError(f"on_spike is {self.on_spike!r}: report, lower_rate, rewind, restart or stop")
         if self.on_spike == "rewind" and not self.checkpoint_every:
             raise ValueError("on_spike is rewind and checkpoint_every is 0: there would be nothing to rewind to")
+        for name in ("nonfinite", "gradient_explosion", "activations"):
+            if getattr(self.guards, name) == "rewind" and not self.checkpoint_every:
+                raise ValueError(
+                    f"guards.{name} is rewind and checkpoint_every is 0: there would be nothing to rewind to"
+                )
         for name in ("learning_rate", "clip_norm", "spike_score"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
@@ -96,11 +132,13 @@ class _Progress:
 
     step: int = 0
     samples: int = 0
-    guard: GuardState = field(default_factory=GuardState)
+    course: Course = field(default_factory=Course)
     losses: list[tuple[int, float]] = field(default_factory=list)
-    waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    spikes: SpikeState = field(default_factory=SpikeState)
-    is_spiking: bool = False
+    waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    looked: tuple[tuple[str, ...], Tensor] | None = None
+    """Layers and what was seen of them since the last reading, on the device."""
+    ceiling: float = math.inf
+    """The gradient norm from which on a step is odd."""
     rewinds: int = 0
     passed_over: int = 0
     """Batches that no step was taken on."""
@@ -115,7 +153,8 @@ class Trainer:
     """Fits `network` to `rows` by fused AdamW on the log loss; with a store it goes on from the newest checkpoint.
 
     With `replicas` over several ranks, each of them runs one of these on the same rows: they share out every batch, and
-    the first writes the checkpoints, from which any number of ranks can go on. `faults` strike on purpose.
+    the first writes the checkpoints, from which any number of ranks can go on. `faults` strike on purpose. What guards
+    find, and what follows, is kept in `record`.
     """
 
     def __init__(
@@ -124,10 +163,11 @@ class Trainer:
         rows: Rows,
         config: TrainConfig,
         monitor: TrainingMonitor,
-        checkpoints: CheckpointStore | None = None,
+        checkpoints: Checkpoints | None = None,
         replicas: Replicas | None = None,
         faults: Faults | None = None,
         attempt: int = 0,
+        record: GuardRecord | None = None,
     ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -143,6 +183,12 @@ class Trainer:
         self._steps_an_epoch = math.ceil(len(rows) / config.batch_size)
         self._num_steps = self._steps_an_epoch * config.epochs
         self._progress = _Progress()
+        self._record, self._names = record, [name for name, _ in network.named_parameters()]
+        self._rules = Rules(max_nonfinite=config.max_nonfinite, spike=SpikeRule(score=config.spike_score))
+        self._layers = judged_layers(network) if config.guards.activations_every and self._replicas.is_whole else {}
+        self._view, self._read_steps, self._readings = monitor.ring.view(), 0, 0
+        # The replicas were equal after so many steps, and after so many a guard last found something.
+        self._equal = self._troubled = 0
 
     def run(self) -> TrainResult:
         """Trains to the end, or until the guard stops it. Seeds torch first, or takes its state from the checkpoint."""
@@ -151,19 +197,21 @@ class Trainer:
         torch.manual_seed(self._config.seed * 1_000_003 + stream if stream else self._config.seed)
         newest = self._newest()
         self._progress = _Progress() if newest is None else self._restored(newest)
-        first = self._progress.step
+        first = self._equal = self._progress.step
         self._monitor.resumed(first)
         self._network.train()
         stopped = None
         while self._progress.position < self._num_steps and stopped is None:
             stopped = self._epoch()
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
         progress = self._progress
         return TrainResult(
             outcome="completed" if stopped is None else "stopped",
-            reason=stopped or f"{progress.step} steps, {progress.guard.skipped} of them skipped",
+            reason=stopped or f"{progress.step} steps, {progress.course.nonfinite.skipped} of them skipped",
             steps=progress.step,
             samples=progress.samples,
-            skipped=progress.guard.skipped,
+            skipped=progress.course.nonfinite.skipped,
             losses=tuple(progress.losses),
             seconds=time.monotonic() - began,
             resumed_from=first,
@@ -188,7 +236,8 @@ class Trainer:
             struck = self._faults.strike(self._replicas.rank, self._attempt, progress.position) if self._faults else ()
             inputs, labels = next(source)
             monitor.mark("data_wait")
-            rate = learning_rate(config, progress.position, self._num_steps)
+            lowered = config.guards.lowered**progress.course.standing.lowered
+            rate = learning_rate(config, progress.position, self._num_steps) * lowered
             loss, norm = self._step(inputs, labels, rate, struck)
             progress.step += 1
             progress.samples += len(labels)
@@ -207,17 +256,28 @@ class Trainer:
         on_device = [column.to(device, non_blocking=True) for column in mine]
         wanted = own_labels.to(device, non_blocking=True)
         monitor.mark("host_to_device")
-        spoil = math.nan if "nan" in struck else 1.0
-        loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
+        spoil = math.nan if "nan" in struck else _EXPLODED if "explode" in struck else 1.0
+        every = self._config.guards.activations_every
+        if self._layers and self._progress.step % every == every - 1:
+            with looking(self._layers) as look:
+                loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
+            self._progress.looked = look.layers, look.stacked().to(device)
+        else:
+            loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
         norm = self._replicas.clip(self._config.clip_norm)
         # The averaged gradients, and with them this flag, are the same in all ranks; a loss is not.
         flag = nonfinite(loss if self._replicas.world_size == 1 else norm, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * (_SPIKED_RATE if "spike" in struck else 1.0)
-        skip_if(self._optimizer, flag)
+        if self._progress.ceiling < math.inf:
+            skip_if(self._optimizer, torch.maximum(flag, (norm > self._progress.ceiling).to(flag.dtype)))
+        else:
+            skip_if(self._optimizer, flag)
         self._optimizer.step()
+        if "diverge" in struck:
+            self._parameters[0].data.view(-1)[0] += _MOVED
         monitor.mark("optimizer")
-        self._progress.waiting.append((loss, flag))
+        self._progress.waiting.append((loss, norm, flag))
         return loss, norm
 
     def _after_step(self) -> str | None:
@@ -235,52 +295,122 @@ class Trainer:
         return stopped
 
     def _read(self) -> str | None:
-        """Fetches losses and flags of the steps since the last look, in one copy, and lets the guards judge them."""
-        progress = self._progress
-        read = torch.stack([torch.stack(pair) for pair in progress.waiting]).double().cpu()
-        losses, flags = self._replicas.mean(read).unbind(1)
-        progress.waiting.clear()
-        progress.losses.append((progress.step, losses.mean().item()))
-        decision = judge(progress.guard, [flag > 0 for flag in flags.tolist()], self._config.max_nonfinite)
-        progress.guard = decision.state
-        for _ in range(decision.newly_skipped):
+        """Fetches what the steps since the last look left on the device, in one copy, and lets the guards judge it."""
+        progress, policy = self._progress, self._config.guards
+        reading = self._reading()
+        progress.losses.append((progress.step, math.fsum(reading.losses) / len(reading.losses)))
+        skipped = progress.course.nonfinite.skipped
+        progress.course, found = judge_reading(self._rules, progress.course, reading)
+        if policy.gradient_explosion == "skip":
+            progress.ceiling = progress.course.ceiling(self._rules.gradient)
+        for _ in range(progress.course.nonfinite.skipped - skipped):
             self._monitor.skipped()
-        if decision.action == "stop":
-            return decision.reason
-        rule = SpikeRule(score=self._config.spike_score)
-        progress.spikes, spike = judge_losses(rule, progress.spikes, losses.tolist())
-        if spike is None:
-            progress.is_spiking = False
-            return None
-        return self._spiked(spike, progress.step - len(losses) + spike.first)
+        self._monitor.ring.skipped(progress.course.nonfinite.skipped)
+        for finding in (*found, *self._compared()):
+            stopped = self._follow(finding)
+            if stopped is not None or progress is not self._progress:
+                return stopped
+        return None
 
-    def _spiked(self, spike: Spike, sound: int) -> str | None:
-        """Does what is to follow a spike, before which `sound` steps were taken; gives the reason of a stop."""
+    def _reading(self) -> Reading:
+        """What the device and this process have to tell of the steps since the last reading, averaged over ranks."""
+        progress = self._progress
+        layers = progress.looked[0] if progress.looked else ()
+        read = torch.stack([torch.stack(one) for one in progress.waiting]).double().cpu()
+        losses, norms, flags = self._replicas.mean(read).T.tolist()
+        spent = self._view.records(self._read_steps)
+        self._read_steps += len(spent)
+        own = [float(spent[:, DATA_WAIT].sum()) / 1e9, float(spent[:, DURATION].sum()) / 1e9]
+        self._readings += 1
+        if self._readings % _MEMORY_EVERY == 0:
+            own.append(float(resident_bytes()))
+            own += [float(torch.cuda.memory_allocated())] if self._config.device.startswith("cuda") else []
+        seen = progress.looked[1].flatten().tolist() if progress.looked else []
+        # One tensor of one dimension: its length is the same in all ranks.
+        values: list[float] = self._replicas.mean(torch.tensor([*own, *seen], dtype=torch.float64)).tolist()
+        progress.waiting.clear()
+        progress.looked = None
+        (waited, seconds, *memory), seen = values[: len(own)], values[len(own) :]
+        looks = read_look(layers, list(zip(seen[0::2], seen[1::2], strict=True)))
+        self._monitor.activations({layer: (look.dead, look.rms) for layer, look in looks.items()})
+        return Reading(
+            step=progress.step,
+            losses=losses,
+            norms=norms,
+            flags=flags,
+            looks=looks,
+            waited=waited,
+            seconds=seconds,
+            memory={what: int(size) for what, size in zip(("memory", "memory of the device"), memory, strict=False)},
+        )
+
+    def _compared(self) -> tuple[Finding, ...]:
+        """Compares the replicas' parameters where that is due."""
+        step, every = self._progress.step, self._config.guards.checksums_every
+        if not every or step // every == self._equal // every:
+            return ()
+        gathered = self._replicas.gathered(checksums(self._network))
+        if gathered is None:
+            return ()
+        divergence = judge_checksums(self._names, gathered.tolist())
+        if divergence is not None:
+            return (Finding("divergence", divergence.reason, self._equal, rank=divergence.rank),)
+        self._equal = step
+        return ()
+
+    def _follow(self, finding: Finding) -> str | None:
+        """Does what is to follow a finding; gives the reason where the run stops. RestartRun where it begins anew."""
         config, progress = self._config, self._progress
-        if not progress.is_spiking:
-            self._monitor.spiked()
-            _log.warning("%s at step %d", spike.reason, sound)
-        progress.is_spiking = True
-        if config.on_spike == "report":
-            return None
-        if config.on_spike == "stop" or progress.rewinds >= config.max_rewinds:
-            return f"{spike.reason} at step {sound}" + (
-                f", after {progress.rewinds} rewinds" if progress.rewinds else ""
+        self._troubled = progress.step
+        wanted: Action = config.on_spike if finding.guard == "loss_spike" else config.guards.action(finding.guard)
+        response = respond(config.guards, progress.course.standing, finding, progress.step, wanted)
+        where = "" if finding.guard == "nonfinite" else f" at step {finding.sound}"
+        action, reason = response.action, response.reason + where
+        good = (
+            self._newest(at_most=finding.sound)
+            if action == "rewind" and progress.rewinds < config.max_rewinds
+            else None
+        )
+        if action == "rewind" and good is None:
+            action, reason = (
+                "stop",
+                reason
+                + (
+                    f", after {progress.rewinds} rewinds"
+                    if progress.rewinds
+                    else ", and there is no checkpoint from before it"
+                ),
             )
-        good = self._newest(at_most=sound)
-        if good is None:
-            return f"{spike.reason} at step {sound}, and there is no checkpoint from before it"
+        progress.course = replace(progress.course, standing=response.standing)
+        if finding.guard == "loss_spike":
+            self._monitor.spiked()
+        self._monitor.found(finding.guard, action)
+        _log.warning("%s: %s", action, reason)
+        if self._record is not None and self._replicas.leads:
+            try:
+                self._record.add(finding, action, reason, progress.step, self._attempt)
+            except OSError as error:
+                _log.warning("what a guard found could not be recorded: %s", error)
+        if action == "restart":
+            raise RestartRun(reason)
+        if good is not None:
+            self._rewind(good)
+        return reason if action == "stop" else None
+
+    def _rewind(self, good: Checkpoint) -> None:
+        """Goes back to a checkpoint and past the batches that came after it."""
+        progress = self._progress
         restored = self._restored(good)
         restored.rewinds = progress.rewinds + 1
         restored.passed_over = progress.position - restored.step
+        restored.course = replace(restored.course, standing=progress.course.standing)
         # The checkpoints that followed hold what is given up; a restart must not go on from them.
         if self._checkpoints is not None and self._replicas.leads:
             self._checkpoints.drop_after(restored.step)
-        self._progress = restored
+        self._progress, self._equal = restored, restored.step
         self._monitor.resumed(restored.step)
-        return None
 
-    def _save(self, store: CheckpointStore) -> None:
+    def _save(self, store: Checkpoints) -> None:
         progress = self._progress
         self._monitor.entering("checkpoint")
         state = {
@@ -288,27 +418,29 @@ class Trainer:
             **self._replicas.state(self._optimizer),
             "step": progress.step,
             "samples": progress.samples,
-            "guard": (progress.guard.skipped, progress.guard.in_a_row),
+            "guards": progress.course.to_state(),
             "losses": progress.losses,
-            "spikes": (progress.spikes.losses, progress.spikes.count),
             "rewinds": (progress.rewinds, progress.passed_over),
             "random": self._replicas.random_states(),
             "device_random": torch.cuda.get_rng_state_all() if self._config.device.startswith("cuda") else [],
         }
-        if not self._replicas.leads:
-            self._monitor.ring.checkpointed(progress.step)
-            self._monitor.mark("checkpoint")
-            return
-        try:
-            store.save(progress.step, state)
-        except OSError as error:
-            # A full disk costs a checkpoint, not the run; the metric and its alert tell.
-            _log.warning("the checkpoint of step %d was not written: %s", progress.step, error)
-            self._monitor.checkpointed("failed")
+        if self._replicas.leads or store.collective:
+            # A spike that begins now would be found to begin at most so many steps ago.
+            delay = 2 * self._rules.spike.span
+            sound = progress.step - delay if progress.step - self._troubled > delay else None
+            store.put(progress.step, state, self._saved, score=progress.losses[-1][1], sound=sound)
         else:
-            self._monitor.checkpointed("ok")
             self._monitor.ring.checkpointed(progress.step)
         self._monitor.mark("checkpoint")
+
+    def _saved(self, step: int, problem: str) -> None:
+        """Hears how the checkpoint of a step ended, maybe from another thread."""
+        self._monitor.checkpointed("failed" if problem else "ok")
+        if problem:
+            # A full disk costs a checkpoint, not the run; the metric and its alert tell.
+            _log.warning("the checkpoint of step %d was not written: %s", step, problem)
+        else:
+            self._monitor.ring.checkpointed(step)
 
     def _restored(self, checkpoint: Checkpoint) -> _Progress:
         state = checkpoint.state
@@ -322,8 +454,9 @@ class Trainer:
         if state["device_random"]:
             torch.cuda.set_rng_state_all(state["device_random"])
         losses = [(int(step), float(loss)) for step, loss in state["losses"]]
-        progress = _Progress(state["step"], state["samples"], GuardState(*state["guard"]), losses)
-        progress.spikes = SpikeState(tuple(state["spikes"][0]), state["spikes"][1])
+        progress = _Progress(state["step"], state["samples"], Course.of_state(state["guards"]), losses)
+        if self._config.guards.gradient_explosion == "skip":
+            progress.ceiling = progress.course.ceiling(self._rules.gradient)
         progress.rewinds, progress.passed_over = state["rewinds"]
         return progress
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from training.guards.nonfinite import weight_of
 from training.pipeline import Loss, Mark, unmarked
 
 State = dict[str, dict[str, Any]]
@@ -103,7 +104,8 @@ class Replicas:
         factor of the loss, for faults on purpose. `mark` is told the phase that has ended.
         """
         mark = mark or unmarked
-        loss = self._loss(self._called(*inputs), targets) * (self.shares / total * spoil)
+        outputs = self._called(*inputs)
+        loss = self._loss(outputs, targets) * weight_of(outputs, self.shares / total * spoil)
         mark("forward")
         self.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -126,6 +128,15 @@ class Replicas:
     def agreed(self, step: int) -> int:
         """The leading rank's number."""
         return step
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this rank holds the whole network."""
+        return True
+
+    def gathered(self, values: Tensor) -> Tensor | None:
+        """Every rank's values, [ranks, …]; None where no other rank holds the same network."""
+        return None
 
     def random_states(self) -> dict[str, Any]:
         """The state of torch's generator in every rank, and in which form."""

@@ -132,6 +132,19 @@ class Spread(Replicas):
                 own.grad = None if parameter.grad is None else _local(cast(DTensor, parameter.grad))
         return found
 
+    @property
+    def is_whole(self) -> bool:
+        """See `Replicas.is_whole`."""
+        return self.config.fsdp == self.config.tensor == self.config.pipeline == 1
+
+    def gathered(self, values: Tensor) -> Tensor | None:
+        """See `Replicas.gathered`."""
+        if not self.is_whole or self.config.data == 1:
+            return None
+        found = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(found, values)
+        return torch.stack(found)
+
     def zero_grad(self) -> None:
         """See `Replicas.zero_grad`."""
         super().zero_grad()
@@ -169,7 +182,7 @@ class Spread(Replicas):
         total = values.clone() if tells else torch.zeros_like(values)
         dist.all_reduce(total)
         found = total * (self.config.pipeline / self.world_size)
-        if self.pipeline is not None:
+        if self.pipeline is not None and values.dim() == 2:
             self._known = found[:, 0].mean().float()
         return found
 

@@ -7,7 +7,7 @@ from training.guards.divergence import Divergence, checksums, judge_checksums
 from training.guards.finding import Action, Finding, Guard
 from training.guards.gradients import Explosion, GradientRule, judge_norms
 from training.guards.memory import Leak, LeakRule, MemoryState, judge_memory
-from training.guards.nonfinite import GuardDecision, GuardState, guarded_step, judge, nonfinite, skip_if
+from training.guards.nonfinite import GuardDecision, GuardState, guarded_step, judge, nonfinite, skip_if, weight_of
 from training.guards.plateau import Plateau, PlateauRule, PlateauState, judge_plateau
 from training.guards.policy import GuardPolicy, Response, Standing, respond
 from training.guards.record import GuardRecord, read_record
@@ -61,4 +61,5 @@ __all__ = [
     "read_record",
     "respond",
     "skip_if",
+    "weight_of",
 ]

@@ -103,16 +103,19 @@ def judge_activations(
     return after, tuple(found)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ActivationLook:
-    """The numbers of one look, on the device: `values` is float32 [layers, 2], dead share and root mean square."""
+    """The numbers of one look at these layers, on the device, by layer; what gave nothing to measure is missing."""
 
-    layers: list[str] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    layers: tuple[str, ...]
+    values: dict[str, Tensor] = field(default_factory=dict)
 
     def stacked(self) -> Tensor:
-        """float32 [layers, 2]."""
-        return torch.stack(self.values) if self.values else torch.zeros(0, 2)
+        """float32 [layers, 2], dead share and root mean square; NaN for what is missing."""
+        nothing = torch.full((2,), math.nan)
+        if self.values:
+            nothing = nothing.to(next(iter(self.values.values())).device)
+        return torch.stack([self.values.get(layer, nothing) for layer in self.layers])
 
 
 def judged_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -127,26 +130,24 @@ def judged_layers(network: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def looking(layers: Mapping[str, nn.Module]) -> Iterator[ActivationLook]:
     """Looks at what these layers give while the block runs. Layers that run several times count the last time."""
-    found = ActivationLook()
-    place = {name: index for index, name in enumerate(layers)}
-    values: dict[int, Tensor] = {}
+    found = ActivationLook(tuple(layers))
 
-    def hook(name: str, module: nn.Module) -> Any:
+    def hook(name: str, channels_second: bool) -> Any:
         def take(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1 and output.numel():
-                values[place[name]] = _measured(output.detach(), isinstance(module, _CHANNELS_SECOND))
+                found.values[name] = _measured(output.detach(), channels_second)
 
         return take
 
-    handles = [module.register_forward_hook(hook(name, module)) for name, module in layers.items()]
+    handles = [
+        module.register_forward_hook(hook(name, isinstance(module, _CHANNELS_SECOND)))
+        for name, module in layers.items()
+    ]
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
-        names = list(layers)
-        found.layers = [names[index] for index in sorted(values)]
-        found.values = [values[index] for index in sorted(values)]
 
 
 def _measured(output: Tensor, channels_second: bool) -> Tensor:

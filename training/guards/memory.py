@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 
 _KEPT = 64
+_PAGE = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,15 @@ class Leak:
             f"{self.what} grew by {self.grown / 2**20:.0f} MiB to {self.level / 2**20:.0f} MiB in {self.steps} steps, "
             f"steadily, by {self.slope / 2**10:.1f} KiB a step"
         )
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM; 0 where the kernel does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except OSError:
+        return 0
 
 
 def judge_memory(

@@ -34,6 +34,17 @@ def nonfinite(loss: Tensor, gradient_norm: Tensor) -> Tensor:
     return (~finite).to(torch.float32)
 
 
+def weight_of(outputs: Any, factor: float) -> Tensor | float:
+    """A factor of the loss that is `factor`, and NaN where any of the outputs is not finite.
+
+    An output that is infinite may have a finite loss; so weighted, the loss and every rank's gradients tell of it.
+    """
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        return factor
+    total = outputs.detach().sum(dtype=torch.float32 if outputs.dtype.itemsize < 4 else None)
+    return total.mul_(0.0).add_(factor)
+
+
 def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
     """Makes the next step of a *fused* optimizer leave weights and moments alone where `flag` is 1, without a sync.
 

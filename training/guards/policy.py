@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import get_args
 
 from training.guards.finding import Action, Finding, Guard
 
@@ -68,11 +67,6 @@ class GuardPolicy:
         chosen: Action = getattr(self, guard)
         return chosen
 
-    @property
-    def rewinds(self) -> bool:
-        """Whether any guard may go back to a checkpoint that the run must take."""
-        return any(self.action(guard) == "rewind" for guard in get_args(Guard) if guard in _ALLOWED)
-
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -97,7 +91,8 @@ def respond(policy: GuardPolicy, standing: Standing, finding: Finding, step: int
     last = dict(standing.acted).get(finding.guard)
     if action == "report" or action == "skip":
         return Response(action, finding.reason, finding, standing)
-    if last is not None and step - last < policy.cool_down and action != "stop":
+    # Rewinds have a bound of their own, and go back before the step at which they were decided on.
+    if last is not None and step - last < policy.cool_down and action not in ("stop", "rewind"):
         return Response("report", f"{finding.reason}; acted upon at step {last} already", finding, standing)
     acted = tuple(sorted((dict(standing.acted) | {finding.guard: step}).items()))
     if action == "lower_rate" and standing.lowered >= policy.max_lowered:

@@ -12,12 +12,14 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+
+from training.retention import Marks, Retention, kept
 
 MAGIC = b"TRIMTAB-CHECKPOINT-1\n"
 _HEADER = len(MAGIC) + 32
@@ -42,28 +44,78 @@ class Checkpoint:
 
         CheckpointError where it has another name or shape.
         """
-        _copy(tensors, self.state[name], f"{self.path}: {name}")
+        copy_into(tensors, self.state[name], f"{self.path}: {name}")
+
+    def tensors(self, name: str) -> dict[str, Any]:
+        """All tensors under a name, each whole."""
+        found: dict[str, Any] = self.state[name]
+        return found
+
+
+Told = Callable[[int, str], None]
+"""Hears of a checkpoint's end: its step, and what went wrong ("": it is safe)."""
+
+
+class Checkpoints(Protocol):
+    """Where a loop keeps checkpoints: one file each (`CheckpointStore`), or each rank its own parts."""
+
+    collective: bool
+    """Whether every rank calls `put`, or the leading one alone."""
+
+    def put(
+        self, step: int, state: dict[str, Any], told: Told, *, score: float | None = None, sound: int | None = None
+    ) -> None: ...
+
+    def wait(self) -> None: ...
+
+    def newest(self, at_most: int | None = None) -> Checkpoint | None: ...
+
+    def at(self, step: int) -> Checkpoint: ...
+
+    def drop_after(self, step: int) -> None: ...
 
 
 class CheckpointStore:
-    """The checkpoints of one run in `folder`; the newest `keep` of them stay. One writer at a time."""
+    """The checkpoints of one run in `folder`; the newest `keep` of them stay, or what `retention` says.
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    One writer at a time.
+    """
+
+    collective = False
+
+    def __init__(self, folder: Path, *, keep: int = 2, retention: Retention | None = None) -> None:
         if keep < 1:
             raise ValueError(f"keep is {keep}: at least one checkpoint must stay")
         self._folder = folder
-        self._keep = keep
+        self._retention = retention or Retention(recent=keep, best=0, good=0)
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes `state`, reads it back and compares digests, and only then makes it the newest and prunes old ones."""
+    def put(
+        self, step: int, state: dict[str, Any], told: Told, *, score: float | None = None, sound: int | None = None
+    ) -> None:
+        """Saves, and tells how it went, before it returns. `score` and `sound` (steps) are for the retention."""
+        try:
+            self.save(step, state, score=score, sound=sound)
+        except OSError as error:
+            told(step, str(error))
+        else:
+            told(step, "")
+
+    def wait(self) -> None:
+        """Returns when nothing is being written: at once."""
+
+    def save(self, step: int, state: dict[str, Any], *, score: float | None = None, sound: int | None = None) -> Path:
+        """Writes `state`, reads it back and compares digests, and only then makes it the newest and prunes old ones.
+
+        OSError where it cannot be written; then all is as before.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"step-{step:012d}.ckpt"
         partial = path.with_suffix(".partial")
         _write(partial, _sealed(state))
         _opened(partial)
         partial.replace(path)
-        _sync(self._folder)
-        self._prune()
+        sync_folder(self._folder)
+        self._prune(Marks.read(self._folder).with_one(step, score, sound))
         return path
 
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
@@ -91,7 +143,7 @@ class CheckpointStore:
         for path in self.paths():
             if _step(path) > step:
                 path.unlink()
-        _sync(self._folder)
+        sync_folder(self._folder)
 
     def paths(self) -> list[Path]:
         """The files of complete checkpoints, oldest first."""
@@ -99,9 +151,12 @@ class CheckpointStore:
             return []
         return sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
 
-    def _prune(self) -> None:
-        for old in self.paths()[: -self._keep]:
-            old.unlink()
+    def _prune(self, marks: Marks) -> None:
+        paths = {_step(path): path for path in self.paths()}
+        stay = kept(paths, marks, self._retention)
+        marks.only(stay).write(self._folder)
+        for old in sorted(set(paths) - stay):
+            paths[old].unlink()
         for partial in self._folder.glob("*.partial"):
             partial.unlink()
 
@@ -146,7 +201,7 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -161,7 +216,7 @@ def _step(path: Path) -> int:
     return int(found[1])
 
 
-def _copy(tensors: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
+def copy_into(tensors: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:
     if set(tensors) != set(found):
         raise CheckpointError(
             f"{where} is not what is wanted: {sorted(set(tensors) ^ set(found))[:4]} on one side only"
@@ -169,7 +224,7 @@ def _copy(tensors: Mapping[str, Any], found: Mapping[str, Any], where: str) -> N
     for name, tensor in tensors.items():
         value = found[name]
         if isinstance(tensor, Mapping):
-            _copy(tensor, value, f"{where}.{name}")
+            copy_into(tensor, value, f"{where}.{name}")
         elif tensor.shape != value.shape:
             raise CheckpointError(f"{where}.{name} has the shape {list(value.shape)}, not {list(tensor.shape)}")
         else:

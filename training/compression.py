@@ -5,11 +5,12 @@ Both are hooks of `DistributedDataParallel`. torch's own hook for bfloat16 asks 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -48,6 +49,18 @@ def bf16_hook(group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Fut
 
     found: torch.futures.Future[Tensor] = work.get_future().then(widened)
     return found
+
+
+def average(parameters: Sequence[nn.Parameter], group: dist.ProcessGroup, *, config: ParallelConfig) -> None:
+    """Averages all gradients in one collective; as bfloat16 where the form says so."""
+    flat = torch.cat(
+        [torch.zeros_like(one).flatten() if one.grad is None else one.grad.flatten() for one in parameters]
+    )
+    travelling = (flat.to(torch.bfloat16) if config.compress == "bf16" else flat).div_(group.size())
+    dist.all_reduce(travelling, group=group)
+    parts = torch.split(travelling.to(flat.dtype), [one.numel() for one in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 # DDP compares annotations with classes; ours are text.

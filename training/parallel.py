@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from observability.metrics import Metrics
@@ -19,10 +20,14 @@ from training.data import Rows
 from training.faults import Faults
 from training.loop import TrainConfig, Trainer, TrainResult
 from training.parallel_config import ParallelConfig
+from training.pipeline import stages_of
 from training.ranks import Rank
 from training.replicas import Replicas
+from training.retention import Retention
+from training.sharded_checkpoint import ShardedCheckpointStore
 from training.spread import Spread
 from training.supervisor import Limits, RunResult, Supervisor
+from training.tensor_plan import plan_of, styles
 
 _WORK, _RESULT, _CHECKPOINTS = "work.pt", "result.json", "checkpoints"
 
@@ -48,12 +53,17 @@ def fit_in_ranks(
     limits: Limits | None = None,
     faults: Faults | None = None,
     echo: int | None = 0,
+    parallel: ParallelConfig | None = None,
 ) -> tuple[TrainResult, RunResult]:
     """Trains `network` in place, in `world_size` processes that survive kills and hangs.
 
-    What was begun in `folder` is gone on with. Raises ParallelError when the run is given up (with ResumeError as the
-    reason when the folder holds another run), WarmError when the ranks cannot be started.
+    `parallel` says how it is spread over them, by default as replicas; with it, every rank writes its own parts of the
+    checkpoints, while it trains on, and a run goes on in any other form. What was begun in `folder` is gone on with.
+    Raises ParallelError when the run is given up (with ResumeError as the reason when the folder holds another run),
+    WarmError when the ranks cannot be started, FormError where the form fits neither ranks nor network.
     """
+    if parallel is not None:
+        check_form(network, parallel, world_size)
     if not config.checkpoint_every:
         raise ValueError("checkpoint_every is 0: ranks that are started anew need a checkpoint to go on from")
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +79,7 @@ def fit_in_ranks(
             "model": model,
             "faults": (faults or Faults()).to_json(),
             "folder": str(folder),
+            "parallel": None if parallel is None else parallel.to_json(),
         },
         prepare="training.parallel:prepare",
         metrics=metrics,
@@ -78,10 +89,10 @@ def fit_in_ranks(
     ended = supervisor.run()
     if ended.outcome != "completed":
         raise ParallelError(ended.reason, ended)
-    newest = CheckpointStore(folder / _CHECKPOINTS).newest()
+    newest = _store(folder, parallel).newest()
     if newest is None:
         raise CheckpointError(f"{folder / _CHECKPOINTS} holds no checkpoint that verifies, though the run completed")
-    network.load_state_dict(newest.state["network"])
+    network.load_state_dict(newest.tensors("network"))
     said = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     said["losses"] = tuple((int(step), float(loss)) for step, loss in said["losses"])
     return TrainResult(**said), ended
@@ -102,14 +113,21 @@ def fit_rank(
     model: str,
     faults: Sequence[Mapping[str, Any]],
     folder: str,
+    parallel: Mapping[str, Any] | None = None,
 ) -> None:
-    """What a rank does: see `fit_in_ranks`."""
+    """What a rank does: see `fit_in_ranks`. A script that `torchrun` started calls it with `Rank.of(os.environ, …)`."""
+    form = None if parallel is None else ParallelConfig.from_json(parallel)
+    if form is not None:
+        check_form(network, form, rank.world_size)
     ring = rank.ring(model)
     chosen = TrainConfig(**config)
     monitor = TrainingMonitor(model, run=rank.run, ring=ring, device=chosen.device)
     with monitor, rank.group(ring=ring):
-        replicas = Spread(ParallelConfig(data=rank.world_size)) if rank.world_size > 1 else Replicas()
-        store = CheckpointStore(Path(folder) / _CHECKPOINTS)
+        if dist.is_initialized():
+            replicas: Replicas = Spread(form or ParallelConfig(data=rank.world_size), chosen.device)
+        else:
+            replicas = Replicas()
+        store = _store(Path(folder), form)
         trainer = Trainer(network, rows, chosen, monitor, store, replicas, Faults.from_json(faults), rank.attempt)
         ring.state("running")
         result = trainer.run()
@@ -118,6 +136,20 @@ def fit_rank(
         partial = Path(folder) / f"{_RESULT}.partial"
         partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
         partial.replace(Path(folder) / _RESULT)
+
+
+def check_form(network: nn.Module, parallel: ParallelConfig, world_size: int) -> None:
+    """FormError where the form fits neither the number of ranks nor the network; no group needs to be open."""
+    parallel.check(world_size)
+    if parallel.tensor > 1:
+        styles(network, plan_of(network, parallel.plan))
+    if parallel.pipeline > 1:
+        stages_of(network, parallel)
+
+
+def _store(folder: Path, parallel: ParallelConfig | None) -> CheckpointStore | ShardedCheckpointStore:
+    place = folder / _CHECKPOINTS
+    return CheckpointStore(place, retention=Retention()) if parallel is None else ShardedCheckpointStore(place)
 
 
 def _write(path: Path, network: nn.Module, rows: Rows) -> None:

@@ -62,6 +62,8 @@ class ParallelConfig:
                 f"compress is {self.compress} and the form is {self}: gradients are compressed between plain replicas "
                 "(data of at least 2, fsdp and tensor 1)"
             )
+        if self.compress == "powersgd" and self.pipeline > 1:
+            raise FormError("compress is powersgd and pipeline is above 1: replicas of stages know none and bf16")
         if self.schedule != "interleaved" and self.chunks > 1:
             raise FormError(f"chunks is {self.chunks}: only the schedule interleaved has more than one a rank")
         if self.schedule == "interleaved" and self.chunks == 1:

@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from training.compression import bucket_mb, compress
+from training.backward_end import BackwardEnd
+from training.compression import average, bucket_mb, compress
 from training.parallel_config import DIMENSIONS, ParallelConfig
 from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
 from training.replicas import Called, Replicas, held, log_loss
@@ -43,7 +44,9 @@ class Spread(Replicas):
         self.shares, self.share_index = config.shares, place["data"] * config.fsdp + place["fsdp"]
         self._stage, self.stream = place["pipeline"], place["pipeline"] * self.shares + self.share_index
         self.pipeline: Pipeline | None = None
+        self._averaged: list[nn.Parameter] = []
         self.replicated: DistributedDataParallel | None = None
+        self._backward_end: BackwardEnd | None = None
         self._rows, self._known = 0, torch.tensor(float("nan"))
 
     def __str__(self) -> str:
@@ -85,6 +88,12 @@ class Spread(Replicas):
             return module
         if config.fsdp == 1 and config.tensor == 1:
             group = self.mesh["data"].get_group()
+            if config.pipeline > 1:
+                # DDP's buckets fail where a schedule runs all forwards before the first backward.
+                for value in (*module.parameters(), *module.buffers()):
+                    dist.broadcast(value.detach(), group=group, group_src=0)
+                self._averaged.extend(trained)
+                return module
             self.replicated = DistributedDataParallel(
                 module,
                 device_ids=[self._device.index] if self._device.type == "cuda" else None,
@@ -94,6 +103,7 @@ class Spread(Replicas):
             )
             if config.compress != "none":
                 compress(self.replicated, config, group)
+            self._backward_end = BackwardEnd(trained)
             return self.replicated
         # Replicas of divided layers are shards of which each rank has the whole: DDP knows no DTensor.
         # Outputs of a network are often views; nothing here changes them in place.
@@ -113,7 +123,8 @@ class Spread(Replicas):
     ) -> Tensor:
         """See `Replicas.learn`. Ranks of a pipeline without its last stage give the loss that they heard of last."""
         if self.pipeline is None:
-            found = super().learn(inputs, targets, total, spoil=spoil, mark=mark)
+            following = mark if self._backward_end is None or mark is None else self._backward_end.following(mark)
+            found = super().learn(inputs, targets, total, spoil=spoil, mark=following)
         else:
             self.zero_grad()
             factor = self.shares / total * spoil
@@ -125,6 +136,9 @@ class Spread(Replicas):
                 mark or unmarked,
             )
             found = found if self.pipeline.tells else self._known
+            if self._averaged:
+                average(self._averaged, self.mesh["data"].get_group(), config=self.config)
+                (mark or unmarked)("communication")
         for parameter, own in zip(self._trained(), self.parameters, strict=True):
             if isinstance(parameter, DTensor):
                 # Sharding may have moved what it keeps.

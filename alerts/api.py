@@ -25,7 +25,7 @@ from alerts.actions import NotWaiting, UnknownAction
 from alerts.actions.explain import explain
 from alerts.config import AlertsConfig
 from alerts.notifications import AlertmanagerApi, ConfigurationError
-from alerts.received import read_webhook
+from alerts.received import read_webhook, resolved_in
 from alerts.rule_listing import BadParameter, alert_json, rule_discovery
 from alerts.rules import RuleError
 from alerts.service import AlertsService
@@ -95,6 +95,7 @@ class Api:
             ("/api/v1/notifications", get, self._notifications),
             ("/hooks/alertmanager", post, self._webhook),
             ("/api/v1/webhook", post, self._webhook),
+            ("/api/v1/episodes", get, self._episodes),
             ("/api/v1/actions", get, self._actions),
             ("/api/v1/actions", post, self._request_action),
             ("/api/v1/actions/{id}", get, self._action),
@@ -193,8 +194,8 @@ class Api:
         """Alerts of a real Alertmanager: what they ask for is in the journal before it is answered, and runs after."""
         now = self._service.clock()
         alerts, ignored = read_webhook(body, now)
-        decided = [self._service.actions.consider(alert) for alert in self._service.audible(alerts, now)]
-        return {"actions": [action.to_json() for action in decided if action is not None], "ignored": ignored}
+        decided = self._service.received_by_webhook(alerts, resolved_in(body), now)
+        return {"actions": [action.to_json() for action in decided], "ignored": ignored}
 
     def _notifications(self, request: Request, body: Any) -> Any:
         """What is still to be told, and whom it could not be told."""
@@ -221,6 +222,10 @@ class Api:
         rows = self._service.actions.entries(action.key)
         journal = [row.to_json() for row in rows]
         return {**action.to_json(), "explanation": explain(action, rows), "journal": journal}
+
+    def _episodes(self, request: Request, body: Any) -> Any:
+        model = request.query_params.get("model", "")
+        return {"episodes": self._service.retraining.episodes(model=model, limit=_limit(request))}
 
     def _request_action(self, request: Request, body: Any) -> Any:
         fields = {name: _text(body, name) for name in ("action", "model", "reason", "actor")}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alerts.actions import PROMOTE, RETRAIN, ROLLBACK, STEP, ActionPolicy, Hook
 from alerts.evidence import VerdictPolicy
+from alerts.retraining import RetrainingPolicy
 
 
 def _automatic() -> dict[str, ActionPolicy]:
@@ -48,6 +49,10 @@ class AlertsConfig:
     verdict: VerdictPolicy = field(default_factory=VerdictPolicy)
     verdicts: Mapping[str, VerdictPolicy] = field(default_factory=dict)
     """Verdict policies of single models, in place of `verdict`."""
+    retraining: RetrainingPolicy = field(default_factory=RetrainingPolicy)
+    """How episodes of drift or decay begin, end and retrain."""
+    retrainings: Mapping[str, RetrainingPolicy] = field(default_factory=dict)
+    """Those of single models, in place of `retraining`."""
     secret: str = ""
     """Signs hooks and webhooks; if set, requests for actions must be signed too (or carry it as a bearer token)."""
     external_url: str = ""

@@ -84,6 +84,17 @@ class RuleEngine:
         """Every alert that is pending, firing or lately resolved."""
         return [alert for group in self.groups for rule in group.rules for alert in list(rule.state.values())]
 
+    def asking(self) -> list[Alert]:
+        """Every firing alert whose rule has the label `action`; those of rules that are not due, or fail now, too."""
+        return [
+            alert
+            for group in self.groups
+            for rule in group.rules
+            if any(name == "action" for name, _ in rule.rule.labels)
+            for alert in list(rule.state.values())
+            if alert.state == "firing"
+        ]
+
     def evaluate(self, status: GroupStatus, ts: float) -> Evaluation:
         """Evaluate a group at `ts` (unix seconds); never raises for a rule's failure."""
         started = self._clock()

@@ -85,6 +85,13 @@ def read_webhook(body: Any, now: float) -> tuple[list[Alert], list[str]]:
     return found, ignored
 
 
+def resolved_in(body: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The labels of the alerts that a webhook message says are over; one of another form is left out."""
+    over = [item for item in body["alerts"] if isinstance(item, Mapping) and item.get("status") == "resolved"]
+    labels = [item["labels"] for item in over if isinstance(item.get("labels"), Mapping)]
+    return [{str(name): str(value) for name, value in one.items()} for one in labels]
+
+
 def read_silence(body: Any) -> Silence:
     """The silence of a request; raises Malformed, Invalid, or ValueError for a silence that is wrong."""
     if not isinstance(body, Mapping):

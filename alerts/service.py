@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alerts.actions import ActionRunner, Hook, serving_hooks
+from alerts.actions import Action, ActionRunner, Hook, serving_hooks
+from alerts.actions.action import RETRAIN
+from alerts.actions.asking import asked_for
 from alerts.actions.notices import Notices
 from alerts.config import AlertsConfig
 from alerts.engine import RuleEngine
@@ -18,6 +20,8 @@ from alerts.evidence import ReleaseJudge
 from alerts.labels import labels_of
 from alerts.notifications import Alertmanager, Configuration, ConfigurationError, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
+from alerts.retraining import RetrainingLoop
+from alerts.retraining.loop import RECEIVED_STANDS_SECONDS
 from alerts.rule_counts import RULE_FAMILIES
 from alerts.rule_files import RuleFiles
 from alerts.rule_status import Evaluation
@@ -35,6 +39,8 @@ _FAMILIES = (
     *RULE_FAMILIES,
     names.ACTIONS,
     names.ACTION_DURATION,
+    names.EPISODES_OPEN,
+    names.EPISODES_ENDED,
     names.ALERTMANAGER_NOTIFICATIONS,
     names.ALERTMANAGER_NOTIFICATIONS_FAILED,
     names.ALERTMANAGER_NOTIFICATION_REQUESTS,
@@ -111,6 +117,15 @@ class AlertsService:
             policy_version=config.policy_version,
             secret=config.secret,
         )
+        self.retraining = RetrainingLoop(
+            self.database,
+            self.actions,
+            querier,
+            policy_of=lambda model: config.retrainings.get(model, config.retraining),
+            release_in_progress=self.judge.release_in_progress,
+            metrics=self.metrics,
+            secret=config.secret,
+        )
         self._notices = Notices(self.database, self.notifications.post)
         self._rules_lock = threading.Lock()
         self._reload_asked = threading.Event()
@@ -154,11 +169,30 @@ class AlertsService:
             evaluations = [self.rules.evaluate(group, at) for group, at in self.rules.due(now)]
         self.notifications.tick(self.rules.alerts(), now)
         asking = [alert for evaluation in evaluations for alert in evaluation.asking]
-        for alert in self.audible([*asking, *self.notifications.received(now)], now):
-            self.actions.consider(alert)
+        received = self.notifications.received(now)
+        for alert in self.audible([*self.rules.asking(), *received], now):
+            self.retraining.ask(alert, now)
+        for alert in self.audible([*asking, *received], now):
+            if asked_for(alert) != RETRAIN:
+                self.actions.consider(alert)
+        self.retraining.look(now)
         self._notices.tell(now)
         self.ticks += 1
         return evaluations
+
+    def received_by_webhook(
+        self, alerts: Sequence[Alert], over: Sequence[Mapping[str, str]], now: float
+    ) -> list[Action]:
+        """Alerts of an Alertmanager's message, and the labels of those that are over: what was decided on now."""
+        for labels in over:
+            self.retraining.resolved(labels, now)
+        others = [
+            alert
+            for alert in self.audible(alerts, now)
+            if not self.retraining.ask(alert, now, stands_seconds=RECEIVED_STANDS_SECONDS)
+        ]
+        decided = [self.actions.consider(alert) for alert in others]
+        return [action for action in decided if action is not None] + self.retraining.look(now)
 
     def reload(self) -> None:
         """Take rule files and Alertmanager's file as they are now.

@@ -364,7 +364,7 @@ FEDERATED_PARTICIPATION = _gauge(
     "federated_participation_ratio", "Share of the clients asked in the last round whose update was used.", "model"
 )
 FEDERATED_UPDATES = _counter("federated_updates_total", "Updates by what became of them.", "model", "client", "outcome")
-# outcome: used | clipped (used, its norm bounded) | rejected (by a guard) | invalid | late | missing (asked for, none came)
+# outcome: used | clipped (used, its norm bounded) | rejected (by a guard) | invalid | late | missing (none came)
 FEDERATED_UPDATE_NORM = _gauge("federated_update_norm", "Norm of a client's last update.", "model", "client")
 FEDERATED_SUSPICION = _gauge(
     "federated_suspicion_score", "Robust deviations of a client's last update from the others'.", "model", "client"

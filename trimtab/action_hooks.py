@@ -16,6 +16,7 @@ from alerts.actions import (
 )
 from alerts.actions.kubernetes import ApiServer, kubernetes_hook
 from alerts.actions.mlflow import MlflowAliasHook
+from alerts.retraining import RetrainingPolicy
 from trimtab.settings import ACTIONS, ActionSettings, Settings
 
 
@@ -29,6 +30,17 @@ def policies_of(settings: Settings) -> PolicyFile:
     policies = {name: _policy(own.actions.get(name, ActionSettings())) for name in ACTIONS}
     policies |= {name: _policy(action) for name, action in own.actions.items()}
     return load_policies(own.action_policy, policies) if own.action_policy else PolicyFile("", policies)
+
+
+def retrainings_of(settings: Settings) -> dict[str, RetrainingPolicy]:
+    """How episodes retrain, by model; `*` is every other one. Raises HookSettingsError."""
+    found = {}
+    for model, own in settings.alerts.retraining.items():
+        try:
+            found[model] = RetrainingPolicy(**{one.name: getattr(own, one.name) for one in fields(RetrainingPolicy)})
+        except ValueError as error:
+            raise HookSettingsError(f"alerts.retraining.{model}: {error}") from None
+    return found
 
 
 def hooks_of(settings: Settings) -> dict[str, Hook]:

@@ -155,6 +155,28 @@ class MlflowSettings(_Section, frozen=True, kw_only=True):
     token: str = ""
 
 
+class RetrainingSettings(_Section, frozen=True, kw_only=True):
+    """`[alerts.retraining.MODEL]`: how often an episode of drift or decay retrains; `"*"` is every other model."""
+
+    calm_seconds: float = 900.0
+    """An episode ends when nothing has asked for so long; one that opens sooner after an end goes on where that was."""
+    backoff_seconds: float = 1800.0
+    """Wait after a retraining that did not help; twice as long after each further one."""
+    max_backoff_seconds: float = 86400.0
+    min_new_labels: int = 500
+    """Labelled events that must have come since a retraining that did not help."""
+    min_age_seconds: float = 3600.0
+    """Where nobody counts labels: how old that retraining must be instead."""
+    failure_backoff_seconds: float = 60.0
+    """Wait after a retraining that broke (killed, out of memory); twice as long after each further one."""
+    max_failures: int = 3
+    """So many in a row end an episode's retraining."""
+    settle_seconds: float = 600.0
+    """How long a candidate that passed may take to come into service before it counts as of no help."""
+    budget_per_day: int = 6
+    """Most retrainings of a model that are begun by themselves in 24 hours."""
+
+
 class AlertsSettings(_Section, frozen=True, kw_only=True):
     """`[alerts]`: rules, evidence, notification, actions."""
 
@@ -181,6 +203,8 @@ class AlertsSettings(_Section, frozen=True, kw_only=True):
     actions: dict[str, ActionSettings] = {}
     kubernetes: KubernetesSettings = KubernetesSettings()
     mlflow: MlflowSettings = MlflowSettings()
+    retraining: dict[str, RetrainingSettings] = {}
+    """How episodes of drift or decay retrain, by model; `"*"` stands for all that are not named."""
 
 
 class CallerSettings(_Section, frozen=True, kw_only=True):

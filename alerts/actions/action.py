@@ -130,6 +130,12 @@ def running_actions(connection: sa.Connection) -> list[Action]:
     return [_action(row) for row in connection.execute(query).mappings()]
 
 
+def actions_with_prefix(connection: sa.Connection, prefix: str) -> list[Action]:
+    """The actions whose key begins so, oldest first."""
+    query = sa.select(ACTIONS).where(ACTIONS.c.key.startswith(prefix, autoescape=True)).order_by(ACTIONS.c.id)
+    return [_action(row) for row in connection.execute(query).mappings()]
+
+
 def read_actions(
     connection: sa.Connection, *, model: str = "", states: Sequence[ActionState] = (), limit: int = 100
 ) -> list[Action]:

@@ -37,6 +37,8 @@ def _decided(body: Mapping[str, Any]) -> list[str]:
         lines.append(f"Seen: {', '.join(arms)}.")
     if verdict := body.get("verdict"):
         lines.append(f"Verdict: {verdict['outcome']} ({verdict['because']}): {verdict['reason']}.")
+    if episode := evidence.get("episode"):
+        lines.append(f"It is attempt {episode['attempt']} of episode {episode['id']}.")
     decision = {
         "run": "it runs", "wait": "it waits for a person", "advise": "it is only advised", "hold": "it is held back",
         "rehearse": "it is rehearsed and not done",

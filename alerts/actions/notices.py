@@ -48,6 +48,8 @@ class Notices:
 
 def notice_of(row: Entry, action: Action | None) -> KnownAlert | None:
     """What receivers are told of a row; None where there is nothing to tell."""
+    if row.kind == "episode":
+        return _of_episode(row)
     if action is None:
         return None
     told = _told(row)
@@ -69,6 +71,25 @@ def notice_of(row: Entry, action: Action | None) -> KnownAlert | None:
     annotations = {
         "summary": f"{action.action} of {action.model}{release} is {outcome}: {why}",
         "description": f"`trimtab actions show {action.id}` tells what was seen, decided and done.",
+    }
+    return KnownAlert(
+        labels=labels_of(labels), annotations=tuple(sorted(annotations.items())), starts_at=row.time,
+        ends_at=row.time + _STANDS_SECONDS, updated_at=row.time, origin=RULES,
+    )  # fmt: skip
+
+
+def _of_episode(row: Entry) -> KnownAlert | None:
+    """What receivers are told of an episode of drift or decay: that it retrains no more for now, and why."""
+    body = row.body
+    if body.get("event") != "waits":
+        return None
+    labels = {
+        "alertname": HELD_BACK, "kind": "retrain", "model": str(body["model"]), "outcome": "held",
+        "episode": str(body["episode"]), "row": str(row.seq), "severity": _SEVERITY["held"],
+    }  # fmt: skip
+    annotations = {
+        "summary": f"Episode {body['episode']} of {body['model']} goes on without a retraining: {body['reason']}",
+        "description": "`trimtab actions episodes` shows its attempts and what became of them.",
     }
     return KnownAlert(
         labels=labels_of(labels), annotations=tuple(sorted(annotations.items())), starts_at=row.time,

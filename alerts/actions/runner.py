@@ -154,13 +154,16 @@ class ActionRunner:
         self._keeper.start()
         return taken
 
-    def consider(self, alert: Alert) -> Action | None:
-        """Decide on a firing alert that asks for an action by its labels; None when there is nothing (new) to do."""
+    def consider(self, alert: Alert, *, key: str = "", also: Mapping[str, Any] | None = None) -> Action | None:
+        """Decide on a firing alert that asks for an action by its labels; None when there is nothing (new) to do.
+
+        `key` takes the place of the one that the alert and its release give, and `also` goes with the evidence.
+        """
         action, model = asked_for(alert), alert.label("model")
         if not action:
             return None
         release, starts_at = alert.label("release"), alert.fired_at or alert.active_at
-        key = key_of(action, model, release, alert.fingerprint, starts_at)
+        key = key or key_of(action, model, release, alert.fingerprint, starts_at)
         now = self._clock()
         if key in self._settled or self._overruled.get(key, 0.0) > now:
             return None
@@ -170,6 +173,7 @@ class ActionRunner:
             "annotations": dict(alert.annotations),
             "active_at": alert.active_at,
             "fired_at": alert.fired_at,
+            **(also or {}),
             **({"release": self._evidence_of(model, release)} if release else {}),
         }
         proposal = Proposal(

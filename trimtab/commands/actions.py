@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 import sqlalchemy as sa
@@ -28,12 +29,13 @@ _ALL = 10_000_000
 
 @click.group()
 def actions() -> None:
-    """The journal of actions: list, show, approve, reject, verify, replay.
+    """The journal of actions: list, show, episodes, approve, reject, verify, replay.
 
     \b
     Examples:
       trimtab actions list --model flights
       trimtab actions show 3                       why it was done, in words
+      trimtab actions episodes                     of drift or decay, and their retrainings
       trimtab actions verify                       is the journal as it was written?
       trimtab actions replay --since 7d --policy new.yaml     what would another policy have done?
     """
@@ -57,6 +59,31 @@ def list_(model: str | None, limit: int, settings: Settings, as_json: bool) -> N
     for row in rows:
         what = f"{row['action']:<9} {row['model']:<12} {row['state']:<9}"
         click.echo(f"{row['id']:<6} {_when(row['created_at'])}  {what} {row['reason']}")
+
+
+@actions.command(epilog="Example: trimtab actions episodes --model flights")
+@click.option("--model", help="Only this model's.")
+@click.option("--limit", default=20, show_default=True)
+@with_settings
+@with_json
+def episodes(model: str | None, limit: int, settings: Settings, as_json: bool) -> None:
+    """Episodes of drift or decay, the newest first: when each began and ended, and what its retrainings came to."""
+    query = urlencode({"limit": limit} | ({"model": model} if model else {}))
+    rows = call(settings, "GET", f"{settings.alerts_url}/api/v1/episodes?{query}")["episodes"]
+    if as_json:
+        echo_json(rows)
+        return
+    if not rows:
+        click.echo("no episodes yet")
+    for row in rows:
+        end = f"ended {_when(row['ended_at'])}: {row['ended_because']}" if row["ended_at"] else "goes on"
+        after = f", after episode {row['follows']}" if row["follows"] else ""
+        version = f" version {row['version']}" if row["version"] else ""
+        click.echo(f"{row['id']:<5} {_when(row['opened_at'])}  {row['model']}{version}  {row['cause']}{after}; {end}")
+        for attempt in row["attempts"]:
+            click.echo(f"      action {attempt['action']}: {attempt['outcome']}  {attempt['why']}")
+        if row["waits"]:
+            click.echo(f"      waits: {row['waits']}")
 
 
 @actions.command(epilog="Example: trimtab actions show 3")

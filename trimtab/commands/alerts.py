@@ -14,7 +14,8 @@ from alerts.api import serve as run
 from alerts.config import AlertsConfig
 from alerts.labels import Matcher
 from alerts.notifications import ConfigurationError, load_configuration, parse_matcher
-from trimtab.action_hooks import HookSettingsError, hooks_of, policies_of
+from alerts.retraining import RetrainingPolicy
+from trimtab.action_hooks import HookSettingsError, hooks_of, policies_of, retrainings_of
 from trimtab.commands.options import call, echo_json, fail, start_logging, with_json, with_settings
 from trimtab.settings import Settings
 
@@ -45,6 +46,7 @@ def _run(settings: Settings) -> None:
         if own.alertmanager_config:
             load_configuration(own.alertmanager_config)
         policies, hooks = policies_of(settings), hooks_of(settings)
+        retrainings = retrainings_of(settings)
     except (ConfigurationError, PolicyError, HookSettingsError) as error:
         fail(str(error))
     run(
@@ -65,6 +67,8 @@ def _run(settings: Settings) -> None:
             policies=policies.policies,
             policy_version=policies.version,
             hooks=hooks,
+            retraining=retrainings.pop("*", RetrainingPolicy()),
+            retrainings=retrainings,
             secret=settings.trimtab.secret,
             external_url=settings.alerts_url,
         )

@@ -12,6 +12,7 @@ from trimtab.settings import (
     CollectorSettings,
     General,
     ModelSettings,
+    RetrainingSettings,
     ServingSettings,
     Settings,
 )
@@ -72,8 +73,20 @@ def demo_settings(data: Path, plan: Plan, secret: str) -> Settings:
             actions={
                 "rollback": quick,
                 "promote": quick,
-                "retrain": ActionSettings(command=retrain, cooldown_seconds=30.0, budget_per_hour=6),
-            }
+                "retrain": ActionSettings(command=retrain, cooldown_seconds=10.0, budget_per_hour=20),
+            },
+            # A day passes in about a second: what is refused has new days to learn from soon.
+            retraining={
+                MODEL: RetrainingSettings(
+                    calm_seconds=60.0,
+                    backoff_seconds=10.0,
+                    max_backoff_seconds=20.0,
+                    min_new_labels=2000,
+                    failure_backoff_seconds=5.0,
+                    settle_seconds=60.0,
+                    budget_per_day=20,
+                )
+            },
         ),
         serving=ServingSettings(trace_sample_ratio=0.0),
         models={

@@ -18,9 +18,11 @@ from scipy.stats import beta
 
 from alerts.evidence import HARM_RATIOS, VerdictPolicy
 from alerts.evidence.errors import BURST, INCIDENT_SECONDS, SAFE_RATES
-from alerts.evidence.latency import SLOWER_RATIOS, WEIGH_AFTER
+from alerts.evidence.exceedances import SLOWER_RATIOS, WEIGH_AFTER
+from alerts.evidence.latency import ALIKE, FRACTIONS, LEAST_REQUESTS, MOST, REMEMBERED, SHARES, TEACHING
 from alerts.evidence.sample_ratio import PRIOR
 from alerts.evidence.segments import SAFE_RATIOS
+from alerts.evidence.state import MOST_FAILURES
 from benchmarks.evidence_rules import RULES
 from benchmarks.evidence_traffic import BOUNDS, HOUR, Counts, Floats, Scenario, Traffic, traffic
 from observability.names import LATENCY_SECONDS
@@ -39,7 +41,9 @@ class Course:
     safety: Floats
     incident: np.ndarray
     slow: Floats
-    """Canary requests above the median bound, a bound below what `minimum_slow` asks of the telling one."""
+    """Canary requests above the bound that tells most."""
+    failing: Floats
+    """Seconds in which the canary failed."""
 
 
 def mixture(canary: Counts, total: Counts, share: Floats, ratios: Floats, null: float = 1.0) -> list[Floats]:
@@ -63,9 +67,10 @@ def log_mean(parts: list[Floats], weights: Sequence[Floats | float] | None = Non
 def course(seen: Traffic, policy: VerdictPolicy = POLICY) -> Course:
     """The evidence after each second."""
     heard = seen.heard_canary + seen.heard_stable
-    errors = log_mean(mixture(seen.heard_canary, heard, seen.share, HARM_RATIOS))
+    counted = np.minimum(seen.heard_canary, MOST_FAILURES)
+    errors = log_mean(mixture(counted, counted + seen.heard_stable, seen.share, HARM_RATIOS))
 
-    latency = slow_evidence(seen)
+    latency, slow = slow_evidence(seen, policy)
     split = np.zeros_like(errors)
     for rho in np.unique(seen.share):
         on = seen.share == rho
@@ -88,33 +93,74 @@ def course(seen: Traffic, policy: VerdictPolicy = POLICY) -> Course:
         ]
     )
     safety = np.logaddexp(absolute, relative) - np.log(2.0)
-    middle = BOUNDS.index(0.05)
-    return Course(errors, latency, split, safety, incident, np.cumsum(seen.slow_canary[middle], axis=1))
+    failing = np.cumsum(seen.heard_canary > 0, axis=1).astype(np.float64)
+    return Course(errors, latency, split, safety, incident, slow, failing)
 
 
-def slow_evidence(seen: Traffic) -> Floats:
-    """That of latency: the bounds get their weights once enough was asked, and nothing is concluded before."""
+def slow_evidence(seen: Traffic, policy: VerdictPolicy = POLICY) -> tuple[Floats, Floats]:
+    """That of latency (`alerts.evidence.latency.Pace`), and the canary's requests above the bound that tells most."""
+    # All requests exceed the bounds below these, and none those beyond.
+    places = [place for place, bound in enumerate(BOUNDS) if bound >= policy.latency_floor_seconds]
+    above = len([bound for bound in LATENCY_SECONDS if bound > BOUNDS[-1]])
+    runs, seconds = seen.share.shape
+    shape = (len(places), runs)
+    usual, weights, slow = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    wealth = np.zeros((len(FRACTIONS), *shape))
+    taught = np.zeros(runs, dtype=bool)
+    asked, exceeded = np.zeros((2, runs)), np.zeros(shape)
+    waiting, waiting_slow = np.zeros((2, runs)), np.zeros((2, *shape))
+    beyond = np.zeros(runs)
+    evidence, telling = np.zeros((runs, seconds)), np.zeros((runs, seconds))
+    for second in range(seconds):
+        waiting += np.stack([seen.split_canary[:, second], seen.split_stable[:, second]])
+        waiting_slow += np.stack([seen.slow_canary[places, :, second], seen.slow_stable[places, :, second]])
+        both = (waiting > 0).all(axis=0)
+        canary, stable = waiting_slow / np.maximum(waiting, 1.0)[:, None, :]
+        bet = both & taught
+        cap = np.minimum(np.maximum(usual, LEAST_REQUESTS / np.maximum(waiting[1], 1.0)), 1.0)
+        for place, fraction in enumerate(FRACTIONS):
+            stake = fraction / (cap * policy.latency_tolerance)
+            gain = stake * (np.minimum(canary, MOST / stake) - policy.latency_tolerance * stable)
+            parts = np.where(gain < 0.0, np.maximum(np.ceil(stable / cap), 1.0), 1.0)
+            wealth[place] += np.where(bet, parts * np.log1p(gain / parts), 0.0)
+        slow += np.where(bet, waiting_slow[0], 0.0)
+        usual = np.where(both, np.maximum(REMEMBERED * usual, stable), usual)
+        learns = both & ~taught
+        asked += np.where(learns, waiting, 0.0)
+        exceeded += np.where(learns, waiting_slow.sum(axis=0), 0.0)
+        waiting, waiting_slow = np.where(both, 0.0, waiting), np.where(both, 0.0, waiting_slow)
+        now = learns & (asked.sum(axis=0) >= TEACHING) & (asked[0] >= policy.warm_up_requests)
+        if now.any():
+            found, idle = bound_weights(exceeded, asked.sum(axis=0), above)
+            weights, beyond, taught = np.where(now, found, weights), np.where(now, idle, beyond), taught | now
+        shares = np.array(SHARES)[:, None, None]
+        by_bound = weights * (shares * np.exp(np.minimum(wealth, 690.0))).sum(axis=0)
+        evidence[:, second] = np.where(taught, np.log(np.maximum(by_bound.sum(axis=0) + beyond, 1e-300)), 0.0)
+        telling[:, second] = slow[by_bound.argmax(axis=0), np.arange(runs)]
+    return evidence, telling
+
+
+def bound_weights(exceeded: Floats, asked: Floats, above: int) -> tuple[Floats, Floats]:
+    """(K, R) the weight of each bound, and (R) that of the bounds above them, which nobody exceeds."""
+    shares = np.minimum(exceeded / np.maximum(asked, 1.0), 1.0)
+    empty = np.cumsum(shares <= 0.0, axis=0)
+    within = empty <= 2
+    more = np.clip(2 - empty[-1], 0, above)
+    even = 1.0 / (within.sum(axis=0) + more)
+    variances = shares * (1.0 - shares)
+    total = variances.sum(axis=0)
+    share = np.where(total > 0.0, ALIKE, 1.0)
+    return share * within * even + (1.0 - share) * variances / np.maximum(total, 1e-300), share * more * even
+
+
+def slow_requests_as_events(seen: Traffic) -> Floats:
+    """What the evidence would be if each slow request were an event of its own (`alerts.evidence.exceedances`)."""
     asked = seen.split_canary + seen.split_stable
     enough = np.cumsum(asked, axis=1) >= WEIGH_AFTER
-    at = np.minimum(first(enough), enough.shape[1]) - 1
-    runs = np.arange(len(at))
-    events = [(c, c + s) for c, s in zip(seen.slow_canary, seen.slow_stable, strict=True)]
-    # All requests exceed the bounds below these, and none those beyond.
-    below = sum(bound < BOUNDS[0] for bound in LATENCY_SECONDS)
-    whole = np.cumsum(asked, axis=1)[runs, at]
-    above = np.stack([np.minimum(np.cumsum(total, axis=1)[runs, at] / whole, 1.0) for _, total in events])
-    variances = above * (1.0 - above)
-    alike = 0.3 / len(LATENCY_SECONDS)
-    parts = [np.zeros_like(seen.share)]
-    weights: list[Floats | float] = [alike * (len(LATENCY_SECONDS) - below - len(BOUNDS))]
-    for (canary, total), variance in zip(events, variances, strict=True):
-        for part in mixture(canary, total, seen.share, SLOWER_RATIOS):
-            parts.append(part)
-            weights.append(((alike + 0.7 * variance / variances.sum(axis=0)) / len(SLOWER_RATIOS))[:, None])
-    for part in mixture(seen.split_canary, asked, seen.share, SLOWER_RATIOS):
-        parts.append(part)
-        weights.append(alike * below / len(SLOWER_RATIOS))
-    return np.where(enough, log_mean(parts, weights), 0.0)
+    parts: list[Floats] = []
+    for canary, stable in zip(seen.slow_canary, seen.slow_stable, strict=True):
+        parts += mixture(canary, canary + stable, seen.share, SLOWER_RATIOS)
+    return np.where(enough, log_mean(parts), 0.0)
 
 
 def calmness(seen: Traffic, policy: VerdictPolicy) -> tuple[Floats, np.ndarray]:
@@ -142,7 +188,9 @@ def calmness(seen: Traffic, policy: VerdictPolicy) -> tuple[Floats, np.ndarray]:
 
 def rolled_back(seen: Traffic, found: Course, policy: VerdictPolicy = POLICY) -> np.ndarray:
     """Second of the rollback by run, an hour (or the scenario's length) when never."""
-    enough = np.cumsum(seen.heard_canary, axis=1) >= policy.minimum_errors
+    enough = (np.cumsum(seen.heard_canary, axis=1) >= policy.minimum_errors) & (
+        found.failing >= policy.minimum_error_looks
+    )
     errors = np.where(enough, found.errors, 0.0)
     latency = np.where(found.slow >= policy.minimum_slow, found.latency, 0.0)
     harm = log_mean([errors, latency], [policy.shares["errors"], policy.shares["latency"]])

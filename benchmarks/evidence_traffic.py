@@ -40,11 +40,18 @@ class Scenario:
     seconds: int = HOUR
     incident_from: int = -1
     """Second at which 30 % of both arms' requests begin to fail, for good."""
+    tail_share: float = 0.0
+    """Share of the candidate's requests that take half a second more."""
+    stalls: bool = False
+    """Each arm by itself stands still twice a minute for 50 to 500 ms, which all of its requests of that time wait out;
+    both together once in 20 s; twice a minute one batch of an arm fails as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """(R, T) by run and second, `slow` (K, R, T) by bound too. `heard_…` and `slow_…` are of units where they stick."""
+    """(R, T) by run and second, `slow` (K, R, T) by bound too.
+
+    Where units stick, `heard_…` are their first failures and `slow_…` of their first requests."""
 
     share: Floats
     canary: Counts
@@ -62,6 +69,8 @@ class Traffic:
 
 def tail(bound: float, slower: Floats | float) -> Floats:
     """Share of the answers above the bound, by how much slower they are."""
+    if bound <= 0.0:
+        return np.ones_like(np.asarray(slower, dtype=np.float64))
     return np.asarray(ndtr(-(np.log(bound / MEDIAN_SECONDS) - np.log(slower)) / SPREAD))
 
 
@@ -85,6 +94,8 @@ def traffic(rng: np.random.Generator, runs: int, scenario: Scenario) -> Traffic:
         failing = np.where(seconds >= scenario.incident_from, 0.3 / STABLE_RATE, 1.0) * np.ones_like(level)
     late = np.where(failing > 1.0, 1.3, 1.0)
     free = _by_chance(rng, share, level, failing, late, scenario, sticky)
+    if scenario.stalls:
+        _stall(rng, free)
     for run in np.flatnonzero(sticky).tolist():
         _by_user(rng, run, free, share[run], level[run], failing[run], late[run])
     return replace(free, sticky=sticky)
@@ -105,13 +116,18 @@ def _by_chance(
 ) -> Traffic:
     """Each request by chance alone; runs with sticky users are left at 0."""
     arms = []
-    for part, rate, slower in ((share, scenario.canary_rate, scenario.slower), (1 - share, STABLE_RATE, 1.0)):
+    for part, rate, slower, slower_share in (
+        (share, scenario.canary_rate, scenario.slower, scenario.tail_share),
+        (1 - share, STABLE_RATE, 1.0, 0.0),
+    ):
         asked = np.where(sticky[:, None], 0.0, RPS * level * part)
         slow = np.zeros((len(BOUNDS), *share.shape))
         above = np.zeros(share.shape)
         requests = np.zeros(share.shape)
         for place in range(len(BOUNDS) - 1, -1, -1):
             over = tail(BOUNDS[place], slower * late)
+            if slower_share:
+                over = (1.0 - slower_share) * over + slower_share * tail(BOUNDS[place] - 0.5, late)
             requests += rng.poisson(asked * np.maximum(over - above, 0.0))
             slow[place], above = requests, over
         requests = requests + rng.poisson(asked * np.maximum(1.0 - above, 0.0))
@@ -122,6 +138,29 @@ def _by_chance(
         share, canary, stable, canary_errors, stable_errors, canary_errors.copy(), stable_errors.copy(),
         slow_canary, slow_stable, canary.copy(), stable.copy(), sticky,
     )  # fmt: skip
+
+
+def _stall(rng: np.random.Generator, into: Traffic) -> None:
+    """Clusters: what hits one arm's requests of a moment together, as likely for a request of either arm."""
+    shape = into.share.shape
+    common = rng.random(shape) < 1 / 20
+    common_length = np.exp(rng.uniform(np.log(0.05), np.log(0.5), shape))
+    for requests, errors, heard, slow in (
+        (into.canary, into.canary_errors, into.heard_canary, into.slow_canary),
+        (into.stable, into.stable_errors, into.heard_stable, into.slow_stable),
+    ):
+        own, length = rng.random(shape) < 1 / 30, np.exp(rng.uniform(np.log(0.05), np.log(0.5), shape))
+        for on, seconds in ((common, common_length), (own, length)):
+            waiting = np.minimum(np.where(on, rng.poisson(requests * seconds), 0), requests).astype(np.int64)
+            for place, bound in enumerate(BOUNDS):
+                # A wait is uniform up to the length of the stall, and what it would have taken anyway is the middle.
+                over = np.clip(1.0 - (bound - MEDIAN_SECONDS) / seconds, 0.0, 1.0)
+                slow[place] = np.minimum(slow[place] + rng.binomial(waiting, over), requests)
+        # A batch holds what came within 30 ms.
+        batch = 1 + rng.poisson(0.03 * requests)
+        failed = np.where(rng.random(shape) < 1 / 30 * np.minimum(requests / batch / 30.0, 1.0), batch, 0)
+        errors[:] = np.minimum(errors + failed, requests)
+        heard[:] = errors
 
 
 def _by_user(
@@ -162,13 +201,11 @@ def _by_user(
         canary[run] = np.bincount(second[mine], minlength=len(share))
         stable[run] = np.bincount(second[~mine], minlength=len(share))
 
-    count(first(level), into.split_canary, into.split_stable)
+    begun = first(level)
+    count(begun, into.split_canary, into.split_stable)
     count(np.minimum(first(level * usual), first(level, broken)), into.heard_canary, into.heard_stable)
-    times = np.full(USERS, np.inf)
-    above = np.zeros((2, len(share)))
-    for index in range(len(BOUNDS) - 1, -1, -1):
-        over = np.stack([tail(BOUNDS[index], late), tail(BOUNDS[index], 2.0 * late)])
-        here = np.maximum(over - above, 0.0)
-        times = np.minimum(times, np.where(sluggish, first(level * here[1]), first(level * here[0])))
-        count(times, into.slow_canary[index], into.slow_stable[index])
-        above = over
+    asked_first = np.where(begun < len(share), begun, 0).astype(np.int64)
+    took = MEDIAN_SECONDS * np.exp(SPREAD * rng.standard_normal(USERS)) * late[asked_first]
+    took = np.where(sluggish, 2.0 * took, took)
+    for index, bound in enumerate(BOUNDS):
+        count(np.where(took > bound, begun, np.inf), into.slow_canary[index], into.slow_stable[index])

@@ -4,8 +4,9 @@ from alerts.evidence.after_promotion import Detector
 from alerts.evidence.confidence import distribution_band, rate_interval
 from alerts.evidence.discoveries import level, log_weighted_mean, to_blame
 from alerts.evidence.errors import Recent, calm, log_rate_safety, log_safety
+from alerts.evidence.exceedances import Slow, Slowness, exceedances, log_by_bound, log_not_slower, slowness
 from alerts.evidence.judge import Judgement, ReleaseJudge, replayed
-from alerts.evidence.latency import Slow, Slowness, exceedances, log_by_bound, log_not_slower, slowness
+from alerts.evidence.latency import Pace
 from alerts.evidence.prediction import Predicted, log_shift_evidence, total_variation
 from alerts.evidence.quality import Bet, paired, unpaired, weighed
 from alerts.evidence.sample_ratio import log_split_evidence
@@ -27,6 +28,7 @@ __all__ = [
     "Ledger",
     "Look",
     "Outcome",
+    "Pace",
     "Predicted",
     "Reason",
     "Recent",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from alerts.evidence.latency import Slow, exceedances
+from alerts.evidence.exceedances import Slow, exceedances
 from alerts.evidence.totals import CANARY
 
 Cumulative = tuple[float, ...]
@@ -45,7 +45,7 @@ def histograms(buckets: Iterable[tuple[str, str, float, str, float]]) -> list[Hi
 def grown(
     now: Sequence[Histogram], before: Mapping[str, Cumulative]
 ) -> tuple[Cumulative, tuple[Slow, ...], dict[str, Cumulative]]:
-    """The bounds, requests above each since `before`, and what to give as `before` at the next look.
+    """The bounds, requests in all and above each since `before`, and what to give as `before` at the next look.
 
     A series that fell was restarted from 0, one that is absent keeps its values. Series with other bounds than the
     first one's are left out: two servers that run different releases of Trimtab.
@@ -63,12 +63,13 @@ def grown(
         more = values if fell else tuple(a - b for a, b in zip(values, known, strict=True))
         last[histogram.series] = values
         arm = canary if histogram.arm == CANARY else stable
-        sums = arm.setdefault(histogram.propensity, [0.0] * len(bounds))
-        for place, count in enumerate(exceedances(more)):
+        # Behind the bounds all requests, which exceed none.
+        sums = arm.setdefault(histogram.propensity, [0.0] * (len(bounds) + 1))
+        for place, count in enumerate((*exceedances(more), more[-1])):
             sums[place] += count
-    zeros = [0.0] * len(bounds)
-    slow = tuple(
-        Slow(propensity, tuple(canary.get(propensity, zeros)), tuple(stable.get(propensity, zeros)))
-        for propensity in sorted({*canary, *stable})
-    )
-    return bounds, tuple(part for part in slow if any(part.canary) or any(part.stable)), last
+    zeros = [0.0] * (len(bounds) + 1)
+    slow = []
+    for propensity in sorted({*canary, *stable}):
+        (*mine, asked), (*others, asked_others) = canary.get(propensity, zeros), stable.get(propensity, zeros)
+        slow.append(Slow(propensity, tuple(mine), tuple(others), asked, asked_others))
+    return bounds, tuple(part for part in slow if part.canary_requests or part.stable_requests), last

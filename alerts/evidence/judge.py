@@ -190,7 +190,7 @@ class ReleaseJudge:
             at=now, arms=grown(before, totals), bounds=bounds if slow else (), slow=slow, sticky=sticky,
             first_failures=first_failures(before, totals) if sticky else None,
         )  # fmt: skip
-        if state.slow and look.bounds not in ((), state.bounds):
+        if state.bounds and look.bounds not in ((), state.bounds):
             # A server with other bounds has come: latency goes on with what is there, the rest as ever.
             look = replace(look, bounds=(), slow=())
         state = state.after(look, self._policy_of(release.model))
@@ -203,7 +203,7 @@ class ReleaseJudge:
         """The saved state, the histograms as they last read, and the verdict's reason in one word."""
         saved = read_state(connection, release.model, release.release)
         if saved is not None:
-            return ReleaseState.from_json(saved[0]), saved[1], saved[2]
+            return ReleaseState.from_json(saved[0]).continued(), saved[1], saved[2]
         totals = read_totals(connection, release.model, release.release)
         begun = ReleaseState(started_at=release.started_at)
         if not totals:

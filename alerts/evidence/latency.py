@@ -1,9 +1,20 @@
-"""Slower answers: e-processes on the requests above each bound of a histogram.
+"""Slower answers: a bet, look by look, that more of the canary's requests than of the stable version's exceed a bound.
 
-"Slower than a bound" is an event like a failure, so `alerts.evidence.segments` says what it shows; the mean over the
-bounds is an e-process however they depend on each other, and sees a shift of the body as well as a heavy tail. Only
-the counters of a Prometheus histogram are needed. After Howard & Ramdas, "Sequential estimation of quantiles",
-Bernoulli 28(3), 2022, section on exceedances; bounds must be set before the release, never from its data.
+Requests of one look (a second) are not independent: a stall hits all of a batch, and so of one arm. So a look is one
+observation at each bound: d = a - tolerance b, with a and b the shares of the canary's and of the stable version's
+requests that exceeded it. If a request has the same chance to be slow whichever arm it got, d has a mean of at most 0
+*whatever the requests of a look have in common*, and however many each arm got. (The canary's share of the slow
+requests has not: where a batch holds three stable requests or one of the canary's, a stall that hits a batch at random
+hits the canary's too often.) The wealth prod(1 + lambda_t d_t) is then an e-process for every lambda_t that is known
+before the look: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by betting", JRSS-B 86(1), 2024.
+
+lambda_t is a fraction of 1 / (the largest stable share seen so far), which is small for a tail and makes a single slow
+canary request count there; two fractions are mixed, of which the smaller wins where looks differ much by themselves. A
+look can never gain more than `MOST`-fold, so that a stall of one arm, however long, proves nothing. A stable share
+beyond all before would cost more than there is: its loss is paid in parts, exp-like. That is the one inexact place, and
+it does not recur: the share is remembered. Bounds are mixed with weights that the first looks set.
+
+What is asked of the looks is that what slows one arm alone passes: an arm that stays slow for many looks is slower.
 """
 
 from __future__ import annotations
@@ -11,119 +22,157 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
+from alerts.evidence.exceedances import Slow, Slowness
 
-from alerts.evidence.segments import Bets, Floats, Segment, log_mixture, log_ratio_safety
+Numbers = tuple[float, ...]
 
-# Ratios that the mixture bets on: a bound that one request in ten exceeds can be exceeded ten times as often at most.
-SLOWER_RATIOS: Floats = np.array([1.2, 1.5, 2.0, 4.0, 12.0])
+# Of the largest bet that could lose all, and how the wealth begins divided among them.
+FRACTIONS: Numbers = (0.9, 0.3)
+SHARES: Numbers = (0.7, 0.3)
+# What a look can gain at most, as a multiple of the wealth, besides what it was.
+MOST = 6.5
+# The stable share is taken for so many requests of a look at least: fewer may be the first of more.
+LEAST_REQUESTS = 1.2
+# What is left of the largest stable share after another look: what was usual an hour ago is no measure for ever.
+REMEMBERED = 0.995
 # Requests of both arms after which the bounds get their weights.
-WEIGH_AFTER = 200.0
-# What of the weight all bounds have alike: a new tail shows where nobody was before.
-_ALIKE = 0.3
+TEACHING = 50.0
+# What of the weight all bounds up to the second that nobody exceeded have alike: a new tail shows where nobody was.
+ALIKE = 0.5
+_EMPTY = 2
+_MOST_LOG = 690.0
 
 
-@dataclass(frozen=True, slots=True)
-class Slow:
-    """Requests of both arms above each bound while the router used one probability; in the bounds' order."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """The state of the bets; `after` gives the next one. A new one has seen nothing.
 
-    propensity: float
-    canary: tuple[float, ...]
-    stable: tuple[float, ...]
+    `weights` and `usual` (the largest stable share) are by bound, `wealth` (logarithms) by fraction and bound;
+    `waiting` are the requests of looks in which one arm had none. `requests` (canary, stable) and `above` (both arms,
+    by bound) are what came before the weights were set; `looks` counts those that were bet on, and `slow` the canary's
+    requests above each bound in them.
+    """
 
-    def __post_init__(self) -> None:
-        if len(self.canary) != len(self.stable):
-            raise ValueError(f"the arms have {len(self.canary)} and {len(self.stable)} bounds; they must be the same")
-        if not 0.0 <= self.propensity <= 1.0:
-            raise ValueError(f"propensity is a probability, got {self.propensity}")
+    weights: Numbers = ()
+    usual: Numbers = ()
+    wealth: tuple[Numbers, ...] = ()
+    waiting: Slow | None = None
+    requests: Numbers = (0.0, 0.0)
+    above: Numbers = ()
+    looks: int = 0
+    slow: Numbers = ()
 
-    def plus(self, other: Slow) -> Slow:
-        """With further requests of the same probability and the same bounds."""
-        return Slow(
-            self.propensity,
-            tuple(a + b for a, b in zip(self.canary, other.canary, strict=True)),
-            tuple(a + b for a, b in zip(self.stable, other.stable, strict=True)),
+    def after(
+        self,
+        parts: Sequence[Slow],
+        bounds: Numbers,
+        *,
+        tolerance: float = 1.0,
+        floor_seconds: float = 0.0,
+        warm_up_requests: float = 0.0,
+    ) -> Pace:
+        """After a look: requests by arm above each of `bounds` (seconds), whatever the router's probabilities were.
+
+        Bounds below `floor_seconds` are not bet on. Looks until the canary has answered `warm_up_requests` only teach
+        what is usual.
+        """
+        look = _pooled(parts if self.waiting is None else (self.waiting, *parts), len(bounds))
+        if not look.canary_requests or not look.stable_requests:
+            return self._with(waiting=look)
+        stable = [count / look.stable_requests for count in look.stable]
+        wealth, slow, looks = self.wealth, self.slow, self.looks
+        if self.weights:
+            canary = [count / look.canary_requests for count in look.canary]
+            wealth = self._bet(canary, stable, look.stable_requests, tolerance)
+            slow = tuple(before + more for before, more in zip(slow, look.canary, strict=True))
+            looks += 1
+        usual = self.usual or (0.0,) * len(bounds)
+        usual = tuple([max(REMEMBERED * before, share) for before, share in zip(usual, stable, strict=True)])
+        taught = Pace(weights=self.weights, usual=usual, wealth=wealth, looks=looks, slow=slow)
+        return taught if self.weights else taught._taught(self, look, bounds, floor_seconds, warm_up_requests)
+
+    def evidence(self) -> Slowness:
+        """Log e-value that the canary is slower, and the place of the bound that says so most (-1 before any look)."""
+        if not self.looks:
+            return Slowness(0.0, -1)
+        by_bound = [
+            weight * sum([share * math.exp(min(log, _MOST_LOG)) for share, log in zip(SHARES, logs, strict=True)])
+            for weight, logs in zip(self.weights, zip(*self.wealth, strict=True), strict=True)
+        ]
+        total = math.fsum(by_bound)
+        return Slowness(math.log(total) if total else 0.0, max(range(len(by_bound)), key=by_bound.__getitem__))
+
+    def _bet(self, canary: list[float], stable: list[float], requests: float, tolerance: float) -> tuple[Numbers, ...]:
+        least = LEAST_REQUESTS / requests
+        rows = []
+        for fraction, row in zip(FRACTIONS, self.wealth, strict=True):
+            found = []
+            for a, b, usual, weight, before in zip(canary, stable, self.usual, self.weights, row, strict=True):
+                if not weight or (not a and not b):
+                    found.append(before)
+                    continue
+                cap = min(max(usual, least), 1.0)
+                stake = fraction / (cap * tolerance)
+                d = stake * (min(a, MOST / stake) - tolerance * b)
+                parts = max(math.ceil(b / cap), 1) if d < 0.0 else 1
+                found.append(before + parts * math.log1p(d / parts))
+            rows.append(tuple(found))
+        return tuple(rows)
+
+    def _taught(self, before: Pace, look: Slow, bounds: Numbers, floor: float, warm_up: float) -> Pace:
+        requests = (before.requests[0] + look.canary_requests, before.requests[1] + look.stable_requests)
+        above = tuple(
+            known + c + s
+            for known, c, s in zip(before.above or (0.0,) * len(bounds), look.canary, look.stable, strict=True)
         )
+        if sum(requests) < TEACHING or requests[0] < warm_up:
+            return self._with(requests=requests, above=above)
+        weights = _weights(above, sum(requests), bounds, floor)
+        zeros = (0.0,) * len(bounds)
+        return Pace(
+            weights=weights, usual=self.usual, wealth=(zeros,) * len(FRACTIONS), slow=zeros,
+            requests=requests, above=above,
+        )  # fmt: skip
+
+    def _with(
+        self, *, waiting: Slow | None = None, requests: Numbers | None = None, above: Numbers | None = None
+    ) -> Pace:
+        return Pace(
+            weights=self.weights, usual=self.usual, wealth=self.wealth, waiting=waiting,
+            requests=self.requests if requests is None else requests, above=self.above if above is None else above,
+            looks=self.looks, slow=self.slow,
+        )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Slowness:
-    """Log e-value that the canary is slower, and the place of the bound that speaks for it most (-1 without any)."""
+def _pooled(parts: Sequence[Slow], bounds: int) -> Slow:
+    if len(parts) == 1:
+        return parts[0]
+    canary, stable = [0.0] * bounds, [0.0] * bounds
+    for part in parts:
+        canary = [a + b for a, b in zip(canary, part.canary, strict=True)]
+        stable = [a + b for a, b in zip(stable, part.stable, strict=True)]
+    return Slow(
+        parts[-1].propensity if parts else 0.0, tuple(canary), tuple(stable),
+        sum(part.canary_requests for part in parts), sum(part.stable_requests for part in parts),
+    )  # fmt: skip
 
-    log_evidence: float
-    bound: int
 
-
-def exceedances(cumulative: Sequence[float]) -> tuple[float, ...]:
-    """Requests above each bound, of a histogram's cumulative counts by `le`, the last of which is all (`+Inf`)."""
-    return tuple(cumulative[-1] - below for below in cumulative[:-1])
-
-
-def weights_of(slow: Sequence[Slow], requests: float) -> tuple[float, ...]:
-    """What each bound gets of the bet, given the requests of both arms so far: most where the answers are.
-
-    In proportion to the variance of "slower than the bound" over both arms, besides a part that all have alike. Only
-    sums over the arms go in. If the arms answer alike, these say nothing on whose a request is; so weights that are set
-    once, from sums, and nothing concluded before that, leave an e-process.
-    """
-    bounds = range(len(slow[0].canary))
-    above = [min(sum([part.canary[k] + part.stable[k] for part in slow]) / requests, 1.0) for k in bounds]
-    variances = [share * (1.0 - share) for share in above]
-    total = math.fsum(variances)
+def _weights(above: Numbers, requests: float, bounds: Numbers, floor: float) -> Numbers:
+    """Most where the answers are: in proportion to the variance of "slower than the bound", besides what is alike."""
+    shares = [min(count / requests, 1.0) for count in above]
+    material = [bound >= floor for bound in bounds]
+    empty, within = 0, []
+    for share, counts in zip(shares, material, strict=True):
+        empty += counts and share <= 0.0
+        within.append(counts and empty <= _EMPTY)
+    variances = [share * (1.0 - share) if counts else 0.0 for share, counts in zip(shares, material, strict=True)]
+    total, number = math.fsum(variances), sum(within)
+    if not number:
+        return (0.0,) * len(bounds)
+    alike = [1.0 / number if inside else 0.0 for inside in within]
     if not total:
-        return (1.0 / len(above),) * len(above)
-    return tuple(_ALIKE / len(above) + (1.0 - _ALIKE) * variance / total for variance in variances)
-
-
-def slowness(
-    slow: Sequence[Slow],
-    grid: Floats = SLOWER_RATIOS,
-    tolerance: float = 1.0,
-    weights: tuple[float, ...] | None = None,
-) -> Slowness:
-    """Evidence against "at every bound, the canary exceeds it at most `tolerance` times as often as the stable one".
-
-    The mean over all bounds, weighted if there are weights, and over the ratios `grid` times `tolerance`.
-    """
-    informative = [part for part in slow if 0.0 < part.propensity < 1.0]
-    if not informative or not informative[0].canary:
-        return Slowness(0.0, -1)
-    slopes, normalizers = _arrays(Bets.of(grid, tolerance), tuple([part.propensity for part in informative]))
-    counts = np.array([(part.canary, part.stable) for part in informative])
-    canary = counts[:, 0].sum(axis=0)
-    total = counts.sum(axis=1)
-    values = canary[:, None] * slopes
-    for events, norms in zip(total, normalizers, strict=True):
-        values -= events[:, None] * norms
-    highest = float(values.max())
-    values -= highest
-    shares = np.exp(values, out=values).sum(axis=1)
-    shares *= 1.0 / len(shares) if weights is None else np.array(weights)
-    return Slowness(highest + math.log(float(shares.sum()) / len(slopes)), int(shares.argmax()))
-
-
-def log_not_slower(slow: Sequence[Slow], bound: int, max_ratio: float) -> float:
-    """Log e-value against "the canary exceeds the bound at place `bound` at `max_ratio` times the stable rate or more".
-
-    For a bound that matters, such as that of a latency objective.
-    """
-    segments = [Segment(p.propensity, p.canary[bound], p.canary[bound] + p.stable[bound]) for p in slow]
-    return log_ratio_safety(segments, max_ratio)
-
-
-def log_by_bound(slow: Sequence[Slow], grid: Floats = SLOWER_RATIOS, tolerance: float = 1.0) -> list[float]:
-    """The log e-value of each bound alone, for whoever asks where the canary is slower."""
-    bets = Bets.of(grid, tolerance)
-    bounds = range(len(slow[0].canary) if slow else 0)
-    return [
-        log_mixture([(p.propensity, p.canary[place], p.canary[place] + p.stable[place]) for p in slow], bets)
-        for place in bounds
-    ]
-
-
-@lru_cache(maxsize=256)
-def _arrays(bets: Bets, propensities: tuple[float, ...]) -> tuple[Floats, tuple[Floats, ...]]:
-    """The slopes, and the normalizers by propensity, as arrays of the bets."""
-    return np.array(bets.slopes), tuple(np.array(bets.normalizers(propensity)) for propensity in propensities)
+        return tuple(alike)
+    return tuple(
+        ALIKE * even + (1.0 - ALIKE) * variance / total for even, variance in zip(alike, variances, strict=True)
+    )

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, Self, TypeVar
 
 from alerts.evidence.errors import Recent, calm, log_rate_safety, mean_safety
-from alerts.evidence.latency import WEIGH_AFTER, Slow, slowness, weights_of
+from alerts.evidence.exceedances import Slow, slowness
+from alerts.evidence.latency import Pace
 from alerts.evidence.prediction import Predicted, log_shift_evidence
 from alerts.evidence.quality import Bet
 from alerts.evidence.sample_ratio import log_split_evidence
@@ -31,6 +32,12 @@ class _Part(Protocol):
 
 
 _P = TypeVar("_P", bound=_Part)
+
+# What `to_json` calls its form. States without a number (the first) are read for what they are: their evidence of
+# slower answers is made of sums of requests, and they take no further looks (`continued` does).
+FORMAT = 2
+# Failures of the canary in one look that may count as so many: more of them came of one cause, such as one bad batch.
+MOST_FAILURES = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,8 @@ class Look:
 
     Where units keep their arm, requests are not independent and `sticky` says so: `first_failures` are the failures of
     units that had not failed before (without them each failure of `arms` counts), and `units` the units' first requests
-    (without them the sample ratio is not tested). `losses` are differences of losses for `quality`.
+    (without them the sample ratio is not tested); `slow` are then of the units' first requests, too. `losses` are
+    differences of losses for `quality`.
     """
 
     at: float
@@ -92,14 +100,21 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseState:
-    """All that the verdict on a release needs; segments are ordered by propensity. A new one has seen nothing."""
+    """All that the verdict on a release needs; segments are ordered by propensity. A new one has seen nothing.
+
+    `failures` are those that count as harm, at most `MOST_FAILURES` of the canary's a look, and `failing_looks` the
+    looks that had one of the canary's (None in states of the first format, which did not count them). `pace` is the bet
+    on slower answers. `slow` and `weights` are in states of the first format only.
+    """
 
     started_at: float
     arms: tuple[Arms, ...] = ()
     failures: tuple[Segment, ...] = ()
+    failing_looks: int | None = 0
     calm: tuple[Segment, ...] = ()
     recent: Recent = field(default_factory=Recent)
     bounds: tuple[float, ...] = ()
+    pace: Pace = field(default_factory=Pace)
     slow: tuple[Slow, ...] = ()
     weights: tuple[float, ...] = ()
     predicted: tuple[Predicted, ...] = ()
@@ -108,10 +123,15 @@ class ReleaseState:
     quality: Bet | None = None
 
     def after(self, look: Look, policy: VerdictPolicy) -> ReleaseState:
-        """With what a look has counted; a look within the warm-up is left out. Other bounds than before are refused."""
+        """With what a look has counted; a look within the warm-up is left out. Other bounds than before are refused.
+
+        ValueError for a state of the first format, too: `continued` makes one that goes on.
+        """
         if look.at < self.started_at + policy.warm_up_seconds:
             return self
-        if look.slow and self.slow and look.bounds != self.bounds:
+        if self.slow:
+            raise ValueError("this state was saved by an older version, with sums that nothing is added to any more")
+        if look.slow and self.bounds and look.bounds != self.bounds:
             raise ValueError(f"the histogram's bounds were {self.bounds} and are {look.bounds} now")
         if look.losses and self.quality is None:
             raise ValueError("there are losses, but the state was begun without a bet on quality")
@@ -126,23 +146,26 @@ class ReleaseState:
             normal_rate=policy.max_error_rate,
             incident_rate=policy.incident_error_rate,
         )
-        arms, units, slow = (
-            _summed(self.arms, look.arms), _summed(self.units, look.units), _summed(self.slow, look.slow)
-        )  # fmt: skip
         return replace(
             self,
-            arms=arms,
-            failures=_summed(self.failures, failures),
+            arms=_summed(self.arms, look.arms),
+            failures=_summed(self.failures, _bounded(failures)),
+            failing_looks=None
+            if self.failing_looks is None
+            else self.failing_looks + any(segment.canary_events for segment in failures),
             calm=_summed(self.calm, [segment.times(share) for segment in failures]) if share else self.calm,
             recent=recent,
             bounds=look.bounds or self.bounds,
-            slow=slow,
-            weights=self.weights or _weights(slow, units or arms),
+            pace=self._pace(look, policy),
             predicted=_summed(self.predicted, look.predicted),
-            units=units,
+            units=_summed(self.units, look.units),
             sticky=self.sticky or look.sticky,
             quality=self.quality.after(look.losses) if self.quality is not None and look.losses else self.quality,
         )
+
+    def continued(self) -> ReleaseState:
+        """The state to go on from: of one that an older version saved, all but its evidence of slower answers."""
+        return replace(self, slow=(), weights=(), bounds=()) if self.slow or self.weights else self
 
     @property
     def counts(self) -> Counts:
@@ -160,13 +183,14 @@ class ReleaseState:
         counts = self.counts
         failures = [(part.propensity, part.canary_events, part.total_events) for part in self.failures]
         harm: dict[str, float] = {"errors": log_mixture(failures, Bets.of(HARM_RATIOS, policy.tolerance))}
-        slow_requests, slow_seconds = 0.0, math.nan
+        slow_requests, slow_seconds, slower = 0.0, math.nan, self.pace.evidence()
         if self.slow and self.weights:
             slower = slowness(self.slow, tolerance=policy.latency_tolerance, weights=self.weights)
+        if slower.bound >= 0:
             harm["latency"] = slower.log_evidence
-            if slower.bound >= 0:
-                slow_requests = math.fsum([part.canary[slower.bound] for part in self.slow])
-                slow_seconds = self.bounds[slower.bound]
+            slow_seconds = self.bounds[slower.bound]
+            slow_requests = self.pace.slow[slower.bound] if self.pace.slow else 0.0
+            slow_requests += sum([part.canary[slower.bound] for part in self.slow])
         if self.quality is not None:
             harm["quality"] = self.quality.log_wealth
         absolute = 0.0
@@ -181,17 +205,21 @@ class ReleaseState:
             incident=self.recent.incident(policy.incident_error_rate),
             slow_requests=slow_requests,
             slow_seconds=slow_seconds,
+            failing_looks=self.failing_looks,
         )
 
     def to_json(self) -> str:
         """The state as text; `from_json` gives the same bits."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> ReleaseState:
-        """The state again. ValueError when it is none."""
+        """The state again, also one of the first format. ValueError when it is none, or one of a later version."""
         try:
             body = json.loads(text)
+            form = body.get("format", 1)
+            if form not in (1, FORMAT):
+                raise ValueError(f"the state of a release has format {form!r}; this version reads up to {FORMAT}")
             return ReleaseState(
                 started_at=body["started_at"],
                 arms=tuple(Arms(**part) for part in body["arms"]),
@@ -201,13 +229,26 @@ class ReleaseState:
                 bounds=tuple(body["bounds"]),
                 slow=tuple(Slow(**_tuples(part)) for part in body["slow"]),
                 weights=tuple(body["weights"]),
+                pace=_pace_of(body["pace"]) if form > 1 else Pace(),
+                failing_looks=body["failing_looks"] if form > 1 else None,
                 predicted=tuple(Predicted(**_tuples(part)) for part in body["predicted"]),
                 units=tuple(Arms(**part) for part in body["units"]),
                 sticky=body["sticky"],
                 quality=Bet(**body["quality"]) if body["quality"] else None,
             )
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"this is no state of a release: {error!r}") from error
+
+    def _pace(self, look: Look, policy: VerdictPolicy) -> Pace:
+        if not look.slow:
+            return self.pace
+        return self.pace.after(
+            look.slow,
+            look.bounds,
+            tolerance=policy.latency_tolerance,
+            floor_seconds=policy.latency_floor_seconds,
+            warm_up_requests=policy.warm_up_requests,
+        )
 
     def _split(self) -> float:
         split = self.units if self.units or self.sticky else self.arms
@@ -222,9 +263,26 @@ def _summed(before: tuple[_P, ...], more: Iterable[_P]) -> tuple[_P, ...]:
     return tuple(found[propensity] for propensity in sorted(found))
 
 
-def _weights(slow: Sequence[Slow], asked: Iterable[Arms]) -> tuple[float, ...]:
-    requests = math.fsum([part.canary_requests + part.stable_requests for part in asked])
-    return weights_of(slow, requests) if slow and slow[0].canary and requests >= WEIGH_AFTER else ()
+def _bounded(failures: Iterable[Segment]) -> list[Segment]:
+    """With at most `MOST_FAILURES` of the canary's in all. Fewer are never more evidence of harm."""
+    left, found = MOST_FAILURES, []
+    for segment in failures:
+        canary = min(segment.canary_events, left)
+        left -= canary
+        stable = segment.total_events - segment.canary_events
+        found.append(Segment(segment.propensity, canary, canary + stable))
+    return found
+
+
+def _pace_of(body: Mapping[str, Any]) -> Pace:
+    waiting = body["waiting"]
+    return Pace(
+        **{
+            **_tuples(body),
+            "wealth": tuple(tuple(row) for row in body["wealth"]),
+            "waiting": None if waiting is None else Slow(**_tuples(waiting)),
+        }
+    )
 
 
 def _tuples(body: Mapping[str, Any]) -> dict[str, Any]:

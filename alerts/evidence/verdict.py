@@ -70,10 +70,15 @@ class VerdictPolicy:
     """Age of a release at which an open question becomes `inconclusive`."""
     shares: Mapping[str, float] = field(default_factory=_shares)
     """Shares of `alpha` by check: errors, latency, quality. Fixed before a release; without one a check informs."""
-    latency_tolerance: float = 1.0
+    latency_tolerance: float = 1.05
     """A canary may exceed each latency bound up to this many times as often before it counts as harm."""
-    minimum_slow: int = 20
+    latency_floor_seconds: float = 0.025
+    """Bounds of the histogram below this are no evidence: nobody wants a rollback for less. A good value is a quarter
+    of the model's latency objective; 0 takes every bound."""
+    minimum_slow: int = 5
     """Fewer canary requests above the telling bound than this never prove that it is slower."""
+    minimum_error_looks: int = 3
+    """Canary errors in fewer looks (seconds) than this never prove harm: one bad batch is one look."""
     incident_error_rate: float = 0.05
     """While more of both arms' requests fail than this, nothing is proved safe: the cause is common to both."""
     split_alpha: float = 0.001
@@ -81,7 +86,9 @@ class VerdictPolicy:
     suspect: float = 10.0
     """From this e-value of harm on, no release advances."""
     warm_up_seconds: float = 0.0
-    """What a release's first seconds count is left out; serving warms a version before it routes to it."""
+    """What a release's first seconds count is left out of all; serving warms a version before it routes to it."""
+    warm_up_requests: int = 10
+    """Looks until the canary has answered this many requests are no evidence of slower answers: caches are cold."""
     over_releases: bool = False
     """Whether alpha bounds the share of false rollbacks of all of the model's releases (e-LOND), not of each."""
 
@@ -98,6 +105,9 @@ class VerdictPolicy:
             raise ValueError(
                 f"warm_up_seconds is at least 0 and suspect at least 1, got {self.warm_up_seconds} and {self.suspect}"
             )
+        for name in ("latency_floor_seconds", "warm_up_requests", "minimum_error_looks", "minimum_slow"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is a number from 0 on, got {getattr(self, name)}")
         judged = {Check.ERRORS, Check.LATENCY, Check.QUALITY}
         if not set(self.shares) <= judged or any(not 0 <= s <= 1 for s in self.shares.values()):
             raise ValueError(f"shares are of {', '.join(sorted(judged))}, 0 to 1 each, got {dict(self.shares)}")
@@ -125,7 +135,8 @@ class Evidence:
 
     `log_harm` is by check; `log_split` speaks against the routing's probabilities and `log_shift` against equal
     predictions. `incident` says that too many requests of both arms fail now, `slow_requests` how many of the canary's
-    were above the bound of `slow_seconds`, which speaks most for a slower one.
+    were above the bound of `slow_seconds`, which speaks most for a slower one. `failing_looks` counts the looks in
+    which the canary failed; None where nobody has counted them.
     """
 
     log_harm: Mapping[str, float]
@@ -136,6 +147,7 @@ class Evidence:
     incident: bool = False
     slow_requests: float = 0.0
     slow_seconds: float = math.nan
+    failing_looks: int | None = None
 
     @property
     def harm(self) -> float:
@@ -160,7 +172,8 @@ class Verdict:
 def proving(evidence: Evidence, counts: Counts, policy: VerdictPolicy) -> dict[str, float]:
     """The log e-values of harm that may prove it: of checks that have seen enough."""
     proofs = dict(evidence.log_harm)
-    if counts.canary_errors < policy.minimum_errors:
+    few = evidence.failing_looks is not None and evidence.failing_looks < policy.minimum_error_looks
+    if counts.canary_errors < policy.minimum_errors or few:
         proofs.pop(Check.ERRORS, None)
     if evidence.slow_requests < policy.minimum_slow:
         proofs.pop(Check.LATENCY, None)

@@ -31,7 +31,8 @@ def look_at(seen: Traffic, run: int, second: int) -> Look:
         for slow, everything in ((seen.slow_canary, seen.split_canary), (seen.slow_stable, seen.split_stable))
     )
     arms = Arms(share, of(seen.canary), of(seen.canary_errors), of(seen.stable), of(seen.stable_errors))
-    return Look(at=float(second + 1), arms=(arms,), bounds=LATENCY_SECONDS, slow=(Slow(share, canary, stable),))
+    slow = Slow(share, canary, stable, of(seen.split_canary), of(seen.split_stable))
+    return Look(at=float(second + 1), arms=(arms,), bounds=LATENCY_SECONDS, slow=(slow,))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alerts.evidence import Segment, Slow, exceedances, log_by_bound, log_evidence, log_not_slower, slowness
-from alerts.evidence.latency import SLOWER_RATIOS, weights_of
+from alerts.evidence.exceedances import SLOWER_RATIOS, weights_of
 
 
 def parts() -> list[Slow]:

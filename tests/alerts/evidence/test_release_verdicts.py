@@ -64,7 +64,7 @@ def test_a_canary_that_fails_is_rolled_back_for_its_errors() -> None:
 
 
 def test_a_slower_canary_is_rolled_back_for_its_latency() -> None:
-    slow = Slow(0.1, (10.0, 8.0, 0.0), (90.0, 20.0, 0.0))
+    slow = Slow(0.1, (10.0, 8.0, 0.0), (90.0, 20.0, 0.0), 10.0, 90.0)
     looks = [replace(look, bounds=BOUNDS, slow=(slow,)) for look in seconds(0.0, 0.0, 10)]
 
     found = verdict(state_of(*looks))
@@ -85,7 +85,7 @@ def test_worse_predictions_roll_back_where_quality_has_a_share() -> None:
 
 def test_a_healthy_canary_advances_and_one_under_suspicion_does_not() -> None:
     healthy = state_of(*seconds(0.0, 0.0, 80))
-    suspect = state_of(Look(at=1.0, arms=(Arms(0.1, 3000, 4, 27_000, 3),)))
+    suspect = state_of(*[Look(at=at, arms=(Arms(0.1, 1500, 2, 13_500, 1.5),)) for at in (1.0, 2.0)])
 
     assert verdict(healthy).because is Reason.PROVED_SAFE
     assert suspect.evidence(POLICY).safety > 100
@@ -163,7 +163,7 @@ looks = st.lists(
             at=float(c + s),
             arms=(Arms(rho, c + 20, min(e, c), s + 20, min(e, s)),),
             bounds=BOUNDS,
-            slow=(Slow(rho, (c + w, w, 0.1), (s + w, w, 0.3)),),
+            slow=(Slow(rho, (c, w, 0.0), (s, w, 0.0), c + w, s + w),),
             predicted=(Predicted(rho, (c, w), (s, w)),),
             losses=tuple(losses),
         ),
@@ -193,9 +193,9 @@ def test_a_state_goes_through_json_bit_for_bit_and_goes_on_alike(given_looks: li
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    state = state_of(Look(at=1.0, bounds=BOUNDS, slow=(Slow(0.1, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),)))
+    state = state_of(Look(at=1.0, bounds=BOUNDS, slow=(Slow(0.1, (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 1.0, 1.0),)))
     with pytest.raises(ValueError, match="bounds were"):
-        state.after(Look(at=2.0, bounds=(1.0,), slow=(Slow(0.1, (1.0,), (1.0,)),)), POLICY)
+        state.after(Look(at=2.0, bounds=(1.0,), slow=(Slow(0.1, (1.0,), (1.0,), 1.0, 1.0),)), POLICY)
     with pytest.raises(ValueError, match="no state of a release"):
         ReleaseState.from_json('{"arms": []}')
     with pytest.raises(ValueError, match="errors must lie within requests"):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from alerts.actions.action import KINDS
 from alerts.states import Alert
+from observability import names
 
 LABEL = "action"
 # What Trimtab itself says of actions; and labels that only counts of actions have.
 _TELLING = ("ActionFailed", "ActionHeld", "ActionTaken", "ActionHeldBack")
 _COUNTS = ("outcome", "attempted")
-_FAMILIES = ("actions_total", "action_duration_seconds", "action_episodes")
+_FAMILIES = (names.ACTIONS.name, names.ACTION_DURATION.name, names.EPISODES_OPEN.name, names.EPISODES_ENDED.name)
 
 
 def asked_for(alert: Alert) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import importlib
 import inspect
 import json
 import os
@@ -31,6 +30,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from training.callables import resolve
 from training.ranks import Rank
 
 _PR_SET_PDEATHSIG = 1
@@ -39,20 +39,6 @@ FAILED = 1
 
 class ForkError(RuntimeError):
     """The warm process cannot be forked safely; the message says what was started in it too early."""
-
-
-def resolve(name: str) -> Callable[..., Any]:
-    """The callable named `module:name`. ValueError where it is not there or cannot be called."""
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise ValueError(f"{name!r} names no callable: write module:function")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"{name!r} is a {type(found).__name__}, which cannot be called")
-    return found  # type: ignore[no-any-return]
 
 
 def check_forkable() -> None:

@@ -19,12 +19,13 @@ from torch import nn
 
 from observability import names
 from observability.metrics import Metrics
+from training.callables import resolve
 from training.faults import Fault, Faults
 from training.ledger import CAUSES, Attempt
 from training.supervisor import LEDGER, Limits, Supervisor, given_up
 from training.warm import WarmError
 from training.watch import HangLimits
-from training.zygote import ForkError, check_forkable, resolve
+from training.zygote import ForkError, check_forkable
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from observability import Metrics
 from observability.push import push
+from training.callables import resolve
 from training.checkpoint import CheckpointStore
 from training.faults import Faults
 from training.parameter_server.client import Client, snapshot
@@ -34,7 +35,6 @@ from training.parameter_server.server import Server
 from training.parameter_server.shard import Shard, Terms
 from training.ranks import Rank
 from training.warm import WarmProcess
-from training.zygote import resolve
 
 PUSH_SECONDS = 2.0
 _START = "start"

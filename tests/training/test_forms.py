@@ -1,0 +1,177 @@
+"""Every parallel form follows the loss curve of one process, and goes on where another form was cut off."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.training.toy_forms import CONFIG, ROWS, Deep, curve, deep
+from tests.training.toy_network import line, rows
+from training.faults import Fault, Faults
+from training.parallel import fit_in_ranks
+from training.parallel_config import FormError, ParallelConfig
+from training.replicas import Replicas
+from training.sharded_checkpoint import ShardedCheckpointStore
+from training.supervisor import Limits, Supervisor
+from training.watch import HangLimits
+
+Losses = dict[str, list[float]]
+LIMITS = Limits(restarts=0, hang=HangLimits(step=300.0, first=300.0))
+
+
+def trained(folder: Path, world_size: int, forms: Sequence[str]) -> Losses:
+    """The losses of each form, by one set of warm processes."""
+    supervisor = Supervisor(
+        "tests.training.toy_forms:fit", world_size=world_size, folder=folder, model="toy",
+        arguments={"forms": list(forms)}, limits=LIMITS, echo=None,
+    )  # fmt: skip
+    result = supervisor.run()
+    assert result.outcome == "completed", result.reason
+    return {form: json.loads((folder / f"{form}.json").read_text())["losses"] for form in forms}
+
+
+def cut_off(folder: Path) -> Path:
+    """A copy of a run's checkpoints without the last."""
+    copied = folder.with_name(f"{folder.name}-cut")
+    shutil.copytree(folder, copied)
+    shutil.rmtree(ShardedCheckpointStore(copied).paths()[-1])
+    return copied
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[float]:
+    return curve("one process", Replicas(), None)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
+    folder = tmp_path_factory.mktemp("pairs")
+    forms = (
+        "fsdp=2", "tensor=2", "pipeline=2,schedule=gpipe", "pipeline=2,schedule=1f1b",
+        "pipeline=2,schedule=interleaved", "data=2,compress=bf16", "data=2,compress=powersgd", "fsdp=2>tensor=2",
+    )  # fmt: skip
+    return folder, trained(folder, 2, forms)
+
+
+@pytest.mark.slow
+def test_two_ranks_follow_the_curve_of_one_in_every_form(pairs: tuple[Path, Losses], alone: list[float]) -> None:
+    _, found = pairs
+    assert len(alone) == 20
+    lossy = {"data=2,compress=bf16": 1e-3, "data=2,compress=powersgd": 0.1}
+    for form, losses in found.items():
+        if ">" not in form:
+            assert losses == pytest.approx(alone, abs=lossy.get(form, 1e-5)), form
+    # What is lossy must have lost something, or it was not at work.
+    assert found["data=2,compress=bf16"] != pytest.approx(alone, abs=1e-7)
+    assert found["data=2,compress=powersgd"] != pytest.approx(alone, abs=1e-7)
+    # A run that is at its end is not begun again.
+    assert found["fsdp=2>tensor=2"] == found["fsdp=2"]
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_shards_and_stages_were_cut_off(
+    pairs: tuple[Path, Losses], alone: list[float]
+) -> None:
+    for form in ("fsdp=2", "pipeline=2,schedule=interleaved"):
+        assert curve("one process", Replicas(), cut_off(pairs[0] / form)) == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_four_ranks_follow_it_in_combined_forms_and_go_on_in_another(tmp_path: Path, alone: list[float]) -> None:
+    found = trained(tmp_path, 4, ("fsdp=2,tensor=2", "data=2,tensor=2", "pipeline=2,data=2", "fsdp=4"))
+    cut_off(tmp_path / "fsdp=4")
+    cut_off(tmp_path / "fsdp=2,tensor=2")
+    found |= trained(tmp_path, 2, ("fsdp=4-cut>fsdp=2", "fsdp=2,tensor=2-cut>pipeline=2"))
+    for form, losses in found.items():
+        assert losses == pytest.approx(alone, abs=1e-5), form
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_is_killed_ends_to_the_bit_as_one_that_is_not(
+    tmp_path: Path, pairs: tuple[Path, Losses]
+) -> None:
+    network = deep()
+    faults = Faults((Fault("kill", 1, 13, 0), Fault("kill", 0, 17, 1)))
+    result, run = fit_in_ranks(
+        network, rows(ROWS), CONFIG, world_size=2, folder=tmp_path, model="toy", run="r", faults=faults, echo=None,
+        parallel=ParallelConfig(fsdp=2), limits=Limits(hang=LIMITS.hang),
+    )  # fmt: skip
+
+    assert [one.cause for one in run.attempts] == ["killed", "killed", "completed"]
+    assert [loss for _, loss in result.losses] == pairs[1]["fsdp=2"]
+    whole = ShardedCheckpointStore(pairs[0] / "fsdp=2").newest()
+    assert whole is not None
+    for name, tensor in whole.tensors("network").items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fsdp=x", "fsdp is 'x': it must be a whole number"),
+        ("shards=2", "'shards=2' in a parallel form: write NAME=VALUE, where NAME is one of data, fsdp"),
+        ("data=2,data=2", "data is given twice"),
+        ("data=0", "data is 0: it must be at least 1"),
+        ("pipeline=2,schedule=zigzag", "schedule is 'zigzag': it is one of gpipe, 1f1b, interleaved"),
+        ("fsdp=2,compress=bf16", "gradients are compressed between plain replicas"),
+        ("pipeline=4,microbatches=2", "2 microbatches through 4 stages: the schedule 1f1b needs at least 4"),
+        ("pipeline=2,schedule=interleaved,microbatches=5", "needs a multiple of 2"),
+        ("pipeline=2,chunks=2", "only the schedule interleaved"),
+    ],
+)
+def test_a_form_that_cannot_be_says_why(text: str, message: str) -> None:
+    with pytest.raises(FormError, match=message):
+        ParallelConfig.parse(text)
+
+
+def test_a_form_is_read_from_text_and_back() -> None:
+    form = ParallelConfig.parse("pipeline=2, data=2, schedule=interleaved")
+    assert form == ParallelConfig(pipeline=2, data=2, schedule="interleaved")
+    assert ParallelConfig.from_json(json.loads(json.dumps(form.to_json()))) == form
+    assert (form.world_size, form.shares, form.num_chunks, form.num_microbatches) == (4, 2, 2, 8)
+    assert form.bubble == pytest.approx(1 / 17)
+    assert ParallelConfig.parse("") == ParallelConfig()
+
+
+class Wrong(nn.Module):
+    """Says nothing of how it is divided, or what is not true."""
+
+    def __init__(self, plan: object = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        if plan is not None:
+            self.tensor_plan = plan
+
+
+@pytest.mark.parametrize(
+    ("network", "form", "message"),
+    [
+        (Deep(), "fsdp=3", "fsdp 3 makes 3 ranks, and there are 2"),
+        (Deep(), "fsdp=2,tensor=2", "fsdp 2 x tensor 2 makes 4 ranks, and there are 2"),
+        (Deep(), "", "one process makes 1 ranks, and there are 2"),
+        (line(), "pipeline=2", r"Line has no stages.* give it a method stages\(\)"),
+        (nn.Sequential(nn.Linear(2, 1)), "pipeline=2", "Sequential has 1 stages, and 2 are needed"),
+        (line(), "tensor=2", r"Line does not say how its layers are divided: give it a method tensor_plan\(\)"),
+        (Wrong({"layre": "colwise"}), "tensor=2", "names 'layre', and the network has no such module; it has: layer"),
+        (Wrong({"layer": "diagonal"}), "tensor=2", "divides 'layer' by 'diagonal'"),
+        (Wrong({}), "tensor=2", "names no module"),
+        (Wrong(["layer"]), "tensor=2", "not a list"),
+        (Deep(), "tensor=2,plan=megatron", "there is no plan 'megatron'"),
+        (Deep(), "tensor=2,plan=transformer", "names no module"),
+    ],
+)
+def test_a_form_that_fits_neither_ranks_nor_network_is_refused_before_anything_runs(
+    network: nn.Module, form: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FormError, match=message):
+        fit_in_ranks(
+            network, rows(50), CONFIG, world_size=2, folder=tmp_path, model="toy", run="r",
+            parallel=ParallelConfig.parse(form),
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())

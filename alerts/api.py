@@ -26,6 +26,8 @@ from alerts.actions.explain import explain
 from alerts.config import AlertsConfig
 from alerts.notifications import AlertmanagerApi, ConfigurationError
 from alerts.received import read_webhook, resolved_in
+from alerts.releases.api import STATUS as RELEASE_STATUS
+from alerts.releases.api import ReleasesApi
 from alerts.rule_listing import BadParameter, alert_json, rule_discovery
 from alerts.rules import RuleError
 from alerts.service import AlertsService
@@ -35,7 +37,7 @@ from observability.metrics import exposition
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 8 * 1024 * 1024
-_STATUS = {UnknownAction: 404, NotWaiting: 409, TypeError: 422, ValueError: 400}
+_STATUS = {UnknownAction: 404, NotWaiting: 409, **RELEASE_STATUS, TypeError: 422, ValueError: 400}
 _ACTING = ("/api/v1/", "/hooks/")
 
 
@@ -102,6 +104,7 @@ class Api:
             ("/api/v1/actions/{id}/approve", post, self._approve),
             ("/api/v1/actions/{id}/reject", post, self._reject),
         ]
+        table += ReleasesApi(self._service.releases).table()
         own = [Path(path, self._endpoint(self._parsed(call)), methods=methods) for path, methods, call in table]
         own.append(Path("/-/reload", self._endpoint(self._reload), methods=["POST", "PUT"]))
         theirs = AlertmanagerApi(self._service.notifications).table()

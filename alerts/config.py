@@ -53,6 +53,8 @@ class AlertsConfig:
     """How episodes of drift or decay begin, end and retrain."""
     retrainings: Mapping[str, RetrainingPolicy] = field(default_factory=dict)
     """Those of single models, in place of `retraining`."""
+    release_policies: str | Path = ""
+    """A YAML file of release policies by model, read again when it changes; empty leaves releases to the rules."""
     secret: str = ""
     """Signs hooks and webhooks; if set, requests for actions must be signed too (or carry it as a bearer token)."""
     external_url: str = ""

@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alerts.actions import Action, ActionRunner, Hook, serving_hooks
+from alerts.actions import STEP, Action, ActionRunner, Hook, serving_hooks
 from alerts.actions.action import RETRAIN
 from alerts.actions.asking import asked_for
 from alerts.actions.notices import Notices
 from alerts.config import AlertsConfig
 from alerts.engine import RuleEngine
-from alerts.evidence import ReleaseJudge
+from alerts.evidence import Judgement, ReleaseJudge, VerdictPolicy
 from alerts.labels import labels_of
 from alerts.notifications import Alertmanager, Configuration, ConfigurationError, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
+from alerts.releases import PolicyWatch, ReleaseController, ServingEyes, StepHook
+from alerts.releases.gauges import FAMILIES as RELEASE_FAMILIES
 from alerts.retraining import RetrainingLoop
 from alerts.retraining.loop import RECEIVED_STANDS_SECONDS
 from alerts.rule_counts import RULE_FAMILIES
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _FAMILIES = (
     *RULE_FAMILIES,
+    *RELEASE_FAMILIES,
     names.ACTIONS,
     names.ACTION_DURATION,
     names.EPISODES_OPEN,
@@ -93,9 +96,8 @@ class AlertsService:
             metrics=self.metrics,
         )
         self.silences = self.notifications.silences
-        self.judge = ReleaseJudge(
-            self.database, querier, writer, lambda model: config.verdicts.get(model, config.verdict)
-        )
+        release_policies = PolicyWatch(config.release_policies)
+        self.judge = ReleaseJudge(self.database, querier, writer, self._verdict_policy)
         self.rules = RuleEngine(
             self._files.load(),
             querier,
@@ -126,6 +128,17 @@ class AlertsService:
             metrics=self.metrics,
             secret=config.secret,
         )
+        self.releases = ReleaseController(
+            self.database,
+            policies=release_policies,
+            eyes=ServingEyes(config.serving_url, secret=config.secret, clock=clock),
+            actor=self.actions,
+            judgement_of=self._judgement,
+            querier=querier,
+            clock=clock,
+            metrics=self.metrics,
+            secret=config.secret,
+        )
         self._notices = Notices(self.database, self.notifications.post)
         self._rules_lock = threading.Lock()
         self._reload_asked = threading.Event()
@@ -144,6 +157,7 @@ class AlertsService:
         if resumed:
             log.info("took up %d actions that were running", len(resumed))
         self.notifications.start()
+        self.releases.start()
         self._thread = threading.Thread(target=self._run, name="judge", daemon=True)
         self._thread.start()
 
@@ -152,6 +166,7 @@ class AlertsService:
         self._closing.set()
         if self._thread is not None:
             self._thread.join()
+        self.releases.close()
         self.notifications.close()
         self.actions.close()
         self._push.close()
@@ -173,7 +188,7 @@ class AlertsService:
         for alert in self.audible([*self.rules.asking(), *received], now):
             self.retraining.ask(alert, now)
         for alert in self.audible([*asking, *received], now):
-            if asked_for(alert) != RETRAIN:
+            if asked_for(alert) != RETRAIN and not self.releases.leads(alert):
                 self.actions.consider(alert)
         self.retraining.look(now)
         self._notices.tell(now)
@@ -191,7 +206,7 @@ class AlertsService:
             for alert in self.audible(alerts, now)
             if not self.retraining.ask(alert, now, stands_seconds=RECEIVED_STANDS_SECONDS)
         ]
-        decided = [self.actions.consider(alert) for alert in others]
+        decided = [self.actions.consider(alert) for alert in others if not self.releases.leads(alert)]
         return [action for action in decided if action is not None] + self.retraining.look(now)
 
     def reload(self) -> None:
@@ -249,10 +264,17 @@ class AlertsService:
             self.evidence_error = str(error)
 
     def _evidence_of(self, model: str, release: str) -> Mapping[str, Any]:
+        judgement = self._judgement(model, release)
+        return {} if judgement is None else judgement.to_json()
+
+    def _judgement(self, model: str, release: str) -> Judgement | None:
         for judgement in self.judge.judgements():
             if (judgement.release.model, judgement.release.release) == (model, release):
-                return judgement.to_json()
-        return {}
+                return judgement
+        return None
+
+    def _verdict_policy(self, model: str) -> VerdictPolicy:
+        return self.releases.verdict_of(model) or self.config.verdicts.get(model, self.config.verdict)
 
     def _run(self) -> None:
         interval = self.config.interval_seconds
@@ -266,8 +288,10 @@ class AlertsService:
 
 
 def _hooks(config: AlertsConfig) -> dict[str, Hook]:
-    embedded = serving_hooks(config.serving_url, secret=config.secret) if config.serving_url else {}
-    return {**embedded, **config.hooks}
+    if not config.serving_url:
+        return dict(config.hooks)
+    embedded = serving_hooks(config.serving_url, secret=config.secret)
+    return {**embedded, STEP: StepHook(config.serving_url, secret=config.secret), **config.hooks}
 
 
 def _everything_to_one(config: AlertsConfig) -> Configuration:

@@ -317,7 +317,7 @@ def conclude(
         version = registry.register(
             task.model,
             artifact.folder,
-            lineage=lineage.to_json(),
+            lineage={**lineage.to_json(), "sample": sample(task, held_out)},
             profile=reference_body(
                 task, candidate.network, candidate.vocabularies, reference, held_out, beside, joint=joint
             ),
@@ -336,6 +336,16 @@ def conclude(
         scores=lineage.scores,
         gate=lineage.gate,
     )
+
+
+def sample(task: TabularTask, held_out: HeldOut, rows: int = 16) -> dict[str, dict[str, list[Any]]]:
+    """Some rows of the features, none of them missing, and what the network gave for them: what serving must give."""
+    complete = np.ones(len(held_out.table), bool)
+    for name in task.features:
+        complete &= pc.is_valid(held_out.table.column(name)).to_numpy()
+    chosen = np.flatnonzero(complete & np.isfinite(held_out.probabilities))[:rows]
+    inputs = {name: held_out.table.column(name).take(chosen).to_pylist() for name in task.features}
+    return {"inputs": inputs, "outputs": {task.output: held_out.probabilities[chosen].tolist()}}
 
 
 def example(task: TabularTask, table: pa.Table) -> dict[str, list[Any]]:

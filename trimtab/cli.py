@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train": ("trimtab.commands.train", "train", "Train, evaluate and register a model named in the settings."),
     "retrain": ("trimtab.commands.train", "retrain", "Train a challenger on recent events, gate and release it."),
     "models": ("trimtab.commands.models", "models", "The registry and the traffic: canary, promote, roll back, …"),
+    "releases": ("trimtab.commands.releases", "releases", "Releases by a policy's steps: start, show, approve, …"),
     "drift": ("trimtab.commands.drift", "drift", "Compare any two tables (Parquet, CSV, Arrow)."),
     "query": ("trimtab.commands.query", "query", "Evaluate a PromQL expression."),
     "rules": ("trimtab.commands.rules", "rules", "Check, lint and test Prometheus rule files."),

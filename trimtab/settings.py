@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 FILE = "trimtab.toml"
-ACTIONS = ("rollback", "promote", "advance", "pause", "retrain", "scale", "quarantine")
+ACTIONS = ("rollback", "promote", "advance", "step", "pause", "retrain", "scale", "quarantine")
 WAYS = ("url", "command", "function", "kubernetes", "mlflow")
 
 
@@ -205,6 +205,13 @@ class AlertsSettings(_Section, frozen=True, kw_only=True):
     mlflow: MlflowSettings = MlflowSettings()
     retraining: dict[str, RetrainingSettings] = {}
     """How episodes of drift or decay retrain, by model; `"*"` stands for all that are not named."""
+
+
+class ReleasesSettings(_Section, frozen=True, kw_only=True):
+    """`[releases]`: how new versions get their traffic."""
+
+    policies: str = ""
+    """A YAML file of release policies by model (docs/releases.md); empty leaves releases to the shipped rules."""
 
 
 class CallerSettings(_Section, frozen=True, kw_only=True):
@@ -403,6 +410,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     collector: CollectorSettings = CollectorSettings()
     query: QuerySettings = QuerySettings()
     alerts: AlertsSettings = AlertsSettings()
+    releases: ReleasesSettings = ReleasesSettings()
     serving: ServingSettings = ServingSettings()
     dashboard: DashboardSettings = DashboardSettings()
     models: dict[str, ModelSettings] = {}

@@ -120,7 +120,7 @@ class ReleaseController:
         return self._watch.policies
 
     def verdict_of(self, model: str) -> VerdictPolicy | None:
-        """When evidence suffices, as the model's policy says; a release in progress keeps what it began with."""
+        """When evidence suffices, as the model's policy in the file says."""
         found = self._watch.policies.of(model)
         return None if found is None else found.verdict
 

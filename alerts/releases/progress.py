@@ -157,7 +157,9 @@ def _at_serving(walk: Walk, seen: Seen) -> Walk | None:
         line = page.event_of(walk.release)
         if line is not None and (walk.phase is not Phase.ROLLING_BACK or line["event"] == "rollback"):
             phase = Phase.PROMOTED if line["event"] == "promote" else Phase.ROLLED_BACK
-            why = f"{line.get('event')} by {line.get('actor') or 'serving'}: {line.get('reason') or 'no reason given'}"
+            own = walk.phase is (Phase.PROMOTING if phase is Phase.PROMOTED else Phase.ROLLING_BACK)
+            by = f"{line.get('event')} by {line.get('actor') or 'serving'}: {line.get('reason') or 'no reason given'}"
+            why = walk.reason if own else by
             return _over(walk, seen, phase, why)
     if walk.phase in ACTING:
         return None  # what is under way may be what changed it

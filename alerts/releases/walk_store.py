@@ -38,7 +38,7 @@ class WalkStore:
                     f"release {row.id} of {walk.model} (version {row.version}) is {row.phase}: let it end, or abort it "
                     f"first (trimtab releases abort {walk.model})"
                 )
-            result = connection.execute(_TABLE.insert().values(_row(walk), revision=1))
+            result = connection.execute(_TABLE.insert().values({**_row(walk), "revision": 1}))
             key = result.inserted_primary_key
             assert key is not None
             begun = replace(walk, id=key[0])

@@ -14,6 +14,7 @@ from alerts.api import serve as run
 from alerts.config import AlertsConfig
 from alerts.labels import Matcher
 from alerts.notifications import ConfigurationError, load_configuration, parse_matcher
+from alerts.releases import load_release_policies
 from alerts.retraining import RetrainingPolicy
 from trimtab.action_hooks import HookSettingsError, hooks_of, policies_of, retrainings_of
 from trimtab.commands.options import call, echo_json, fail, start_logging, with_json, with_settings
@@ -45,6 +46,8 @@ def _run(settings: Settings) -> None:
     try:
         if own.alertmanager_config:
             load_configuration(own.alertmanager_config)
+        if settings.releases.policies:
+            load_release_policies(settings.releases.policies)
         policies, hooks = policies_of(settings), hooks_of(settings)
         retrainings = retrainings_of(settings)
     except (ConfigurationError, PolicyError, HookSettingsError) as error:
@@ -69,6 +72,7 @@ def _run(settings: Settings) -> None:
             hooks=hooks,
             retraining=retrainings.pop("*", RetrainingPolicy()),
             retrainings=retrainings,
+            release_policies=settings.releases.policies,
             secret=settings.trimtab.secret,
             external_url=settings.alerts_url,
         )

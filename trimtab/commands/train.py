@@ -13,6 +13,7 @@ from typing import Any
 import click
 import torch
 
+from alerts.releases import ReleasePolicyError, load_release_policies
 from serving.routing.policies import PolicyStore
 from training.evaluate import Gate
 from training.loop import TrainConfig
@@ -101,11 +102,30 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
         joint=chosen.joint_reference,
     )
     released: dict[str, Any] = {}
-    if outcome.passed and chosen.canary_weight > 0:
+    if outcome.passed and _by_policy(settings, model):
+        body = {
+            "model": model,
+            "version": outcome.version,
+            "reason": f"retrained: {outcome.reason}",
+            "actor": "retrain",
+        }
+        released = call(settings, "POST", f"{settings.alerts_url}/api/v1/releases", body)
+    elif outcome.passed and chosen.canary_weight > 0:
         body = {"version": outcome.version, "weight": chosen.canary_weight, "reason": f"retrained: {outcome.reason}"}
         url = f"{settings.serving_url}/api/v1/models/{model}/canary"
         released = call(settings, "POST", url, body, key=uuid.uuid4().hex)["canary"]
     _end(outcome, as_json, released)
+
+
+def _by_policy(settings: Settings, model: str) -> bool:
+    """Whether new versions of the model walk through the steps of a release policy."""
+    if not settings.releases.policies:
+        return False
+    try:
+        policy = load_release_policies(settings.releases.policies).of(model)
+    except ReleasePolicyError as error:
+        fail(f"the version is registered and not released: {error}")
+    return policy is not None and bool(policy.steps)
 
 
 def _config(chosen: ModelSettings) -> TrainConfig:
@@ -133,7 +153,9 @@ def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None =
         click.echo(f"{outcome.model}: {outcome.outcome}: {outcome.reason}")
         if outcome.version is not None:
             click.echo(f"registered as version {outcome.version} (run {outcome.run}, {outcome.rows:,} rows)")
-        if released:
+        if released and "steps" in released:
+            click.echo(f"release {released['id']} begins: {', '.join(released['steps'])}")
+        elif released:
             click.echo(f"released as {released['release']} with {released['weight']:.0%} of the traffic")
     sys.exit(outcome.exit_code)
 

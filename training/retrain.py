@@ -18,6 +18,7 @@ from training.data import DataError, TabularTask, encode, labelled, predict, spl
 from training.evaluate import Gate, score
 from training.lineage import Lineage, code_revision
 from training.loop import TrainConfig
+from training.parallel_config import ParallelConfig
 from training.reference import Beside
 from training.run import ModelRegistry, TrainOutcome, conclude, fit_candidate, predicted, supervised, window
 
@@ -49,6 +50,8 @@ class RetrainJob:
     gate: Gate = field(default_factory=Gate)
     ranks: int = 1
     """Processes that share out each batch, and are started anew when they die or hang."""
+    parallel: ParallelConfig | None = None
+    """How the network is spread over processes, whose number it gives; None: as replicas over `ranks`."""
     warm_start: bool = True
     """Start from the champion's parameters and vocabularies instead of anew."""
 
@@ -83,6 +86,7 @@ def retrain(
             vocabularies=vocabularies if job.warm_start else None,
             weights=read_weights(champion.artifact) if job.warm_start else None,
             ranks=job.ranks,
+            parallel=job.parallel,
         )
         held_out = predicted(job.task, candidate, split.held_out)
         labels, probabilities = held_out.labels, held_out.probabilities

@@ -25,6 +25,7 @@ from training.evaluate import Gate, GateDecision, Scores, score
 from training.lineage import Lineage, code_revision
 from training.loop import TrainConfig, Trainer, TrainResult
 from training.parallel import ParallelError, fit_in_ranks
+from training.parallel_config import FormError, ParallelConfig
 from training.reference import Beside, HeldOut, reference_body
 
 PUSH_JOB = "trimtab-train"
@@ -75,6 +76,8 @@ class TrainJob:
     gate: Gate = field(default_factory=Gate)
     ranks: int = 1
     """Processes that share out each batch, and are started anew when they die or hang."""
+    parallel: ParallelConfig | None = None
+    """How the network is spread over processes, whose number it gives; None: as replicas over `ranks`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +154,9 @@ def train(
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
         rows = labelled(job.task, job.table)
         split = split_recent(rows, job.task.group, job.held_out)
-        candidate = fit_candidate(job.task, split.train, job.config, monitor, out=job.out, ranks=job.ranks)
+        candidate = fit_candidate(
+            job.task, split.train, job.config, monitor, out=job.out, ranks=job.ranks, parallel=job.parallel
+        )
         held_out = predicted(job.task, candidate, split.held_out)
         labels, probabilities = held_out.labels, held_out.probabilities
         lineage = Lineage(
@@ -189,6 +194,7 @@ def supervised(
             outcome = learn(monitor, run)
         except (
             DataError,
+            FormError,
             TrainingStopped,
         ) as error:  # the reader can mend these: the reason says how, a trace would hide it
             outcome = TrainOutcome(model=model, run=run, outcome="failed", reason=str(error))
@@ -233,6 +239,7 @@ def fit_candidate(
     vocabularies: Mapping[str, tuple[str, ...]] | None = None,
     weights: Mapping[str, Tensor] | None = None,
     ranks: int = 1,
+    parallel: ParallelConfig | None = None,
 ) -> Candidate:
     """Trains a network on `rows`. With `weights` (and their vocabularies) it starts warm, if they fit.
 
@@ -247,8 +254,8 @@ def fit_candidate(
     if weights is not None and warm:
         start_from(network, weights)
     encoded = encode_rows(task, encoding.vocabularies, rows)
-    if ranks > 1:
-        result = _in_ranks(network, encoded, config, monitor, out, ranks)
+    if ranks > 1 or parallel is not None:
+        result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel)
     else:
         store = CheckpointStore(out / "checkpoints") if config.checkpoint_every else None
         result = Trainer(network, encoded, config, monitor, store).run()
@@ -258,7 +265,13 @@ def fit_candidate(
 
 
 def _in_ranks(
-    network: nn.Module, rows: Rows, config: TrainConfig, monitor: TrainingMonitor, out: Path, ranks: int
+    network: nn.Module,
+    rows: Rows,
+    config: TrainConfig,
+    monitor: TrainingMonitor,
+    out: Path,
+    ranks: int,
+    parallel: ParallelConfig | None,
 ) -> TrainResult:
     saving = config if config.checkpoint_every else replace(config, checkpoint_every=RANKS_CHECKPOINT_EVERY)
     try:
@@ -266,7 +279,8 @@ def _in_ranks(
             network,
             rows,
             saving,
-            world_size=ranks,
+            world_size=parallel.world_size if parallel is not None else ranks,
+            parallel=parallel,
             folder=out / "ranks",
             model=monitor.model,
             run=monitor.run,

@@ -399,6 +399,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     """Where torch trains: cpu, cuda or cuda:N."""
     ranks: int = 1
     """Processes that share out each batch; one that dies or hangs is started anew from the last checkpoint."""
+    parallel: str = ""
+    """How the network is spread over processes, such as `"fsdp=2,tensor=2"`; empty: as replicas over `ranks`."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: none with one rank, every 100 with several."""
 

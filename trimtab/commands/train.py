@@ -17,6 +17,7 @@ from alerts.releases import ReleasePolicyError, load_release_policies
 from serving.routing.policies import PolicyStore
 from training.evaluate import Gate
 from training.loop import TrainConfig
+from training.parallel_config import FormError, ParallelConfig
 from training.reference import Beside
 from training.retrain import Champion, RetrainJob
 from training.retrain import retrain as run_retrain
@@ -33,10 +34,17 @@ from trimtab.settings import ModelSettings, Settings
 @click.option(
     "--ranks", type=click.IntRange(min=1), help="Processes that share out each batch (default: the settings')."
 )
+@click.option(
+    "--parallel",
+    metavar="FORM",
+    help="How the network is spread over processes: degrees of data, fsdp, tensor and pipeline, as in fsdp=2,tensor=2.",
+)
 @click.option("--resume", metavar="RUN", help="Go on with a run that was cut off: the name of its folder.")
 @with_settings
 @with_json
-def train(model: str, ranks: int | None, resume: str | None, settings: Settings, as_json: bool) -> None:
+def train(
+    model: str, ranks: int | None, parallel: str | None, resume: str | None, settings: Settings, as_json: bool
+) -> None:
     """Train, evaluate and register a model named in the settings.
 
     The version is registered only if it beats the base rate of the held-out groups; exit status 2 if it does not.
@@ -55,6 +63,7 @@ def train(model: str, ranks: int | None, resume: str | None, settings: Settings,
             config=_config(chosen),
             held_out=chosen.holdout_ratio,
             ranks=ranks or chosen.ranks,
+            parallel=_form(ranks, chosen.parallel if parallel is None else parallel),
         ),
         registry_of(settings),
         push_url=settings.intake_url,
@@ -94,6 +103,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
             gate=Gate(tolerance=chosen.tolerance),
             warm_start=chosen.warm_start,
             ranks=chosen.ranks,
+            parallel=_form(None, chosen.parallel),
         ),
         registry,
         Champion(champion.version, registry.artifact(champion)),
@@ -126,6 +136,18 @@ def _by_policy(settings: Settings, model: str) -> bool:
     except ReleasePolicyError as error:
         fail(f"the version is registered and not released: {error}")
     return policy is not None and bool(policy.steps)
+
+
+def _form(ranks: int | None, text: str) -> ParallelConfig | None:
+    if not text:
+        return None
+    try:
+        form = ParallelConfig.parse(text)
+        if ranks is not None:
+            form.check(ranks)
+    except FormError as error:
+        fail(f"the parallel form {text!r}: {error}")
+    return form
 
 
 def _config(chosen: ModelSettings) -> TrainConfig:

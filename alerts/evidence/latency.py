@@ -28,14 +28,14 @@ from alerts.evidence.exceedances import Slow, Slowness
 Numbers = tuple[float, ...]
 
 # Of the largest bet that could lose all, and how the wealth begins divided among them.
-FRACTIONS: Numbers = (0.9, 0.3)
-SHARES: Numbers = (0.7, 0.3)
+FRACTIONS: Numbers = (0.95, 0.3)
+SHARES: Numbers = (0.8, 0.2)
 # What a look can gain at most, as a multiple of the wealth, besides what it was.
-MOST = 6.5
-# The stable share is taken for so many requests of a look at least: fewer may be the first of more.
-LEAST_REQUESTS = 1.2
-# What is left of the largest stable share after another look: what was usual an hour ago is no measure for ever.
-REMEMBERED = 0.995
+MOST = 7.0
+# The stable share is taken for so many requests of a look at least, where none was seen.
+LEAST_REQUESTS = 1.0
+# What is left of the largest stable share after another look: an incident is no measure for ever.
+REMEMBERED = 0.99
 # Requests of both arms after which the bounds get their weights.
 TEACHING = 50.0
 # What of the weight all bounds up to the second that nobody exceeded have alike: a new tail shows where nobody was.

@@ -75,7 +75,7 @@ class VerdictPolicy:
     latency_floor_seconds: float = 0.025
     """Bounds of the histogram below this are no evidence: nobody wants a rollback for less. A good value is a quarter
     of the model's latency objective; 0 takes every bound."""
-    minimum_slow: int = 5
+    minimum_slow: int = 4
     """Fewer canary requests above the telling bound than this never prove that it is slower."""
     minimum_error_looks: int = 3
     """Canary errors in fewer looks (seconds) than this never prove harm: one bad batch is one look."""
@@ -87,7 +87,7 @@ class VerdictPolicy:
     """From this e-value of harm on, no release advances."""
     warm_up_seconds: float = 0.0
     """What a release's first seconds count is left out of all; serving warms a version before it routes to it."""
-    warm_up_requests: int = 10
+    warm_up_requests: int = 5
     """Looks until the canary has answered this many requests are no evidence of slower answers: caches are cold."""
     over_releases: bool = False
     """Whether alpha bounds the share of false rollbacks of all of the model's releases (e-LOND), not of each."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,8 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dashboards": {"observability", "collectors"},
     "trimtab": {"observability", "collectors", "alerts", "serving", "training", "dashboards"},
 }
+WORD = re.compile(r"\w+")
 # Names that say nothing about what is in the file.
 NAMELESS = {"utils", "util", "common", "helpers", "helper", "manager", "misc", "base"}
+
+
+Nodes = Sequence[ast.AST]
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Source:
     path: Path
     package: str
     tree: ast.Module
+    nodes: tuple[ast.AST, ...]  # all of the tree's: walking it takes longer than looking at them
 
     @property
     def name(self) -> str:
@@ -41,11 +47,12 @@ class Source:
 
 @cache
 def sources() -> tuple[Source, ...]:
-    return tuple(
-        Source(path, package, ast.parse(path.read_text(), str(path)))
-        for package in MAY_IMPORT
-        for path in sorted((ROOT / package).rglob("*.py"))
-    )
+    found = []
+    for package in MAY_IMPORT:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            tree = ast.parse(path.read_text(), str(path))
+            found.append(Source(path, package, tree, tuple(ast.walk(tree))))
+    return tuple(found)
 
 
 def of(package: str) -> Iterator[Source]:
@@ -60,17 +67,17 @@ def imported(node: ast.AST, package: str) -> Iterator[str]:
         yield package if node.level else (node.module or "").partition(".")[0]
 
 
-def hidden(tree: ast.Module) -> Iterator[ast.AST]:
+def hidden(nodes: Nodes) -> Iterator[ast.AST]:
     """Everything that is inside a function's body."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield from ast.walk(node)
 
 
-def docstrings(tree: ast.Module) -> set[int]:
+def docstrings(nodes: Nodes) -> set[int]:
     """The ids of the constants that are documentation."""
     found = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -78,21 +85,20 @@ def docstrings(tree: ast.Module) -> set[int]:
     return found
 
 
-def keys(tree: ast.Module) -> set[int]:
+def keys(nodes: Nodes) -> set[int]:
     """The ids of the constants that only name an entry of a dictionary."""
-    written = {id(key) for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys}
-    return written | {id(node.slice) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    written = {id(key) for node in nodes if isinstance(node, ast.Dict) for key in node.keys}
+    return written | {id(node.slice) for node in nodes if isinstance(node, ast.Subscript)}
 
 
-def examples(tree: ast.Module) -> set[int]:
+def examples(nodes: Nodes) -> set[int]:
     """The ids of the constants that a command shows as help."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
     return {id(word.value) for call in calls for word in call.keywords if word.arg in ("help", "epilog", "short_help")}
 
 
-def passed_whole(tree: ast.Module) -> set[int]:
+def passed_whole(nodes: Nodes) -> set[int]:
     """The ids of what is not read but handed on to a child process (`{**os.environ, …}`) or set for a library."""
-    nodes = list(ast.walk(tree))
     spread = {
         id(value)
         for node in nodes
@@ -122,7 +128,7 @@ def test_a_package_imports_only_what_the_table_allows(package: str) -> None:
     wrong = [
         f"{source.name}:{node.lineno} imports {name}"
         for source in of(package)
-        for node in ast.walk(source.tree)
+        for node in source.nodes
         for name in imported(node, package)
         if name in forbidden
     ]
@@ -136,7 +142,7 @@ def test_no_own_import_hides_in_a_function(package: str) -> None:
     wrong = {
         f"{source.name}:{node.lineno} imports {name}"
         for source in of(package)
-        for node in hidden(source.tree)
+        for node in hidden(source.nodes)
         for name in imported(node, package)
         if name in MAY_IMPORT
     }
@@ -148,8 +154,8 @@ def test_no_own_import_hides_in_a_function(package: str) -> None:
 def test_only_the_front_door_reads_the_environment_and_toml(package: str) -> None:
     wrong = []
     for source in of(package):
-        handed_on = passed_whole(source.tree)
-        for node in ast.walk(source.tree):
+        handed_on = passed_whole(source.nodes)
+        for node in source.nodes:
             if isinstance(node, ast.Import | ast.ImportFrom) and "tomllib" in imported(node, package):
                 wrong.append(f"{source.name}:{node.lineno} imports tomllib")
             reads_os = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
@@ -165,14 +171,16 @@ def test_only_the_front_door_reads_the_environment_and_toml(package: str) -> Non
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_no_metric_name_is_spelled_outside_the_catalogue(package: str) -> None:
     spelled = {metric.name for metric in names.CATALOGUE}
+    assert all(WORD.fullmatch(name) for name in spelled)
     wrong = []
     for source in of(package):
         if source.path == ROOT / "observability" / "names.py":
             continue
-        documentation = docstrings(source.tree) | keys(source.tree) | examples(source.tree)
-        for node in ast.walk(source.tree):
+        documentation = docstrings(source.nodes) | keys(source.nodes) | examples(source.nodes)
+        for node in source.nodes:
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
-                found = {name for name in spelled if name in node.value and _is_word(name, node.value)}
+                # As a name of its own, not as a part of a longer one.
+                found = spelled.intersection(WORD.findall(node.value))
                 wrong += [f"{source.name}:{node.lineno} spells {name!r}" for name in sorted(found)]
 
     assert not wrong, "use observability/names.py, or a typo makes a dead alert:\n" + "\n".join(wrong)
@@ -202,14 +210,3 @@ def test_every_package_says_what_it_is_and_what_is_public(package: str) -> None:
     assert "__all__" in assigned, f"{init.name} needs __all__: what is public"
     undocumented = [source.name for source in of(package) if not ast.get_docstring(source.tree) and source.tree.body]
     assert not undocumented, f"these files do not say what they are: {undocumented}"
-
-
-def _is_word(name: str, text: str) -> bool:
-    """Whether `name` stands in `text` as a name of its own, not as a part of a longer one."""
-    start = text.find(name)
-    while start >= 0:
-        before, after = text[start - 1 : start], text[start + len(name) : start + len(name) + 1]
-        if not (before.isalnum() or before == "_" or after.isalnum() or after == "_"):
-            return True
-        start = text.find(name, start + 1)
-    return False

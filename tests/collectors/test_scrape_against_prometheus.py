@@ -228,7 +228,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, target: Target) -> World:
             json.dumps(item["metric"], sort_keys=True): float(item["value"][1])
             for item in prometheus.get("query", query=SELECTOR, time=at)["result"]
         }
-        for item in prometheus.get("query", query="scrape_series_added[1m]", time=at)["result"]:
+        for item in prometheus.get("query", query="scrape_series_added[1h]", time=at)["result"]:
             series[json.dumps(item["metric"], sort_keys=True)] = float(item["values"][0][1])  # of the first scrape
     finally:
         prometheus.close()

@@ -87,7 +87,7 @@ def secure_fleet(tmp_path_factory: pytest.TempPathFactory, artifacts: list[Path]
         "drain_notice": 0.2,
     }
     options["callers"] = CALLERS
-    with running(with_versions(folder, artifacts), folder, options, replicas=2, fronts=2) as fleet:
+    with running(with_versions(folder, artifacts), folder, options, replicas=2, fronts=2, ping_limit=20.0) as fleet:
         yield fleet, cert_file
 
 

@@ -89,9 +89,9 @@ async def test_an_action_of_another_kind_release_or_told_already_is_not_it(serve
     url = served(services([rows]))
 
     async with watching(url) as watch:
-        assert (await watch.action("rollback", 5.0, release="m-3"))["id"] == 3
-        assert (await watch.action("rollback", 5.0, other_than={2}))["id"] == 3
-        assert (await watch.action("rollback", 5.0, identity=2))["id"] == 2
+        assert (await watch.action("rollback", 60.0, release="m-3"))["id"] == 3
+        assert (await watch.action("rollback", 60.0, other_than={2}))["id"] == 3
+        assert (await watch.action("rollback", 60.0, identity=2))["id"] == 2
         with pytest.raises(StepFailed, match=r"no promote within 0 s$"):
             await watch.action("promote", 0.3)
 

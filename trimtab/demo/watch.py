@@ -21,7 +21,7 @@ from trimtab.demo.plan import MODEL
 from trimtab.settings import Settings
 
 POLL_SECONDS = 0.25
-RESTART_SECONDS = 30.0
+RESTART_SECONDS = 90.0
 Json = dict[str, Any]
 
 

@@ -179,7 +179,7 @@ class Profile:
 
     def _added(self, source: Rows | Stream, threads: int) -> Profile:
         if isinstance(source, Rows):
-            return self._with(source, map)
+            return self._over([source], threads)
         if source.rows is None:
             # It is read once, so all columns are read together.
             names = [name for name in self.columns if name in source.names]

@@ -10,23 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from observability.blocks import number_blocks
-from observability.categorical import NUM_CATEGORIES, CategoricalColumn, add_texts
 from observability.cells import Floats, Kind, ProfileError
 from observability.columns import Column, NumericColumn, free_column, reference_column
 from observability.events import FEATURE, PREDICTION
-from observability.frequent import FrequentTexts
 from observability.joint import MAX_COLUMNS, Joint
 from observability.kinds import KINDS, is_free_text, kind_of_type
-from observability.numeric import closed_bin
+from observability.scout import Scout
 from observability.tables import Rows, Stream
 
-# Rows drawn from a stream for its bins: so many numbers, but no more bytes for all columns, nor fewer rows than that.
-_SAMPLE_ROWS, _SAMPLE_BYTES, _SAMPLE_FLOOR = 262_144, 32 << 20, 16_384
-_SAMPLED: dict[Kind, int] = {"text": 16_384, "embedding": 4_096}
-_SEED = 7
 _JOINT_ROWS, _JOINT_SAMPLE = 4_096, 512
 _GROUP = 8
 
@@ -66,14 +59,14 @@ def stream_layout(stream: Stream, kinds: Mapping[str, Kind] | None, joint: bool)
         raise ProfileError("a stream that is read once makes no reference: read it into a table, or give its Parquet")
     types = {field.name: field.type for field in stream.schema}
     chosen, left_out = _chosen(stream.names, types.__getitem__, kinds)
-    scouts: dict[str, _Scout] = {}
+    scouts: dict[str, Scout] = {}
     columns: dict[str, Column] = {}
     # The same for every group: the joint part needs the same rows of all columns.
-    budget = max(_SAMPLE_FLOOR, _SAMPLE_BYTES // (8 * min(max(len(chosen), 1), _GROUP)))
+    together = min(len(chosen), _GROUP)
     for group in column_groups(list(chosen)):
-        found = _scouted(stream, {name: chosen[name] for name in group}, kinds, budget)
+        found = _scouted(stream, {name: chosen[name] for name in group}, kinds, together)
         for name in group:
-            scout = found.get(name) or _Scout(chosen[name], 0, 0)
+            scout = found.get(name) or Scout(chosen[name], 0, 0)
             columns[name] = fitted(name, scout.kind, types[name], lambda s=scout, n=name: s.column(types[n]))  # type: ignore[misc]
         if joint and len(scouts) < MAX_COLUMNS:
             scouts |= {name: scout for name, scout in found.items() if scout.kind == "numeric"}
@@ -99,9 +92,9 @@ def column_groups(names: list[str]) -> Iterator[list[str]]:
 
 
 def _scouted(
-    stream: Stream, chosen: Mapping[str, Kind], kinds: Mapping[str, Kind] | None, budget: int
-) -> dict[str, _Scout]:
-    scouts: dict[str, _Scout] = {}
+    stream: Stream, chosen: Mapping[str, Kind], kinds: Mapping[str, Kind] | None, together: int
+) -> dict[str, Scout]:
+    scouts: dict[str, Scout] = {}
     start = 0
     for piece in stream.pieces(list(chosen)):
         for name, kind in chosen.items():
@@ -110,7 +103,7 @@ def _scouted(
             values = piece.column(name)
             if name not in scouts:
                 refined = _refined(kind, values, kinds)
-                scouts[name] = _Scout(refined, stream.rows or 0, min(_SAMPLED.get(refined, _SAMPLE_ROWS), budget))
+                scouts[name] = Scout(refined, stream.rows or 0, together)
             scout = scouts[name]
             fitted(name, scout.kind, values.type, lambda s=scout, v=values, o=start: s.add(v, o))  # type: ignore[misc]
         start += piece.rows
@@ -175,72 +168,6 @@ def fitted(name: str, kind: str, found: pa.DataType, make: Callable[[], Any]) ->
         raise ProfileError(f"column {name!r}: {error}") from error
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise ProfileError(f"column {name!r} of type {found} is not {kind}: {error}") from error
-
-
-class _Scout:
-    """What one pass over a column finds out for its layout: rows drawn evenly, the range, the frequent texts."""
-
-    def __init__(self, kind: Kind, rows: int, sampled: int) -> None:
-        self.kind = kind
-        self._places = stretch_places(rows, sampled)
-        self._drawn: list[pa.Array] = []
-        self._frequent = FrequentTexts()
-        self._low, self._high = math.inf, -math.inf
-
-    def add(self, values: pa.ChunkedArray, start: int) -> None:
-        """Adds the values of rows from `start` on."""
-        if self.kind == "categorical":
-            add_texts(self._frequent, values)
-        elif self.kind in ("numeric", "text", "embedding"):
-            first, last = np.searchsorted(self._places, [start, start + len(values)])
-            self._drawn += values.take(pa.array(self._places[first:last] - start)).chunks
-        if self.kind == "numeric":
-            for block, valid in number_blocks(values):
-                self._widen(block if valid is None else block[valid])
-
-    def sample(self, kind: pa.DataType) -> pa.ChunkedArray:
-        """The rows that were drawn."""
-        return pa.chunked_array(self._drawn) if self._drawn else pa.chunked_array([], kind)
-
-    def column(self, kind: pa.DataType) -> Column:
-        """The empty column of what was found."""
-        if self.kind == "categorical":
-            return CategoricalColumn.over(*self._frequent.most(NUM_CATEGORIES))
-        column = reference_column(self.kind, self.sample(kind))
-        return NumericColumn.over(self._widened(column.edges)) if isinstance(column, NumericColumn) else column
-
-    def _widen(self, values: NDArray[Any]) -> None:
-        if not len(values):
-            return
-        low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            finite = values[np.isfinite(values)]
-            if not len(finite):
-                return
-            low, high = float(finite.min()), float(finite.max())
-        self._low, self._high = min(self._low, low), max(self._high, high)
-
-    def _widened(self, edges: Floats) -> Floats:
-        """The edges with the true range for the drawn one, so that nothing of the reference lies in a tail."""
-        if self._low > self._high:
-            return edges
-        inner = edges[1:-1] if len(edges) > 2 else edges
-        widened = np.unique(
-            np.concatenate([[self._low], inner[(inner > self._low) & (inner < self._high)], [self._high]])
-        )
-        return widened if len(widened) > 1 else closed_bin(float(widened[0]))
-
-
-def stretch_places(rows: int, number: int) -> NDArray[np.int64]:
-    """Ascending row numbers: one drawn from each of `number` equal stretches, always the same; all if there are fewer.
-
-    Drawn, not every so-many-th row, which would see only one phase of what repeats.
-    """
-    if rows <= number:
-        return np.arange(rows)
-    bounds = np.linspace(0, rows, number + 1).astype(np.int64)
-    drawn = np.random.RandomState(_SEED).random_sample(number)
-    return bounds[:-1] + (drawn * np.diff(bounds)).astype(np.int64)
 
 
 def _chosen(

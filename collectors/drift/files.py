@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from collectors.drift.csv_files import csv_schema, read_csv, scan_csv
+from collectors.drift.parquet_files import parquet_pieces
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
 from observability.kinds import is_string
 
@@ -214,7 +215,14 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{name} cannot be read to its end: {error}") from error
 
-    return Source(name=name, schema=schema, rows=rows, size=rows * _row_bytes(schema), scan=scan, read=read)
+    def pieces(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from parquet_pieces(dataset, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{name} cannot be read to its end: {error}") from error
+
+    size = rows * _row_bytes(schema)
+    return Source(name, schema, rows, size, scan, read, pieces if format_name == "parquet" else None)
 
 
 def _pieces(dataset: Any) -> Iterator[Any]:

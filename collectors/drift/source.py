@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,7 +18,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows to compare. `scan` and `read` take the names of the columns that are wanted."""
+    """Rows to compare. `scan`, `read` and `pieces` take the names of the columns that are wanted."""
 
     name: str
     """What messages call it: a path, 'the reference' or 'the current table'."""
@@ -26,6 +28,10 @@ class Source:
     """About how many bytes all columns take in memory."""
     scan: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
     read: Callable[[Sequence[str]], pa.Table]
+    pieces: Callable[[Sequence[str]], Iterator[pa.RecordBatch]] | None = None
+    """Where that takes less memory than `scan`: as there, but a batch has only some of the columns; of each column
+    the rows come in order."""
+    in_memory: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -42,14 +48,29 @@ class Source:
             size=table.nbytes,
             scan=lambda columns: iter(table.select(list(columns)).to_batches(max_chunksize=BATCH_ROWS)),
             read=lambda columns: table.select(list(columns)),
+            in_memory=True,
         )
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows of the columns, each batch with some of them, read while the one before is worked on."""
+        if self.in_memory:
+            return self.scan(columns)
+        return _ahead((self.pieces or self.scan)(columns))
+
+
+def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def checked_names(name: str, schema: pa.Schema) -> None:
     """InputError when the schema has no columns, or two columns of one name."""
     if not schema.names:
         raise InputError(f"{name} has no columns")
-    twice = sorted({column for column in schema.names if schema.names.count(column) > 1})
+    twice = sorted(column for column, times in Counter(schema.names).items() if times > 1)
     if twice:
         raise InputError(
             f"{name} has more than one column named {', '.join(map(repr, twice))}: rename them, so that each is known"

@@ -18,6 +18,7 @@ import pytest
 from collectors.drift import inputs
 from collectors.drift.compare import compare
 from collectors.drift.csv_files import csv_schema
+from collectors.drift.files import source_of_path
 from collectors.drift.source import InputError
 
 
@@ -85,6 +86,34 @@ def test_files_of_one_folder_may_differ_in_type_and_columns(tmp_path: Path) -> N
         assert found.columns["x"].type == "numeric"
         assert found.columns["k"].missing.reference == 2
         assert found.columns["extra"].missing.reference == 3
+
+
+def test_pieces_of_parquet_are_the_rows_of_its_files_in_order(tmp_path: Path) -> None:
+    draw = np.random.default_rng(5)
+    for place, rows in enumerate((33_000, 50_100, 5)):
+        folder = tmp_path / f"day={place}" / ("country=de" if place else "country=__HIVE_DEFAULT_PARTITION__")
+        folder.mkdir(parents=True)
+        table = pa.table({f"x{i}": draw.normal(size=rows) for i in range(5)})
+        table = table.append_column("n", pa.array(draw.integers(0, 9, rows), pa.int32() if place else pa.float64()))
+        table = table.append_column("text", pa.array([f"t{i % 7}" for i in range(rows)], pa.large_string()))
+        table = table.append_column("mixed", pa.array([f"{i}" for i in range(rows)] if place else [1] * rows))
+        table = table.append_column("a.b", pa.FixedSizeListArray.from_arrays(pa.array(draw.normal(size=2 * rows)), 2))
+        table = table.append_column(
+            "only.now" if place else "a", pa.array([True, None] * (rows // 2) + [None] * (rows % 2))
+        )
+        pq.write_table(table, folder / "part.parquet", row_group_size=50_000)
+    source = source_of_path(tmp_path, in_memory=0)
+
+    pieces = list(source.batches(source.columns))
+    whole = source.read(source.columns)
+
+    assert max(piece.num_columns for piece in pieces) < len(source.columns)
+    assert max(piece.num_rows for piece in pieces) <= 32_768
+    for name in source.columns:
+        found = pa.chunked_array([piece.column(name) for piece in pieces if name in piece.schema.names])
+        assert found.type == whole.column(name).type == source.schema.field(name).type
+        plain = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
+        assert found.cast(plain).equals(whole.column(name).cast(plain)), name
 
 
 def test_csv_larger_than_memory_is_streamed_with_the_types_of_all_rows(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from observability import CategoricalColumn, LogLinearColumn, NumericColumn, Profile, ProfileError
 from observability.blocks import BLOCK
-from observability.reference import stretch_places
+from observability.scout import stretch_places
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1e-310, 1.7e308, -1.7e308, 3.0])
 ANY = FINITE | st.sampled_from([math.nan, math.inf, -math.inf])
@@ -105,7 +105,7 @@ def test_a_sampled_reference_has_exact_counts_and_range_and_nearly_equal_bins(
     values = np.random.default_rng(5).normal(size=60_000)
     values[31_234] = 1e6
     pq.write_table(pa.table({"x": values}), tmp_path / "x.parquet")
-    monkeypatch.setattr("observability.reference._SAMPLE_ROWS", 4_096)
+    monkeypatch.setattr("observability.scout._ROWS", 4_096)
 
     column = numeric(Profile.of(tmp_path / "x.parquet"))
 
@@ -401,8 +401,8 @@ def test_a_numeric_column_is_two_kilobytes_of_state() -> None:
 
 
 def test_columns_read_in_groups_have_one_joint_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("observability.reference._SAMPLE_FLOOR", 64)
-    monkeypatch.setattr("observability.reference._SAMPLE_BYTES", 8 * 32 * 100)
+    monkeypatch.setattr("observability.scout._FLOOR", 64)
+    monkeypatch.setattr("observability.scout._BYTES", 8 * 32 * 100)
     table = pa.table({f"x{i}": np.random.default_rng(i).normal(size=500) for i in range(40)})
     pq.write_table(table, tmp_path / "x.parquet")
 

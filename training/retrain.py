@@ -76,7 +76,7 @@ def retrain(
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
         rows = recent_rows(job)
         split = split_recent(rows, job.task.group, job.held_out)
-        vocabularies = _vocabularies(job.task, champion)
+        vocabularies = vocabularies_of(job.task, champion)
         candidate = fit_candidate(
             job.task,
             split.train,
@@ -121,14 +121,14 @@ def recent_rows(job: RetrainJob) -> pa.Table:
         )
     columns = {name: events.column(FEATURE + name) for name in job.task.features}
     columns[job.task.label] = events.column("label")
-    columns[job.task.group] = _attribute(events.column("attributes"), job.task.group)
+    columns[job.task.group] = attribute(events.column("attributes"), job.task.group)
     if job.task.time is not None:
         columns.setdefault(job.task.time, events.column("time"))
     rows = pa.table(columns)
     return labelled(job.task, rows.filter(pc.is_valid(rows.column(job.task.group))))
 
 
-def _attribute(attributes: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+def attribute(attributes: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """The value of `name` in each row's JSON object, null where it has none; every distinct text is parsed once."""
     encoded = attributes.combine_chunks().dictionary_encode()
     values = [json.loads(text).get(name) for text in encoded.dictionary.to_pylist()]
@@ -136,7 +136,8 @@ def _attribute(attributes: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return pa.chunked_array([known.take(encoded.indices)])
 
 
-def _vocabularies(task: TabularTask, champion: Champion) -> Mapping[str, tuple[str, ...]]:
+def vocabularies_of(task: TabularTask, champion: Champion) -> Mapping[str, tuple[str, ...]]:
+    """The champion's categories. DataError where its inputs are not the task's."""
     manifest = read_manifest(champion.artifact)
     inputs = tuple(item["name"] for item in manifest["inputs"])
     if inputs != task.features:

@@ -32,6 +32,8 @@ class Followed:
     changed: float = 0.0
     """When the rank last showed something new, by the agent's clock."""
     up: bool = True
+    skipped: int = 0
+    """Steps that it had skipped at the last look."""
 
     def latest(self, steps: int = _LATEST_STEPS) -> Records:
         """The latest records that are still there."""
@@ -66,7 +68,8 @@ class RankAgent:
             except (RingError, OSError) as error:
                 _log.warning("a rank's ring is not read: %s", error)
                 continue
-            self.ranks[view.owner.rank] = Followed(path, view, view.now(), changed=self._clock())
+            now = view.now()
+            self.ranks[view.owner.rank] = Followed(path, view, now, changed=self._clock())
 
     def forget(self) -> None:
         """Ends the attempt whose rings were followed: its ranks are down."""
@@ -90,6 +93,9 @@ class RankAgent:
             self._num_samples += now.num_samples - one.now.num_samples if one.read else now.num_samples
             if rank == min(self.ranks):
                 self._num_steps += now.num_steps - one.read
+                if now.skipped > one.skipped:
+                    self.metrics[names.TRAINING_NONFINITE].labels(self.model).inc(now.skipped - one.skipped)
+                one.skipped = now.skipped
                 self._report.gauges(
                     None if now.loss != now.loss else now.loss,
                     None if now.gradient_norm != now.gradient_norm else now.gradient_norm,

@@ -18,6 +18,7 @@ from observability.training import TrainingMonitor
 from training.checkpoint import CheckpointError, CheckpointStore
 from training.data import Rows
 from training.faults import Faults
+from training.guards.record import RECORD, GuardRecord
 from training.loop import TrainConfig, Trainer, TrainResult
 from training.parallel_config import ParallelConfig
 from training.pipeline import stages_of
@@ -128,7 +129,9 @@ def fit_rank(
         else:
             replicas = Replicas()
         store = _store(Path(folder), form)
-        trainer = Trainer(network, rows, chosen, monitor, store, replicas, Faults.from_json(faults), rank.attempt)
+        record = GuardRecord(Path(folder) / RECORD)
+        planned = Faults.from_json(faults)
+        trainer = Trainer(network, rows, chosen, monitor, store, replicas, planned, rank.attempt, record)
         ring.state("running")
         result = trainer.run()
         ring.state("completed")

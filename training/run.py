@@ -22,8 +22,9 @@ from training.artifact import write_artifact
 from training.checkpoint import CheckpointStore
 from training.data import DataError, Rows, TabularTask, encode_rows, fit, labelled, predict, split_recent
 from training.evaluate import Gate, GateDecision, Scores, score
+from training.guards.record import RECORD, GuardRecord
 from training.lineage import Lineage, code_revision
-from training.loop import TrainConfig, Trainer, TrainResult
+from training.loop import RestartRun, TrainConfig, Trainer, TrainResult
 from training.parallel import ParallelError, fit_in_ranks
 from training.parallel_config import FormError, ParallelConfig
 from training.reference import Beside, HeldOut, reference_body
@@ -196,6 +197,7 @@ def supervised(
             DataError,
             FormError,
             TrainingStopped,
+            RestartRun,
         ) as error:  # the reader can mend these: the reason says how, a trace would hide it
             outcome = TrainOutcome(model=model, run=run, outcome="failed", reason=str(error))
         except Exception as error:  # a job ends with an outcome, whatever happens: alerts and callers wait for it
@@ -258,7 +260,7 @@ def fit_candidate(
         result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel)
     else:
         store = CheckpointStore(out / "checkpoints") if config.checkpoint_every else None
-        result = Trainer(network, encoded, config, monitor, store).run()
+        result = Trainer(network, encoded, config, monitor, store, record=GuardRecord(out / RECORD)).run()
     if result.outcome == "stopped":
         raise TrainingStopped(result.reason)
     return Candidate(network.cpu().eval(), encoding.vocabularies, "warm" if warm else "new")

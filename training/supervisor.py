@@ -24,10 +24,12 @@ import torch.distributed as dist
 from observability import names
 from observability.metrics import Metrics
 from observability.rank_agent import RankAgent
+from training.guards.finding import Finding
+from training.guards.record import RECORD, GuardRecord, read_record
 from training.ledger import Attempt, AttemptTimes, goodput, ledger
 from training.ranks import Rank
 from training.warm import Ended, WarmError, WarmProcess
-from training.watch import Hang, HangLimits, Watch
+from training.watch import Hang, HangLimits, Straggler, StragglerRule, StragglerWatch, Watch
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
@@ -48,6 +50,16 @@ class Limits:
     same_error: int = 2
     """Times in a row that the same exception may end an attempt that saved nothing new."""
     hang: HangLimits = field(default_factory=HangLimits)
+    straggler: StragglerRule = field(default_factory=StragglerRule)
+    on_straggler: Literal["report", "restart", "stop"] = "report"
+    """What follows when a rank is slower than the others, beside a count, a warning and a line in the run's record:
+    nothing; all ranks begin anew, where the slow one may get another processor; or the run ends."""
+    straggler_restarts: int = 1
+    """Times that a straggler begins the ranks anew; from then on it is only told of."""
+
+    def __post_init__(self) -> None:
+        if self.on_straggler not in ("report", "restart", "stop"):
+            raise ValueError(f"on_straggler is {self.on_straggler!r}: report, restart or stop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,7 @@ class Supervisor:
         self.metrics = metrics or Metrics()
         self._agent = RankAgent(model, run, self.metrics)
         self._told = False
+        self._record, self._recorded = GuardRecord(self._folder / RECORD), 0
         self.attempts = _earlier(self._folder / LEDGER)
 
     def run(self) -> RunResult:
@@ -112,7 +125,7 @@ class Supervisor:
                 self._show()
                 if attempt.cause == "completed":
                     return self._result("completed", f"{attempt.steps} steps in {len(self.attempts)} attempts")
-                if attempt.cause == "told":
+                if attempt.cause == "told" or (attempt.cause == "straggler" and self._limits.on_straggler == "stop"):
                     return self._result("stopped", attempt.reason)
                 if reason := given_up(self.attempts, self._limits):
                     return self._result("failed", reason)
@@ -149,9 +162,10 @@ class Supervisor:
         ]  # fmt: skip
         times = AttemptTimes(0, Attempt(attempt=number, began=began))
         watch = Watch(self._world_size, time.monotonic(), self._limits.hang)
+        stragglers = StragglerWatch(self._limits.straggler)
         try:
             warm.fork(ranks, [_environment(rank) for rank in ranks], echo=self._echo)
-            end = self._follow(warm, ranks, watch, times)
+            end = self._follow(warm, ranks, watch, stragglers, times)
         except WarmError as error:
             end = _End("warm", reason=str(error))
         self._take(times)
@@ -166,7 +180,9 @@ class Supervisor:
                 ring.unlink()
         return max([*known, *(one.attempt for one in self.attempts)], default=-1) + 1
 
-    def _follow(self, warm: WarmProcess, ranks: list[Rank], watch: Watch, times: AttemptTimes) -> _End:
+    def _follow(
+        self, warm: WarmProcess, ranks: list[Rank], watch: Watch, stragglers: StragglerWatch, times: AttemptTimes
+    ) -> _End:
         """Watches the ranks to the end of the attempt; none of them runs afterwards."""
         done: set[int] = set()
         while True:
@@ -185,6 +201,9 @@ class Supervisor:
             if self._told:
                 self._kill(warm)
                 return _End("told", reason="told to stop")
+            if (found := self._straggling(stragglers)) and (end := self._slowed(found, ranks[0].attempt)):
+                self._kill(warm)
+                return end
             if hang := watch.hang(time.monotonic()):
                 reason = self._autopsy(warm, ranks, hang)
                 self._kill(warm)
@@ -195,6 +214,7 @@ class Supervisor:
         missing = [rank for rank in ranks or () if rank.rank not in self._agent.ranks]
         self._agent.follow(rank.attempt_folder / f"rank-{rank.rank}.ring" for rank in missing)
         self._agent.look()
+        self._count_findings()
         for number, followed in self._agent.ranks.items():
             if watch is not None:
                 watch.look(number, followed.now, followed.latest(), time.monotonic())
@@ -205,6 +225,37 @@ class Supervisor:
             if first != first and times.attempt.first_step == times.attempt.first_step and self.attempts:
                 recovery = times.attempt.first_step - self.attempts[-1].ended
                 self.metrics[names.TRAINING_RECOVERY].labels(self._model, self._run).set(recovery)
+
+    def _straggling(self, watch: StragglerWatch) -> Straggler | None:
+        """Compares the ranks' own work, and shows how slow each is."""
+        if len(self._agent.ranks) < self._world_size or self._world_size < 2:
+            return None
+        kept = 3 * self._limits.straggler.window
+        found = watch.look({rank: followed.latest(kept) for rank, followed in self._agent.ranks.items()})
+        for rank, slowdown in watch.slowdown.items():
+            self.metrics[names.TRAINING_RANK_SLOWDOWN].labels(self._model, self._run, str(rank)).set(slowdown)
+        return found
+
+    def _slowed(self, found: Straggler, attempt: int) -> _End | None:
+        """Tells of a straggler; gives the end of the attempt where that is to follow."""
+        reason = f"rank {found.rank} takes {found.ratio:.2f} times as long as the others, mostly in {found.phase}"
+        step = self._agent.ranks[found.rank].now.step
+        before = sum(one.cause == "straggler" for one in self.attempts)
+        action = self._limits.on_straggler
+        if action == "restart" and before >= self._limits.straggler_restarts:
+            action = "report"
+        _log.warning("%s: %s at step %d", action, reason, step)
+        # This one is counted when it is read back, as all lines are.
+        self._record.add(Finding("straggler", reason, step, found.ratio, found.rank), action, reason, step, attempt)
+        return None if action == "report" else _End("straggler", found.rank, reason)
+
+    def _count_findings(self) -> None:
+        """Counts what the ranks' guards found since the last look: a rank's own metrics die with it."""
+        lines, self._recorded = read_record(self._record.path, self._recorded)
+        for line in lines:
+            self.metrics[names.TRAINING_FINDINGS].labels(self._model, line["guard"], line["action"]).inc()
+            if line["guard"] == "loss_spike":
+                self.metrics[names.TRAINING_SPIKES].labels(self._model).inc()
 
     def _autopsy(self, warm: WarmProcess, ranks: list[Rank], hang: Hang) -> str:
         """Has every rank write its stacks, which are kept in the attempt's folder; says which could not."""

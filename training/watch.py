@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from observability.step_ring import DURATION, Records, RingNow
+from observability.names import PHASES
+from observability.step_ring import DURATION, FIRST_PHASE, NUMBER, Records, RingNow
 
 _PAUSES = ("checkpoint", "evaluation")
 _FEW_STEPS = 20
+# In these the ranks wait for each other, or one does what the others need not.
+_TOGETHER = ("communication", "checkpoint", "evaluation")
+_OWN = [FIRST_PHASE + index for index, name in enumerate(PHASES) if name not in _TOGETHER]
 _NOTHING = RingNow(0, 0, "starting", "", 0, -1, -1, -2, -2, 0, math.nan, math.nan, math.nan)
 
 
@@ -105,7 +110,7 @@ def straggler(
     phases: Mapping[int, Sequence[float]],
     names: Sequence[str],
     *,
-    waits: Sequence[str] = ("communication",),
+    waits: Sequence[str] = _TOGETHER,
     ratio: float = 1.15,
 ) -> Straggler | None:
     """The rank that the others wait for, from each rank's typical seconds a phase; None where no rank stands out.
@@ -123,6 +128,85 @@ def straggler(
         return None
     beyond = {index: phases[rank][index] - float(np.median([phases[one][index] for one in others])) for index in own}
     return Straggler(rank, names[max(beyond, key=lambda index: beyond[index])], totals[rank] / usual)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StragglerRule:
+    """A rank straggles when its own work over the latest `window` steps takes longest, by `ratio` at least over the
+    others' median, at `looks` looks in a row, `every` steps apart.
+
+    A rank's time is the one that a `share` of its steps stay below: what somebody else's job on the machine takes away
+    from a rank now and then is in the other steps.
+    """
+
+    ratio: float = 1.2
+    window: int = 50
+    every: int = 10
+    looks: int = 1
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.ratio > 1 and 1 <= self.every <= self.window and self.looks >= 1 and 0 < self.share <= 0.5):
+            raise ValueError(
+                f"ratio {self.ratio}, window {self.window}, every {self.every}, looks {self.looks}, share {self.share}"
+                ": ratio above 1, 1 <= every <= window, looks at least 1, share in (0, 0.5]"
+            )
+
+
+@dataclass(slots=True)
+class StragglerWatch:
+    """Compares the ranks' own work over the same steps, from what their rings show; asks nothing of them."""
+
+    rule: StragglerRule = field(default_factory=StragglerRule)
+    slowdown: dict[int, float] = field(default_factory=dict)
+    """Own work over the others' median at the last look, by rank."""
+    _next: int = -1
+    _rank: int = -1
+    _in_a_row: int = 0
+
+    def look(self, records: Mapping[int, Records]) -> Straggler | None:
+        """Judges the ranks' latest `records`, some windows of them; gives a rank that straggles, when it begins to."""
+        rule = self.rule
+        if len(records) < 2 or not all(len(one) for one in records.values()):
+            return None
+        if self._next < 0:
+            # The first steps warm up: libraries load, memory is taken.
+            self._next = int(max(one[0, NUMBER] for one in records.values())) + rule.every + rule.window
+        found = None
+        while all(one[-1, NUMBER] >= self._next - 1 for one in records.values()):
+            window = {
+                rank: one[(one[:, NUMBER] >= self._next - rule.window) & (one[:, NUMBER] < self._next)]
+                for rank, one in records.items()
+            }
+            self._next += rule.every
+            # A window that a ring no longer holds is passed over.
+            if all(2 * len(one) > rule.window for one in window.values()):
+                found = self._judge(window) or found
+        return found
+
+    def _judge(self, window: Mapping[int, Records]) -> Straggler | None:
+        typical = {rank: (_usual(one[:, FIRST_PHASE:], self.rule.share) / 1e9).tolist() for rank, one in window.items()}
+        own = {
+            rank: float(_usual(one[:, _OWN].sum(1, keepdims=True), self.rule.share)[0]) for rank, one in window.items()
+        }
+        for rank in own:
+            usual = float(np.median([seconds for other, seconds in own.items() if other != rank]))
+            self.slowdown[rank] = own[rank] / usual if usual else math.nan
+        found = straggler(typical, PHASES, ratio=1.0)
+        slowest = max(own, key=lambda one: own[one])
+        if found is not None:
+            found = replace(found, rank=slowest, ratio=self.slowdown[slowest])
+        rank = slowest if self.slowdown[slowest] >= self.rule.ratio else -1
+        self._in_a_row = self._in_a_row + 1 if rank == self._rank else 1
+        self._rank = rank
+        return found if rank >= 0 and self._in_a_row == self.rule.looks else None
+
+
+def _usual(times: Records, share: float) -> NDArray[np.float64]:
+    """What a `share` of the rows stay below, by column."""
+    place = int(share * (len(times) - 1))
+    found: NDArray[np.float64] = np.partition(times, place, axis=0)[place].astype(np.float64)
+    return found
 
 
 def _life(now: RingNow) -> tuple[object, ...]:

@@ -42,6 +42,10 @@ class Server:
         """Requests begun and not yet answered."""
         return sum(connection.active() for connection in self.connections)
 
+    def expects(self, now: float, seconds: float) -> bool:
+        """Whether a connection of the last `seconds` has not sent a request yet, which may be under way."""
+        return any(connection.fresh and now - connection.opened < seconds for connection in self.connections)
+
     def sweep(self, now: float) -> None:
         """Closes connections that take too long; call it about once a second with `time.monotonic()`."""
         for connection in list(self.connections):

@@ -22,16 +22,12 @@ from serving.transport.gateway import Reply
 _log = logging.getLogger(__name__)
 
 
-class _NoListener:
-    """The connections are somebody else's."""
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
 class _Unlistening(Service):
     async def _listen(self) -> Any:
-        return _NoListener()
+        return None
+
+    async def _stop_listening(self) -> None:
+        return None
 
 
 class MountedServer:

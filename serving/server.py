@@ -6,9 +6,11 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,7 @@ from serving.telemetry.counting import Counting
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
 from serving.transport.certificates import tls_context
+from serving.transport.listening import last_connections
 from serving.versions.deployment import Deployment, Loaded, load_version
 from serving.versions.references import References
 from serving.versions.repository import Repository
@@ -52,6 +55,8 @@ from serving.versions.residency import Residency, pin
 _log = logging.getLogger(__name__)
 # Turns of the loop before the last connections are closed: they read what came while the process was kept from work.
 _LAST_TURNS = 4
+# Seconds in which those who connected last may send their request.
+_LINGER_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +299,17 @@ class Service:
         await self.edge.start()
         return server
 
+    async def _stop_listening(self) -> None:
+        """Closes the port; whoever had connected and was not accepted is served."""
+        assert self._listener is not None
+        listening = [socket.socket(fileno=os.dup(listener.fileno())) for listener in self._listener.sockets]
+        self._listener.close()
+        loop = asyncio.get_running_loop()
+        tls = tls_context(self.config.ssl_certfile, self.config.ssl_keyfile)
+        for sock in await last_connections(listening, self.config.drain_notice, everywhere=True):
+            with suppress(OSError):
+                await loop.connect_accepted_socket(self.http.connection, sock, ssl=tls)
+
     async def _restore(self, model: str) -> None:
         """Takes up the stored policy of a model. Raises ServingError when its stable version does not load."""
         await self._control.restore(model)
@@ -304,16 +320,17 @@ class Service:
 
     async def drain(self) -> None:
         """Readiness off, the listener closed, every accepted request answered, telemetry sent as far as it goes."""
-        assert self._listener is not None
         assert self._sweeper is not None
         self.health.state = "draining"
         self.http.begin_close()
         await asyncio.sleep(self.config.drain_notice)
-        self._listener.close()
+        await self._stop_listening()
         await self.edge.stop(self.config.drain_timeout)
         limit = time.monotonic() + self.config.drain_timeout
         turns = 0
-        while (self._active() or self._busy() or turns < _LAST_TURNS) and time.monotonic() < limit:
+        while (now := time.monotonic()) < limit and (
+            self._active() or self._busy() or turns < _LAST_TURNS or self.http.expects(now, _LINGER_SECONDS)
+        ):
             turns += 1
             await asyncio.sleep(0.005)
         self._mirror.close()

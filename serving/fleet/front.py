@@ -21,6 +21,7 @@ from serving.http import Server
 from serving.server import ServingConfig
 from serving.transport.certificates import grpc_credentials, tls_context
 from serving.transport.gateway import Gateway
+from serving.transport.listening import last_connections
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -126,17 +127,20 @@ class FrontProcess:
                 swept = time.monotonic()
                 self.http.sweep(swept)
 
-    async def drain(self, notice: float) -> None:
-        """Not ready for `notice` seconds, then no new connections, then every request is answered."""
+    async def drain(self, notice: float, *, everywhere: bool) -> None:
+        """Not ready for `notice` seconds, then no new connections, then every request is answered.
+
+        `everywhere` says that all fronts end, so that nobody is left who would take a connection.
+        """
         self._closing = True
         self.http.begin_close()
         await asyncio.sleep(notice)
         for server in self._accepting.values():
             server.close()
-        taken = self._last_connections()
         loop = asyncio.get_running_loop()
-        for sock in taken:
-            await loop.connect_accepted_socket(self.http.connection, sock, ssl=self._tls)
+        for sock in await last_connections(self._listeners, notice, everywhere=everywhere):
+            with suppress(OSError):
+                await loop.connect_accepted_socket(self.http.connection, sock, ssl=self._tls)
         # A connection that has just come or was just answered may have a request on the way: it gets a moment.
         lingering = time.monotonic() + max(notice, _LINGER_SECONDS)
         limit = time.monotonic() + self._config.drain_timeout
@@ -155,19 +159,6 @@ class FrontProcess:
         await asyncio.sleep(0)
         self.http.abort()
         self.relay.close()
-
-    def _last_connections(self) -> list[socket.socket]:
-        """Closes the listeners, with all connections that the kernel had completed and nobody had accepted taken."""
-        taken: list[socket.socket] = []
-        for listener in self._listeners:
-            # Nothing may come between the last look and the close: who connects in between is reset.
-            with suppress(OSError):
-                while True:
-                    sock, _ = listener.accept()
-                    sock.setblocking(False)
-                    taken.append(sock)
-            listener.close()
-        return taken
 
 
 async def run_front(
@@ -190,11 +181,12 @@ async def run_front(
     await front.start()
     sweeping = loop.create_task(front.sweep())
     await first_of(over, stop, channel.closed)
-    if stop.is_set() and not over.is_set() and not channel.closed.is_set():
+    leaves = stop.is_set() and not over.is_set() and not channel.closed.is_set()
+    if leaves:
         # Somebody ends this one front: the others take its connections from here.
         await channel.call("leaving")
     # Without a supervisor nobody waits to be told.
-    await front.drain(0.0 if channel.closed.is_set() else config.drain_notice)
+    await front.drain(0.0 if channel.closed.is_set() else config.drain_notice, everywhere=not leaves)
     sweeping.cancel()
     if not channel.closed.is_set():
         await channel.call("ended", **front.snapshot())

@@ -144,6 +144,10 @@ class Replica(Service):
         self.needed = await self._channel.call("enter")
         return server
 
+    async def _stop_listening(self) -> None:
+        assert self._listener is not None
+        self._listener.close()
+
     async def _restore(self, model: str) -> None:
         if self.needed is None:
             await super()._restore(model)

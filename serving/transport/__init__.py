@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-__all__ = ["connection", "exchange", "framing", "gateway", "heads", "intake", "limits"]
+__all__ = ["connection", "exchange", "framing", "gateway", "heads", "intake", "limits", "listening"]

@@ -59,7 +59,7 @@ class Connection(asyncio.Protocol):
         self._version = "1.1"
         # Its client asks for another protocol first, and the parser takes its body for that protocol.
         self._upgrades = False
-        self._since = time.monotonic()
+        self._since = self.opened = time.monotonic()
         self._write_since: float | None = None
         self._closing = False
         self._paused = False
@@ -79,6 +79,11 @@ class Connection(asyncio.Protocol):
         """Requests of this connection begun and not yet answered."""
         taken = self._slot is not None and self._slot.taken
         return len(self._exchanges) + (self._current is not None) + taken
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it has answered nothing yet, and has nothing to answer."""
+        return self._last() == self.opened and not self.active()
 
     @property
     def stuck(self) -> bool:

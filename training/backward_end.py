@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,10 +20,7 @@ class BackwardEnd:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self._mark: Mark = unmarked
         self._latest, self._ended = -1, False
-        self._hooks: list[Any] = [
-            parameter.register_post_accumulate_grad_hook(self._noted(index))
-            for index, parameter in enumerate(parameters)
-        ]
+        self._hooks: list[Any] = [_behind(parameter, self._noted(index)) for index, parameter in enumerate(parameters)]
         self._parameters = list(parameters)
         self._learned = False
 
@@ -49,8 +46,12 @@ class BackwardEnd:
             hook.remove()
         self._hooks, self._learned = [], True
         if self._latest >= 0:
-            self._hooks = [self._parameters[self._latest].register_post_accumulate_grad_hook(self._end)]
+            self._hooks = [_behind(self._parameters[self._latest], self._end)]
 
     def _end(self, _: Tensor) -> None:
         self._ended = True
         self._mark("backward")
+
+
+def _behind(parameter: nn.Parameter, told: Callable[[Tensor], None]) -> Any:
+    return parameter.register_post_accumulate_grad_hook(told)  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ def course(draw: np.random.Generator, ranks: int, steps: int) -> dict[int, Recor
         own, load = np.empty(steps), 0.0
         for step in range(steps):
             load = own[step] = 0.95 * load + draw.normal(0, 0.006)
-        factor = np.exp(own + draw.normal(0, 0.02))
+        factor = np.exp(own + draw.normal(0, 0.01))
         begin = 0
         while (begin := begin + int(draw.exponential(1000))) < steps:
             factor[begin : begin + int(draw.integers(5, 26))] *= 1.5
@@ -67,7 +67,7 @@ def test_a_rank_that_becomes_slower_by_a_third_is_named_within_fifty_steps(ranks
     for seed in range(20):
         records = course(np.random.default_rng(seed), ranks, 300)
         slow = seed % ranks
-        for phase in ("forward", "backward", "optimizer"):
+        for phase in USUAL:
             records[slow][200:, FIRST_PHASE + PHASES.index(phase)] *= 13
             records[slow][200:, FIRST_PHASE + PHASES.index(phase)] //= 10
         found = [one for one in named(records, 5) if one[0] > 200]

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from serving.errors import InvalidRequest
 from serving.models import LoadedModel
+from serving.protocol.tensors import Array
 
 
 def examined(
@@ -20,9 +22,9 @@ def examined(
     """`inputs` are values by the inputs' names, the manifest's example without them; blocks for `repeats` answers.
 
     `{"rows", "seconds": [one an answer], "outputs": {name: values}, "deterministic"}`, or `{"error"}` when it does not
-    answer with finite outputs. The first answer's time is left out. Raises ArtifactError for inputs that do not fit.
+    answer with finite outputs. The first answer's time is left out. Raises InvalidRequest for inputs that do not fit.
     """
-    columns = model.signature.example(model.manifest["example"] if inputs is None else inputs)
+    columns = _columns(model, inputs)
     names = [output.name for output in model.signature.outputs]
     try:
         first = model.run(columns)
@@ -38,3 +40,15 @@ def examined(
         return {"rows": len(columns[0]), "error": "it answers with other outputs than declared, or not finite ones"}
     outputs = {name: values.tolist() for name, values in zip(names, first, strict=True)}
     return {"rows": len(columns[0]), "seconds": seconds, "outputs": outputs, "deterministic": same}
+
+
+def _columns(model: LoadedModel, inputs: Mapping[str, Any] | None) -> list[Array]:
+    if inputs is None:
+        return model.signature.example(model.manifest["example"])
+    try:
+        columns = model.signature.example(inputs)
+    except Exception as error:  # whatever a caller may have sent
+        raise InvalidRequest(f"the inputs do not fit the version's: {error}") from error
+    if not len(columns[0]) or len({len(column) for column in columns}) > 1:
+        raise InvalidRequest("the inputs have no rows, or not all the same number: give a list of values an input")
+    return columns

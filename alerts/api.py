@@ -103,6 +103,7 @@ class Api:
             ("/api/v1/actions/{id}", get, self._action),
             ("/api/v1/actions/{id}/approve", post, self._approve),
             ("/api/v1/actions/{id}/reject", post, self._reject),
+            ("/api/v1/actions/{id}/undo", post, self._undo),
         ]
         table += ReleasesApi(self._service.releases).table()
         own = [Path(path, self._endpoint(self._parsed(call)), methods=methods) for path, methods, call in table]
@@ -233,7 +234,10 @@ class Api:
     def _request_action(self, request: Request, body: Any) -> Any:
         fields = {name: _text(body, name) for name in ("action", "model", "reason", "actor")}
         action = self._service.actions.request(
-            **fields, release=_text(body, "release"), key=request.headers.get("Idempotency-Key", "")
+            **fields,
+            release=_text(body, "release"),
+            labels=_labels(body),
+            key=request.headers.get("Idempotency-Key", ""),
         )
         return JSONResponse(action.to_json(), 202)
 
@@ -242,6 +246,17 @@ class Api:
 
     def _reject(self, request: Request, body: Any) -> Any:
         return self._service.actions.reject(_id(request), _text(body, "actor")).to_json()
+
+    def _undo(self, request: Request, body: Any) -> Any:
+        actor, reason = _text(body, "actor"), _text(body, "reason")
+        return JSONResponse(self._service.actions.undo(_id(request), actor, reason).to_json(), 202)
+
+
+def _labels(body: Any) -> dict[str, str]:
+    found = body.get("labels") or {}
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise TypeError(f"labels must be an object of texts, got {found!r}")
+    return found
 
 
 def _json(raw: bytes) -> Any:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from alerts.actions import STEP, Action, ActionRunner, Hook, serving_hooks
-from alerts.actions.action import RETRAIN
+from alerts.actions.action import QUARANTINE, RETRAIN
 from alerts.actions.asking import asked_for
 from alerts.actions.notices import Notices
+from alerts.actions.sources import SourceHook
 from alerts.config import AlertsConfig
 from alerts.engine import RuleEngine
 from alerts.evidence import Judgement, ReleaseJudge, VerdictPolicy
@@ -288,10 +289,11 @@ class AlertsService:
 
 
 def _hooks(config: AlertsConfig) -> dict[str, Hook]:
-    if not config.serving_url:
-        return dict(config.hooks)
-    embedded = serving_hooks(config.serving_url, secret=config.secret)
-    return {**embedded, STEP: StepHook(config.serving_url, secret=config.secret), **config.hooks}
+    embedded: dict[str, Hook] = {QUARANTINE: SourceHook(config.push_url)} if config.push_url else {}
+    if config.serving_url:
+        embedded |= serving_hooks(config.serving_url, secret=config.secret)
+        embedded[STEP] = StepHook(config.serving_url, secret=config.secret)
+    return {**embedded, **config.hooks}
 
 
 def _everything_to_one(config: AlertsConfig) -> Configuration:

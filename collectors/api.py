@@ -33,6 +33,7 @@ from collectors.performance import JoinSettings
 from collectors.push import REPEAT_SECONDS, PushGroups
 from collectors.quality import QualityMonitor
 from collectors.quality.aside import KeptAside
+from collectors.quarantine import Quarantine
 from collectors.query import Engine, QueryApi
 from collectors.references import ClosedWindows, References, Standing
 from collectors.reloading import Reloads
@@ -48,6 +49,7 @@ from collectors.target_views import targets_json
 from collectors.targets import ScrapeTarget
 from collectors.views import Views, passed_on
 from collectors.windows import ModelTime, Pane, Slicing, WindowSettings
+from observability import names
 from observability.durations import duration_text
 
 DRAIN_SECONDS = 10
@@ -151,7 +153,8 @@ class Collector:
         quality = QualityMonitor(config.window_seconds, self.aside.put)
         self.measures = Measures(config.measure_settings(), self.signals, clock, self.windows.put, quality)
         self.measurer = Measurer(self.measures, self._page_changed)
-        self.log = EventLog(self.journal, config.lake, clock, self.measurer.put, self._settled)
+        self.quarantine = Quarantine(self.journal, self._kept_apart)
+        self.log = EventLog(self.journal, config.lake, clock, self.measurer.put, self._settled, self.quarantine.divide)
         own = {"job": OWN_JOB, "instance": f"{config.host}:{config.query_port}"}
         # The own page comes from the registry; scraped as well, its series would have two sources.
         targets = [target for target in config.targets if target.instance != own["instance"]]
@@ -271,6 +274,9 @@ class Collector:
         except Exception:  # as in the last run: its rows are in the log, and go to the lake
             logger.exception("batch %d of the log could not be measured", position)
 
+    def _kept_apart(self, model: str, source: str, rows: int) -> None:
+        self.signals.metrics[names.QUARANTINED_ROWS].labels(model, source).inc(rows)
+
     def _page_changed(self) -> None:
         self.own_page.append()
 
@@ -282,6 +288,7 @@ class Collector:
             measurer=self.measurer,
             references=self.references,
             aside=self.aside,
+            quarantine=self.quarantine,
             spans=self.spans,
             pushes=self.pushes,
             receiver=self.receiver,

@@ -41,6 +41,19 @@ PROFILES = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
+# Sources whose rows are kept apart: events with this attribute.
+QUARANTINE = sa.Table(
+    "quarantine",
+    METADATA,
+    sa.Column("model", sa.String(200), primary_key=True),
+    sa.Column("attribute", sa.String(200), primary_key=True),
+    sa.Column("value", sa.String(200), primary_key=True),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("key", sa.String(500), nullable=False),  # of the action that did it
+    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+)
+
 # Ids of accepted batches outlive their log rows: a retry may come after the compaction.
 BATCHES = sa.Table(
     "event_batches",

@@ -29,6 +29,8 @@ from observability.events import BadBatch, from_ipc, label_batch, to_ipc, valida
 from observability.lake import write_events, write_labels
 
 Signal = Literal["events", "labels", "profiles"]
+# Rows of sources in quarantine: they go to a lake of their own, and nothing is measured of them.
+APART = "apart"
 Content: TypeAlias = pa.Table | ProfileBatch
 Clock = Callable[[], float]
 Measured = Callable[[Signal, Content, int], None]
@@ -110,37 +112,53 @@ class EventLog:
         clock: Clock,
         measured: Measured,
         settled: Callable[[], int | None] = lambda: None,
+        divide: Callable[[pa.Table], tuple[pa.Table, pa.Table | None]] = lambda table: (table, None),
     ) -> None:
         self._journal = journal
         self._lake = lake
         self._clock = clock
         self._measured = measured
         self._settled = settled
+        self._divide = divide
         self._compacting = threading.Lock()
 
     def accept(self, batch: Batch, batch_id: str) -> Future[Accepted]:
         """Commits the batch; a known id is acknowledged with no second effect. The future carries a database error."""
+
+        rows = batch.table.num_rows
+        batch, apart = self._divided(batch)
 
         def write(connection: sa.Connection) -> Accepted:
             key = (BATCHES.c.batch_id == batch_id) & (BATCHES.c.signal == batch.signal)
             known = connection.execute(sa.select(BATCHES.c.rows).where(key)).first()
             if known is not None:
                 return Accepted(known.rows, duplicate=True)
-            rows = batch.table.num_rows
             connection.execute(
                 BATCHES.insert(),
                 {"batch_id": batch_id, "signal": batch.signal, "rows": rows, "accepted_at": self._clock()},
             )
+            if apart is not None:
+                row = {"signal": APART, "rows": apart.num_rows, "body": to_ipc(apart.to_batches())}
+                connection.execute(EVENT_LOG.insert(), row)
+                if batch.table.num_rows == 0:
+                    return Accepted(rows, duplicate=False)
             logged: Any = connection.execute(
-                EVENT_LOG.insert(), {"signal": batch.signal, "rows": rows, "body": batch.body}
+                EVENT_LOG.insert(), {"signal": batch.signal, "rows": batch.table.num_rows, "body": batch.body}
             )
             return Accepted(rows, duplicate=False, position=logged.inserted_primary_key[0])
 
         def then(answer: Accepted) -> None:
-            if not answer.duplicate:
+            if not answer.duplicate and answer.position:
                 self._measured(batch.signal, batch.table, answer.position)
 
         return self._journal.submit(write, then)
+
+    def _divided(self, batch: Batch) -> tuple[Batch, pa.Table | None]:
+        """A batch without the rows of sources in quarantine, and those."""
+        if batch.signal != "events":
+            return batch, None
+        good, apart = self._divide(batch.table)
+        return (batch, None) if apart is None else (Batch(batch.signal, _body(good), good), apart)
 
     def waiting_rows(self) -> int:
         """Rows in the log that are not in the lake yet."""
@@ -153,6 +171,8 @@ class EventLog:
             positions = connection.execute(sa.select(EVENT_LOG.c.id).order_by(EVENT_LOG.c.id)).scalars().all()
             for position in positions:
                 row = connection.execute(sa.select(EVENT_LOG).where(EVENT_LOG.c.id == position)).one()
+                if row.signal == APART:
+                    continue
                 read = ProfileBatch.from_bytes if row.signal == "profiles" else from_ipc
                 yield row.signal, read(row.body), position
 
@@ -224,11 +244,13 @@ class EventLog:
                 sa.select(EVENT_LOG.c.id, EVENT_LOG.c.signal, EVENT_LOG.c.body).where(chosen).order_by(EVENT_LOG.c.id)
             ).all()
         moved = 0
-        for signal, write_rows in (("events", write_events), ("labels", write_labels)):
+        ways = (("events", write_events, self._lake), ("labels", write_labels, self._lake),
+                (APART, write_events, self._lake / "quarantined"))  # fmt: skip
+        for signal, write_rows, lake in ways:
             tables = [from_ipc(row.body) for row in rows if row.signal == signal]
             for number, table in enumerate(merged(tables)):
                 moved += table.num_rows
-                write_rows(self._lake, table, f"segment-{segment:012d}-{number}")
+                write_rows(lake, table, f"segment-{segment:012d}-{number}")
 
         profiles = [_kept(row.id, row.body) for row in rows if row.signal == "profiles"]
         moved += sum(int(row.pop("rows")) for row in profiles)
@@ -241,6 +263,10 @@ class EventLog:
 
         self._journal.submit(forget).result()
         return moved
+
+
+def _body(table: pa.Table) -> bytes:
+    return to_ipc(table.to_batches()) if table.num_rows else b""
 
 
 def _kept(position: int, body: bytes) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from collectors.profiles import NotProfiled
 from collectors.push import BadGroup, PushGroups, group_labels
 from collectors.quality import SchemaEdit, SchemaError
 from collectors.quality.aside import KeptAside
+from collectors.quarantine import Quarantine, Source
 from collectors.references import References
 from collectors.remote_write import BadMessage, NotAccepted, Receiver, TooLarge, version_of
 from collectors.signals import Signals
@@ -60,6 +61,7 @@ class Intake:
     measurer: Measurer
     references: References
     aside: KeptAside
+    quarantine: Quarantine
     spans: SpanStore
     pushes: PushGroups
     receiver: Receiver
@@ -83,6 +85,11 @@ class Intake:
                     methods=["GET", "PUT"],
                 ),
                 Route("/v1/schemas/{model}", self._answered("schemas", self.schema), methods=["GET", "PUT"]),
+                Route(
+                    "/v1/quarantine/{model}",
+                    self._answered("quarantine", self.source),
+                    methods=["GET", "PUT", "DELETE"],
+                ),
                 push,
                 self._write_route(),
                 Route("/health/live", self.live),
@@ -158,6 +165,15 @@ class Intake:
         versions = self.measures.versions(model)
         schema, _ = self.measures.quality_of(model, versions[-1] if versions else "")
         return JSONResponse(schema.to_json())
+
+    async def source(self, request: Request) -> Response:
+        """The sources of a model in quarantine; PUT puts one there, DELETE lets it out."""
+        model = request.path_params["model"]
+        if request.method != "GET":
+            source = Source.from_json(model, await self._body(request), self.clock())
+            change = self.quarantine.put if request.method == "PUT" else self.quarantine.lift
+            await asyncio.wrap_future(change(source))
+        return JSONResponse({"model": model, "sources": [one.to_json() for one in self.quarantine.sources(model)]})
 
     async def push(self, request: Request) -> Response:
         # The raw path: a slash inside a value is sent percent-encoded, and must not split it.

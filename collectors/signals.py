@@ -17,6 +17,7 @@ COUNTED = (
     names.EVENT_ROWS,
     names.EVENT_ERRORS,
     names.LABEL_ROWS,
+    names.QUARANTINED_ROWS,
     names.PROFILE_ROWS,
     names.LATE_EVENT_ROWS,
     names.AMENDED_ROWS,

@@ -143,12 +143,18 @@ RELEASE_REQUESTS = _counter(
 )  # fmt: skip   # arm: canary | stable; outcome: ok | error (FAULTS); propensity: the canary's weight, e.g. "0.1"
 RELEASE_DURATION = _histogram(
     "release_request_duration_seconds",
-    "Time of live requests of a release by arm and logged routing probability of the canary; the latency test's input.",
+    "Time of a release's live requests (where units keep their arm, of their first ones) by arm and logged routing "
+    "probability of the canary; the latency test's input.",
     LATENCY_SECONDS, "model", "release", "candidate", "baseline", "arm", "propensity",
 )  # fmt: skip
 RELEASE_FAILED_UNITS = _counter(
     "release_failed_units_total",
     "Units that failed for the first time in a release, where units keep their arm; requests without one count each.",
+    "model", "release", "candidate", "baseline", "arm", "propensity",
+)  # fmt: skip
+RELEASE_UNITS = _counter(
+    "release_units_total",
+    "Units seen for the first time in a release, where units keep their arm; requests without one count each.",
     "model", "release", "candidate", "baseline", "arm", "propensity",
 )  # fmt: skip
 TRAFFIC_STICKY = _gauge("traffic_sticky", "1 while a unit's requests keep their arm of a release.", "model")
@@ -306,7 +312,7 @@ GPU_LAST_XID = _gauge("gpu_xid_last", "Number of the last Xid.", "gpu")
 TRAINING_RESTARTS = _counter(
     "training_restarts_total", "Attempts begun anew, by what ended the last.", "model", "cause"
 )
-# cause: killed | error | hang | straggler | warm (the process that forks ranks died)
+# cause: killed | error | hang | straggler | device | warm (the process that forks ranks died)
 TRAINING_RECOVERY = _gauge(
     "training_recovery_seconds", "From the end of the last attempt to the first step of this one.", "model", "run"
 )
@@ -533,6 +539,9 @@ EVENT_ROWS = _counter("collector_event_rows_total", "Event rows accepted.", "mod
 EVENT_ERRORS = _counter("collector_rejected_batches_total", "Batches refused, by reason.", "signal", "reason")
 PROFILE_ROWS = _counter(
     "collector_profile_rows_total", "Rows accepted in profiles that senders counted themselves.", "model", "version"
+)
+QUARANTINED_ROWS = _counter(
+    "collector_quarantined_rows_total", "Event rows of sources in quarantine, kept apart.", "model", "source"
 )
 LABEL_ROWS = _counter(
     "collector_label_rows_total", "Label rows accepted, by whether a prediction was found.", "model", "matched"

@@ -48,7 +48,7 @@ def hooks_of(settings: Settings) -> dict[str, Hook]:
     hooks = {}
     for name, action in settings.alerts.actions.items():
         try:
-            hook = _hook(action, settings)
+            hook = _hook(name.partition(":")[0], action, settings)
         except ValueError as error:
             raise HookSettingsError(f"alerts.actions.{name}: {error}") from None
         if hook is not None:
@@ -60,7 +60,7 @@ def _policy(action: ActionSettings) -> ActionPolicy:
     return ActionPolicy(**{field.name: getattr(action, field.name) for field in fields(ActionPolicy)})
 
 
-def _hook(action: ActionSettings, settings: Settings) -> Hook | None:
+def _hook(kind: str, action: ActionSettings, settings: Settings) -> Hook | None:
     if action.command:
         return CommandHook(action.command, timeout_seconds=action.timeout_seconds)
     if action.url:
@@ -70,7 +70,10 @@ def _hook(action: ActionSettings, settings: Settings) -> Hook | None:
     if action.kubernetes:
         own = settings.alerts.kubernetes
         server = ApiServer(own.url, token=own.token, token_file=own.token_file, ca_file=own.ca_file)
-        return kubernetes_hook(server, action.kubernetes, ready_seconds=own.ready_seconds)
+        return kubernetes_hook(
+            server, action.kubernetes, action=kind, ready_seconds=own.ready_seconds, min_replicas=own.min_replicas,
+            max_replicas=own.max_replicas,
+        )  # fmt: skip
     if action.mlflow:
         registry = settings.alerts.mlflow
         return MlflowAliasHook(registry.url, action.mlflow, token=registry.token)

@@ -144,6 +144,10 @@ class KubernetesSettings(_Section, frozen=True, kw_only=True):
     token_file: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"
     ca_file: str = ""
     """Certificates of the API server; empty is the pod's own, else the system's."""
+    min_replicas: int = 1
+    """What `scale` goes down to at the least."""
+    max_replicas: int = 10
+    """What `scale` goes up to at the most."""
     ready_seconds: float = 300.0
     """How long the pods of a target may take to be ready before the action counts as failed."""
 

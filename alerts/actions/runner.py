@@ -268,7 +268,31 @@ class ActionRunner:
         elif isinstance(decision, Rehearse):
             self._pool(decided.action).submit(self._rehearse, decided)
 
-    def request(self, action: str, model: str, *, reason: str, actor: str, release: str = "", key: str = "") -> Action:
+    def undo(self, id: int, actor: str, reason: str = "") -> Action:
+        """A person takes back what an action did, where its target says how. Raises UnknownAction or NotWaiting."""
+        action = self.action(id)
+        labels = ((action.result or {}).get("target") or {}).get("undo")
+        if action.state is not ActionState.DONE or not labels:
+            raise NotWaiting(
+                f"action {id} ({action.action} of {action.model}, {action.state}) cannot be undone by itself: "
+                "done are taken back scale and quarantine; traffic is changed by promote and rollback"
+            )
+        return self.request(
+            action.action, action.model, reason=reason or f"takes back action {id}", actor=actor, labels=labels,
+            key=f"undo:{action.key}",
+        )  # fmt: skip
+
+    def request(
+        self,
+        action: str,
+        model: str,
+        *,
+        reason: str,
+        actor: str,
+        release: str = "",
+        key: str = "",
+        labels: Mapping[str, str] | None = None,
+    ) -> Action:
         """A person asks for an action: it runs at once, past modes, cool-downs and budgets; a known key runs nothing.
 
         Raises ValueError for an unknown action and for one without a hook.
@@ -289,6 +313,7 @@ class ActionRunner:
             release=release,
             mode="manual",
             state=ActionState.RUNNING,
+            labels=dict(labels or {}),
             reason=reason or f"asked for by {actor}",
             evidence=jsonable(self._evidence_of(model, release)) if release else {},
             created_at=now,

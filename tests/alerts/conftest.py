@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from alerts.schema import open_database
 from collectors import query
 from collectors.query import Engine
 from collectors.store import Store
+from tests.loopback import Quiet, served
 
 START = 1_700_000_000.0
 
@@ -141,7 +141,7 @@ def hook_server() -> Iterator[HookServer]:
     state = HookServer()
     state.gate.set()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             state.requests.append(
@@ -149,24 +149,11 @@ def hook_server() -> Iterator[HookServer]:
             )
             state.arrived.set()
             state.gate.wait(60)
-            self.send_response(state.statuses.pop(0) if state.statuses else state.status)
-            answer = b'{"ok": true}'
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+            self.send_body(state.statuses.pop(0) if state.statuses else state.status, b'{"ok": true}')
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield state
-    state.gate.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Handler) as state.url:
+        yield state
+        state.gate.set()
 
 
 @pytest.fixture

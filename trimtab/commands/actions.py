@@ -29,7 +29,7 @@ _ALL = 10_000_000
 
 @click.group()
 def actions() -> None:
-    """The journal of actions: list, show, episodes, approve, reject, verify, replay.
+    """The journal of actions: list, show, episodes, approve, reject, undo, verify, replay.
 
     \b
     Examples:
@@ -122,6 +122,18 @@ def approve(action_id: str, actor: str | None, settings: Settings) -> None:
 def reject(action_id: str, actor: str | None, settings: Settings) -> None:
     """Forbid a waiting, advised or held action."""
     _decide(settings, action_id, "reject", actor)
+
+
+@actions.command(epilog="Example: trimtab actions undo 7 --reason 'the sensor was repaired'")
+@click.argument("action_id")
+@click.option("--actor", help="Who says so; default: the user at the keyboard.")
+@click.option("--reason", default="")
+@with_settings
+def undo(action_id: str, actor: str | None, reason: str, settings: Settings) -> None:
+    """Take back what a scale or a quarantine did: the number of pods as before, the source let in again."""
+    body = {"actor": actor or getpass.getuser(), "reason": reason}
+    answer: Any = call(settings, "POST", f"{settings.alerts_url}/api/v1/actions/{action_id}/undo", body)
+    click.echo(f"{answer['action']} of {answer['model']}: {answer['state']}, as action {answer['id']}")
 
 
 @actions.command("verify", epilog="Example: trimtab actions verify --anchor 120:9f86d081884c7d65…")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import uuid
 from typing import Any
 
@@ -12,7 +13,11 @@ from trimtab.settings import Settings
 
 
 def change_traffic(settings: Settings, model: str, verb: str, body: dict[str, Any]) -> None:
-    """Asks the server for a change and prints its answer; a repeated request does not act twice."""
+    """Asks the server for a change and prints its answer; a repeated request does not act twice.
+
+    The change is the user's at the keyboard: no alert goes over a person's decision.
+    """
+    body = {**body, "actor": getpass.getuser()}
     url = f"{settings.serving_url}/api/v1/models/{model}/{verb}"
     echo_json(call(settings, "POST", url, body, key=uuid.uuid4().hex))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from alerts.actions.action import ROLLBACK, SCALE
 from alerts.actions.hook import Call, HookError, VerifyingHook
 from alerts.actions.kubernetes.api_server import ApiServer
 from alerts.actions.kubernetes.deployment import DeploymentHook
 from alerts.actions.kubernetes.inference_service import InferenceServiceHook
 from alerts.actions.kubernetes.location import Location
 from alerts.actions.kubernetes.rollout import RolloutHook
+from alerts.actions.kubernetes.scale import ScaleHook
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _KINDS = ("deployments", "rollouts", "inferenceservices")
@@ -43,9 +45,22 @@ class Place:
         return Location(*filled)
 
 
-def kubernetes_hook(server: ApiServer, place: str, *, ready_seconds: float = 300.0) -> VerifyingHook:
-    """The hook for an object named `KIND/NAMESPACE/NAME`. Raises ValueError."""
+def kubernetes_hook(
+    server: ApiServer,
+    place: str,
+    *,
+    action: str = ROLLBACK,
+    ready_seconds: float = 300.0,
+    min_replicas: int = 1,
+    max_replicas: int = 10,
+) -> VerifyingHook:
+    """The hook for an action on an object named `KIND/NAMESPACE/NAME`. Raises ValueError."""
     parsed = Place.parse(place)
+    if action == SCALE:
+        if parsed.kind != "deployments":
+            raise ValueError(f"only deployments/NAMESPACE/NAME can be scaled, got {place!r}")
+        limits = {"min_replicas": min_replicas, "max_replicas": max_replicas}
+        return ScaleHook(server, parsed.of, ready_seconds=ready_seconds, **limits)
     if parsed.kind == "deployments":
         return DeploymentHook(server, parsed.of, ready_seconds=ready_seconds)
     if parsed.kind == "rollouts":

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -15,6 +13,7 @@ import pytest
 
 from alerts.actions import Call, HookAway, HookError
 from alerts.actions.kubernetes import ApiServer, Place, kubernetes_hook
+from tests.loopback import Quiet, served
 
 TOKEN = "a-token"
 APPS, ARGO, KSERVE = "/apis/apps/v1", "/apis/argoproj.io/v1alpha1", "/apis/serving.kserve.io/v1beta1"
@@ -129,7 +128,7 @@ class Cluster:
 def cluster() -> Iterator[Cluster]:
     state = Cluster()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             self._answer("GET")
 
@@ -139,24 +138,10 @@ def cluster() -> Iterator[Cluster]:
         def _answer(self, verb: str) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             code, answer = state.answer(verb, self.path, self.headers, body)
-            content = json.dumps(answer).encode()
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.send_body(code, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Handler) as state.url:
+        yield state
 
 
 def template(image: str, **labels: str) -> dict[str, Any]:
@@ -279,6 +264,37 @@ def test_refusals_of_the_api_server_say_how_to_mend_them(deployment: Cluster) ->
         Place.parse("pods/prod/toy")
     with pytest.raises(HookError, match="no name in Kubernetes"):
         hook_of(deployment, "deployments/prod/{model}").prepare(Call(key="k", action="rollback", model="a/b"))
+
+
+def scale_of(replicas: str, target: dict[str, Any] | None = None) -> Call:
+    labels = {"replicas": replicas} if replicas else {}
+    return Call(key=f"scale:toy:{replicas}", action="scale", model="toy", labels=labels, target=target or {})
+
+
+@pytest.mark.parametrize(
+    ("replicas", "wanted"), [("", 3), ("5", 5), ("+4", 6), ("-1", 1), ("x1.5", 3), ("-7", 1), ("80", 8)]
+)
+def test_a_deployment_is_scaled_within_its_limits_and_back(deployment: Cluster, replicas: str, wanted: int) -> None:
+    server = ApiServer(deployment.url, token=TOKEN)
+    hook = kubernetes_hook(server, "deployments/prod/{model}", action="scale", max_replicas=8)
+    prepared, confirmed = acted(hook, scale_of(replicas))
+
+    assert deployment.objects[DEPLOYMENT]["spec"]["replicas"] == wanted
+    assert (confirmed.problem, confirmed.after["available"]) == ("", wanted)
+    assert (prepared.before["replicas"], prepared.target["undo"]) == (2, {"replicas": "2"})
+    acted(hook, Call(key="undo", action="scale", model="toy", labels=prepared.target["undo"]))
+    assert deployment.objects[DEPLOYMENT]["spec"]["replicas"] == 2
+
+
+def test_a_deployment_is_not_scaled_over_another_change_nor_beyond_what_is_allowed(deployment: Cluster) -> None:
+    server = ApiServer(deployment.url, token=TOKEN)
+    hook = kubernetes_hook(server, "deployments/prod/toy", action="scale", max_replicas=2)
+    assert "1 to 2 are allowed" in hook.prepare(scale_of("+1")).problem
+    assert "give a number" in hook.prepare(scale_of("many")).problem
+    with pytest.raises(HookError, match="changed since it was looked at"):
+        hook.run(scale_of("1", {"replicas": 1, "from_generation": 3}))
+    with pytest.raises(ValueError, match="only deployments"):
+        kubernetes_hook(server, "rollouts/prod/toy", action="scale")
 
 
 # --- Argo Rollouts ----------------------------------------------------------------------------------------------------

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -14,6 +12,7 @@ import pytest
 
 from alerts.actions import Call, HookError
 from alerts.actions.mlflow import MlflowAliasHook
+from tests.loopback import Quiet, served
 
 PROMOTE = Call(key="promote:toy:toy-2", action="promote", model="toy", labels={"candidate": "2"})
 ROLLBACK = Call(key="rollback:toy:toy-2", action="rollback", model="toy")
@@ -59,7 +58,7 @@ class Registry:
 def registry() -> Iterator[Registry]:
     state = Registry()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             url = urlsplit(self.path)
             self._send(*state.answer("GET", url.path, dict(parse_qsl(url.query))))
@@ -69,23 +68,10 @@ def registry() -> Iterator[Registry]:
             self._send(*state.answer("POST", self.path, json.loads(body)))
 
         def _send(self, code: int, answer: dict[str, Any]) -> None:
-            content = json.dumps(answer).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.send_body(code, json.dumps(answer).encode())
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Handler) as state.url:
+        yield state
 
 
 def acted(hook: MlflowAliasHook, call: Call) -> Any:

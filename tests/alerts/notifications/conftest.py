@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from starlette.routing import Route as Path_
 
 from alerts.notifications import Alertmanager, AlertmanagerApi, read_configuration
 from alerts.schema import open_database
+from tests.loopback import Quiet, served
 
 
 @dataclass
@@ -51,33 +51,20 @@ class Webhooks:
 def webhooks() -> Iterator[Webhooks]:
     state = Webhooks()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers["Content-Length"]))
             status = state.statuses.pop(0) if state.statuses else 200
             state.requests.append(
                 {"path": self.path, "headers": dict(self.headers), "body": json.loads(raw), "status": status}
             )
-            self.send_response(status)
-            answer = b'{"ok": true, "result": {"message_id": 1, "chat": {"id": 1}}}'  # what Telegram says
-            for name, value in {**state.headers, "Content-Length": str(len(answer))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(answer)
+            # What Telegram says.
+            self.send_body(status, b'{"ok": true, "result": {"message_id": 1, "chat": {"id": 1}}}', state.headers)
 
         do_PUT = do_POST
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield state
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with served(Handler) as state.url:
+        yield state
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ import json
 import struct
 import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -179,8 +179,8 @@ async def answer_to(port: int, request: bytes) -> tuple[int, dict[str, str], byt
 
 @pytest.fixture
 async def port(start: Start) -> int:
-    """Of a server with small limits."""
-    return (await start(limits=LIMITS)).port
+    """Of a server with small limits, and time for a machine that is busy."""
+    return (await start(limits=replace(LIMITS, request_seconds=30.0))).port
 
 
 @pytest.mark.slow
@@ -227,7 +227,8 @@ async def test_what_is_sent_by_halves_holds_no_memory_and_is_ended(start: Start)
             held.append((opening, reader, writer))
     status, _, _ = await answer_to(port, post(amount()))
     assert status == 200
-    assert len(service.http.connections) >= 300
+    # Those that sent nothing; of the others a busy machine may have ended some, as is read below.
+    assert len(service.http.connections) >= 60
     for opening, reader, _ in held:
         if opening:
             answer = await asyncio.wait_for(reader.read(), 60)

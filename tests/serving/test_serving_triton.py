@@ -25,7 +25,7 @@ SERVER = """
     from pathlib import Path
     from serving import ServingConfig, serve
     serve(ServingConfig(registry_url=sys.argv[1], artifacts_dir=Path(sys.argv[2]), port=0, grpc_port=0,
-                        drain_notice=1.0),
+                        drain_notice=float(sys.argv[3])),
           started=lambda service: print(service.port, service.edge.grpc_port, flush=True))
 """
 
@@ -130,9 +130,15 @@ CLIENT = """
 
 
 @pytest.fixture
-def server(registry: Registry, registry_url: str, tmp_path: Path) -> Iterator[Running]:
+def drain_notice() -> float:
+    """Seconds for which a server that was told to end still takes connections."""
+    return 1.0
+
+
+@pytest.fixture
+def server(registry: Registry, registry_url: str, tmp_path: Path, drain_notice: float) -> Iterator[Running]:
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SERVER), registry_url, str(tmp_path / "artifacts")],
+        [sys.executable, "-c", textwrap.dedent(SERVER), registry_url, str(tmp_path / "artifacts"), str(drain_notice)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert process.stdout is not None
@@ -251,6 +257,7 @@ def test_sigterm_under_load_answers_every_accepted_request_and_exits_0(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("drain_notice", [90.0])  # for as long as the question may take
 def test_readiness_goes_off_while_the_server_drains(server: Running) -> None:
     process, port, _ = server
     url = f"http://127.0.0.1:{port}/v2/health/ready"
@@ -266,4 +273,3 @@ def test_readiness_goes_off_while_the_server_drains(server: Running) -> None:
             error.close()
 
     assert codes == [(503, "the server is draining")]
-    assert process.wait(90) == 0

@@ -684,7 +684,7 @@ ACTION_DURATION = _histogram(
 
 EPISODES_OPEN = _gauge("action_episodes_open", "Episodes of drift or decay that go on, 0 or 1.", "model")
 EPISODES_ENDED = _counter(
-    "action_episodes_total", "Episodes of drift or decay that have ended, by why: calm | promoted.", "model", "ended"
+    "action_episodes_total", "Episodes of drift or decay that have ended, by why: calm or promoted.", "model", "ended"
 )
 
 

@@ -56,7 +56,7 @@ class RankAgent:
         self.ranks: dict[int, Followed] = {}
         self._clock = clock
         self._report = TrainingReport(metrics, model, run, time.perf_counter_ns())
-        self._num_steps = self._num_samples = 0
+        self._num_steps = self._num_samples = self._num_tokens = 0
 
     def follow(self, paths: Iterable[Path]) -> None:
         """Opens rings that have appeared; a file that is none is logged and left alone."""
@@ -91,6 +91,7 @@ class RankAgent:
                 one.changed = moment
             one.fresh = one.view.records(one.read, now.num_steps)
             self._num_samples += now.num_samples - one.now.num_samples if one.read else now.num_samples
+            self._num_tokens += now.num_tokens - one.now.num_tokens if one.read else now.num_tokens
             if rank == min(self.ranks):
                 self._num_steps += now.num_steps - one.read
                 if now.skipped > one.skipped:
@@ -109,7 +110,7 @@ class RankAgent:
             for phase, seconds in zip(names.PHASES, one.phases(), strict=True):
                 if seconds:
                     self.metrics[names.TRAINING_RANK_PHASE].labels(self.model, self.run, str(rank), phase).set(seconds)
-        self._report.totals(self._num_steps, self._num_samples, time.perf_counter_ns())
+        self._report.totals(self._num_steps, self._num_samples, time.perf_counter_ns(), self._num_tokens)
 
     def _gauge(self, name: names.Metric, rank: int):  # type: ignore[no-untyped-def]  # a child of prometheus_client
         return self.metrics[name].labels(self.model, self.run, str(rank))

@@ -29,7 +29,7 @@ _LIVE = 512
 # Steps written, samples, state, number of the step under way, its start (clock, ns), phase under way.
 _NOW = struct.Struct("<5qB")
 _COUNTS = struct.Struct("<2q")
-_STATE_AT, _STEP_AT, PHASE_AT = _LIVE + 16, _LIVE + 24, _LIVE + 40
+_STATE_AT, _STEP_AT, PHASE_AT, _TOKENS_AT = _LIVE + 16, _LIVE + 24, _LIVE + 40, _LIVE + 48
 NO_PHASE = 255
 # Checkpointed step (-1: none), collectives enqueued and completed (-1: not known), steps skipped.
 _MARKS_AT, _MARKS = _LIVE + 64, struct.Struct("<4q")
@@ -84,6 +84,7 @@ class RingNow:
     loss: float
     gradient_norm: float
     learning_rate: float
+    num_tokens: int = 0
 
 
 class StepRing:
@@ -92,12 +93,13 @@ class StepRing:
     def __init__(self, buffer: bytearray | mmap.mmap, owner: RingOwner, capacity: int) -> None:
         self.owner, self.capacity = owner, capacity
         self.buffer = buffer
-        self.num_steps = self.num_samples = 0
+        self.num_steps = self.num_samples = self.num_tokens = 0
         _WHO.pack_into(
             buffer, 0, MAGIC, capacity, RECORD.size, owner.rank, owner.world_size, owner.attempt, owner.process_id,
             owner.clock_offset_ns, _text(owner.model), _text(owner.run),
         )  # fmt: skip
         _NOW.pack_into(buffer, _LIVE, 0, 0, 0, 0, 0, NO_PHASE)
+        _Q.pack_into(buffer, _TOKENS_AT, 0)
         _MARKS.pack_into(buffer, _MARKS_AT, -1, -1, -1, 0)
         _READINGS.pack_into(buffer, _READINGS_AT, *(float("nan"),) * 3)
 
@@ -146,6 +148,11 @@ class StepRing:
     def doing(self, phase: int) -> None:
         """Says which phase is under way, by its index; the index plus the number of phases: that one has ended."""
         self.buffer[PHASE_AT] = phase
+
+    def tokens(self, tokens: int) -> None:
+        """Adds to the tokens so far."""
+        self.num_tokens += tokens
+        _Q.pack_into(self.buffer, _TOKENS_AT, self.num_tokens)
 
     def state(self, state: str) -> None:
         """Says how the rank is: one of `STATES`."""
@@ -218,6 +225,7 @@ class RingView:
             loss,
             norm,
             rate,
+            _Q.unpack_from(self._buffer, _TOKENS_AT)[0],
         )
 
     def records(self, first: int = 0, end: int | None = None) -> Records:

@@ -16,6 +16,8 @@ other processes, even after the rank was killed.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +27,7 @@ from typing import Any, Self
 
 from observability import names
 from observability.device_timer import DeviceTimer
+from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
 from observability.step_ring import PHASE_AT, StepRing
 from observability.training_report import TrainingReport
@@ -39,6 +42,7 @@ class Step:
     """What a step reports of itself: tensors stay on their device until the drain reads them."""
 
     samples: int = 0
+    tokens: int = 0
     loss: Any = None
     gradient_norm: Any = None
     learning_rate: float | None = None
@@ -50,6 +54,10 @@ class TrainingMonitor:
     Mark phases (`names.PHASES`) with `with monitor.phase("forward")`, or straight with `start`, `mark`, `end`. With
     `device="cuda"` the device's phases are timed by CUDA events, without ever waiting for it. `drain_seconds=0` starts
     no thread: call `drain` yourself. Nothing here raises into the loop except for an unknown phase.
+
+    With `flops_per_sample` (`observability.flops.training_flops` of a step over its samples, or a number of yours) the
+    model's operations a second are shown, and over `peak_flops`, the peak of all devices that share in the samples, the
+    utilisation (MFU). The thread samples process, host and GPUs each `machine_seconds`; 0 leaves that out.
     """
 
     def __init__(
@@ -63,6 +71,9 @@ class TrainingMonitor:
         ring: StepRing | None = None,
         drain_seconds: float = 1.0,
         device_timer: DeviceTimer | None = None,
+        flops_per_sample: float = 0.0,
+        peak_flops: float | None = None,
+        machine_seconds: float = 5.0,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.model, self.run = model, run
@@ -74,9 +85,11 @@ class TrainingMonitor:
         self._phases = [0] * len(names.PHASES)
         self._step = 0
         self._started = self._marked = clock()
-        self._latest = Step()
+        self._latest: tuple[Any, Any, float | None] = (None, None, None)
         self._draining = threading.Lock()
-        self._report = TrainingReport(self.metrics, model, run, self._started)
+        self._report = TrainingReport(self.metrics, model, run, self._started, flops_per_sample, peak_flops)
+        self.machine: Machine | None = None
+        self._machine_seconds = machine_seconds
         self._closed = threading.Event()
         self._thread = (
             threading.Thread(target=self._drain_each, args=(drain_seconds,), daemon=True) if drain_seconds else None
@@ -118,12 +131,16 @@ class TrainingMonitor:
         loss: Any = None,
         gradient_norm: Any = None,
         learning_rate: float | None = None,
+        tokens: int = 0,
     ) -> None:
         """Ends a step of `samples` samples. `loss` and `gradient_norm` may be tensors; they are not read here."""
         duration = self._clock() - self._started
         if self._timer is not None:
             self._timer.end()
-        self._latest = Step(samples, _detached(loss), _detached(gradient_norm), learning_rate)
+        # A tuple, since making a class of its own costs as much as the whole record.
+        self._latest = _detached(loss), _detached(gradient_norm), learning_rate
+        if tokens:
+            self.ring.tokens(tokens)
         self.ring.write(self._step, self._started, duration, samples, self._phases)
         self._step += 1
 
@@ -133,7 +150,13 @@ class TrainingMonitor:
         step = Step(samples)
         self.start()
         yield step
-        self.end(step.samples, loss=step.loss, gradient_norm=step.gradient_norm, learning_rate=step.learning_rate)
+        self.end(
+            step.samples,
+            loss=step.loss,
+            gradient_norm=step.gradient_norm,
+            learning_rate=step.learning_rate,
+            tokens=step.tokens,
+        )
 
     @contextmanager
     def phase(self, phase: str) -> Iterator[None]:
@@ -187,8 +210,8 @@ class TrainingMonitor:
             self._report.steps(records, self._timer is not None)
             if self._timer is not None:
                 self._report.device_phases(self._timer.resolved())
-            self._report.totals(now.num_steps, now.num_samples, self._clock())
-            self.ring.readings(*self._report.gauges(latest.loss, latest.gradient_norm, latest.learning_rate))
+            self._report.totals(now.num_steps, now.num_samples, self._clock(), now.num_tokens)
+            self.ring.readings(*self._report.gauges(*latest))
 
     def close(self) -> None:
         """Ends the thread after a last drain. The metrics stay."""
@@ -205,8 +228,15 @@ class TrainingMonitor:
         self.close()
 
     def _drain_each(self, seconds: float) -> None:
+        if self._machine_seconds:
+            process = {self.ring.owner.rank: os.getpid()}
+            self.machine = Machine(self.metrics, self.model, self.run, lambda: process, Gpus.found())
+        sampled = -math.inf
         while not self._closed.wait(seconds):
             try:
+                if self.machine is not None and time.monotonic() - sampled >= self._machine_seconds:
+                    sampled = time.monotonic()
+                    self.machine.sample()
                 self.drain()
             except Exception:  # a monitor that fails must not end the training, nor stop monitoring
                 _log.exception("the training metrics of %s could not be drained", self.model)

@@ -9,7 +9,7 @@ import numpy as np
 
 from observability import names
 from observability.metrics import Metrics, observe_many
-from observability.step_ring import DURATION, FIRST_PHASE, Records
+from observability.step_ring import DATA_WAIT, DURATION, FIRST_PHASE, Records
 
 # On a device these are asynchronous launches for the host's clock, so that they are timed by events instead.
 _DEVICE_PHASES = ("host_to_device", "forward", "backward", "optimizer")
@@ -18,8 +18,18 @@ _DEVICE_PHASES = ("host_to_device", "forward", "backward", "optimizer")
 class TrainingReport:
     """The training metrics of one run, and how far they have come. One thread at a time."""
 
-    def __init__(self, metrics: Metrics, model: str, run: str, now_ns: int) -> None:
-        self.num_steps = self._num_samples = 0
+    def __init__(
+        self,
+        metrics: Metrics,
+        model: str,
+        run: str,
+        now_ns: int,
+        flops_per_sample: float = 0.0,
+        peak_flops: float | None = None,
+    ) -> None:
+        self.num_steps = self._num_samples = self._num_tokens = 0
+        self._metrics, self._labels = metrics, (model, run)
+        self._flops_per_sample, self._peak_flops = flops_per_sample, peak_flops
         self._since_ns = now_ns
         self._steps = metrics[names.TRAINING_STEPS].labels(model)
         self._samples = metrics[names.TRAINING_SAMPLES].labels(model)
@@ -27,6 +37,7 @@ class TrainingReport:
         metrics[names.TRAINING_NONFINITE].labels(model)  # from 0 on: no rate sees a counter's first value
         self._duration = metrics[names.TRAINING_STEP_DURATION].labels(model)
         self._phases = {phase: metrics[names.TRAINING_PHASE_DURATION].labels(model, phase) for phase in names.PHASES}
+        self._data_wait = metrics[names.TRAINING_DATA_WAIT].labels(model, run)
         self._throughput = metrics[names.TRAINING_THROUGHPUT].labels(model, run)
         self._loss = _Reading(metrics[names.TRAINING_LOSS].labels(model, run))
         self._gradient_norm = _Reading(metrics[names.TRAINING_GRADIENT_NORM].labels(model, run))
@@ -35,6 +46,8 @@ class TrainingReport:
     def steps(self, records: Records, has_device: bool = False) -> None:
         """Times of steps and phases; those that run on a device are left to `device_phases`."""
         observe_many(self._duration, records[:, DURATION] / 1e9)
+        if total := int(records[:, DURATION].sum()):
+            self._data_wait.set(int(records[:, DATA_WAIT].sum()) / total)
         for index, phase in enumerate(names.PHASES):
             if has_device and phase in _DEVICE_PHASES:
                 continue
@@ -46,12 +59,24 @@ class TrainingReport:
         for phase in _DEVICE_PHASES:
             observe_many(self._phases[phase], np.array([seconds for name, seconds in found if name == phase]))
 
-    def totals(self, num_steps: int, num_samples: int, now_ns: int) -> None:
-        """Steps and samples so far, and the throughput since the last call."""
+    def totals(self, num_steps: int, num_samples: int, now_ns: int, num_tokens: int = 0) -> None:
+        """Steps, samples and tokens so far, and the throughput since the last call."""
         self._steps.inc(num_steps - self.num_steps)
         self._samples.inc(num_samples - self._num_samples)
         if num_steps > self.num_steps and now_ns > self._since_ns:
-            self._throughput.set((num_samples - self._num_samples) / ((now_ns - self._since_ns) / 1e9))
+            seconds = (now_ns - self._since_ns) / 1e9
+            samples = (num_samples - self._num_samples) / seconds
+            self._throughput.set(samples)
+            if self._flops_per_sample:
+                self._metrics[names.TRAINING_FLOPS].labels(*self._labels).set(samples * self._flops_per_sample)
+                if self._peak_flops:
+                    used = samples * self._flops_per_sample / self._peak_flops
+                    self._metrics[names.TRAINING_MFU].labels(*self._labels).set(used)
+            if num_tokens:
+                tokens = num_tokens - self._num_tokens
+                self._metrics[names.TRAINING_TOKENS].labels(self._labels[0]).inc(tokens)
+                self._metrics[names.TRAINING_TOKEN_RATE].labels(*self._labels).set(tokens / seconds)
+        self._num_tokens = num_tokens
         self.num_steps, self._num_samples, self._since_ns = num_steps, num_samples, now_ns
 
     def gauges(self, loss: Any, gradient_norm: Any, learning_rate: float | None) -> tuple[float, float, float]:

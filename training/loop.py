@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from observability.machine import GpuSample
 from observability.step_ring import DATA_WAIT, DURATION
 from observability.training import TrainingMonitor
 from training.checkpoint import Checkpoint, Checkpoints
@@ -22,6 +23,8 @@ from training.faults import Faults
 from training.guards import (
     Action,
     Course,
+    DeviceRule,
+    DeviceState,
     Finding,
     GuardPolicy,
     GuardRecord,
@@ -29,6 +32,7 @@ from training.guards import (
     Rules,
     checksums,
     judge_checksums,
+    judge_gpu,
     judge_reading,
     looking,
     nonfinite,
@@ -187,6 +191,8 @@ class Trainer:
         self._rules = Rules(max_nonfinite=config.max_nonfinite, spike=SpikeRule(score=config.spike_score))
         self._layers = judged_layers(network) if config.guards.activations_every and self._replicas.is_whole else {}
         self._view, self._read_steps, self._readings = monitor.ring.view(), 0, 0
+        self._gpus: dict[int, DeviceState] = {}
+        self._judged: tuple[GpuSample, ...] = ()
         # The replicas were equal after so many steps, and after so many a guard last found something.
         self._equal = self._troubled = 0
 
@@ -306,7 +312,7 @@ class Trainer:
         for _ in range(progress.course.nonfinite.skipped - skipped):
             self._monitor.skipped()
         self._monitor.ring.skipped(progress.course.nonfinite.skipped)
-        for finding in (*found, *self._compared()):
+        for finding in (*found, *self._compared(), *self._device_trouble()):
             stopped = self._follow(finding)
             if stopped is not None or progress is not self._progress:
                 return stopped
@@ -357,6 +363,18 @@ class Trainer:
             return (Finding("divergence", divergence.reason, self._equal, rank=divergence.rank),)
         self._equal = step
         return ()
+
+    def _device_trouble(self) -> tuple[Finding, ...]:
+        """What the latest sample of the GPUs tells, where this process takes any."""
+        machine = self._monitor.machine
+        if machine is None or machine.gpus is self._judged or self._replicas.world_size > 1:
+            return ()
+        self._judged, found = machine.gpus, []
+        for sample in self._judged:
+            state, trouble = judge_gpu(DeviceRule(), self._gpus.get(sample.gpu, DeviceState()), sample)
+            self._gpus[sample.gpu] = state
+            found += [Finding("device", one.reason, self._progress.step) for one in trouble]
+        return tuple(found)
 
     def _follow(self, finding: Finding) -> str | None:
         """Does what is to follow a finding; gives the reason where the run stops. RestartRun where it begins anew."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import time
@@ -22,8 +23,10 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from observability import names
+from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
 from observability.rank_agent import RankAgent
+from training.guards.device import DeviceRule, DeviceState, judge_gpu
 from training.guards.finding import Finding
 from training.guards.record import RECORD, GuardRecord, read_record
 from training.ledger import Attempt, AttemptTimes, goodput, ledger
@@ -37,6 +40,7 @@ _AFTERMATH_SECONDS = 0.02
 _STACKS_SECONDS = 1.0
 _END_SECONDS = 30.0
 _KEPT_RINGS = 3
+_MACHINE_SECONDS = 5.0
 LEDGER = "ledger.jsonl"
 
 
@@ -57,7 +61,12 @@ class Limits:
     straggler_restarts: int = 1
     """Times that a straggler begins the ranks anew; from then on it is only told of."""
 
+    on_device: Literal["report", "restart", "stop"] = "report"
+    """What follows when heat slows a GPU down, or it tells of memory errors or an Xid."""
+
     def __post_init__(self) -> None:
+        if self.on_device not in ("report", "restart", "stop"):
+            raise ValueError(f"on_device is {self.on_device!r}: report, restart or stop")
         if self.on_straggler not in ("report", "restart", "stop"):
             raise ValueError(f"on_straggler is {self.on_straggler!r}: report, restart or stop")
 
@@ -109,6 +118,8 @@ class Supervisor:
         self._limits, self._environment, self._echo = limits or Limits(), dict(environment or {}), echo
         self.metrics = metrics or Metrics()
         self._agent = RankAgent(model, run, self.metrics)
+        self._machine = Machine(self.metrics, model, run, self._processes, Gpus.found())
+        self._sampled, self._gpus = -math.inf, dict[int, DeviceState]()
         self._told = False
         self._record, self._recorded = GuardRecord(self._folder / RECORD), 0
         self.attempts = _earlier(self._folder / LEDGER)
@@ -125,7 +136,7 @@ class Supervisor:
                 self._show()
                 if attempt.cause == "completed":
                     return self._result("completed", f"{attempt.steps} steps in {len(self.attempts)} attempts")
-                if attempt.cause == "told" or (attempt.cause == "straggler" and self._limits.on_straggler == "stop"):
+                if attempt.cause == "told" or _asks_to_stop(attempt.cause, self._limits):
                     return self._result("stopped", attempt.reason)
                 if reason := given_up(self.attempts, self._limits):
                     return self._result("failed", reason)
@@ -201,6 +212,9 @@ class Supervisor:
             if self._told:
                 self._kill(warm)
                 return _End("told", reason="told to stop")
+            if end := self._machine_trouble(ranks[0].attempt):
+                self._kill(warm)
+                return end
             if (found := self._straggling(stragglers)) and (end := self._slowed(found, ranks[0].attempt)):
                 self._kill(warm)
                 return end
@@ -225,6 +239,27 @@ class Supervisor:
             if first != first and times.attempt.first_step == times.attempt.first_step and self.attempts:
                 recovery = times.attempt.first_step - self.attempts[-1].ended
                 self.metrics[names.TRAINING_RECOVERY].labels(self._model, self._run).set(recovery)
+
+    def _processes(self) -> dict[int, int]:
+        return {rank: one.view.owner.process_id for rank, one in self._agent.ranks.items() if one.up}
+
+    def _machine_trouble(self, attempt: int) -> _End | None:
+        """Samples processes, host and GPUs now and then; gives the end of the attempt where trouble asks for one."""
+        if time.monotonic() - self._sampled < _MACHINE_SECONDS:
+            return None
+        self._sampled = time.monotonic()
+        self._machine.sample()
+        for sample in self._machine.gpus:
+            state, found = judge_gpu(DeviceRule(), self._gpus.get(sample.gpu, DeviceState()), sample)
+            self._gpus[sample.gpu] = state
+            for one in found:
+                action, leading = self._limits.on_device, self._agent.ranks.get(0)
+                step = leading.now.step if leading else 0
+                self._record.add(Finding("device", one.reason, step), action, one.reason, step, attempt)
+                _log.warning("%s: %s", action, one.reason)
+                if action != "report":
+                    return _End("device", reason=one.reason)
+        return None
 
     def _straggling(self, watch: StragglerWatch) -> Straggler | None:
         """Compares the ranks' own work, and shows how slow each is."""
@@ -295,6 +330,11 @@ class Supervisor:
     def _result(self, outcome: Literal["completed", "failed", "stopped"], reason: str) -> RunResult:
         wall = ledger(self.attempts)
         return RunResult(outcome, reason, tuple(self.attempts), wall, goodput(wall))
+
+
+def _asks_to_stop(cause: str, limits: Limits) -> bool:
+    chosen = {"straggler": limits.on_straggler, "device": limits.on_device}
+    return chosen.get(cause) == "stop"
 
 
 def _environment(rank: Rank) -> dict[str, str]:

@@ -56,6 +56,7 @@ class JudgedColumns(Mapping[str, ColumnComparison]):
             self._made.update(self._make(name))
         return self._made[name]
 
+    @np.errstate(over="ignore", invalid="ignore")
     def _make(self, name: str) -> Mapping[str, ColumnComparison]:
         """One column, or, of numbers, all that are measured together with it. KeyError for one that is not there."""
         place, found = self._places[name], self._found
@@ -63,7 +64,9 @@ class JudgedColumns(Mapping[str, ColumnComparison]):
         start = 0
         for block in self._pairs.blocks:
             if place < start + len(block.names):
-                made = number_comparisons(block, found, start, self._pairs.asked, self._infinite_changed)
+                made = number_comparisons(
+                    block, found, start, self._pairs.asked, self._infinite_changed, self._pairs.notes
+                )
                 return dict(zip(block.names, made, strict=True))
             start += len(block.names)
         pair = self._pairs.others[name]

@@ -183,6 +183,7 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
     try:
         plain = ds.dataset(paths, format=kind, partitioning=partitioning, partition_base_dir=str(root or ""))
     except (pa.ArrowException, OSError, ValueError) as error:
+        _check_first_names(files, kind)
         raise InputError(f"{name} is not readable {label}: {error}") from error
     schemas = [_guarded_schema(fragment, label) for fragment in plain.get_fragments()]
     for schema in schemas:
@@ -223,6 +224,17 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
 
     size = rows * _row_bytes(schema)
     return Source(name, schema, rows, size, scan, read, pieces if format_name == "parquet" else None)
+
+
+def _check_first_names(files: Sequence[Path], kind: str) -> None:
+    """InputError where the first of the files has two columns of one name, which is all that Arrow may not read."""
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(files[0]) if kind == "parquet" else pa.ipc.open_file(str(files[0])).schema
+    except (pa.ArrowException, OSError):
+        return
+    checked_names(str(files[0]), schema)
 
 
 def _pieces(dataset: Any) -> Iterator[Any]:

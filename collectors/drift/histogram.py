@@ -79,7 +79,7 @@ def _of_numbers(pair: Sides[NumericColumn], most: int) -> Bars | None:
     found = []
     for side in (pair.reference, pair.current):
         points, cumulative = _distribution(side)
-        inside = np.interp(at, points, cumulative) if side.count else np.zeros(most + 1)
+        inside = _interpolated(at, points, cumulative) if side.count else np.zeros(most + 1)
         # What lies outside the range belongs to the outermost bars.
         inside[0], inside[-1] = 0.0, 1.0 if side.count else 0.0
         found.append(np.diff(inside))
@@ -105,9 +105,9 @@ def _range(pair: Sides[NumericColumn]) -> tuple[float, float]:
     low, high = float(inner[0]), float(inner[-1])
     width = high - low
     if pair.current.count:
-        if np.interp(low, *_distribution(pair.current)) > FAR:
+        if _at(pair.current, low) > FAR:
             low = max(low - width, min(_quantile(pair.current, TAIL), low))
-        if np.interp(high, *_distribution(pair.current)) < 1 - FAR:
+        if _at(pair.current, high) < 1 - FAR:
             high = min(high + width, max(_quantile(pair.current, 1 - TAIL), high))
     return low, high
 
@@ -146,7 +146,18 @@ def _distribution(column: NumericColumn) -> tuple[Floats, Floats]:
 
 def _quantile(column: NumericColumn, level: float) -> float:
     points, cumulative = _distribution(column)
-    return float(np.interp(level, cumulative, points))
+    # Of half of it, which has a width even where the whole has none.
+    return 2 * float(np.interp(level, cumulative, points / 2))
+
+
+def _at(column: NumericColumn, value: float) -> float:
+    return float(_interpolated(np.array([value]), *_distribution(column))[0])
+
+
+def _interpolated(at: Floats, points: Floats, values: Floats) -> Floats:
+    """`values` between the `points`, scaled by a power of two: of huge and of tiny numbers no slope is a float."""
+    exponent = -int(np.frexp(np.abs(points).max())[1])
+    return np.interp(np.ldexp(at, exponent), np.ldexp(points, exponent), values)
 
 
 def _shares(counts: np.typing.NDArray[np.int64]) -> Floats:

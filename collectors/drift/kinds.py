@@ -116,10 +116,10 @@ def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
         kind = values.type
     if pa.types.is_boolean(kind):
         return values.cast(pa.int8()), 0
-    if pa.types.is_time32(kind):
-        return values.cast(pa.int32()), 0
-    if pa.types.is_duration(kind) or pa.types.is_time64(kind) or pa.types.is_timestamp(kind):
-        return values.cast(pa.int64()), 0
+    if pa.types.is_duration(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind):
+        # Seconds, whatever unit each side counts in.
+        whole = values.cast(pa.int32() if pa.types.is_time32(kind) else pa.int64())
+        return pc.divide(whole.cast(pa.float64(), safe=False), _A_SECOND[kind.unit]), 0
     if pa.types.is_date(kind):
         return values.cast(pa.timestamp("s")).cast(pa.int64()), 0
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
@@ -130,6 +130,7 @@ def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
     return numbers.cast(pa.float64()), numbers.null_count - values.null_count
 
 
+_A_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,17 @@ _NOTHING: Found = (None, None, None, None, None)
 
 
 def number_comparisons(
-    block: NumberBlock, judged: Judged, start: int, asked: Asked, infinite_changed: Collection[str]
+    block: NumberBlock,
+    judged: Judged,
+    start: int,
+    asked: Asked,
+    infinite_changed: Collection[str],
+    notes: Mapping[str, str],
 ) -> list[ColumnComparison]:
-    """A block's columns in its order; `judged` has its verdicts from the place `start` on."""
+    """A block's columns in its order; `judged` has its verdicts from the place `start` on.
+
+    `notes` say what else there is to know of some columns.
+    """
     rows = block.rows
     shares = block.missing / np.maximum(rows, 1)
     both = block.values.min(axis=1) > 0
@@ -43,13 +51,16 @@ def number_comparisons(
     each = zip(block.names, drifted, *(array.tolist() for array in (changed, emptied, simple)), strict=True)
     for place, (name, verdict, lost, empty, is_simple) in enumerate(each):
         findings.append((empty if verdict is None else verdict) or lost or name in infinite_changed)
-        if is_simple:
+        if is_simple and name not in notes:
             reasons.append(plain(verdict))
             continue
         counts, all_rows, infinite = (Sides(*table[place].tolist()) for table in (block.values, rows, block.infinite))
         reasons.append(
-            told(judged.verdict(start + place), verdict, counts, all_rows, infinite, name in infinite_changed)
-        )
+            told(
+                judged.verdict(start + place), verdict, counts, all_rows, infinite, name in infinite_changed,
+                [notes[name]] if name in notes else (),
+            )
+        )  # fmt: skip
     missing, missing_share, infinite_rows = (
         list(map(Sides, *table.T.tolist())) for table in (block.missing, shares, block.infinite)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 
 from collectors.drift.cells import Cells
@@ -45,6 +46,7 @@ ORDERED = ("numeric", "text", "embedding")
 # From this share on of new values a verdict says so.
 MANY_NEW = 0.5
 EXACT_INTEGERS = 2**53
+ROUNDED = "integers beyond 2^53 are compared as floating-point numbers, which round them"
 # Columns of so many rows, of which this share have a value of their own, are taken for identifiers.
 MANY_ROWS, MOSTLY_DISTINCT = 50, 0.9
 
@@ -82,6 +84,8 @@ class Asked:
     alpha: float | None = None
 
 
+# A range of more than 1.8e308 has no width, which is no reason for a warning.
+@np.errstate(over="ignore", invalid="ignore")
 def exact_pair(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.ChunkedArray, asked: Asked) -> ColumnPair:
     """A column from all its values. InputError, naming it, when they are not of its kind."""
     try:
@@ -118,6 +122,8 @@ class Pairs:
     blocks: Sequence[NumberBlock]
     others: Mapping[str, ColumnPair]
     asked: Asked
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What there is to say of columns in the blocks."""
 
 
 def _judged(pair: ColumnPair, asked: Asked) -> ColumnPair:
@@ -146,7 +152,7 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
     values = Sides(sides.reference[0], sides.current[0])
     pair = Sides(ordered(values.reference), ordered(values.current))
     if _rounded(values.reference, pair.reference) or _rounded(values.current, pair.current):
-        notes += ("integers beyond 2^53 are compared as floating-point numbers, which round them",)
+        notes += (ROUNDED,)
     cells = numeric_cells(pair)
     rows = Sides(pair.reference.rows, pair.current.rows)
     missing = Sides(missing_rows(cells.reference), missing_rows(cells.current))

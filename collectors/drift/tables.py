@@ -12,20 +12,22 @@ from functools import partial
 from itertools import starmap
 from typing import Literal
 
+import numpy as np
 import psutil
+import pyarrow as pa
 
 from collectors.drift.automatic import JudgedColumns, with_threshold
 from collectors.drift.comparison import ColumnComparison, Comparison, Mode, Sides
 from collectors.drift.evidently_method import DRIFT_SHARE
 from collectors.drift.methods import METHODS
 from collectors.drift.number_block import totals
-from collectors.drift.pairs import Asked, ColumnPair, Pairs, exact_pair
+from collectors.drift.pairs import EXACT_INTEGERS, ROUNDED, Asked, ColumnPair, Pairs, exact_pair
 from collectors.drift.pairs import profile_pairs as measured_together
 from collectors.drift.plan import ColumnPlan, Plan, planned
 from collectors.drift.profiling import layout_of, profile_of_rows
 from collectors.drift.source import InputError, Source
 from collectors.drift.thresholds import DriftThresholds
-from observability.columns import NumericColumn
+from observability.columns import Column, NumericColumn
 from observability.profile import Profile
 
 # Exact mode by default when both tables take at most this share of the memory that is free.
@@ -66,6 +68,7 @@ class Options:
         return with_threshold(self.thresholds or DriftThresholds(), self.threshold, self.alpha)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def compare_sides(
     sides: Sides[Source | Profile],
     mode: Mode | None,
@@ -145,7 +148,22 @@ def profile_pairs(sides: Sides[Source | Profile], plan: Plan, options: Options, 
     """Every column from counts over the reference's bins, read batch by batch."""
     profiles = profiles_of(sides, plan, progress)
     before, now = profiles.reference.columns, profiles.current.columns
-    return measured_together({name: Sides(before[name], now[name]) for name in plan.compared}, options.asked)
+    found = measured_together({name: Sides(before[name], now[name]) for name in plan.compared}, options.asked)
+    rounded = [
+        name
+        for name in plan.compared
+        if any(map(_is_rounded, (sides.reference, sides.current), (before, now), (name, name)))
+    ]
+    return replace(found, notes=dict.fromkeys(rounded, ROUNDED))
+
+
+def _is_rounded(side: Source | Profile, columns: Mapping[str, Column], name: str) -> bool:
+    """Whether a column has integers that are too large for float64 to have each of them."""
+    column = columns[name]
+    if isinstance(side, Profile) or not isinstance(column, NumericColumn) or not column.count:
+        return False
+    large = max(-column.minimum, column.maximum) > EXACT_INTEGERS
+    return large and bool(pa.types.is_integer(side.schema.field(name).type))
 
 
 def profiles_of(sides: Sides[Source | Profile], plan: Plan, progress: Report) -> Sides[Profile]:

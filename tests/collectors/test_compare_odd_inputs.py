@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
 import warnings
 from pathlib import Path
@@ -13,10 +15,12 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from collectors.drift.compare import compare
 from collectors.drift.inputs import opened
 from collectors.drift.source import InputError, Source
+from collectors.drift.terminal import rendered
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,48 @@ def test_commas_divide_when_a_header_has_them(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("x,k\n" + '1.5,"a;b"\n2.5,c;d\n' * 50)
 
     assert list(compare(tmp_path / "t.csv", tmp_path / "t.csv").columns) == ["x", "k"]
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+def test_lengths_and_times_of_day_have_seconds_in_whatever_unit_they_are_kept(mode: Any) -> None:
+    drawn = np.random.default_rng(3).integers(0, 80_000, (2, 900))
+
+    def written(seconds: Any, place: int) -> dict[str, pa.Array]:
+        whole = pa.array(seconds * (1_000_000, 1_000_000_000)[place])
+        time_of_day = pa.array(seconds.astype(np.int32)).cast(pa.time32("s"))
+        unit = ("us", "ns")[place]
+        return {
+            "took": whole.cast(pa.duration(unit)),
+            "at": time_of_day.cast((pa.time32("ms"), pa.time64("ns"))[place]),
+        }
+
+    found = compare(written(drawn[0], 0), written(drawn[1], 1), mode=mode)
+    plain = compare({"took": drawn[0], "at": drawn[0]}, {"took": drawn[1], "at": drawn[1]}, mode=mode)
+
+    for name in ("took", "at"):
+        assert found.columns[name].ks == plain.columns[name].ks
+        assert found.columns[name].wasserstein == pytest.approx(plain.columns[name].wasserstein, rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+@pytest.mark.parametrize("size", [1e-310, 1e-300, 1e300, 8e307])
+def test_the_smallest_and_the_largest_numbers_are_compared_and_shown(mode: Any, size: float) -> None:
+    drawn = np.clip(np.random.default_rng(4).normal(size=(2, 1_000)), -2.2, 2.2)
+
+    found = compare({"x": size * drawn[0]}, {"x": size * drawn[1]}, mode=mode)
+
+    column, plain = found.columns["x"], compare({"x": drawn[0]}, {"x": drawn[1]}, mode=mode).columns["x"]
+    assert column.ks == pytest.approx(plain.ks)
+    assert column.psi == pytest.approx(plain.psi)
+    json.dumps(found.to_json(), allow_nan=False)
+    Console(file=io.StringIO()).print(rendered(found))
+
+
+def test_two_columns_of_one_name_in_parquet_are_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table([[1.0, 2.0], [3.0, 4.0]], names=["x", "x"]), tmp_path / "t.parquet")
+
+    with pytest.raises(InputError, match="more than one column named 'x': rename"):
+        compare(tmp_path / "t.parquet", tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize("mode", ["exact", "profile"])
@@ -145,13 +191,17 @@ def test_numbers_that_arrow_has_no_word_for_are_numbers(written: str) -> None:
     assert found.ks == 0
 
 
-def test_integers_that_are_rounded_are_told() -> None:
-    large = np.arange(300, dtype=np.uint64) + np.uint64(2**63)
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+def test_integers_that_are_rounded_are_told(mode: Any) -> None:
+    large, small = np.arange(300, dtype=np.uint64) + np.uint64(2**63), np.arange(300)
 
-    found = compare({"n": large}, {"n": large + np.uint64(300)}).columns["n"]
+    found = compare(
+        {"n": large, "signed": small, "small": small},
+        {"n": large + np.uint64(300), "signed": -(2**62) + small, "small": small},
+        mode=mode,
+    )
 
-    assert "beyond 2^53" in found.reason
-    assert "2^53" not in compare({"n": np.arange(300)}, {"n": np.arange(300)}).columns["n"].reason
+    assert [name for name, column in found.columns.items() if "beyond 2^53" in column.reason] == ["n", "signed"]
 
 
 @pytest.mark.parametrize(

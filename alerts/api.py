@@ -37,7 +37,9 @@ from observability.metrics import exposition
 log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 8 * 1024 * 1024
-_STATUS = {UnknownAction: 404, NotWaiting: 409, **RELEASE_STATUS, TypeError: 422, ValueError: 400}
+_STATUS: dict[type[Exception], int] = {
+    UnknownAction: 404, NotWaiting: 409, **RELEASE_STATUS, TypeError: 422, ValueError: 400,
+}  # fmt: skip
 _ACTING = ("/api/v1/", "/hooks/")
 
 

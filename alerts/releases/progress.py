@@ -194,7 +194,7 @@ def _harmed(walk: Walk, seen: Seen) -> Walk | None:
         return None
     why = ""
     if walk.live and seen.judged is not None and seen.judged.outcome is Outcome.ROLLBACK:
-        why = seen.judged.reason
+        why = seen.judged.reason or "harm is proved"
     elif walk.phase in (Phase.WATCHING, Phase.HELD):
         why = _counted_harm(walk)
     if not why:

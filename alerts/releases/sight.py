@@ -29,7 +29,7 @@ class Page:
     arms: Mapping[int, float] = field(default_factory=dict)
     experiment: bool = False
     shadows: Mapping[int, float] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
+    history: tuple[Mapping[str, Any], ...] = ()
 
     @staticmethod
     def of(body: Mapping[str, Any]) -> Page:

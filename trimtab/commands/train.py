@@ -17,11 +17,12 @@ from alerts.releases import ReleasePolicyError, load_release_policies
 from serving.routing.policies import PolicyStore
 from training.evaluate import Gate
 from training.loop import TrainConfig
+from training.outcome import TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
 from training.reference import Beside
 from training.retrain import Champion, RetrainJob
 from training.retrain import retrain as run_retrain
-from training.run import TrainJob, TrainOutcome
+from training.run import TrainJob
 from training.run import train as run_train
 from trimtab.baseline import baseline
 from trimtab.commands.models import registry as registry_of
@@ -50,14 +51,14 @@ def train(
     The version is registered only if it beats the base rate of the held-out groups; exit status 2 if it does not.
     With several ranks, one that is killed or hangs is started anew from the last checkpoint.
     """
-    chosen = _model(settings, model)
+    chosen = model_settings(settings, model)
     if not chosen.data:
         fail(f"models.{model}.data is not set; name a module:callable that returns the training table")
     torch.set_num_threads(settings.serving.torch_threads)
     outcome = run_train(
         TrainJob(
-            task=_load(chosen.task)(),
-            table=_load(chosen.data)(settings.data),
+            task=load_callable(chosen.task)(),
+            table=load_callable(chosen.data)(settings.data),
             source=chosen.data,
             out=_out(settings, model) if resume is None else _begun(settings, model, resume),
             config=_config(chosen),
@@ -67,7 +68,7 @@ def train(
         ),
         registry_of(settings),
         push_url=settings.intake_url,
-        beside=_baseline(settings, chosen),
+        beside=reference_beside(settings, chosen),
         joint=chosen.joint_reference,
     )
     _end(outcome, as_json)
@@ -82,7 +83,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
 
     Exit status 0: released; 2: the gate refused it; 1: it failed.
     """
-    chosen = _model(settings, model)
+    chosen = model_settings(settings, model)
     registry = registry_of(settings)
     policy = PolicyStore(registry.engine).load(model)
     if policy is None or policy.stable is None:
@@ -93,7 +94,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
     champion = registry.get(model, policy.stable)
     outcome = run_retrain(
         RetrainJob(
-            task=_load(chosen.task)(),
+            task=load_callable(chosen.task)(),
             lake=settings.lake,
             out=_out(settings, model),
             since=time.time() - chosen.window_seconds if chosen.window_seconds else None,
@@ -108,7 +109,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
         registry,
         Champion(champion.version, registry.artifact(champion)),
         push_url=settings.intake_url,
-        beside=_baseline(settings, chosen),
+        beside=reference_beside(settings, chosen),
         joint=chosen.joint_reference,
     )
     released: dict[str, Any] = {}
@@ -121,9 +122,9 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
         }
         released = call(settings, "POST", f"{settings.alerts_url}/api/v1/releases", body)
     elif outcome.passed and chosen.canary_weight > 0:
-        body = {"version": outcome.version, "weight": chosen.canary_weight, "reason": f"retrained: {outcome.reason}"}
+        canary = {"version": outcome.version, "weight": chosen.canary_weight, "reason": f"retrained: {outcome.reason}"}
         url = f"{settings.serving_url}/api/v1/models/{model}/canary"
-        released = call(settings, "POST", url, body, key=uuid.uuid4().hex)["canary"]
+        released = call(settings, "POST", url, canary, key=uuid.uuid4().hex)["canary"]
     _end(outcome, as_json, released)
 
 
@@ -161,7 +162,8 @@ def _config(chosen: ModelSettings) -> TrainConfig:
     )
 
 
-def _baseline(settings: Settings, chosen: ModelSettings) -> Beside:
+def reference_beside(settings: Settings, chosen: ModelSettings) -> Beside:
+    """What is registered beside a version's profile."""
     collector = settings.collector
     groups, rows, windows = chosen.window_groups, collector.drift_min_rows, collector.judged_windows
     return baseline(groups, rows, windows, seasonal=chosen.seasonal_reference)
@@ -182,7 +184,8 @@ def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None =
     sys.exit(outcome.exit_code)
 
 
-def _model(settings: Settings, model: str) -> ModelSettings:
+def model_settings(settings: Settings, model: str) -> ModelSettings:
+    """The model's section; ends the command where there is none."""
     if model not in settings.models:
         known = ", ".join(settings.models) or "none"
         fail(f"no model {model!r} in the settings (there are: {known}); add a [models.{model}] section")
@@ -204,7 +207,8 @@ def _begun(settings: Settings, model: str, run: str) -> Path:
     return folder
 
 
-def _load(name: str) -> Callable[..., Any]:
+def load_callable(name: str) -> Callable[..., Any]:
+    """What `module:callable` names; ends the command where it is not there."""
     module, _, attribute = name.partition(":")
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)

@@ -239,6 +239,24 @@ def harmless(canaries: int) -> None:
         print(f"  {name:<44}{interval(int(over.sum()), len(over))}; {by}")
 
 
+def stalled(canaries: int) -> None:
+    """A/A where requests come in clusters: stalls of one arm, stalls of both, and batches that fail as a whole."""
+    rng = np.random.default_rng(12)
+    ends: dict[str, list[np.ndarray]] = {}
+    for begun in range(0, canaries, CHUNK):
+        seen = traffic(rng, min(CHUNK, canaries - begun), Scenario(stalls=True, seconds=HOUR))
+        found = course(seen)
+        harm = log_mean(
+            [found.errors, slow_requests_as_events(seen)], [POLICY.shares["errors"], POLICY.shares["latency"]]
+        )
+        ends.setdefault("ours", []).append(rolled_back(seen, found))
+        ends.setdefault("ours, slow requests as events of their own", []).append(first(harm >= -np.log(POLICY.alpha)))
+    print(f"A/A with stalls and failing batches, {canaries} canaries of an hour: rolled back")
+    for name, parts in ends.items():
+        over = np.concatenate(parts) < HOUR
+        print(f"  {name:<44}{interval(int(over.sum()), len(over))}", flush=True)
+
+
 def naive(seen: Traffic) -> np.ndarray:
     """What the test of errors would do if it counted every failure of a user."""
     total = seen.canary_errors + seen.stable_errors
@@ -313,12 +331,14 @@ def main(canaries: int = 10_000) -> None:
     times("2 % fail", Scenario(canary_rate=0.02, seconds=600), 400)
     times("latency x 1.2", Scenario(slower=1.2, seconds=1200), 400, rules=True)
     times("latency x 2", Scenario(slower=2.0, seconds=120), 400)
+    times("2 % of requests + 500 ms", Scenario(tail_share=0.02, seconds=300), 400, rules=True)
     times("healthy: proved safe", Scenario(seconds=1200), 600, safe=True)
     times("healthy, ramp of 20 min: proved safe", Scenario(ramp_seconds=1200, seconds=1200), 600, safe=True)
     times("fails at twice 0.5 %: proved safe (wrongly)", Scenario(canary_rate=0.01), 600, safe=True)
     hidden = Scenario(canary_rate=0.01, incident_from=30, seconds=900)
     times("the same, 30 % of both fail from 30 s on (wrongly)", hidden, 600, safe=True)
     labels()
+    stalled(max(canaries // 10, CHUNK))
     harmless(canaries)
     print(f"{time.perf_counter() - began:.0f} s, {time.process_time() - cpu:.0f} s of processor time")
 

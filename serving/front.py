@@ -369,7 +369,7 @@ class Front:
         call.exchange.handle = None
         call.done = now = self._clock()
         queued, started, worked = call.queued, call.started, call.ended
-        plain = call.span is None and call.outcome == "ok"
+        plain = call.span is None and call.unit is None and call.outcome == "ok"
         if plain and queued is not None and started is not None and worked is not None:
             account.ok += 1
             account.extend((call.arrived, queued, started, worked, encoded, now))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alerts.evidence.histograms import Histogram, histograms
 from alerts.evidence.releases import Weight
-from alerts.evidence.totals import FAILED_UNIT, Reading
+from alerts.evidence.totals import FAILED_UNIT, UNIT, Reading
 from alerts.labels import Labels
 from alerts.querier import Sample
 from observability import names
@@ -17,6 +17,7 @@ QUERIES = (
     names.RELEASE_REQUESTS.name,
     f"{names.RELEASE_DURATION.name}_bucket",
     names.RELEASE_FAILED_UNITS.name,
+    names.RELEASE_UNITS.name,
     names.TRAFFIC_STICKY.name,
     names.TRAFFIC_WEIGHT.name,
 )
@@ -34,18 +35,21 @@ class Counted:
     @staticmethod
     def of(answers: Sequence[Sequence[Sample]]) -> Counted:
         """Of the answers to `QUERIES`."""
-        requests, durations, units, sticky, weights = answers
-        return Counted(_readings(requests, units), _histograms(durations), _models(sticky), _weights(weights))
+        requests, durations, failed, units, sticky, weights = answers
+        return Counted(_readings(requests, failed, units), _histograms(durations), _models(sticky), _weights(weights))
 
 
-def _readings(vector: Sequence[Sample], units: Sequence[Sample]) -> dict[Labels, list[Reading]]:
+def _readings(
+    vector: Sequence[Sample], failed: Sequence[Sample], units: Sequence[Sample]
+) -> dict[Labels, list[Reading]]:
     readings: dict[Labels, list[Reading]] = {}
     for release, labels, series, propensity, value in _of_releases(vector):
         reading = Reading(series, labels.get("arm", ""), propensity, labels.get("outcome", ""), value)
         readings.setdefault(release, []).append(reading)
-    for release, labels, series, propensity, value in _of_releases(units):
-        reading = Reading(f"{FAILED_UNIT},{series}", labels.get("arm", ""), propensity, FAILED_UNIT, value)
-        readings.setdefault(release, []).append(reading)
+    for kind, found in ((FAILED_UNIT, failed), (UNIT, units)):
+        for release, labels, series, propensity, value in _of_releases(found):
+            reading = Reading(f"{kind},{series}", labels.get("arm", ""), propensity, kind, value)
+            readings.setdefault(release, []).append(reading)
     return readings
 
 

@@ -33,6 +33,7 @@ from alerts.evidence.totals import (
     Total,
     add_up,
     first_failures,
+    first_requests,
     grown,
     read_totals,
     write_totals,
@@ -186,9 +187,12 @@ class ReleaseJudge:
         totals = add_up(before, counted.readings.get(labels, ()))
         bounds, slow, last = slower(counted.histograms.get(labels, ()), last)
         sticky = release.model in counted.sticky
+        units = first_requests(before, totals) if sticky else None
+        if sticky and units is None:
+            slow = ()  # a server that does not count units has timed every request of theirs
         look = Look(
             at=now, arms=grown(before, totals), bounds=bounds if slow else (), slow=slow, sticky=sticky,
-            first_failures=first_failures(before, totals) if sticky else None,
+            first_failures=first_failures(before, totals) if sticky else None, units=units or (),
         )  # fmt: skip
         if state.bounds and look.bounds not in ((), state.bounds):
             # A server with other bounds has come: latency goes on with what is there, the rest as ever.

@@ -12,8 +12,9 @@ from alerts.evidence.state import Arms
 from alerts.schema import RELEASE_TOTALS
 
 ERROR = "error"
-# Not an outcome of the server's: the units that failed for the first time, kept among the totals.
+# Not outcomes of the server's: the units that failed or were seen for the first time, kept among the totals.
 FAILED_UNIT = "failed_unit"
+UNIT = "unit"
 CANARY = "canary"
 
 
@@ -59,7 +60,7 @@ def grown(before: Iterable[Total], after: Iterable[Total]) -> tuple[Arms, ...]:
     found: dict[float, dict[tuple[bool, bool], float]] = {}
     for total in after:
         more = total.total - known.get(total.series, 0.0)
-        if more > 0.0 and total.outcome != FAILED_UNIT:
+        if more > 0.0 and total.outcome not in (FAILED_UNIT, UNIT):
             sums = found.setdefault(total.propensity, {})
             kind = (total.arm == CANARY, total.outcome == ERROR)
             sums[kind] = sums.get(kind, 0.0) + more
@@ -87,6 +88,26 @@ def first_failures(before: Iterable[Total], after: Sequence[Total]) -> tuple[Seg
             segment = Segment(total.propensity, more if total.arm == CANARY else 0.0, more)
             earlier = found.get(total.propensity)
             found[total.propensity] = segment if earlier is None else earlier.plus(segment)
+    return tuple(found[propensity] for propensity in sorted(found))
+
+
+def first_requests(before: Iterable[Total], after: Sequence[Total]) -> tuple[Arms, ...] | None:
+    """The units that were seen for the first time between, as requests; None while no server has said so of any."""
+    if not any(total.outcome == UNIT for total in after):
+        return None
+    known = {total.series: total.total for total in before}
+    found: dict[float, Arms] = {}
+    for total in after:
+        more = total.total - known.get(total.series, 0.0)
+        if total.outcome == UNIT and more > 0.0:
+            canary = total.arm == CANARY
+            part = Arms(
+                total.propensity,
+                canary_requests=more if canary else 0.0,
+                stable_requests=0.0 if canary else more,
+            )
+            earlier = found.get(total.propensity)
+            found[total.propensity] = part if earlier is None else earlier.plus(part)
     return tuple(found[propensity] for propensity in sorted(found))
 
 

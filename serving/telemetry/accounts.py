@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from observability.names import FAULTS
 from observability.tracing import format_trace_id
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
@@ -43,7 +44,9 @@ class Account:
     """The requests of one choice that have ended since the last flush. Times are seconds of the lanes' clock."""
 
     __slots__ = (
+        "_firsts",
         "_signals",
+        "_sticky",
         "_traced",
         "_version",
         "calls",
@@ -66,20 +69,32 @@ class Account:
         # arrived, queued, started, ended, encoded, done of each request.
         self.moments = array("d")
         self.extend = self.moments.extend
-        # Durations of those whose trace is kept.
+        # Durations of those whose trace is kept, and where units keep their arm, of units' first requests.
         self._traced = array("d")
+        self._firsts = array("d")
+        self._sticky = False
         # What the recorder gets.
         self.calls: list[Call] = []
         self.served: list[Served] = []
 
     def add(self, call: Call, ended: float) -> None:
-        """A request that ended otherwise than with a batch's outputs, or whose trace is kept; `ended`: its answer."""
+        """A request that ended otherwise than with a batch's outputs, whose trace is kept, or that has a unit.
+
+        `ended` is when its answer was made. What failed, was sent again and failed again is one request for a release.
+        """
         if call.outcome == "ok":
             self.ok += 1
+        elif self._signals.failed_again(self.model, self.choice, call.outcome, call.request.id or ""):
+            self._version.requests(call.outcome, 1)
         else:
             self.others[call.outcome] += 1
-            if call.unit is not None:
+        if call.unit is not None:
+            self._sticky = True
+            if call.outcome != "ok":
                 self._signals.failed_unit(self.model, self.choice, call.outcome, call.unit)
+            answered = call.outcome == "ok" or call.outcome in FAULTS
+            if answered and self._signals.first_of_unit(self.model, self.choice, call.unit):
+                self._firsts.append(call.done - call.arrived)
         queued = call.arrived if call.queued is None else call.queued
         started = ended if call.started is None else call.started
         worked = started if call.ended is None else call.ended
@@ -103,10 +118,15 @@ class Account:
                 signals.release(self.model, self.choice, outcome, count)
             self.others.clear()
         if self._traced:
-            signals.release_latencies(self.model, self.choice, np.array(self._traced))
+            if not self._sticky:
+                signals.release_latencies(self.model, self.choice, np.array(self._traced))
             del self._traced[:]
+        if self._firsts:
+            signals.release_latencies(self.model, self.choice, np.array(self._firsts))
+            del self._firsts[:]
         if self.moments:
             moments = np.array(self.moments).reshape(-1, _MOMENTS)
             version.latencies(moments)
-            signals.release_latencies(self.model, self.choice, moments[:, -1] - moments[:, 0])
+            if not self._sticky:
+                signals.release_latencies(self.model, self.choice, moments[:, -1] - moments[:, 0])
             del self.moments[:]

@@ -27,8 +27,8 @@ Floats = npt.NDArray[np.float64]
 NO_VERSION = "none"
 # Each release, and each change of its weight, adds series; beyond so many the oldest go.
 _RELEASE_SERIES = 1000
-# Units of a release whose first failure is remembered; those beyond are not counted any more.
-_FAILED_UNITS = 200_000
+# Units of a release that are remembered, and those that failed, and ids of failed requests; more are not counted.
+_MOST_REMEMBERED = 200_000
 
 
 def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]:
@@ -100,6 +100,27 @@ class VersionSignals:
         self._compute.observe(seconds)
 
 
+class Remembered:
+    """What a model's release in progress has seen, by hash; the next release begins anew."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[str, set[int]]] = {}
+
+    def news(self, model: str, release: str, name: str) -> bool:
+        """Whether the name is new, and there was room to remember it."""
+        of, seen = self._seen.get(model, ("", set()))
+        if of != release:
+            seen = set()
+            self._seen[model] = release, seen
+        key = hash(name)
+        if key in seen or len(seen) >= _MOST_REMEMBERED:
+            return False
+        seen.add(key)
+        return True
+
+
 class _Unwritten(Collector):
     """Asks for what is kept back to be counted in bulk, before the series of the same registry are read.
 
@@ -135,7 +156,9 @@ class Signals:
         self.metrics = metrics
         self._versions: dict[tuple[str, str], VersionSignals] = {}
         self._releases: dict[tuple[str, Choice, str], Any] = {}
-        self._failed_units: dict[str, tuple[str, set[int]]] = {}
+        self._units = Remembered()
+        self._failed_units = Remembered()
+        self._failed_ids = Remembered()
         self._release_durations: dict[tuple[str, Choice], Any] = {}
 
     def version(self, model: str, version: int | None) -> VersionSignals:
@@ -164,16 +187,26 @@ class Signals:
         """A request that failed where units keep their arm: a unit ("" when it has no name) counts once a release."""
         if choice.release is None or choice.arm not in ("stable", "canary") or outcome not in names.FAULTS:
             return
-        release, units = self._failed_units.get(model, ("", set()))
-        if release != choice.release:
-            units = set()
-            self._failed_units[model] = choice.release, units
-        if unit:
-            key = hash(unit)
-            if key in units or len(units) >= _FAILED_UNITS:
-                return
-            units.add(key)
-        self.metrics[names.RELEASE_FAILED_UNITS].labels(*_release_labels(model, choice, "")[:-1]).inc()
+        if not unit or self._failed_units.news(model, choice.release, unit):
+            self.metrics[names.RELEASE_FAILED_UNITS].labels(*_release_labels(model, choice, "")[:-1]).inc()
+
+    def first_of_unit(self, model: str, choice: Choice, unit: str) -> bool:
+        """Whether this is a unit's first request in a release, where units keep their arm; counts it if it is.
+
+        A unit without a name ("") is one a request.
+        """
+        if choice.release is None or choice.arm not in ("stable", "canary"):
+            return False
+        if unit and not self._units.news(model, choice.release, unit):
+            return False
+        self.metrics[names.RELEASE_UNITS].labels(*_release_labels(model, choice, "")[:-1]).inc()
+        return True
+
+    def failed_again(self, model: str, choice: Choice, outcome: str, request: str) -> bool:
+        """Whether a request with this id ("" has none) has failed in the release before: its client sent it again."""
+        if not request or choice.release is None or outcome not in names.FAULTS:
+            return False
+        return not self._failed_ids.news(model, choice.release, request)
 
     def release_latencies(self, model: str, choice: Choice, seconds: Floats) -> None:
         """Durations of live requests of a release in progress, for the canary's latency test."""

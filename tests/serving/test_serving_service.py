@@ -180,6 +180,26 @@ async def test_with_a_sticky_canary_a_unit_fails_once_and_a_request_without_one_
         assert value(service, names.RELEASE_FAILED_UNITS, **common, arm=arm) == units
         errors = value(service, names.RELEASE_REQUESTS, **common, arm=arm, outcome="error")
         assert errors == sum(answer.arm == arm for answer in failed)
+        for metric in (names.RELEASE_UNITS, names.RELEASE_DURATION):
+            assert value(service, metric, **common, arm=arm) == units
+
+
+async def test_a_request_that_fails_each_time_it_is_sent_again_fails_once_for_its_release(start: Start) -> None:
+    service = await start()
+    await control(service, "canary", {"version": 2, "weight": 0.5})
+    bad = {"amount": [-1.0], "carrier": ["AA"]}
+    async with client_of(service) as client:
+        for name in ("a", "b", "a", "a"):
+            await client.infer("fares", bad, id=name)
+
+    common = {"model": "fares", "release": "fares-2", "candidate": "2", "baseline": "1", "propensity": "0.5"}
+    arms = ("canary", "stable")
+    assert sum(value(service, names.RELEASE_REQUESTS, **common, arm=arm, outcome="error") for arm in arms) == 2
+    failed = sum(
+        value(service, names.INFERENCE_REQUESTS, model="fares", version=version, outcome="non_finite")
+        for version in ("1", "2")
+    )
+    assert failed == 4
 
 
 async def test_a_rollback_is_verified_and_repeating_it_says_already(start: Start) -> None:

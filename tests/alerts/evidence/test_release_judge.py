@@ -127,6 +127,22 @@ def test_where_units_keep_their_arm_requests_say_nothing_on_the_split(
     assert found.because != Reason.SAMPLE_RATIO.value
 
 
+def test_where_units_keep_their_arm_their_first_requests_are_timed_and_tell_of_the_split(
+    make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
+) -> None:
+    server, judge = Server(metering, clock), make_judge()
+    for _ in range(20):  # a server that counts no units has timed all of their requests: they are no evidence
+        assert "latency" not in only(judge.look(server.second(slower=3.0, sticky=True))).evidence.log_harm
+    for _ in range(20):
+        for arm, units in (("canary", 2), ("stable", 98)):
+            server.metrics[names.RELEASE_UNITS].labels(*RELEASE, arm, "0.1").inc(units)
+        found = only(judge.look(server.second(slower=3.0, sticky=True)))
+
+    assert found.evidence.log_harm["latency"] > 5
+    assert found.state.units[0].canary_requests == 40
+    assert found.because == Reason.SAMPLE_RATIO.value  # a unit in 50, not in 10
+
+
 def test_with_sticky_routing_a_users_failures_count_once(
     make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
 ) -> None:

@@ -122,7 +122,7 @@ def fit_rank(
         check_form(network, form, rank.world_size)
     ring = rank.ring(model)
     chosen = TrainConfig(**config)
-    monitor = TrainingMonitor(model, run=rank.run, ring=ring, device=chosen.device)
+    monitor = TrainingMonitor(model, run=rank.run, ring=ring, device=chosen.device, machine_seconds=0)
     with monitor, rank.group(ring=ring):
         if dist.is_initialized():
             replicas: Replicas = Spread(form or ParallelConfig(data=rank.world_size), chosen.device)

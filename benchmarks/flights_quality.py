@@ -22,9 +22,9 @@ import torch
 
 from observability import TrainingMonitor
 from training import Gate, TabularTask, TrainConfig, split_recent
+from training.candidate import Candidate, fit_candidate
 from training.data import Rows, encode_rows, labelled, predict
 from training.evaluate import score
-from training.run import Candidate, fit_candidate
 from trimtab.demo import flights
 from trimtab.demo.model import flight_delay_task
 

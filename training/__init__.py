@@ -8,10 +8,11 @@ from training.faults import Fault, Faults
 from training.ledger import Attempt, goodput, ledger
 from training.lineage import Lineage, code_revision
 from training.loop import ResumeError, TrainConfig, Trainer, TrainResult
+from training.outcome import ModelRegistry, RegisteredVersion, TrainingStopped, TrainOutcome
 from training.ranks import Rank
 from training.reference import Beside, HeldOut, ReferenceData
 from training.retrain import Champion, RetrainJob, retrain
-from training.run import ModelRegistry, RegisteredVersion, TrainingStopped, TrainJob, TrainOutcome, train
+from training.run import TrainJob, train
 from training.supervisor import Limits, RunResult, Supervisor
 from training.watch import Hang, HangLimits, Straggler, Watch, straggler
 

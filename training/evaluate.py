@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,11 @@ class Scores:
         """Every score by name; a score that is not defined (NaN) is left out."""
         return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
 
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """The scores that `to_json` gave."""
+        return cls(**{one.name: said.get(one.name, math.nan) for one in fields(cls)})
+
 
 @dataclass(frozen=True, slots=True)
 class GateDecision:
@@ -55,6 +61,12 @@ class GateDecision:
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
         }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """The decision that `to_json` gave."""
+        known: dict[str, Any] = {name: math.nan if value is None else value for name, value in said.items()}
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,13 +14,14 @@ from observability import Metrics, TrainingMonitor
 from observability.events import FEATURE
 from observability.lake import read_labelled
 from training.artifact import load_program, read_manifest, read_vocabularies, read_weights
-from training.data import DataError, TabularTask, encode, labelled, predict, split_recent
-from training.evaluate import Gate, score
-from training.lineage import Lineage, code_revision
+from training.data import DataError, TabularTask, encode, labelled, predict
+from training.evaluate import Gate
 from training.loop import TrainConfig
+from training.making import Approval, Making, Rival, make_version
+from training.outcome import ModelRegistry, TrainOutcome
 from training.parallel_config import ParallelConfig
 from training.reference import Beside
-from training.run import ModelRegistry, TrainOutcome, conclude, fit_candidate, predicted, supervised, window
+from training.run import supervised
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ class RetrainJob:
     """Processes that share out each batch, and are started anew when they die or hang."""
     parallel: ParallelConfig | None = None
     """How the network is spread over processes, whose number it gives; None: as replicas over `ranks`."""
+    approval: Approval = field(default_factory=Approval)
+    lineage_url: str = ""
+    """Of a server that takes OpenLineage events; they are in `openlineage.jsonl` in `out` in any case."""
     warm_start: bool = True
     """Start from the champion's parameters and vocabularies instead of anew."""
 
@@ -75,37 +79,30 @@ def retrain(
 
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
         rows = recent_rows(job)
-        split = split_recent(rows, job.task.group, job.held_out)
         vocabularies = vocabularies_of(job.task, champion)
-        candidate = fit_candidate(
-            job.task,
-            split.train,
-            job.config,
-            monitor,
+        making = Making(
+            task=job.task,
+            rows=rows,
+            reference=rows,
+            source=f"lake:{job.task.model}",
             out=job.out,
-            vocabularies=vocabularies if job.warm_start else None,
-            weights=read_weights(champion.artifact) if job.warm_start else None,
+            config=job.config,
+            held_out=job.held_out,
+            gate=job.gate,
             ranks=job.ranks,
             parallel=job.parallel,
+            rival=Rival(
+                champion.version,
+                lambda table: predict(load_program(champion.artifact), encode(job.task, vocabularies, table)),
+                vocabularies,
+                read_weights(champion.artifact) if job.warm_start else None,
+            ),
+            approval=job.approval,
+            lineage_url=job.lineage_url,
         )
-        held_out = predicted(job.task, candidate, split.held_out)
-        labels, probabilities = held_out.labels, held_out.probabilities
-        before = predict(load_program(champion.artifact), encode(job.task, vocabularies, split.held_out))
-        lineage = Lineage(
-            run=run,
-            code_revision=code_revision(),
-            window=window(rows, job.task.group),
-            rows=len(rows),
-            source=f"lake:{job.task.model}",
-            parent=champion.version,
-            start=candidate.start,
-            config=job.config,
-            scores=score(labels, probabilities),
-            gate=job.gate.against_champion(labels, probabilities, before, held_out.groups),
-        )
-        return conclude(job.task, candidate, lineage, rows, held_out, job.out, registry, monitor, beside, joint)
+        return make_version(making, registry, monitor, run, beside, joint)
 
-    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device)
+    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device, job.out)
 
 
 def recent_rows(job: RetrainJob) -> pa.Table:

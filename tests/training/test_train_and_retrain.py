@@ -28,8 +28,8 @@ from training import (
     train,
 )
 from training.artifact import ArtifactError, load_program, read_manifest
+from training.candidate import start_from
 from training.data import encode
-from training.run import start_from
 
 CONFIG = TrainConfig(epochs=6, batch_size=100, learning_rate=0.02, seed=5)
 GATE = Gate(min_rows=100, min_groups=3)

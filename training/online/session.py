@@ -22,16 +22,19 @@ from torch import Tensor
 
 from observability import Metrics, TrainingMonitor, names
 from training.artifact import read_manifest, read_weights
+from training.candidate import Candidate
 from training.checkpoint import CheckpointStore
 from training.data import Encoding, Rows, TabularTask, encode_rows, predict
 from training.evaluate import Gate, score
 from training.lineage import Lineage, code_revision
 from training.loop import TrainConfig
+from training.making import window
 from training.online.learner import OnlineConfig, OnlineLearner, Tested
 from training.online.stream import TIME, LabelledStream, Position
+from training.outcome import ModelRegistry, TrainOutcome
 from training.reference import Beside, HeldOut
 from training.retrain import Champion, vocabularies_of
-from training.run import Candidate, ModelRegistry, TrainOutcome, conclude, window
+from training.run import conclude
 
 _log = logging.getLogger(__name__)
 

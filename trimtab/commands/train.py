@@ -26,6 +26,7 @@ from training.run import TrainJob
 from training.run import train as run_train
 from trimtab.baseline import baseline
 from trimtab.commands.models import registry as registry_of
+from trimtab.commands.online import run_online
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
 from trimtab.settings import ModelSettings, Settings
 
@@ -41,17 +42,39 @@ from trimtab.settings import ModelSettings, Settings
     help="How the network is spread over processes: degrees of data, fsdp, tensor and pipeline, as in fsdp=2,tensor=2.",
 )
 @click.option("--resume", metavar="RUN", help="Go on with a run that was cut off: the name of its folder.")
+@click.option(
+    "--online", is_flag=True, help="Learn from the lake's labelled events as they come, from the stable version."
+)
+@click.option("--until-idle", is_flag=True, help="With --online: end when the lake has no more.")
 @with_settings
 @with_json
 def train(
-    model: str, ranks: int | None, parallel: str | None, resume: str | None, settings: Settings, as_json: bool
+    model: str,
+    ranks: int | None,
+    parallel: str | None,
+    resume: str | None,
+    online: bool,
+    until_idle: bool,
+    settings: Settings,
+    as_json: bool,
 ) -> None:
     """Train, evaluate and register a model named in the settings.
 
     The version is registered only if it beats the base rate of the held-out groups; exit status 2 if it does not.
     With several ranks, one that is killed or hangs is started anew from the last checkpoint.
+
+    With --online it goes on from the stable version and what it learned online before; candidates are registered where
+    they are no worse than that version on the rows that came after them.
     """
     chosen = model_settings(settings, model)
+    if until_idle and not online:
+        fail("--until-idle is said of --online; give both")
+    if online:
+        if ranks or parallel or resume:
+            fail("--online runs in one process and always goes on: leave out --ranks, --parallel and --resume")
+        task, beside = load_callable(chosen.task)(), reference_beside(settings, chosen)
+        run_online(task, chosen, settings, registry_of(settings), beside, until_idle=until_idle, as_json=as_json)
+        return
     if not chosen.data:
         fail(f"models.{model}.data is not set; name a module:callable that returns the training table")
     torch.set_num_threads(settings.serving.torch_threads)

@@ -1,0 +1,136 @@
+"""A trained network that nobody has judged yet: fitted in one process or many, kept in a folder, read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from observability import TrainingMonitor
+from training.checkpoint import CheckpointStore
+from training.data import DataError, Encoding, Rows, TabularTask, encode_rows, fit, predict
+from training.guards.record import RECORD, GuardRecord
+from training.loop import TrainConfig, Trainer, TrainResult
+from training.outcome import TrainingStopped
+from training.parallel import ParallelError, fit_in_ranks
+from training.parallel_config import ParallelConfig
+from training.reference import HeldOut
+
+RANKS_CHECKPOINT_EVERY = 100
+WEIGHTS, VOCABULARIES = "weights.safetensors", "vocabularies.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trained network with the vocabularies that its codes stand for."""
+
+    network: nn.Module
+    vocabularies: Mapping[str, tuple[str, ...]]
+    start: str
+
+
+def fit_candidate(
+    task: TabularTask,
+    rows: pa.Table,
+    config: TrainConfig,
+    monitor: TrainingMonitor,
+    *,
+    out: Path,
+    vocabularies: Mapping[str, tuple[str, ...]] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    ranks: int = 1,
+    parallel: ParallelConfig | None = None,
+) -> Candidate:
+    """Trains a network on `rows`. With `weights` (and their vocabularies) it starts warm, if they fit.
+
+    Means and deviations always come from `rows`: standardising follows the season, the parameters carry over.
+    """
+    encoding = fit(task, rows)
+    warm = weights is not None and vocabularies is not None
+    if vocabularies is not None:
+        encoding = type(encoding)(vocabularies, encoding.means, encoding.deviations)
+    torch.manual_seed(config.seed)
+    network = task.network(encoding)
+    if weights is not None and warm:
+        start_from(network, weights)
+    encoded = encode_rows(task, encoding.vocabularies, rows)
+    if ranks > 1 or parallel is not None:
+        result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel)
+    else:
+        store = CheckpointStore(out / "checkpoints") if config.checkpoint_every else None
+        result = Trainer(network, encoded, config, monitor, store, record=GuardRecord(out / RECORD)).run()
+    if result.outcome == "stopped":
+        raise TrainingStopped(result.reason)
+    return Candidate(network.cpu().eval(), encoding.vocabularies, "warm" if warm else "new")
+
+
+def _in_ranks(
+    network: nn.Module,
+    rows: Rows,
+    config: TrainConfig,
+    monitor: TrainingMonitor,
+    out: Path,
+    ranks: int,
+    parallel: ParallelConfig | None,
+) -> TrainResult:
+    saving = config if config.checkpoint_every else replace(config, checkpoint_every=RANKS_CHECKPOINT_EVERY)
+    monitor.machine = None  # the supervisor samples the processes that train
+    try:
+        result, _ = fit_in_ranks(
+            network,
+            rows,
+            saving,
+            world_size=parallel.world_size if parallel is not None else ranks,
+            parallel=parallel,
+            folder=out / "ranks",
+            model=monitor.model,
+            run=monitor.run,
+            metrics=monitor.metrics,
+        )
+    except ParallelError as error:
+        raise TrainingStopped(str(error)) from error
+    return result
+
+
+def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copies the parameters (not the buffers) from `weights`. DataError where a name or shape does not fit."""
+    for name, parameter in network.named_parameters():
+        found = weights.get(name)
+        if found is None or found.shape != parameter.shape:
+            seen = "missing" if found is None else f"of shape {list(found.shape)}"
+            raise DataError(f"the champion's {name} is {seen}, {list(parameter.shape)} is needed: start anew")
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def predicted(task: TabularTask, candidate: Candidate, table: pa.Table) -> HeldOut:
+    """The candidate's probabilities of rows whose labels are known."""
+    rows = encode_rows(task, candidate.vocabularies, table)
+    return HeldOut(table, rows.labels.double().numpy(), predict(candidate.network, rows.inputs), rows.groups)
+
+
+def write_candidate(folder: Path, candidate: Candidate) -> list[Path]:
+    """Keeps a candidate; gives the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in candidate.network.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    said = {"start": candidate.start, "vocabularies": {name: list(one) for name, one in candidate.vocabularies.items()}}
+    (folder / VOCABULARIES).write_text(json.dumps(said), encoding="utf-8")
+    return [folder / WEIGHTS, folder / VOCABULARIES]
+
+
+def read_candidate(folder: Path, task: TabularTask, rows: pa.Table) -> Candidate:
+    """The candidate that was trained on these rows and kept in a folder."""
+    said = json.loads((folder / VOCABULARIES).read_text(encoding="utf-8"))
+    vocabularies = {name: tuple(one) for name, one in said["vocabularies"].items()}
+    fitted = fit(task, rows)
+    network = task.network(Encoding(vocabularies, fitted.means, fitted.deviations))
+    network.load_state_dict(load_file(folder / WEIGHTS))
+    return Candidate(network.eval(), vocabularies, said["start"])

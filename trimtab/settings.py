@@ -36,6 +36,8 @@ class General(_Section, frozen=True, kw_only=True):
     secret: str = ""
     """Signs hooks and control calls; empty leaves them unsigned. Better set as TRIMTAB_TRIMTAB_SECRET."""
     log_level: str = "INFO"
+    lineage_url: str = ""
+    """Of a server that takes OpenLineage events of trainings, such as http://marquez:5000; they are in files anyway."""
 
 
 class Target(_Section, frozen=True, kw_only=True):
@@ -394,6 +396,10 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     """And by the hour of the week, where the task names its times: hours that are in two weeks, up to 168 profiles."""
     tolerance: float = 0.0
     """By how much (log loss) a challenger may be worse than the champion, at the confidence bound."""
+    slice_tolerance: float | None = None
+    """By how much (log loss) no value of a categorical feature may surely be worse; without it, slices are reported."""
+    latency_budget_seconds: float = 0.0
+    """What one row may take at the 99th percentile where the model is trained; 0 only measures it."""
     warm_start: bool = True
     epochs: int = 4
     batch_size: int = 512

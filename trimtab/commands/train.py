@@ -17,6 +17,7 @@ from alerts.releases import ReleasePolicyError, load_release_policies
 from serving.routing.policies import PolicyStore
 from training.evaluate import Gate
 from training.loop import TrainConfig
+from training.making import Approval
 from training.outcome import TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
 from training.reference import Beside
@@ -88,6 +89,8 @@ def train(
             held_out=chosen.holdout_ratio,
             ranks=ranks or chosen.ranks,
             parallel=_form(ranks, chosen.parallel if parallel is None else parallel),
+            approval=_approval(chosen),
+            lineage_url=settings.trimtab.lineage_url,
         ),
         registry_of(settings),
         push_url=settings.intake_url,
@@ -128,6 +131,8 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
             warm_start=chosen.warm_start,
             ranks=chosen.ranks,
             parallel=_form(None, chosen.parallel),
+            approval=_approval(chosen),
+            lineage_url=settings.trimtab.lineage_url,
         ),
         registry,
         Champion(champion.version, registry.artifact(champion)),
@@ -172,6 +177,10 @@ def _form(ranks: int | None, text: str) -> ParallelConfig | None:
     except FormError as error:
         fail(f"the parallel form {text!r}: {error}")
     return form
+
+
+def _approval(chosen: ModelSettings) -> Approval:
+    return Approval(latency_budget=chosen.latency_budget_seconds, slice_tolerance=chosen.slice_tolerance)
 
 
 def _config(chosen: ModelSettings) -> TrainConfig:

@@ -39,9 +39,9 @@ class TrainingReport:
         self._phases = {phase: metrics[names.TRAINING_PHASE_DURATION].labels(model, phase) for phase in names.PHASES}
         self._data_wait = metrics[names.TRAINING_DATA_WAIT].labels(model, run)
         self._throughput = metrics[names.TRAINING_THROUGHPUT].labels(model, run)
-        self._loss = _Reading(metrics[names.TRAINING_LOSS].labels(model, run))
-        self._gradient_norm = _Reading(metrics[names.TRAINING_GRADIENT_NORM].labels(model, run))
-        self._learning_rate = metrics[names.TRAINING_LEARNING_RATE].labels(model, run)
+        self._loss = _Reading(metrics[names.TRAINING_LOSS], model, run)
+        self._gradient_norm = _Reading(metrics[names.TRAINING_GRADIENT_NORM], model, run)
+        self._learning_rate = metrics[names.TRAINING_LEARNING_RATE]
 
     def steps(self, records: Records, has_device: bool = False) -> None:
         """Times of steps and phases; those that run on a device are left to `device_phases`."""
@@ -82,7 +82,7 @@ class TrainingReport:
     def gauges(self, loss: Any, gradient_norm: Any, learning_rate: float | None) -> tuple[float, float, float]:
         """Shows numbers or tensors, and gives what is shown now; NaN for what is not known."""
         if learning_rate is not None:
-            self._learning_rate.set(learning_rate)
+            self._learning_rate.labels(*self._labels).set(learning_rate)
         rate = math.nan if learning_rate is None else learning_rate
         return self._loss.show(loss), self._gradient_norm.show(gradient_norm), rate
 
@@ -90,8 +90,8 @@ class TrainingReport:
 class _Reading:
     """Shows a number or a tensor in a gauge. A device's tensor is copied without waiting, and shown at a later call."""
 
-    def __init__(self, gauge: Any) -> None:
-        self._gauge = gauge
+    def __init__(self, gauge: Any, *labels: str) -> None:
+        self._gauge, self._labels = gauge, labels
         self._copy: tuple[Any, Any] | None = None
         self._shown = math.nan
 
@@ -107,7 +107,8 @@ class _Reading:
 
     def _set(self, value: float) -> None:
         self._shown = value
-        self._gauge.set(value)
+        # Not before: what is not known is absent, not 0.
+        self._gauge.labels(*self._labels).set(value)
 
 
 def _copied_to_host(tensor: Any) -> tuple[Any, Any]:

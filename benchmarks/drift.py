@@ -135,6 +135,8 @@ def bench_profiles(rows: int, columns: int, repeats: int) -> None:
         print(f"  ours, method {method:<39} {1000 * ours[method]:10.1f} CPU ms (goal 50 for 1,000)", flush=True)
     read, _ = spent(lambda: dict(compare(first, second).columns), repeats)
     print(f"  ours, and every column's statistics read             {1000 * read:10.1f} CPU ms")
+    text, _ = spent(lambda: compare(first, second).json_text(), repeats)
+    print(f"  ours, and all of it as JSON                          {1000 * text:10.1f} CPU ms (goal 50)")
     verdicts, _ = spent(lambda: auto_verdicts(first, second), repeats)
     print(f"  ours, the calibrated verdicts alone                  {1000 * verdicts:10.1f} CPU ms")
     sample = before.schema.names[:: max(columns // 20, 1)]

@@ -10,6 +10,8 @@ from itertools import repeat
 from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
+import msgspec
+
 from collectors.drift.bins import Counts
 from observability.columns import Column
 
@@ -97,14 +99,19 @@ class ColumnComparison:
 
     def to_json(self) -> dict[str, Any]:
         """What is defined, with numbers that JSON has."""
-        return {
-            name: {"reference": value.reference, "current": value.current} if isinstance(value, Sides) else value
+        found = {
+            name: value
             for name, value in zip(_TOLD, _values_of(self), strict=True)
             if value is not None and not (isinstance(value, float) and not math.isfinite(value))
         }
+        for name in _OF_BOTH:
+            if name in found:
+                found[name] = found[name].to_json()
+        return found
 
 
 _TOLD = tuple(item.name for item in fields(ColumnComparison) if item.name != "cells")
+_OF_BOTH = ("missing", "missing_share", "infinite", "distinct")
 # A thousand columns have 26,000 values: one call fetches those of a column.
 _values_of = attrgetter(*_TOLD)
 
@@ -184,6 +191,16 @@ class Comparison:
                 "since": dict(self.since),
             }
         return found
+
+    def json_text(self, indent: int = 0) -> bytes:
+        """`to_json` as UTF-8 text, over several lines where an indent is given."""
+        text = msgspec.json.encode(self.to_json(), enc_hook=_as_python)
+        return msgspec.json.format(text, indent=indent) if indent else text
+
+
+def _as_python(value: Any) -> Any:
+    """A numpy number as Python's own."""
+    return value.item()
 
 
 def share_of(missing: int, rows: int) -> float:

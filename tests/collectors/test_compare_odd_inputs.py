@@ -76,7 +76,7 @@ def test_the_smallest_and_the_largest_numbers_are_compared_and_shown(mode: Any, 
     column, plain = found.columns["x"], compare({"x": drawn[0]}, {"x": drawn[1]}, mode=mode).columns["x"]
     assert column.ks == pytest.approx(plain.ks)
     assert column.psi == pytest.approx(plain.psi)
-    json.dumps(found.to_json(), allow_nan=False)
+    assert json.loads(found.json_text()) == json.loads(json.dumps(found.to_json(), allow_nan=False))
     Console(file=io.StringIO()).print(rendered(found))
 
 

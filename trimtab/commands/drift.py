@@ -21,7 +21,7 @@ from collectors.drift.source import InputError
 from collectors.drift.tables import Report
 from collectors.drift.terminal import rendered
 from collectors.report import NoReport, write_evidently_page
-from trimtab.commands.options import echo_json, fail, with_json
+from trimtab.commands.options import fail, with_json
 
 # Where nobody looks, and at most: longer lines are hard to read.
 WIDTH = 120
@@ -127,7 +127,7 @@ def drift(
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         fail(f"unexpected: {said}; please report it, with what --traceback shows", status=2)
     if as_json:
-        echo_json(found.to_json())
+        click.echo(found.json_text(indent=2))
     else:
         console = Console()
         console.width = min(console.width, WIDTH) if sys.stdout.isatty() else WIDTH

@@ -396,8 +396,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     """And by the hour of the week, where the task names its times: hours that are in two weeks, up to 168 profiles."""
     tolerance: float = 0.0
     """By how much (log loss) a challenger may be worse than the champion, at the confidence bound."""
-    slice_tolerance: float | None = None
-    """By how much (log loss) no value of a categorical feature may surely be worse; without it, slices are reported."""
+    slice_tolerance: float = -1.0
+    """By how much (log loss) no value of a categorical feature may surely be worse; below 0 slices are only reported."""
     latency_budget_seconds: float = 0.0
     """What one row may take at the 99th percentile where the model is trained; 0 only measures it."""
     warm_start: bool = True

@@ -180,7 +180,8 @@ def _form(ranks: int | None, text: str) -> ParallelConfig | None:
 
 
 def _approval(chosen: ModelSettings) -> Approval:
-    return Approval(latency_budget=chosen.latency_budget_seconds, slice_tolerance=chosen.slice_tolerance)
+    tolerance = chosen.slice_tolerance if chosen.slice_tolerance >= 0 else None
+    return Approval(latency_budget=chosen.latency_budget_seconds, slice_tolerance=tolerance)
 
 
 def _config(chosen: ModelSettings) -> TrainConfig:

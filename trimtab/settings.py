@@ -413,6 +413,13 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     """How the network is spread over processes, such as `"fsdp=2,tensor=2"`; empty: as replicas over `ranks`."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: none with one rank, every 100 with several."""
+    online_batch_rows: int = 256
+    """Rows a step of `trimtab train --online`."""
+    online_learning_rate: float = 1e-4
+    online_delay_seconds: float = 0.0
+    """Events so near the newest labelled one wait, so that their neighbours' labels can come; order suffers less."""
+    online_publish_batches: int = 200
+    """Steps of online learning between candidates; 0: none."""
 
 
 class Settings(_Section, frozen=True, kw_only=True):

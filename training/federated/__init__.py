@@ -6,6 +6,7 @@ from training.federated.federation import Federation, FederationError, Plan, Ver
 from training.federated.local import Learned, LocalPlan, parameters, take, train_locally
 from training.federated.protocol import ProtocolError, Task, pack_update
 from training.federated.server import application, serve
+from training.federated.tabular import Setup, feature_profile, tabular_learner
 
 __all__ = [
     "Aggregation",
@@ -23,12 +24,15 @@ __all__ = [
     "ProtocolError",
     "Refused",
     "ServerAway",
+    "Setup",
     "Task",
     "Verdict",
     "application",
+    "feature_profile",
     "pack_update",
     "parameters",
     "serve",
+    "tabular_learner",
     "take",
     "train_locally",
 ]

@@ -107,6 +107,10 @@ class OverHttp:
         answer = self._asked("GET", "/v1/layout", over=404)
         return None if answer.status_code == 404 else Profile.from_json(answer.content)
 
+    def setup(self) -> bytes:
+        """What the federation hands its clients to begin with. Refused where that is nothing."""
+        return self._asked("GET", "/v1/setup").content
+
     def send(self, task: Task, body: bytes) -> str:
         return str(self._asked("PUT", f"/v1/updates/{task.round}/{task.attempt}", body).json()["outcome"])
 

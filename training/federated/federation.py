@@ -111,7 +111,10 @@ class Verdict:
 
 
 class Federation:
-    """The server's state and rules; any thread may call. `drift` compares clients' profiles to `reference`."""
+    """The server's state and rules; any thread may call.
+
+    `drift` compares clients' profiles to `reference`; `setup` is handed to clients that ask for it.
+    """
 
     def __init__(
         self,
@@ -121,12 +124,13 @@ class Federation:
         folder: Path,
         *,
         reference: Profile | None = None,
+        setup: bytes | None = None,
         drift: Drift | None = None,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.model, self.plan, self.metrics = model, plan, Metrics() if metrics is None else metrics
-        self.reference, self._drift, self._folder, self._now = reference, drift, folder, clock
+        self.reference, self.setup, self._drift, self._folder, self._now = reference, setup, drift, folder, clock
         wrong = [name for name, value in start.items() if value.dtype != torch.float32]
         if wrong:
             raise FederationError(f"{wrong[0]} is {start[wrong[0]].dtype}: clients exchange float32 parameters")

@@ -4,6 +4,7 @@
 |---|---|
 | `GET /v1/task` | what to do now: see `Task` |
 | `GET /v1/model/{round}` | the global parameters (safetensors); 410 where the round is over |
+| `GET /v1/setup` | what the federation was given for its clients; 404 where that is nothing |
 | `GET /v1/layout` | the reference profile less its counts; 404 where there is none |
 | `PUT /v1/updates/{round}/{attempt}` | of an update (safetensors): `{"outcome": "taken", "duplicate" or "late"}` |
 
@@ -112,7 +113,7 @@ def unpack_update(body: bytes, shapes: Mapping[str, tuple[int, ...]]) -> Update:
     vector = flat(tensors)
     if not bool(torch.isfinite(vector).all()):
         raise ProtocolError("the update is not finite")
-    said = _metadata(body)
+    said = metadata(body)
     try:
         rows, loss = int(said["rows"]), float(said["loss"])
     except (KeyError, ValueError) as error:
@@ -138,8 +139,8 @@ def unflat(vector: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, T
     return values
 
 
-def _metadata(body: bytes) -> Mapping[str, Any]:
-    """The metadata of safetensors: an object in the JSON header, whose length the first eight bytes say."""
+def metadata(body: bytes) -> Mapping[str, Any]:
+    """What a body of safetensors says of itself: a part of the JSON header, whose length the first eight bytes say."""
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     said: Mapping[str, Any] = header.get("__metadata__") or {}
     return said

@@ -64,6 +64,11 @@ def application(
             return _refusal(410, "that round is over; ask for the task again")
         return Response(packed, media_type="application/octet-stream")
 
+    async def setup(request: Request, client: str, body: bytes) -> Response:
+        if federation.setup is None:
+            return _refusal(404, "this federation hands out no setup")
+        return Response(federation.setup, media_type="application/octet-stream")
+
     async def layout(request: Request, client: str, body: bytes) -> Response:
         if federation.reference is None:
             return _refusal(404, "this federation compares no profiles")
@@ -85,6 +90,7 @@ def application(
         routes=[
             Route("/v1/task", signed(task)),
             Route("/v1/model/{round:int}", signed(model)),
+            Route("/v1/setup", signed(setup)),
             Route("/v1/layout", signed(layout)),
             Route("/v1/updates/{round:int}/{attempt:int}", signed(update), methods=["PUT"]),
             Route("/v1/status", status),

@@ -2,8 +2,8 @@
 
 A real server answers an open-loop load. One release after another goes out, half of them as canaries of 1 to 100 % and
 half promoted to all traffic; an alert asks for its rollback, and the runner of actions carries it out over its
-database: decided, claimed, prepared, done, looked at and written. No request may fail, and none that is sent after a rollback is
-written may be answered by the version that was rolled back.
+database: decided, claimed, prepared, done, looked at and written. No request may fail, and none that is sent after a
+rollback is written may be answered by the version that was rolled back.
 """
 
 from __future__ import annotations

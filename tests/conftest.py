@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import ssl
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from httpx._transports import default as transports
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
+# The machines that run them may be busy.
 settings.register_profile("trimtab", deadline=None)
 settings.load_profile("trimtab")
 # httpx gives up after five seconds where nothing else is said, as much of a test is; our services always say.
@@ -58,3 +67,56 @@ class Together(LoadFileScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together | None:
     return Together(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def _postgresql_programs() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found:
+        return found[-1].parent
+    path = shutil.which("initdb")
+    return None if path is None else Path(path).parent
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server on a free port, started for these tests."""
+    programs = _postgresql_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Not under pytest's folder: PostgreSQL refuses to run as root, and nobody else may enter that.
+    folder = Path(tempfile.mkdtemp(prefix="trimtab-postgresql-"))
+    user = "postgres" if os.geteuid() == 0 else None
+    if user is not None:
+        shutil.chown(folder, user, user)
+    data = folder / "data"
+
+    def command(program: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(programs / program), *arguments],
+            user=user,
+            check=True,
+            timeout=120,
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+        )
+
+    command("initdb", "-D", str(data), "-U", "trimtab", "--auth=trust", "--no-sync")
+    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    command("pg_ctl", "-D", str(data), "-o", settings, "-l", str(folder / "log"), "-w", "start")
+    yield f"postgresql+psycopg://trimtab@127.0.0.1:{port}/postgres"
+    command("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """The URL of an empty database of a PostgreSQL server."""
+    engine = sa.create_engine(postgresql_server)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    engine.dispose()
+    return postgresql_server

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +14,6 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-import sqlalchemy as sa
 import uvicorn
 
 from collectors.api import Collector, CollectorConfig, build
@@ -149,59 +144,6 @@ def collector(config: CollectorConfig, clock: FakeClock) -> Iterator[Running]:
 def events_of() -> Callable[..., pa.RecordBatch]:
     """The same, for tests that Hypothesis runs many times."""
     return make_events
-
-
-def _postgresql_programs() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if found:
-        return found[-1].parent
-    path = shutil.which("initdb")
-    return None if path is None else Path(path).parent
-
-
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[str]:
-    """The URL of a PostgreSQL server on a free port, started for these tests."""
-    programs = _postgresql_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Not under pytest's folder: PostgreSQL refuses to run as root, and nobody else may enter that.
-    folder = Path(tempfile.mkdtemp(prefix="trimtab-postgresql-"))
-    user = "postgres" if os.geteuid() == 0 else None
-    if user is not None:
-        shutil.chown(folder, user, user)
-    data = folder / "data"
-
-    def command(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [str(programs / program), *arguments],
-            user=user,
-            check=True,
-            timeout=120,
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-        )
-
-    command("initdb", "-D", str(data), "-U", "trimtab", "--auth=trust", "--no-sync")
-    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    command("pg_ctl", "-D", str(data), "-o", settings, "-l", str(folder / "log"), "-w", "start")
-    yield f"postgresql+psycopg://trimtab@127.0.0.1:{port}/postgres"
-    command("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
-    """The URL of an empty database of a PostgreSQL server."""
-    engine = sa.create_engine(postgresql_server)
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
-        connection.execute(sa.text("CREATE SCHEMA public"))
-    engine.dispose()
-    return postgresql_server
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])

@@ -1,0 +1,284 @@
+"""What recording a training costs: a bare loop beside ours with everything on, and beside other frameworks' ways.
+
+    OMP_NUM_THREADS=1 python benchmarks/training.py
+
+One small network learns on the CPU, about two milliseconds a step. Every round takes one step of each way, in a drawn
+order, on a network of its own; the processor time of the thread that trains is compared with the bare step's of the
+same round, so that other work on the machine hits all alike. What other threads take is printed besides.
+
+`ours` is TrainingMonitor in a file that other processes read, five phases, and all guards: flags on the device,
+outputs, gradients, activations every 100 steps, a reading every 20 that all guards judge, the drain and the machine's samples.
+Lightning's is the update of its own `Throughput` with the loss read each step, torchtitan's its own structured logger
+with a span a phase: both from their packages where these are installed. Composer's SpeedMonitor and NaNMonitor are
+re-enacted: wall times in a window, and the loss asked each step whether it is a number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from observability import TrainingMonitor
+from observability.step_ring import DATA_WAIT, DURATION, StepRing
+from training.guards import Course, Reading, Rules, judge_reading, looking, nonfinite, skip_if, weight_of
+from training.guards.activations import judged_layers, read_look
+from training.guards.memory import resident_bytes
+
+WIDTH, ROWS, READ_EVERY, LOOK_EVERY = 256, 64, 20, 100
+Mark = Callable[[str], None]
+
+
+class Bare:
+    """The loop itself: forward, backward, clipping, fused AdamW."""
+
+    name = "bare"
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.network = nn.Sequential(*[part for _ in range(4) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())])
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
+        self.x, self.y = torch.randn(ROWS, WIDTH), torch.randn(ROWS, WIDTH)
+        self.number = 0
+
+    def step(self) -> None:
+        """One step."""
+        self.learn(lambda phase: None)
+
+    def learn(self, mark: Mark) -> tuple[Tensor, Tensor]:
+        """The work of a step, which all ways have in common; gives loss and gradient norm."""
+        mark("data_wait")
+        loss = nn.functional.mse_loss(self.network(self.x), self.y)
+        mark("forward")
+        self.optimizer.zero_grad()
+        loss.backward()
+        mark("backward")
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        mark("optimizer")
+        self.number += 1
+        return loss, norm
+
+    def close(self) -> None:
+        """Ends what runs beside."""
+
+
+class Ours(Bare):
+    """Everything on."""
+
+    name = "ours, everything on"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        ring = StepRing.create(folder / "rank-0.ring", model="bench", run="r")
+        self.monitor = TrainingMonitor("bench", run="r", ring=ring)
+        self.view, self.layers, self.course = ring.view(), judged_layers(self.network), Course()
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.look: Any = None
+
+    def step(self) -> None:
+        """As the project's own loop does it."""
+        monitor = self.monitor
+        monitor.start()
+        monitor.mark("data_wait")
+        monitor.mark("host_to_device")
+        looks = self.number % LOOK_EVERY == LOOK_EVERY - 1
+        with looking(self.layers) if looks else nullcontext() as look:
+            outputs = self.network(self.x)
+        if looks:
+            self.look = look
+        loss = nn.functional.mse_loss(outputs, self.y) * weight_of(outputs, 1.0)
+        monitor.mark("forward")
+        self.optimizer.zero_grad()
+        loss.backward()
+        monitor.mark("backward")
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        detached = loss.detach()
+        flag = nonfinite(detached, norm)
+        skip_if(self.optimizer, flag)
+        self.optimizer.step()
+        monitor.mark("optimizer")
+        self.waiting.append((detached, norm, flag))
+        self.number += 1
+        if self.number % READ_EVERY == 0:
+            self.read()
+        monitor.end(ROWS, loss=detached, gradient_norm=norm, learning_rate=1e-4)
+
+    def read(self) -> None:
+        """The reading that all guards judge."""
+        losses, norms, flags = torch.stack([torch.stack(one) for one in self.waiting]).double().cpu().T.tolist()
+        self.waiting.clear()
+        spent = self.view.records(self.number - READ_EVERY)
+        looks = read_look(self.look.layers, self.look.stacked().tolist()) if self.look else {}
+        self.look = None
+        reading = Reading(
+            step=self.number, losses=losses, norms=norms, flags=flags, looks=looks,
+            waited=float(spent[:, DATA_WAIT].sum()) / 1e9, seconds=float(spent[:, DURATION].sum()) / 1e9,
+            memory={"memory": resident_bytes()} if self.number % (5 * READ_EVERY) == 0 else {},
+        )  # fmt: skip
+        self.course, found = judge_reading(Rules(), self.course, reading)
+        assert not found, found
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self.monitor.close()
+
+
+class RecordOnly(Bare):
+    """The monitor alone: marks and records, without the guards' flags and readings."""
+
+    name = "ours, records only"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.monitor = TrainingMonitor("bench", run="r", drain_seconds=0)
+
+    def step(self) -> None:
+        """Marks, and the record."""
+        self.monitor.start()
+        loss, norm = self.learn(self.monitor.mark)
+        self.monitor.end(ROWS, loss=loss, gradient_norm=norm, learning_rate=1e-4)
+
+
+class Lightning(Bare):
+    """`Throughput.update` and `compute` of Lightning, with the loss read as its loggers do."""
+
+    name = "Lightning's Throughput"
+
+    def __init__(self) -> None:
+        super().__init__()
+        from lightning_fabric.utilities.throughput import Throughput
+
+        self.throughput, self.began = Throughput(), time.perf_counter()
+
+    def step(self) -> None:
+        """A step and its update."""
+        loss, norm = self.learn(lambda phase: None)
+        self.throughput.update(
+            time=time.perf_counter() - self.began, batches=self.number, samples=self.number * ROWS, lengths=None
+        )
+        self.logged = {"loss": loss.item(), "norm": norm.item(), **self.throughput.compute()}
+
+
+class Composer(Bare):
+    """SpeedMonitor and NaNMonitor, re-enacted."""
+
+    name = "Composer's SpeedMonitor and NaNMonitor (re-enacted)"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.walls: deque[float] = deque(maxlen=101)
+        self.counts: deque[int] = deque(maxlen=101)
+
+    def step(self) -> None:
+        """A step, its window and its question."""
+        loss, norm = self.learn(lambda phase: None)
+        if torch.isnan(loss).any():
+            raise RuntimeError("Train loss contains a NaN.")
+        self.walls.append(time.time())
+        self.counts.append(self.number * ROWS)
+        if len(self.walls) == self.walls.maxlen:
+            elapsed = self.walls[-1] - self.walls[0]
+            rate = (self.counts[-1] - self.counts[0]) / elapsed
+            self.logged = {"throughput/batches_per_sec": 100 / elapsed, "throughput/samples_per_sec": rate}
+        self.losses = {"loss/train/total": loss.item(), "norm": norm.item()}
+
+
+class Torchtitan(Bare):
+    """torchtitan's structured logger: a span a phase, and its scalars."""
+
+    name = "torchtitan's structured logger"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        from torchtitan.observability import structured_logger
+
+        self.logger = structured_logger
+        structured_logger.init_structured_logger(source="trainer", output_dir=str(folder), rank=0)
+
+    def step(self) -> None:
+        """A step in spans."""
+        self.logger.set_step(self.number + 1)
+        with self.logger.log_trace_span("forward_backward"):
+            loss = nn.functional.mse_loss(self.network(self.x), self.y)
+            self.optimizer.zero_grad()
+            loss.backward()
+        with self.logger.log_trace_span("optimizer"):
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+        self.number += 1
+        self.logger.log_trace_scalar({"loss": loss.item(), "norm": norm.item()})
+
+
+def ways(folder: Path) -> list[Bare]:
+    """All that can be compared here; a peer whose package is missing is told of and left out."""
+    found: list[Bare] = [Bare(), Bare(), RecordOnly(), Ours(folder), Composer()]
+    found[1].name = "bare once more (what the method cannot tell apart)"
+    for make in (Lightning, lambda: Torchtitan(folder)):
+        try:
+            found.append(make())
+        except Exception as error:
+            print(f"left out: {type(error).__name__}: {error}")
+    return found
+
+
+def main() -> None:
+    """Parses, runs, prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        compared = ways(Path(name))
+        for way in compared:
+            stack.callback(way.close)
+        draw, taken = random.Random(chosen.seed), np.zeros((chosen.rounds, len(compared)))
+        for _ in range(50):
+            for way in compared:
+                way.step()
+        whole, own = time.process_time_ns(), time.thread_time_ns()
+        for index in range(chosen.rounds):
+            for place in draw.sample(range(len(compared)), len(compared)):
+                began = time.thread_time_ns()
+                compared[place].step()
+                taken[index, place] = time.thread_time_ns() - began
+        beside = (time.process_time_ns() - whole) - (time.thread_time_ns() - own)
+    bare = np.median(taken[:, 0])
+    print(f"{chosen.rounds} rounds, bare step {bare / 1e6:.3f} ms of processor time (median)")
+    for place, way in enumerate(compared):
+        more, low, high = extra(taken[:, place] - taken[:, 0], draw)
+        print(f"{way.name:52} {more / 1e3:8.1f} us  {more / bare:7.2%}  [{low / bare:.2%}, {high / bare:.2%}]")
+    print(f"other threads (drain, machine): {beside / chosen.rounds / 1e3:.1f} us a round of {len(compared)} steps")
+
+
+def extra(differences: np.ndarray, draw: random.Random) -> tuple[float, float, float]:
+    """The mean of the differences without the tenth at either end, which others' work makes, and its 95 % interval.
+
+    A mean and not a median: what is done every 20 or 100 steps must count.
+    """
+    generator = np.random.default_rng(draw.randrange(1 << 30))
+    blocks = differences[: len(differences) // 100 * 100].reshape(-1, 100)
+    means = np.sort(blocks.mean(1))
+    cut = len(means) // 10
+    kept = means[cut : len(means) - cut] if cut else means
+    drawn = [generator.choice(kept, len(kept)).mean() for _ in range(1000)]
+    return float(kept.mean()), float(np.quantile(drawn, 0.025)), float(np.quantile(drawn, 0.975))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from alerts.evidence import Arms, Look, ReleaseState, Slow, VerdictPolicy, judge, log_split_evidence, slowness
+from alerts.evidence import Arms, Look, ReleaseState, Slow, VerdictPolicy, judge, log_split_evidence
 from alerts.evidence.segments import HARM_RATIOS, Bets, log_mixture
 from observability.names import LATENCY_SECONDS
 
@@ -32,14 +32,16 @@ def microseconds(call: Callable[[], object], repeats: int = 1000) -> float:
 
 
 def release(propensities: tuple[float, ...], *, latency: bool) -> ReleaseState:
-    """A release that had these weights one after the other, each for 40,000 requests."""
+    """A release that had these weights one after the other, each for 40,000 requests, the last one for 80,000."""
     looks = ReleaseState(started_at=0.0)
-    for place, rho in enumerate(propensities):
+    for place, rho in enumerate((*propensities, propensities[-1])):
         canary, stable = 40_000 * rho, 40_000 * (1 - rho)
         slow = Slow(
             rho,
             tuple(canary / (2**bound) for bound in range(len(LATENCY_SECONDS))),
             tuple(stable / (2**bound) for bound in range(len(LATENCY_SECONDS))),
+            canary,
+            stable,
         )
         look = Look(
             at=float(place),
@@ -61,6 +63,7 @@ def main() -> None:
         ("verdict on errors and latency", states, _verdict),
         ("  harm of errors", bare, _harm),
         ("  slower, 18 bounds", states, _slower),
+        ("a look more, with a histogram of 18 bounds", states, _look),
         ("  split", states, _split),
     ):
         print(f"{name:<52}" + "".join(f"{microseconds(partial(call, state)):>10.1f}" for state in parts))
@@ -77,7 +80,19 @@ def _harm(state: ReleaseState) -> object:
 
 
 def _slower(state: ReleaseState) -> object:
-    return slowness(state.slow, weights=state.weights)
+    return state.pace.evidence()
+
+
+def _look(state: ReleaseState) -> object:
+    rho = state.arms[-1].propensity
+    above = tuple(20.0 / (2**bound) for bound in range(len(LATENCY_SECONDS)))
+    look = Look(
+        at=99.0,
+        arms=(Arms(rho, 30.0, 0.0, 30.0, 0.0),),
+        bounds=LATENCY_SECONDS,
+        slow=(Slow(rho, above, above, 30.0, 30.0),),
+    )
+    return state.after(look, POLICY)
 
 
 def _split(state: ReleaseState) -> object:

@@ -137,6 +137,11 @@ class ShardedCheckpointStore:
         self.times.stalled += stalled
         self.times.stalls.append(stalled)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Returns when nothing is being written."""
         if self._thread is not None:

@@ -53,8 +53,8 @@ def alone() -> list[float]:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
     folder = tmp_path_factory.mktemp("pairs")
     forms = (
-        "fsdp=2", "tensor=2", "pipeline=2,schedule=gpipe", "pipeline=2,schedule=1f1b",
-        "pipeline=2,schedule=interleaved", "data=2,compress=bf16", "data=2,compress=powersgd", "fsdp=2>tensor=2",
+        "fsdp=2", "tensor=2", "pipeline=2,schedule=1f1b", "pipeline=2,schedule=interleaved",
+        "data=2,compress=bf16", "data=2,compress=powersgd", "fsdp=2>tensor=2",
     )  # fmt: skip
     return folder, trained(folder, 2, forms)
 
@@ -62,7 +62,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
 @pytest.mark.slow
 def test_two_ranks_follow_the_curve_of_one_in_every_form(pairs: tuple[Path, Losses], alone: list[float]) -> None:
     _, found = pairs
-    assert len(alone) == 20
+    assert len(alone) == 10
     lossy = {"data=2,compress=bf16": 1e-3, "data=2,compress=powersgd": 0.1}
     for form, losses in found.items():
         if ">" not in form:
@@ -83,13 +83,14 @@ def test_one_process_goes_on_where_shards_and_stages_were_cut_off(
 
 
 @pytest.mark.slow
-def test_four_ranks_follow_it_in_combined_forms_and_go_on_in_another(tmp_path: Path, alone: list[float]) -> None:
-    found = trained(tmp_path, 4, ("fsdp=2,tensor=2", "data=2,tensor=2", "pipeline=2,data=2", "fsdp=4"))
-    cut_off(tmp_path / "fsdp=4")
-    cut_off(tmp_path / "fsdp=2,tensor=2")
-    found |= trained(tmp_path, 2, ("fsdp=4-cut>fsdp=2", "fsdp=2,tensor=2-cut>pipeline=2"))
+def test_four_ranks_follow_it_in_combined_forms_and_one_goes_on(
+    tmp_path: Path, alone: list[float]
+) -> None:
+    found = trained(tmp_path, 4, ("fsdp=2,tensor=2", "pipeline=2,data=2"))
     for form, losses in found.items():
         assert losses == pytest.approx(alone, abs=1e-5), form
+    cut = cut_off(tmp_path / "fsdp=2,tensor=2")
+    assert curve("one process", Replicas(), cut) == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -97,7 +98,7 @@ def test_a_sharded_run_that_is_killed_ends_to_the_bit_as_one_that_is_not(
     tmp_path: Path, pairs: tuple[Path, Losses]
 ) -> None:
     network = deep()
-    faults = Faults((Fault("kill", 1, 13, 0), Fault("kill", 0, 17, 1)))
+    faults = Faults((Fault("kill", 1, 7, 0), Fault("kill", 0, 8, 1)))
     result, run = fit_in_ranks(
         network, rows(ROWS), CONFIG, world_size=2, folder=tmp_path, model="toy", run="r", faults=faults, echo=None,
         parallel=ParallelConfig(fsdp=2), limits=Limits(hang=LIMITS.hang),

@@ -18,9 +18,9 @@ from training.replicas import Replicas
 from training.sharded_checkpoint import ShardedCheckpointStore
 from training.spread import Spread
 
-ROWS = 2001
+ROWS = 1001
 CONFIG = TrainConfig(
-    epochs=1, batch_size=101, learning_rate=0.01, report_every=1, checkpoint_every=10, seed=5, threads=1
+    epochs=1, batch_size=101, learning_rate=0.01, report_every=1, checkpoint_every=5, seed=5, threads=1
 )
 
 

@@ -1,0 +1,291 @@
+"""Parallel forms of a training on gloo: their loss curves, replicas' throughput, the pipeline's bubble, saving's stall.
+
+    python benchmarks/parallel.py [curves] [speed] [bubble] [stall]
+    torchrun --nproc-per-node 2 benchmarks/parallel.py torchrun fsdp=2
+
+- curves: 100 steps in each form, on 2 and 4 processes; the largest distance to one process's losses.
+- speed: samples a second of two replicas and of one process, one thread each, in turns; the communication that DDP
+  measured in each rank, and how much of it was hidden behind the backward pass.
+- bubble: stages that sleep, so that the machine's cores do not matter, against (p - 1) / (v m + p - 1).
+- stall: how long `put` keeps a training from going on, as a share of what the writing takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor, nn
+
+from tests.training.toy_forms import curve
+from training.loop import TrainConfig
+from training.parallel_config import ParallelConfig
+from training.ranks import Rank
+from training.replicas import Replicas
+from training.sharded_checkpoint import ShardedCheckpointStore
+from training.spread import Spread
+from training.supervisor import Limits, Supervisor
+from training.watch import HangLimits
+
+CONFIG = TrainConfig(epochs=10, batch_size=101, learning_rate=0.01, report_every=1, seed=5, threads=1)
+FORMS = {
+    2: (
+        "data=2", "fsdp=2", "tensor=2", "pipeline=2,schedule=gpipe", "pipeline=2,schedule=1f1b",
+        "pipeline=2,schedule=interleaved", "data=2,compress=bf16", "data=2,compress=powersgd",
+    ),
+    4: (
+        "data=4", "fsdp=4", "tensor=4", "data=2,fsdp=2", "data=2,tensor=2", "fsdp=2,tensor=2", "pipeline=2,data=2",
+        "pipeline=2,data=2,schedule=gpipe", "pipeline=2,data=2,schedule=interleaved", "pipeline=2,fsdp=2",
+        "pipeline=2,tensor=2", "pipeline=4,microbatches=8",
+    ),
+}  # fmt: skip
+ROWS, WIDTH, ROUNDS, STEPS = 256, 512, 6, 4
+
+
+def ranks(target: str, world_size: int, **arguments: Any) -> list[Any]:
+    """What the target's ranks wrote, by rank."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        supervisor = Supervisor(
+            f"benchmarks.parallel:{target}", world_size=world_size, folder=folder, model="parallel",
+            arguments=arguments, limits=Limits(restarts=0, hang=HangLimits(step=500.0, first=500.0)), echo=None,
+        )  # fmt: skip
+        result = supervisor.run()
+        if result.outcome != "completed":
+            raise SystemExit(f"{target}: {result.reason}")
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def say(rank: Rank, found: Any) -> None:
+    """Hands a rank's findings to the process that started it."""
+    (rank.folder / f"{rank.rank}.json").write_text(json.dumps(found))
+
+
+def fit_curves(rank: Rank, forms: list[str]) -> None:
+    """A rank of `curves`."""
+    with rank.group(timeout=600):
+        say(rank, {form: curve(form, Spread(ParallelConfig.parse(form)), None, CONFIG) for form in forms})
+
+
+def curves() -> dict[str, Any]:
+    """The largest distance of each form's losses to one process's."""
+    alone = curve("one process", Replicas(), None, CONFIG)
+    found: dict[str, Any] = {"steps": len(alone)}
+    for world_size, forms in FORMS.items():
+        for form, losses in ranks("fit_curves", world_size, forms=list(forms))[0].items():
+            found[form] = max(abs(one - other) for one, other in zip(losses, alone, strict=True))
+    return found
+
+
+def wide() -> nn.Sequential:
+    """A network that computes more than it says."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(4) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 1), nn.Flatten(0))
+
+
+def steps_of(replicas: Replicas, optimizer: torch.optim.Optimizer, count: int) -> None:
+    """So many steps on the same batch of `ROWS` rows for each share."""
+    inputs = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(replicas.share_index))
+    labels = (inputs[:, 0] > 0).float()
+    for _ in range(count):
+        replicas.learn([inputs], labels, ROWS * replicas.shares)
+        optimizer.step()
+
+
+def fit_speed(rank: Rank) -> None:
+    """A rank of `speed`: rounds of two replicas, and rounds in which rank 0 trains alone and the other waits."""
+    torch.set_num_threads(1)
+    with rank.group(timeout=600):
+        together, alone = Spread(ParallelConfig(data=2)), Replicas()
+        optimizers = []
+        for replicas in (together, alone):
+            replicas.take(wide(), batch_size=ROWS * replicas.shares)
+            optimizers.append(torch.optim.SGD(replicas.parameters, lr=1e-3))
+        assert together.replicated is not None
+        together.replicated._set_ddp_runtime_logging_sample_rate(1)
+        steps_of(together, optimizers[0], 3)
+        steps_of(alone, optimizers[1], 3)
+        taken: dict[str, list[float]] = {"together": [], "alone": []}
+        for _ in range(ROUNDS):
+            torch.distributed.barrier()
+            began = time.perf_counter()
+            steps_of(together, optimizers[0], STEPS)
+            torch.distributed.barrier()
+            taken["together"].append(2 * ROWS * STEPS / (time.perf_counter() - began))
+            if rank.rank == 0:
+                began = time.perf_counter()
+                steps_of(alone, optimizers[1], STEPS)
+                taken["alone"].append(ROWS * STEPS / (time.perf_counter() - began))
+            torch.distributed.barrier()
+        said = together.replicated._get_ddp_logging_data()
+        names = ("avg_backward_compute_time", "avg_backward_comm_time", "avg_backward_compute_comm_overlap_time")
+        say(rank, {**taken, **{name: said.get(name, 0) / 1e6 for name in names}})
+
+
+def speed() -> dict[str, Any]:
+    """Throughput of two replicas against one process, round by round."""
+    found = ranks("fit_speed", 2)
+    pairs = list(zip(found[0]["together"], found[0]["alone"], strict=True))
+    hidden = [
+        {
+            "communication_ms": round(one["avg_backward_comm_time"], 3),
+            "overlapped": round(one["avg_backward_compute_comm_overlap_time"] / one["avg_backward_comm_time"], 3),
+        }
+        for one in found
+    ]
+    return {
+        "alone_samples_s": round(statistics.median(alone for _, alone in pairs), 1),
+        "together_samples_s": round(statistics.median(both for both, _ in pairs), 1),
+        "ratio_median": round(statistics.median(both / alone for both, alone in pairs), 3),
+        "ratio_best": round(max(both / alone for both, alone in pairs), 3),
+        "ranks": hidden,
+    }
+
+
+class _Sleep(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, value: Tensor, seconds: float) -> Tensor:
+        context.seconds = seconds
+        time.sleep(seconds)
+        return value.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        time.sleep(2 * context.seconds)
+        return gradient, None
+
+
+class Sleeper(nn.Module):
+    """A stage that takes `seconds` forward and twice that backward, and no core."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.weight, self.seconds = nn.Parameter(torch.ones(1)), seconds
+
+    def forward(self, value: Tensor) -> Tensor:
+        found: Tensor = _Sleep.apply(value * self.weight, self.seconds)  # type: ignore[no-untyped-call]
+        return found
+
+
+def fit_bubble(rank: Rank, forms: list[str], seconds: float) -> None:
+    """A rank of `bubble`."""
+    with rank.group(timeout=600):
+        found = {}
+        for form in forms:
+            config = ParallelConfig.parse(form)
+            replicas = Spread(config)
+            parts = config.pipeline * config.num_chunks
+            batch = config.num_microbatches
+            # The same work in all, in as many parts as the form has.
+            replicas.take(
+                nn.Sequential(*(Sleeper(seconds / config.num_chunks) for _ in range(parts))), batch_size=batch
+            )
+            for _ in range(6):
+                replicas.learn([torch.ones(batch)], torch.ones(batch), batch)
+            assert replicas.pipeline is not None
+            found[form] = [replicas.pipeline.bubble, config.bubble]
+        say(rank, found)
+
+
+def bubble() -> dict[str, Any]:
+    """Measured bubbles, averaged over the ranks, and those of the formula."""
+    found = {}
+    for world_size, forms in (
+        (
+            2,
+            [
+                f"pipeline=2,schedule={kind},microbatches={m}"
+                for kind in ("gpipe", "1f1b", "interleaved")
+                for m in (4, 8)
+            ],
+        ),
+        (4, ["pipeline=4,schedule=gpipe,microbatches=8", "pipeline=4,schedule=1f1b,microbatches=8"]),
+    ):
+        said = ranks("fit_bubble", world_size, forms=forms, seconds=0.03)
+        for form in forms:
+            measured = statistics.mean(one[form][0] for one in said)
+            found[form] = {"measured": round(measured, 4), "formula": round(said[0][form][1], 4)}
+    return found
+
+
+def fit_stall(rank: Rank, megabytes: int) -> None:
+    """A rank of `stall`: saves while it trains."""
+    torch.set_num_threads(1)
+    with rank.group(timeout=600):
+        replicas = Spread(ParallelConfig(fsdp=2))
+        torch.manual_seed(0)
+        width = int((megabytes * 2**20 / 4 / 3 / 8) ** 0.5)
+        replicas.take(nn.Sequential(*(nn.Linear(width, width) for _ in range(8)), nn.Linear(width, 1), nn.Flatten(0)))
+        optimizer = torch.optim.AdamW(replicas.parameters, fused=True)
+        store = ShardedCheckpointStore(rank.folder / "checkpoints")
+        inputs, labels = torch.randn(8, width), torch.ones(8)
+        for step in range(1, 9):
+            replicas.learn([inputs], labels, 16)
+            optimizer.step()
+            store.put(step, dict(replicas.state(optimizer)), lambda *_: None)
+            # Training goes on; the next save must not have to wait for this one.
+            while True:
+                busy = torch.tensor(float(store.busy))
+                torch.distributed.all_reduce(busy)
+                if not busy:
+                    break
+                replicas.learn([inputs], labels, 16)
+                optimizer.step()
+            store.wait()
+        size = sum(path.stat().st_size for path in store.paths()[-1].iterdir())
+        # The first saves set memory aside.
+        say(rank, {"megabytes": size / 2**20, "stalls": store.times.stalls[2:], "writes": store.times.writes[2:]})
+
+
+def stall() -> dict[str, Any]:
+    """Medians over saves of the slower rank."""
+    found = ranks("fit_stall", 2, megabytes=72)
+    by_rank = [[one / other for one, other in zip(rank["stalls"], rank["writes"], strict=True)] for rank in found]
+    shares = [max(one) for one in zip(*by_rank, strict=True)]
+    return {
+        "megabytes": round(found[0]["megabytes"], 1),
+        "stall_ms": round(1e3 * statistics.median(found[0]["stalls"]), 2),
+        "write_ms": round(1e3 * statistics.median(found[0]["writes"]), 1),
+        "share_median": round(statistics.median(shares), 4),
+        "share_worst": round(max(shares), 4),
+    }
+
+
+def under_torchrun(form: str) -> None:
+    """The losses of a form whose ranks `torchrun` started."""
+    with tempfile.TemporaryDirectory() as place:
+        rank = Rank.of(os.environ, run="torchrun", folder=Path(place))
+        with rank.group(timeout=600):
+            losses = curve(form, Spread(ParallelConfig.parse(form)), None, CONFIG)
+            if rank.rank == 0:
+                alone = curve("one process", Replicas(), None, CONFIG)
+                distance = max(abs(one - other) for one, other in zip(losses, alone, strict=True))
+                print(json.dumps({"torchrun": form, "distance": distance, "steps": len(losses)}))
+
+
+def main() -> None:
+    """Prints one JSON object."""
+    if sys.argv[1:2] == ["torchrun"]:
+        under_torchrun(sys.argv[2])
+        return
+    known = {"curves": curves, "speed": speed, "bubble": bubble, "stall": stall}
+    wanted = sys.argv[1:] or list(known)
+    if unknown := [name for name in wanted if name not in known]:
+        raise SystemExit(f"there is no part {unknown[0]!r}; there are: {', '.join(known)}")
+    print(json.dumps({name: known[name]() for name in wanted}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

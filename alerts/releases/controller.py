@@ -25,7 +25,7 @@ from alerts.releases.blessing import Blessing, bless
 from alerts.releases.explain import explained
 from alerts.releases.gauges import Gauges
 from alerts.releases.policy import ExperimentStep, ShadowStep, SwitchStep
-from alerts.releases.policy_file import ReleasePolicies
+from alerts.releases.policy_file import ReleasePolicies, read_policy
 from alerts.releases.policy_watch import PolicyWatch
 from alerts.releases.progress import advance
 from alerts.releases.serving_eyes import EyesShut
@@ -103,7 +103,7 @@ class ReleaseController:
         self._querier = querier
         self._clock = clock
         self._executor = executor or ThreadPoolExecutor(max_workers=2, thread_name_prefix="blessing")
-        self._gauges = Gauges(metrics or Metrics())
+        self._gauges = None if metrics is None else Gauges(metrics)
         self._interval = interval_seconds
         self._examined: dict[int, tuple[Future[Blessing], float]] = {}
         self._seen: dict[int, Seen] = {}
@@ -145,7 +145,7 @@ class ReleaseController:
                 raise
             except Exception:  # one release must not keep the others waiting
                 log.exception("release %d of %s could not be looked at", walk.id, walk.model)
-        if walks or self._gauges.shown:
+        if self._gauges is not None and (walks or self._gauges.shown):
             self._gauges.show([walk for walk, _ in self.store.latest(limit=50)], now)
 
     def start(self) -> None:
@@ -172,6 +172,8 @@ class ReleaseController:
                 f"no release policy with steps is given for {model!r} (there are: {known}); add it to the file that "
                 "`releases.policies` in the settings names"
             )
+        if read_policy(policy.text) != policy:
+            raise ValueError("the policy is not that of its text, by which releases are led: read it from a file")
         now = self._clock()
         walk = Walk(
             model=model, version=version, policy=policy, began_at=now, entered_at=now, actor=actor, override=override,
@@ -234,7 +236,8 @@ class ReleaseController:
         if not self.store.change(before, after, revision, seen.now, inputs):
             return False
         if after.phase in ENDED:
-            self._gauges.ended(after)
+            if self._gauges is not None:
+                self._gauges.ended(after)
             self._examined.pop(after.id, None)
             self._seen.pop(after.id, None)
             log.info("release %d of %s is %s: %s", after.id, after.model, after.phase.value, after.reason)

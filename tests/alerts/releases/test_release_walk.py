@@ -312,7 +312,7 @@ _MOMENTS = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(moments=st.lists(_MOMENTS, max_size=40))
 def test_a_weight_rises_on_evidence_or_a_persons_word_alone_and_every_release_comes_to_an_end(
     moments: list[dict[str, Any]],

@@ -161,7 +161,11 @@ def _value_counts(values: pa.ChunkedArray) -> tuple[pa.Array, Counts]:
         counts = np.zeros(len(dictionary), np.int64)
         for chunk in unified.chunks:
             indices = chunk.indices.drop_null() if chunk.null_count else chunk.indices
-            counts += np.bincount(np.asarray(indices), minlength=len(dictionary))
+            codes = np.asarray(indices)
+            # Numpy makes int64 of what it counts: of a block that stays in the cache.
+            block = max(_BLOCK, len(dictionary))
+            for start in range(0, len(codes), block):
+                counts += np.bincount(codes[start : start + block], minlength=len(dictionary))
         return dictionary, counts
     if pa.types.is_boolean(values.type):
         true = sum(chunk.true_count for chunk in values.chunks)

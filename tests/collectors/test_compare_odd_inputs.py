@@ -227,3 +227,21 @@ def test_a_file_is_not_read_further_ahead_than_a_few_row_groups(tmp_path: Path) 
         most = max(most, pa.total_allocated_bytes() - before)
 
     assert most < table.nbytes / 2
+
+
+@pytest.mark.parametrize("different", [3, 40_000])
+def test_codes_are_counted_block_by_block_as_texts_are(different: int) -> None:
+    drawn = np.random.default_rng(6).integers(0, different, (2, 70_000))
+    labels = pa.array([f"label {number}" for number in range(different)])
+    coded = [pa.DictionaryArray.from_arrays(codes.astype(np.int32), labels) for codes in drawn]
+
+    first, second = (
+        compare({"k": before}, {"k": now}) for before, now in (coded, [one.cast("string") for one in coded])
+    )
+
+    codes, texts = first.columns["k"], second.columns["k"]
+    # Added up in another order.
+    assert (codes.psi, codes.js_distance) == pytest.approx((texts.psi, texts.js_distance), rel=1e-12)
+    assert codes.distinct == texts.distinct
+    assert codes.distinct is not None
+    assert codes.distinct.reference == len(np.unique(drawn[0]))

@@ -57,6 +57,8 @@ from observability import names
 
 GROUP = "canary-evidence"
 _FINAL = (Outcome.ROLLBACK, Outcome.ADVANCE)
+# The risk at which an e-value of 100, with which the shipped rules compare, is proof.
+_RULES_RISK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +241,9 @@ class ReleaseJudge:
 def samples_of(judgement: Judgement) -> Iterable[Sample]:
     """The series of a judgement: evidence by check and hypothesis, requests by arm and outcome, 1 for the verdict.
 
-    Evidence of harm is its e-value times the check's share of the risk, so that 1 / alpha is proof for each of them,
-    and at most alpha for all together. While nothing may be concluded it is 1 at most, and so is that of safety.
+    Evidence of harm is its e-value times the check's share of the risk, so that each of them is proof by itself, at the
+    risk of the policy for all together; and all is scaled so that 100 is proof whatever risks the policy takes, which is
+    what the shipped rules compare with. While nothing may be concluded it is 1 at most, and so is that of safety.
     """
     labels, counts, policy = judgement.release.labels, judgement.counts, judgement.policy
     evidence, void = judgement.evidence, voided(judgement.evidence, policy)
@@ -250,10 +253,11 @@ def samples_of(judgement: Judgement) -> Iterable[Sample]:
         return Sample(labels_of({**labels, **more, "__name__": metric.name}), value)
 
     for check in evidence.log_harm:
-        share = policy.shares.get(check, 0.0) * judgement.alpha / policy.alpha
+        share = policy.shares.get(check, 0.0) * judgement.alpha / _RULES_RISK
         value = share * bounded_exp(proofs.get(check, 0.0))
         yield sample(names.CANARY_EVIDENCE, min(value, 1.0) if void else value, check=check, hypothesis="harm")
-    safety = min(evidence.safety, 1.0) if void or evidence.incident else evidence.safety
+    proof = evidence.safety * policy.beta / _RULES_RISK
+    safety = min(proof, 1.0) if void or evidence.incident else proof
     yield sample(names.CANARY_EVIDENCE, safety, check=Check.ERRORS, hypothesis="safety")
     split = bounded_exp(evidence.log_split)
     yield sample(names.CANARY_EVIDENCE, split, check=Check.SAMPLE_RATIO, hypothesis="mismatch")

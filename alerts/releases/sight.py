@@ -16,7 +16,8 @@ from observability import names
 
 # Weights are whole steps of 0.0001.
 _HALF_A_STEP = 5e-5
-ABOVE, ALL = "above", "all"
+ALL = "all"
+_ENDS = ("promote", "rollback")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +53,8 @@ class Page:
 
     def event_of(self, release: str) -> Mapping[str, Any] | None:
         """The last line of the history that ended a release: a promotion or a rollback; None when none did."""
-        for line in reversed(self.history):
-            if line.get("release") == release and line.get("event") in ("promote", "rollback"):
-                return line
-        return None
+        ends = [one for one in self.history if one.get("release") == release and one.get("event") in _ENDS]
+        return ends[-1] if ends else None
 
 
 def close(one: float | None, other: float) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ from alerts.actions.claims import TERM_SECONDS
 from alerts.actions.journal import entries, verify
 from alerts.evidence import Arms, Judgement, Look, Outcome, ReleaseState, VerdictPolicy
 from alerts.evidence.releases import Release
+from alerts.querier import QueryError, Sample
 from alerts.releases import InProgress, Phase, ReleaseController, Traffic, read_release_policies, simulate
 from alerts.releases.serving_eyes import EyesShut
 from alerts.schema import open_database
@@ -96,10 +97,11 @@ class World:
         )  # fmt: skip
         return Judgement(found, state.evidence(policy), state, policy, policy.alpha, "proved_safe")
 
-    def instant(self, expr: str, at: float) -> Any:
+    def instant(self, expr: str, at: float) -> Sequence[Sample]:
         raise AssertionError("a canary is the judge's to count")
 
-    instants = instant
+    def instants(self, exprs: Sequence[str], at: float) -> Sequence[Sequence[Sample] | QueryError]:
+        raise AssertionError("a canary is the judge's to count")
 
 
 def leader(

@@ -73,7 +73,7 @@ class Serving:
         ask = asked(walk, now)
         if ask is None or ask.key in self.actions or self.away:
             return
-        state, result = ActionState.DONE, {}
+        state, result = ActionState.DONE, dict[str, Any]()
         if ask.action in self.fails:
             state, result = ActionState.FAILED, {"error": "no"}
         else:
@@ -165,12 +165,9 @@ def test_the_last_weight_is_not_promoted_without_proof_whatever_the_step_asks_fo
     policy = policy_of("{canary: {weight: 0.5, min_requests: 1, min_e_value: 1}}, {hold: 1s}")
     story = Story(policy).watching()
 
-    story.look(judged(1e6, safety=99.0), times=20)
-    assert story.walk.phase is Phase.WATCHING
-    story.look(judged(1e6, Outcome.ADVANCE, doubts="too much fails"), times=20)
-    assert story.walk.phase is Phase.WATCHING
-    story.look(judged(1e6, Outcome.ADVANCE), times=5)
-    assert story.walk.phase is Phase.PROMOTED
+    assert story.look(judged(1e6, safety=99.0), times=20).phase is Phase.WATCHING
+    assert story.look(judged(1e6, Outcome.ADVANCE, doubts="too much fails"), times=20).phase is Phase.WATCHING
+    assert story.look(judged(1e6, Outcome.ADVANCE), times=5).phase is Phase.PROMOTED
 
 
 @pytest.mark.parametrize(
@@ -251,12 +248,10 @@ def test_a_person_who_ends_the_release_at_serving_ends_the_walk(event: str, ends
 def test_what_cannot_be_looked_at_leads_nowhere_and_it_goes_on_when_it_is_back() -> None:
     story = Story(policy_of("{canary: {weight: 0.1, min_requests: 10}}")).watching()
     story.serving.away = True
-    story.look(judged(1000, Outcome.ADVANCE), times=30)
-    assert story.walk.phase is Phase.WATCHING
+    assert story.look(judged(1000, Outcome.ADVANCE), times=30).phase is Phase.WATCHING
 
     story.serving.away = False
-    story.look(judged(1000, Outcome.ADVANCE), times=3)
-    assert story.walk.phase is Phase.PROMOTED
+    assert story.look(judged(1000, Outcome.ADVANCE), times=3).phase is Phase.PROMOTED
 
 
 def test_an_action_that_fails_is_tried_again_and_then_asks_a_person() -> None:

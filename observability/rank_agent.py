@@ -107,6 +107,9 @@ class RankAgent:
             self._gauge(names.TRAINING_RANK_STEP, rank).set(now.step)
             self._gauge(names.TRAINING_RANK_UP, rank).set(one.up)
             self._gauge(names.TRAINING_RANK_IDLE, rank).set(moment - one.changed)
+            if now.communication > 0:
+                self._gauge(names.TRAINING_RANK_COMMUNICATION, rank).set(now.communication)
+                self._gauge(names.TRAINING_RANK_OVERLAP, rank).set(now.overlapped / now.communication)
             for phase, seconds in zip(names.PHASES, one.phases(), strict=True):
                 if seconds:
                     self.metrics[names.TRAINING_RANK_PHASE].labels(self.model, self.run, str(rank), phase).set(seconds)

@@ -35,6 +35,8 @@ NO_PHASE = 255
 _MARKS_AT, _MARKS = _LIVE + 64, struct.Struct("<4q")
 # Loss, gradient norm, learning rate (NaN: not known).
 _READINGS_AT, _READINGS = _LIVE + 128, struct.Struct("<3d")
+# Seconds that a step's gradients travel, and those of them that are behind the backward pass (NaN: not known).
+_TRAVEL_AT, _TRAVEL = _LIVE + 192, struct.Struct("<2d")
 _Q = struct.Struct("<q")
 # Number of the step, start (clock, ns), duration (ns), samples, then the nanoseconds of each phase.
 RECORD = struct.Struct(f"<{4 + len(PHASES)}q")
@@ -85,6 +87,8 @@ class RingNow:
     gradient_norm: float
     learning_rate: float
     num_tokens: int = 0
+    communication: float = float("nan")
+    overlapped: float = float("nan")
 
 
 class StepRing:
@@ -102,6 +106,7 @@ class StepRing:
         _Q.pack_into(buffer, _TOKENS_AT, 0)
         _MARKS.pack_into(buffer, _MARKS_AT, -1, -1, -1, 0)
         _READINGS.pack_into(buffer, _READINGS_AT, *(float("nan"),) * 3)
+        _TRAVEL.pack_into(buffer, _TRAVEL_AT, *(float("nan"),) * 2)
 
     @classmethod
     def in_memory(cls, owner: RingOwner | None = None, capacity: int = 8192) -> Self:
@@ -174,6 +179,10 @@ class StepRing:
         """Shows the latest loss, gradient norm and learning rate; NaN for what is not known."""
         _READINGS.pack_into(self.buffer, _READINGS_AT, loss, gradient_norm, learning_rate)
 
+    def communicated(self, seconds: float, overlapped: float) -> None:
+        """Shows how long a step's gradients travel, and how much of that is behind the backward pass."""
+        _TRAVEL.pack_into(self.buffer, _TRAVEL_AT, seconds, overlapped)
+
     def view(self) -> RingView:
         """The reading end of this ring."""
         return RingView(self.buffer)
@@ -226,6 +235,7 @@ class RingView:
             norm,
             rate,
             _Q.unpack_from(self._buffer, _TOKENS_AT)[0],
+            *_TRAVEL.unpack_from(self._buffer, _TRAVEL_AT),
         )
 
     def records(self, first: int = 0, end: int | None = None) -> Records:

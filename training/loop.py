@@ -304,6 +304,8 @@ class Trainer:
         """Fetches what the steps since the last look left on the device, in one copy, and lets the guards judge it."""
         progress, policy = self._progress, self._config.guards
         reading = self._reading()
+        if travelled := self._replicas.communication():
+            self._monitor.ring.communicated(*travelled)
         progress.losses.append((progress.step, math.fsum(reading.losses) / len(reading.losses)))
         skipped = progress.course.nonfinite.skipped
         progress.course, found = judge_reading(self._rules, progress.course, reading)

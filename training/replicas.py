@@ -138,6 +138,10 @@ class Replicas:
         """Every rank's values, [ranks, …]; None where no other rank holds the same network."""
         return None
 
+    def communication(self) -> tuple[float, float] | None:
+        """Seconds that a step's gradients travel between replicas, and those behind the backward pass, where known."""
+        return None
+
     def random_states(self) -> dict[str, Any]:
         """The state of torch's generator in every rank, and in which form."""
         return {"form": str(self), "states": [torch.get_rng_state()]}

@@ -24,6 +24,10 @@ from training.replicas import Called, Replicas, held, log_loss
 from training.tensor_plan import plan_of, styles
 
 
+# Steps from one look of DDP at its own clock to the next.
+_LOOK_EVERY = 10
+
+
 class Spread(Replicas):
     """This rank's part of a parallel form. The default process group must be open and have as many ranks as the form.
 
@@ -101,6 +105,7 @@ class Spread(Replicas):
                 bucket_cap_mb=bucket_mb(config),
                 gradient_as_bucket_view=config.compress == "none",
             )
+            self.replicated._set_ddp_runtime_logging_sample_rate(_LOOK_EVERY)
             if config.compress != "none":
                 compress(self.replicated, config, group)
             self._backward_end = BackwardEnd(trained)
@@ -158,6 +163,14 @@ class Spread(Replicas):
         found = [torch.empty_like(values) for _ in range(self.world_size)]
         dist.all_gather(found, values)
         return torch.stack(found)
+
+    def communication(self) -> tuple[float, float] | None:
+        """See `Replicas.communication`; averages of the steps in which DDP looked at its own clock."""
+        if self.replicated is None:
+            return None
+        said = self.replicated._get_ddp_logging_data()
+        seconds = said.get("avg_backward_comm_time", 0) / 1e9
+        return (seconds, said.get("avg_backward_compute_comm_overlap_time", 0) / 1e9) if seconds else None
 
     def zero_grad(self) -> None:
         """See `Replicas.zero_grad`."""

@@ -275,9 +275,20 @@ async def test_the_calls_deadline_is_the_requests_and_a_cancelled_call_is_droppe
     lane = service.deployments["gate"].versions[1].lane
     while not lane.busy:
         await asyncio.sleep(0.01)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call("ModelInfer", fares([2.0], model="gate"), timeout=0.3)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    # A deadline that is over before a busy machine has brought the call here proves nothing: a longer one does.
+    for deadline in (0.3, 3.0, 30.0):
+        late, waited = asyncio.create_task(call("ModelInfer", fares([2.0], model="gate"), timeout=deadline)), False
+        while not late.done():
+            waited = waited or bool(lane.queue.requests)
+            await asyncio.sleep(0.01)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await late
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if waited:
+            break
+    assert waited
+    while lane.queue.requests:
+        await asyncio.sleep(0.01)
     gone = asyncio.create_task(call("ModelInfer", fares([3.0], model="gate")))
     while not lane.queue.requests:
         await asyncio.sleep(0.01)
@@ -291,7 +302,8 @@ async def test_the_calls_deadline_is_the_requests_and_a_cancelled_call_is_droppe
         while sum((outcomes := read_counts(service.metrics)["gate", "1"].outcomes).values()) < 3:
             await asyncio.sleep(0.01)
     # The client's own clock may cut its call off a moment before the server's does.
-    assert (outcomes["ok"], outcomes["expired"] + outcomes["cancelled"]) == (1, 2)
+    assert outcomes["ok"] == 1
+    assert outcomes["expired"] + outcomes["cancelled"] >= 2
 
 
 @pytest.mark.slow

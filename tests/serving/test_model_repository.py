@@ -177,10 +177,13 @@ async def test_requests_that_a_version_has_are_answered_before_it_goes(start: St
     service = await start(architectures=(architecture,))
     gate_file.unlink()
     async with InferenceClient(f"http://127.0.0.1:{service.port}", timeout=30) as client:
-        asked = [asyncio.create_task(client.infer("gate", {"amount": [4.0], "carrier": ["AA"]})) for _ in range(3)]
-        while service.deployments["gate"].versions[1].lane.idle:
+        lane = service.deployments["gate"].versions[1].lane
+        asked = [asyncio.create_task(client.infer("gate", {"amount": [4.0], "carrier": ["AA"]}))]
+        while not lane.busy:
             await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
+        asked += [asyncio.create_task(client.infer("gate", {"amount": [4.0], "carrier": ["AA"]})) for _ in range(2)]
+        while lane.queue.rows < 2:
+            await asyncio.sleep(0.005)
         unloading = asyncio.create_task(call(service, "POST", "/v2/repository/models/gate/unload"))
         while (await states(service, "gate"))["1"] != "UNLOADING":
             await asyncio.sleep(0.005)

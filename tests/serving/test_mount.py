@@ -94,7 +94,7 @@ async def test_uvicorn_runs_it_and_a_client_that_leaves_is_noticed(
                 with pytest.raises(httpx.ReadTimeout):
                     await _impatient(url, json.dumps(body))
             assert app.service is not None
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while read_counts(app.service.metrics)["gate", "1"].outcomes["cancelled"] < 2:
                     await asyncio.sleep(0.01)
             door.touch()

@@ -96,12 +96,16 @@ class Pace:
         """Log e-value that the canary is slower, and the place of the bound that says so most (-1 before any look)."""
         if not self.looks:
             return Slowness(0.0, -1)
-        by_bound = [
-            weight * sum([share * math.exp(min(log, _MOST_LOG)) for share, log in zip(SHARES, logs, strict=True)])
-            for weight, logs in zip(self.weights, zip(*self.wealth, strict=True), strict=True)
-        ]
-        total = math.fsum(by_bound)
-        return Slowness(math.log(total) if total else 0.0, max(range(len(by_bound)), key=by_bound.__getitem__))
+        total, highest, telling = 0.0, -1.0, 0
+        for place, weight in enumerate(self.weights):
+            if weight:
+                mixed = 0.0
+                for share, row in zip(SHARES, self.wealth, strict=True):
+                    mixed += share * math.exp(min(row[place], _MOST_LOG))
+                total += weight * mixed
+                if weight * mixed > highest:
+                    highest, telling = weight * mixed, place
+        return Slowness(math.log(total) if total else 0.0, telling)
 
     def _bet(self, canary: list[float], stable: list[float], requests: float, tolerance: float) -> tuple[Numbers, ...]:
         least = LEAST_REQUESTS / requests

@@ -38,7 +38,7 @@ bench: setup
 # What makes a virtual environment comes first; the servers are installed beside what goes into it.
 setup:
 	@scripts/debian-packages python3-venv
-	@$(MAKE) --no-print-directory --jobs=2 packages $(STAMP)
+	@$(MAKE) --silent --no-print-directory --jobs=2 packages $(STAMP) >&2
 
 packages:
 	@scripts/debian-packages

@@ -43,6 +43,8 @@ class ServingHook:
         canary = f"{self._url}/api/v1/models/{{model}}/canary"
         common: dict[str, Any] = {
             "secret": secret, "timeout_seconds": timeout_seconds, "headers": {"X-Trimtab-Actor": "trimtab"},
+            # Beyond a moment it is put off: the next try looks first, and is not kept from it by a long wait here.
+            "tries": 2, "backoff_seconds": 0.2,
         }  # fmt: skip
         self._change = HttpHook(verb, body=_control_body, **common)
         self._advance = HttpHook(canary, body=_advance_body, **common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import shutil
 import subprocess
@@ -129,7 +130,7 @@ def test_control_calls_are_signed_and_carry_a_key(
     wrong = trimtab("models", "canary", "m", "2", "--settings", settings(text, secret="other"))
 
     assert (good.exit_code, json.loads(good.stdout)) == (0, {"generation": 3})
-    assert [body for body, _ in seen] == [{"version": "2", "weight": 0.25}]
+    assert [body for body, _ in seen] == [{"version": "2", "weight": 0.25, "actor": getpass.getuser()}]
     assert len(seen[0][1]) == 32
     assert wrong.exit_code == 1
     assert "answered 401: the signature does not match" in wrong.stderr

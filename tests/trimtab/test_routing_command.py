@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_a_command_is_one_control_call(
     result = CliRunner().invoke(models, words)
 
     assert result.exit_code == 0, result.output
-    assert asked == [(path, {**body, "reason": "by hand"})]
+    assert asked == [(path, {**body, "reason": "by hand", "actor": getpass.getuser()})]
 
 
 @pytest.mark.parametrize(

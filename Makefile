@@ -18,13 +18,13 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: setup
 	@$(BIN)/trimtab demo $(ARGS)
 
-# mypy has the processor time that the tests leave: they wait for servers and clocks now and then.
+# mypy has the processor time that the tests leave, as they wait for servers and clocks; its errors are told at the end.
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	nice -n 19 $(BIN)/mypy & types=$$!; \
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS); tests=$$?; \
-	wait $$types && exit $$tests
+	wait $$types || $(BIN)/mypy || exit 1; exit $$tests
 
 check: setup
 	$(BIN)/ruff check .

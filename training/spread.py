@@ -105,7 +105,8 @@ class Spread(Replicas):
                 bucket_cap_mb=bucket_mb(config),
                 gradient_as_bucket_view=config.compress == "none",
             )
-            self.replicated._set_ddp_runtime_logging_sample_rate(_LOOK_EVERY)
+            ddp: Any = self.replicated
+            ddp._set_ddp_runtime_logging_sample_rate(_LOOK_EVERY)
             if config.compress != "none":
                 compress(self.replicated, config, group)
             self._backward_end = BackwardEnd(trained)
@@ -168,7 +169,8 @@ class Spread(Replicas):
         """See `Replicas.communication`; averages of the steps in which DDP looked at its own clock."""
         if self.replicated is None:
             return None
-        said = self.replicated._get_ddp_logging_data()
+        ddp: Any = self.replicated
+        said: dict[str, float] = ddp._get_ddp_logging_data()
         seconds = said.get("avg_backward_comm_time", 0) / 1e9
         return (seconds, said.get("avg_backward_compute_comm_overlap_time", 0) / 1e9) if seconds else None
 

@@ -23,7 +23,6 @@ from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
 from training.replicas import Called, Replicas, held, log_loss
 from training.tensor_plan import plan_of, styles
 
-
 # Steps from one look of DDP at its own clock to the next.
 _LOOK_EVERY = 10
 

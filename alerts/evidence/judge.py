@@ -242,7 +242,7 @@ def samples_of(judgement: Judgement) -> Iterable[Sample]:
     """The series of a judgement: evidence by check and hypothesis, requests by arm and outcome, 1 for the verdict.
 
     Evidence of harm is its e-value times the check's share of the risk, so that each of them is proof by itself, at the
-    risk of the policy for all together; and all is scaled so that 100 is proof whatever risks the policy takes, which is
+    risk of the policy for all together. All is scaled so that 100 is proof, whatever risks the policy takes: that is
     what the shipped rules compare with. While nothing may be concluded it is 1 at most, and so is that of safety.
     """
     labels, counts, policy = judgement.release.labels, judgement.counts, judgement.policy

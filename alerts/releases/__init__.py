@@ -21,10 +21,11 @@ from alerts.releases.policy_file import (
     read_release_policies,
 )
 from alerts.releases.policy_watch import PolicyWatch
-from alerts.releases.progress import advance, needs
+from alerts.releases.progress import advance
 from alerts.releases.serving_eyes import ServingEyes
 from alerts.releases.sight import Judged, Page, Seen
 from alerts.releases.simulation import Simulated, Traffic, simulate
+from alerts.releases.step_evidence import needs
 from alerts.releases.step_hook import StepHook
 from alerts.releases.walk import Held, Phase, Walk, asked
 from alerts.releases.walk_store import InProgress, WalkStore

@@ -5,8 +5,8 @@ from __future__ import annotations
 from alerts.actions import Action, ActionState
 from alerts.durations import format_duration
 from alerts.releases.policy import HoldStep, named
-from alerts.releases.progress import needs
 from alerts.releases.sight import Seen
+from alerts.releases.step_evidence import needs
 from alerts.releases.walk import ACTING, Held, Phase, Walk
 
 _MEND = {

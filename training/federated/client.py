@@ -107,9 +107,19 @@ class OverHttp:
         answer = self._asked("GET", "/v1/layout", over=404)
         return None if answer.status_code == 404 else Profile.from_json(answer.content)
 
-    def setup(self) -> bytes:
-        """What the federation hands its clients to begin with. Refused where that is nothing."""
-        return self._asked("GET", "/v1/setup").content
+    def setup(self, *, patience: float = 0.0) -> bytes:
+        """What the federation hands its clients to begin with; a server that is away is asked for `patience` seconds.
+
+        ServerAway after that, Refused where the federation has nothing for its clients.
+        """
+        until = time.monotonic() + patience
+        while True:
+            try:
+                return self._asked("GET", "/v1/setup").content
+            except ServerAway:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.5)
 
     def send(self, task: Task, body: bytes) -> str:
         return str(self._asked("PUT", f"/v1/updates/{task.round}/{task.attempt}", body).json()["outcome"])

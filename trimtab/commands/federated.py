@@ -190,7 +190,7 @@ def client(
         fail(f"{secret_file} is empty: it must hold the client's secret")
     with OverHttp(url, name, secret) as connection:
         try:
-            learner = tabular_learner(task, Setup.from_bytes(connection.setup()), table)
+            learner = tabular_learner(task, Setup.from_bytes(connection.setup(patience=patience)), table)
             counted = (lambda empty: feature_profile(task, table, empty)) if profile else None
             taken = FederatedClient(connection, learner, profile=counted).run(patience=patience)
         except (ServerAway, Refused, ProtocolError, ProfileError, DataError) as error:

@@ -15,7 +15,7 @@ from observability.categorical import NUM_CATEGORIES, CategoricalColumn, add_tex
 from observability.cells import Floats, Kind
 from observability.columns import Column, NumericColumn, reference_column
 from observability.frequent import FrequentTexts
-from observability.numeric import closed_bin
+from observability.numeric import NUM_BINS, closed_bin
 
 # Rows drawn for bins: so many numbers, but no more bytes for all columns together, nor fewer rows than that.
 _ROWS, _BYTES, _FLOOR = 262_144, 16 << 20, 16_384
@@ -72,6 +72,12 @@ class Scout:
         """The edges with the true range for the drawn one, so that nothing of the reference lies in a tail."""
         if self._low > self._high:
             return edges
+        if len(edges) > 1 and edges[-1] == math.nextafter(edges[-2], math.inf):
+            # Few values: each is a cell of its own, the greatest, too.
+            values = np.unique([self._low, *edges[:-1], self._high])
+            if len(values) <= NUM_BINS:
+                top = closed_bin(float(values[-1]))
+                return np.unique([*values, *top])
         inner = edges[1:-1] if len(edges) > 2 else edges
         widened = np.unique(
             np.concatenate([[self._low], inner[(inner > self._low) & (inner < self._high)], [self._high]])

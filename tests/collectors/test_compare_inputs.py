@@ -88,6 +88,19 @@ def test_files_of_one_folder_may_differ_in_type_and_columns(tmp_path: Path) -> N
         assert found.columns["extra"].missing.reference == 3
 
 
+def test_flags_in_parquet_that_turned_have_drifted_in_both_modes(tmp_path: Path) -> None:
+    for name, share in (("before", 0.2), ("now", 0.5)):
+        pq.write_table(pa.table({"flag": (np.arange(1_000) < 1_000 * share).astype(int)}), tmp_path / f"{name}.parquet")
+
+    exact, counted = (
+        compare(tmp_path / "before.parquet", tmp_path / "now.parquet", mode=mode) for mode in ("exact", "profile")
+    )
+
+    assert exact.columns["flag"].drifted
+    assert counted.columns["flag"].score == exact.columns["flag"].score
+    assert counted.columns["flag"].psi == pytest.approx(exact.columns["flag"].psi)
+
+
 def test_pieces_of_parquet_are_the_rows_of_its_files_in_order(tmp_path: Path) -> None:
     draw = np.random.default_rng(5)
     for place, rows in enumerate((33_000, 50_100, 5)):

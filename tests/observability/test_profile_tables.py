@@ -400,6 +400,21 @@ def test_a_numeric_column_is_two_kilobytes_of_state() -> None:
     assert len(profile.to_json()) < 3_000
 
 
+def test_few_values_of_a_file_have_a_cell_each(tmp_path: Path) -> None:
+    draw = np.random.default_rng(8)
+    table = pa.table({f"of {values}": draw.integers(0, values, 5_000) for values in (1, 2, 3, 100, 127, 128)})
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    found, known = Profile.of(tmp_path / "x.parquet"), Profile.of(table)
+
+    for name, column in found.columns.items():
+        expected = known.columns[name]
+        assert isinstance(column, NumericColumn)
+        assert isinstance(expected, NumericColumn)
+        assert column.edges.tolist() == expected.edges.tolist(), name
+        assert column.counts.tolist() == expected.counts.tolist()
+
+
 def test_columns_read_in_groups_have_one_joint_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("observability.scout._FLOOR", 64)
     monkeypatch.setattr("observability.scout._BYTES", 8 * 32 * 100)

@@ -7,7 +7,7 @@ order, on a network of its own; the processor time of the thread that trains is 
 same round, so that other work on the machine hits all alike. What other threads take is printed besides.
 
 `ours` is TrainingMonitor in a file that other processes read, five phases, and all guards: flags on the device,
-outputs, gradients, activations every 100 steps, a reading every 20 that all guards judge, the drain and the machine's samples.
+outputs, gradients, activations every 100 steps, a reading every 20 that all judge, the drain, the machine's samples.
 Lightning's is the update of its own `Throughput` with the loss read each step, torchtitan's its own structured logger
 with a span a phase: both from their packages where these are installed. Composer's SpeedMonitor and NaNMonitor are
 re-enacted: wall times in a window, and the loss asked each step whether it is a number.
@@ -101,10 +101,10 @@ class Ours(Bare):
             outputs = self.network(self.x)
         if looks:
             self.look = look
-        loss = nn.functional.mse_loss(outputs, self.y) * weight_of(outputs, 1.0)
+        loss = nn.functional.mse_loss(outputs, self.y)
         monitor.mark("forward")
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward(weight_of(outputs))
         monitor.mark("backward")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         detached = loss.detach()

@@ -105,10 +105,11 @@ class Replicas:
         """
         mark = mark or unmarked
         outputs = self._called(*inputs)
-        loss = self._loss(outputs, targets) * weight_of(outputs, self.shares / total * spoil)
+        loss = self._loss(outputs, targets) * (self.shares / total * spoil)
         mark("forward")
         self.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        begun = weight_of(outputs)
+        loss.backward(None if begun is None else begun.to(loss.dtype))  # type: ignore[no-untyped-call]
         mark("backward")
         return loss.detach()
 

@@ -30,19 +30,20 @@ class GuardDecision:
 
 def nonfinite(loss: Tensor, gradient_norm: Tensor) -> Tensor:
     """1.0 on the device where the loss or the gradient is NaN or infinite, else 0.0; asks nothing of the host."""
-    finite = torch.isfinite(loss) & torch.isfinite(gradient_norm)
-    return (~finite).to(torch.float32)
+    # Three operators: what is not finite, times zero, is not zero. `isfinite` alone would take four, and a cast.
+    return (loss.detach() + gradient_norm.detach()).mul_(0.0).ne_(0.0).to(torch.float32)
 
 
-def weight_of(outputs: Any, factor: float) -> Tensor | float:
-    """A factor of the loss that is `factor`, and NaN where any of the outputs is not finite.
+def weight_of(outputs: Any) -> Tensor | None:
+    """What `loss.backward(…)` is to begin with: 1, and NaN where any of the outputs is not finite.
 
-    An output that is infinite may have a finite loss; so weighted, the loss and every rank's gradients tell of it.
+    An output that is infinite may have a finite loss; begun so, every rank's gradients tell of it. None, which means
+    1, for outputs that are no tensor of floating-point numbers.
     """
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-        return factor
+        return None
     total = outputs.detach().sum(dtype=torch.float32 if outputs.dtype.itemsize < 4 else None)
-    return total.mul_(0.0).add_(factor)
+    return total.mul_(0.0).add_(1.0)
 
 
 def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:

@@ -44,6 +44,16 @@ TASK = TabularTask(
 )
 
 
+def task() -> TabularTask:
+    """The task, as settings name it."""
+    return TASK
+
+
+def table(folder: Path) -> pa.Table:
+    """Rows to judge a version by, as settings name them."""
+    return pa.table(rows(3000, slope=3.0, seed=9))
+
+
 def rows(count: int, slope: float = 1.5, seed: int = 0, first: int = 0) -> dict[str, list]:
     """Rows a second apart; the label follows slope times x."""
     draw = np.random.default_rng(seed)

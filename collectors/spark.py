@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from collectors.spark_files import ENDINGS, parquet_files, profile_of_files, reads_files, row_groups
 from observability.cells import Kind, ProfileError
 from observability.columns import NUM_CATEGORIES, CategoricalColumn, NumericColumn
 from observability.profile import Profile
+from observability.scout import widened
 
 # Above so many partitions their profiles are first added up by the workers, in groups of about the square root.
 MERGED_BY_DRIVER = 64
@@ -334,7 +334,8 @@ def _exact_ranges(frame: Any, layout: Profile, types: Types) -> dict[str, Numeri
     from pyspark.sql import functions as sql
 
     # What is no number to Spark (durations, in seconds) keeps the sample's range.
-    chosen = [n for n, column in layout.columns.items() if isinstance(column, NumericColumn) and n not in types]
+    numeric = {name: column for name, column in layout.columns.items() if isinstance(column, NumericColumn)}
+    chosen = [name for name in numeric if name not in types]
     wanted = []
     for name in chosen:
         value = sql.col(quoted(name)).cast("double")
@@ -342,13 +343,11 @@ def _exact_ranges(frame: Any, layout: Profile, types: Types) -> dict[str, Numeri
         wanted += [sql.min(finite), sql.max(finite)]
     found = frame.agg(*wanted).collect()[0] if wanted else []
     ranges = zip(chosen, found[::2], found[1::2], strict=True)
-    return {name: _widened(layout.columns[name], low, high) for name, low, high in ranges if low is not None}
-
-
-def _widened(column: Any, low: float, high: float) -> NumericColumn:
-    inner = column.edges[1:-1]
-    edges = np.unique(np.concatenate([[low], inner[(inner > low) & (inner < high)], [high]]))
-    return NumericColumn.over(edges if len(edges) > 1 else np.array([low, np.nextafter(low, np.inf)]))
+    return {
+        name: NumericColumn.over(widened(numeric[name].edges, low, high))
+        for name, low, high in ranges
+        if low is not None
+    }
 
 
 def _exact_categories(frame: Any, layout: Profile) -> dict[str, CategoricalColumn]:

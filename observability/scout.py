@@ -55,7 +55,9 @@ class Scout:
         if self.kind == "categorical":
             return CategoricalColumn.over(*self._frequent.most(NUM_CATEGORIES))
         column = reference_column(self.kind, self.sample(kind))
-        return NumericColumn.over(self._widened(column.edges)) if isinstance(column, NumericColumn) else column
+        if not isinstance(column, NumericColumn):
+            return column
+        return NumericColumn.over(widened(column.edges, self._low, self._high))
 
     def _widen(self, values: NDArray[Any]) -> None:
         if not len(values):
@@ -68,21 +70,19 @@ class Scout:
             low, high = float(finite.min()), float(finite.max())
         self._low, self._high = min(self._low, low), max(self._high, high)
 
-    def _widened(self, edges: Floats) -> Floats:
-        """The edges with the true range for the drawn one, so that nothing of the reference lies in a tail."""
-        if self._low > self._high:
-            return edges
-        if len(edges) > 1 and edges[-1] == math.nextafter(edges[-2], math.inf):
-            # Few values: each is a cell of its own, the greatest, too.
-            values = np.unique([self._low, *edges[:-1], self._high])
-            if len(values) <= NUM_BINS:
-                top = closed_bin(float(values[-1]))
-                return np.unique([*values, *top])
-        inner = edges[1:-1] if len(edges) > 2 else edges
-        widened = np.unique(
-            np.concatenate([[self._low], inner[(inner > self._low) & (inner < self._high)], [self._high]])
-        )
-        return widened if len(widened) > 1 else closed_bin(float(widened[0]))
+
+def widened(edges: Floats, low: float, high: float) -> Floats:
+    """The edges of a sample with the range of all values for its own, so that nothing of them lies in a tail."""
+    if low > high:
+        return edges
+    if len(edges) > 1 and edges[-1] == math.nextafter(edges[-2], math.inf):
+        # Few values: each is a cell of its own, the greatest, too.
+        values = np.unique([low, *edges[:-1], high])
+        if len(values) <= NUM_BINS:
+            return np.unique([*values, *closed_bin(float(values[-1]))])
+    inner = edges[1:-1] if len(edges) > 2 else edges
+    found = np.unique(np.concatenate([[low], inner[(inner > low) & (inner < high)], [high]]))
+    return found if len(found) > 1 else closed_bin(float(found[0]))
 
 
 # The columns of a table draw the same rows.

@@ -151,6 +151,10 @@ def training(model: str) -> dict[str, str]:
         "steps": gauge(names.TRAINING_STEPS, model),
         "runs": gauge(names.TRAINING_RUNS, model),
         "skipped": gauge(names.TRAINING_NONFINITE, model),
+        "findings": gauge(names.TRAINING_FINDINGS, model),
+        "restarts": gauge(names.TRAINING_RESTARTS, model),
+        "goodput": gauge(names.TRAINING_GOODPUT, model),
+        "mfu": gauge(names.TRAINING_MFU, model),
     }
 
 
@@ -167,4 +171,9 @@ def phases(model: str, span: float) -> dict[str, str]:
         "phase_seconds": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_sum"),
         "phase_count": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_count"),
         "steps": increase(names.TRAINING_STEPS, model, (), span),
+        "rank_phases": gauge(names.TRAINING_RANK_PHASE, model),
+        "rank_up": gauge(names.TRAINING_RANK_UP, model),
+        "rank_step": gauge(names.TRAINING_RANK_STEP, model),
+        "rank_slowdown": gauge(names.TRAINING_RANK_SLOWDOWN, model),
+        "wall": gauge(names.TRAINING_WALL_TIME, model),
     }

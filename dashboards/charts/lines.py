@@ -100,8 +100,12 @@ def curves(
     height: int = 220,
     log: bool = False,
     threshold: tuple[float, str] | None = None,
+    marks: Sequence[tuple[float, str]] = (),
 ) -> go.Figure:
-    """Runs or releases laid over each other: the axis counts seconds since each one's first sample."""
+    """Runs or releases laid over each other: the axis counts seconds since each one's first sample.
+
+    `marks` are moments on that axis, with a word each.
+    """
     figure = frame.figure(height, time_axis=False, legend=len(shown) > 1)
     figure.update_layout(hovermode="x unified")
     for line in shown:
@@ -121,6 +125,12 @@ def curves(
         figure.update_yaxes(type="log", tickformat="~g", exponentformat="power", dtick=_decades(shown))
     if threshold:
         _threshold(figure, frame, *threshold, log)
+    for seconds, words in marks:
+        figure.add_vline(x=seconds, line={"color": frame.colors.warning, "width": 1, "dash": "dot"})
+        figure.add_annotation(
+            x=seconds, y=1, yref="paper", text=words, showarrow=False, xanchor="left", yanchor="top",
+            textangle=90, font={"size": 10, "color": frame.colors.muted},
+        )  # fmt: skip
     return figure
 
 

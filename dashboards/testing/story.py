@@ -343,6 +343,23 @@ class Story:
             **model,
             outcome="completed",
         )
+        middle = (start + end) / 2
+        spoken = _between(self.begin, middle, middle + 2, lambda t: 1.0)
+        put(names.TRAINING_FINDINGS.name, spoken, **model, guard="loss_spike", action="rewind")
+        put(
+            names.TRAINING_RESTARTS.name, _between(self.begin, end - 40, end, lambda t: 1 / 40), **model, cause="killed"
+        )
+        put(names.TRAINING_GOODPUT.name, live(lambda t: 0.963), **labels)
+        for cause, spent in (("productive", 96.3), ("starting", 2.1), ("repeated", 0.9), ("data_wait", 0.7)):
+            put(names.TRAINING_WALL_TIME.name, lambda t, s=spent: s, **labels, cause=cause)
+        for rank, slow in (("0", 1.0), ("1", 1.31)):
+            of_rank = labels | {"rank": rank}
+            put(names.TRAINING_RANK_UP.name, lambda t: 1.0, **of_rank)
+            put(names.TRAINING_RANK_STEP.name, lambda t: 4210.0, **of_rank)
+            put(names.TRAINING_RANK_SLOWDOWN.name, lambda t, s=slow: s if s > 1 else 1 / 1.31, **of_rank)
+            for phase, seconds in (("data_wait", 7e-4), ("forward", 1.9e-3 * slow), ("backward", 2.6e-3 * slow),
+                                   ("communication", 4e-4 if slow > 1 else 1.8e-3), ("optimizer", 8e-4)):  # fmt: skip
+                put(names.TRAINING_RANK_PHASE.name, lambda t, s=seconds: s, **of_rank, phase=phase)
         for phase, seconds, often in (
             ("data_wait", 0.0007, 1),
             ("forward", 0.0019, 1),

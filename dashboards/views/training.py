@@ -50,12 +50,18 @@ def body(view: shell.View) -> None:
         (right, "throughput", "Throughput", "samples a second"),
     ):
         with place, shell.card(key, title, detail):
-            _curve(view, key, [series for run in fine for series in run[key]], runs)
+            shown = [series for run in fine for series in run[key]]
+            _curve(view, key, shown, runs, _marks(found["findings"], shown) if key == "loss" else ())
     left, right = st.columns((3, 2))
     with left, shell.card("phases", "Where a step's time goes", "mean of the steps in this span"):
         _phases(view, now)
     with right, shell.card("evaluation", "Evaluation", "scores on held-out data"):
         _evaluation(found["evaluation"], policy)
+    left, right = st.columns((3, 2))
+    with left, shell.card("ranks", "Ranks side by side", "median of a rank's latest steps, by phase"):
+        _ranks(view, now)
+    with right, shell.card("guards", "Guards and lost time", "what guards found, and where the wall time went"):
+        _guards(view, found["findings"], now["wall"])
     with shell.card("versions", "Registered versions", "with where each one comes from"):
         _versions(view, policy)
 
@@ -100,6 +106,7 @@ def _numbers(
         ("Newest loss", fmt.number(readings.latest(found["loss"])), "of the last recorded step"),
         ("Throughput", fmt.number(readings.latest(found["throughput"])), "samples a second"),
         ("Steps in this span", fmt.number(steps), f"{fmt.number(skipped or 0)} skipped for NaN or infinity"),
+        ("Goodput", fmt.percent(readings.latest(found["goodput"]), 1), _attempts_words(view, found)),
         ("Versions", str(len(policy.get("versions", ()))) if policy else fmt.DASH, _roles_words(policy)),
     )
     stats([Stat(label, value, detail, detail=detail) for label, value, detail in cells], view.colors.accent)
@@ -111,7 +118,91 @@ def _roles_words(policy: Mapping[str, Any]) -> str:
     return ", ".join(words) or "none serves"
 
 
-def _curve(view: shell.View, key: str, series: Sequence[Series], runs: Sequence[str]) -> None:
+def _attempts_words(view: shell.View, found: Mapping[str, Sequence[Series]]) -> str:
+    again = sum(readings.gained(item, view.span) for item in found["restarts"])
+    used = readings.latest(found["mfu"])
+    words = "begun anew once" if round(again) == 1 else f"begun anew {again:.0f} times"
+    return words if used is None else f"{words}; {fmt.percent(used, 1)} of the device's peak"
+
+
+def _marks(findings: Sequence[Series], shown: Sequence[Series]) -> list[tuple[float, str]]:
+    """When guards spoke up, in seconds since the beginning of the run that was going on then."""
+    found = []
+    for item in findings:
+        rises = [index for index in range(1, len(item.times)) if item.values[index] > item.values[index - 1]]
+        # A counter is born with what it counts first.
+        born = [0] if len(item.times) and item.values[0] > 0 else []
+        for index in (*born, *rises):
+            moment = float(item.times[index])
+            begun = [float(one.times[0]) for one in shown if len(one.times) and one.times[0] <= moment <= one.times[-1]]
+            if begun:
+                found.append((moment - max(begun), item.labels.get("guard", "").replace("_", " ")))
+    return found
+
+
+def _ranks(view: shell.View, now: Mapping[str, Sequence[Series]]) -> None:
+    ranks = sorted({item.labels.get("rank", "") for item in now["rank_phases"]}, key=lambda rank: (len(rank), rank))
+    if not ranks:
+        shell.empty("No run over several ranks", "Start one with <code>trimtab train MODEL --ranks 2</code>.")
+        return
+
+    def of(key: str, rank: str) -> float | None:
+        return readings.latest([item for item in now[key] if item.labels.get("rank") == rank])
+
+    seconds = {
+        (item.labels.get("rank", ""), item.labels.get("phase", "")): item.last or 0.0 for item in now["rank_phases"]
+    }
+    known = [phase for phase in names.PHASES if any(seconds.get((rank, phase)) for rank in ranks)]
+    parts = {phase.replace("_", " "): [seconds.get((rank, phase), 0.0) for rank in ranks] for phase in known}
+    colors = {phase.replace("_", " "): _PHASE_COLORS[phase] for phase in known}
+    shell.chart(
+        "ranks",
+        charts.stacked_bar(view.frame, [f"rank {rank}" for rank in ranks], parts, colors, height=90 + 30 * len(ranks)),
+    )
+    lines = [
+        (
+            f"rank {html.escape(rank)}",
+            shell.tag("up", view.colors.good) if of("rank_up", rank) else shell.tag("ended", view.colors.muted),
+            fmt.number(of("rank_step", rank)),
+            fmt.number(of("rank_slowdown", rank), 2),
+        )
+        for rank in ranks
+    ]
+    shell.rows(("Rank", "State", "Step", "Own work, times the others'"), lines, numeric=(2, 3))
+
+
+def _guards(view: shell.View, findings: Sequence[Series], wall: Sequence[Series]) -> None:
+    counted: dict[tuple[str, str], float] = {}
+    for item in findings:
+        key = item.labels.get("guard", "").replace("_", " "), item.labels.get("action", "").replace("_", " ")
+        counted[key] = counted.get(key, 0.0) + readings.gained(item, view.span)
+    lines = [(html.escape(guard), html.escape(action), f"{n:.0f}") for (guard, action), n in sorted(counted.items())]
+    if lines:
+        shell.rows(("Guard", "What followed", "Times"), lines, numeric=(2,))
+    else:
+        shell.empty("No guard spoke up", "What one finds is marked on the loss, too.")
+    spent = {item.labels.get("cause", ""): item.last or 0.0 for item in wall}
+    whole = sum(spent.values())
+    if whole > 0:
+        shares = sorted(spent.items(), key=lambda one: -one[1])
+        shell.rows(
+            ("Wall time went to", "Time", "Share"),
+            [
+                (html.escape(cause.replace("_", " ")), fmt.seconds(seconds), fmt.percent(seconds / whole, 1))
+                for cause, seconds in shares
+                if seconds
+            ],
+            numeric=(1, 2),
+        )
+
+
+def _curve(
+    view: shell.View,
+    key: str,
+    series: Sequence[Series],
+    runs: Sequence[str],
+    marks: Sequence[tuple[float, str]] = (),
+) -> None:
     shown = [
         Line(
             item.labels.get("run", ""),
@@ -126,7 +217,7 @@ def _curve(view: shell.View, key: str, series: Sequence[Series], runs: Sequence[
     if not shown:
         shell.empty("No run in this span", "Start one with <code>trimtab train</code>, or choose a longer time range.")
         return
-    shell.chart(key, charts.curves(view.frame, shown))
+    shell.chart(key, charts.curves(view.frame, shown, marks=marks))
 
 
 def _phases(view: shell.View, now: Mapping[str, Sequence[Series]]) -> None:

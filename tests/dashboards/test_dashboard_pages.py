@@ -43,7 +43,11 @@ def charts(test: AppTest) -> int:
             ),
         ),
         ("quality", 3, ("outside the range", "1 204", "PUT /v1/schemas/flight_delay")),
-        ("training", 4, ("run-20130715-c4", "2013-04-15", "4e3b51f0c2", "stable", "previous")),
+        (
+            "training",
+            5,
+            ("run-20130715-c4", "2013-04-15", "4e3b51f0c2", "stable", "previous", "rank 1", "loss spike", "96.3"),
+        ),
         (
             "alerts",
             0,

@@ -263,7 +263,11 @@ TRAINING_RANK_PHASE = _gauge(
     "training_rank_phase_seconds", "Median time of a phase over a rank's latest steps.", "model", "run", "rank", "phase"
 )
 TRAINING_RANK_COMMUNICATION = _gauge(
-    "training_rank_communication_seconds", "Time that a step's gradients travel between replicas.", "model", "run", "rank"
+    "training_rank_communication_seconds",
+    "Time that a step's gradients travel between replicas.",
+    "model",
+    "run",
+    "rank",
 )
 TRAINING_RANK_OVERLAP = _gauge(
     "training_rank_overlap_ratio", "Share of that time behind which the backward pass goes on.", "model", "run", "rank"

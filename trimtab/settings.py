@@ -397,7 +397,7 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     tolerance: float = 0.0
     """By how much (log loss) a challenger may be worse than the champion, at the confidence bound."""
     slice_tolerance: float = -1.0
-    """By how much (log loss) no value of a categorical feature may surely be worse; below 0 slices are only reported."""
+    """By how much (log loss) no value of a category may surely be worse; below 0 slices are only reported."""
     latency_budget_seconds: float = 0.0
     """What one row may take at the 99th percentile where the model is trained; 0 only measures it."""
     warm_start: bool = True

@@ -83,9 +83,7 @@ def test_one_process_goes_on_where_shards_and_stages_were_cut_off(
 
 
 @pytest.mark.slow
-def test_four_ranks_follow_it_in_combined_forms_and_one_goes_on(
-    tmp_path: Path, alone: list[float]
-) -> None:
+def test_four_ranks_follow_it_in_combined_forms_and_one_goes_on(tmp_path: Path, alone: list[float]) -> None:
     found = trained(tmp_path, 4, ("fsdp=2,tensor=2", "pipeline=2,data=2"))
     for form, losses in found.items():
         assert losses == pytest.approx(alone, abs=1e-5), form

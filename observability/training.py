@@ -89,6 +89,8 @@ class TrainingMonitor:
         self._draining = threading.Lock()
         self._report = TrainingReport(self.metrics, model, run, self._started, flops_per_sample, peak_flops)
         self.machine: Machine | None = None
+        # Called when a step has ended, such as by a profiler that counts steps.
+        self.after_step: Callable[[], object] | None = None
         self._machine_seconds = machine_seconds
         self._closed = threading.Event()
         self._thread = (
@@ -143,6 +145,8 @@ class TrainingMonitor:
             self.ring.tokens(tokens)
         self.ring.write(self._step, self._started, duration, samples, self._phases)
         self._step += 1
+        if self.after_step is not None:
+            self.after_step()
 
     @contextmanager
     def step(self, samples: int = 0) -> Iterator[Step]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -88,6 +89,8 @@ class TrainConfig:
     checkpoint before it, and past the batches that led to it; a new process; or the end of the run."""
     spike_score: float = 6.0
     """Robust deviations above its history that make a loss a spike."""
+    max_steps: int = 0
+    """Batches after which the run is over, if its epochs have more; the rate follows this length. 0: no limit."""
     max_rewinds: int = 3
     """Rewinds after which a finding that asks for another ends the run."""
     guards: GuardPolicy = field(default_factory=GuardPolicy)
@@ -111,6 +114,8 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm", "spike_score"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps is {self.max_steps}: it must be at least 1, or 0 for no limit")
         if self.checkpoint_every < 0 or not 0 <= self.warmup < 1:
             raise ValueError(f"checkpoint_every {self.checkpoint_every} and warmup {self.warmup}: >= 0 and in [0, 1)")
 
@@ -185,7 +190,7 @@ class Trainer:
             self._parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._steps_an_epoch = math.ceil(len(rows) / config.batch_size)
-        self._num_steps = self._steps_an_epoch * config.epochs
+        self._num_steps = min(self._steps_an_epoch * config.epochs, config.max_steps or sys.maxsize)
         self._progress = _Progress()
         self._record, self._names = record, [name for name, _ in network.named_parameters()]
         self._rules = Rules(max_nonfinite=config.max_nonfinite, spike=SpikeRule(score=config.spike_score))
@@ -237,7 +242,7 @@ class Trainer:
         config, monitor, progress = self._config, self._monitor, self._progress
         epoch, start = divmod(progress.position, self._steps_an_epoch)
         source = batches(self._rows, config.batch_size, config.seed, epoch, start)
-        for _ in range(start, self._steps_an_epoch):
+        for _ in range(start, min(self._steps_an_epoch, start + self._num_steps - progress.position)):
             monitor.start()
             struck = self._faults.strike(self._replicas.rank, self._attempt, progress.position) if self._faults else ()
             inputs, labels = next(source)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from training.loop import RestartRun, TrainConfig
 from training.making import Approval, Making, example, make_version, sample
 from training.outcome import ModelRegistry, TrainingStopped, TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
+from training.profiling import profiled
 from training.reference import Beside, HeldOut, reference_body
 from training.steps import run_of
 
@@ -52,6 +53,8 @@ class TrainJob:
     approval: Approval = field(default_factory=Approval)
     lineage_url: str = ""
     """Of a server that takes OpenLineage events; they are in `openlineage.jsonl` in `out` in any case."""
+    profile: Path | None = None
+    """Where some steps are written as torch's profiler saw them; of one process only."""
 
 
 def train(
@@ -85,7 +88,8 @@ def train(
             approval=job.approval,
             lineage_url=job.lineage_url,
         )
-        return make_version(making, registry, monitor, run, beside, joint)
+        with nullcontext() if job.profile is None else profiled(monitor, job.profile):
+            return make_version(making, registry, monitor, run, beside, joint)
 
     return supervised(learn, job.task.model, metrics, push_url, run, job.config.device, job.out)
 

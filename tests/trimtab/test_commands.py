@@ -275,6 +275,24 @@ def test_a_trained_version_carries_what_the_collector_judges_it_by(
     assert reference.estimator.usual["roc_auc"].value > 0.8
 
 
+def test_a_short_training_is_looked_into(
+    trimtab: Run, settings: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "line_to_learn.py").write_text(TRAINABLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = settings('[models.line]\ntask = "line_to_learn:task"\ndata = "line_to_learn:table"')
+    trace = tmp_path / "steps.json"
+    begin = ("train", "line", "--max-steps", "6", "--profile", trace, "--settings", chosen)
+
+    found = trimtab(*begin, "--json")
+    refused = trimtab(*begin, "--ranks", "2")
+
+    assert json.loads(found.stdout)["outcome"] in ("completed", "rejected"), found.output
+    assert {e["name"] for e in json.loads(trace.read_text())["traceEvents"]} >= {"ProfilerStep#4", "ProfilerStep#5"}
+    assert refused.exit_code == 1
+    assert "--profile looks at one process" in refused.stderr
+
+
 # --- what is written for the tools that one has ----------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 import torch
 
 from alerts.releases import ReleasePolicyError, load_release_policies
+from observability import Metrics
 from serving.routing.policies import PolicyStore
 from training.evaluate import Gate
 from training.loop import TrainConfig
@@ -29,6 +31,7 @@ from trimtab.baseline import baseline
 from trimtab.commands.models import registry as registry_of
 from trimtab.commands.online import run_online
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
+from trimtab.commands.progress import training_progress
 from trimtab.settings import ModelSettings, Settings
 
 
@@ -44,6 +47,15 @@ from trimtab.settings import ModelSettings, Settings
 )
 @click.option("--resume", metavar="RUN", help="Go on with a run that was cut off: the name of its folder.")
 @click.option(
+    "--max-steps", type=click.IntRange(min=1), help="End after so many batches; the rate follows that length."
+)
+@click.option(
+    "--profile",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write some steps as torch's profiler sees them, for https://ui.perfetto.dev.",
+)
+@click.option(
     "--online", is_flag=True, help="Learn from the lake's labelled events as they come, from the stable version."
 )
 @click.option("--until-idle", is_flag=True, help="With --online: end when the lake has no more.")
@@ -54,6 +66,8 @@ def train(
     ranks: int | None,
     parallel: str | None,
     resume: str | None,
+    max_steps: int | None,
+    profile: Path | None,
     online: bool,
     until_idle: bool,
     settings: Settings,
@@ -71,32 +85,44 @@ def train(
     if until_idle and not online:
         fail("--until-idle is said of --online; give both")
     if online:
-        if ranks or parallel or resume:
-            fail("--online runs in one process and always goes on: leave out --ranks, --parallel and --resume")
+        if ranks or parallel or resume or max_steps or profile:
+            fail("--online runs in one process and always goes on: leave out the options of a single training")
         task, beside = load_callable(chosen.task)(), reference_beside(settings, chosen)
         run_online(task, chosen, settings, registry_of(settings), beside, until_idle=until_idle, as_json=as_json)
         return
     if not chosen.data:
         fail(f"models.{model}.data is not set; name a module:callable that returns the training table")
     torch.set_num_threads(settings.serving.torch_threads)
-    outcome = run_train(
-        TrainJob(
-            task=load_callable(chosen.task)(),
-            table=load_callable(chosen.data)(settings.data),
-            source=chosen.data,
-            out=_out(settings, model) if resume is None else _begun(settings, model, resume),
-            config=_config(chosen),
-            held_out=chosen.holdout_ratio,
-            ranks=ranks or chosen.ranks,
-            parallel=_form(ranks, chosen.parallel if parallel is None else parallel),
-            approval=_approval(chosen),
-            lineage_url=settings.trimtab.lineage_url,
-        ),
-        registry_of(settings),
-        push_url=settings.intake_url,
-        beside=reference_beside(settings, chosen),
-        joint=chosen.joint_reference,
+    form = _form(ranks, chosen.parallel if parallel is None else parallel)
+    ranks = ranks or chosen.ranks
+    if profile is not None and (ranks > 1 or form is not None):
+        fail("--profile looks at one process: leave out --parallel, and give --ranks 1")
+    config = _config(chosen)
+    job = TrainJob(
+        task=load_callable(chosen.task)(),
+        table=load_callable(chosen.data)(settings.data),
+        source=chosen.data,
+        out=_out(settings, model) if resume is None else _begun(settings, model, resume),
+        config=replace(config, max_steps=max_steps or config.max_steps),
+        held_out=chosen.holdout_ratio,
+        ranks=ranks,
+        parallel=form,
+        approval=_approval(chosen),
+        lineage_url=settings.trimtab.lineage_url,
+        profile=profile,
     )
+    metrics = Metrics()
+    with training_progress(metrics, f"training {model}"):
+        outcome = run_train(
+            job,
+            registry_of(settings),
+            metrics=metrics,
+            push_url=settings.intake_url,
+            beside=reference_beside(settings, chosen),
+            joint=chosen.joint_reference,
+        )
+    if profile is not None and not profile.exists():
+        click.echo(f"{profile} was not written: the run took no more steps than the profiler passes over", err=True)
     _end(outcome, as_json)
 
 

@@ -179,7 +179,8 @@ class Supervisor:
             end = self._follow(warm, ranks, watch, stragglers, times)
         except WarmError as error:
             end = _End("warm", reason=str(error))
-        self._take(times)
+        # With the rings of ranks that died before the first look.
+        self._take(times, ranks)
         self._agent.forget()
         return times.ended(time.time(), end.cause, end.rank, end.reason)
 

@@ -219,14 +219,17 @@ def owner(data: Path) -> int | None:
     return pid if pid != os.getpid() and psutil.pid_exists(pid) else None
 
 
-def with_free_ports(settings: Settings) -> tuple[Settings, list[str]]:
-    """The settings with each taken port replaced by a free one, and a line about each replacement."""
+def with_free_ports(settings: Settings, *, anywhere: bool = False) -> tuple[Settings, list[str]]:
+    """The settings with each taken port replaced by a free one, and a line about each replacement.
+
+    With `anywhere` every port is one that the system gives, so that two stacks that start at once do not meet.
+    """
     notes: list[str] = []
     host = settings.trimtab.host
     taken: set[int] = set()
 
     def port(name: str, wanted: int) -> int:
-        if wanted not in taken and _is_free(host, wanted):
+        if not anywhere and wanted not in taken and _is_free(host, wanted):
             taken.add(wanted)
             return wanted
         while True:
@@ -235,7 +238,8 @@ def with_free_ports(settings: Settings) -> tuple[Settings, list[str]]:
                 chosen = int(probe.getsockname()[1])
             if chosen not in taken:
                 taken.add(chosen)
-                notes.append(f"port {wanted} is in use: {name} listens on {chosen}")
+                if not anywhere:
+                    notes.append(f"port {wanted} is in use: {name} listens on {chosen}")
                 return chosen
 
     replace = msgspec.structs.replace

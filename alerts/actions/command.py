@@ -14,7 +14,7 @@ from typing import Any
 from alerts.actions.hook import Call, HookError
 
 _GUARD = str(Path(__file__).with_name("guard.py"))
-_OUTPUT_CHARACTERS = 8000
+_OUTPUT_CHARACTERS = 32_000
 
 
 class CommandHook:

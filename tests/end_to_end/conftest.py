@@ -31,7 +31,7 @@ def story_of(folder: Path, request: pytest.FixtureRequest) -> Callable[[Plan], S
 
     def make(plan: Plan) -> Story:
         data = folder / request.node.name
-        settings, _ = with_free_ports(demo_settings(data, plan, SECRET))
+        settings, _ = with_free_ports(demo_settings(data, plan, SECRET), anywhere=True)
         stack = Stack.prepare(settings)
         request.addfinalizer(stack.stop)
 

@@ -77,7 +77,7 @@ def test_an_action_comes_from_the_collector_by_way_of_a_real_prometheus_and_aler
     replace = msgspec.structs.replace
     alerts = replace(Settings().alerts, shipped_rules=False, actions={"rollback": ActionSettings(mode="advise")})
     own = replace(Settings(), trimtab=General(data=str(tmp_path / "data"), secret=SECRET), alerts=alerts)
-    settings, _ = with_free_ports(own)
+    settings, _ = with_free_ports(own, anywhere=True)
     path = tmp_path / "trimtab.toml"
     path.write_text(dump(settings))
     prometheus_port, alertmanager_port = _free_ports(2)

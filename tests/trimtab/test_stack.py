@@ -36,7 +36,8 @@ class _OneServer(Stack):
 
 
 def _settings(folder: Path) -> Settings:
-    return with_free_ports(msgspec.structs.replace(Settings(), trimtab=General(data=str(folder))))[0]
+    own = msgspec.structs.replace(Settings(), trimtab=General(data=str(folder)))
+    return with_free_ports(own, anywhere=True)[0]
 
 
 def _wait(condition: object, seconds: float = 90.0) -> None:

@@ -34,6 +34,9 @@ from trimtab.commands.options import call, echo_json, fail, with_json, with_sett
 from trimtab.commands.progress import training_progress
 from trimtab.settings import ModelSettings, Settings
 
+# Parts of the held-out rows that are printed, the worst; all are in the run's folder.
+_SLICES = 5
+
 
 @click.command(epilog="Example: trimtab train flight-delay")
 @click.argument("model")
@@ -231,7 +234,9 @@ def reference_beside(settings: Settings, chosen: ModelSettings) -> Beside:
 def _end(outcome: TrainOutcome, as_json: bool, released: dict[str, Any] | None = None) -> None:
     if as_json:
         # One line: whoever runs this as a hook finds it at the end of the output.
-        echo_json(outcome.to_json() | {"released": released or None}, indent=None)
+        said = outcome.to_json()
+        said["slices"] = said["slices"][:_SLICES]
+        echo_json(said | {"released": released or None}, indent=None)
     else:
         click.echo(f"{outcome.model}: {outcome.outcome}: {outcome.reason}")
         if outcome.version is not None:

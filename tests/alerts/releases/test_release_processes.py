@@ -58,7 +58,9 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     (tmp_path / "releases.yaml").write_text(POLICY)
     general = msgspec.structs.replace(Settings().trimtab, data=str(tmp_path / "data"), secret="s")
     releases = msgspec.structs.replace(Settings().releases, policies=str(tmp_path / "releases.yaml"))
-    settings, _ = with_free_ports(msgspec.structs.replace(Settings(), trimtab=general, releases=releases))
+    settings, _ = with_free_ports(
+        msgspec.structs.replace(Settings(), trimtab=general, releases=releases), anywhere=True
+    )
     stack = Stack.prepare(settings)
     registry = Registry(settings.registry_url, settings.artifacts)
     signature = Signature((Input.of("x", "FP32"),), (Output("y"),))

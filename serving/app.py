@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from observability import signing
@@ -28,6 +29,16 @@ from serving.versions.deployment import Deployment
 _log = logging.getLogger(__name__)
 _MAX_KEY = 200
 Deed = Callable[[str, Mapping[str, Any], str], Awaitable[dict[str, Any]]]
+
+
+class Json(Response):
+    """A body as JSON; what a registered version says may hold numbers that are none, which become null."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """The bytes of the body."""
+        return msgspec.json.encode(content)
 
 
 class ControlApp:
@@ -87,10 +98,10 @@ class ControlApp:
     # --- traffic ---------------------------------------------------------------------------------------------------
     async def _list(self, _request: Request) -> Response:
         names = await self._control.models(self._models)
-        return JSONResponse({"models": [await self._control.describe(name) for name in names]})
+        return Json({"models": [await self._control.describe(name) for name in names]})
 
     async def _describe(self, request: Request) -> Response:
-        return JSONResponse(await self._control.describe(request.path_params["model"]))
+        return Json(await self._control.describe(request.path_params["model"]))
 
     async def _canary(self, model: str, body: Mapping[str, Any], actor: str) -> dict[str, Any]:
         sticky = body.get("sticky")
@@ -131,12 +142,12 @@ class ControlApp:
                     header = request.headers.get(signing.HEADER)
                     signing.verify(self._secret, header, content, self._clock())
                 except signing.SignatureError as error:
-                    return JSONResponse({"error": str(error)}, 401)
+                    return Json({"error": str(error)}, 401)
             body = object_of(content)
             actor = _text(body, "actor") or request.headers.get("x-trimtab-actor", "api")
             key = request.headers.get("idempotency-key")
             if key is None:
-                return JSONResponse(await deed(request.path_params["model"], body, actor))
+                return Json(await deed(request.path_params["model"], body, actor))
             if not 0 < len(key) <= _MAX_KEY:
                 raise InvalidRequest(f"Idempotency-Key has {len(key)} characters; give 1 to {_MAX_KEY}")
             digest = hashlib.sha256(request.url.path.encode() + b"\n" + content).hexdigest()
@@ -153,11 +164,11 @@ class ControlApp:
         if known is not None:
             request, status, body = known
             if request != digest:
-                return JSONResponse({"error": f"Idempotency-Key {key!r} was used for another request"}, 422)
-            return JSONResponse(body, status, {"Idempotent-Replayed": "true"})
+                return Json({"error": f"Idempotency-Key {key!r} was used for another request"}, 422)
+            return Json(body, status, {"Idempotent-Replayed": "true"})
         answer = await act()
         await asyncio.to_thread(self._store.remember, key, digest, 200, answer, self._clock())
-        return JSONResponse(answer)
+        return Json(answer)
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
@@ -165,21 +176,19 @@ async def _failed(_request: Request, error: Exception) -> Response:
     headers = (
         {} if error.retry_after_seconds is None else {"Retry-After": str(max(1, round(error.retry_after_seconds)))}
     )
-    return JSONResponse({"error": str(error)}, error.status, headers)
+    return Json({"error": str(error)}, error.status, headers)
 
 
 async def _no_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     # 405 comes with Allow.
     headers = dict(error.headers or {})
-    return JSONResponse(
-        {"error": f"{request.method} {request.url.path} is not served here"}, error.status_code, headers
-    )
+    return Json({"error": f"{request.method} {request.url.path} is not served here"}, error.status_code, headers)
 
 
 async def _broken(request: Request, error: Exception) -> Response:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"error": f"internal error: {type(error).__name__}: {error}"}, 500)
+    return Json({"error": f"internal error: {type(error).__name__}: {error}"}, 500)
 
 
 def _number(body: Mapping[str, Any], name: str, kind: type) -> Any:

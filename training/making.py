@@ -256,11 +256,18 @@ def _blessed(making: Making, candidate: Candidate, held_out: HeldOut) -> Done:
 
 
 def sample(task: TabularTask, held_out: HeldOut, rows: int = 16) -> dict[str, dict[str, list[Any]]]:
-    """Some rows of the features, none of them missing, and what the network gave for them: what serving must give."""
-    complete = np.ones(len(held_out.table), bool)
+    """Some rows of the features, none of them missing, and what the network gave for them: what serving must give.
+
+    Empty where there is no such row.
+    """
+    complete = np.isfinite(held_out.probabilities)
     for name in task.features:
-        complete &= pc.is_valid(held_out.table.column(name)).to_numpy()
-    chosen = np.flatnonzero(complete & np.isfinite(held_out.probabilities))[:rows]
+        column = held_out.table.column(name)
+        there = pc.is_finite(column) if pa.types.is_floating(column.type) else pc.is_valid(column)
+        complete &= pc.fill_null(there, False).to_numpy()
+    chosen = np.flatnonzero(complete)[:rows]
+    if not len(chosen):
+        return {}
     inputs = {name: held_out.table.column(name).take(chosen).to_pylist() for name in task.features}
     return {"inputs": inputs, "outputs": {task.output: held_out.probabilities[chosen].tolist()}}
 

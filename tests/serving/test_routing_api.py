@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,10 +16,11 @@ import pyarrow as pa
 import pytest
 
 from observability.events import validate_events
-from serving import Registry, Service
+from serving import Registry, Service, Signature, save_artifact
 from serving.router import Router
 from serving.routing.switches import with_experiment
 from serving.routing.traffic import Policy, Variant
+from tests.serving.conftest import LogOfAmount
 
 Start = Callable[..., Awaitable[Service]]
 AB = [{"name": "a", "version": 1, "weight": 0.25}, {"name": "b", "version": 2, "weight": 0.75}]
@@ -100,6 +102,22 @@ def count_experiment(service: Service, variant: str, propensity: str) -> float:
         service, "experiment_requests_total", model="fares", release="fares-2", variant=variant,
         version=labels[variant], propensity=propensity, outcome="ok",
     )  # fmt: skip
+
+
+async def test_a_version_whose_lineage_holds_numbers_that_are_none_is_shown_and_released(
+    start: Start, registry: Registry, signature: Signature, tmp_path: Path
+) -> None:
+    save_artifact(tmp_path / "new", LogOfAmount(4.0), signature, {"amount": [2.0], "carrier": ["AA"]})
+    lineage = {"sample": {"inputs": {"amount": [math.nan, math.inf, 1.0]}}}
+    registered = registry.register("fares", tmp_path / "new", lineage=lineage, profile=None, metrics={"auc": math.nan})
+    client = Client(await start())
+
+    answer = await client.change("canary", {"version": registered.version, "weight": 0.5})
+    await client.http.aclose()
+
+    (shown,) = [one for one in answer["versions"] if one["version"] == registered.version]
+    assert shown["lineage"] == {"sample": {"inputs": {"amount": [None, None, 1.0]}}}
+    assert shown["metrics"] == {"auc": None}
 
 
 async def test_a_rollback_of_an_experiment_leaves_stable_and_no_trace_in_the_canarys_evidence(served: Any) -> None:

@@ -348,7 +348,7 @@ async def test_a_shadow_sees_the_traffic_and_nobody_sees_the_shadow(collector: C
 
 
 async def test_events_carry_what_was_asked_answered_and_chosen(collector: Collector, start: Start) -> None:
-    service = await start(collector_url=collector.url)
+    service = await start(collector_url=collector.url, trace_sample_ratio=0.0)
     await control(service, "canary", {"version": 2, "weight": 1.0})
     trace = "0af7651916cd43dd8448eb211c80319c"
     async with client_of(service) as client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from training.data import labelled, split_recent
 from training.evaluate import row_log_loss
 from training.making import EVENTS, Approval
 from training.openlineage import LineageSink
+from training.reference import HeldOut
 from training.slices import slice_scores, surely_worse
 from training.steps import Done, Steps, run_of
 from training.validation import digest, validated
@@ -142,6 +144,21 @@ def test_what_is_too_slow_or_surely_worse_somewhere_is_not_registered(
     assert {(one["column"], one["value"]) for one in lenient.slices} == {
         ("colour", "red"), ("colour", "green"), ("colour", "blue")
     }  # fmt: skip
+
+
+def test_a_version_carries_a_sample_of_whole_rows_only(task: Any, make_table: Any) -> None:
+    table = make_table(rows=50)
+    table = table.set_column(1, "x", pa.array([math.nan, math.inf, *np.ones(48)]))
+    held_out = HeldOut(table, np.zeros(50), np.array([0.5] * 40 + [math.nan] * 10), np.zeros(50, object))
+
+    found = making_module.sample(task, held_out, rows=100)
+
+    json.dumps(found, allow_nan=False)
+    whole = [row for row, one in enumerate(table.slice(0, 40).to_pylist()) if row > 1 and one["y"] is not None]
+    assert found["inputs"]["z"] == [table["z"][row].as_py() for row in whole]
+    assert found["outputs"] == {"probability": [0.5] * len(whole)}
+    nothing = HeldOut(table.slice(0, 2), np.zeros(2), np.full(2, 0.5), np.zeros(2, object))
+    assert making_module.sample(task, nothing) == {}
 
 
 def test_slices_are_the_means_of_their_rows_worst_first() -> None:

@@ -135,7 +135,9 @@ def test_replicas_that_part_silently_are_found_and_set_back_and_end_as_if_they_h
         echo=None,
     )  # fmt: skip
 
-    (found,), _ = read_record(tmp_path / "guards.jsonl")
+    found, _ = read_record(tmp_path / "guards.jsonl")
+    # A busy machine may make a straggler of a rank, besides.
+    (found,) = [one for one in found if one["guard"] == "divergence"]
     assert (found["guard"], found["action"], found["sound"], found["step"]) == ("divergence", "rewind", 30, 40)
     assert (result.rewinds, result.steps) == (1, 70)
     assert metrics[names.TRAINING_FINDINGS].labels("toy", "divergence", "rewind")._value.get() == 1

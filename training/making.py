@@ -156,21 +156,48 @@ def _made(
 
         def push() -> Done:
             # The registry gives what it has already the version that it has.
-            registered = registry.register(
-                task.model,
-                out / "artifact",
-                lineage={**lineage.to_json(), "sample": sample(task, held_out)},
-                profile=reference_body(
-                    task, candidate.network, candidate.vocabularies, making.reference, held_out, beside, joint=joint
-                ),
-                metrics=scores.to_json(),
+            number = register(
+                task, candidate, lineage, out / "artifact", making.reference, held_out, registry, beside, joint
             )
-            return Done({"version": registered.version})
+            return Done({"version": number})
 
         version = int(steps.run("push", {}, push)["version"])
+    return dataclasses.replace(
+        outcome_of(task, lineage, version, reason),
+        slices=tuple(judged["slices"]),
+        blessing=blessing,
+        resumed=tuple(steps.resumed),
+    )
+
+
+def register(
+    task: TabularTask,
+    candidate: Candidate,
+    lineage: Lineage,
+    artifact: Path,
+    reference: pa.Table,
+    held_out: HeldOut,
+    registry: ModelRegistry,
+    beside: Beside | None,
+    joint: bool,
+) -> int:
+    """Registers the artifact with its lineage, a sample of answers, and its reference; gives the version."""
+    return registry.register(
+        task.model,
+        artifact,
+        lineage={**lineage.to_json(), "sample": sample(task, held_out)},
+        profile=reference_body(
+            task, candidate.network, candidate.vocabularies, reference, held_out, beside, joint=joint
+        ),
+        metrics=lineage.scores.to_json(),
+    ).version
+
+
+def outcome_of(task: TabularTask, lineage: Lineage, version: int | None, reason: str) -> TrainOutcome:
+    """How a run ended whose candidate became `version`, or none."""
     return TrainOutcome(
         model=task.model,
-        run=run,
+        run=lineage.run,
         outcome="rejected" if version is None else "completed",
         reason=reason,
         version=version,
@@ -178,11 +205,8 @@ def _made(
         start=lineage.start,
         rows=lineage.rows,
         window=lineage.window,
-        scores=scores,
-        gate=gate,
-        slices=tuple(judged["slices"]),
-        blessing=blessing,
-        resumed=tuple(steps.resumed),
+        scores=lineage.scores,
+        gate=lineage.gate,
     )
 
 

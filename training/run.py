@@ -19,11 +19,11 @@ from training.data import DataError, TabularTask, labelled
 from training.evaluate import Gate
 from training.lineage import Lineage
 from training.loop import RestartRun, TrainConfig
-from training.making import Approval, Making, example, make_version, sample
+from training.making import Approval, Making, example, make_version, outcome_of, register
 from training.outcome import ModelRegistry, TrainingStopped, TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
 from training.profiling import profiled
-from training.reference import Beside, HeldOut, reference_body
+from training.reference import Beside, HeldOut
 from training.steps import run_of
 
 PUSH_JOB = "trimtab-train"
@@ -168,28 +168,8 @@ def conclude(
         artifact = write_artifact(
             out / "artifact", task, candidate.network, candidate.vocabularies, example(task, held_out.table)
         )
-        version = registry.register(
-            task.model,
-            artifact.folder,
-            lineage={**lineage.to_json(), "sample": sample(task, held_out)},
-            profile=reference_body(
-                task, candidate.network, candidate.vocabularies, reference, held_out, beside, joint=joint
-            ),
-            metrics=lineage.scores.to_json(),
-        ).version
-    return TrainOutcome(
-        model=task.model,
-        run=lineage.run,
-        outcome="completed" if lineage.gate.passed else "rejected",
-        reason=lineage.gate.reason,
-        version=version,
-        parent=lineage.parent,
-        start=lineage.start,
-        rows=lineage.rows,
-        window=lineage.window,
-        scores=lineage.scores,
-        gate=lineage.gate,
-    )
+        version = register(task, candidate, lineage, artifact.folder, reference, held_out, registry, beside, joint)
+    return outcome_of(task, lineage, version, lineage.gate.reason)
 
 
 def _timed(outcome: TrainOutcome, seconds: float) -> TrainOutcome:

@@ -195,14 +195,7 @@ class ActionRunner:
             evidence=jsonable(evidence),
             created_at=now,
         )
-        with self._lock:
-            with self._engine.begin() as connection:
-                lock(connection)
-                decision, decided = self._decide(connection, proposal, draft, _headline(alert), now)
-                token = self._claim(connection, decided)
-            self._begin(decided, token)
-        self._carry_on(decision, decided)
-        return decided
+        return self._settle(proposal, draft, _headline(alert), now)
 
     def propose(
         self,
@@ -243,15 +236,8 @@ class ActionRunner:
             evidence=jsonable(dict(evidence or {})),
             created_at=now,
         )
-        with self._lock:
-            with self._engine.begin() as connection:
-                lock(connection)
-                decision, decided = self._decide(connection, proposal, draft, reason, now)
-                stored = decided or action_by_key(connection, key)
-                token = self._claim(connection, decided)
-            self._begin(decided, token)
+        stored = self._settle(proposal, draft, reason, now) or self.known(key)
         assert stored is not None
-        self._carry_on(decision, decided)
         return stored
 
     def known(self, key: str) -> Action | None:
@@ -259,14 +245,22 @@ class ActionRunner:
         with self._engine.begin() as connection:
             return action_by_key(connection, key)
 
-    def _carry_on(self, decision: Decision | None, decided: Action | None) -> None:
+    def _settle(self, proposal: Proposal, draft: Action, headline: str, now: float) -> Action | None:
+        """Decides, and begins what follows; None where the decision of before stands."""
+        with self._lock:
+            with self._engine.begin() as connection:
+                lock(connection)
+                decision, decided = self._decide(connection, proposal, draft, headline, now)
+                token = self._claim(connection, decided)
+            self._begin(decided, token)
         if decided is None:
-            return
+            return None
         self._at("decided", decided.key)
         if isinstance(decision, Run):
             self._submit(decided)
         elif isinstance(decision, Rehearse):
             self._pool(decided.action).submit(self._rehearse, decided)
+        return decided
 
     def undo(self, id: int, actor: str, reason: str = "") -> Action:
         """A person takes back what an action did, where its target says how. Raises UnknownAction or NotWaiting."""

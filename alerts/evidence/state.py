@@ -148,17 +148,17 @@ class ReleaseState:
         )
         return replace(
             self,
-            arms=_summed(self.arms, look.arms),
-            failures=_summed(self.failures, _bounded(failures)),
+            arms=summed(self.arms, look.arms),
+            failures=summed(self.failures, _bounded(failures)),
             failing_looks=None
             if self.failing_looks is None
             else self.failing_looks + any(segment.canary_events for segment in failures),
-            calm=_summed(self.calm, [segment.times(share) for segment in failures]) if share else self.calm,
+            calm=summed(self.calm, [segment.times(share) for segment in failures]) if share else self.calm,
             recent=recent,
             bounds=look.bounds or self.bounds,
             pace=self._pace(look, policy),
-            predicted=_summed(self.predicted, look.predicted),
-            units=_summed(self.units, look.units),
+            predicted=summed(self.predicted, look.predicted),
+            units=summed(self.units, look.units),
             sticky=self.sticky or look.sticky,
             quality=self.quality.after(look.losses) if self.quality is not None and look.losses else self.quality,
         )
@@ -255,7 +255,8 @@ class ReleaseState:
         return log_split_evidence([(a.propensity, a.canary_requests, a.stable_requests) for a in split])
 
 
-def _summed(before: tuple[_P, ...], more: Iterable[_P]) -> tuple[_P, ...]:
+def summed(before: tuple[_P, ...], more: Iterable[_P]) -> tuple[_P, ...]:
+    """Counts and further ones, those of one probability as one, in its order."""
     found = {part.propensity: part for part in before}
     for part in more:
         known = found.get(part.propensity)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from alerts.evidence.segments import Segment
-from alerts.evidence.state import Arms
+from alerts.evidence.state import Arms, summed
 from alerts.schema import RELEASE_TOTALS
 
 ERROR = "error"
@@ -56,59 +56,51 @@ def add_up(totals: Sequence[Total], readings: Iterable[Reading]) -> list[Total]:
 
 def grown(before: Iterable[Total], after: Iterable[Total]) -> tuple[Arms, ...]:
     """What was counted between: requests and failures of both arms by propensity, in its order."""
-    known = {total.series: total.total for total in before}
-    found: dict[float, dict[tuple[bool, bool], float]] = {}
-    for total in after:
-        more = total.total - known.get(total.series, 0.0)
-        if more > 0.0 and total.outcome not in (FAILED_UNIT, UNIT):
-            sums = found.setdefault(total.propensity, {})
-            kind = (total.arm == CANARY, total.outcome == ERROR)
-            sums[kind] = sums.get(kind, 0.0) + more
-    return tuple(
-        Arms(
-            propensity,
-            canary_requests=sums.get((True, False), 0.0) + sums.get((True, True), 0.0),
-            canary_errors=sums.get((True, True), 0.0),
-            stable_requests=sums.get((False, False), 0.0) + sums.get((False, True), 0.0),
-            stable_errors=sums.get((False, True), 0.0),
-        )
-        for propensity, sums in sorted(found.items())
-    )
+    counted = [
+        _requests(total, more, failed=total.outcome == ERROR)
+        for total, more in _growth(before, after)
+        if total.outcome not in (FAILED_UNIT, UNIT)
+    ]
+    return summed((), counted)
 
 
 def first_failures(before: Iterable[Total], after: Sequence[Total]) -> tuple[Segment, ...] | None:
     """The units that failed for the first time between; None while no server has said so of any."""
     if not any(total.outcome == FAILED_UNIT for total in after):
         return None
-    known = {total.series: total.total for total in before}
-    found: dict[float, Segment] = {}
-    for total in after:
-        more = total.total - known.get(total.series, 0.0)
-        if total.outcome == FAILED_UNIT and more > 0.0:
-            segment = Segment(total.propensity, more if total.arm == CANARY else 0.0, more)
-            earlier = found.get(total.propensity)
-            found[total.propensity] = segment if earlier is None else earlier.plus(segment)
-    return tuple(found[propensity] for propensity in sorted(found))
+    failed = [
+        Segment(total.propensity, more if total.arm == CANARY else 0.0, more)
+        for total, more in _growth(before, after)
+        if total.outcome == FAILED_UNIT
+    ]
+    return summed((), failed)
 
 
 def first_requests(before: Iterable[Total], after: Sequence[Total]) -> tuple[Arms, ...] | None:
     """The units that were seen for the first time between, as requests; None while no server has said so of any."""
     if not any(total.outcome == UNIT for total in after):
         return None
+    return summed((), [_requests(total, more) for total, more in _growth(before, after) if total.outcome == UNIT])
+
+
+def _growth(before: Iterable[Total], after: Iterable[Total]) -> Iterator[tuple[Total, float]]:
+    """Each total that grew, and by how much."""
     known = {total.series: total.total for total in before}
-    found: dict[float, Arms] = {}
     for total in after:
         more = total.total - known.get(total.series, 0.0)
-        if total.outcome == UNIT and more > 0.0:
-            canary = total.arm == CANARY
-            part = Arms(
-                total.propensity,
-                canary_requests=more if canary else 0.0,
-                stable_requests=0.0 if canary else more,
-            )
-            earlier = found.get(total.propensity)
-            found[total.propensity] = part if earlier is None else earlier.plus(part)
-    return tuple(found[propensity] for propensity in sorted(found))
+        if more > 0.0:
+            yield total, more
+
+
+def _requests(total: Total, more: float, failed: bool = False) -> Arms:
+    canary, stable = (more, 0.0) if total.arm == CANARY else (0.0, more)
+    return Arms(
+        total.propensity,
+        canary_requests=canary,
+        canary_errors=canary if failed else 0.0,
+        stable_requests=stable,
+        stable_errors=stable if failed else 0.0,
+    )
 
 
 def read_totals(connection: sa.Connection, model: str, release: str) -> list[Total]:

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +29,7 @@ from alerts.actions.claims import TERM_SECONDS
 from alerts.actions.journal import entries, verify
 from alerts.schema import ACTION_CLAIMS, open_database
 from alerts.states import Alert
+from tests.inline import Inline, Killed
 
 POINTS = ("decided", "claimed", "prepared", "done", "confirmed", "written")
 KEY = "rollback:m:m-1"
@@ -41,19 +41,6 @@ ALERT = Alert(
     active_at=100.0,
     fired_at=100.0,
 )
-
-
-class Killed(BaseException):
-    """What kill -9 is to the code: nothing after it runs."""
-
-
-class Inline(Executor):
-    """Runs at once, in the caller."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 class Traffic:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from alerts.actions.simulate import simulate
 from alerts.evidence import Arms, Look, ReleaseState, VerdictPolicy
 from alerts.schema import JOURNAL, JOURNAL_HEAD, open_database
 from alerts.states import Alert
+from tests.inline import Inline
 from trimtab.cli import cli
 
 ALERT = Alert(
@@ -35,15 +35,6 @@ ALERT = Alert(
     fired_at=100.0,
 )
 ROWS = 6
-
-
-class Inline(Executor):
-    """Runs at once, in the caller."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 def written(secret: str = "") -> sa.Engine:

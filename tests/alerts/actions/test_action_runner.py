@@ -34,6 +34,7 @@ from alerts.actions.journal import JournalBroken, entries, verify
 from alerts.schema import JOURNAL, open_database
 from alerts.states import Alert
 from observability import signing
+from tests.inline import Inline
 
 ALERT = Alert(
     labels=(("action", "rollback"), ("alertname", "CanaryHarmful"), ("model", "m"), ("release", "m-1")),
@@ -44,15 +45,6 @@ ALERT = Alert(
     fired_at=100.0,
 )
 RETRAIN = replace(ALERT, labels=(("action", "retrain"), ("alertname", "DriftDetected"), ("model", "m")))
-
-
-class Inline(Executor):
-    """Runs at once, in the caller."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 class Dead(Executor):

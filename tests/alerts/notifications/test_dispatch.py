@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,7 @@ from alerts.notifications.route import Route, keyed
 from alerts.notifications.threads import DeliveryThreads
 from alerts.schema import open_database
 from alerts.silence import Silence, SilenceStore
-
-
-class Inline(Executor):
-    """Runs at once, in the caller."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        pass
+from tests.inline import Inline
 
 
 class Recorder:

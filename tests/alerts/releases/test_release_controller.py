@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from alerts.releases import InProgress, Phase, ReleaseController, Traffic, read_
 from alerts.releases.serving_eyes import EyesShut
 from alerts.schema import open_database
 from alerts.states import Alert
+from tests.inline import Inline, Killed
 
 POLICIES = read_release_policies("""
 models:
@@ -28,17 +28,6 @@ models:
     steps: [{canary: {weight: 0.1, min_requests: 10, min_e_value: 1}}, {canary: {weight: 0.5, min_requests: 10}}]
 """)
 POINTS = ("decided", "claimed", "prepared", "done", "confirmed", "written")
-
-
-class Killed(BaseException):
-    """What kill -9 is to the code: nothing after it runs."""
-
-
-class Inline(Executor):
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
 
 
 class World:

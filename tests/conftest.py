@@ -42,9 +42,26 @@ transports.create_ssl_context = _created
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: the quick ones fill up the end, and no process is left alone with a long file."""
+    """Files with slow tests first: the quick ones fill up the end, and no process is left alone with a long file.
+
+    A slow test talks to real servers on a real clock, and fails once in a while where the machine stands still: it has
+    one more try, and what went wrong at the first is told at the end.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show why tests failed that passed at the second try: each is a fault, of the test or of the product."""
+    again = terminalreporter.getreports("rerun")
+    if again:
+        terminalreporter.section("failed at the first try")
+    for report in again:
+        terminalreporter.section(report.nodeid, sep="_")
+        terminalreporter.line(report.longreprtext[-4000:])
 
 
 # Files that share what takes long to make: a Java machine, the flights of a year.

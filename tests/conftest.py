@@ -41,15 +41,15 @@ def _created(verify: Any = True, cert: Any = None, trust_env: bool = True) -> ss
 transports.create_ssl_context = _created
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files with slow tests first: the quick ones fill up the end, and no process is left alone with a long file.
 
     A slow test talks to real servers on a real clock, and fails once in a while where the machine stands still: it has
-    one more try, and what went wrong at the first is told at the end.
+    one more try, and what went wrong at the first is told at the end (`-p no:rerunfailures`: none, to find such tests).
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("rerunfailures") else []:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.flaky(reruns=1))
 

@@ -12,8 +12,10 @@ from observability import names
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 FEATURE, PREDICTION = "feature.", "prediction."
-ARMS = ("stable", "canary", "shadow", "forced")
-"""Who answered: `forced` if the caller named the version or a header did. A variant of an experiment is `ab:NAME`."""
+ARMS = ("stable", "canary", "hold_back", "shadow", "forced")
+"""Who answered: `hold_back` is the version before, beside a promoted one; `forced` if the caller named the version or a
+header did. A variant of an experiment is `ab:NAME`.
+"""
 VARIANT = "ab:"
 TIME = pa.timestamp("ns", tz="UTC")
 

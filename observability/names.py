@@ -134,7 +134,7 @@ MODEL_UNLOADS = _counter("model_unloads_total", "Unloads of versions by reason."
 # reason: retired (no place in the policy) | evicted (memory) | repository
 TRAFFIC_WEIGHT = _gauge(
     "traffic_weight_ratio", "Share of requests routed to the version.", "model", "version", "role"
-)  # role: stable | canary | shadow | ab:NAME (a variant of an experiment)
+)  # role: stable | canary | hold_back | shadow | ab:NAME (a variant of an experiment)
 TRAFFIC_GENERATION = _gauge("traffic_generation", "Number of the traffic policy in force.", "model")
 RELEASE_REQUESTS = _counter(
     "release_requests_total",

@@ -75,7 +75,8 @@ class ControlApp:
         deeds: dict[str, Deed] = {
             "canary": self._canary, "shadow": self._shadow, "promote": self._promote, "rollback": self._rollback,
             "experiment": self._change(changes.experiment), "route": self._change(changes.rules),
-            "switch": self._change(changes.switch), "examine": self._examine,
+            "switch": self._change(changes.switch), "hold_back": self._change(changes.hold_back),
+            "examine": self._examine,
         }  # fmt: skip
         routes = [
             Route("/metrics", self._page),

@@ -197,7 +197,7 @@ class Control:
             await self.adopt(policy)
 
     async def _load_all(self, deployment: Deployment, policy: Policy) -> None:
-        answering = policy.loaded() - {policy.previous} | {policy.stable}
+        answering = policy.loaded() - {policy.previous} | policy.routed()
         for number in sorted(policy.loaded()):
             try:
                 await self._ensure(deployment, number)
@@ -269,7 +269,7 @@ class Control:
             before = deployment.router.policy
             policy = change.decide(before, self._clock())
             await self._turns[model].prepared(self._load_all(deployment, policy))
-            running = policy.experiment or policy.canary or before.experiment
+            running = policy.experiment or policy.canary or policy.hold_back or before.experiment or before.hold_back
             release = policy.stable_release if policy.stable != before.stable else running.release if running else None
             if policy.stable is not None and policy.stable != before.stable:
                 await self._verify(deployment.versions[policy.stable])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from serving.routing.switches import promoted, rolled_back, with_canary, with_shadow
-from serving.routing.traffic import FORCED, STEPS, Canary, Policy, Rule, Shadow, complement
+from serving.routing.traffic import FORCED, HELD_BACK, STEPS, Canary, Policy, Rule, Shadow, complement
 
 Headers = Mapping[bytes, bytes]
 
@@ -17,9 +17,10 @@ Headers = Mapping[bytes, bytes]
 class Choice:
     """What the router chose for one request: `propensity` is the probability with which it chose this arm.
 
-    `arm` is stable, canary, shadow, `ab:NAME` (a variant of an experiment) or forced (a header or the caller named the
-    version: no evidence). With a release in progress, `release` is its name; a canary's has also `weight`, the canary's
-    share, and `candidate` and `baseline`, the two versions. `variant` is the experiment's.
+    `arm` is stable, canary, hold_back (the last good version, after a promotion), shadow, `ab:NAME` (a variant of an
+    experiment) or forced (a header or the caller named the version: no evidence). With a release in progress, `release`
+    is its name; with a canary or a hold-back there are also `weight`, the candidate's share, and `candidate` and
+    `baseline`, the two versions. `variant` is the experiment's.
     """
 
     version: int
@@ -79,8 +80,15 @@ class Router:
             stable = Choice(policy.stable, "stable", complement(release.weight), *shared)
             canary = Choice(release.version, "canary", release.weight, *shared)
             arms, salt = (canary, stable), _key(release.release)
-            taken = round(release.weight * STEPS)
-            steps = bytes(taken) + b"\x01" * (STEPS - taken)
+            steps = _two_arms(release.weight)
+        elif policy.hold_back is not None and policy.previous is not None:
+            held = policy.hold_back
+            kept = complement(held.weight)
+            shared = (held.release, kept, policy.stable, policy.previous)
+            stable = Choice(policy.stable, "stable", kept, *shared)
+            # The candidate is the first arm still, so that units stay where they were in the release.
+            arms, salt = (stable, Choice(policy.previous, HELD_BACK, held.weight, *shared)), _key(held.release)
+            steps = _two_arms(kept)
         elif experiment is not None:
             arms = tuple(
                 Choice(v.version, v.arm, v.weight, experiment.release, variant=v.name) for v in experiment.variants
@@ -114,6 +122,12 @@ def _position(key: bytes, unit: str) -> float:
     digest = hashlib.blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
     # 53 bits are what a double holds exactly: with all 64 the last places would round to 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def _two_arms(weight: float) -> bytes:
+    """The steps of which the first `weight` are the first arm's."""
+    taken = round(weight * STEPS)
+    return bytes(taken) + b"\x01" * (STEPS - taken)
 
 
 def _key(salt: str) -> bytes:

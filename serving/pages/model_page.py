@@ -11,6 +11,7 @@ from serving.routing.traffic import Policy
 
 _POLICY_FIELDS = (
     "model", "generation", "stable", "previous", "canary", "shadow", "sticky", "shadows", "standby", "rules",
+    "hold_back",
 )  # fmt: skip
 
 

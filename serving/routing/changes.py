@@ -41,6 +41,27 @@ def experiment(body: Mapping[str, Any]) -> Change:
     )
 
 
+def hold_back(body: Mapping[str, Any]) -> Change:
+    """`{"weight", "release"?, "sticky"?}`: a share stays on the version before the stable one; 0 ends that.
+
+    Raises InvalidRequest.
+    """
+    _only(body, "weight", "release", "sticky")
+    weight, release, sticky = body.get("weight"), body.get("release"), body.get("sticky")
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise InvalidRequest(
+            f"weight is {weight!r}; give a share of the traffic such as 0.02, or 0 to end the hold-back"
+        )
+    for name, text in (("release", release), ("sticky", sticky)):
+        if text is not None and (not isinstance(text, str) or not text):
+            raise InvalidRequest(f"{name} is {text!r}; give a text, or leave it out")
+    return Change(
+        "hold_back",
+        lambda policy, now: switches.with_hold_back(policy, float(weight), release, sticky, now),
+        f"weight {weight:g}" if weight else "ended",
+    )
+
+
 def rules(body: Mapping[str, Any]) -> Change:
     """`{"rules": [{"header", "equals" | "prefix", "version" | "variant"}, …]}`; an empty list ends them."""
     _only(body, "rules")

@@ -5,15 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from serving.errors import Conflict, InvalidRequest
-from serving.routing.traffic import STEPS, Canary, Experiment, Policy, Rule, Shadow, Variant, share, variant_name
+from serving.routing.traffic import (
+    STEPS,
+    Canary,
+    Experiment,
+    HoldBack,
+    Policy,
+    Rule,
+    Shadow,
+    Variant,
+    share,
+    variant_name,
+)
 
 MAX_SHADOWS = 8
 MAX_VARIANTS = 64
 MAX_RULES = 100
+MAX_HOLD_BACK = 0.1
 
 
 def with_canary(policy: Policy, version: int, weight: float, sticky: str | None, now: float) -> Policy:
@@ -31,7 +44,7 @@ def with_canary(policy: Policy, version: int, weight: float, sticky: str | None,
     _nothing_in_progress(policy)
     number = policy.releases + 1
     canary = Canary(version, weight, f"{policy.model}-{number}", now)
-    return _next(policy, canary=canary, sticky=sticky, releases=number)
+    return _next(policy, canary=canary, sticky=sticky, releases=number, hold_back=None)
 
 
 def with_experiment(policy: Policy, variants: Sequence[Variant], sticky: str | None, now: float) -> Policy:
@@ -54,7 +67,7 @@ def with_experiment(policy: Policy, variants: Sequence[Variant], sticky: str | N
         number = policy.releases + 1
         runs = tuple((place, count) for place, count in enumerate(steps) if count)
         experiment = Experiment(f"{policy.model}-{number}", rounded, runs, now)
-        return _next(policy, experiment=experiment, sticky=sticky, releases=number)
+        return _next(policy, experiment=experiment, sticky=sticky, releases=number, hold_back=None)
     before = {variant.name: variant.version for variant in running.variants}
     for variant in rounded:
         if before.get(variant.name, variant.version) != variant.version:
@@ -72,6 +85,29 @@ def without_experiment(policy: Policy) -> Policy:
     if policy.experiment is None:
         raise Conflict(f"model {policy.model!r} has no experiment in progress")
     return _without_lost_variants(_next(policy, experiment=None, sticky=None))
+
+
+def with_hold_back(policy: Policy, weight: float, release: str | None, sticky: str | None, now: float) -> Policy:
+    """The policy that leaves `weight` of the requests on the version before the stable one; 0 ends that.
+
+    Units keep the arm that they had in the release: those that had the version before longest are held back. `release`
+    is the one that must have brought the stable version in, if it is named. Raises InvalidRequest, Conflict.
+    """
+    weight = share(weight, "weight")
+    if weight > MAX_HOLD_BACK:
+        raise InvalidRequest(f"weight is {weight:g}; a hold-back is at most {MAX_HOLD_BACK:g}: more is a canary")
+    _stable(policy)
+    if not weight and policy.hold_back is None:
+        raise Conflict(f"model {policy.model!r} has no hold-back")
+    if release is not None and release != policy.stable_release:
+        raise Conflict(f"release {release!r} did not bring in what is stable now; {policy.stable_release!r} did")
+    if not weight:
+        return _next(policy, hold_back=None, sticky=None)
+    _nothing_in_progress(policy)
+    if policy.previous is None or policy.stable_release is None:
+        raise Conflict(f"model {policy.model!r} has no version before the stable one that could be held back on")
+    held = HoldBack(weight, policy.stable_release, policy.hold_back.started_at if policy.hold_back else now)
+    return _next(policy, hold_back=held, sticky=sticky or (policy.sticky if policy.hold_back else None))
 
 
 def with_shadow(policy: Policy, version: int, fraction: float) -> Policy:
@@ -127,6 +163,7 @@ def switched(policy: Policy) -> Policy:
         releases=number,
         stable_release=f"{policy.model}-{number}",
         stable_at=policy.generation + 1,
+        **_NO_HOLD_BACK if policy.hold_back else {},
     )
 
 
@@ -163,6 +200,7 @@ def promoted(policy: Policy, version: int | None, release: str | None) -> Policy
             standby=None if policy.standby == target else policy.standby,
             releases=number,
             stable_release=running.release if running else f"{policy.model}-{number}",
+            hold_back=None,
             stable_at=policy.generation + 1,
         )
     )
@@ -199,6 +237,7 @@ def rolled_back(policy: Policy, release: str | None) -> Policy | None:
             rules=tuple(rule for rule in policy.rules if rule.version != policy.stable),
             stable_release=None,
             stable_at=policy.generation + 1,
+            hold_back=None,
         )
     )
 
@@ -217,6 +256,9 @@ def taken_out(before: Policy, after: Policy) -> tuple[str | None, int | None]:
 
 def _next(policy: Policy, **changes: object) -> Policy:
     return replace(policy, generation=policy.generation + 1, **changes)  # type: ignore[arg-type]
+
+
+_NO_HOLD_BACK: dict[str, Any] = {"hold_back": None, "sticky": None}
 
 
 def _stable(policy: Policy) -> None:
@@ -294,12 +336,15 @@ def _moved(runs: Sequence[tuple[int, int]], places: Sequence[int], steps: Sequen
 def without_version(policy: Policy, number: int) -> Policy:
     """The policy for a server that cannot load `number`, which is not stable: it gets no traffic and no copies.
 
-    What needed it ends: a canary, an experiment, the standby. A new generation only where live traffic changes.
+    What needed it ends: a canary, an experiment, a hold-back, the standby. A new generation only where live traffic
+    changes.
     """
     shadows = tuple(shadow for shadow in policy.shadows if shadow.version != number)
     standby = None if policy.standby == number else policy.standby
     rules = tuple(rule for rule in policy.rules if rule.version != number)
     changed = replace(policy, shadows=shadows, standby=standby, rules=rules)
+    if policy.hold_back is not None and number == policy.previous:
+        return _next(changed, **_NO_HOLD_BACK)
     if number in _in_release(policy):
         return _without_lost_variants(_next(changed, canary=None, experiment=None, sticky=None))
     return changed if rules == policy.rules else _next(changed)

@@ -11,7 +11,8 @@ from serving.errors import InvalidRequest
 
 STEPS = 10_000
 """Shares of traffic are whole numbers of 1/10,000 (0.01 %)."""
-FORCED = "forced"
+FORCED, HELD_BACK = "forced", "hold_back"
+_ARMS = ("stable", "canary", "shadow", HELD_BACK, FORCED)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 
@@ -21,6 +22,18 @@ class Canary:
     """A release in progress: `weight` (0..1) of the requests go to `version`. `started_at` is unix seconds."""
 
     version: int
+    weight: float
+    release: str
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class HoldBack:
+    """After a promotion `weight` (0..1) of the requests stay with the last good version, to compare the new one with.
+
+    `release` is the one that brought the stable version in. `started_at` is unix seconds.
+    """
+
     weight: float
     release: str
     started_at: float
@@ -104,7 +117,8 @@ class Policy:
     """Who serves a model. `releases` counts those begun; `stable_release` brought the stable version in.
 
     `previous` is where a rollback goes, `standby` the warm partner of a blue-green pair. A canary and an experiment are
-    never in progress together; `sticky` is the request parameter that keeps a unit on its arm in either.
+    never in progress together; `sticky` is the request parameter that keeps a unit on its arm in either, and beside a
+    `hold_back` on `previous`.
     `rules_before` are the rules that a rollback restores; `rules_at` and `stable_at` are the generations at which the
     rules and the stable version were set.
     """
@@ -124,6 +138,7 @@ class Policy:
     rules_before: tuple[Rule, ...] | None = None
     rules_at: int = 0
     stable_at: int = 0
+    hold_back: HoldBack | None = None
 
     @property
     def shadow(self) -> Shadow | None:
@@ -141,6 +156,8 @@ class Policy:
             named.add(self.canary.version)
         if self.experiment is not None:
             named |= {variant.version for variant in self.experiment.variants}
+        if self.hold_back is not None:
+            named.add(self.previous)
         return {number for number in named if number is not None}
 
     def shares(self) -> dict[tuple[int, str], float]:
@@ -149,7 +166,10 @@ class Policy:
         if self.experiment is not None:
             shares |= {(variant.version, variant.arm): variant.weight for variant in self.experiment.variants}
         elif self.stable is not None:
-            shares[self.stable, "stable"] = 1.0 if self.canary is None else complement(self.canary.weight)
+            beside = self.canary or self.hold_back
+            shares[self.stable, "stable"] = 1.0 if beside is None else complement(beside.weight)
+        if self.hold_back is not None and self.previous is not None:
+            shares[self.previous, HELD_BACK] = self.hold_back.weight
         if self.canary is not None:
             shares[self.canary.version, "canary"] = self.canary.weight
         return shares | {(shadow.version, "shadow"): shadow.fraction for shadow in self.shadows}
@@ -163,6 +183,7 @@ class Policy:
     def from_json(body: Mapping[str, Any]) -> Policy:
         """The inverse of `to_json`; also reads the policies of earlier releases, which knew one shadow."""
         canary, experiment, before = body.get("canary"), body.get("experiment"), body.get("rules_before")
+        hold_back = body.get("hold_back")
         shadows = body.get("shadows", [body["shadow"]] if body.get("shadow") else [])
         derived = {"shadow"}
         return Policy(
@@ -173,6 +194,7 @@ class Policy:
                 "experiment": None if experiment is None else _experiment(experiment),
                 "rules": tuple(Rule(**rule) for rule in body.get("rules", ())),
                 "rules_before": None if before is None else tuple(Rule(**rule) for rule in before),
+                "hold_back": None if hold_back is None else HoldBack(**hold_back),
             }
         )
 
@@ -191,10 +213,10 @@ def complement(weight: float) -> float:
 
 def variant_name(name: object) -> str:
     """The name, if a header and a label can carry it. Raises InvalidRequest."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in ("stable", "canary", "shadow", FORCED):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _ARMS:
         raise InvalidRequest(
-            f"a variant is named {name!r}; use 1 to 40 letters, digits, '.', '_' and '-', and not stable, canary, "
-            f"shadow or {FORCED}"
+            f"a variant is named {name!r}; use 1 to 40 letters, digits, '.', '_' and '-', and not "
+            f"{', '.join(_ARMS[:-1])} or {_ARMS[-1]}"
         )
     return name
 

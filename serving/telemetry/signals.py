@@ -18,6 +18,7 @@ from serving.batching.lane_policy import LanePolicy
 from serving.batching.pending import QueueState
 from serving.router import Choice
 from serving.routing.disagreement import Disagreement
+from serving.routing.traffic import HELD_BACK
 from serving.versions.memory import Footprint
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 NO_VERSION = "none"
+# Whose requests are evidence on a release.
+_ARMS = ("stable", "canary", HELD_BACK)
 # Each release, and each change of its weight, adds series; beyond so many the oldest go.
 _RELEASE_SERIES = 1000
 # Units of a release that are remembered, and those that failed, and ids of failed requests; more are not counted.
@@ -35,7 +38,9 @@ def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]
     release = str(choice.release)
     if choice.variant is not None:
         return model, release, choice.variant, str(choice.version), f"{choice.propensity:g}", outcome
-    return model, release, str(choice.candidate), str(choice.baseline), choice.arm, f"{choice.weight:g}", outcome
+    # After its promotion the candidate is the stable version, and stays the release's canary.
+    arm = "canary" if choice.version == choice.candidate else "stable"
+    return model, release, str(choice.candidate), str(choice.baseline), arm, f"{choice.weight:g}", outcome
 
 
 class VersionSignals:
@@ -185,7 +190,7 @@ class Signals:
 
     def failed_unit(self, model: str, choice: Choice, outcome: str, unit: str) -> None:
         """A request that failed where units keep their arm: a unit ("" when it has no name) counts once a release."""
-        if choice.release is None or choice.arm not in ("stable", "canary") or outcome not in names.FAULTS:
+        if choice.release is None or choice.arm not in _ARMS or outcome not in names.FAULTS:
             return
         if not unit or self._failed_units.news(model, choice.release, unit):
             self.metrics[names.RELEASE_FAILED_UNITS].labels(*_release_labels(model, choice, "")[:-1]).inc()
@@ -195,7 +200,7 @@ class Signals:
 
         A unit without a name ("") is one a request.
         """
-        if choice.release is None or choice.arm not in ("stable", "canary"):
+        if choice.release is None or choice.arm not in _ARMS:
             return False
         if unit and not self._units.news(model, choice.release, unit):
             return False
@@ -210,7 +215,7 @@ class Signals:
 
     def release_latencies(self, model: str, choice: Choice, seconds: Floats) -> None:
         """Durations of live requests of a release in progress, for the canary's latency test."""
-        if choice.release is None or choice.variant is not None or choice.arm not in ("stable", "canary"):
+        if choice.release is None or choice.variant is not None or choice.arm not in _ARMS:
             return
         key = (model, choice)
         child = self._release_durations.get(key)

@@ -22,6 +22,7 @@ from serving.routing.switches import (
     taken_out,
     with_canary,
     with_experiment,
+    with_hold_back,
     with_rules,
     with_shadow,
     with_standby,
@@ -314,3 +315,51 @@ def test_a_policy_stored_by_an_earlier_release_is_read() -> None:
     assert policy.canary is not None
     assert (policy.canary.weight, [s.version for s in policy.shadows], policy.rules) == (0.1235, [3], ())
     assert Policy.from_json({**old, "canary": None, "shadow": None}).shadows == ()
+
+
+def test_a_hold_back_keeps_the_units_that_had_the_version_before_longest_and_ends_with_every_change_of_stable() -> None:
+    canary = with_canary(STABLE, 2, 0.25, "user", 1.0)
+    new = promoted(canary, None, None)
+    held = with_hold_back(new, 0.02, "m-2", "user", 5.0)
+    router, before = Router.of(held), Router.of(canary)
+
+    assert held.shares() == {(2, "stable"): 0.98, (1, "hold_back"): 0.02}
+    assert held.loaded() == {1, 2}
+    assert arms(held).count("hold_back") == 200
+    kept = [unit for unit in UNITS if router.choose(unit).version == 1]  # type: ignore[union-attr]
+    assert kept
+    assert all(before.choose(unit).version == 1 for unit in kept)
+    choice = router.choose(kept[0])
+    assert choice is not None
+    assert (choice.arm, choice.release, choice.weight, choice.candidate) == ("hold_back", "m-2", 0.98, 2)
+    assert Policy.from_json(json.loads(json.dumps(held.to_json()))) == held
+
+    assert with_hold_back(with_hold_back(held, 0.01, None, None, 9.0), 0.0, None, None, 9.0).hold_back is None
+    after = rolled_back(held, "m-2")
+    assert after is not None
+    assert (after.stable, after.hold_back, after.sticky) == (1, None, None)
+    assert taken_out(held, after) == ("m-2", 2)
+    for changed in (
+        with_canary(held, 3, 0.1, None, 9.0), with_experiment(held, AB, None, 9.0), promoted(held, 3, None),
+        switched(with_standby(held, 3)), without_version(held, 1),
+    ):  # fmt: skip
+        assert changed.hold_back is None
+        assert changed.generation > held.generation
+    assert (
+        with_shadow(held, 3, 1.0).hold_back == held.hold_back == with_rules(held, [Rule("x", "y", version=1)]).hold_back
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "weight", "release", "words"),
+    [
+        (STABLE, 0.02, None, "no version before"),
+        (STABLE, 0.2, None, "at most 0.1"),
+        (STABLE, 0.0, None, "no hold-back"),
+        (STABLE, 0.02, "m-7", "did not bring in"),
+        (with_canary(STABLE, 2, 0.1, None, 1.0), 0.02, None, "in progress"),
+    ],
+)
+def test_a_hold_back_that_does_not_fit_is_refused(policy: Policy, weight: float, release: str, words: str) -> None:
+    with pytest.raises((Conflict, InvalidRequest), match=words):
+        with_hold_back(policy, weight, release, None, 1.0)

@@ -4,6 +4,7 @@ An e-process asks whether something was wrong from the beginning; a version that
 an e-detector: the sum over all possible beginnings of the e-processes since, `M <- L (M + 1)` with L a look's
 likelihood ratio (Shiryaev-Roberts), an alarm at 1 / alpha. While nothing is wrong, the mean number of looks to an alarm
 is at least 1 / alpha (Shin, Ramdas & Rinaldo, "E-detectors", 2023). Kept by alternative and mixed, in logarithms.
+For slower answers `latency.Pace` does the same with its bets (`since_any`); the weighted mean of e-detectors is one.
 
 With a small hold-back on the last good version (1 to 2 %) the comparison stays one of two arms, and an incident common
 to both is no alarm. Without one, only a rate known from before is left to compare with: `alone`.
@@ -16,10 +17,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from alerts.evidence.segments import HARM_RATIOS, Bets, Segment, log_mean_exp
+from alerts.evidence.segments import HARM_RATIOS, NOTHING, Bets, Segment, log_mean_exp, log_plus_one
 
-# Below this a sum adds nothing to the 1 that each look begins with.
-_FLOOR = -700.0
+# A look gains at most so many times what there was: a batch that fails as a whole proves nothing.
+MOST = 8.0
+_MOST_STEP = math.log(MOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,7 @@ class Detector:
             raise ValueError(f"this is no state of a detector: {error!r}") from error
 
     def _after(self, steps: list[float]) -> Detector:
-        sums = tuple(max(_log_plus_one(m) + step, _FLOOR) for m, step in zip(self.sums, steps, strict=True))
+        # A likelihood ratio that is cut off has a mean of at most 1 still.
+        gains = [min(step, _MOST_STEP) for step in steps]
+        sums = tuple([max(log_plus_one(m) + gain, NOTHING) for m, gain in zip(self.sums, gains, strict=True)])
         return Detector(sums, self.looks + 1)
-
-
-def _log_plus_one(value: float) -> float:
-    """ln(1 + exp(value)), without overflow."""
-    return value + math.log1p(math.exp(-value)) if value > 0 else math.log1p(math.exp(value))

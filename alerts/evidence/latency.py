@@ -20,10 +20,12 @@ What is asked of the looks is that what slows one arm alone passes: an arm that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alerts.evidence.exceedances import Slow, Slowness
+from alerts.evidence.segments import NOTHING, log_plus_one
 
 Numbers = tuple[float, ...]
 
@@ -71,26 +73,33 @@ class Pace:
         tolerance: float = 1.0,
         floor_seconds: float = 0.0,
         warm_up_requests: float = 0.0,
+        least_requests: float = 1.0,
+        since_any: bool = False,
     ) -> Pace:
         """After a look: requests by arm above each of `bounds` (seconds), whatever the router's probabilities were.
 
         Bounds below `floor_seconds` are not bet on. Looks until the canary has answered `warm_up_requests` only teach
-        what is usual.
+        what is usual. Looks are put together until each arm has `least_requests`. With `since_any` the wealth is the
+        sum over all beginnings, an e-detector (`alerts.evidence.after_promotion`), at each look.
         """
         look = _pooled(parts if self.waiting is None else (self.waiting, *parts), len(bounds))
-        if not look.canary_requests or not look.stable_requests:
+        if look.canary_requests < least_requests or look.stable_requests < least_requests:
             return self._with(waiting=look)
         stable = [count / look.stable_requests for count in look.stable]
         wealth, slow, looks = self.wealth, self.slow, self.looks
         if self.weights:
             canary = [count / look.canary_requests for count in look.canary]
-            wealth = self._bet(canary, stable, look.stable_requests, tolerance)
+            before = tuple([tuple([log_plus_one(m) for m in row]) for row in wealth]) if since_any else wealth
+            wealth = self._bet(before, canary, stable, look.stable_requests, tolerance)
             slow = tuple(before + more for before, more in zip(slow, look.canary, strict=True))
             looks += 1
         usual = self.usual or (0.0,) * len(bounds)
         usual = tuple([max(REMEMBERED * before, share) for before, share in zip(usual, stable, strict=True)])
         taught = Pace(weights=self.weights, usual=usual, wealth=wealth, looks=looks, slow=slow)
-        return taught if self.weights else taught._taught(self, look, bounds, floor_seconds, warm_up_requests)
+        if self.weights:
+            return taught
+        begun = NOTHING if since_any else 0.0
+        return taught._taught(self, look, bounds, floor_seconds, warm_up_requests, begun)
 
     def evidence(self) -> Slowness:
         """Log e-value that the canary is slower, and the place of the bound that says so most (-1 before any look)."""
@@ -107,10 +116,22 @@ class Pace:
                     highest, telling = weight * mixed, place
         return Slowness(math.log(total) if total else 0.0, telling)
 
-    def _bet(self, canary: list[float], stable: list[float], requests: float, tolerance: float) -> tuple[Numbers, ...]:
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> Pace:
+        """Of its fields as JSON has them. KeyError or TypeError when they are none."""
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+        given["wealth"] = tuple([tuple(row) for row in body["wealth"]])
+        if (waiting := body["waiting"]) is not None:
+            fields = waiting.items()
+            given["waiting"] = Slow(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+        return Pace(**given)
+
+    def _bet(
+        self, wealth: tuple[Numbers, ...], canary: list[float], stable: list[float], requests: float, tolerance: float
+    ) -> tuple[Numbers, ...]:
         least = LEAST_REQUESTS / requests
         rows = []
-        for fraction, row in zip(FRACTIONS, self.wealth, strict=True):
+        for fraction, row in zip(FRACTIONS, wealth, strict=True):
             found = []
             for a, b, usual, weight, before in zip(canary, stable, self.usual, self.weights, row, strict=True):
                 if not weight or (not a and not b):
@@ -124,7 +145,7 @@ class Pace:
             rows.append(tuple(found))
         return tuple(rows)
 
-    def _taught(self, before: Pace, look: Slow, bounds: Numbers, floor: float, warm_up: float) -> Pace:
+    def _taught(self, before: Pace, look: Slow, bounds: Numbers, floor: float, warm_up: float, begun: float) -> Pace:
         requests = (before.requests[0] + look.canary_requests, before.requests[1] + look.stable_requests)
         above = tuple(
             known + c + s
@@ -133,9 +154,9 @@ class Pace:
         if sum(requests) < TEACHING or requests[0] < warm_up:
             return self._with(requests=requests, above=above)
         weights = _weights(above, sum(requests), bounds, floor)
-        zeros = (0.0,) * len(bounds)
         return Pace(
-            weights=weights, usual=self.usual, wealth=(zeros,) * len(FRACTIONS), slow=zeros,
+            weights=weights, usual=self.usual, wealth=((begun,) * len(bounds),) * len(FRACTIONS),
+            slow=(0.0,) * len(bounds),
             requests=requests, above=above,
         )  # fmt: skip
 

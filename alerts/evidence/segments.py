@@ -32,6 +32,8 @@ HARM_RATIOS: Floats = np.geomspace(1.15, 60.0, 16)
 # The same for proof of safety: a good release is as good as its neighbour, so most is bet on that.
 SAFE_RATIOS: Floats = np.array([0.05, 0.3, 0.6, 1.0, 1.0, 1.0, 1.3])
 
+# The logarithm of what adds nothing to a sum that 1 is added to.
+NOTHING = -700.0
 # Weights that a router has had, of which what follows is remembered.
 _MOST_PROPENSITIES = 1000
 
@@ -88,6 +90,11 @@ def log_mean_exp(values: Sequence[float]) -> float:
     if not math.isfinite(highest):
         return highest
     return highest + math.log(sum([math.exp(value - highest) for value in values]) / len(values))
+
+
+def log_plus_one(value: float) -> float:
+    """ln(1 + exp(value)), without overflow."""
+    return value + math.log1p(math.exp(-value)) if value > 0 else math.log1p(math.exp(value))
 
 
 class Bets:

@@ -229,7 +229,7 @@ class ReleaseState:
                 bounds=tuple(body["bounds"]),
                 slow=tuple(Slow(**_tuples(part)) for part in body["slow"]),
                 weights=tuple(body["weights"]),
-                pace=_pace_of(body["pace"]) if form > 1 else Pace(),
+                pace=Pace.from_json(body["pace"]) if form > 1 else Pace(),
                 failing_looks=body["failing_looks"] if form > 1 else None,
                 predicted=tuple(Predicted(**_tuples(part)) for part in body["predicted"]),
                 units=tuple(Arms(**part) for part in body["units"]),
@@ -273,17 +273,6 @@ def _bounded(failures: Iterable[Segment]) -> list[Segment]:
         stable = segment.total_events - segment.canary_events
         found.append(Segment(segment.propensity, canary, canary + stable))
     return found
-
-
-def _pace_of(body: Mapping[str, Any]) -> Pace:
-    waiting = body["waiting"]
-    return Pace(
-        **{
-            **_tuples(body),
-            "wealth": tuple(tuple(row) for row in body["wealth"]),
-            "waiting": None if waiting is None else Slow(**_tuples(waiting)),
-        }
-    )
 
 
 def _tuples(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ import torch
 from observability import TrainingMonitor
 from training.data import encode_rows, labelled, predict
 from training.evaluate import clustered_mean, row_log_loss, student_t_quantile
-from training.loop import TrainConfig
 from training.online import OnlineConfig, OnlineLearner
 from training.run import fit_candidate
+from training.train_config import TrainConfig
 from trimtab.demo.flights import GROUP, load_flights
 from trimtab.demo.model import flight_delay_task
 

@@ -7,7 +7,7 @@
 - speed: samples a second of two replicas and of one process, one thread each, in turns; the communication that DDP
   measured in each rank, and how much of it was hidden behind the backward pass.
 - bubble: stages that sleep, so that the machine's cores do not matter, against (p - 1) / (v m + p - 1).
-- stall: how long `put` keeps a training from going on, as a share of what the writing takes.
+- stall: how long `put` and `settle` keep a training from going on, as a share of what the writing takes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.toy_forms import curve
-from training.loop import TrainConfig
 from training.parallel_config import ParallelConfig
 from training.ranks import Rank
 from training.replicas import Replicas
 from training.sharded_checkpoint import ShardedCheckpointStore
 from training.spread import Spread
 from training.supervisor import Limits, Supervisor
+from training.train_config import TrainConfig
 from training.watch import HangLimits
 
 CONFIG = TrainConfig(epochs=10, batch_size=101, learning_rate=0.01, report_every=1, seed=5, threads=1)
@@ -239,18 +239,24 @@ def fit_stall(rank: Rank, megabytes: int) -> None:
         optimizer = torch.optim.AdamW(replicas.parameters, fused=True)
         store = ShardedCheckpointStore(rank.folder / "checkpoints")
         inputs, labels = torch.randn(8, width), torch.ones(8)
-        for step in range(1, 9):
+
+        def trained() -> None:
             replicas.learn([inputs], labels, 16)
+            store.settle()
             optimizer.step()
-            store.put(step, dict(replicas.state(optimizer)), lambda *_: None)
+
+        trained()
+        for step in range(1, 11):
+            # As the loop does it: what only the optimizer changes is copied behind the next forward and backward pass.
+            state = dict(replicas.state(optimizer))
+            store.put(step, state, lambda *_: None, still=("network", "optimizer"))
             # Training goes on; the next save must not have to wait for this one.
             while True:
+                trained()
                 busy = torch.tensor(float(store.busy))
                 torch.distributed.all_reduce(busy)
                 if not busy:
                     break
-                replicas.learn([inputs], labels, 16)
-                optimizer.step()
             store.wait()
         size = sum(path.stat().st_size for path in store.paths()[-1].iterdir())
         # The first saves set memory aside.

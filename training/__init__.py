@@ -7,13 +7,14 @@ from training.evaluate import Gate, GateDecision, Scores, score
 from training.faults import Fault, Faults
 from training.ledger import Attempt, goodput, ledger
 from training.lineage import Lineage, code_revision
-from training.loop import ResumeError, TrainConfig, Trainer, TrainResult
+from training.loop import ResumeError, Trainer, TrainResult
 from training.outcome import ModelRegistry, RegisteredVersion, TrainingStopped, TrainOutcome
 from training.ranks import Rank
 from training.reference import Beside, HeldOut, ReferenceData
 from training.retrain import Champion, RetrainJob, retrain
 from training.run import TrainJob, train
 from training.supervisor import Limits, RunResult, Supervisor
+from training.train_config import TrainConfig
 from training.watch import Hang, HangLimits, Straggler, Watch, straggler
 
 __all__ = [

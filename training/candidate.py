@@ -16,11 +16,12 @@ from observability import TrainingMonitor
 from training.checkpoint import CheckpointStore
 from training.data import DataError, Encoding, Rows, TabularTask, encode_rows, fit, predict
 from training.guards.record import RECORD, GuardRecord
-from training.loop import TrainConfig, Trainer, TrainResult
+from training.loop import Trainer, TrainResult
 from training.outcome import TrainingStopped
 from training.parallel import ParallelError, fit_in_ranks
 from training.parallel_config import ParallelConfig
 from training.reference import HeldOut
+from training.train_config import TrainConfig
 
 RANKS_CHECKPOINT_EVERY = 100
 WEIGHTS, VOCABULARIES = "weights.safetensors", "vocabularies.json"

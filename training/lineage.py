@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluate import GateDecision, Scores
-from training.loop import TrainConfig
+from training.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,51 +8,46 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from observability.machine import GpuSample
-from observability.step_ring import DATA_WAIT, DURATION
 from observability.training import TrainingMonitor
 from training.checkpoint import Checkpoint, Checkpoints
 from training.data import Rows, batches
 from training.faults import Faults
 from training.guards import (
     Action,
-    Course,
     DeviceRule,
     DeviceState,
     Finding,
-    GuardPolicy,
     GuardRecord,
-    Reading,
     Rules,
     checksums,
+    clipping,
     judge_checksums,
     judge_gpu,
     judge_reading,
-    looking,
     nonfinite,
     respond,
     skip_if,
 )
-from training.guards.activations import judged_layers, read_look
-from training.guards.memory import resident_bytes
-from training.guards.policy import from_json
+from training.guards.activations import judged_layers
+from training.progress import Progress
 from training.replicas import Replicas
+from training.signals import Signals
 from training.spikes import SpikeRule
+from training.train_config import TrainConfig, learning_rate
 
 _log = logging.getLogger(__name__)
 # The fault `spike` takes one step at so many times the rate.
 _SPIKED_RATE = 100.0
 # The fault `explode` multiplies one loss, and so its gradients, by so much; `diverge` moves a weight by so much.
 _EXPLODED, _MOVED = 1e4, 1e-3
-# Memory is looked at on every so many readings.
-_MEMORY_EVERY = 5
 
 
 class RestartRun(RuntimeError):
@@ -61,63 +56,6 @@ class RestartRun(RuntimeError):
 
 class ResumeError(RuntimeError):
     """Checkpoints of another run lie where this one wants to resume; the message says what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
-    """How a run learns. Two runs of equal configuration and data on a CPU give the same weights, to the bit."""
-
-    epochs: int = 4
-    batch_size: int = 512
-    learning_rate: float = 2e-3
-    """Peak; reached after `warmup` of the steps, then down to zero along a cosine."""
-    warmup: float = 0.1
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    seed: int = 0
-    device: str = "cpu"
-    threads: int = 0
-    """Threads of torch on the CPU; 0 leaves them as they are."""
-    checkpoint_every: int = 0
-    """Steps between checkpoints; 0 takes only the last, and none without a store."""
-    report_every: int = 20
-    """Steps between looks at losses and guard flags: the only times that the host waits for the device."""
-    max_nonfinite: int = 10
-    """Skipped steps in a row that end the run."""
-    on_spike: Literal["report", "lower_rate", "rewind", "restart", "stop"] = "report"
-    """What follows when the loss leaves its history upwards: only a count and a warning; a lower rate; back to the
-    checkpoint before it, and past the batches that led to it; a new process; or the end of the run."""
-    spike_score: float = 6.0
-    """Robust deviations above its history that make a loss a spike."""
-    max_steps: int = 0
-    """Batches after which the run is over, if its epochs have more; the rate follows this length. 0: no limit."""
-    max_rewinds: int = 3
-    """Rewinds after which a finding that asks for another ends the run."""
-    guards: GuardPolicy = field(default_factory=GuardPolicy)
-    """What follows what the other guards find. A mapping of its fields will do."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.guards, Mapping):
-            object.__setattr__(self, "guards", from_json(dict(self.guards)))
-        for name in ("epochs", "batch_size", "report_every", "max_nonfinite"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.on_spike not in ("report", "lower_rate", "rewind", "restart", "stop"):
-            raise ValueError(f"on_spike is {self.on_spike!r}: report, lower_rate, rewind, restart or stop")
-        if self.on_spike == "rewind" and not self.checkpoint_every:
-            raise ValueError("on_spike is rewind and checkpoint_every is 0: there would be nothing to rewind to")
-        for name in ("nonfinite", "gradient_explosion", "activations"):
-            if getattr(self.guards, name) == "rewind" and not self.checkpoint_every:
-                raise ValueError(
-                    f"guards.{name} is rewind and checkpoint_every is 0: there would be nothing to rewind to"
-                )
-        for name in ("learning_rate", "clip_norm", "spike_score"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps is {self.max_steps}: it must be at least 1, or 0 for no limit")
-        if self.checkpoint_every < 0 or not 0 <= self.warmup < 1:
-            raise ValueError(f"checkpoint_every {self.checkpoint_every} and warmup {self.warmup}: >= 0 and in [0, 1)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,29 +71,6 @@ class TrainResult:
     seconds: float
     resumed_from: int
     rewinds: int = 0
-
-
-@dataclass(slots=True)
-class _Progress:
-    """Where a run stands. `waiting` holds the losses and flags of steps that the host has not looked at yet."""
-
-    step: int = 0
-    samples: int = 0
-    course: Course = field(default_factory=Course)
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
-    looked: tuple[tuple[str, ...], Tensor] | None = None
-    """Layers and what was seen of them since the last reading, on the device."""
-    ceiling: float = math.inf
-    """The gradient norm from which on a step is odd."""
-    rewinds: int = 0
-    passed_over: int = 0
-    """Batches that no step was taken on."""
-
-    @property
-    def position(self) -> int:
-        """Batches of the data that lie behind."""
-        return self.step + self.passed_over
 
 
 class Trainer:
@@ -191,11 +106,11 @@ class Trainer:
         )
         self._steps_an_epoch = math.ceil(len(rows) / config.batch_size)
         self._num_steps = min(self._steps_an_epoch * config.epochs, config.max_steps or sys.maxsize)
-        self._progress = _Progress()
+        self._progress = Progress()
         self._record, self._names = record, [name for name, _ in network.named_parameters()]
         self._rules = Rules(max_nonfinite=config.max_nonfinite, spike=SpikeRule(score=config.spike_score))
-        self._layers = judged_layers(network) if config.guards.activations_every and self._replicas.is_whole else {}
-        self._view, self._read_steps, self._readings = monitor.ring.view(), 0, 0
+        layers = judged_layers(network) if self._replicas.is_whole else {}
+        self._signals = Signals(monitor, self._replicas, layers, config.guards.activations_every)
         self._gpus: dict[int, DeviceState] = {}
         self._judged: tuple[GpuSample, ...] = ()
         # The replicas were equal after so many steps, and after so many a guard last found something.
@@ -207,7 +122,7 @@ class Trainer:
         stream = self._replicas.stream
         torch.manual_seed(self._config.seed * 1_000_003 + stream if stream else self._config.seed)
         newest = self._newest()
-        self._progress = _Progress() if newest is None else self._restored(newest)
+        self._progress = Progress() if newest is None else self._restored(newest)
         first = self._equal = self._progress.step
         self._monitor.resumed(first)
         self._network.train()
@@ -262,33 +177,30 @@ class Trainer:
         self, inputs: Iterable[Tensor], labels: Tensor, rate: float, struck: Collection[str]
     ) -> tuple[Tensor, Tensor]:
         """One step on one batch; gives loss and gradient norm, both still on the device."""
-        device, monitor = self._config.device, self._monitor
+        device, monitor, signals = self._config.device, self._monitor, self._signals
         *mine, own_labels = self._replicas.share((*inputs, labels))
         on_device = [column.to(device, non_blocking=True) for column in mine]
         wanted = own_labels.to(device, non_blocking=True)
         monitor.mark("host_to_device")
         spoil = math.nan if "nan" in struck else _EXPLODED if "explode" in struck else 1.0
-        every = self._config.guards.activations_every
-        if self._layers and self._progress.step % every == every - 1:
-            with looking(self._layers) as look:
-                loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
-            self._progress.looked = look.layers, look.stacked().to(device)
-        else:
+        with signals.looking(self._progress.step):
             loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
-        norm = self._replicas.clip(self._config.clip_norm)
-        # The averaged gradients, and with them this flag, are the same in all ranks; a loss is not.
-        flag = nonfinite(loss if self._replicas.world_size == 1 else norm, norm)
+        norm = self._replicas.norm()
+        # The averaged gradients tell of every rank's loss and outputs, too, and so all ranks skip the same steps.
+        flag = odd = nonfinite(norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * (_SPIKED_RATE if "spike" in struck else 1.0)
         if self._progress.ceiling < math.inf:
-            skip_if(self._optimizer, torch.maximum(flag, (norm > self._progress.ceiling).to(flag.dtype)))
-        else:
-            skip_if(self._optimizer, flag)
+            odd = torch.maximum(flag, (norm > self._progress.ceiling).to(flag.dtype))
+        skip_if(self._optimizer, odd, clipping(norm, self._config.clip_norm))
+        if self._checkpoints is not None:
+            # Until here nothing of what a checkpoint that is being taken copies has changed.
+            self._checkpoints.settle()
         self._optimizer.step()
         if "diverge" in struck:
             self._parameters[0].data.view(-1)[0] += _MOVED
         monitor.mark("optimizer")
-        self._progress.waiting.append((loss, norm, flag))
+        signals.add(loss, norm, flag)
         return loss, norm
 
     def _after_step(self) -> str | None:
@@ -308,7 +220,7 @@ class Trainer:
     def _read(self) -> str | None:
         """Fetches what the steps since the last look left on the device, in one copy, and lets the guards judge it."""
         progress, policy = self._progress, self._config.guards
-        reading = self._reading()
+        reading = self._signals.read(progress.step)
         if travelled := self._replicas.communication():
             self._monitor.ring.communicated(*travelled)
         progress.losses.append((progress.step, math.fsum(reading.losses) / len(reading.losses)))
@@ -324,38 +236,6 @@ class Trainer:
             if stopped is not None or progress is not self._progress:
                 return stopped
         return None
-
-    def _reading(self) -> Reading:
-        """What the device and this process have to tell of the steps since the last reading, averaged over ranks."""
-        progress = self._progress
-        layers = progress.looked[0] if progress.looked else ()
-        read = torch.stack([torch.stack(one) for one in progress.waiting]).double().cpu()
-        losses, norms, flags = self._replicas.mean(read).T.tolist()
-        spent = self._view.records(self._read_steps)
-        self._read_steps += len(spent)
-        own = [float(spent[:, DATA_WAIT].sum()) / 1e9, float(spent[:, DURATION].sum()) / 1e9]
-        self._readings += 1
-        if self._readings % _MEMORY_EVERY == 0:
-            own.append(float(resident_bytes()))
-            own += [float(torch.cuda.memory_allocated())] if self._config.device.startswith("cuda") else []
-        seen = progress.looked[1].flatten().tolist() if progress.looked else []
-        # One tensor of one dimension: its length is the same in all ranks.
-        values: list[float] = self._replicas.mean(torch.tensor([*own, *seen], dtype=torch.float64)).tolist()
-        progress.waiting.clear()
-        progress.looked = None
-        (waited, seconds, *memory), seen = values[: len(own)], values[len(own) :]
-        looks = read_look(layers, list(zip(seen[0::2], seen[1::2], strict=True)))
-        self._monitor.activations({layer: (look.dead, look.rms) for layer, look in looks.items()})
-        return Reading(
-            step=progress.step,
-            losses=losses,
-            norms=norms,
-            flags=flags,
-            looks=looks,
-            waited=waited,
-            seconds=seconds,
-            memory={what: int(size) for what, size in zip(("memory", "memory of the device"), memory, strict=False)},
-        )
 
     def _compared(self) -> tuple[Finding, ...]:
         """Compares the replicas' parameters where that is due."""
@@ -441,11 +321,7 @@ class Trainer:
         state = {
             "run": self._fingerprint(),
             **self._replicas.state(self._optimizer),
-            "step": progress.step,
-            "samples": progress.samples,
-            "guards": progress.course.to_state(),
-            "losses": progress.losses,
-            "rewinds": (progress.rewinds, progress.passed_over),
+            **progress.to_state(),
             "random": self._replicas.random_states(),
             "device_random": torch.cuda.get_rng_state_all() if self._config.device.startswith("cuda") else [],
         }
@@ -453,7 +329,9 @@ class Trainer:
             # A spike that begins now would be found to begin at most so many steps ago.
             delay = 2 * self._rules.spike.span
             sound = progress.step - delay if progress.step - self._troubled > delay else None
-            store.put(progress.step, state, self._saved, score=progress.losses[-1][1], sound=sound)
+            # Weights and moments change when the optimizer steps, buffers already in the forward pass.
+            still = ("optimizer",) if any(True for _ in self._network.buffers()) else ("network", "optimizer")
+            store.put(progress.step, state, self._saved, score=progress.losses[-1][1], sound=sound, still=still)
         else:
             self._monitor.ring.checkpointed(progress.step)
         self._monitor.mark("checkpoint")
@@ -467,7 +345,7 @@ class Trainer:
         else:
             self._monitor.ring.checkpointed(step)
 
-    def _restored(self, checkpoint: Checkpoint) -> _Progress:
+    def _restored(self, checkpoint: Checkpoint) -> Progress:
         state = checkpoint.state
         if state.get("run") != self._fingerprint():
             raise ResumeError(
@@ -478,11 +356,9 @@ class Trainer:
         self._replicas.restore_random_state(state["random"], state["step"])
         if state["device_random"]:
             torch.cuda.set_rng_state_all(state["device_random"])
-        losses = [(int(step), float(loss)) for step, loss in state["losses"]]
-        progress = _Progress(state["step"], state["samples"], Course.of_state(state["guards"]), losses)
+        progress = Progress.of_state(state)
         if self._config.guards.gradient_explosion == "skip":
             progress.ceiling = progress.course.ceiling(self._rules.gradient)
-        progress.rewinds, progress.passed_over = state["rewinds"]
         return progress
 
     def _fingerprint(self) -> str:
@@ -490,11 +366,3 @@ class Trainer:
         config = {name: value for name, value in asdict(self._config).items() if name not in ("device", "threads")}
         known = [config, len(self._rows), float(self._rows.labels.sum()), self._shapes]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
-def learning_rate(config: TrainConfig, step: int, num_steps: int) -> float:
-    """The rate of a step (from 0): linear up over the warm-up, then a half cosine down to zero at the end."""
-    warmup = int(num_steps * config.warmup)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))

@@ -22,13 +22,13 @@ from training.candidate import Candidate, fit_candidate, predicted, read_candida
 from training.data import TabularTask, split_recent
 from training.evaluate import Gate, GateDecision, Scores, Vector, score
 from training.lineage import Lineage, code_revision
-from training.loop import TrainConfig
 from training.openlineage import LineageEvents, LineageSink, rows_dataset
 from training.outcome import ModelRegistry, TrainOutcome
 from training.parallel_config import ParallelConfig
 from training.reference import Beside, HeldOut, reference_body
 from training.slices import slice_scores, surely_worse
 from training.steps import Done, Steps
+from training.train_config import TrainConfig
 from training.validation import digest, validated
 
 EVENTS = "openlineage.jsonl"

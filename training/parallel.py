@@ -19,7 +19,7 @@ from training.checkpoint import CheckpointError, CheckpointStore
 from training.data import Rows
 from training.faults import Faults
 from training.guards.record import RECORD, GuardRecord
-from training.loop import TrainConfig, Trainer, TrainResult
+from training.loop import Trainer, TrainResult
 from training.parallel_config import ParallelConfig
 from training.pipeline import stages_of
 from training.ranks import Rank
@@ -29,6 +29,7 @@ from training.sharded_checkpoint import ShardedCheckpointStore
 from training.spread import Spread
 from training.supervisor import Limits, RunResult, Supervisor
 from training.tensor_plan import plan_of, styles
+from training.train_config import TrainConfig
 
 _WORK, _RESULT, _CHECKPOINTS = "work.pt", "result.json", "checkpoints"
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.guards.nonfinite import weight_of
+from training.guards.nonfinite import clipping, weight_of
 from training.pipeline import Loss, Mark, unmarked
 
 State = dict[str, dict[str, Any]]
@@ -108,7 +108,7 @@ class Replicas:
         loss = self._loss(outputs, targets) * (self.shares / total * spoil)
         mark("forward")
         self.zero_grad()
-        begun = weight_of(outputs)
+        begun = weight_of(outputs, loss)
         loss.backward(None if begun is None else begun.to(loss.dtype))  # type: ignore[no-untyped-call]
         mark("backward")
         return loss.detach()
@@ -120,7 +120,16 @@ class Replicas:
 
     def clip(self, limit: float) -> Tensor:
         """Scales gradients to a norm of at most `limit`; gives the norm before, equal in all ranks."""
-        return nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = self.norm()
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if gradients:
+            torch._foreach_div_(gradients, clipping(norm, limit))
+        return norm
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients, equal in all ranks."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks that know the loss, equal in all."""

@@ -16,12 +16,12 @@ from observability.lake import read_labelled
 from training.artifact import load_program, read_manifest, read_vocabularies, read_weights
 from training.data import DataError, TabularTask, encode, labelled, predict
 from training.evaluate import Gate
-from training.loop import TrainConfig
 from training.making import Approval, Making, Rival, make_version
 from training.outcome import ModelRegistry, TrainOutcome
 from training.parallel_config import ParallelConfig
 from training.reference import Beside
 from training.run import supervised
+from training.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

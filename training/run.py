@@ -18,13 +18,14 @@ from training.candidate import Candidate
 from training.data import DataError, TabularTask, labelled
 from training.evaluate import Gate
 from training.lineage import Lineage
-from training.loop import RestartRun, TrainConfig
+from training.loop import RestartRun
 from training.making import Approval, Making, example, make_version, outcome_of, register
 from training.outcome import ModelRegistry, TrainingStopped, TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
 from training.profiling import profiled
 from training.reference import Beside, HeldOut
 from training.steps import run_of
+from training.train_config import TrainConfig
 
 PUSH_JOB = "trimtab-train"
 PUSH_SECONDS = 1.0

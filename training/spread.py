@@ -179,22 +179,17 @@ class Spread(Replicas):
         for own in self.parameters:
             own.grad = None
 
-    def clip(self, limit: float) -> Tensor:
-        """See `Replicas.clip`; where ranks have different parts this takes one collective of one number."""
+    def norm(self) -> Tensor:
+        """See `Replicas.norm`; where ranks have different parts this takes one collective of one number."""
         if self.config.fsdp * self.config.tensor * self.config.pipeline == 1:
-            return super().clip(limit)
+            return super().norm()
         squares = []
         for parameter, own in zip(self._trained(), self.parameters, strict=True):
             if own.grad is not None:
                 squares.append(own.grad.float().square().sum() * self._share_of_norm(parameter))
         total = torch.stack(squares).sum() if squares else torch.zeros((), device=self._device)
         dist.all_reduce(total)
-        norm = total.sqrt()
-        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for own in self.parameters:
-            if own.grad is not None:
-                own.grad.mul_(factor)
-        return norm
+        return total.sqrt()
 
     def _share_of_norm(self, parameter: Tensor) -> float:
         """One over the number of ranks that have the same part of it."""

@@ -151,8 +151,8 @@ def test_a_layer_that_dies_is_named(tmp_path: Path) -> None:
 
 def test_memory_that_leaks_begins_the_process_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = count(1 << 30, 4 << 20)
-    monkeypatch.setattr("training.loop.resident_bytes", lambda: next(sizes))
-    monkeypatch.setattr("training.loop._MEMORY_EVERY", 1)
+    monkeypatch.setattr("training.signals.resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr("training.signals._MEMORY_EVERY", 1)
 
     with pytest.raises(RestartRun, match="memory grew by"):
         fitted(tmp_path, GuardPolicy(leak="restart"), report_every=1)

@@ -11,8 +11,8 @@ import torch
 from observability import TrainingMonitor, exposition, names
 from training import CheckpointStore, ResumeError, TrainConfig, Trainer
 from training.data import encode_rows, fit, predict
-from training.loop import learning_rate
 from training.profiling import profiled
+from training.train_config import learning_rate
 
 CONFIG = TrainConfig(epochs=3, batch_size=100, learning_rate=0.02, report_every=1, seed=5)
 

@@ -12,8 +12,9 @@ from observability.training import TrainingMonitor
 from tests.training.toy_network import line, rows
 from training.checkpoint import CheckpointStore
 from training.faults import Fault, Faults
-from training.loop import TrainConfig, Trainer
+from training.loop import Trainer
 from training.parallel import fit_in_ranks
+from training.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     epochs=5, batch_size=101, learning_rate=0.01, report_every=1, checkpoint_every=10, seed=5, threads=1

@@ -15,8 +15,9 @@ from tests.training.toy_network import line, rows
 from training.checkpoint import CheckpointStore
 from training.data import predict
 from training.faults import Fault, Faults
-from training.loop import TrainConfig, Trainer, TrainResult
+from training.loop import Trainer, TrainResult
 from training.spikes import SpikeRule, SpikeState, judge_losses
+from training.train_config import TrainConfig
 
 CONFIG = TrainConfig(
     epochs=10, batch_size=101, learning_rate=0.05, report_every=5, checkpoint_every=10, seed=5, on_spike="rewind"

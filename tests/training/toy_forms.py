@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from observability.training import TrainingMonitor
 from tests.training.toy_network import rows
-from training.loop import TrainConfig, Trainer
+from training.loop import Trainer
 from training.parallel_config import ParallelConfig
 from training.ranks import Rank
 from training.replicas import Replicas
 from training.sharded_checkpoint import ShardedCheckpointStore
 from training.spread import Spread
+from training.train_config import TrainConfig
 
 ROWS = 1001
 CONFIG = TrainConfig(

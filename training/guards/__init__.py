@@ -7,7 +7,16 @@ from training.guards.divergence import Divergence, checksums, judge_checksums
 from training.guards.finding import Action, Finding, Guard
 from training.guards.gradients import Explosion, GradientRule, judge_norms
 from training.guards.memory import Leak, LeakRule, MemoryState, judge_memory
-from training.guards.nonfinite import GuardDecision, GuardState, guarded_step, judge, nonfinite, skip_if, weight_of
+from training.guards.nonfinite import (
+    GuardDecision,
+    GuardState,
+    clipping,
+    guarded_step,
+    judge,
+    nonfinite,
+    skip_if,
+    weight_of,
+)
 from training.guards.plateau import Plateau, PlateauRule, PlateauState, judge_plateau
 from training.guards.policy import GuardPolicy, Response, Standing, respond
 from training.guards.record import GuardRecord, read_record
@@ -46,6 +55,7 @@ __all__ = [
     "StarvationRule",
     "StarvationState",
     "checksums",
+    "clipping",
     "guarded_step",
     "judge",
     "judge_activations",

@@ -128,9 +128,9 @@ def judged_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def looking(layers: Mapping[str, nn.Module]) -> Iterator[ActivationLook]:
+def looking(layers: Mapping[str, nn.Module], into: ActivationLook | None = None) -> Iterator[ActivationLook]:
     """Looks at what these layers give while the block runs. Layers that run several times count the last time."""
-    found = ActivationLook(tuple(layers))
+    found = into or ActivationLook(tuple(layers))
 
     def hook(name: str, channels_second: bool) -> Any:
         def take(_: nn.Module, __: Any, output: Any) -> None:

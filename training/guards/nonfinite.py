@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,31 +29,47 @@ class GuardDecision:
     newly_skipped: int
 
 
-def nonfinite(loss: Tensor, gradient_norm: Tensor) -> Tensor:
-    """1.0 on the device where the loss or the gradient is NaN or infinite, else 0.0; asks nothing of the host."""
-    # Three operators: what is not finite, times zero, is not zero. `isfinite` alone would take four, and a cast.
-    return (loss.detach() + gradient_norm.detach()).mul_(0.0).ne_(0.0).to(torch.float32)
+def nonfinite(loss: Tensor, gradient_norm: Tensor | None = None) -> Tensor:
+    """1.0 on the device where the loss or the gradient is NaN or infinite, else 0.0; asks nothing of the host.
 
-
-def weight_of(outputs: Any) -> Tensor | None:
-    """What `loss.backward(…)` is to begin with: 1, and NaN where any of the outputs is not finite.
-
-    An output that is infinite may have a finite loss; begun so, every rank's gradients tell of it. None, which means
-    1, for outputs that are no tensor of floating-point numbers.
+    Of losses that were begun with `weight_of(outputs, loss)`, the gradient's norm alone tells.
     """
-    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
-        return None
-    total = outputs.detach().sum(dtype=torch.float32 if outputs.dtype.itemsize < 4 else None)
-    return total.mul_(0.0).add_(1.0)
+    total = loss.detach() if gradient_norm is None else loss.detach() + gradient_norm.detach()
+    # What is not finite, less itself, is no number. `isfinite` alone would take four operators, and a cast.
+    return (total - total).nan_to_num_(nan=1.0).to(torch.float32)
 
 
-def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
+def weight_of(outputs: Any, loss: Tensor | None = None) -> Tensor | None:
+    """What `loss.backward(…)` is to begin with: 1, and NaN where any of the outputs, or the loss, is not finite.
+
+    An output that is infinite may have a finite loss, and an infinite loss finite gradients; begun so, every rank's
+    gradients tell of it. None, which means 1, where there is neither a loss nor floating-point outputs.
+    """
+    largest = None if loss is None else loss.detach()
+    if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.numel():
+        # The largest, since a sum of finite numbers may be infinite: masked logits are as low as numbers go.
+        found = torch.linalg.vector_norm(outputs.detach(), math.inf)
+        found = found.float() if found.dtype.itemsize < 4 else found
+        largest = found if largest is None else largest - found
+    return None if largest is None else torch.ones_like(largest).add_(largest, alpha=0)
+
+
+def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor, divisor: Tensor | None = None) -> None:
     """Makes the next step of a *fused* optimizer leave weights and moments alone where `flag` is 1, without a sync.
 
-    These are the attributes through which torch's gradient scaler speaks to fused optimizers.
+    It divides gradients by `divisor` on its way through them, see `clipping`. These are the attributes through which
+    torch's gradient scaler speaks to fused optimizers.
     """
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     optimizer.found_inf = flag  # type: ignore[attr-defined]
+
+
+def clipping(norm: Tensor, limit: float) -> Tensor:
+    """What gradients of that norm are divided by, so that it is at most `limit`; as `clip_grad_norm_` has it.
+
+    A fused optimizer that divides by it saves a pass through all gradients.
+    """
+    return torch.add(norm, 1e-6).div_(limit).clamp_min_(1.0).to(torch.float32)
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:

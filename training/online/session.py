@@ -27,7 +27,6 @@ from training.checkpoint import CheckpointStore
 from training.data import Encoding, Rows, TabularTask, encode_rows, predict
 from training.evaluate import Gate, score
 from training.lineage import Lineage, code_revision
-from training.loop import TrainConfig
 from training.making import window
 from training.online.learner import OnlineConfig, OnlineLearner, Tested
 from training.online.stream import TIME, LabelledStream, Position
@@ -35,6 +34,7 @@ from training.outcome import ModelRegistry, TrainOutcome
 from training.reference import Beside, HeldOut
 from training.retrain import Champion, vocabularies_of
 from training.run import conclude
+from training.train_config import TrainConfig
 
 _log = logging.getLogger(__name__)
 

@@ -42,12 +42,12 @@ from training.federated import (
     take,
 )
 from training.lineage import Lineage, code_revision
-from training.loop import TrainConfig
 from training.making import window
 from training.outcome import TrainOutcome
 from training.reference import HeldOut
 from training.retrain import Champion, vocabularies_of
 from training.run import conclude
+from training.train_config import TrainConfig
 from trimtab.commands.models import registry as registry_of
 from trimtab.commands.options import echo_json, fail, start_logging, with_json, with_settings
 from trimtab.commands.train import load_callable, model_settings, reference_beside

@@ -18,7 +18,6 @@ from alerts.releases import ReleasePolicyError, load_release_policies
 from observability import Metrics
 from serving.routing.policies import PolicyStore
 from training.evaluate import Gate
-from training.loop import TrainConfig
 from training.making import Approval
 from training.outcome import TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
@@ -27,6 +26,7 @@ from training.retrain import Champion, RetrainJob
 from training.retrain import retrain as run_retrain
 from training.run import TrainJob
 from training.run import train as run_train
+from training.train_config import TrainConfig
 from trimtab.baseline import baseline
 from trimtab.commands.models import registry as registry_of
 from trimtab.commands.online import run_online

@@ -1,0 +1,88 @@
+"""What steps leave on the device for the guards, and how it comes to the host: in one copy, every so many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from observability.step_ring import DATA_WAIT, DURATION
+from observability.training import TrainingMonitor
+from training.guards.activations import ActivationLook, looking, read_look
+from training.guards.course import Reading
+from training.guards.memory import resident_bytes
+from training.replicas import Replicas
+
+# Memory is looked at on every so many readings.
+_MEMORY_EVERY = 5
+_NO_LOOK: AbstractContextManager[None] = nullcontext()
+
+
+class Signals:
+    """Losses, norms and flags of steps that the host has not looked at yet, and what was seen of `layers` meanwhile.
+
+    The layers' outputs are looked at in every `looks_every`-th step; 0 never does.
+    """
+
+    def __init__(
+        self, monitor: TrainingMonitor, replicas: Replicas, layers: Mapping[str, nn.Module], looks_every: int
+    ) -> None:
+        self._monitor, self._replicas = monitor, replicas
+        self._layers, self._looks_every = layers, looks_every if layers else 0
+        self._view, self._read_steps, self._readings = monitor.ring.view(), 0, 0
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._flags: list[Tensor] = []
+        self._look: ActivationLook | None = None
+
+    def looking(self, step: int) -> AbstractContextManager[ActivationLook | None]:
+        """What the forward pass of step `step`, counted from 0, is to run in."""
+        if not self._looks_every or step % self._looks_every != self._looks_every - 1:
+            return _NO_LOOK
+        self._look = ActivationLook(tuple(self._layers))
+        return looking(self._layers, self._look)
+
+    def add(self, loss: Tensor, norm: Tensor, flag: Tensor) -> None:
+        """Keeps what a step tells, unread."""
+        self._losses.append(loss)
+        self._norms.append(norm)
+        self._flags.append(flag)
+
+    def read(self, step: int) -> Reading:
+        """Fetches what the steps up to `step` left, averaged over ranks."""
+        kept = torch.stack([torch.stack(self._losses), torch.stack(self._norms), torch.stack(self._flags)], dim=1)
+        losses, norms, flags = self._replicas.mean(kept.double().cpu()).T.tolist()
+        for waiting in (self._losses, self._norms, self._flags):
+            waiting.clear()
+        own = self._own()
+        look, self._look = self._look, None
+        seen = [] if look is None else look.stacked().flatten().tolist()
+        # One tensor of one dimension: its length is the same in all ranks.
+        values: list[float] = self._replicas.mean(torch.tensor([*own, *seen], dtype=torch.float64)).tolist()
+        (waited, seconds, *memory), seen = values[: len(own)], values[len(own) :]
+        looks = {} if look is None else read_look(look.layers, list(zip(seen[0::2], seen[1::2], strict=True)))
+        if looks:
+            self._monitor.activations({layer: (one.dead, one.rms) for layer, one in looks.items()})
+        return Reading(
+            step=step,
+            losses=losses,
+            norms=norms,
+            flags=flags,
+            looks=looks,
+            waited=waited,
+            seconds=seconds,
+            memory={what: int(size) for what, size in zip(("memory", "memory of the device"), memory, strict=False)},
+        )
+
+    def _own(self) -> list[float]:
+        """Seconds waited for data, and in all, since the last reading; now and then the bytes in use."""
+        spent = self._view.records(self._read_steps)
+        self._read_steps += len(spent)
+        self._readings += 1
+        own = [float(spent[:, DATA_WAIT].sum()) / 1e9, float(spent[:, DURATION].sum()) / 1e9]
+        if self._readings % _MEMORY_EVERY == 0:
+            own.append(float(resident_bytes()))
+            own += [float(torch.cuda.memory_allocated())] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+        return own

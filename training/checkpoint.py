@@ -12,7 +12,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,8 +63,17 @@ class Checkpoints(Protocol):
     """Whether every rank calls `put`, or the leading one alone."""
 
     def put(
-        self, step: int, state: dict[str, Any], told: Told, *, score: float | None = None, sound: int | None = None
+        self,
+        step: int,
+        state: dict[str, Any],
+        told: Told,
+        *,
+        score: float | None = None,
+        sound: int | None = None,
+        still: Collection[str] = (),
     ) -> None: ...
+
+    def settle(self) -> None: ...
 
     def wait(self) -> None: ...
 
@@ -90,7 +99,14 @@ class CheckpointStore:
         self._retention = retention or Retention(recent=keep, best=0, good=0)
 
     def put(
-        self, step: int, state: dict[str, Any], told: Told, *, score: float | None = None, sound: int | None = None
+        self,
+        step: int,
+        state: dict[str, Any],
+        told: Told,
+        *,
+        score: float | None = None,
+        sound: int | None = None,
+        still: Collection[str] = (),
     ) -> None:
         """Saves, and tells how it went, before it returns. `score` and `sound` (steps) are for the retention."""
         try:
@@ -99,6 +115,9 @@ class CheckpointStore:
             told(step, str(error))
         else:
             told(step, "")
+
+    def settle(self) -> None:
+        """Returns when all is copied that was to be still: at once."""
 
     def wait(self) -> None:
         """Returns when nothing is being written: at once."""

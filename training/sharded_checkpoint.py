@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -33,11 +33,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from training.checkpoint import Checkpoint, CheckpointError, Told, copy_into, sync_folder
 from training.retention import Marks, Retention, kept
 from training.shard_files import Reader, Writer, Written, digest_of
+from training.staging import Staging, flat, is_tensors, nested
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 _NAME = re.compile(r"step-(\d{12})(?:\.(\d+))?")
@@ -55,35 +55,34 @@ class ShardedCheckpoint(Checkpoint):
         if name in self.state:
             copy_into(tensors, self.state[name], f"{self.path}: {name}")
             return
-        flat: dict[str, Any] = _flat({name: tensors})
-        if not flat:
-            return
-        self._load(flat, alone=self.group is None)
+        wanted: dict[str, Any] = flat({name: tensors})
+        if wanted:
+            self._load(wanted, alone=self.group is None)
 
     def tensors(self, name: str) -> dict[str, Any]:
         """All tensors under a name, each whole, in this process alone."""
         if name in self.state:
             return cast("dict[str, Any]", self.state[name])
         known = Reader(self.path).read_metadata().state_dict_metadata
-        flat = {
+        found: dict[str, Any] = {
             key: torch.empty(kind.size, dtype=kind.properties.dtype)
             for key, kind in known.items()
             if key.startswith(f"{name}/") and isinstance(kind, TensorStorageMetadata)
         }
-        self._load(flat, alone=True)
-        return cast("dict[str, Any]", _nested(flat)[name]) if flat else {}
+        self._load(found, alone=True)
+        return cast("dict[str, Any]", nested(found)[name]) if found else {}
 
-    def _load(self, flat: dict[str, Any], *, alone: bool) -> None:
+    def _load(self, wanted: dict[str, Any], *, alone: bool) -> None:
         try:
             with _quiet():
-                load(flat, storage_reader=Reader(self.path), process_group=self.group, no_dist=alone)
+                load(wanted, storage_reader=Reader(self.path), process_group=self.group, no_dist=alone)
         except (CheckpointException, RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{self.path} does not hold what is wanted: {error}") from error
 
 
 @dataclass(slots=True)
 class SaveTimes:
-    """Seconds of saves so far: `stalled` the caller waited, `writing` the writer took."""
+    """Seconds of saves so far: `stalled` the caller waited, in `put` and `settle`; `writing` the writer took."""
 
     saves: int = 0
     stalled: float = 0.0
@@ -105,7 +104,9 @@ class ShardedCheckpointStore:
         """`timeout` in seconds is that of one collective among the writers."""
         self._folder, self._retention = folder, retention or Retention()
         self.times = SaveTimes()
-        self._staged: dict[str, Tensor] = {}
+        self._staging = Staging()
+        self._settled = threading.Event()
+        self._settled.set()
         self._thread: threading.Thread | None = None
         self._group: Any = None
         self._rank = 0
@@ -115,27 +116,49 @@ class ShardedCheckpointStore:
             self._group, self._rank = dist.new_group(backend="gloo", timeout=limit), dist.get_rank()
 
     def put(
-        self, step: int, state: dict[str, Any], told: Told, *, score: float | None = None, sound: int | None = None
+        self,
+        step: int,
+        state: dict[str, Any],
+        told: Told,
+        *,
+        score: float | None = None,
+        sound: int | None = None,
+        still: Collection[str] = (),
     ) -> None:
-        """Copies the state and returns; a thread writes it, and tells the step and what went wrong when it is done."""
+        """Copies the state and returns; a thread writes it, and tells the step and what went wrong when it is done.
+
+        Tensors under the names in `still` are copied by that thread: they must not change before `settle` returns.
+        """
         began = time.perf_counter()
         self.wait()
-        tensors = {name: value for name, value in state.items() if _is_tensors(value)}
-        staged = {name: self._copied(name, value) for name, value in _flat(tensors).items()}
+        tensors = {name: value for name, value in state.items() if is_tensors(value)}
+        staged = self._staging.taken(flat({name: value for name, value in tensors.items() if name not in still}))
+        later = flat({name: value for name, value in tensors.items() if name in still})
         small = io.BytesIO()
         if self._rank == 0:
             torch.save({name: value for name, value in state.items() if name not in tensors}, small)
+        self._settled.clear()
         self._thread = threading.Thread(
             target=self._write,
-            args=(step, staged, small.getvalue(), told, score, sound),
+            args=(step, staged, later, small.getvalue(), told, score, sound),
             name="checkpoint",
             daemon=True,
         )
         self._thread.start()
-        stalled = time.perf_counter() - began
         self.times.saves += 1
-        self.times.stalled += stalled
-        self.times.stalls.append(stalled)
+        self.times.stalls.append(0.0)
+        self._stalled(time.perf_counter() - began)
+
+    def settle(self) -> None:
+        """Returns when all is copied that `put` was told would be still: call it before anything of it changes."""
+        if not self._settled.is_set():
+            began = time.perf_counter()
+            self._settled.wait()
+            self._stalled(time.perf_counter() - began)
+
+    def _stalled(self, seconds: float) -> None:
+        self.times.stalled += seconds
+        self.times.stalls[-1] += seconds
 
     @property
     def busy(self) -> bool:
@@ -187,24 +210,22 @@ class ShardedCheckpointStore:
         verify(path)
         return ShardedCheckpoint(_step(path)[0], _small(path), path, self._group)
 
-    def _copied(self, name: str, value: Tensor) -> Tensor:
-        """A copy in memory that the training does not touch, kept for the next save."""
-        local = value.to_local() if isinstance(value, DTensor) else value
-        own = self._staged.get(name)
-        if own is None or own.shape != local.shape or own.dtype != local.dtype:
-            own = self._staged[name] = torch.empty(local.shape, dtype=local.dtype, device="cpu")
-        own.copy_(local)
-        if not isinstance(value, DTensor):
-            return own
-        return DTensor.from_local(
-            own, value.device_mesh, value.placements, run_check=False, shape=value.shape, stride=value.stride()
-        )
-
     def _write(
-        self, step: int, staged: dict[str, Tensor], small: bytes, told: Told, score: float | None, sound: int | None
+        self,
+        step: int,
+        staged: dict[str, Tensor],
+        later: dict[str, Tensor],
+        small: bytes,
+        told: Told,
+        score: float | None,
+        sound: int | None,
     ) -> None:
         began = time.perf_counter()
         try:
+            try:
+                staged |= self._staging.taken(later)
+            finally:
+                self._settled.set()
             problem = self._written(step, staged, small, score, sound)
         except BaseException as error:  # what is said must be said, whatever went wrong: a thread's error is lost
             problem = _said(error)
@@ -337,34 +358,6 @@ def _small(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path / STATE} holds a {type(state).__name__}, not a state")
     return state
-
-
-def _is_tensors(value: Any) -> bool:
-    """Whether a value is tensors by name (or dicts of such), and there is at least one."""
-    if not isinstance(value, Mapping) or not value:
-        return False
-    return all(isinstance(one, Tensor) or _is_tensors(one) for one in value.values())
-
-
-def _flat(tensors: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}/")
-        else:
-            found[prefix + name] = value
-    return found
-
-
-def _nested(flat: Mapping[str, Tensor]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, tensor in flat.items():
-        *path, last = name.split("/")
-        inside = found
-        for part in path:
-            inside = inside.setdefault(part, {})
-        inside[last] = tensor
-    return found
 
 
 def _remove(path: Path) -> None:

@@ -72,6 +72,18 @@ def test_what_is_saved_is_copied_at_once_and_comes_back(tmp_path: Path) -> None:
     assert {one.name for one in store.paths()[0].iterdir()} == {".metadata", "__0_0.distcp", MANIFEST, STATE}
 
 
+def test_what_is_said_to_be_still_is_copied_before_settle_returns(tmp_path: Path) -> None:
+    store = ShardedCheckpointStore(tmp_path)
+    for step in (1, 2):
+        changing = state(step)
+        store.put(step, changing, lambda *_: None, still=("network", "optimizer"))
+        store.settle()
+        changing["network"]["layer.weight"].zero_()
+        assert filled(store) == step
+    assert (store.times.saves, len(store.times.stalls)) == (2, 2)
+    assert store.times.stalled == pytest.approx(sum(store.times.stalls))
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_flipped_byte_cut_or_missing_file_falls_back_to_the_one_before(

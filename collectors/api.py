@@ -36,6 +36,7 @@ from collectors.quality.aside import KeptAside
 from collectors.quarantine import Quarantine
 from collectors.query import Engine, QueryApi
 from collectors.references import ClosedWindows, References, Standing
+from collectors.releases import ReleaseLabels
 from collectors.reloading import Reloads
 from collectors.remote_write import Receiver
 from collectors.replay import models_of, tables_since
@@ -151,7 +152,10 @@ class Collector:
         self.spans = SpanStore(self.journal)
         self.aside = KeptAside(self.journal)
         quality = QualityMonitor(config.window_seconds, self.aside.put)
-        self.measures = Measures(config.measure_settings(), self.signals, clock, self.windows.put, quality)
+        self.release_labels = ReleaseLabels(self.journal, clock)
+        self.measures = Measures(
+            config.measure_settings(), self.signals, clock, self.windows.put, quality, self.release_labels
+        )
         self.measurer = Measurer(self.measures, self._page_changed)
         self.quarantine = Quarantine(self.journal, self._kept_apart)
         self.log = EventLog(self.journal, config.lake, clock, self.measurer.put, self._settled, self.quarantine.divide)
@@ -218,6 +222,7 @@ class Collector:
             measurer=self.measurer,
             windows=self.windows,
             aside=self.aside,
+            release_labels=self.release_labels,
             spans=self.spans,
             store=self.store,
             settings=self.config.retention,
@@ -289,6 +294,7 @@ class Collector:
             references=self.references,
             aside=self.aside,
             quarantine=self.quarantine,
+            release_labels=self.release_labels,
             spans=self.spans,
             pushes=self.pushes,
             receiver=self.receiver,

@@ -121,6 +121,26 @@ MEASURED = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),  # JSON
 )
 
+# Labelled predictions of releases and shadows, in the order in which they were joined: each once, with its first label.
+RELEASE_LABELS = sa.Table(
+    "release_labels",
+    METADATA,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("model", sa.String(200), nullable=False),
+    sa.Column("feed", sa.String(300), nullable=False),
+    sa.Column("event_id", sa.String(300), nullable=False),
+    sa.Column("version", sa.String(200), nullable=False),
+    sa.Column("arm", sa.String(200), nullable=False),
+    sa.Column("propensity", sa.Double),
+    sa.Column("prediction", sa.Double, nullable=False),
+    sa.Column("label", sa.Double, nullable=False),
+    sa.Column("other", sa.Double),  # what the stable version answered to a shadow's request
+    sa.Column("joined_at", sa.Float, nullable=False, index=True),
+    sa.UniqueConstraint("model", "feed", "event_id"),
+    sa.Index("release_labels_feed", "model", "feed", "number"),
+    sqlite_autoincrement=True,  # a number never comes back: readers go on from the last that they have counted
+)
+
 SPANS = sa.Table(
     "spans",
     METADATA,

@@ -19,6 +19,7 @@ from collectors.measurer import Measurer
 from collectors.performance import predictions_of
 from collectors.quality.aside import KeptAside
 from collectors.references import ClosedWindows
+from collectors.releases import ReleaseLabels
 from collectors.replay import predictions_with_ids
 from collectors.scores import Scored
 from collectors.scrape import next_tick
@@ -93,6 +94,7 @@ class Housekeeping:
     measurer: Measurer
     windows: ClosedWindows
     aside: KeptAside
+    release_labels: ReleaseLabels
     spans: SpanStore
     store: Store
     settings: Retention
@@ -141,6 +143,8 @@ class Housekeeping:
             self.log.forget_profiles({model: time.closed_until for model, time in standing.times.items()})
         self.windows.prune(self.measures.settings.history_windows)
         self.aside.prune()
+        # Longer than labels are looked for and joined again, so that none is counted twice.
+        self.release_labels.prune(now - 2 * self.settings.look_back_seconds)
         while self.store.maintain(now):
             pass
         self.own_page.signals.metrics[names.STORE_BYTES].set(self.store.size_bytes())

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -28,6 +29,7 @@ from collectors.quality import SchemaEdit, SchemaError
 from collectors.quality.aside import KeptAside
 from collectors.quarantine import Quarantine, Source
 from collectors.references import References
+from collectors.releases import ReleaseLabels
 from collectors.remote_write import BadMessage, NotAccepted, Receiver, TooLarge, version_of
 from collectors.signals import Signals
 from collectors.spans import SpanStore, log_rows, span_rows
@@ -40,6 +42,8 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 # A profile takes some kB a column: this is a thousand columns, and far less to build than a body of events.
 MAX_PROFILE_BYTES = 16 * 1024 * 1024
 MAX_BATCH_ID = 200
+# Labelled predictions of a release in one answer.
+MAX_LABEL_ROWS = 2_000
 # Committed batches that may wait to be measured; beyond, senders are asked to come again.
 MAX_WAITING = 2_000
 # Bodies above this are parsed off the event loop.
@@ -62,6 +66,7 @@ class Intake:
     references: References
     aside: KeptAside
     quarantine: Quarantine
+    release_labels: ReleaseLabels
     spans: SpanStore
     pushes: PushGroups
     receiver: Receiver
@@ -90,6 +95,7 @@ class Intake:
                     self._answered("quarantine", self.source),
                     methods=["GET", "PUT", "DELETE"],
                 ),
+                Route("/v1/releases/{model}/labels", self.labels_of_release),
                 push,
                 self._write_route(),
                 Route("/health/live", self.live),
@@ -174,6 +180,15 @@ class Intake:
             change = self.quarantine.put if request.method == "PUT" else self.quarantine.lift
             await asyncio.wrap_future(change(source))
         return JSONResponse({"model": model, "sources": [one.to_json() for one in self.quarantine.sources(model)]})
+
+    async def labels_of_release(self, request: Request) -> Response:
+        """The labelled predictions of a release or a shadow, behind the number that the reader has read up to."""
+        model, query = request.path_params["model"], dict(request.query_params)
+        try:
+            body = await asyncio.to_thread(self.release_labels.view, model, query, MAX_LABEL_ROWS)
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return Response(msgspec.json.encode(body), media_type="application/json")
 
     async def push(self, request: Request) -> Response:
         # The raw path: a slash inside a value is sent percent-encoded, and must not split it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -27,6 +28,7 @@ from collectors.measure_settings import MeasureSettings
 from collectors.profiles import Expected, ProfileBatch
 from collectors.quality import Observed, QualityMonitor, Schema, SchemaEdit
 from collectors.references import Reference, Standing
+from collectors.releases import ReleaseLabels, ReleasePredictions
 from collectors.scores import PerformanceEstimator
 from collectors.scoring import Scoring
 from collectors.signals import Signals
@@ -36,7 +38,7 @@ from observability import names
 from observability.profile import Profile
 
 Clock = Callable[[], float]
-EVIDENCE, ESTIMATOR = "evidence", "estimator"
+EVIDENCE, ESTIMATOR, RELEASES = "evidence", "estimator", "releases"
 # Predictions are rows found in the lake, for the label join alone.
 Kind = Literal["events", "labels", "profiles", "predictions"]
 Content: TypeAlias = pa.Table | ProfileBatch
@@ -59,6 +61,7 @@ class Measures:
         clock: Clock,
         keep: Keep,
         quality: QualityMonitor | None = None,
+        labels: ReleaseLabels | None = None,
     ) -> None:
         self.settings = settings
         self.quality = quality or QualityMonitor(settings.windows.window_seconds, keep=lambda _: None)
@@ -67,7 +70,10 @@ class Measures:
         self._clock = clock
         self._lock = threading.RLock()
         seconds, kept = settings.windows.window_seconds, settings.history_windows
-        self.scoring = Scoring(settings.join, seconds, kept, signals, self._lock, self.windows.closed_until)
+        closed_until = self.windows.closed_until
+        self.scoring = Scoring(settings.join, seconds, kept, signals, self._lock, closed_until, labels)
+        self._labels = labels
+        self._predictions = ReleasePredictions()
         self._unsaved = Unsaved(keep)
         self._position = 0
         self._history = History(seconds, settings.judged_windows, kept)
@@ -158,6 +164,8 @@ class Measures:
             for (kind, model, version), body in standing.states.items():
                 if kind == ESTIMATOR:
                     self.scoring.set_estimator((model, version), PerformanceEstimator.from_json(body), kept=True)
+            self._predictions.restore({key[1]: body for key, body in standing.states.items() if key[0] == RELEASES})
+            self._publish_predictions({model: self._predictions.values(model) for model in self._predictions.models()})
             self._position = standing.position
 
     def apply(self, kind: Kind, content: Content, position: int | None = None, *, counted: bool = True) -> None:
@@ -173,7 +181,7 @@ class Measures:
         with self._lock:
             now = self._clock()
             self._judge(self._amended(now), now)
-            return self._position, self._unsaved.settle(self._position, self.windows.times())
+            return self._position, self._settle()
 
     def replay(self, events: pa.Table, times: ModelTime) -> None:
         """Takes in a model's rows of the lake after a restart: those of windows not closed yet are measured again.
@@ -214,6 +222,8 @@ class Measures:
             for model in self.quality.models():
                 self._signals.publish(("traffic", model), traffic_values(self.quality, model, now))
             scored = self._score(now)
+            if self._labels is not None:
+                self._labels.flush()
             return bool(self._forget_silent(now) or closed or amended or scored)
 
     def _check(self, parts: Sequence[tuple[str, str, pa.Table]], *, counted: bool) -> None:
@@ -245,7 +255,30 @@ class Measures:
         self._unsaved.add(panes, {(EVIDENCE, *key): state for key, state in self._evidence.take_changed().items()})
         for key in dict.fromkeys((pane.model, pane.version) for pane in panes):
             self._publish(key, now)
-        self._unsaved.settle(self._position, self.windows.times())
+        self._settle()
+
+    def _settle(self) -> Future[None]:
+        """Hands on what is not durable yet; predictions of releases are shown once they are."""
+        if self._labels is not None:
+            self._labels.flush()
+        states, values = self._predictions.take_changed()
+        self._unsaved.add((), {(RELEASES, model, ""): state for model, state in states.items()})
+        committed = self._unsaved.settle(self._position, self.windows.times())
+        if values:
+            committed.add_done_callback(partial(self._shown, values))
+        return committed
+
+    def _shown(self, values: Mapping[str, list[Value]], committed: Future[None]) -> None:
+        with self._lock:
+            if committed.cancelled() or committed.exception() is not None:
+                self._predictions.changed_again(list(values))
+            else:
+                self._publish_predictions(values)
+
+    def _publish_predictions(self, values: Mapping[str, list[Value]]) -> None:
+        for model, found in values.items():
+            self._signals.publish(("releases", model), found)
+            self._active_at["releases", model] = self._clock()
 
     def _publish(self, key: Key, now: float) -> None:
         latest = self._history.latest(key)
@@ -288,6 +321,8 @@ class Measures:
                 self.scoring.mark(key)
             if counted:
                 self._count_rows(added, names.EVENT_ROWS)
+            for part in parts:
+                self._predictions.add(*part)
             self._check(parts, counted=counted)
 
     def _apply_profile(self, batch: ProfileBatch, now: float, counted: bool) -> None:

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from collectors.drift.bins import Counts
+from collectors.routed import Routing, routed
 from collectors.scores import LabelledRow, LabelledWindows, classification_scores, regression_scores
 from collectors.windows import LATENCY_EDGES, Key, Pane, by_version
 from observability.events import PREDICTION
@@ -20,6 +22,7 @@ from observability.events import PREDICTION
 Floats = npt.NDArray[np.float64]
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
+SHADOW, STABLE = "shadow", "stable"
 
 
 def latency_quantile(counts: Counts, q: float) -> float:
@@ -70,12 +73,32 @@ class Joined:
     unmatched: Mapping[str, list[str]]
 
 
+class LabelSink(Protocol):
+    """Who is told of labelled predictions of releases and shadows; again, too, when a label comes again."""
+
+    def arm(self, model: str, version: str, id_: str, routing: Routing, prediction: float, label: float) -> None:
+        """A prediction of an arm."""
+
+    def pair(
+        self, model: str, version: str, id_: str, routing: Routing, prediction: float, other: float, label: float
+    ) -> None:
+        """A shadow's prediction, and what the stable version answered to the same request."""
+
+
+_Predicted: TypeAlias = tuple[int, float, Routing | None]
+
+
 @dataclass(slots=True)
 class _Version:
-    """One version's predictions that wait for labels, and its labelled ones: id -> (time, prediction[, label, …])."""
+    """One version's predictions that wait for labels, and its labelled ones.
 
-    predictions: OrderedDict[str, tuple[int, float]]
+    By id: (time, prediction, what the router chose), and (time, prediction, label, the label's time). `shadow` says
+    that it has answered as a shadow.
+    """
+
+    predictions: OrderedDict[str, _Predicted]
     labelled: dict[str, tuple[int, float, float, int]]
+    shadow: bool = False
 
 
 class LabelJoin:
@@ -83,12 +106,18 @@ class LabelJoin:
 
     A version's scores are a function of its last `scored_rows` labelled predictions by (time, id), so they do not
     depend on the order in which anything came and equal a batch computation over the same rows. Every row that is
-    joined, again or anew, goes to `windows`, too. Not thread-safe.
+    joined, again or anew, goes to `windows`, too, and those of releases and shadows to `sink`. Not thread-safe.
     """
 
-    def __init__(self, settings: JoinSettings | None = None, windows: LabelledWindows | None = None) -> None:
+    def __init__(
+        self,
+        settings: JoinSettings | None = None,
+        windows: LabelledWindows | None = None,
+        sink: LabelSink | None = None,
+    ) -> None:
         self.settings = settings or JoinSettings()
         self.windows = windows
+        self._sink = sink
         self._versions: dict[Key, _Version] = {}
         self._waiting: dict[str, OrderedDict[str, tuple[float, int]]] = {}
 
@@ -100,8 +129,9 @@ class LabelJoin:
                 continue
             ids = part.column("id").to_pylist()
             times = part.column("time").cast(pa.int64()).to_pylist()
-            state = self._version((model, version))
-            _remember(state.predictions, ids, list(zip(times, values.tolist(), strict=True)))
+            state, found = self._version((model, version)), routed(part)
+            state.shadow = state.shadow or any(routing.arm == SHADOW for routing in found.routings)
+            _remember(state.predictions, ids, list(zip(times, values.tolist(), found.rows(), strict=True)))
             self._join_waiting((model, version), state, ids)
             while len(state.predictions) > self.settings.remembered_rows:
                 state.predictions.popitem(last=False)
@@ -149,16 +179,42 @@ class LabelJoin:
                 found = True
         return found
 
-    def _keep(
-        self, key: Key, state: _Version, id_: str, prediction: tuple[int, float], label: float, time: int
-    ) -> None:
+    def _keep(self, key: Key, state: _Version, id_: str, found: _Predicted, label: float, time: int) -> None:
+        at, prediction, routing = found
         if self.windows is not None:
-            self.windows.put(*key, (id_,), (LabelledRow(*prediction, label, time),))
+            self.windows.put(*key, (id_,), (LabelledRow(at, prediction, label, time),))
         old = state.labelled.get(id_)
-        if math.isfinite(prediction[1]) and (old is None or (time, label) >= (old[3], old[2])):
-            state.labelled[id_] = (*prediction, label, time)
+        if math.isfinite(prediction) and (old is None or (time, label) >= (old[3], old[2])):
+            state.labelled[id_] = (at, prediction, label, time)
+        if self._sink is not None and routing is not None and math.isfinite(prediction):
+            self._tell(self._sink, key, id_, routing, prediction, label)
         if len(state.labelled) > 2 * self.settings.scored_rows:
             state.labelled = dict(self._latest(state))
+
+    def _tell(self, sink: LabelSink, key: Key, id_: str, routing: Routing, prediction: float, label: float) -> None:
+        """Tells of an arm's labelled prediction, and of the pairs that it makes, whichever half came last."""
+        model, version = key
+        if routing.arm == SHADOW:
+            answers = self._of_arm(model, id_, STABLE)
+            for _, (_, other, _) in answers[:1]:
+                sink.pair(model, version, id_, routing, prediction, other, label)
+            return
+        sink.arm(model, version, id_, routing, prediction, label)
+        if routing.arm == STABLE:
+            for shadow, (_, copied, how) in self._of_arm(model, id_, SHADOW):
+                if how is not None:
+                    sink.pair(model, shadow, id_, how, copied, prediction, label)
+
+    def _of_arm(self, model: str, id_: str, arm: str) -> list[tuple[str, _Predicted]]:
+        """The versions whose prediction of the id is that arm's, with it."""
+        found = []
+        for (name, version), state in self._versions.items():
+            if name != model or (arm == SHADOW and not state.shadow):
+                continue
+            known = state.predictions.get(id_)
+            if known is not None and known[2] is not None and known[2].arm == arm and math.isfinite(known[1]):
+                found.append((version, known))
+        return found
 
     def _latest(self, state: _Version) -> list[tuple[str, tuple[int, float, float, int]]]:
         ordered = sorted(state.labelled.items(), key=lambda item: (item[1][0], item[0]))
@@ -183,7 +239,7 @@ class LabelJoin:
                 self._keep(key, state, id_, state.predictions[id_], *label)
 
 
-def _remember(known: OrderedDict[str, tuple[int, float]], ids: list[str], rows: list[tuple[int, float]]) -> None:
+def _remember(known: OrderedDict[str, _Predicted], ids: list[str], rows: list[_Predicted]) -> None:
     """Adds predictions; of one id the earliest is kept, as the lake's reader does."""
     if len(set(ids)) == len(ids) and known.keys().isdisjoint(ids):
         known.update(zip(ids, rows, strict=True))

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from observability.events import PREDICTION, TIME
 
-JOIN_COLUMNS = ("id", "time", "model", "version")
+JOIN_COLUMNS = ("id", "time", "model", "version", "arm", "release", "propensity")
 
 
 def models_of(lake: Path, kind: str = "events") -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from collectors.computed import Value, performance_values, score_values
-from collectors.performance import JoinSettings, LabelJoin, predictions_of, scores
+from collectors.performance import JoinSettings, LabelJoin, LabelSink, predictions_of, scores
 from collectors.scores import (
     LabelledWindow,
     LabelledWindows,
@@ -39,10 +39,11 @@ class Scoring:
         signals: Signals,
         lock: threading.RLock,
         closed_until: ClosedUntil,
+        sink: LabelSink | None = None,
     ) -> None:
         self.scored = LabelledWindows(window_seconds, history_windows)
         self.performance = PerformanceMonitor(self.scored)
-        self.join = LabelJoin(join, self.scored)
+        self.join = LabelJoin(join, self.scored, sink)
         self._waiting_labels = join.waiting_labels
         self._signals = signals
         self._lock = lock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector as FamilySource
 
@@ -80,12 +80,11 @@ class _Computed(FamilySource):
         return []
 
     def collect(self) -> Iterator[Family]:
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for values in self.values().values():
             for value in values:
                 metric = value.metric
-                family = families.setdefault(
-                    metric.name, GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-                )
+                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                family = families.setdefault(metric.name, kind(metric.name, metric.help, labels=metric.labels))
                 family.add_metric([value.labels[label] for label in metric.labels], value.value)
         yield from families.values()

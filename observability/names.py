@@ -157,6 +157,11 @@ RELEASE_UNITS = _counter(
     "Units seen for the first time in a release, where units keep their arm; requests without one count each.",
     "model", "release", "candidate", "baseline", "arm", "propensity",
 )  # fmt: skip
+RELEASE_PREDICTIONS = _counter(
+    "release_predictions_total",
+    "Predictions of a release's arms by bin, and logged routing probability of the canary; computed by the collector.",
+    "model", "release", "candidate", "baseline", "arm", "propensity", "bin",
+)  # fmt: skip   # bin: 0 to 10, quantiles of the release's first predictions; 11: no number
 TRAFFIC_STICKY = _gauge("traffic_sticky", "1 while a unit's requests keep their arm of a release.", "model")
 EXPERIMENT_REQUESTS = _counter(
     "experiment_requests_total",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -19,6 +18,8 @@ from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from httpx._transports import default as transports
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
+
+from trimtab.ports import free_port
 
 # The machines that run them may be busy.
 settings.register_profile("trimtab", deadline=None)
@@ -100,9 +101,7 @@ def postgresql_server() -> Iterator[str]:
     programs = _postgresql_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # Not under pytest's folder: PostgreSQL refuses to run as root, and nobody else may enter that.
     folder = Path(tempfile.mkdtemp(prefix="trimtab-postgresql-"))
     user = "postgres" if os.geteuid() == 0 else None

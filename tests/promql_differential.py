@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from promql_random import END, Labels, Points, Query, open_metrics
 
 from collectors.query import Engine, Matrix, PrometheusClient, QueryError, Result, Scalar, String
 from collectors.store import Store
+from trimtab.ports import free_port
 
 RELATIVE = 1e-9
 # The variance of large numbers, taken along as 2.42 does, depends on the order of the series.
@@ -55,9 +55,7 @@ def running_prometheus(folder: Path, series: Sequence[tuple[Labels, Points]]) ->
     (folder / "p.yml").write_text("global: {scrape_interval: 1h}\n")
     make_blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "samples.txt", "data"]
     subprocess.run(make_blocks, cwd=folder, check=True, capture_output=True, timeout=120)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         "prometheus", "--config.file=p.yml", "--storage.tsdb.path=data", "--storage.tsdb.retention.time=100y",
         f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ import httpx
 import msgspec
 import psutil
 
+from trimtab.ports import free_port, is_free
 from trimtab.settings import Settings, dump
 
 PID_FILE = "stack.pid"
@@ -222,25 +222,19 @@ def owner(data: Path) -> int | None:
 def with_free_ports(settings: Settings, *, anywhere: bool = False) -> tuple[Settings, list[str]]:
     """The settings with each taken port replaced by a free one, and a line about each replacement.
 
-    With `anywhere` every port is one that the system gives, so that two stacks that start at once do not meet.
+    With `anywhere` every port is one drawn at random, so that two stacks that start at once do not meet.
     """
     notes: list[str] = []
     host = settings.trimtab.host
     taken: set[int] = set()
 
     def port(name: str, wanted: int) -> int:
-        if not anywhere and wanted not in taken and _is_free(host, wanted):
-            taken.add(wanted)
-            return wanted
-        while True:
-            with socket.socket() as probe:
-                probe.bind((host, 0))
-                chosen = int(probe.getsockname()[1])
-            if chosen not in taken:
-                taken.add(chosen)
-                if not anywhere:
-                    notes.append(f"port {wanted} is in use: {name} listens on {chosen}")
-                return chosen
+        free = not anywhere and wanted not in taken and is_free(host, wanted)
+        chosen = wanted if free else free_port(host, taken)
+        taken.add(chosen)
+        if not free and not anywhere:
+            notes.append(f"port {wanted} is in use: {name} listens on {chosen}")
+        return chosen
 
     replace = msgspec.structs.replace
     collector = replace(
@@ -255,16 +249,6 @@ def with_free_ports(settings: Settings, *, anywhere: bool = False) -> tuple[Sett
         serving=replace(settings.serving, port=port("serving", settings.serving.port)),
         dashboard=replace(settings.dashboard, port=port("the dashboard", settings.dashboard.port)),
     ), notes
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-        return True
 
 
 @contextmanager

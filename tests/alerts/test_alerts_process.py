@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,15 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from trimtab.ports import free_port
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 RELEASE = 'model="m",release="m-1",candidate="2",baseline="1"'
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 def wait_until(true: Callable[[], Any], seconds: float = 120.0) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,14 +10,14 @@ from typing import Any
 
 import httpx
 
+from trimtab.ports import free_port
+
 
 class Prometheus:
     """One that runs until `close`."""
 
     def __init__(self, folder: Path, config: Path, *arguments: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.log = folder / "prometheus.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -31,7 +30,7 @@ class Prometheus:
                 ],
                 stderr=log,
             )
-        self.client = httpx.Client(base_url=f"http://{self.address}", timeout=30)
+        self.client = httpx.Client(base_url=f"http://{self.address}", timeout=60)
 
     def until(self, seen: Callable[[], Any], seconds: float = 60) -> Any:
         """What `seen` gives as soon as it is true."""

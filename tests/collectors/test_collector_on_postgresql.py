@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 
 from observability.events import to_ipc
 from observability.profile import Profile
+from trimtab.ports import free_port
 
 pytestmark = pytest.mark.slow
 PROGRAM = """
@@ -75,10 +75,7 @@ class Process:
 @pytest.fixture
 def process(tmp_path: Path, postgresql_url: str) -> Iterator[Process]:
     (tmp_path / "p.yml").write_text("scrape_configs: [{job_name: before}]\n")
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        intake, query = (listening.getsockname()[1] for listening in sockets)
-    made = Process(tmp_path, postgresql_url, (intake, query))
+    made = Process(tmp_path, postgresql_url, (free_port(), free_port()))
     yield made
     made.close()
 

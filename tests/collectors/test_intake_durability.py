@@ -19,6 +19,7 @@ import pytest
 
 from observability.events import to_ipc
 from observability.lake import read_events
+from trimtab.ports import free_port
 
 pytestmark = pytest.mark.slow
 Events = Callable[..., pa.RecordBatch]
@@ -65,8 +66,7 @@ class Service:
 
 @pytest.fixture
 def ports() -> tuple[int, int]:
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        return one.getsockname()[1], two.getsockname()[1]
+    return free_port(), free_port()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from collectors.query import (
     Vector,
 )
 from collectors.store import Store
+from trimtab.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -183,9 +183,7 @@ def prometheus(series: Series, tmp_path_factory: pytest.TempPathFactory) -> Iter
     (folder / "p.yml").write_text("global: {scrape_interval: 1h}\n")
     make_blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "samples.txt", "data"]
     subprocess.run(make_blocks, cwd=folder, check=True, capture_output=True, timeout=60)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         "prometheus", "--config.file=p.yml", "--storage.tsdb.path=data", "--storage.tsdb.retention.time=100y",
         f"--web.listen-address=127.0.0.1:{port}", "--log.level=error",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from dashboards import DashboardConfig, command
 from dashboards.testing import FakeStack, browser, walk
 from dashboards.testing.story import MODEL
+from trimtab.ports import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +35,7 @@ def stack() -> Iterator[FakeStack]:
 @pytest.fixture(scope="module")
 def dashboard(stack: FakeStack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a dashboard that looks at the stack."""
-    config = stack.config(port=_free_port(), refresh_seconds=REFRESH_SECONDS)
+    config = stack.config(port=free_port(), refresh_seconds=REFRESH_SECONDS)
     yield from _served(config, tmp_path_factory.mktemp("dashboard"))
 
 
@@ -49,12 +49,6 @@ def _served(config: DashboardConfig, folder: Path) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=60)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def _await_health(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -72,7 +66,7 @@ def test_no_page_has_an_error_box_a_notice_or_a_console_error(dashboard: str) ->
 
 
 def test_the_walk_sees_a_service_that_is_away(stack: FakeStack, tmp_path: Path) -> None:
-    config = replace(stack.config(port=_free_port()), alerts_url=f"http://127.0.0.1:{_free_port()}")
+    config = replace(stack.config(port=free_port()), alerts_url=f"http://127.0.0.1:{free_port()}")
     for url in _served(config, tmp_path):
         problems = walk(url, pages=("", "alerts"), menu=False, settle_seconds=1.0)
 

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from trimtab.ports import free_port
+
 
 @dataclass
 class Received:
@@ -28,7 +30,7 @@ class Receiver:
     requests: list[Received] = field(default_factory=list)
     accepted: list[Received] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
-    port: int = 0
+    port: int = field(default_factory=free_port)
     num_connections: int = 0
     server: ThreadingHTTPServer | None = None
 
@@ -39,7 +41,6 @@ class Receiver:
     def start(self) -> None:
         self.server = _Server(("127.0.0.1", self.port), _Handler)
         self.server.receiver = self
-        self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def kill(self) -> None:
@@ -52,7 +53,7 @@ class Receiver:
                 connection.shutdown(socket.SHUT_RDWR)
         self.server = None
 
-    def wait_for_requests(self, number: int, timeout: float = 20.0) -> None:
+    def wait_for_requests(self, number: int, timeout: float = 60.0) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: len(self.requests) >= number, timeout), f"got {len(self.requests)}"
 

@@ -48,6 +48,7 @@ from training.federated import (
 )
 from training.federated.aggregation import clipped, krum, median, trimmed_mean, weighted_mean
 from training.federated.protocol import signed_bytes
+from trimtab.ports import free_port
 
 LARGE = LocalPlan(steps=1, batch_size=0, learning_rate=0.5)
 
@@ -409,9 +410,7 @@ def test_over_http_only_signed_requests_of_enrolled_clients_are_heard(service):
 @pytest.mark.slow
 def test_a_server_killed_in_the_middle_makes_the_same_model(tmp_path: Path):
     """Clients over HTTP through a kill -9 of the server: bit for bit what an undisturbed federation makes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
 
     def start() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "tests.training.toy_federation", str(tmp_path / "killed"), port]

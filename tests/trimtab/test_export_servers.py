@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import msgspec
 import pytest
 import yaml
 
+from trimtab.ports import free_port
 from trimtab.settings import ActionSettings, General, Settings, dump
 from trimtab.stack import running, with_free_ports
 
@@ -30,16 +30,6 @@ pytestmark = [
         not (ALERTMANAGER and shutil.which("prometheus")), reason="Prometheus or Alertmanager is not installed"
     ),
 ]
-
-
-def _free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _until(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
@@ -80,7 +70,7 @@ def test_an_action_comes_from_the_collector_by_way_of_a_real_prometheus_and_aler
     settings, _ = with_free_ports(own, anywhere=True)
     path = tmp_path / "trimtab.toml"
     path.write_text(dump(settings))
-    prometheus_port, alertmanager_port = _free_ports(2)
+    prometheus_port, alertmanager_port = free_port(), free_port()
     query, alertmanager = f"http://127.0.0.1:{prometheus_port}", f"127.0.0.1:{alertmanager_port}"
     trimtab("export", "prometheus", tmp_path / "p", "--alertmanager", alertmanager, "--settings", path)
     trimtab("export", "alertmanager", tmp_path / "am", "--settings", path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from training.federated import FederatedClient, OverHttp, Setup, tabular_learner
 from trimtab.cli import cli
 from trimtab.commands.federated import psi_by_column
 from trimtab.commands.models import registry as registry_of
+from trimtab.ports import free_port
 from trimtab.settings import load
 
 
@@ -59,9 +59,7 @@ def test_learning_online_goes_on_where_it_was_and_says_what_it_learned(settings_
 
 @pytest.mark.slow
 def test_a_federation_of_two_files_makes_a_version_that_the_gate_passes(settings_file: Path, tmp_path: Path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     (tmp_path / "clients.txt").write_text("# two airports\njfk secret-1\nlga secret-2\n")
     taken: dict[str, int] = {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from starlette.routing import Route as Path_
 from alerts.notifications import Alertmanager, AlertmanagerApi, read_configuration
 from alerts.schema import open_database
 from tests.loopback import Quiet, served
+from trimtab.ports import free_port
 
 
 @dataclass
@@ -65,12 +65,6 @@ def webhooks() -> Iterator[Webhooks]:
 
     with served(Handler) as state.url:
         yield state
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _until_ready(url: str, path: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.alerts.notifications.conftest import free_port
+from trimtab.ports import free_port
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]

@@ -23,7 +23,7 @@ from alerts.notifications.forwarder import Forwarder
 from alerts.service import AlertsService
 from observability import names
 from observability.metrics import Metrics
-from tests.alerts.notifications.conftest import free_port
+from trimtab.ports import free_port
 
 RULES = """
 groups:

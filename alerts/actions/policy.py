@@ -203,6 +203,8 @@ def _release_conflict(proposal: Proposal, history: Sequence[Action]) -> str:
         return ""
     for past in history:
         ended = past.action in (ROLLBACK, PROMOTE)
+        if past.action == PROMOTE and proposal.planned and proposal.action in (ROLLBACK, STEP):
+            continue  # its policy watches what it promoted, and takes it back
         if ended and past.release == proposal.release and past.state in _HAPPENED:
             done = {ROLLBACK: "rolled back", PROMOTE: "promoted"}[past.action]
             return f"release {proposal.release} was {done} by action {past.id}"

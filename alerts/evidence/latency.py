@@ -119,11 +119,10 @@ class Pace:
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Pace:
         """Of its fields as JSON has them. KeyError or TypeError when they are none."""
-        given = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+        given: dict[str, Any] = {name: _untouched(value) for name, value in body.items()}
         given["wealth"] = tuple([tuple(row) for row in body["wealth"]])
         if (waiting := body["waiting"]) is not None:
-            fields = waiting.items()
-            given["waiting"] = Slow(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+            given["waiting"] = Slow(**{name: _untouched(value) for name, value in waiting.items()})
         return Pace(**given)
 
     def _bet(
@@ -168,6 +167,11 @@ class Pace:
             requests=self.requests if requests is None else requests, above=self.above if above is None else above,
             looks=self.looks, slow=self.slow,
         )  # fmt: skip
+
+
+def _untouched(value: Any) -> Any:
+    """A list of JSON as the tuple that it was."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _pooled(parts: Sequence[Slow], bounds: int) -> Slow:

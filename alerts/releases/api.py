@@ -8,10 +8,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from alerts.evidence.verdict import bounded_exp
 from alerts.releases.controller import ReleaseController, UnknownRelease
 from alerts.releases.decisions import NotNow
 from alerts.releases.policy import named
-from alerts.releases.walk import Walk
+from alerts.releases.walk import Phase, Walk
 from alerts.releases.walk_store import InProgress
 
 STATUS: dict[type[Exception], int] = {UnknownRelease: 404, InProgress: 409, NotNow: 409}
@@ -90,6 +91,8 @@ def walk_json(walk: Walk) -> dict[str, Any]:
         "step": walk.step + 1,
         "steps": [named(step) for step in walk.policy.steps],
         "place": walk.place,
+        "promoted_at": walk.promoted_at,
+        "watch": None if walk.watch is None else watch_json(walk),
         "share": walk.share,
         "held": None if walk.held is None else walk.held.value,
         "paused": walk.paused,
@@ -101,6 +104,23 @@ def walk_json(walk: Walk) -> dict[str, Any]:
         "policy": walk.policy.digest,
         "blessing": None if walk.blessing is None else walk.blessing.to_json(),
         "conclusion": None if walk.conclusion is None else dict(walk.conclusion),
+    }
+
+
+def watch_json(walk: Walk) -> dict[str, Any]:
+    """A walk's watch as the API shows it: the evidence by check, what an alarm needs, and both arms' counts."""
+    watch, policy, after = walk.watch, walk.policy.verdict, walk.policy.after_promotion
+    assert watch is not None
+    counts = watch.counts
+    return {
+        "beside": watch.beside.value,
+        "hold_back": after.hold_back if after else 0.0,
+        "until": walk.entered_at + after.seconds if after and walk.phase is Phase.GUARDING else None,
+        "evidence": bounded_exp(watch.log_evidence(policy)),
+        "alarm_at": after.threshold if after and walk.promoted else None,
+        "checks": {check: bounded_exp(value) for check, value in watch.log_harm(policy).items()},
+        "requests": {"candidate": counts.canary_requests, "other": counts.stable_requests},
+        "errors": {"candidate": counts.canary_errors, "other": counts.stable_errors},
     }
 
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from alerts.actions import ADVANCE, PROMOTE, ROLLBACK, Action, ActionState, NotWaiting
 from alerts.evidence import Judgement, VerdictPolicy
-from alerts.querier import Querier, QueryError
+from alerts.querier import Querier, QueryError, Sample
 from alerts.releases import decisions
 from alerts.releases.blessing import Blessing, bless
 from alerts.releases.explain import explained
@@ -30,8 +30,11 @@ from alerts.releases.policy_watch import PolicyWatch
 from alerts.releases.progress import advance
 from alerts.releases.serving_eyes import EyesShut
 from alerts.releases.sight import Judged, Page, Seen, queries, readings
+from alerts.releases.step_evidence import beside
 from alerts.releases.walk import ENDED, Ask, Phase, Walk, asked, wish
 from alerts.releases.walk_store import WalkStore
+from alerts.releases.watch import Watched
+from alerts.releases.watch_readings import watch_queries, watched
 from alerts.states import Alert
 from observability.metrics import Metrics
 
@@ -258,6 +261,7 @@ class ReleaseController:
             page=page,
             judged=None if judgement is None else Judged.of(judgement),
             readings=self._readings(walk, now),
+            watched=self._watched(walk, now),
             action=None if ask is None else self._actor.known(ask.key),
             blessing=self._blessing(walk, body, now) if walk.phase is Phase.BLESSING and body else None,
         )
@@ -271,14 +275,23 @@ class ReleaseController:
         if kind is None:
             return None
         disagreement = step.disagreement if isinstance(step, ShadowStep) else 0.0
-        asks = queries(walk.model, walk.version, kind, disagreement=disagreement)
+        answers = self._answers(walk, queries(walk.model, walk.version, kind, disagreement=disagreement), now)
+        return None if answers is None else readings(answers)
+
+    def _watched(self, walk: Walk, now: float) -> Watched | None:
+        kind = beside(walk)
+        answers = None if kind is None else self._answers(walk, watch_queries(walk, kind), now)
+        return None if kind is None or answers is None else watched(walk, kind, answers)
+
+    def _answers(self, walk: Walk, asks: Sequence[str], now: float) -> list[Sequence[Sample]] | None:
+        """The store's answers to all of them, or none."""
         try:
             answers = self._querier.instants(asks, now)
         except QueryError as error:
             log.debug("the store cannot be asked about %s: %s", walk.model, error)
             return None
         good = [answer for answer in answers if not isinstance(answer, QueryError)]
-        return readings(good) if len(good) == len(asks) else None
+        return good if len(good) == len(asks) else None
 
     def _blessing(self, walk: Walk, body: Mapping[str, Any], now: float) -> Blessing | None:
         policy = walk.policy.blessing

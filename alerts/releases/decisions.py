@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from alerts.releases.guard import concluded, promoted
 from alerts.releases.policy import CanaryStep
 from alerts.releases.progress import enter, onwards, rolled
 from alerts.releases.sight import Seen
@@ -17,10 +18,12 @@ class NotNow(ValueError):
 def approved(walk: Walk, seen: Seen, actor: str, override: str = "") -> Walk:
     """A person lets a held release go on. Raises NotNow.
 
-    A blessing that is open needs a reason to be overridden. From a deadline it goes on to the next step: that is this
-    person's decision, not the evidence's. Proved harm is not approved.
+    A watch after the promotion ends. A blessing that is open needs a reason to be overridden. From a deadline it goes
+    on to the next step: that is this person's decision, not the evidence's. Proved harm is not approved.
     """
     _not_over(walk)
+    if walk.phase is Phase.GUARDING and seen.page is not None:
+        return concluded(replace(walk, actor=actor, paused=""), seen, actor)
     if walk.phase is not Phase.HELD or walk.held is None:
         raise NotNow(f"the release waits for nobody: it is {walk.phase.value} at {walk.place}")
     if walk.held is Held.HARM:
@@ -61,8 +64,12 @@ def resumed(walk: Walk, seen: Seen, actor: str) -> Walk:
         return replace(walk, paused="")
     if seen.page is None:
         raise NotNow("serving does not answer, so what is in force is not known: try again later")
+    if walk.phase is Phase.GUARDING or (walk.promoted and walk.phase in ACTING):
+        return replace(walk, paused="")
     walk = replace(walk, paused="", held=None, actor=actor)
     page = seen.page
+    if walk.promoted:
+        return promoted(walk, seen, f"{actor} let it go on")
     if not walk.live:
         shared = page.shadows.get(walk.version, 0.0)
         if walk.shadowed and shared > 0:
@@ -91,7 +98,7 @@ def aborted(walk: Walk, seen: Seen, actor: str, reason: str = "") -> Walk:
 def _watched(walk: Walk, seen: Seen) -> Walk:
     assert seen.page is not None
     return replace(
-        walk, phase=Phase.WATCHING, entered_at=seen.now, mark=-1.0, totals=(), counted=False, tries=0,
+        walk, phase=Phase.WATCHING, entered_at=seen.now, mark=-1.0, totals=(), counted=False, watch=None, tries=0,
         generation=seen.page.generation,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alerts.actions import Action, ActionState
 from alerts.durations import format_duration
+from alerts.releases.guard import standing
 from alerts.releases.policy import HoldStep, named
 from alerts.releases.sight import Seen
 from alerts.releases.step_evidence import needs
@@ -35,6 +36,8 @@ def explained(walk: Walk, seen: Seen) -> list[str]:
         told.append("Serving loads the version and tries it; no request reaches it yet.")
     elif walk.phase in ACTING:
         told.append(_acting(walk, seen))
+    elif walk.phase is Phase.GUARDING:
+        told += _guarding(walk, seen)
     else:
         lacking = needs(walk, seen)
         told += [f"It still needs {need}." for need in lacking]
@@ -44,6 +47,8 @@ def explained(walk: Walk, seen: Seen) -> list[str]:
         told += _deadline(walk, seen)
     if seen.page is None and walk.phase is not Phase.HELD:
         told.append("Serving does not answer at present: nothing follows from that.")
+    if walk.promoted:
+        return told
     rest = walk.policy.steps[walk.step + 1 :]
     told.append(f"After this: {', '.join([*(named(step) for step in rest), _end(walk)])}.")
     return told
@@ -81,7 +86,23 @@ def _end(walk: Walk) -> str:
     kinds = {type(step).__name__ for step in walk.policy.steps}
     if "ExperimentStep" in kinds:
         return "all traffic back to stable"
-    return "the end" if "SwitchStep" in kinds else "promotion"
+    end = "the end" if "SwitchStep" in kinds else "promotion"
+    after = walk.policy.after_promotion
+    return f"{end}, and {format_duration(round(after.seconds))} of watching it" if after else end
+
+
+def _guarding(walk: Walk, seen: Seen) -> list[str]:
+    after = walk.policy.after_promotion
+    assert after is not None
+    what = "nothing is held back, so it is compared with what the version before did"
+    if after.hold_back:
+        what = f"{after.hold_back * 100:.4g} % of the requests stay with version {walk.baseline}"
+    left = _ago(max(walk.entered_at + after.seconds - seen.now, 0.0))
+    return [
+        f"It is promoted and watched for {left} more: {what}.",
+        f"So far: {standing(walk)}.",
+        f"`trimtab releases approve {walk.model}` ends the watch, `abort` takes the version back.",
+    ]
 
 
 def _compared(walk: Walk) -> list[str]:

@@ -47,4 +47,4 @@ class Gauges:
 
 
 def _number(walk: Walk) -> int:
-    return 0 if walk.phase in (Phase.BLESSING, Phase.REFUSED) else walk.step + 1
+    return 0 if walk.phase in (Phase.BLESSING, Phase.REFUSED) else walk.step + 1 + walk.promoted

@@ -111,6 +111,22 @@ class BlessingPolicy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AfterPromotion:
+    """For how long a promoted version is watched, and beside what."""
+
+    seconds: float = 3600.0
+    hold_back: float = 0.02
+    """Share of the requests that stays with the last good version; 0 compares with what that one was known to do."""
+    run_length: float = 7 * 86400.0
+    """Seconds, on average at least, from one false alarm to the next while the version is as good as the one before."""
+
+    @property
+    def threshold(self) -> float:
+        """Evidence that is an alarm, with one look a second."""
+        return self.run_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasePolicy:
     """How a model's new versions are released; without steps the shipped rules act, as they do without any policy."""
 
@@ -121,6 +137,8 @@ class ReleasePolicy:
     """Request parameter that keeps a unit on its version while there is a canary."""
     blessing: BlessingPolicy | None = field(default_factory=BlessingPolicy)
     verdict: VerdictPolicy = field(default_factory=VerdictPolicy)
+    after_promotion: AfterPromotion | None = None
+    """How a promoted version is watched; None: by the shipped rules alone."""
     freeze: tuple[TimeInterval, ...] = ()
     """While one of these holds no release gets more traffic; rollbacks happen at any time."""
     text: str = ""

@@ -17,7 +17,7 @@ models:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -30,16 +30,17 @@ from alerts.notifications import ConfigurationError
 from alerts.notifications.configuration import read_interval
 from alerts.notifications.yaml_reader import Value
 from alerts.releases.policy import (
+    AfterPromotion,
     BlessingCheck,
     BlessingPolicy,
     ReleasePolicy,
     Step,
 )
-from alerts.releases.step_file import check_order, duration, number_of, read_step, word_of
+from alerts.releases.step_file import check_order, duration, number_of, read_after_promotion, read_step, word_of
 from alerts.yaml_nodes import Problem, YamlFile, is_null
 
 T = TypeVar("T")
-_SECTIONS = ("steps", "on_failure", "sticky", "blessing", "verdict", "freeze")
+_SECTIONS = ("steps", "on_failure", "sticky", "blessing", "verdict", "after_promotion", "freeze")
 
 
 class ReleasePolicyError(ConfigurationError):
@@ -137,6 +138,9 @@ def _policy(section: Value, defaults: Mapping[str, Value], file: YamlFile, what:
         sticky=own["sticky"].attempt(Value.text, "") if "sticky" in own else "",
         blessing=blessing,
         verdict=verdict or VerdictPolicy(),
+        after_promotion=own["after_promotion"].attempt(_after_promotion(steps), None)
+        if "after_promotion" in own
+        else None,
         freeze=tuple(own["freeze"].each(read_interval)) if "freeze" in own else (),
         text=json.dumps(raw, sort_keys=True),
     )
@@ -198,6 +202,13 @@ def _blessing(value: Value, under: Value | None) -> BlessingPolicy | None:
         if check in found.require and getattr(found, limit) is None:
             value.fail(f"{check.value} is required, and there is no limit: give `{limit}`")
     return found
+
+
+def _after_promotion(steps: tuple[Step, ...]) -> Callable[[Value], AfterPromotion | None]:
+    def read(value: Value) -> AfterPromotion | None:
+        return read_after_promotion(value, steps)
+
+    return read
 
 
 def _check(value: Value) -> BlessingCheck:

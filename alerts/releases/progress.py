@@ -10,10 +10,12 @@ from dataclasses import replace
 
 from alerts.actions import Action, ActionState
 from alerts.evidence import Outcome
+from alerts.releases import guard
 from alerts.releases.blessing import Known
 from alerts.releases.policy import CanaryStep, ExperimentStep, HoldStep, ShadowStep, SwitchStep, named
 from alerts.releases.sight import Page, Seen, close
 from alerts.releases.step_evidence import compared, counted, counted_harm, needs, proved
+from alerts.releases.turns import begun, held, over
 from alerts.releases.walk import ACTING, Held, Phase, Walk
 
 _TRIES = 3
@@ -37,6 +39,8 @@ def advance(walk: Walk, seen: Seen) -> Walk:
         return _acted(walk, seen)
     if walk.paused or walk.phase is Phase.HELD:
         return walk
+    if walk.promoted:
+        return guard.guarded(walk, seen)
     if needs(walk, seen):
         return _late(walk, seen)
     return onwards(walk, seen, "")
@@ -46,39 +50,39 @@ def onwards(walk: Walk, seen: Seen, who: str) -> Walk:
     """From a step that is done to the next, to the promotion or to the end; `who` lets it, "" is the evidence."""
     because = f"{who} let it go on" if who else "the step has seen what it needs"
     if isinstance(walk.current, ShadowStep) and walk.phase is not Phase.LEAVING:
-        return _begun(walk, seen, Phase.LEAVING, f"the shadow ends: {because}")
+        return begun(walk, seen, Phase.LEAVING, f"the shadow ends: {because}")
     if isinstance(walk.current, ExperimentStep):
         return replace(
-            _begun(walk, seen, Phase.LEAVING, "the experiment is over: all traffic goes to stable"),
+            begun(walk, seen, Phase.LEAVING, "the experiment is over: all traffic goes to stable"),
             conclusion=compared(walk),
         )
     last = walk.step + 1 == len(walk.policy.steps)
     if isinstance(walk.current, SwitchStep):
-        return _over(walk, seen, Phase.PROMOTED, because)
+        return guard.promoted(walk, seen, because)
     following = None if last else walk.policy.steps[walk.step + 1]
     gives_traffic = last or not isinstance(following, HoldStep | ShadowStep)
     if gives_traffic and (seen.page is None or (walk.policy.frozen(seen.now) and not who)):
         return walk
     if last:
-        return _begun(walk, seen, Phase.PROMOTING, f"all steps are done: {because}")
+        return begun(walk, seen, Phase.PROMOTING, f"all steps are done: {because}")
     return enter(replace(walk, step=walk.step + 1), seen, f"{named(walk.current)}: {because}")
 
 
 def enter(walk: Walk, seen: Seen, reason: str) -> Walk:
     """At the begin of the walk's step."""
-    walk = replace(walk, totals=(), counted=False, mark=-1.0, entered_at=seen.now)
+    walk = replace(walk, totals=(), counted=False, mark=-1.0, watch=None, entered_at=seen.now)
     if not isinstance(walk.current, HoldStep):
-        return _begun(walk, seen, Phase.ENTERING, reason)
+        return begun(walk, seen, Phase.ENTERING, reason)
     if walk.current.seconds is None:
-        return _held(walk, Held.GATE, f"a person must approve it: {reason}")
+        return held(walk, Held.GATE, f"a person must approve it: {reason}")
     return replace(walk, phase=Phase.WATCHING, held=None, reason=reason)
 
 
 def rolled(walk: Walk, seen: Seen, reason: str) -> Walk:
     """On the way back: all traffic to stable."""
     if not walk.live and not walk.shadowed:
-        return _over(walk, seen, Phase.ROLLED_BACK, reason)
-    return _begun(walk, seen, Phase.ROLLING_BACK, reason)
+        return over(walk, seen, Phase.ROLLED_BACK, reason)
+    return begun(walk, seen, Phase.ROLLING_BACK, reason)
 
 
 # --- before traffic --------------------------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ def _blessed(walk: Walk, seen: Seen) -> Walk:
         return walk
     if seen.page is None:
         return walk
-    walk = replace(walk, blessing=seen.blessing)
+    walk = replace(walk, blessing=seen.blessing, baseline=seen.page.stable)
     verdict = Known.PASSED if walk.blessing is None else walk.blessing.verdict
     if verdict is Known.PASSED or (walk.override and walk.blessing is not None and walk.blessing.may_be_overridden):
         why = "no blessing is asked for" if walk.blessing is None else f"blessed: {walk.blessing.reason}"
@@ -102,8 +106,8 @@ def _blessed(walk: Walk, seen: Seen) -> Walk:
         return enter(walk, seen, why)
     assert walk.blessing is not None
     if verdict is Known.FAILED:
-        return _over(walk, seen, Phase.REFUSED, f"not blessed: {walk.blessing.reason}")
-    return _held(walk, Held.BLESSING, f"the blessing is open: {walk.blessing.reason}")
+        return over(walk, seen, Phase.REFUSED, f"not blessed: {walk.blessing.reason}")
+    return held(walk, Held.BLESSING, f"the blessing is open: {walk.blessing.reason}")
 
 
 # --- what happens beside it ------------------------------------------------------------------------------------------
@@ -114,12 +118,17 @@ def _at_serving(walk: Walk, seen: Seen) -> Walk | None:
         return None
     if walk.live:
         line = page.event_of(walk.release)
-        if line is not None and (walk.phase is not Phase.ROLLING_BACK or line["event"] == "rollback"):
+        known = walk.promoted and line is not None and line["event"] == "promote"
+        if line is not None and not known and (walk.phase is not Phase.ROLLING_BACK or line["event"] == "rollback"):
             phase = Phase.PROMOTED if line["event"] == "promote" else Phase.ROLLED_BACK
             own = walk.phase is (Phase.PROMOTING if phase is Phase.PROMOTED else Phase.ROLLING_BACK)
             by = f"{line.get('event')} by {line.get('actor') or 'serving'}: {line.get('reason') or 'no reason given'}"
             why = walk.reason if own else by
-            return _over(walk, seen, phase, why)
+            if own and phase is Phase.PROMOTED:
+                return guard.promoted(walk, seen, why)
+            return over(walk, seen, phase, why)
+    if walk.promoted:
+        return guard.at_serving(walk, seen, page)
     if walk.phase in ACTING:
         return None  # what is under way may be what changed it
     wrong = _differs(walk, page)
@@ -154,12 +163,14 @@ def _harmed(walk: Walk, seen: Seen) -> Walk | None:
     why = ""
     if walk.live and seen.judged is not None and seen.judged.outcome is Outcome.ROLLBACK:
         why = seen.judged.reason or "harm is proved"
+    elif walk.promoted:
+        why = guard.alarm(walk)
     elif walk.phase in (Phase.WATCHING, Phase.HELD):
         why = counted_harm(walk)
     if not why:
         return None
     if walk.policy.on_failure == "hold":
-        return _held(walk, Held.HARM, why)
+        return held(walk, Held.HARM, why)
     return rolled(walk, seen, why)
 
 
@@ -171,15 +182,15 @@ def _acted(walk: Walk, seen: Seen) -> Walk:
     if action.state is ActionState.DONE:
         return _done(walk, action, seen)
     if action.state is ActionState.REJECTED:
-        return _held(walk, Held.ACTION, f"{action.actor} forbade {action.action} (action {action.id})")
+        return held(walk, Held.ACTION, f"{action.actor} forbade {action.action} (action {action.id})")
     if action.state is not ActionState.FAILED:
         return walk
     why = str((action.result or {}).get("error") or "it failed")
     if walk.tries + 1 >= _TRIES:
-        return _held(walk, Held.ACTION, f"{action.action} failed {_TRIES} times, the last: {why}")
+        return held(walk, Held.ACTION, f"{action.action} failed {_TRIES} times, the last: {why}")
     if seen.page is None:
         return walk
-    if walk.phase is not Phase.ROLLING_BACK and (wrong := _differs(walk, seen.page)):
+    if walk.phase is not Phase.ROLLING_BACK and not walk.promoted and (wrong := _differs(walk, seen.page)):
         return replace(walk, paused=f"{wrong}: somebody changed it, and that stands")
     return replace(
         walk,
@@ -195,11 +206,15 @@ def _done(walk: Walk, action: Action, seen: Seen) -> Walk:
     generation = after.get("generation", walk.generation)
     match walk.phase:
         case Phase.PROMOTING:
-            return _over(walk, seen, Phase.PROMOTED, walk.reason)
+            return guard.promoted(replace(walk, generation=generation), seen, walk.reason)
+        case Phase.ENTERING if walk.promoted:
+            return guard.guarding(replace(walk, generation=generation), seen)
+        case Phase.LEAVING if walk.promoted:
+            return over(walk, seen, Phase.PROMOTED, walk.reason)
         case Phase.ROLLING_BACK:
-            return _over(walk, seen, Phase.ROLLED_BACK, walk.reason)
+            return over(walk, seen, Phase.ROLLED_BACK, walk.reason)
         case Phase.LEAVING if isinstance(walk.current, ExperimentStep):
-            return _over(walk, seen, Phase.COMPARED, walk.reason)
+            return over(walk, seen, Phase.COMPARED, walk.reason)
         case Phase.LEAVING:
             walk = replace(walk, shadowed=False, share=0.0, generation=generation)
             return onwards(walk, seen, "") if seen.page is not None else walk
@@ -224,23 +239,6 @@ def _done(walk: Walk, action: Action, seen: Seen) -> Walk:
     )
 
 
-def _begun(walk: Walk, seen: Seen, phase: Phase, reason: str) -> Walk:
-    """A phase that acts, on what serving shows now."""
-    generation = walk.generation if seen.page is None else seen.page.generation
-    return replace(
-        walk, phase=phase, held=None, reason=reason, attempt=walk.attempt + 1, tries=0, retry_at=0.0,
-        entered_at=seen.now, generation=generation,
-    )  # fmt: skip
-
-
-def _held(walk: Walk, what: Held, reason: str) -> Walk:
-    return replace(walk, phase=Phase.HELD, held=what, reason=reason)
-
-
-def _over(walk: Walk, seen: Seen, phase: Phase, reason: str) -> Walk:
-    return replace(walk, phase=phase, held=None, paused="", reason=reason, ended_at=seen.now)
-
-
 def _late(walk: Walk, seen: Seen) -> Walk:
     """At the deadline: what the policy says then. To go on needs the proof all the same."""
     step = walk.current
@@ -252,4 +250,4 @@ def _late(walk: Walk, seen: Seen) -> Walk:
         return rolled(walk, seen, why)
     if step.on_deadline == "advance" and proved(walk, seen):
         return onwards(walk, seen, "")
-    return _held(walk, Held.DEADLINE, why)
+    return held(walk, Held.DEADLINE, why)

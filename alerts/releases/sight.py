@@ -12,6 +12,7 @@ from alerts.evidence.totals import Reading
 from alerts.evidence.verdict import bounded_exp, voided
 from alerts.querier import Sample
 from alerts.releases.blessing import Blessing
+from alerts.releases.watch import Watched
 from observability import names
 
 # Weights are whole steps of 0.0001.
@@ -26,6 +27,7 @@ class Page:
 
     generation: int
     stable: int | None = None
+    hold_back: float = 0.0
     release: str = ""
     arms: Mapping[int, float] = field(default_factory=dict)
     experiment: bool = False
@@ -44,6 +46,7 @@ class Page:
         return Page(
             generation=int(body["generation"]),
             stable=body.get("stable"),
+            hold_back=float((body.get("hold_back") or {}).get("weight", 0.0)),
             release=str((canary or experiment or {}).get("release", "")),
             arms=arms,
             experiment=bool(experiment),
@@ -108,6 +111,7 @@ class Seen:
     page: Page | None = None
     judged: Judged | None = None
     readings: Sequence[Reading] | None = None
+    watched: Watched | None = None
     action: Action | None = None
     blessing: Blessing | None = None
 
@@ -116,7 +120,7 @@ def queries(model: str, version: int, kind: str, *, disagreement: float = 0.0) -
     """The expressions whose answers `readings` takes apart, for a step of a kind: shadow, switch or experiment."""
     match kind:
         case "shadow":
-            of = f'{{model="{_quoted(model)}",shadow="{version}"'
+            of = f'{{model="{quoted(model)}",shadow="{version}"'
             bucket = f"{names.SHADOW_DIFFERENCE.name}_bucket{of}"
             return (
                 f"{names.SHADOW_REQUESTS.name}{of}}}",
@@ -124,9 +128,9 @@ def queries(model: str, version: int, kind: str, *, disagreement: float = 0.0) -
                 f'{bucket},le="+Inf"}}',
             )
         case "switch":
-            return (f'{names.INFERENCE_REQUESTS.name}{{model="{_quoted(model)}",version="{version}"}}',)
+            return (f'{names.INFERENCE_REQUESTS.name}{{model="{quoted(model)}",version="{version}"}}',)
         case "experiment":
-            return (f'{names.EXPERIMENT_REQUESTS.name}{{model="{_quoted(model)}"}}',)
+            return (f'{names.EXPERIMENT_REQUESTS.name}{{model="{quoted(model)}"}}',)
         case _:
             return ()
 
@@ -148,5 +152,6 @@ def readings(answers: Iterable[Sequence[Sample]]) -> list[Reading]:
     return found
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A label's value as it stands in an expression."""
     return text.replace("\\", "\\\\").replace('"', '\\"')

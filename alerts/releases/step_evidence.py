@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
-from alerts.evidence import Segment, log_evidence, log_rate_safety, rate_interval
+from alerts.evidence import (
+    Check,
+    Segment,
+    log_evidence,
+    log_rate_safety,
+    log_weighted_mean,
+    rate_interval,
+)
 from alerts.evidence.totals import Total, add_up
 from alerts.evidence.verdict import bounded_exp
 from alerts.releases.policy import CanaryStep, ExperimentStep, HoldStep, ShadowStep, SwitchStep
 from alerts.releases.sight import ALL, Judged, Seen
 from alerts.releases.walk import Phase, Walk
+from alerts.releases.watch import Beside, Watch
 from observability import names
 
 
@@ -44,11 +53,12 @@ def compared(walk: Walk) -> dict[str, Any]:
     ):
         low, high = rate_interval(min(errors, requests), requests)
         found[name] = {"requests": requests, "errors": errors, "error_rate": {"low": low, "high": high}}
-    return {**found, "harm": bounded_exp(_experiment_harm(walk))}
+    return {**found, "harm": bounded_exp(_experiment_harm(walk)), "slower": bounded_exp(_slower(walk))}
 
 
 def counted_harm(walk: Walk) -> str:
-    risk = walk.policy.verdict.alpha
+    verdict = walk.policy.verdict
+    risk = verdict.alpha
     match walk.current:
         case ShadowStep() as step:
             pairs, failed, differing = _pairs(walk)
@@ -61,16 +71,24 @@ def counted_harm(walk: Walk) -> str:
                 low, _ = rate_interval(min(differing, pairs), pairs, risk)
                 if low > step.max_disagreement_ratio:
                     return f"{differing:.0f} of {pairs:.0f} answers differ by more than {step.disagreement:g}"
-        case SwitchStep():
+        case SwitchStep() as step:
             requests, errors = _requests(walk)
-            low, _ = rate_interval(errors, requests, risk)
-            if low > walk.policy.verdict.max_error_rate and errors >= walk.policy.verdict.minimum_errors:
-                limit = walk.policy.verdict.max_error_rate
-                return f"{errors:.0f} of {requests:.0f} requests failed, more than {limit:g} for sure"
+            share = verdict.shares.get(Check.LATENCY, 0.0)
+            low, _ = rate_interval(errors, requests, max(risk * (1.0 - share), 1e-300))
+            if low > verdict.max_error_rate and errors >= verdict.minimum_errors:
+                return f"{errors:.0f} of {requests:.0f} requests failed, more than {verdict.max_error_rate:g} for sure"
+            # Of an e-detector, which an alarm within so many looks is false of with the looks over the threshold.
+            if _slower(walk) + math.log(share or 1e-300) >= math.log(max(step.deadline_seconds, 1.0) / risk):
+                return f"it became slower with the switch: {_why_slower(walk)}"
         case ExperimentStep():
-            harm = bounded_exp(_experiment_harm(walk))
-            if harm >= 1.0 / risk and _arm(walk, candidate=True)[1] >= walk.policy.verdict.minimum_errors:
-                return f"harm is proved (e-value {harm:.3g}): the version fails more often than stable"
+            harms: dict[str, float] = {Check.ERRORS: _experiment_harm(walk), Check.LATENCY: _slower(walk)}
+            if _arm(walk, candidate=True)[1] < verdict.minimum_errors:
+                harms[Check.ERRORS] = min(harms[Check.ERRORS], 0.0)
+            harm = log_weighted_mean(harms, verdict.shares)
+            if harm >= -math.log(risk):
+                fails = harms[Check.ERRORS] >= harms[Check.LATENCY]
+                why = "the version fails more often than stable" if fails else _why_slower(walk)
+                return f"harm is proved (e-value {bounded_exp(harm):.3g}): {why}"
     return ""
 
 
@@ -90,8 +108,9 @@ def counted(walk: Walk, seen: Seen) -> Walk:
     """With what was counted since: the canary's requests at the step's begin, or the step's own counters."""
     if walk.phase is Phase.WATCHING and walk.mark < 0 and seen.judged is not None and walk.live:
         walk = replace(walk, mark=seen.judged.requests)
+    walk = _watched(walk, seen)
     # Harm may show while it is held, too.
-    if walk.phase not in (Phase.WATCHING, Phase.HELD) or seen.readings is None:
+    if walk.phase not in (Phase.WATCHING, Phase.HELD) or walk.promoted or seen.readings is None:
         return walk
     if isinstance(walk.current, CanaryStep | HoldStep):
         return walk
@@ -199,6 +218,40 @@ def _arm(walk: Walk, *, candidate: bool) -> tuple[float, float]:
         total for total in walk.totals if total.arm.startswith(f"{walk.release}/") and (total.arm == own) == candidate
     ]
     return sum(total.total for total in mine), sum(total.total for total in mine if total.outcome == "error")
+
+
+def beside(walk: Walk) -> Beside | None:
+    """What a walk's version is compared with by a watch of its own; None where the judge does it, or nobody."""
+    if walk.phase is Phase.GUARDING or (walk.phase is Phase.HELD and walk.promoted):
+        return None if walk.watch is None else walk.watch.beside
+    if walk.phase not in (Phase.WATCHING, Phase.HELD) or walk.baseline in (None, walk.version):
+        return None
+    match walk.current:
+        case SwitchStep():
+            return Beside.USUAL
+        case ExperimentStep(sticky=""):  # of units that keep their arm no request says anything by itself
+            return Beside.VARIANT
+        case _:
+            return None
+
+
+def _watched(walk: Walk, seen: Seen) -> Walk:
+    """With what the watch has seen."""
+    kind = beside(walk)
+    if kind is None or seen.watched is None:
+        return walk
+    watch = walk.watch or Watch(beside=kind)
+    return replace(walk, watch=watch.after(seen.watched, walk.policy.verdict, sticky=bool(walk.policy.sticky)))
+
+
+def _slower(walk: Walk) -> float:
+    """Log evidence of the watch that the version's answers take longer."""
+    harm = {} if walk.watch is None else walk.watch.log_harm(walk.policy.verdict)
+    return harm.get(Check.LATENCY, 0.0)
+
+
+def _why_slower(walk: Walk) -> str:
+    return "" if walk.watch is None else walk.watch.slower
 
 
 def _experiment_harm(walk: Walk) -> float:

@@ -9,11 +9,23 @@ from typing import Any
 
 import yaml
 
-from alerts.durations import parse_duration
+from alerts.durations import format_duration, parse_duration
 from alerts.notifications.yaml_reader import Value
-from alerts.releases.policy import CanaryStep, ExperimentStep, HoldStep, ShadowStep, Step, SwitchStep
+from alerts.releases.policy import (
+    AfterPromotion,
+    CanaryStep,
+    ExperimentStep,
+    HoldStep,
+    ShadowStep,
+    Step,
+    SwitchStep,
+)
 from observability import names
 
+# More is a canary: most of the users have the new version.
+MOST_HELD_BACK = 0.1
+# The average time to a false alarm is at least so many times as long as the watch.
+LEAST_RUNS = 10.0
 # What other systems call things: a hint for who knows them.
 _ELSEWHERE = {
     "setWeight": "Argo Rollouts' `setWeight: 20` is `canary: {weight: 0.2}` here",
@@ -132,6 +144,35 @@ def check_order(value: Value, steps: tuple[Step, ...]) -> None:
     ends = next((place for place, step in enumerate(steps) if isinstance(step, SwitchStep | ExperimentStep)), None)
     if ends is not None and ends != len(steps) - 1:
         items[ends + 1].fail("nothing comes after a switch or an experiment: it ends the release")
+
+
+def read_after_promotion(value: Value, steps: tuple[Step, ...]) -> AfterPromotion | None:
+    """`none`, or a mapping; None where a promoted version is not watched."""
+    if isinstance(value.node, yaml.ScalarNode) and not value.is_null:
+        if value.text() != "none":
+            value.fail("after_promotion is a mapping such as `{hold_back: 0.02, seconds: 1h}`, or `none`")
+        return None
+    given, plain = _fields(value, AfterPromotion), AfterPromotion()
+    if any(isinstance(step, ExperimentStep) for step in steps):
+        value.fail("an experiment promotes nothing, so nothing comes after: leave `after_promotion` out")
+    share = plain.hold_back
+    if "hold_back" in given:
+        share = number_of(given["hold_back"])
+        if not 0.0 <= share <= MOST_HELD_BACK:
+            hint = f"; {share:g} % is {share / 100:g}" if 1.0 <= share <= 100 * MOST_HELD_BACK else ""
+            given["hold_back"].fail(
+                f"hold_back is {share:g}; give a share from 0 (no hold-back) to {MOST_HELD_BACK:g}, such as 0.02{hint}"
+            )
+    seconds = _seconds(given, "seconds", plain.seconds)
+    if not seconds:
+        given["seconds"].fail("seconds is 0; give how long a promoted version is watched, such as `seconds: 1h`")
+    length = _seconds(given, "run_length", max(plain.run_length, LEAST_RUNS * seconds))
+    if length < LEAST_RUNS * seconds:
+        given["run_length"].fail(
+            f"run_length is {length:g} s, which makes a false alarm within the {seconds:g} s likelier than "
+            f"{1 / LEAST_RUNS:.0%}; give at least {format_duration(math.ceil(LEAST_RUNS * seconds))}"
+        )
+    return AfterPromotion(seconds=seconds, hold_back=share, run_length=length)
 
 
 def _fields(value: Value, kind: type) -> dict[str, Value]:

@@ -14,8 +14,8 @@ from alerts.releases.sight import Page, close
 
 
 class StepHook(ServingHook):
-    """Carries out the action `step`. Its labels: `traffic` (shadow, canary, experiment or switch), `share` (0 ends it),
-    `candidate`, `sticky`, and `generation`, serving's when it was decided on.
+    """Carries out the action `step`. Its labels: `traffic` (shadow, canary, experiment, switch or hold_back), `share`
+    (0 ends it), `candidate`, `sticky`, and `generation`, serving's when it was decided on.
     """
 
     def __init__(self, url: str, *, secret: str = "", timeout_seconds: float = 60.0) -> None:
@@ -26,7 +26,7 @@ class StepHook(ServingHook):
             traffic: HttpHook(
                 f"{address}/{traffic}", body=_body, secret=secret, timeout_seconds=timeout_seconds, headers=headers
             )
-            for traffic in ("shadow", "canary", "experiment", "switch")
+            for traffic in ("shadow", "canary", "experiment", "switch", "hold_back")
         }
 
     def prepare(self, call: Call) -> Prepared:
@@ -37,7 +37,9 @@ class StepHook(ServingHook):
                 before={"unread": "serving shows no page of the model"}, problem="steps need Trimtab's serving"
             )
         seen = Page.of(page)
-        before = {name: page.get(name) for name in ("generation", "stable", "canary", "shadows", "experiment")}
+        before = {
+            name: page.get(name) for name in ("generation", "stable", "canary", "shadows", "experiment", "hold_back")
+        }
         version, share = int(call.labels["candidate"]), float(call.labels["share"])
         target = {"version": version, "share": share, "stable": page.get("stable"), "generation": seen.generation}
         target = dict(call.target) or target
@@ -71,6 +73,8 @@ class StepHook(ServingHook):
             case "switch":
                 good = page.get("stable") == version
                 after["release"] = _release_of_switch(call, page)
+            case "hold_back":
+                good = close(seen.hold_back, share)
             case _:
                 good = close(seen.arms.get(version, 0.0), share)
         if not good:
@@ -115,6 +119,8 @@ def _body(call: Call) -> Mapping[str, Any]:
             return {"version": version, "weight": share, **sticky, **reason}
         case "switch":
             return {"version": version, **reason}
+        case "hold_back":
+            return {"weight": share, "release": call.release, **sticky, **reason}
         case "experiment":
             if not share:
                 return {"end": True, **reason}
@@ -122,4 +128,4 @@ def _body(call: Call) -> Mapping[str, Any]:
             variants = [{"name": f"v{of}", "version": of, "weight": round(weight, 4)} for of, weight in weights]
             return {"variants": variants, **sticky, **reason}
         case other:
-            raise HookError(f"a step gives shadow, canary, experiment or switch its traffic, not {other!r}")
+            raise HookError(f"a step gives shadow, canary, experiment, switch or hold_back its traffic, not {other!r}")

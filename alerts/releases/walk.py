@@ -26,10 +26,11 @@ from alerts.releases.policy import (
     named,
 )
 from alerts.releases.policy_file import read_policy
+from alerts.releases.watch import Watch
 
 
 class Phase(StrEnum):
-    """Where a walk is. The last four end it; in `held` it waits for a person."""
+    """Where a walk is. The last four end it; in `held` it waits for a person, in `guarding` it has promoted."""
 
     BLESSING = "blessing"
     ENTERING = "entering"
@@ -38,6 +39,7 @@ class Phase(StrEnum):
     PROMOTING = "promoting"
     ROLLING_BACK = "rolling_back"
     HELD = "held"
+    GUARDING = "guarding"
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled_back"
     COMPARED = "compared"
@@ -65,6 +67,7 @@ class Walk:
     `release` is serving's name for it once it has traffic, `share` what serving was last told to give the version (a
     weight, or a shadow's fraction), `generation` serving's when that was in force. `mark` are the canary requests at
     the step's begin, below 0 while they are not known; `totals` what was counted since, where the judge does not.
+    `baseline` is the version before, `watch` the evidence where the judge has none, `promoted_at` when it was promoted.
     `attempt` numbers what was asked of the act path, `tries` the failures since it was last asked something new.
     """
 
@@ -95,6 +98,14 @@ class Walk:
     reason: str = ""
     blessing: Blessing | None = None
     conclusion: Mapping[str, Any] | None = None
+    baseline: int | None = None
+    watch: Watch | None = None
+    promoted_at: float | None = None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the version is stable by now, and watched."""
+        return self.promoted_at is not None
 
     @property
     def ended(self) -> bool:
@@ -118,12 +129,13 @@ class Walk:
 
     def to_json(self) -> dict[str, Any]:
         """All fields; `from_json` gives the same walk."""
-        body = asdict(replace(self, policy=ReleasePolicy(), blessing=None))
+        body = asdict(replace(self, policy=ReleasePolicy(), blessing=None, watch=None))
         del body["policy"]
         return {
             **body,
             "policy_text": self.policy.text,
             "blessing": None if self.blessing is None else self.blessing.to_json(),
+            "watch": None if self.watch is None else self.watch.to_json(),
         }
 
     @staticmethod
@@ -138,6 +150,7 @@ class Walk:
                 "held": Held(body["held"]) if body["held"] else None,
                 "totals": tuple(Total(**total) for total in body["totals"]),
                 "blessing": Blessing.from_json(body["blessing"]) if body["blessing"] else None,
+                "watch": Watch.from_json(body["watch"]) if body.get("watch") else None,
             }
         )
 
@@ -150,6 +163,10 @@ class Walk:
         """Where it is, in a few words."""
         if self.phase is Phase.BLESSING or self.held is Held.BLESSING:
             return "blessing"
+        if self.promoted:
+            after = self.policy.after_promotion
+            share = after.hold_back if after else 0.0
+            return f"after promotion, {share * 100:.4g} % held back" if share else "after promotion"
         return f"step {self.step + 1} of {len(self.policy.steps)} ({named(self.current)})"
 
 
@@ -192,9 +209,10 @@ def wish(walk: Walk) -> Ask | None:
             release=walk.release, labels=common, actor=walk.actor if walk.approved else "",
         )  # fmt: skip
     what = "end" if walk.phase is Phase.ROLLING_BACK else walk.phase.value
+    step = "promoted" if walk.promoted else walk.step
     return Ask(
         action=STEP,
-        key=f"step:{walk.model}:{walk.id}:{walk.step}:{what}:{walk.attempt}",
+        key=f"step:{walk.model}:{walk.id}:{step}:{what}:{walk.attempt}",
         reason=walk.reason,
         release=walk.release,
         labels={**common, **_traffic(walk)},
@@ -204,6 +222,10 @@ def wish(walk: Walk) -> Ask | None:
 
 def _traffic(walk: Walk) -> dict[str, str]:
     """What serving is to be told."""
+    if walk.promoted:
+        share = walk.policy.after_promotion.hold_back if walk.policy.after_promotion else 0.0
+        share = share if walk.phase is Phase.ENTERING else 0.0
+        return {"traffic": "hold_back", "share": f"{share:g}", "sticky": walk.policy.sticky}
     if walk.phase is Phase.ENTERING:
         match walk.current:
             case ShadowStep(fraction=fraction):

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from alerts.actions.journal import Entry, append, entries, lock
-from alerts.releases.walk import ENDED, Walk
+from alerts.releases.walk import ENDED, Phase, Walk
 from alerts.schema import RELEASE_WALKS
 
 _TABLE = RELEASE_WALKS
@@ -34,10 +34,10 @@ class WalkStore:
             lock(connection)
             row = connection.execute(sa.select(_TABLE).where(_TABLE.c.model == walk.model, _OPEN)).first()
             if row is not None:
-                raise InProgress(
-                    f"release {row.id} of {walk.model} (version {row.version}) is {row.phase}: let it end, or abort it "
-                    f"first (trimtab releases abort {walk.model})"
-                )
+                mend = f"let it end, or abort it first (trimtab releases abort {walk.model})"
+                if row.phase == Phase.GUARDING:
+                    mend = f"end its watch first (trimtab releases approve {walk.model})"
+                raise InProgress(f"release {row.id} of {walk.model} (version {row.version}) is {row.phase}: {mend}")
             result = connection.execute(_TABLE.insert().values({**_row(walk), "revision": 1}))
             key = result.inserted_primary_key
             assert key is not None

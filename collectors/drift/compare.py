@@ -90,6 +90,9 @@ def saved_profile(
         return opened_reference.to_json()
     sides: Sides[Source | Profile] = Sides(opened_reference, opened_reference)
     plan = planned(sides, columns, kinds)
+    if not plan.compared:
+        told = "; ".join(f"{column.name!r}: {column.reason}" for column in plan.columns[:5])
+        raise InputError(f"no column of {opened_reference.name} can be profiled: {told}")
     return profiles_of(sides, plan, silent).reference.to_json()
 
 

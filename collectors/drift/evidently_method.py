@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,18 +59,17 @@ def evidently_numeric(
     deviation: float,
     threshold: float | None = None,
     *,
-    single_precision: bool = False,
+    kind: type[np.floating[Any]] = np.float64,
 ) -> Verdict:
     """Evidently's default verdict on numbers; both sides have values.
 
     `distance` is their Wasserstein distance, `deviation` the reference's (population) standard deviation,
-    `single_precision` whether the reference's values are float32.
+    `kind` the type of its values where they are floating-point numbers: pandas gives their variance in it.
     """
     before, now = pair.reference.values, pair.current.values
     distinct = distinct_up_to(before, now, FEW_VALUES)
-    if single_precision:
-        # pandas gives the standard deviation of float32 values as a float32.
-        deviation = float(np.sqrt(np.float32(deviation * deviation)))
+    if kind is not np.float64:
+        deviation = float(np.sqrt(kind(deviation * deviation)))
     if len(before) <= SMALL_REFERENCE:
         if distinct > FEW_VALUES:
             p = ks_rows(before, now).pvalue

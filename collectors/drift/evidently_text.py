@@ -6,6 +6,7 @@ scikit-learn, with the same seeds, hence the same area under the curve.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def evidently_text(reference: pa.ChunkedArray, current: pa.ChunkedArray, thresho
 
 def _area(before: list[str], now: list[str]) -> tuple[float, Any]:
     try:
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import SGDClassifier
         from sklearn.metrics import roc_auc_score
@@ -57,7 +59,10 @@ def _area(before: list[str], now: list[str]) -> tuple[float, Any]:
                 ),
             ]
         )
-        model.fit(features, labels)
+        with warnings.catch_warnings():
+            # Evidently takes what fifty rounds give.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(features, labels)
         return float(roc_auc_score(truth, model.predict_proba(unseen)[:, 1])), truth
     except ValueError as error:
         raise InputError(f"Evidently's method for text cannot learn from so little text: {error}") from error

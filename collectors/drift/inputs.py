@@ -11,6 +11,8 @@ import psutil
 import pyarrow as pa
 
 from collectors.drift.files import files_of, format_of, source_of_path
+from collectors.drift.kinds import kind_of
+from collectors.drift.plain_types import with_plain_types
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
 from observability.columns import ProfileError
 from observability.profile import Profile
@@ -23,8 +25,13 @@ MEMORY_SHARE = 0.125
 
 def opened(data: Data, name: str) -> Source | Profile:
     """The rows or the profile that `data` is. `name` is what messages call it. InputError when it is neither."""
-    if isinstance(data, Profile | Source):
+    if isinstance(data, Profile):
         return data
+    found = data if isinstance(data, Source) else _opened(data, name)
+    return found if isinstance(found, Profile) else with_plain_types(found)
+
+
+def _opened(data: Data, name: str) -> Source | Profile:
     if isinstance(data, str | Path):
         return _of_path(data)
     if isinstance(data, pa.Table):
@@ -93,10 +100,15 @@ def _array(name: str, column: str, values: Any) -> pa.Array | pa.ChunkedArray:
     """One column as Arrow; NaN in a pandas column is a missing value, and objects of several types become text."""
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    if getattr(values, "ndim", 1) == 2:
+    dimensions = getattr(values, "ndim", 1)
+    if dimensions == 2:
         return pa.array(list(values))
+    if dimensions != 1 or not hasattr(values, "__iter__"):
+        shape = f"an array of {dimensions} dimensions" if hasattr(values, "ndim") else f"a {type(values).__name__}"
+        raise InputError(f"column {column!r} of {name} is {shape}: give a value, or a vector of numbers, for each row")
     try:
-        return pa.array(values, from_pandas=True)
+        found = pa.array(values, from_pandas=True)
+        return _labelled(found, values) if pa.types.is_dictionary(found.type) else found
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         pass
     plain = np.asarray(values)
@@ -108,6 +120,13 @@ def _array(name: str, column: str, values: Any) -> pa.Array | pa.ChunkedArray:
         return pa.array([None if _is_missing(value) else str(value) for value in values], pa.string())
     except (TypeError, ValueError) as error:
         raise InputError(f"column {column!r} of {name} cannot be read: {error}") from error
+
+
+def _labelled(found: pa.DictionaryArray, values: Any) -> pa.DictionaryArray:
+    """Categories by their names where they are neither text nor numbers: the intervals of `pandas.cut`."""
+    if kind_of(found.type) is not None:
+        return found
+    return pa.DictionaryArray.from_arrays(found.indices, pa.array(map(str, values.dtype.categories), pa.string()))
 
 
 def _is_missing(value: object) -> bool:

@@ -166,8 +166,8 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
         bins = evidently_bins(pair, integers)
         scores |= {"psi": bins.psi, "js_distance": bins.js_distance, "hellinger": bins.hellinger}
         deviation = cells.reference.variance**0.5
-        single = pa.types.is_float32(reference.type)
-        verdict = evidently_numeric(pair, scores["wasserstein"], deviation, asked.threshold, single_precision=single)
+        kind = reference.type.to_pandas_dtype() if pa.types.is_floating(reference.type) else np.float64
+        verdict = evidently_numeric(pair, scores["wasserstein"], deviation, asked.threshold, kind=kind)
         return _with(found, scores=scores, verdict=verdict)
     if asked.method == "auto":
         return _with(found, scores=scores)

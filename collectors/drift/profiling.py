@@ -29,6 +29,8 @@ _LITTLE = 250_000
 def layout_of(source: Source, plan: Plan) -> Profile:
     """An empty profile with the source's bins and categories: its quantiles, or those of rows drawn evenly."""
     names = plan.compared
+    if not names:
+        return Profile({})
     try:
         if source.in_memory and source.rows <= LAYOUT_ROWS:
             sample = conformed(source.read(names), plan)
@@ -76,6 +78,8 @@ def _kinds(sample: pa.Table, plan: Plan) -> dict[str, Kind]:
 def profile_of_rows(source: Source, layout: Profile, plan: Plan, progress: Callable[[int], None]) -> Profile:
     """The profile of all rows in an empty layout; `progress` gets the rows done."""
     columns, names, done = dict(layout.columns), plan.compared, 0
+    if not names:
+        return layout
     progress(0)
     try:
         for batch in source.batches(names):

@@ -34,7 +34,11 @@ def told(
 ) -> str:
     """All that there is to say; `drifted` is what the method found, None where it could not judge."""
     if not count.reference and not count.current:
-        said = ["neither table has a value"]
+        said = [f"neither table has a {'finite ' if infinite.reference or infinite.current else ''}value"]
+    elif count.reference and not count.current and infinite.current:
+        said = ["the current table has no finite values"]
+    elif count.current and not count.reference and infinite.reference:
+        said = ["the reference has no finite values"]
     elif drifted is None or automatic.reason in ("too_few_rows", "constant"):
         said = ["drifted" if drifted else _SAID[automatic.reason]]
     else:

@@ -27,6 +27,7 @@ def zoo(rows: int, shift: float, seed: int) -> pd.DataFrame:
         "heavy": random.standard_t(2, rows) + shift,
         "tiny": random.normal(shift, 1, rows) * 1e-5,
         "single": random.normal(shift, 1, rows).astype(np.float32),
+        "half": random.normal(shift, 1, rows).astype(np.float16),
         "halves": random.choice([0.5, 1.5, 7.0], rows),
         "constant": np.full(rows, 3.0),
         "moved_constant": np.full(rows, 3.0 + shift),

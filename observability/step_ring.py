@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from observability.names import PHASES
 
 MAGIC = b"TRIMTAB-STEPS-1\n"
+# `step_clock.c` writes by the same numbers.
 _HEADER_BYTES = 1024
 # capacity, record bytes, rank, world size, attempt, process id, unix time minus the clock (ns), UTF-8 model and run.
 _WHO = struct.Struct("<16s7q128s128s")
@@ -29,7 +30,7 @@ _LIVE = 512
 # Steps written, samples, state, number of the step under way, its start (clock, ns), phase under way.
 _NOW = struct.Struct("<5qB")
 _COUNTS = struct.Struct("<2q")
-_STATE_AT, _STEP_AT, PHASE_AT, _TOKENS_AT = _LIVE + 16, _LIVE + 24, _LIVE + 40, _LIVE + 48
+_STATE_AT, _STEP_AT, _PHASE_AT, _TOKENS_AT = _LIVE + 16, _LIVE + 24, _LIVE + 40, _LIVE + 48
 NO_PHASE = 255
 # Checkpointed step (-1: none), collectives enqueued and completed (-1: not known), steps skipped.
 _MARKS_AT, _MARKS = _LIVE + 64, struct.Struct("<4q")
@@ -97,7 +98,6 @@ class StepRing:
     def __init__(self, buffer: bytearray | mmap.mmap, owner: RingOwner, capacity: int) -> None:
         self.owner, self.capacity = owner, capacity
         self.buffer = buffer
-        self.num_steps = self.num_samples = self.num_tokens = 0
         _WHO.pack_into(
             buffer, 0, MAGIC, capacity, RECORD.size, owner.rank, owner.world_size, owner.attempt, owner.process_id,
             owner.clock_offset_ns, _text(owner.model), _text(owner.run),
@@ -138,26 +138,25 @@ class StepRing:
 
     def write(self, step: int, started_ns: int, duration_ns: int, samples: int, phases: list[int]) -> None:
         """Adds a step's record. `phases` are nanoseconds in the order of `names.PHASES`."""
-        position = _HEADER_BYTES + self.num_steps % self.capacity * RECORD.size
+        steps, before = _COUNTS.unpack_from(self.buffer, _LIVE)
+        position = _HEADER_BYTES + steps % self.capacity * RECORD.size
         RECORD.pack_into(self.buffer, position, step, started_ns, duration_ns, samples, *phases)
-        self.num_samples += samples
         # Last: a record counts once it is whole.
-        self.num_steps += 1
-        _COUNTS.pack_into(self.buffer, _LIVE, self.num_steps, self.num_samples)
+        _COUNTS.pack_into(self.buffer, _LIVE, steps + 1, before + samples)
 
     def begin(self, step: int, started_ns: int) -> None:
         """Says which step is under way, since when."""
         _COUNTS.pack_into(self.buffer, _STEP_AT, step, started_ns)
-        self.buffer[PHASE_AT] = NO_PHASE
+        self.buffer[_PHASE_AT] = NO_PHASE
 
     def doing(self, phase: int) -> None:
         """Says which phase is under way, by its index; the index plus the number of phases: that one has ended."""
-        self.buffer[PHASE_AT] = phase
+        self.buffer[_PHASE_AT] = phase
 
     def tokens(self, tokens: int) -> None:
         """Adds to the tokens so far."""
-        self.num_tokens += tokens
-        _Q.pack_into(self.buffer, _TOKENS_AT, self.num_tokens)
+        before: int = _Q.unpack_from(self.buffer, _TOKENS_AT)[0]
+        _Q.pack_into(self.buffer, _TOKENS_AT, before + tokens)
 
     def state(self, state: str) -> None:
         """Says how the rank is: one of `STATES`."""

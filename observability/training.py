@@ -29,12 +29,11 @@ from observability import names
 from observability.device_timer import DeviceTimer
 from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
-from observability.step_ring import PHASE_AT, StepRing
+from observability.step_clock import step_clock
+from observability.step_ring import StepRing
 from observability.training_report import TrainingReport
 
 _log = logging.getLogger(__name__)
-_NUM_PHASES = len(names.PHASES)
-_PHASE_INDEX = {phase: index for index, phase in enumerate(names.PHASES)}
 
 
 @dataclass(slots=True)
@@ -81,13 +80,13 @@ class TrainingMonitor:
         self._clock = clock
         self._timer = device_timer or (DeviceTimer.cuda() if str(device).startswith("cuda") else None)
         self.ring = StepRing.in_memory(capacity=capacity) if ring is None else ring
-        self._view, self._buffer = self.ring.view(), self.ring.buffer
-        self._phases = [0] * len(names.PHASES)
-        self._step = 0
-        self._started = self._marked = clock()
+        self._view, self._steps = self.ring.view(), step_clock(self.ring, clock)
+        if self._timer is None:
+            # Straight there: a frame of Python less at each mark.
+            self.start, self.mark = self._steps.start, self._steps.mark  # type: ignore[method-assign, assignment]
         self._latest: tuple[Any, Any, float | None] = (None, None, None)
         self._draining = threading.Lock()
-        self._report = TrainingReport(self.metrics, model, run, self._started, flops_per_sample, peak_flops)
+        self._report = TrainingReport(self.metrics, model, run, clock(), flops_per_sample, peak_flops)
         self.machine: Machine | None = None
         # Called when a step has ended, such as by a profiler that counts steps.
         self.after_step: Callable[[], object] | None = None
@@ -101,30 +100,24 @@ class TrainingMonitor:
 
     def resumed(self, step: int) -> None:
         """Says that the next step is number `step`, counted from 0: a run that goes on from a checkpoint."""
-        self._step = step
+        self._steps.step = step
         self.ring.checkpointed(step)
 
     def start(self) -> None:
         """Begins a step; one that was begun and not ended is forgotten."""
-        self._phases = [0] * len(names.PHASES)
-        self._started = self._marked = self._clock()
-        self.ring.begin(self._step, self._started)
+        self._steps.start()
         if self._timer is not None:
             self._timer.start()
 
     def mark(self, phase: str) -> None:
         """Ends a phase: the time since `start` or the mark before was its. KeyError for an unknown phase."""
-        now = self._clock()
-        index = _PHASE_INDEX[phase]
-        self._phases[index] += now - self._marked
-        self._marked = now
-        self._buffer[PHASE_AT] = _NUM_PHASES + index
+        self._steps.mark(phase)
         if self._timer is not None:
             self._timer.mark(phase)
 
     def entering(self, phase: str) -> None:
         """Says which phase comes, for those who watch; its time is counted by the `mark` that ends it."""
-        self.ring.doing(_PHASE_INDEX[phase])
+        self._steps.entering(phase)
 
     def end(
         self,
@@ -136,15 +129,11 @@ class TrainingMonitor:
         tokens: int = 0,
     ) -> None:
         """Ends a step of `samples` samples. `loss` and `gradient_norm` may be tensors; they are not read here."""
-        duration = self._clock() - self._started
+        self._steps.end(samples, tokens)
         if self._timer is not None:
             self._timer.end()
         # A tuple, since making a class of its own costs as much as the whole record.
         self._latest = _detached(loss), _detached(gradient_norm), learning_rate
-        if tokens:
-            self.ring.tokens(tokens)
-        self.ring.write(self._step, self._started, duration, samples, self._phases)
-        self._step += 1
         if self.after_step is not None:
             self.after_step()
 
@@ -165,13 +154,12 @@ class TrainingMonitor:
     @contextmanager
     def phase(self, phase: str) -> Iterator[None]:
         """A phase as a block. What lies between two phases belongs to neither. KeyError for an unknown phase."""
-        index = _PHASE_INDEX[phase]
-        self._marked = self._clock()
-        self.ring.doing(index)
+        self._steps.resume()
+        self._steps.entering(phase)
         if self._timer is not None:
             self._timer.mark("")
         yield
-        self._phases[index] += self._clock() - self._marked
+        self._steps.mark(phase)
         if self._timer is not None:
             self._timer.mark(phase)
 
@@ -248,4 +236,4 @@ class TrainingMonitor:
 
 def _detached(value: Any) -> Any:
     """A tensor without its graph: the reference must not keep the step's activations alive."""
-    return value.detach() if hasattr(value, "detach") else value
+    return value.detach() if getattr(value, "requires_grad", False) else value

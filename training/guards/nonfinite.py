@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -45,13 +44,13 @@ def weight_of(outputs: Any, loss: Tensor | None = None) -> Tensor | None:
     An output that is infinite may have a finite loss, and an infinite loss finite gradients; begun so, every rank's
     gradients tell of it. None, which means 1, where there is neither a loss nor floating-point outputs.
     """
-    largest = None if loss is None else loss.detach()
+    told = None if loss is None else loss.detach()
     if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.numel():
-        # The largest, since a sum of finite numbers may be infinite: masked logits are as low as numbers go.
-        found = torch.linalg.vector_norm(outputs.detach(), math.inf)
-        found = found.float() if found.dtype.itemsize < 4 else found
-        largest = found if largest is None else largest - found
-    return None if largest is None else torch.ones_like(largest).add_(largest, alpha=0)
+        # Not their sum, which may be infinite though they are not: masked logits are as low as numbers go.
+        lowest, highest = torch.aminmax(outputs.detach())
+        middle = (lowest + highest).to(torch.promote_types(outputs.dtype, torch.float32))
+        told = middle if told is None else told + middle
+    return None if told is None else torch.ones_like(told).add_(told, alpha=0)
 
 
 def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor, divisor: Tensor | None = None) -> None:

@@ -6,9 +6,12 @@ from alerts.evidence.discoveries import level, log_weighted_mean, to_blame
 from alerts.evidence.errors import Recent, calm, log_rate_safety, log_safety
 from alerts.evidence.exceedances import Slow, Slowness, exceedances, log_by_bound, log_not_slower, slowness
 from alerts.evidence.judge import Judgement, ReleaseJudge, replayed
+from alerts.evidence.label_feed import CollectorLabels, FeedAway, FeedPage, FeedRow, LabelFeed, NoLabels
+from alerts.evidence.labels import Labelled, Quality
 from alerts.evidence.latency import Pace
+from alerts.evidence.losses import Loss, Unfit
 from alerts.evidence.prediction import Predicted, log_shift_evidence, total_variation
-from alerts.evidence.quality import Bet, paired, unpaired, weighed
+from alerts.evidence.quality import ArmsBet, Bet, paired, weighed
 from alerts.evidence.sample_ratio import log_split_evidence
 from alerts.evidence.segments import HARM_RATIOS, Segment, log_evidence, log_ratio_safety
 from alerts.evidence.state import Arms, Look, ReleaseState
@@ -18,18 +21,28 @@ from alerts.evidence.verdict import Check, Counts, Evidence, Outcome, Reason, Ve
 __all__ = [
     "HARM_RATIOS",
     "Arms",
+    "ArmsBet",
     "Bet",
     "Check",
+    "CollectorLabels",
     "Counts",
     "Detector",
     "Evidence",
+    "FeedAway",
+    "FeedPage",
+    "FeedRow",
     "FirstTimes",
     "Judgement",
+    "LabelFeed",
+    "Labelled",
     "Ledger",
     "Look",
+    "Loss",
+    "NoLabels",
     "Outcome",
     "Pace",
     "Predicted",
+    "Quality",
     "Reason",
     "Recent",
     "ReleaseJudge",
@@ -38,6 +51,7 @@ __all__ = [
     "Served",
     "Slow",
     "Slowness",
+    "Unfit",
     "Verdict",
     "VerdictPolicy",
     "calm",
@@ -60,6 +74,5 @@ __all__ = [
     "slowness",
     "to_blame",
     "total_variation",
-    "unpaired",
     "weighed",
 ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from alerts.evidence.histograms import Histogram, histograms
+from alerts.evidence.label_feed import FeedPage
+from alerts.evidence.prediction import BINS
 from alerts.evidence.releases import Weight
-from alerts.evidence.totals import FAILED_UNIT, UNIT, Reading
+from alerts.evidence.totals import BIN, FAILED_UNIT, UNIT, Reading
 from alerts.labels import Labels
 from alerts.querier import Sample
 from observability import names
@@ -20,6 +22,7 @@ QUERIES = (
     names.RELEASE_UNITS.name,
     names.TRAFFIC_STICKY.name,
     names.TRAFFIC_WEIGHT.name,
+    names.RELEASE_PREDICTIONS.name,
 )
 
 
@@ -31,16 +34,19 @@ class Counted:
     histograms: Mapping[Labels, Sequence[Histogram]]
     sticky: frozenset[str]
     weights: Sequence[Weight]
+    labels: Mapping[tuple[str, str], FeedPage] = field(default_factory=dict)
+    """What the collector has joined since, by model and release."""
 
     @staticmethod
     def of(answers: Sequence[Sequence[Sample]]) -> Counted:
         """Of the answers to `QUERIES`."""
-        requests, durations, failed, units, sticky, weights = answers
-        return Counted(_readings(requests, failed, units), _histograms(durations), _models(sticky), _weights(weights))
+        requests, durations, failed, units, sticky, weights, predictions = answers
+        readings = _readings(requests, failed, units, predictions)
+        return Counted(readings, _histograms(durations), _models(sticky), _weights(weights))
 
 
 def _readings(
-    vector: Sequence[Sample], failed: Sequence[Sample], units: Sequence[Sample]
+    vector: Sequence[Sample], failed: Sequence[Sample], units: Sequence[Sample], predictions: Sequence[Sample]
 ) -> dict[Labels, list[Reading]]:
     readings: dict[Labels, list[Reading]] = {}
     for release, labels, series, propensity, value in _of_releases(vector):
@@ -50,6 +56,12 @@ def _readings(
         for release, labels, series, propensity, value in _of_releases(found):
             reading = Reading(f"{kind},{series}", labels.get("arm", ""), propensity, kind, value)
             readings.setdefault(release, []).append(reading)
+    for release, labels, series, propensity, value in _of_releases(predictions):
+        place = labels.get("bin", "")
+        # Of a release that no server counts there is nothing to judge.
+        if release in readings and place.isdigit() and int(place) < BINS:
+            reading = Reading(f"{BIN}{series}", labels.get("arm", ""), propensity, f"{BIN}{place}", value)
+            readings[release].append(reading)
     return readings
 
 

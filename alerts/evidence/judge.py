@@ -6,6 +6,8 @@ new release id starts anew.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -16,6 +18,8 @@ from alerts.evidence.confidence import rate_interval
 from alerts.evidence.counters import QUERIES, Counted
 from alerts.evidence.histograms import Cumulative
 from alerts.evidence.histograms import grown as slower
+from alerts.evidence.label_feed import FeedAway, FeedPage, LabelFeed, NoLabels
+from alerts.evidence.prediction import total_variation
 from alerts.evidence.releases import (
     Release,
     in_progress,
@@ -35,6 +39,7 @@ from alerts.evidence.totals import (
     first_failures,
     first_requests,
     grown,
+    predicted,
     read_totals,
     write_totals,
 )
@@ -54,6 +59,8 @@ from alerts.evidence.verdict import (
 from alerts.labels import Labels, labels_of
 from alerts.querier import Querier, QueryError, Sample, SampleWriter
 from observability import names
+
+log = logging.getLogger(__name__)
 
 GROUP = "canary-evidence"
 _FINAL = (Outcome.ROLLBACK, Outcome.ADVANCE)
@@ -99,7 +106,12 @@ class Judgement:
                     "mismatch": bounded_exp(evidence.log_split),
                     "voided": voided(evidence, self.policy),
                 },
+                Check.PREDICTION: {
+                    "shift": bounded_exp(evidence.log_shift),
+                    "total_variation": total_variation(self.state.predicted),
+                },
             },
+            "told": list(told(self.state, evidence)),
             "counts": {
                 "canary": _arm(counts.canary_requests, counts.canary_errors),
                 "stable": _arm(counts.stable_requests, counts.stable_errors),
@@ -123,7 +135,9 @@ class ReleaseJudge:
         querier: Querier,
         writer: SampleWriter,
         policy_of: Callable[[str], VerdictPolicy],
+        labels: LabelFeed | None = None,
     ) -> None:
+        self._labels: LabelFeed = labels or NoLabels()
         self._engine = engine
         self._querier = querier
         self._writer = writer
@@ -133,6 +147,7 @@ class ReleaseJudge:
     def look(self, now: float) -> list[Judgement]:
         """Read, weigh, save and write. Raises QueryError or WriteError; nothing is concluded from missing data."""
         counted = Counted.of([_or_raise(answer) for answer in self._querier.instants(QUERIES, now)])
+        counted = replace(counted, labels=self._labels_since(counted))
         with self._engine.begin() as connection:
             judgements = self._update(connection, counted, now)
         samples = [sample for judgement in judgements for sample in samples_of(judgement)]
@@ -156,6 +171,25 @@ class ReleaseJudge:
         with self._engine.begin() as connection:
             open_ones = [r for r in read_releases(connection) if r.model == model and r.ended_at is None]
         return open_ones[0].release if open_ones else ""
+
+    def _labels_since(self, counted: Counted) -> dict[tuple[str, str], FeedPage]:
+        """The labels that came since the last look, of releases whose policy judges them; without any where they cannot
+        be had: they come at the next look."""
+        with self._engine.begin() as connection:
+            ended = {(r.model, r.release) for r in read_releases(connection) if r.ended_at is not None}
+            wanted = {}
+            for key in ((dict(labels)["model"], dict(labels)["release"]) for labels in counted.readings):
+                if key not in ended and self._policy_of(key[0]).loss:
+                    saved = read_state(connection, *key)
+                    quality = ReleaseState.from_json(saved[0]).quality if saved else None
+                    wanted[key] = 0 if quality is None else quality.read
+        found = {}
+        for key, read in wanted.items():
+            try:
+                found[key] = self._labels.read(*key, read)
+            except FeedAway as error:
+                log.debug("labels of release %s of %s: %s", key[1], key[0], error)
+        return found
 
     def _update(self, connection: sa.Connection, counted: Counted, now: float) -> list[Judgement]:
         known = {(release.model, release.release): release for release in read_releases(connection)}
@@ -195,6 +229,8 @@ class ReleaseJudge:
         look = Look(
             at=now, arms=grown(before, totals), bounds=bounds if slow else (), slow=slow, sticky=sticky,
             first_failures=first_failures(before, totals) if sticky else None, units=units or (),
+            predicted=predicted(before, totals),
+            labelled=counted.labels.get(key, FeedPage()).labelled(release.candidate),
         )  # fmt: skip
         if state.bounds and look.bounds not in ((), state.bounds):
             # A server with other bounds has come: latency goes on with what is there, the rest as ever.
@@ -238,6 +274,19 @@ class ReleaseJudge:
         return Judgement(release, state.evidence(policy), state, policy, alpha, because)
 
 
+def told(state: ReleaseState, evidence: Evidence) -> Iterable[str]:
+    """What labels and predictions say of the release, a sentence each."""
+    if state.quality is not None:
+        yield f"Of its labels: {state.quality.words()}."
+    if state.predicted:
+        predictions = math.fsum([math.fsum(part.canary) for part in state.predicted])
+        yield (
+            f"Of its predictions: {predictions:.0f} of the candidate, {total_variation(state.predicted):.1%} of which "
+            f"lie elsewhere than the stable version's (e-value {bounded_exp(evidence.log_shift):.3g} that they are "
+            "distributed otherwise)."
+        )
+
+
 def samples_of(judgement: Judgement) -> Iterable[Sample]:
     """The series of a judgement: evidence by check and hypothesis, requests by arm and outcome, 1 for the verdict.
 
@@ -261,6 +310,10 @@ def samples_of(judgement: Judgement) -> Iterable[Sample]:
     yield sample(names.CANARY_EVIDENCE, safety, check=Check.ERRORS, hypothesis="safety")
     split = bounded_exp(evidence.log_split)
     yield sample(names.CANARY_EVIDENCE, split, check=Check.SAMPLE_RATIO, hypothesis="mismatch")
+    if judgement.state.predicted:
+        shift = bounded_exp(evidence.log_shift)
+        shift = min(shift, 1.0) if void else shift
+        yield sample(names.CANARY_EVIDENCE, shift, check=Check.PREDICTION, hypothesis="shift")
     for arm, requests, errors in (
         (CANARY, counts.canary_requests, counts.canary_errors),
         ("stable", counts.stable_requests, counts.stable_errors),

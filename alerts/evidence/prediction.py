@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from alerts.evidence.sample_ratio import PRIOR, log_split_evidence
 from alerts.evidence.segments import log_mean_exp
 
+# Bins that predictions are counted in: those of `release_predictions_total`.
+BINS = 12
+
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Predictions of both arms by bin while the router used one probability; bins are the reference profile's."""
+    """Predictions of both arms by bin while the router used one probability; bins are chosen without the arms."""
 
     propensity: float
     canary: tuple[float, ...]
@@ -49,6 +52,11 @@ def log_shift_evidence(predicted: Sequence[Predicted], prior: float = PRIOR) -> 
         for place in range(bins)
     ]
     return log_mean_exp((math.fsum(by_bin), log_mean_exp(by_bin)))
+
+
+def one_bin(place: int, count: float) -> tuple[float, ...]:
+    """So many predictions in one bin."""
+    return tuple(count if other == place else 0.0 for other in range(BINS))
 
 
 def total_variation(predicted: Sequence[Predicted]) -> float:

@@ -89,11 +89,49 @@ def paired(tolerance: float) -> Bet:
     return Bet(tolerance=tolerance)
 
 
-def unpaired(tolerance: float, smallest_propensity: float) -> Bet:
-    """Nothing seen yet of `weighed` losses of two arms, of which the smaller never had less than this probability."""
-    if not 0.0 < smallest_propensity <= 0.5:
-        raise ValueError(f"the smaller arm's probability lies within (0, 0.5], got {smallest_propensity}")
-    return Bet(tolerance=tolerance, low=-1.0 / smallest_propensity, high=1.0 / smallest_propensity)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmsBet:
+    """The state of a bet that the canary's risk exceeds the stable version's by more than `tolerance`.
+
+    Losses lie in [0, 1], each of the version that answered, with the probability of the canary at its request. A part
+    (`weighed`) is as uncertain as its probability is small, so that parts count by rho (1 - rho), and how far one may
+    fall, which bounds the stake, is known before it is seen. `count` and `losses` are of all labels so far; `weight`,
+    `total` and `squares` of the parts; `log_wealth` is the log e-value.
+    """
+
+    tolerance: float
+    count: int = 0
+    losses: float = 0.0
+    weight: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    log_wealth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.tolerance < 1.0:
+            raise ValueError(f"tolerance lies within [0, 1), got {self.tolerance}")
+
+    def after(self, labelled: Iterable[tuple[float, bool, float]]) -> ArmsBet:
+        """With further (loss, whether it is the canary's, probability of the canary). ValueError for what cannot be."""
+        count, losses, weight = self.count, self.losses, self.weight
+        total, squares, wealth = self.total, self.squares, self.log_wealth
+        for loss, canary, rho in labelled:
+            if not 0.0 <= loss <= 1.0:
+                raise ValueError(f"a loss lies within [0, 1], got {loss}")
+            usual = (losses + 0.25) / (count + 1.0)
+            part = weighed(loss, canary, rho, usual)
+            lowest = -max(usual / rho, (1.0 - usual) / (1.0 - rho))
+            share = rho * (1.0 - rho)
+            excess = (total - weight * self.tolerance) / (weight + share)
+            variance = (squares + _PRIOR_DEVIATION) / (count + 1.0) / share
+            stake = min(max(excess / (variance + excess * excess), 0.0), BOLDNESS / (self.tolerance - lowest))
+            wealth += math.log1p(stake * (part - self.tolerance))
+            count, losses, weight = count + 1, losses + loss, weight + share
+            total, squares = total + share * part, squares + share * part * part
+        return ArmsBet(
+            tolerance=self.tolerance, count=count, losses=losses, weight=weight, total=total, squares=squares,
+            log_wealth=wealth,
+        )  # fmt: skip
 
 
 def weighed(loss: float, canary: bool, propensity: float, expected_loss: float = 0.0) -> float:

@@ -14,9 +14,9 @@ from typing import Any, Protocol, Self, TypeVar
 
 from alerts.evidence.errors import Recent, calm, log_rate_safety, mean_safety
 from alerts.evidence.exceedances import Slow, slowness
+from alerts.evidence.labels import Labelled, Quality
 from alerts.evidence.latency import Pace
 from alerts.evidence.prediction import Predicted, log_shift_evidence
-from alerts.evidence.quality import Bet
 from alerts.evidence.sample_ratio import log_split_evidence
 from alerts.evidence.segments import HARM_RATIOS, Bets, Segment, log_mixture, log_ratio_safety
 from alerts.evidence.verdict import Counts, Evidence, VerdictPolicy
@@ -78,8 +78,8 @@ class Look:
 
     Where units keep their arm, requests are not independent and `sticky` says so: `first_failures` are the failures of
     units that had not failed before (without them each failure of `arms` counts), and `units` the units' first requests
-    (without them the sample ratio is not tested); `slow` are then of the units' first requests, too. `losses` are
-    differences of losses for `quality`.
+    (without them the sample ratio is not tested); `slow` are then of the units' first requests, too. `labelled`
+    are predictions whose labels have come.
     """
 
     at: float
@@ -87,7 +87,7 @@ class Look:
     bounds: tuple[float, ...] = ()
     slow: tuple[Slow, ...] = ()
     predicted: tuple[Predicted, ...] = ()
-    losses: tuple[float, ...] = ()
+    labelled: tuple[Labelled, ...] = ()
     first_failures: tuple[Segment, ...] | None = None
     units: tuple[Arms, ...] = ()
     sticky: bool = False
@@ -120,7 +120,7 @@ class ReleaseState:
     predicted: tuple[Predicted, ...] = ()
     units: tuple[Arms, ...] = ()
     sticky: bool = False
-    quality: Bet | None = None
+    quality: Quality | None = None
 
     def after(self, look: Look, policy: VerdictPolicy) -> ReleaseState:
         """With what a look has counted; a look within the warm-up is left out. Other bounds than before are refused.
@@ -133,8 +133,6 @@ class ReleaseState:
             raise ValueError("this state was saved by an older version, with sums that nothing is added to any more")
         if look.slow and self.bounds and look.bounds != self.bounds:
             raise ValueError(f"the histogram's bounds were {self.bounds} and are {look.bounds} now")
-        if look.losses and self.quality is None:
-            raise ValueError("there are losses, but the state was begun without a bet on quality")
         requests = math.fsum([a.canary_requests + a.stable_requests for a in look.arms])
         failures = [segment for segment in look.failures if segment.total_events]
         errors = math.fsum([segment.total_events for segment in failures])
@@ -160,7 +158,7 @@ class ReleaseState:
             predicted=summed(self.predicted, look.predicted),
             units=summed(self.units, look.units),
             sticky=self.sticky or look.sticky,
-            quality=self.quality.after(look.losses) if self.quality is not None and look.losses else self.quality,
+            quality=self._quality(look, policy),
         )
 
     def continued(self) -> ReleaseState:
@@ -192,7 +190,7 @@ class ReleaseState:
             slow_requests = self.pace.slow[slower.bound] if self.pace.slow else 0.0
             slow_requests += sum([part.canary[slower.bound] for part in self.slow])
         if self.quality is not None:
-            harm["quality"] = self.quality.log_wealth
+            harm["quality"] = self.quality.log_harm
         absolute = 0.0
         if not self.sticky:  # a rate is one of requests, which say nothing together when they are one user's
             absolute = log_rate_safety(counts.canary_errors, counts.canary_requests, policy.max_error_rate)
@@ -206,6 +204,8 @@ class ReleaseState:
             slow_requests=slow_requests,
             slow_seconds=slow_seconds,
             failing_looks=self.failing_looks,
+            labels=0 if self.quality is None else self.quality.candidate.labels,
+            quality="" if self.quality is None else self.quality.words(),
         )
 
     def to_json(self) -> str:
@@ -234,7 +234,7 @@ class ReleaseState:
                 predicted=tuple(Predicted(**_tuples(part)) for part in body["predicted"]),
                 units=tuple(Arms(**part) for part in body["units"]),
                 sticky=body["sticky"],
-                quality=Bet(**body["quality"]) if body["quality"] else None,
+                quality=Quality.from_json(body["quality"]) if body["quality"] else None,
             )
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"this is no state of a release: {error!r}") from error
@@ -249,6 +249,12 @@ class ReleaseState:
             floor_seconds=policy.latency_floor_seconds,
             warm_up_requests=policy.warm_up_requests,
         )
+
+    def _quality(self, look: Look, policy: VerdictPolicy) -> Quality | None:
+        if not look.labelled:
+            return self.quality
+        begun = self.quality or Quality.begun(policy, of_pairs=False)
+        return None if begun is None else begun.after(look.labelled)
 
     def _split(self) -> float:
         split = self.units if self.units or self.sticky else self.arms

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from alerts.evidence.prediction import Predicted, one_bin
 from alerts.evidence.segments import Segment
 from alerts.evidence.state import Arms, summed
 from alerts.schema import RELEASE_TOTALS
@@ -15,6 +16,8 @@ ERROR = "error"
 # Not outcomes of the server's: the units that failed or were seen for the first time, kept among the totals.
 FAILED_UNIT = "failed_unit"
 UNIT = "unit"
+# Nor are predictions by bin: `bin:3` is the fourth.
+BIN = "bin:"
 CANARY = "canary"
 
 
@@ -59,7 +62,7 @@ def grown(before: Iterable[Total], after: Iterable[Total]) -> tuple[Arms, ...]:
     counted = [
         _requests(total, more, failed=total.outcome == ERROR)
         for total, more in _growth(before, after)
-        if total.outcome not in (FAILED_UNIT, UNIT)
+        if total.outcome not in (FAILED_UNIT, UNIT) and not total.outcome.startswith(BIN)
     ]
     return summed((), counted)
 
@@ -81,6 +84,18 @@ def first_requests(before: Iterable[Total], after: Sequence[Total]) -> tuple[Arm
     if not any(total.outcome == UNIT for total in after):
         return None
     return summed((), [_requests(total, more) for total, more in _growth(before, after) if total.outcome == UNIT])
+
+
+def predicted(before: Iterable[Total], after: Sequence[Total]) -> tuple[Predicted, ...]:
+    """The predictions of both arms between, by bin and propensity."""
+    parts = []
+    for total, more in _growth(before, after):
+        if total.outcome.startswith(BIN):
+            bins = one_bin(int(total.outcome.removeprefix(BIN)), more)
+            nothing = (0.0,) * len(bins)
+            canary = total.arm == CANARY
+            parts.append(Predicted(total.propensity, bins if canary else nothing, nothing if canary else bins))
+    return summed((), parts)
 
 
 def _growth(before: Iterable[Total], after: Iterable[Total]) -> Iterator[tuple[Total, float]]:

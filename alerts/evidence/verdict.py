@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from alerts.evidence.discoveries import level, log_weighted_mean
+from alerts.evidence.losses import Loss
 
 
 class Outcome(StrEnum):
@@ -48,6 +49,10 @@ def _shares() -> dict[str, float]:
     return {Check.ERRORS: 0.6, Check.LATENCY: 0.4}
 
 
+def _shares_with_quality() -> dict[str, float]:
+    return {Check.ERRORS: 0.5, Check.LATENCY: 0.3, Check.QUALITY: 0.2}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictPolicy:
     """When evidence suffices."""
@@ -69,7 +74,8 @@ class VerdictPolicy:
     deadline_seconds: float = 3600.0
     """Age of a release at which an open question becomes `inconclusive`."""
     shares: Mapping[str, float] = field(default_factory=_shares)
-    """Shares of `alpha` by check: errors, latency, quality. Fixed before a release; without one a check informs."""
+    """Shares of `alpha` by check: errors, latency, quality. Fixed before a release; without one a check informs.
+    Where nothing is given they are 0.6, 0.4 and 0; with a `loss` 0.5, 0.3 and 0.2."""
     latency_tolerance: float = 1.05
     """A canary may exceed each latency bound up to this many times as often before it counts as harm."""
     latency_floor_seconds: float = 0.025
@@ -89,6 +95,14 @@ class VerdictPolicy:
     """What a release's first seconds count is left out of all; serving warms a version before it routes to it."""
     warm_up_requests: int = 5
     """Looks until the canary has answered this many requests are no evidence of slower answers: caches are cold."""
+    loss: str = ""
+    """How labelled predictions are judged: zero-one, brier, log, absolute or squared; "" leaves labels alone."""
+    loss_bound: float = 0.0
+    """A loss above this counts as this. 0 takes the loss' own: 1 for zero-one and brier, 5 for log; others need it."""
+    quality_tolerance: float = 0.01
+    """How much more the candidate may lose on average before it counts as harm: 0.01 is a point of accuracy."""
+    minimum_labels: int = 0
+    """Fewer labelled canary predictions than this never prove safety."""
     over_releases: bool = False
     """Whether alpha bounds the share of false rollbacks of all of the model's releases (e-LOND), not of each."""
 
@@ -105,14 +119,34 @@ class VerdictPolicy:
             raise ValueError(
                 f"warm_up_seconds is at least 0 and suspect at least 1, got {self.warm_up_seconds} and {self.suspect}"
             )
-        for name in ("latency_floor_seconds", "warm_up_requests", "minimum_error_looks", "minimum_slow"):
+        for name in (
+            "latency_floor_seconds",
+            "warm_up_requests",
+            "minimum_error_looks",
+            "minimum_slow",
+            "minimum_labels",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is a number from 0 on, got {getattr(self, name)}")
+        if self.loss and dict(self.shares) == _shares():
+            object.__setattr__(self, "shares", _shares_with_quality())
         judged = {Check.ERRORS, Check.LATENCY, Check.QUALITY}
         if not set(self.shares) <= judged or any(not 0 <= s <= 1 for s in self.shares.values()):
             raise ValueError(f"shares are of {', '.join(sorted(judged))}, 0 to 1 each, got {dict(self.shares)}")
         if sum(self.shares.values()) > 1.0 + 1e-9:
             raise ValueError(f"shares are at most 1 together, got {dict(self.shares)}")
+        loss = self.labelled_loss
+        if loss is not None and not 0.0 <= self.quality_tolerance < loss.bound:
+            raise ValueError(
+                f"quality_tolerance is a part of the loss, from 0 to below {loss.bound:g}, got {self.quality_tolerance}"
+            )
+        if self.minimum_labels and loss is None:
+            raise ValueError("minimum_labels asks for labels, and nothing says how they are judged: give `loss`, too")
+
+    @property
+    def labelled_loss(self) -> Loss | None:
+        """How labelled predictions are judged; None where they are not. ValueError for what is no loss."""
+        return Loss.of(self.loss, self.loss_bound) if self.loss else None
 
     def level(self, release: int = 1, rollbacks: int = 0) -> float:
         """The risk that the model's release number `release` may take, `rollbacks` of those before rolled back."""
@@ -136,7 +170,8 @@ class Evidence:
     `log_harm` is by check; `log_split` speaks against the routing's probabilities and `log_shift` against equal
     predictions. `incident` says that too many requests of both arms fail now, `slow_requests` how many of the canary's
     were above the bound of `slow_seconds`, which speaks most for a slower one. `failing_looks` counts the looks in
-    which the canary failed; None where nobody has counted them.
+    which the canary failed; None where nobody has counted them. `labels` are the canary's labelled predictions, and
+    `quality` what they have shown, in words.
     """
 
     log_harm: Mapping[str, float]
@@ -148,6 +183,8 @@ class Evidence:
     slow_requests: float = 0.0
     slow_seconds: float = math.nan
     failing_looks: int | None = None
+    labels: int = 0
+    quality: str = ""
 
     @property
     def harm(self) -> float:
@@ -213,6 +250,7 @@ def judge(evidence: Evidence, counts: Counts, policy: VerdictPolicy, now: float,
             f"harm is proved (e-value {bounded_exp(harm):.3g} >= {1 / alpha:g}): {_blame(blamed, evidence)}{seen}",
         )
     safe = evidence.log_safety >= -math.log(policy.beta) and counts.canary_requests >= policy.minimum_requests
+    safe = safe and evidence.labels >= policy.minimum_labels
     suspect = bounded_exp(log_weighted_mean(evidence.log_harm, policy.shares)) >= policy.suspect
     if safe and not evidence.incident and not suspect:
         return Verdict(
@@ -247,4 +285,4 @@ def bounded_exp(value: float) -> float:
 def _blame(check: str, evidence: Evidence) -> str:
     if check == Check.LATENCY:
         return f"more of its answers take over {evidence.slow_seconds:g} s; "
-    return "its predictions are worse than the tolerance; " if check == Check.QUALITY else ""
+    return f"its predictions are worse: {evidence.quality}; " if check == Check.QUALITY else ""

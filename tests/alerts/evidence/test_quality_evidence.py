@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alerts.evidence import Bet, paired, unpaired, weighed
+from alerts.evidence import ArmsBet, Bet, paired, weighed
 from benchmarks.evidence_simulation import bets
 
 differences = st.lists(st.sampled_from([-1.0, 0.0, 1.0]), max_size=60)
@@ -69,7 +69,8 @@ def test_labels_of_two_arms_are_weighed_by_the_routing() -> None:
     parts = [weighed(a, bool(b), 0.2, 0.1) for a, b in zip(loss, canary, strict=True)]
 
     assert np.mean(parts) == pytest.approx(0.2, abs=0.02)
-    assert unpaired(0.01, 0.2).after(parts).log_wealth > math.log(100)
+    labelled = zip(loss.tolist(), canary.tolist(), [0.2] * len(loss), strict=True)
+    assert ArmsBet(tolerance=0.01).after(labelled).log_wealth > math.log(100)
 
 
 def test_what_is_no_difference_of_losses_is_refused() -> None:

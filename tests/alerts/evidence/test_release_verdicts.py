@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from alerts.evidence import (
     Arms,
+    Labelled,
     Look,
     Outcome,
     Predicted,
@@ -23,10 +24,10 @@ from alerts.evidence import (
     VerdictPolicy,
     calm,
     judge,
-    paired,
 )
 
 POLICY = VerdictPolicy()
+LABELS = VerdictPolicy(loss="squared", loss_bound=4.0)
 BOUNDS = (0.01, 0.1, 1.0)
 
 
@@ -74,13 +75,26 @@ def test_a_slower_canary_is_rolled_back_for_its_latency() -> None:
 
 
 def test_worse_predictions_roll_back_where_quality_has_a_share() -> None:
-    policy = VerdictPolicy(shares={"errors": 0.5, "quality": 0.5})
-    state = ReleaseState(started_at=0.0, quality=paired(0.01))
-    state = state.after(replace(seconds(0.0, 0.0, 1)[0], losses=(1.0,) * 30), policy)
+    policy = VerdictPolicy(loss="zero-one")
+    labelled = tuple(Labelled(number, number % 2 == 0, 0.5, float(number % 2), 1.0) for number in range(1, 400))
+    look = replace(seconds(0.0, 0.0, 1)[0], labelled=labelled)
 
-    assert verdict(state, policy=policy).because is Reason.QUALITY
-    with pytest.raises(ValueError, match="begun without a bet"):
-        ReleaseState(started_at=0.0).after(Look(at=1.0, losses=(1.0,)), policy)
+    found = verdict(ReleaseState(started_at=0.0).after(look, policy), policy=policy)
+
+    assert (found.outcome, found.because) == (Outcome.ROLLBACK, Reason.QUALITY)
+    assert "199 predictions of the candidate have labels (and 200 of the stable version)" in found.reason
+    informs = replace(policy, shares={"errors": 1.0})
+    assert verdict(ReleaseState(started_at=0.0).after(look, informs), policy=informs).outcome is not Outcome.ROLLBACK
+    assert ReleaseState(started_at=0.0).after(look, POLICY).quality is None
+
+
+def test_a_canary_is_not_proved_safe_before_the_labels_that_its_policy_asks_for() -> None:
+    policy = VerdictPolicy(loss="zero-one", minimum_labels=50)
+    healthy = state_of(*seconds(0.0, 0.0, 80), policy=policy)
+    labelled = tuple(Labelled(number, True, 0.1, 1.0, 1.0) for number in range(1, 51))
+
+    assert verdict(healthy, policy=policy).outcome is Outcome.CONTINUE
+    assert verdict(healthy.after(Look(at=81.0, labelled=labelled), policy), policy=policy).because is Reason.PROVED_SAFE
 
 
 def test_a_healthy_canary_advances_and_one_under_suspicion_does_not() -> None:
@@ -159,20 +173,20 @@ def test_the_warm_up_is_left_out() -> None:
 
 looks = st.lists(
     st.builds(
-        lambda rho, c, s, e, w, losses: Look(
+        lambda rho, c, s, e, w, labels: Look(
             at=float(c + s),
             arms=(Arms(rho, c + 20, min(e, c), s + 20, min(e, s)),),
             bounds=BOUNDS,
             slow=(Slow(rho, (c, w, 0.0), (s, w, 0.0), c + w, s + w),),
             predicted=(Predicted(rho, (c, w), (s, w)),),
-            losses=tuple(losses),
+            labelled=tuple(Labelled(n, wrong > 0.5, rho, wrong, 1.0) for n, wrong in labels),
         ),
         st.sampled_from([0.01, 0.1, 1 / 3]),
         st.integers(0, 30),
         st.integers(0, 30),
         st.integers(0, 9),
         st.floats(0, 9),
-        st.lists(st.floats(-1, 1), max_size=3),
+        st.lists(st.tuples(st.integers(1, 99), st.floats(-1, 1)), max_size=3),
     ),
     max_size=12,
 )
@@ -180,13 +194,13 @@ looks = st.lists(
 
 @given(looks, st.integers(0, 12))
 def test_a_state_goes_through_json_bit_for_bit_and_goes_on_alike(given_looks: list[Look], cut: int) -> None:
-    state = ReleaseState(started_at=0.0, quality=paired(0.01))
+    state = ReleaseState(started_at=0.0)
     for look in given_looks[:cut]:
-        state = state.after(look, POLICY)
+        state = state.after(look, LABELS)
     again = ReleaseState.from_json(state.to_json())
     assert again == state
     for look in given_looks[cut:]:
-        state, again = state.after(look, POLICY), again.after(look, POLICY)
+        state, again = state.after(look, LABELS), again.after(look, LABELS)
 
     assert again.to_json() == state.to_json()
     assert verdict(again) == verdict(state)
@@ -205,6 +219,8 @@ def test_what_does_not_fit_is_refused() -> None:
         {"shares": {"prediction": 0.1}},
         {"warm_up_seconds": -1.0},
         {"alpha": 0},
+        {"loss": "hinge"},
+        {"loss": "brier", "quality_tolerance": 1.0},
     ):
         with pytest.raises(ValueError, match="got"):
             VerdictPolicy(**wrong)

@@ -443,6 +443,7 @@ class Front:
     def _settle(self, least: int) -> None:
         """As `settle`, but calls that are fewer than `least` wait for more: a group costs as much as many calls."""
         self._ended = self._kept_bytes = 0
+        self._signals.flush()
         for account in self._accounts.values():
             account.flush()
             if len(account.calls) >= least:

@@ -212,22 +212,36 @@ class LoadedModel:
         self.example_outputs = outputs
         return outputs
 
-    def warm_up(self, max_rows: int, repeats: int = 3) -> WarmUp:
-        """Runs the example at each power of two up to `max_rows` and keeps the best time of each."""
+    def warm_up(self, max_rows: int, repeats: int = 3, *, quick: float = 0.0) -> WarmUp:
+        """Runs the example at each power of two up to `max_rows` and keeps the best time of each; and at larger ones,
+        up to four times `max_rows`, that take at most `quick` seconds.
+        """
         columns = self.signature.example(self.manifest["example"])
         sizes = sorted({min(2**power, max_rows) for power in range(max_rows.bit_length() + 1)})
-        seconds: dict[int, float] = {}
+        seconds = {rows: self._timed(columns, rows, repeats) for rows in sizes}
+        rows = max_rows
+        while rows < 4 * max_rows and 2 * seconds[rows] <= quick:
+            rows *= 2
+            try:
+                taken = self._timed(columns, rows, repeats)
+            except Exception:
+                break  # a program may be made for so many rows at most
+            if taken > quick:
+                break
+            seconds[rows] = taken
+        return WarmUp(seconds)
+
+    def _timed(self, columns: Sequence[Array], rows: int, repeats: int) -> float:
+        """The least seconds of a batch of so many rows."""
+        batch = [np.resize(column, (rows, *column.shape[1:])) for column in columns]
         # What else the machine does is not the model's.
         clock = time.thread_time if self.solo else time.perf_counter
-        for rows in sizes:
-            batch = [np.resize(column, (rows, *column.shape[1:])) for column in columns]
-            times = []
-            for _ in range(1 + repeats):
-                start = clock()
-                self.run(batch)
-                times.append(clock() - start)
-            seconds[rows] = min(times[1:])
-        return WarmUp(seconds)
+        times = []
+        for _ in range(1 + repeats):
+            start = clock()
+            self.run(batch)
+            times.append(clock() - start)
+        return min(times[1:])
 
 
 def load_artifact(directory: Path, *, architectures: Sequence[str] = (), digest: str | None = None) -> LoadedModel:

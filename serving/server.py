@@ -57,6 +57,8 @@ _log = logging.getLogger(__name__)
 _LAST_TURNS = 4
 # Seconds in which those who connected last may send their request.
 _LINGER_SECONDS = 0.5
+# The largest batch of a version whose batches take their time.
+_USUAL_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,8 @@ class ServingConfig:
     port: int = 8080
     # Models to serve; empty means all that have a stable version.
     models: tuple[str, ...] = ()
-    max_batch_rows: int = 64
+    # 0: 64, and up to 256 where a batch of so many still takes at most `inline_seconds`.
+    max_batch_rows: int = 0
     # How long a batch may wait for company, from its oldest request's arrival; 0 takes what is there.
     max_delay: float = 0.0
     # A batch that takes at most this long runs on the event loop, without a hand-off to a thread; 0 never does.
@@ -151,10 +154,10 @@ class ServingConfig:
     def __post_init__(self) -> None:
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile is set and ssl_certfile is not: TLS needs a certificate")
-        if self.max_batch_rows < 1 or self.max_queue_rows < self.max_batch_rows:
+        if self.max_batch_rows < 0 or self.max_queue_rows < max(1, self.max_batch_rows):
             raise ValueError(
                 f"max_batch_rows is {self.max_batch_rows}, max_queue_rows {self.max_queue_rows}: "
-                "the first must be at least 1, the second at least the first"
+                "the first must not be negative, the second at least 1 and at least the first"
             )
         self.lane_policy()
         if self.probe_seconds <= 0:
@@ -178,7 +181,7 @@ class ServingConfig:
     def lane_policy(self) -> LanePolicy:
         """The part that every version's queue needs. Raises ValueError where fields contradict each other."""
         return LanePolicy(
-            max_rows=self.max_batch_rows,
+            max_rows=self.max_batch_rows or min(_USUAL_ROWS, self.max_queue_rows),
             max_delay=self.max_delay,
             preferred_rows=self.preferred_batch_rows,
             pad=self.pad_batches,
@@ -369,7 +372,9 @@ class Service:
 
     def _load(self, model: str, number: int) -> Loaded:
         config = self.config
-        return load_version(self._registry, model, number, config.architectures, config.max_batch_rows)
+        quick = 0.0 if config.max_batch_rows else config.inline_seconds
+        rows = config.lane_policy().max_rows
+        return load_version(self._registry, model, number, config.architectures, rows, quick)
 
     def _size(self, model: str, number: int) -> int:
         return file_bytes(self._registry.folder(self._registry.get(model, number)))

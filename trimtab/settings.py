@@ -277,7 +277,8 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     artifacts: str = ""
     models: list[str] = []
     """Models to load; empty means all that the registry holds with a stable version."""
-    max_batch_rows: int = 64
+    max_batch_rows: int = 0
+    """0: 64, and up to 256 where a batch of so many takes at most `inline_seconds`."""
     max_delay_seconds: float = 0.0
     """How long a batch waits for company, from its oldest request's arrival; 0 takes what is there."""
     inline_seconds: float = 0.001

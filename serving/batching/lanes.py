@@ -49,6 +49,9 @@ class Lanes:
         if loaded.model.manifest["format"] == "safetensors":
             # An architecture is Python of the user's and may block; other formats hold tensor operators only.
             policy = replace(policy, inline_seconds=0.0)
+        elif policy.inline_seconds > 0:
+            warmed = max(loaded.warm_up.seconds)
+            policy = replace(policy, max_rows=max(policy.max_rows, min(warmed, policy.limit_rows)))
         loaded.model.signature = replace(loaded.model.signature, buckets=self._buckets)
         padded = Padded(loaded.model, policy.preferred_rows) if policy.pad else None
 

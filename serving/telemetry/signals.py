@@ -32,6 +32,8 @@ _ARMS = ("stable", "canary", HELD_BACK)
 _RELEASE_SERIES = 1000
 # Units of a release that are remembered, and those that failed, and ids of failed requests; more are not counted.
 _MOST_REMEMBERED = 200_000
+# Batches of a version that are counted together.
+_MOST_BATCHES = 1024
 
 
 def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]:
@@ -58,7 +60,11 @@ class VersionSignals:
         self._compute = metrics[names.INFERENCE_COMPUTE].labels(model, version)
         self._rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
         self._rows = metrics[names.INFERENCE_ROWS].labels(model, version)
+        # The family is here before anybody reads: one that is made while the series are read is not among them.
+        self._batches_by_reason = metrics[names.INFERENCE_BATCHES]
         self._reasons: dict[str, Any] = {}
+        # Rows, seconds and reason of batches that are not counted yet.
+        self._batches: list[tuple[int, float, str]] = []
         self._shed: dict[str, Any] = {}
 
     def requests(self, outcome: str, count: int) -> None:
@@ -96,13 +102,24 @@ class VersionSignals:
         self._metrics[names.PADDING_ROWS].labels(*self._labels).inc(rows)
 
     def batch(self, rows: int, seconds: float, reason: str) -> None:
-        """A batch that the model has run."""
-        if reason not in self._reasons:
-            self._reasons[reason] = self._metrics[names.INFERENCE_BATCHES].labels(*self._labels, reason)
-        self._reasons[reason].inc()
-        self._rows_a_batch.observe(rows)
-        self._rows.inc(rows)
-        self._compute.observe(seconds)
+        """A batch that the model has run; counted with others, by `flush` at the latest."""
+        self._batches.append((rows, seconds, reason))
+        if len(self._batches) >= _MOST_BATCHES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Counts the batches."""
+        if not self._batches:
+            return
+        rows, seconds, reasons = zip(*self._batches, strict=True)
+        self._batches.clear()
+        for reason, count in Counter(reasons).items():
+            if reason not in self._reasons:
+                self._reasons[reason] = self._batches_by_reason.labels(*self._labels, reason)
+            self._reasons[reason].inc(count)
+        observe_many(self._rows_a_batch, np.array(rows, np.float64))
+        self._rows.inc(sum(rows))
+        observe_many(self._compute, np.array(seconds))
 
 
 class Remembered:
@@ -152,7 +169,12 @@ class Signals:
 
     def before_reading(self, settle: Callable[[], None]) -> None:
         """From now on `settle` is called on this thread before anybody reads the series."""
-        self.metrics.registry.register(_Unwritten(settle))
+
+        def write() -> None:
+            settle()
+            self.flush()
+
+        self.metrics.registry.register(_Unwritten(write))
         # A family that is made while the series are read is not among them: these must be there, and behind it.
         for family in (names.RELEASE_REQUESTS, names.RELEASE_DURATION, names.EXPERIMENT_REQUESTS):
             self.metrics[family]
@@ -173,6 +195,11 @@ class Signals:
         if found is None:
             found = self._versions[key] = VersionSignals(self.metrics, *key)
         return found
+
+    def flush(self) -> None:
+        """Counts the batches of all versions."""
+        for version in self._versions.values():
+            version.flush()
 
     def release(self, model: str, choice: Choice, outcome: str, count: int) -> None:
         """Live requests of a release in progress, for the canary's test; only what a version answered or failed."""

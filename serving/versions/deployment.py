@@ -61,13 +61,18 @@ class Version:
     pinned: Choice
 
 
-def load_version(registry: Registry, model: str, number: int, architectures: tuple[str, ...], max_rows: int) -> Loaded:
-    """Verifies, loads and warms a version; blocks. Raises RegistryError or ArtifactError."""
+def load_version(
+    registry: Registry, model: str, number: int, architectures: tuple[str, ...], max_rows: int, quick: float = 0.0
+) -> Loaded:
+    """Verifies, loads and warms a version; for more than `max_rows` where that takes at most `quick` seconds. Blocks.
+
+    Raises RegistryError or ArtifactError.
+    """
     start = time.perf_counter()
     found = registry.get(model, number)
     before = resident_bytes()
     loaded = load_artifact(registry.folder(found), architectures=architectures, digest=found.digest)
-    warm_up = loaded.warm_up(max_rows)
+    warm_up = loaded.warm_up(max_rows, quick=quick)
     footprint = Footprint(loaded.nbytes, max(0, resident_bytes() - before))
     return Loaded(number, loaded, warm_up, time.perf_counter() - start, footprint)
 

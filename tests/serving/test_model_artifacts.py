@@ -206,6 +206,21 @@ def test_warm_up_measures_each_power_of_two_up_to_the_largest_batch(artifacts: l
     assert curve.of(96) == pytest.approx(2 * curve.of(48))
 
 
+def test_warm_up_goes_on_to_larger_batches_while_they_are_quick(artifacts: list[Path]) -> None:
+    model = load_artifact(artifacts[0])
+    assert sorted(model.warm_up(3, repeats=1, quick=60.0).seconds) == [1, 2, 3, 6, 12]
+    assert sorted(model.warm_up(3, repeats=1, quick=1e-9).seconds) == [1, 2, 3]
+    run = model.run
+
+    def small(columns: list[object]) -> object:
+        if len(columns[0]) > 8:  # type: ignore[arg-type]
+            raise RuntimeError("this program takes at most 8 rows")
+        return run(columns)  # type: ignore[arg-type]
+
+    model.run = small  # type: ignore[assignment,method-assign]
+    assert sorted(model.warm_up(3, repeats=1, quick=60.0).seconds) == [1, 2, 3, 6]
+
+
 def test_inputs_of_every_datatype_reach_the_module_in_order(tmp_path: Path) -> None:
     class Sum(torch.nn.Module):
         def forward(self, *columns: torch.Tensor) -> torch.Tensor:

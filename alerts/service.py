@@ -17,7 +17,7 @@ from alerts.actions.notices import Notices
 from alerts.actions.sources import SourceHook
 from alerts.config import AlertsConfig
 from alerts.engine import RuleEngine
-from alerts.evidence import Judgement, ReleaseJudge, VerdictPolicy
+from alerts.evidence import CollectorLabels, Judgement, LabelFeed, NoLabels, ReleaseJudge, VerdictPolicy
 from alerts.labels import labels_of
 from alerts.notifications import Alertmanager, Configuration, ConfigurationError, simple_configuration, simple_receiver
 from alerts.querier import ClientQuerier, PushWriter, Querier, QueryError, SampleWriter, WriteError
@@ -98,7 +98,8 @@ class AlertsService:
         )
         self.silences = self.notifications.silences
         release_policies = PolicyWatch(config.release_policies)
-        self.judge = ReleaseJudge(self.database, querier, writer, self._verdict_policy)
+        self._labels: LabelFeed = CollectorLabels(config.push_url) if config.push_url else NoLabels()
+        self.judge = ReleaseJudge(self.database, querier, writer, self._verdict_policy, self._labels)
         self.rules = RuleEngine(
             self._files.load(),
             querier,
@@ -136,6 +137,7 @@ class AlertsService:
             actor=self.actions,
             judgement_of=self._judgement,
             querier=querier,
+            labels=self._labels,
             clock=clock,
             metrics=self.metrics,
             secret=config.secret,
@@ -171,6 +173,7 @@ class AlertsService:
         self.notifications.close()
         self.actions.close()
         self._push.close()
+        self._labels.close()
         self._client.close()
         self.database.dispose()
 

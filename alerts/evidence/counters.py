@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from alerts.evidence.histograms import Histogram, histograms
 from alerts.evidence.label_feed import FeedPage
-from alerts.evidence.prediction import BINS
 from alerts.evidence.releases import Weight
 from alerts.evidence.totals import BIN, FAILED_UNIT, UNIT, Reading
 from alerts.labels import Labels
 from alerts.querier import Sample
+from collectors.releases import BINS
 from observability import names
 
 _RELEASE = ("model", "release", "candidate", "baseline")

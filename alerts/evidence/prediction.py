@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from alerts.evidence.sample_ratio import PRIOR, log_split_evidence
 from alerts.evidence.segments import log_mean_exp
-
-# Bins that predictions are counted in: those of `release_predictions_total`.
-BINS = 12
+from collectors.releases import BINS
 
 
 @dataclass(frozen=True, slots=True)

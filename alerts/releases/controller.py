@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
 
 from alerts.actions import ADVANCE, PROMOTE, ROLLBACK, Action, ActionState, NotWaiting
-from alerts.evidence import Judgement, VerdictPolicy
+from alerts.evidence import FeedAway, FeedPage, Judgement, LabelFeed, NoLabels, VerdictPolicy
 from alerts.querier import Querier, QueryError, Sample
 from alerts.releases import decisions
 from alerts.releases.blessing import Blessing, bless
@@ -31,6 +31,7 @@ from alerts.releases.progress import advance
 from alerts.releases.serving_eyes import EyesShut
 from alerts.releases.sight import Judged, Page, Seen, queries, readings
 from alerts.releases.step_evidence import beside
+from alerts.releases.step_labels import feed
 from alerts.releases.walk import ENDED, Ask, Phase, Walk, asked, wish
 from alerts.releases.walk_store import WalkStore
 from alerts.releases.watch import Watched
@@ -92,6 +93,7 @@ class ReleaseController:
         actor: Actor,
         judgement_of: Callable[[str, str], Judgement | None],
         querier: Querier,
+        labels: LabelFeed | None = None,
         clock: Callable[[], float] = time.time,
         executor: Executor | None = None,
         metrics: Metrics | None = None,
@@ -104,6 +106,7 @@ class ReleaseController:
         self._actor = actor
         self._judgement_of = judgement_of
         self._querier = querier
+        self._labels: LabelFeed = labels or NoLabels()
         self._clock = clock
         self._executor = executor or ThreadPoolExecutor(max_workers=2, thread_name_prefix="blessing")
         self._gauges = None if metrics is None else Gauges(metrics)
@@ -208,7 +211,7 @@ class ReleaseController:
         """Where a release is, why it waits and what it needs, in words."""
         now = self._clock()
         if walk.ended:
-            return explained(walk, Seen(now=now))
+            return explained(walk, Seen(now=now, judged=self._judged(walk)))
         seen = self._seen.get(walk.id) or self._look_around(walk, now)
         ask = wish(walk)
         return explained(walk, replace(seen, now=now, action=self._actor.known(ask.key) if ask else None))
@@ -229,11 +232,12 @@ class ReleaseController:
         inputs = {
             "judged": None if judged is None else {
                 "outcome": judged.outcome.value, "requests": judged.requests, "errors": judged.errors,
-                "safety": judged.safety, "doubts": judged.doubts,
+                "safety": judged.safety, "doubts": judged.doubts, "told": list(judged.told),
             },
             "generation": None if page is None else page.generation,
             "counted": [[total.outcome, total.total] for total in after.totals],
             **({"blessing": after.blessing.to_json()} if after.blessing and not before.blessing else {}),
+            **({"labels": asdict(after.quality)} if after.quality is not None else {}),
             **({"conclusion": dict(after.conclusion)} if after.conclusion else {}),
         }  # fmt: skip
         if not self.store.change(before, after, revision, seen.now, inputs):
@@ -254,17 +258,21 @@ class ReleaseController:
         except (EyesShut, KeyError, TypeError, ValueError) as error:
             body = {}
             log.debug("%s cannot be looked at: %s", walk.model, error)
-        judgement = self._judgement_of(walk.model, walk.release) if walk.release else None
         ask = wish(walk)
         return Seen(
             now=now,
             page=page,
-            judged=None if judgement is None else Judged.of(judgement),
+            judged=self._judged(walk),
             readings=self._readings(walk, now),
             watched=self._watched(walk, now),
+            labels=self._labels_since(walk),
             action=None if ask is None else self._actor.known(ask.key),
             blessing=self._blessing(walk, body, now) if walk.phase is Phase.BLESSING and body else None,
         )
+
+    def _judged(self, walk: Walk) -> Judged | None:
+        judgement = self._judgement_of(walk.model, walk.release) if walk.release else None
+        return None if judgement is None else Judged.of(judgement)
 
     def _readings(self, walk: Walk, now: float) -> Any:
         if walk.phase not in (Phase.WATCHING, Phase.HELD):
@@ -282,6 +290,16 @@ class ReleaseController:
         kind = beside(walk)
         answers = None if kind is None else self._answers(walk, watch_queries(walk, kind), now)
         return None if kind is None or answers is None else watched(walk, kind, answers)
+
+    def _labels_since(self, walk: Walk) -> FeedPage | None:
+        name = feed(walk)
+        if not name:
+            return None
+        try:
+            return self._labels.read(walk.model, name, 0 if walk.quality is None else walk.quality.read)
+        except FeedAway as error:
+            log.debug("labels of %s: %s", walk.model, error)
+            return None
 
     def _answers(self, walk: Walk, asks: Sequence[str], now: float) -> list[Sequence[Sample]] | None:
         """The store's answers to all of them, or none."""

@@ -26,7 +26,7 @@ def explained(walk: Walk, seen: Seen) -> list[str]:
     told = [f"Release {walk.id} of {walk.model}: version {walk.version} is {_state(walk)}, at {walk.place}."]
     if walk.ended:
         told[0] = f"Release {walk.id} of {walk.model}: version {walk.version} is {walk.phase.value.replace('_', ' ')}."
-        return [*told, f"Why: {walk.reason}.", *_compared(walk)]
+        return [*told, f"Why: {walk.reason}.", *_compared(walk), *_of_labels(walk, seen)]
     told.append(f"Here since {_ago(seen.now - walk.entered_at)}: {walk.reason}.")
     if walk.paused:
         told.append(f"Paused: {walk.paused}. `trimtab releases resume {walk.model}` goes on from what is in force.")
@@ -41,6 +41,7 @@ def explained(walk: Walk, seen: Seen) -> list[str]:
     else:
         lacking = needs(walk, seen)
         told += [f"It still needs {need}." for need in lacking]
+        told += _of_labels(walk, seen)
         if not lacking:
             frozen = walk.policy.frozen(seen.now)
             told.append("It has what it needs" + (", and waits for the freeze to end." if frozen else "."))
@@ -52,6 +53,12 @@ def explained(walk: Walk, seen: Seen) -> list[str]:
     rest = walk.policy.steps[walk.step + 1 :]
     told.append(f"After this: {', '.join([*(named(step) for step in rest), _end(walk)])}.")
     return told
+
+
+def _of_labels(walk: Walk, seen: Seen) -> list[str]:
+    """What labels and predictions say of it."""
+    own = [] if walk.quality is None else [f"Of its labels: {walk.quality.words()}."]
+    return [*own, *(seen.judged.told if seen.judged is not None else ())]
 
 
 def _state(walk: Walk) -> str:

@@ -28,6 +28,9 @@ class ShadowStep:
     """Pairs that may differ by more than `disagreement`; None leaves differences alone."""
     disagreement: float = 0.1
     """Largest absolute difference of outputs that is no disagreement: a bound of the histogram of differences."""
+    min_labels: int = 0
+    """Labelled pairs that must have been seen, and must prove that the version is not worse by more than
+    `verdict.quality_tolerance`; 0 asks for none."""
     min_seconds: float = 0.0
     deadline_seconds: float = 3600.0
     on_deadline: Then = "hold"

@@ -34,6 +34,7 @@ from alerts.releases.policy import (
     BlessingCheck,
     BlessingPolicy,
     ReleasePolicy,
+    ShadowStep,
     Step,
 )
 from alerts.releases.step_file import check_order, duration, number_of, read_after_promotion, read_step, word_of
@@ -126,6 +127,8 @@ def _policy(section: Value, defaults: Mapping[str, Value], file: YamlFile, what:
         verdict = own["verdict"].attempt(lambda v: _verdict(v, both["verdict"][0], steps), None)
     else:
         verdict = _verdict(None, None, steps)
+    if verdict is not None and not verdict.loss and "steps" in own:
+        own["steps"].attempt(lambda value: _check_labels(value, steps), None)
     blessing: BlessingPolicy | None = BlessingPolicy()
     if "blessing" in own:
         blessing = own["blessing"].attempt(lambda v: _blessing(v, both["blessing"][0]), None)
@@ -163,6 +166,8 @@ def _verdict(value: Value | None, under: Value | None, steps: tuple[Step, ...]) 
             read[name] = {check: number_of(share) for check, share in one.entries()}
         elif isinstance(kind, bool):
             read[name] = one.flag()
+        elif isinstance(kind, str):
+            read[name] = one.text()
         elif name.endswith("_seconds"):
             read[name] = one.read(duration)
         else:
@@ -176,6 +181,11 @@ def _verdict(value: Value | None, under: Value | None, steps: tuple[Step, ...]) 
     except ValueError as error:
         assert value is not None
         value.fail(f"verdict: {error}")
+
+
+def _check_labels(value: Value, steps: tuple[Step, ...]) -> None:
+    if any(isinstance(step, ShadowStep) and step.min_labels for step in steps):
+        value.fail("min_labels asks for labels, and nothing says how they are judged: give `verdict: {loss: zero-one}`")
 
 
 def _blessing(value: Value, under: Value | None) -> BlessingPolicy | None:

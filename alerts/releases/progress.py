@@ -70,7 +70,7 @@ def onwards(walk: Walk, seen: Seen, who: str) -> Walk:
 
 def enter(walk: Walk, seen: Seen, reason: str) -> Walk:
     """At the begin of the walk's step."""
-    walk = replace(walk, totals=(), counted=False, mark=-1.0, watch=None, entered_at=seen.now)
+    walk = replace(walk, totals=(), counted=False, mark=-1.0, watch=None, quality=None, entered_at=seen.now)
     if not isinstance(walk.current, HoldStep):
         return begun(walk, seen, Phase.ENTERING, reason)
     if walk.current.seconds is None:

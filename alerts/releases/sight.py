@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alerts.actions import Action
-from alerts.evidence import Judgement, Outcome, log_weighted_mean
+from alerts.evidence import FeedPage, Judgement, Outcome, log_weighted_mean, told
 from alerts.evidence.totals import Reading
 from alerts.evidence.verdict import bounded_exp, voided
 from alerts.querier import Sample
@@ -67,7 +67,10 @@ def close(one: float | None, other: float) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """The judge's evidence on a release. `doubts` say why nothing may advance now, "" where there is no reason."""
+    """The judge's evidence on a release. `doubts` say why nothing may advance now, "" where there is no reason.
+
+    `told` are sentences on labels and predictions.
+    """
 
     outcome: Outcome
     reason: str = ""
@@ -75,6 +78,7 @@ class Judged:
     errors: float = 0.0
     safety: float = 1.0
     doubts: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def proved(self) -> bool:
@@ -100,6 +104,7 @@ class Judged:
             errors=judgement.counts.canary_errors,
             safety=evidence.safety,
             doubts=doubts,
+            told=tuple(told(judgement.state, evidence)),
         )
 
 
@@ -111,6 +116,7 @@ class Seen:
     page: Page | None = None
     judged: Judged | None = None
     readings: Sequence[Reading] | None = None
+    labels: FeedPage | None = None
     watched: Watched | None = None
     action: Action | None = None
     blessing: Blessing | None = None

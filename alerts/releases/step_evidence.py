@@ -18,6 +18,7 @@ from alerts.evidence.totals import Total, add_up
 from alerts.evidence.verdict import bounded_exp
 from alerts.releases.policy import CanaryStep, ExperimentStep, HoldStep, ShadowStep, SwitchStep
 from alerts.releases.sight import ALL, Judged, Seen
+from alerts.releases.step_labels import log_harm, shadow_harm, shadow_needs, with_labels
 from alerts.releases.walk import Phase, Walk
 from alerts.releases.watch import Beside, Watch
 from observability import names
@@ -53,7 +54,8 @@ def compared(walk: Walk) -> dict[str, Any]:
     ):
         low, high = rate_interval(min(errors, requests), requests)
         found[name] = {"requests": requests, "errors": errors, "error_rate": {"low": low, "high": high}}
-    return {**found, "harm": bounded_exp(_experiment_harm(walk)), "slower": bounded_exp(_slower(walk))}
+    return {**found, "harm": bounded_exp(_experiment_harm(walk)), "slower": bounded_exp(_slower(walk)),
+            **({} if walk.quality is None else {"labels": walk.quality.words()})}  # fmt: skip
 
 
 def counted_harm(walk: Walk) -> str:
@@ -71,6 +73,7 @@ def counted_harm(walk: Walk) -> str:
                 low, _ = rate_interval(min(differing, pairs), pairs, risk)
                 if low > step.max_disagreement_ratio:
                     return f"{differing:.0f} of {pairs:.0f} answers differ by more than {step.disagreement:g}"
+            return shadow_harm(walk)
         case SwitchStep() as step:
             requests, errors = _requests(walk)
             share = verdict.shares.get(Check.LATENCY, 0.0)
@@ -81,13 +84,18 @@ def counted_harm(walk: Walk) -> str:
             if _slower(walk) + math.log(share or 1e-300) >= math.log(max(step.deadline_seconds, 1.0) / risk):
                 return f"it became slower with the switch: {_why_slower(walk)}"
         case ExperimentStep():
-            harms: dict[str, float] = {Check.ERRORS: _experiment_harm(walk), Check.LATENCY: _slower(walk)}
+            harms: dict[str, float] = {Check.ERRORS: _experiment_harm(walk), Check.LATENCY: _slower(walk),
+                                       Check.QUALITY: log_harm(walk)}  # fmt: skip
             if _arm(walk, candidate=True)[1] < verdict.minimum_errors:
                 harms[Check.ERRORS] = min(harms[Check.ERRORS], 0.0)
             harm = log_weighted_mean(harms, verdict.shares)
             if harm >= -math.log(risk):
-                fails = harms[Check.ERRORS] >= harms[Check.LATENCY]
-                why = "the version fails more often than stable" if fails else _why_slower(walk)
+                whys = {
+                    Check.ERRORS: "the version fails more often than stable",
+                    Check.LATENCY: _why_slower(walk),
+                    Check.QUALITY: "" if walk.quality is None else walk.quality.words(),
+                }
+                why = whys[Check(max(harms, key=lambda check: harms[check]))]
                 return f"harm is proved (e-value {bounded_exp(harm):.3g}): {why}"
     return ""
 
@@ -108,7 +116,7 @@ def counted(walk: Walk, seen: Seen) -> Walk:
     """With what was counted since: the canary's requests at the step's begin, or the step's own counters."""
     if walk.phase is Phase.WATCHING and walk.mark < 0 and seen.judged is not None and walk.live:
         walk = replace(walk, mark=seen.judged.requests)
-    walk = _watched(walk, seen)
+    walk = with_labels(_watched(walk, seen), seen)
     # Harm may show while it is held, too.
     if walk.phase not in (Phase.WATCHING, Phase.HELD) or walk.promoted or seen.readings is None:
         return walk
@@ -128,6 +136,7 @@ def _shadow_needs(walk: Walk, step: ShadowStep, seen: Seen) -> list[str]:
         lacking.append("the store to answer: what was compared is not known")
     if pairs < step.min_pairs:
         lacking.append(f"{step.min_pairs - pairs:.0f} more compared pairs ({pairs:.0f} of {step.min_pairs})")
+    lacking += shadow_needs(walk, step)
     _, high = rate_interval(failed, pairs + failed)
     if high > step.max_failed_ratio:
         lacking.append(

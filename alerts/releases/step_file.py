@@ -69,6 +69,7 @@ def _shadow(value: Value) -> ShadowStep:
         if "max_disagreement_ratio" in given
         else None,
         disagreement=number_of(given["disagreement"]) if "disagreement" in given else 0.1,
+        min_labels=_whole(given, "min_labels", 0, least=0),
         **_pace(given),
     )
 

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from alerts.actions import PROMOTE, ROLLBACK, STEP
+from alerts.evidence import Quality
 from alerts.evidence.totals import Total
 from alerts.releases.blessing import Blessing
 from alerts.releases.policy import (
@@ -67,7 +68,8 @@ class Walk:
     `release` is serving's name for it once it has traffic, `share` what serving was last told to give the version (a
     weight, or a shadow's fraction), `generation` serving's when that was in force. `mark` are the canary requests at
     the step's begin, below 0 while they are not known; `totals` what was counted since, where the judge does not.
-    `baseline` is the version before, `watch` the evidence where the judge has none, `promoted_at` when it was promoted.
+    `baseline` is the version before, `watch` the evidence where the judge has none, `quality` that of labels there,
+    `promoted_at` when it was promoted.
     `attempt` numbers what was asked of the act path, `tries` the failures since it was last asked something new.
     """
 
@@ -100,6 +102,7 @@ class Walk:
     conclusion: Mapping[str, Any] | None = None
     baseline: int | None = None
     watch: Watch | None = None
+    quality: Quality | None = None
     promoted_at: float | None = None
 
     @property
@@ -151,6 +154,7 @@ class Walk:
                 "totals": tuple(Total(**total) for total in body["totals"]),
                 "blessing": Blessing.from_json(body["blessing"]) if body["blessing"] else None,
                 "watch": Watch.from_json(body["watch"]) if body.get("watch") else None,
+                "quality": Quality.from_json(body["quality"]) if body.get("quality") else None,
             }
         )
 

@@ -22,6 +22,8 @@ from collectors.drift.source import InputError
 BLOCK_BYTES = 1 << 24
 # So many bytes and lines tell how a file is written.
 _SNIFFED, _LINES = 1 << 16, 100
+# So many of the last bytes tell whether a field has an end.
+_COMPARED = 200
 _SIGNS = (",", ";", "\t", "|")
 _QUOTED = re.compile(r'"[^"]*"')
 _NUMBERS = (r"[+-]?\d+,\d+", r"[+-]?\d*\.\d+")
@@ -38,6 +40,7 @@ def read_csv(path: Path) -> pa.Table:
     except pa.ArrowException as error:
         raise _unreadable(path, error) from error
     _check_text(path, table.schema)
+    _check_closed(path, table.slice(max(table.num_rows - 1, 0)))
     return table.cast(_with_known_types(table.schema))
 
 
@@ -49,7 +52,11 @@ def csv_schema(path: Path) -> tuple[pa.Schema, int]:
             with _opened(path, types) as reader:
                 schema = reader.schema
                 _check_text(path, schema)
-                rows = sum(batch.num_rows for batch in reader)
+                rows, last = 0, None
+                for batch in reader:
+                    rows, last = rows + batch.num_rows, batch if batch.num_rows else last
+            if last is not None:
+                _check_closed(path, last.slice(last.num_rows - 1))
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
         except pa.ArrowException as error:
@@ -153,8 +160,28 @@ def _check_text(path: Path, schema: pa.Schema) -> None:
         raise _not_utf8(path)
 
 
+def _check_closed(path: Path, last: pa.Table | pa.RecordBatch) -> None:
+    """InputError where a quotation mark is never closed: all that follows it is one field of the last row then."""
+    texts = [values[0].as_py() for values in last.columns[-1:] if len(values) and pa.types.is_string(values.type)]
+    field = texts[0] if texts else None
+    if field is None or "\n" not in field:
+        return
+    end = b""
+    with pa.input_stream(str(path), compression="detect") as file:
+        while block := bytes(file.read(BLOCK_BYTES)):
+            end = (end + block)[-_COMPARED:]
+    # A field that is closed has a quotation mark behind it.
+    if end.rstrip(b"\r\n").endswith(field.rstrip("\r\n").encode()[-_COMPARED // 2 :]):
+        raise InputError(
+            f"{path} has a quotation mark that is never closed, of the field that begins with "
+            f"{field.splitlines()[0][:40]!r}: close it, or double it within a field"
+        )
+
+
 def _unreadable(path: Path, error: Exception) -> InputError:
     text = str(error).strip()
+    if "straddles" in text:
+        return InputError(f"{path} has a row of many megabytes: is a quotation mark left open in it?")
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return _not_utf8(path)

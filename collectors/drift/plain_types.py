@@ -61,7 +61,7 @@ def _batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _is_odd(chunk: pa.Array) -> bool:
-    return pa.types.is_dictionary(chunk.type) and chunk.dictionary.null_count > 0
+    return bool(pa.types.is_dictionary(chunk.type) and chunk.dictionary.null_count)
 
 
 def _plain(chunk: pa.Array) -> pa.Array:

@@ -73,6 +73,8 @@ def planned(
                 raise InputError(f"column {name!r} is not in {' and not in '.join(absent)}: {_listed(there)}")
     else:
         wanted = [name for name in _default(sides.reference) if name in present]
+    if ignored and set(wanted) <= set(ignored):
+        raise InputError(f"nothing is left to compare beside {', '.join(map(repr, ignored))}: name other columns, too")
     wanted = [name for name in wanted if name not in ignored]
     if not wanted:
         raise InputError(

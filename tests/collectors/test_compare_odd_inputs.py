@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from collectors.drift import inputs
 from collectors.drift.compare import compare
 from collectors.drift.inputs import opened
 from collectors.drift.source import InputError, Source
@@ -245,3 +246,22 @@ def test_codes_are_counted_block_by_block_as_texts_are(different: int) -> None:
     assert codes.distinct == texts.distinct
     assert codes.distinct is not None
     assert codes.distinct.reference == len(np.unique(drawn[0]))
+
+
+def test_a_quotation_mark_that_is_never_closed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rows = tmp_path / "a.csv", "1,2,x\n" * 100
+    told = "quotation mark that is never closed, of the field that begins with 'y'"
+    for share in (inputs.MEMORY_SHARE, 0.0):
+        monkeypatch.setattr(inputs, "MEMORY_SHARE", share)
+        path.write_text(f'a,b,c\n{rows}1,2,"y\n{rows}')
+        with pytest.raises(InputError, match=told):
+            compare(path, path)
+        for line in ('1,2,"y\nz"', '1,2,"y\n""z"""', '1,2,5" long', '1,2,5" long\n1,2,"y\nz"'):
+            path.write_text(f"a,b,c\n{rows}{line}\n")
+            assert compare(path, path).rows.current == 101 + line.count("\n1")
+
+
+def test_nothing_left_to_compare_beside_the_parts_is_told() -> None:
+    table = pa.table({"k": ["a", "b"] * 50, "v": range(100)})
+    with pytest.raises(InputError, match="nothing is left to compare beside 'k'"):
+        compare(table, table, by="k", columns=["k"])

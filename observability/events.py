@@ -114,11 +114,18 @@ def ipc_buffer(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> pa.Buffer:
         raise BadBatch("there is no batch to write: an Arrow stream needs a schema")
     if any(batch.schema != several[0].schema for batch in several):
         several = _unified(several)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, several[0].schema) as writer:
-        for batch in several:
+    # A stream that grows copies what it holds, and touches new memory, each time.
+    counted = pa.MockOutputStream()
+    _write_stream(counted, several)
+    buffer = pa.allocate_buffer(counted.size())
+    _write_stream(pa.FixedSizeBufferWriter(buffer), several)
+    return buffer
+
+
+def _write_stream(sink: pa.NativeFile, batches: Sequence[pa.RecordBatch]) -> None:
+    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in batches:
             writer.write_batch(batch)
-    return sink.getvalue()
 
 
 def from_ipc(body: bytes | memoryview) -> pa.Table:

@@ -6,7 +6,7 @@ a millisecond: ids are written as one block of digits, constants are slices of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,8 @@ from serving.telemetry.accounts import Served
 
 # Values a row of an input that events still carry.
 _MAX_VECTOR = 4096
-_ENDINGS = 10_000
+# Digits of a number that are copied from a table.
+_DIGITS = 4
 _CONSTANTS = ("model", "version", "arm", "release", "propensity", "outcome", "trace_id", "attributes")
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -108,18 +109,51 @@ class EventForm:
 
 def row_ids(prefix: bytes, first: int, requests: Integers) -> pa.Array:
     """`PREFIX-NUMBER` of each request from the `first` number on, with `/ROW` behind it where it has several rows."""
-    count = len(requests)
-    if count and requests.max() == 1 == requests.min():
-        return _single_ids(prefix, first, count)
-    ids: list[str] = []
-    name = prefix.decode()
-    for number, rows in enumerate(requests.tolist(), first):
-        if rows == 1:
-            ids.append(f"{name}-{number}")
-        else:
-            start = f"{name}-{number}/"
-            ids += [start + row for row in row_texts(rows)]
-    return pa.array(ids, pa.utf8())
+    parts: list[Array] = []
+    lengths: list[Array] = []
+    ends = [*(np.flatnonzero(np.diff(requests)) + 1).tolist(), len(requests)]
+    begin = 0
+    for end in ends:
+        for number, count, digits in _runs(first + begin, end - begin):
+            block, widths = _id_block(prefix, number, count, digits, int(requests[begin]))
+            parts.append(block.reshape(-1))
+            lengths.append(np.tile(widths, count))
+        begin = end
+    widths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+    offsets = np.zeros(len(widths) + 1, np.int32)
+    np.cumsum(widths, out=offsets[1:])
+    text = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    return pa.Array.from_buffers(pa.utf8(), len(widths), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+def _runs(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Numbers from the first on in runs that differ in their last digits only: (first, how many, digits)."""
+    last = first + count
+    while first < last:
+        digits = min(len(str(first)), _DIGITS)
+        # Up to the next number with other digits before, or with more digits.
+        size = min(last, first - first % 10**digits + 10**digits) - first
+        yield first, size, digits
+        first += size
+
+
+def _id_block(prefix: bytes, first: int, count: int, digits: int, rows: int) -> tuple[Array, Array]:
+    """The ids of so many requests, as bytes [requests, all rows' ids], and how long each row's id is."""
+    number = b"%b-%d" % (prefix, first)
+    ids = [number] if rows == 1 else [number + b"/" + text.encode() for text in row_texts(rows)]
+    widths = np.array([len(id) for id in ids], np.int32)
+    block = np.empty((count, int(widths.sum())), np.uint8)
+    block[:] = np.frombuffer(b"".join(ids), np.uint8)
+    low = first % 10**_DIGITS
+    endings = _endings()[low : low + count, _DIGITS - digits :]
+    row = start = 0
+    while row < rows:
+        # The rows whose ids are equally long: those before the next power of ten.
+        same, width = min(rows, 10 ** len(str(row))) - row, int(widths[row])
+        part = block[:, start : start + same * width].reshape(count, same, width)
+        part[:, :, len(number) - digits : len(number)] = endings[:, None, :]
+        row, start = row + same, start + same * width
+    return block, widths
 
 
 @lru_cache(64)
@@ -128,37 +162,11 @@ def row_texts(rows: int) -> tuple[str, ...]:
     return tuple(map(str, range(rows)))
 
 
-def _single_ids(prefix: bytes, first: int, count: int) -> pa.Array:
-    """Ids of requests of one row: numbers that differ in their last digits only are copied from a table."""
-    parts: list[Array] = []
-    lengths: list[Array] = []
-    last = first + count
-    while first < last:
-        high, low = divmod(first, _ENDINGS)
-        size = min(last - first, _ENDINGS - low)
-        if high == 0:
-            # Without leading zeros: only the first numbers of a server.
-            texts = [b"%b-%d" % (prefix, number) for number in range(first, first + size)]
-            parts.append(np.frombuffer(b"".join(texts), np.uint8))
-            lengths.append(np.array([len(text) for text in texts]))
-        else:
-            head = np.frombuffer(b"%b-%d" % (prefix, high), np.uint8)
-            block = np.empty((size, len(head) + 4), np.uint8)
-            block[:, :-4] = head
-            block[:, -4:] = _endings()[low : low + size]
-            parts.append(block.reshape(-1))
-            lengths.append(np.full(size, block.shape[1]))
-        first += size
-    offsets = np.zeros(count + 1, np.int32)
-    np.cumsum(np.concatenate(lengths), out=offsets[1:])
-    text = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return pa.Array.from_buffers(pa.utf8(), count, [None, pa.py_buffer(offsets), pa.py_buffer(text)])
-
-
 @lru_cache(1)
 def _endings() -> Array:
-    """The last four digits of all numbers, a row each."""
-    return np.frombuffer(b"".join(b"%04d" % number for number in range(_ENDINGS)), np.uint8).reshape(_ENDINGS, 4)
+    """The last digits of all numbers, a row each."""
+    size = 10**_DIGITS
+    return np.frombuffer(b"".join(b"%0*d" % (_DIGITS, number) for number in range(size)), np.uint8).reshape(size, -1)
 
 
 def names_of(output: str, width: int) -> list[str]:

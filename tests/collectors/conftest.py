@@ -97,7 +97,7 @@ def running(config: CollectorConfig, clock: Callable[[], float]) -> Iterator[Run
         servers.append(server)
         threads.append((thread, listening))
     try:
-        with httpx.Client(base_url=urls[0], timeout=30) as intake, httpx.Client(base_url=urls[1], timeout=30) as query:
+        with httpx.Client(base_url=urls[0], timeout=60) as intake, httpx.Client(base_url=urls[1], timeout=60) as query:
             yield Running(collector, intake, query)
     finally:
         for server in servers:

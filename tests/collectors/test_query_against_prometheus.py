@@ -197,7 +197,7 @@ def prometheus(series: Series, tmp_path_factory: pytest.TempPathFactory) -> Iter
     finally:
         client.close()
         server.terminate()
-        server.wait(30)
+        server.wait(60)
 
 
 def _wait_until_it_answers(client: PrometheusClient, server: subprocess.Popen[bytes], log: Path) -> None:

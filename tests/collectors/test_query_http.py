@@ -250,7 +250,7 @@ def test_promtool_queries_the_server(url: str) -> None:
 
     def promtool(*arguments: str) -> str:
         command = ["promtool", "query", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
 
     at = "2023-11-14T22:18:20Z"
     instant = promtool("instant", f"--time={at}", url, "max by (model) (requests_total)")

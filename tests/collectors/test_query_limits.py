@@ -110,7 +110,7 @@ def test_too_many_samples_are_422_over_http(store: Store) -> None:
 def test_a_query_whose_time_is_up_is_503_at_once_and_stops(store: Store) -> None:
     reader = Gated(store)
     with serving(reader) as url:
-        answer = httpx.get(f"{url}/query", params={"query": "slow + quick", "timeout": "200ms"}, timeout=30)
+        answer = httpx.get(f"{url}/query", params={"query": "slow + quick", "timeout": "200ms"}, timeout=60)
         reader.gate.set()
 
         assert answer.status_code == 503

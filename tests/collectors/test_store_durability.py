@@ -38,7 +38,7 @@ def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path, lines: int)
     acknowledged = [writer.stdout.readline() for _ in range(lines)]
     writer.send_signal(signal.SIGKILL)
     acknowledged += [line for line in writer.stdout.read().splitlines(keepends=True) if line.endswith("\n")]
-    writer.wait(30)
+    writer.wait(60)
     writer.stdout.close()
     newest: dict[str, int] = {}
     for line in acknowledged:

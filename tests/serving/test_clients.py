@@ -250,7 +250,7 @@ async def test_both_clients_ask_a_real_server(start: Start) -> None:
             assert await client.ready()
             assert await client.ready("fares", 1)
             assert not await client.ready("fares", 9)
-            result = await client.infer("fares", inputs, id="r", timeout=10)
+            result = await client.infer("fares", inputs, id="r", timeout=60)
             np.testing.assert_allclose(result["score"], [10.0, 21.0], rtol=1e-5)
             assert (result.id, result.tries) == ("r", 1)
             with pytest.raises(NotServed, match="loaded are"):

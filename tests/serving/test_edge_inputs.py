@@ -168,10 +168,10 @@ async def answer_to(port: int, request: bytes) -> tuple[int, dict[str, str], byt
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
     try:
         writer.write(request)
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         status, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
-        body = await asyncio.wait_for(reader.readexactly(int(headers["content-length"])), 30)
+        body = await asyncio.wait_for(reader.readexactly(int(headers["content-length"])), 60)
         return int(status.split()[1]), headers, body
     finally:
         writer.transport.abort()
@@ -236,7 +236,7 @@ async def test_what_is_sent_by_halves_holds_no_memory_and_is_ended(start: Start)
             assert b'{"error":"the request did not arrive within 1 s"}' in answer
     for _, _, writer in held:
         writer.transport.abort()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while service.http.connections:
             await asyncio.sleep(0.02)
     assert process.memory_info().rss - before < 60e6
@@ -261,7 +261,7 @@ async def test_a_client_that_never_reads_is_dropped(start: Start) -> None:
         pass
     assert process.memory_info().rss - before < 80e6
     writer.transport.abort()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while service.http.connections:
             await asyncio.sleep(0.02)
     status, _, _ = await answer_to(service.port, post(amount()))

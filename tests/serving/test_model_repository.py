@@ -176,7 +176,7 @@ async def test_requests_that_a_version_has_are_answered_before_it_goes(start: St
     architecture, gate_file = gate
     service = await start(architectures=(architecture,))
     gate_file.unlink()
-    async with InferenceClient(f"http://127.0.0.1:{service.port}", timeout=30) as client:
+    async with InferenceClient(f"http://127.0.0.1:{service.port}", timeout=60) as client:
         lane = service.deployments["gate"].versions[1].lane
         asked = [asyncio.create_task(client.infer("gate", {"amount": [4.0], "carrier": ["AA"]}))]
         while not lane.busy:

@@ -350,7 +350,7 @@ async def test_a_switch_of_version_never_gives_the_old_versions_answer(start: St
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as http:
         for version in (None, 2, 3, 2):
             if version is not None:
-                switched = await http.post("/api/v1/models/fares/switch", json={"version": version}, timeout=30)
+                switched = await http.post("/api/v1/models/fares/switch", json={"version": version}, timeout=60)
                 assert switched.status_code == 200, switched.text
             for _ in range(2):
                 answer = await http.post("/v2/models/fares/infer", content=body)

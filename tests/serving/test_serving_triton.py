@@ -74,9 +74,9 @@ CLIENT = """
         for outputs in (None, requested(False), requested(True)):
             for algorithm in (None, "gzip", "deflate"):
                 options = ({"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
-                           if kind == "http" else {"compression_algorithm": algorithm, "client_timeout": 20})
-                answer = client.infer("fares", inputs(binary), outputs=outputs, request_id="r", timeout=5_000_000,
-                                      headers={"x-deadline-ms": "20000"}, priority=1,
+                           if kind == "http" else {"compression_algorithm": algorithm, "client_timeout": 60})
+                answer = client.infer("fares", inputs(binary), outputs=outputs, request_id="r", timeout=60_000_000,
+                                      headers={"x-deadline-ms": "60000"}, priority=1,
                                       parameters={"attributes": '{"day": "d"}'}, **options)
                 response = answer.get_response()
                 assert (response["id"] if kind == "http" else response.id) == "r"

@@ -131,7 +131,7 @@ class Stand:
         self.mirror.offer(call, self.deployment)
 
     async def quiet(self) -> None:
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 60
         while not self.mirror.idle:
             assert time.monotonic() < limit, "the shadows did not finish"
             await asyncio.sleep(0.002)

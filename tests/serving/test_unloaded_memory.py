@@ -58,7 +58,7 @@ async def test_an_unloaded_versions_weights_go_without_a_collection(
 
 async def freed(reference: weakref.ref[object], client: httpx.AsyncClient) -> None:
     """Returns when nobody holds it; whoever scrapes settles what was counted."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while reference() is not None:
             await client.get("/metrics")
             await asyncio.sleep(0.02)

@@ -58,7 +58,7 @@ def process(tmp_path: Path) -> Iterator[Callable[..., None]]:
     for server in started:
         server.terminate()
     for server in started:
-        server.wait(30)
+        server.wait(60)
 
 
 def test_an_action_comes_from_the_collector_by_way_of_a_real_prometheus_and_alertmanager(

@@ -148,7 +148,7 @@ def template(image: str, **labels: str) -> dict[str, Any]:
     return {"metadata": {"labels": {"app": "toy", **labels}}, "spec": {"containers": [{"name": "m", "image": image}]}}
 
 
-def hook_of(cluster: Cluster, place: str, ready_seconds: float = 30.0, token: str = TOKEN) -> Any:
+def hook_of(cluster: Cluster, place: str, ready_seconds: float = 60.0, token: str = TOKEN) -> Any:
     return kubernetes_hook(ApiServer(cluster.url, token=token), place, ready_seconds=ready_seconds)
 
 

@@ -50,7 +50,7 @@ class Killable:
             serve(AlertsConfig(**{fields!r}))
         """)
         self.log = folder / "stderr.txt"
-        self.client = httpx.Client(base_url=self.url, timeout=10, verify=False)
+        self.client = httpx.Client(base_url=self.url, timeout=60, verify=False)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

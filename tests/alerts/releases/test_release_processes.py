@@ -82,7 +82,7 @@ def test_a_release_walks_its_steps_although_its_leader_is_killed_and_each_step_h
 
     def ask() -> None:
         body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.0]}]}
-        with httpx.Client(timeout=10.0) as client:
+        with httpx.Client(timeout=60.0) as client:
             while not done.wait(0.02):
                 try:
                     client.post(f"{settings.serving_url}/v2/models/m/infer", json=body)
@@ -90,16 +90,16 @@ def test_a_release_walks_its_steps_although_its_leader_is_killed_and_each_step_h
                     pass
 
     def release() -> dict[str, Any]:
-        return dict(httpx.get(f"{base}/api/v1/releases/m", timeout=10.0).raise_for_status().json())
+        return dict(httpx.get(f"{base}/api/v1/releases/m", timeout=60.0).raise_for_status().json())
 
     def page() -> dict[str, Any]:
-        return dict(httpx.get(f"{settings.serving_url}/api/v1/models/m", timeout=10.0).raise_for_status().json())
+        return dict(httpx.get(f"{settings.serving_url}/api/v1/models/m", timeout=60.0).raise_for_status().json())
 
     asking = threading.Thread(target=ask)
     asking.start()
     try:
         begun = httpx.post(
-            f"{base}/api/v1/releases", json={"model": "m", "version": 2, "actor": "ada"}, headers=secret, timeout=30.0
+            f"{base}/api/v1/releases", json={"model": "m", "version": 2, "actor": "ada"}, headers=secret, timeout=60.0
         )
         assert begun.status_code == 202, begun.text
         wait_for(lambda: (page()["canary"] or {}).get("weight") == 0.3, "the first canary")
@@ -117,6 +117,6 @@ def test_a_release_walks_its_steps_although_its_leader_is_killed_and_each_step_h
     lines = [line for line in page()["history"] if line["release"] or "step:m" in str(line["reason"])]
     told = [(line["event"], str(line["reason"]).rpartition(" [")[0] or line["event"]) for line in lines]
     assert [event for event, _ in told] == ["promote", "shadow", "shadow", "canary", "canary", "promote"], lines
-    actions = httpx.get(f"{base}/api/v1/actions", timeout=10.0).json()
+    actions = httpx.get(f"{base}/api/v1/actions", timeout=60.0).json()
     assert {action["state"] for action in actions} == {"done"}, actions
     assert httpx.get(f"{base}/metrics").text.count('release_state{candidate="2",model="m",state="promoted"} 1.0') == 1

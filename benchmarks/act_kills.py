@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,9 @@ class Seen:
 
     kills: Counter[str] = field(default_factory=Counter)
     quiet_seconds: list[float] = field(default_factory=list)
-    disturbed_seconds: list[float] = field(default_factory=list)
+    disturbed_seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    after_start_seconds: list[float] = field(default_factory=list)
+    """From a server that was started again and answers to the rollback: what is not its own start."""
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -242,9 +244,13 @@ class World:
         if disturb is not None:
             disturb()
         limit = time.monotonic() + _LIMIT_SECONDS
+        starting, ready_at = False, 0.0
         while (completed := self._completed(release)) is None:
             for what in self.revive():
                 self.seen.kills[what] += 1
+                starting, ready_at = starting or what == "server", 0.0
+            if starting and not ready_at and self._ready():
+                ready_at = time.time()
             if time.monotonic() > limit:
                 self.seen.lost.append(release)
                 with contextlib.suppress(httpx.HTTPError):
@@ -255,11 +261,20 @@ class World:
             with contextlib.suppress(httpx.HTTPError):
                 self.client.post(f"/api/v1/models/{MODEL}/rollback", json={"release": release})
             return
-        times = self.seen.quiet_seconds if disturb is None else self.seen.disturbed_seconds
+        seen = self.seen
+        times = seen.quiet_seconds if disturb is None else seen.disturbed_seconds[disturb.__name__]
         times.append(completed - asked)
+        if ready_at:
+            seen.after_start_seconds.append(completed - ready_at)
         time.sleep(self.random.uniform(0.0, 0.03))
         for what in self.revive():
             self.seen.kills[what] += 1
+
+    def _ready(self) -> bool:
+        try:
+            return self.client.get("/v2/health/ready", timeout=0.5).is_success
+        except httpx.HTTPError:
+            return False
 
     def _completed(self, release: str) -> float | None:
         with contextlib.suppress(sa.exc.SQLAlchemyError), self.database.begin() as connection:
@@ -459,7 +474,10 @@ def main() -> int:
             "engines": options.engines, "database": "postgresql" if options.postgresql else "sqlite",
             "releases": len(seen.releases), "kills": dict(seen.kills), **found,
             "lost": seen.lost, "done_twice": seen.doubled, "wrong": seen.wrong, "chain": "whole",
-            "quiet_seconds": _times(seen.quiet_seconds), "disturbed_seconds": _times(seen.disturbed_seconds),
+            "quiet_seconds": _times(seen.quiet_seconds),
+            "disturbed_seconds": _times([one for times in seen.disturbed_seconds.values() for one in times]),
+            "by_what_was_done": {what: _times(times) for what, times in sorted(seen.disturbed_seconds.items())},
+            "after_the_server_answered": _times(seen.after_start_seconds), "load": os.getloadavg()[0],
         }, indent=2))  # fmt: skip
         return 1 if seen.lost or seen.doubled or seen.wrong else 0
 

@@ -15,13 +15,16 @@ from alerts.holders import is_dead
 from alerts.schema import ACTION_CLAIMS
 
 TERM_SECONDS = 10.0
+# Where the effect itself shows whether it is there, as serving's does: a holder on another machine that is gone is
+# waited for no longer than this.
+BRIEF_TERM_SECONDS = 3.0
 
 
-def database_time(connection: sa.Connection, now: float) -> float:
+def database_time(connection: sa.Connection, now: float) -> sa.ColumnElement[float]:
     """Unix seconds that all processes agree on: the server's clock, or this machine's `now` for a file on it."""
     if connection.dialect.name != "postgresql":
-        return now
-    return float(connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one())
+        return sa.literal(now, sa.Double)
+    return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
 
 def claim(
@@ -29,12 +32,12 @@ def claim(
 ) -> int | None:
     """The token under which `holder` carries the action out; None while another one does."""
     at = database_time(connection, now)
-    row = connection.execute(sa.select(ACTION_CLAIMS).where(ACTION_CLAIMS.c.key == key)).first()
+    row = connection.execute(sa.select(ACTION_CLAIMS, at.label("now")).where(ACTION_CLAIMS.c.key == key)).first()
     new = {"holder": holder, "expires_at": at + term_seconds}
     if row is None:
         connection.execute(ACTION_CLAIMS.insert().values(key=key, token=1, **new))
         return 1
-    if row.holder != holder and row.expires_at > at and not is_dead(row.holder):
+    if row.holder != holder and row.expires_at > row.now and not is_dead(row.holder):
         return None
     token = row.token if row.holder == holder else row.token + 1
     connection.execute(ACTION_CLAIMS.update().where(ACTION_CLAIMS.c.key == key).values(token=token, **new))
@@ -60,5 +63,6 @@ def release(connection: sa.Connection, key: str, token: int) -> None:
 def claimed(connection: sa.Connection, keys: Collection[str], now: float, *, but: str = "") -> set[str]:
     """Those of the actions whose claim is held by a process that is not known to be dead; `but` is no such holder."""
     at = database_time(connection, now)
-    rows = connection.execute(sa.select(ACTION_CLAIMS).where(ACTION_CLAIMS.c.key.in_(list(keys))))
-    return {row.key for row in rows if row.holder != but and row.expires_at > at and not is_dead(row.holder)}
+    held = ACTION_CLAIMS.c.key.in_(list(keys))
+    rows = connection.execute(sa.select(ACTION_CLAIMS).where(held, ACTION_CLAIMS.c.expires_at > at))
+    return {row.key for row in rows if row.holder != but and not is_dead(row.holder)}

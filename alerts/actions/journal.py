@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -28,6 +29,8 @@ Kind = Literal[
 _GENESIS = "0" * 64
 _HEAD = "journal"
 _PAGE = 1000
+# Where the journal ends, by the transaction that has locked its head: nobody else can write meanwhile.
+_ENDS: WeakKeyDictionary[sa.Transaction, Anchor] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +75,15 @@ class JournalBroken(RuntimeError):
 
 def lock(connection: sa.Connection) -> None:
     """Make other writers wait until the transaction ends. It comes first in it, so that nobody waits for each other."""
-    _locked_head(connection)
+    _end(connection)
 
 
 def append(
     connection: sa.Connection, kind: Kind, key: str, body: Mapping[str, Any], now: float, *, secret: str = ""
 ) -> Entry:
     """Add a row in the caller's transaction, so that it stands or falls with what it tells of."""
-    head = _locked_head(connection)
-    seq, previous = head.seq + 1, head.hash
+    end = _end(connection)
+    seq, previous = end.seq + 1, end.hash
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, default=str)
     digest = _digest(seq, now, kind, key, text, previous)
     connection.execute(
@@ -88,6 +91,7 @@ def append(
     )
     new = {"seq": seq, "hash": digest, "seal": _seal(secret, seq, digest)}
     connection.execute(JOURNAL_HEAD.update().where(JOURNAL_HEAD.c.name == _HEAD).values(new))
+    _remember(connection, Anchor(seq, digest))
     return Entry(seq, now, kind, key, json.loads(text), previous, digest)
 
 
@@ -156,6 +160,27 @@ def _verify_head(connection: sa.Connection, count: int, last: str, secret: str) 
         raise JournalBroken(
             f"the head at row {count} is not sealed with this secret: it was written without it, or by somebody else"
         )
+
+
+def _end(connection: sa.Connection) -> Anchor:
+    """Where the journal ends, which stays so until the transaction is over or appends."""
+    transaction = connection.get_transaction()
+    known = None if transaction is None else _ENDS.get(transaction)
+    if known is not None:
+        return known
+    row = _locked_head(connection)
+    return _remember(connection, Anchor(row.seq, row.hash))
+
+
+def _remember(connection: sa.Connection, end: Anchor) -> Anchor:
+    transaction = connection.get_transaction()
+    if transaction is None:
+        return end
+    if connection.in_nested_transaction():  # which may be rolled back by itself
+        _ENDS.pop(transaction, None)
+    else:
+        _ENDS[transaction] = end
+    return end
 
 
 def _locked_head(connection: sa.Connection) -> Any:

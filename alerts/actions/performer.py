@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from alerts.actions.action import Action, ActionState, action_by_id, update_action
-from alerts.actions.claims import TERM_SECONDS, claim, release, renew
+from alerts.actions.claims import BRIEF_TERM_SECONDS, TERM_SECONDS, claim, release, renew
 from alerts.actions.hook import Call, Confirmed, Hook, HookAway, HookError, VerifyingHook
 from alerts.actions.journal import append, entries, lock
 from alerts.actions.json_values import jsonable
@@ -67,11 +67,17 @@ class Performer:
         self._at = at
         self._lock = threading.Lock()
         self._claims: dict[str, int] = {}
+        self._brief: set[str] = set()  # those whose claims end after a brief term
         self._fresh: set[str] = set()  # claimed as they were decided on, and never begun
 
-    def claim(self, connection: sa.Connection, key: str) -> int | None:
-        """The token of a claim made in the transaction that decides on the action; None while another one has it."""
-        return claim(connection, key, self._holder, self._clock(), self._term)
+    def claim(self, connection: sa.Connection, key: str, hook: Hook | None) -> int | None:
+        """The token of a claim made in the transaction that decides on the action; None while another one has it.
+
+        A hook that looks whether its effect is there may be taken over early: the worst is that it looks twice.
+        """
+        with self._lock:
+            (self._brief.add if isinstance(hook, VerifyingHook) else self._brief.discard)(key)
+        return claim(connection, key, self._holder, self._clock(), self._term_of(key))
 
     def hold(self, key: str, token: int | None) -> None:
         """That transaction is over: the claim is ours, and is kept until the action has ended."""
@@ -85,7 +91,7 @@ class Performer:
 
         Raises HookAway when it is worth another try.
         """
-        claimed = self._claimed(action)
+        claimed = self._claimed(action, hook)
         if claimed is None:
             return None
         token, earlier = claimed
@@ -147,6 +153,7 @@ class Performer:
         with self._lock:
             self._claims.pop(key, None)
             self._fresh.discard(key)
+            self._brief.discard(key)
 
     def rehearse(self, action: Action, hook: Hook | None) -> Mapping[str, Any]:
         """What would be done, and to what. Raises HookError."""
@@ -220,7 +227,7 @@ class Performer:
             return Ended(action, call.token, ActionState.FAILED, {**result, "error": why})
         return Ended(action, call.token, ActionState.DONE, result)
 
-    def _claimed(self, action: Action) -> tuple[int, Mapping[str, Any] | None] | None:
+    def _claimed(self, action: Action, hook: Hook | None) -> tuple[int, Mapping[str, Any] | None] | None:
         """Our token, and what an earlier try had prepared."""
         with self._lock:
             if action.key in self._fresh:
@@ -231,7 +238,7 @@ class Performer:
             stored = action_by_id(connection, action.id)
             if stored is None or stored.state is not ActionState.RUNNING:
                 return None
-            token = claim(connection, action.key, self._holder, self._clock(), self._term)
+            token = self.claim(connection, action.key, hook)
             if token is None:
                 return None
             earlier = [entry for entry in entries(connection, key=action.key) if entry.kind in ("prepared", "result")]
@@ -255,10 +262,13 @@ class Performer:
                 raise Lost(key)
 
     def _holds(self, connection: sa.Connection, ended: Ended, now: float) -> bool:
-        return renew(connection, ended.action.key, self._holder, ended.token, now, self._term)
+        return renew(connection, ended.action.key, self._holder, ended.token, now, self._term_of(ended.action.key))
 
     def _renew(self, connection: sa.Connection, key: str, token: int) -> bool:
-        return renew(connection, key, self._holder, token, self._clock(), self._term)
+        return renew(connection, key, self._holder, token, self._clock(), self._term_of(key))
+
+    def _term_of(self, key: str) -> float:
+        return min(self._term, BRIEF_TERM_SECONDS) if key in self._brief else self._term
 
 
 def call_of(action: Action) -> Call:

@@ -69,10 +69,9 @@ _STATES: dict[type[Decision], ActionState] = {
     Hold: ActionState.HELD,
 }
 _HISTORY_ROWS = 200
-_LOOK_SECONDS = 1.0
-# What nobody claims for so long was begun by a process that is gone.
-_UNCLAIMED_SECONDS = 2.0
-_LONGEST_WAIT_SECONDS = 3.0
+_LOOK_SECONDS = 0.5
+# What is away comes back in seconds: the first tries follow closely, and none waits longer than this.
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.25, 1.0
 
 
 class UnknownAction(LookupError):
@@ -142,6 +141,7 @@ class ActionRunner:
         self._away: dict[str, _Away] = {}
         self._unwritten: list[Ended] = []
         self._closing = threading.Event()
+        self._stirred = threading.Event()  # the keeper has something to do before its next look
         self._keeper: threading.Thread | None = None
 
     def start(self) -> list[Action]:
@@ -359,22 +359,17 @@ class ActionRunner:
             update_action(connection, rejected)
         return rejected
 
-    def resume(self, unclaimed_seconds: float = 0.0) -> list[Action]:
+    def resume(self) -> list[Action]:
         """Take up actions that are running and that no living process has claimed, with their old keys.
 
-        Those that began less than `unclaimed_seconds` ago are left to who began them.
+        Whoever lets an action run claims it in the same transaction, so one without a claim has nobody.
         """
-        now = self._clock()
+        with self._engine.begin() as connection:
+            if not self._left(connection):
+                return []  # nearly always: the journal is not locked for it
         with self._lock, self._engine.begin() as connection:
             lock(connection)
-            running = [action for action in running_actions(connection) if action.key not in self._under_way]
-            others = [action.key for action in running]
-            held = claimed(connection, others, now, but=self.holder) if running else set()
-            left = [
-                action
-                for action in running
-                if action.key not in held and not 0 <= now - (action.started_at or 0.0) < unclaimed_seconds
-            ]
+            left = self._left(connection)
             for action in left:
                 self._append(connection, "retried", action.key, {"why": "it had begun, and nobody was carrying it out"})
         for action in left:
@@ -402,6 +397,7 @@ class ActionRunner:
     def close(self) -> None:
         """Stop the hooks. What was running stays `running` in the journal and is taken up at the next start."""
         self._closing.set()
+        self._stirred.set()
         for hook in self._hooks.values():
             hook.close()
         for pool in (self._traffic, self._others):
@@ -457,8 +453,9 @@ class ActionRunner:
 
     def _claim(self, connection: sa.Connection, action: Action | None) -> int | None:
         """Claim what runs now in the transaction that decides on it: one commit less before the effect."""
-        running = action is not None and action.state is ActionState.RUNNING
-        return self._performer.claim(connection, action.key) if action is not None and running else None
+        if action is None or action.state is not ActionState.RUNNING:
+            return None
+        return self._performer.claim(connection, action.key, self._hook(action.action, action.model))
 
     def _begin(self, action: Action | None, token: int | None) -> None:
         """It is under way here from its commit on: nobody else in this process takes it up."""
@@ -530,7 +527,8 @@ class ActionRunner:
             away = self._away[action.key] = _Away(action, error, now)
         else:
             away.error, away.tries = error, away.tries + 1
-        away.due = now + min(0.5 * 2.0 ** (away.tries - 1), _LONGEST_WAIT_SECONDS)
+        away.due = now + min(_FIRST_WAIT_SECONDS * 2.0 ** (away.tries - 1), _LONGEST_WAIT_SECONDS)
+        self._stirred.set()
         if self._closing.is_set():
             return
         log.warning("%s is tried again: %s", action.key, error)
@@ -557,18 +555,35 @@ class ActionRunner:
             update_action(connection, replace(stored, result=result))
             self._append(connection, "rehearsed", action.key, {"result": result})
 
+    def _left(self, connection: sa.Connection) -> list[Action]:
+        """Running actions that are not under way here, nor with another living process."""
+        running = [action for action in running_actions(connection) if action.key not in self._under_way]
+        if not running:
+            return []
+        held = claimed(connection, [action.key for action in running], self._clock(), but=self.holder)
+        return [action for action in running if action.key not in held]
+
     # --- keeping -----------------------------------------------------------------------------------------------------
     def _keep(self) -> None:
-        while not self._closing.wait(_LOOK_SECONDS):
+        while not self._closing.is_set():
+            self._stirred.wait(self._until_next())
+            self._stirred.clear()
+            if self._closing.is_set():
+                return
             try:
                 self._performer.keep()
                 self._write_unwritten()
                 self._try_again()
-                self.resume(_UNCLAIMED_SECONDS)
+                self.resume()
             except sa.exc.SQLAlchemyError as error:
                 log.warning("the database of actions is away: %s", error)
             except Exception:  # a lost second is better than actions that nobody ends
                 log.exception("a second of keeping actions failed")
+
+    def _until_next(self) -> float:
+        """Seconds until the keeper's next look: sooner where something is tried again before."""
+        now = self._clock()
+        return min([_LOOK_SECONDS, *(max(away.due - now, 0.02) for away in list(self._away.values()))])
 
     def _write_unwritten(self) -> None:
         with self._lock:

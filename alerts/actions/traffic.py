@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ _MACHINES = ("trimtab", "serving", "api", "")
 _DECISIONS = ("promote", "rollback", "switch")
 # A server that has no such page is told what to do, and not looked at.
 _NO_PAGE = (404, 405, 501)
+# What a server says while it starts, for how long that is waited for at a time, and how often it is looked at.
+_STARTING, _STARTING_SECONDS, _LOOK_SECONDS = 503, 2.0, 0.1
 
 
 class ServingHook:
@@ -49,6 +52,7 @@ class ServingHook:
         self._change = HttpHook(verb, body=_control_body, **common)
         self._advance = HttpHook(canary, body=_advance_body, **common)
         self._client = httpx.Client(timeout=timeout_seconds)
+        self._closing = threading.Event()
 
     def prepare(self, call: Call) -> Prepared:
         self._started()
@@ -88,6 +92,7 @@ class ServingHook:
         return Confirmed(after={**after, "digest": digest, "answers": True})
 
     def close(self) -> None:
+        self._closing.set()
         self._change.close()
         self._advance.close()
 
@@ -126,14 +131,28 @@ class ServingHook:
         return page if isinstance(page, dict) and "generation" in page else None
 
     def _started(self) -> None:
-        """A server that is still taking up its stored policy shows less than is in force. Raises HookAway."""
+        """A server that is still taking up its stored policy shows less than is in force. Raises HookAway.
+
+        It is nearly there, so it is waited for a moment instead of being put off.
+        """
+        until = time.monotonic() + _STARTING_SECONDS
+        while True:
+            try:
+                return self._is_ready()
+            except HookAway as error:
+                starts = error.result.get("status") == _STARTING
+                if not starts or time.monotonic() >= until or self._closing.wait(_LOOK_SECONDS):
+                    raise
+
+    def _is_ready(self) -> None:
         url = f"{self._url}/v2/health/ready"
         try:
             answer = self._client.get(url)
         except httpx.HTTPError as error:
             raise HookAway(f"GET {url}: no answer: {error!r}", {"url": url}) from error
         if not answer.is_success and answer.status_code not in _NO_PAGE:
-            raise HookAway(f"serving is not ready: {url} answered {answer.status_code}", {"url": url})
+            found = {"url": url, "status": answer.status_code}
+            raise HookAway(f"serving is not ready: {url} answered {answer.status_code}", found)
 
     def _ready(self, model: str, version: int) -> bool:
         try:

@@ -25,7 +25,7 @@ from alerts.actions import (
     HookError,
     Prepared,
 )
-from alerts.actions.claims import TERM_SECONDS
+from alerts.actions.claims import BRIEF_TERM_SECONDS, TERM_SECONDS
 from alerts.actions.journal import entries, verify
 from alerts.schema import ACTION_CLAIMS, open_database
 from alerts.states import Alert
@@ -166,6 +166,27 @@ def test_a_living_engines_claim_is_respected_and_a_lost_one_refuses_its_result(d
     assert (claim.token, claim.holder) == (2, second.holder)
     assert kinds(database).count("result") == 1
     assert first.actions()[0].state is ActionState.DONE
+
+
+@pytest.mark.parametrize(
+    ("looks", "term"), [(True, BRIEF_TERM_SECONDS), (False, TERM_SECONDS)], ids=["looks", "does not look"]
+)
+def test_a_claim_ends_early_only_where_the_effect_shows_that_it_is_there(
+    database: sa.Engine, clock: Any, looks: bool, term: float
+) -> None:
+    traffic = Traffic()
+    hook = traffic if looks else FunctionHook(lambda call: {"key": traffic.effects.append(call.key)})
+    with pytest.raises(Killed):
+        engine_of(database, clock, hook, dying("claimed")).consider(ALERT)
+    second = engine_of(database, clock, hook)
+    clock.advance(term - 0.1)
+
+    early = second.resume()  # the first may only be slow: its process lives
+    clock.advance(0.2)
+    late = second.resume()
+
+    assert (len(early), len(late)) == (0, 1)
+    assert traffic.effects == [KEY]
 
 
 def test_two_engines_that_see_one_alert_act_once(database_url: str, clock: Any) -> None:

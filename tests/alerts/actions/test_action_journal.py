@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -295,3 +296,15 @@ def test_receivers_are_told_of_everything_done_and_held_back_once_a_row(
     ]  # fmt: skip
     assert "cooling down" in dict(posted[1].annotations)["summary"]
     assert all("action" not in one for one in told)  # or they would ask for actions themselves
+
+
+def test_a_savepoint_that_is_rolled_back_leaves_the_chain_whole(database: sa.Engine) -> None:
+    with database.begin() as connection:
+        append(connection, "intent", "a", {}, 1.0)
+        with contextlib.suppress(ZeroDivisionError), connection.begin_nested():
+            append(connection, "intent", "b", {}, 2.0)
+            raise ZeroDivisionError
+        append(connection, "result", "a", {}, 3.0)
+
+        assert verify(connection) == 2
+        assert [entry.key for entry in entries(connection)] == ["a", "a"]

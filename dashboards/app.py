@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
             st.Page(pages / "drift.py", title="Drift"),
             st.Page(pages / "quality.py", title="Data quality"),
             st.Page(pages / "training.py", title="Training"),
+            st.Page(pages / "releases.py", title="Releases"),
             st.Page(pages / "alerts.py", title="Alerts and actions"),
         ],
         expanded=True,

@@ -204,6 +204,23 @@ class Sources:
         """Approve or reject a waiting action."""
         return self._post("alerts", f"/api/v1/actions/{quote(str(action_id), safe='')}/{decision}", {"actor": actor})
 
+    def releases(self, model: str, limit: int = 20) -> list[Json]:
+        """The model's releases by its policy, newest first."""
+        return list(self._get("alerts", "/api/v1/releases", {"model": model, "limit": limit})["releases"])
+
+    def release(self, model: str) -> Json:
+        """The model's newest release by its policy, with its explanation and its rows of the journal."""
+        return self._get("alerts", f"/api/v1/releases/{quote(model, safe='')}")
+
+    def decide_release(self, model: str, deed: str, actor: str, reason: str) -> Json:
+        """Approve, pause, resume or abort the model's release."""
+        path = f"/api/v1/releases/{quote(model, safe='')}/{quote(deed, safe='')}"
+        return self._post("alerts", path, {"actor": actor, "reason": reason})
+
+    def episodes(self, model: str, limit: int = 20) -> list[Json]:
+        """The model's episodes of drift and decay with their retrainings, newest first."""
+        return list(self._get("alerts", "/api/v1/episodes", {"model": model, "limit": limit})["episodes"])
+
     # --- serving ----------------------------------------------------------------------------------------------------
     def models(self) -> list[str]:
         """Names of the models that serving knows."""

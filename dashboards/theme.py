@@ -171,5 +171,12 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-bar div { height: 100%; float: left; }
 .tt-big { font-size: 1.45rem; font-weight: 600; font-variant-numeric: tabular-nums; line-height: 1.25; }
 .tt-sub { color: var(--tt-muted); font-size: .82rem; }
+.tt-stages { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: .5rem; }
+.tt-stage { border-top: 4px solid; border-radius: 2px; padding: .3rem .1rem 0; font-size: .84rem; line-height: 1.3; }
+.tt-stage.tt-later { color: var(--tt-muted); }
+.tt-stage.tt-now, .tt-stage.tt-waits, .tt-stage.tt-bad { font-weight: 600; }
+.tt-said { margin: .45rem 0 0; padding-left: 1.1rem; font-size: .9rem; line-height: 1.55; overflow-wrap: anywhere; }
+.tt-said code { font-family: "Source Code Pro", monospace; font-size: .86em; background: var(--tt-grid);
+  border-radius: 4px; padding: .05rem .3rem; color: var(--tt-text); }
 .tt-split { display: flex; justify-content: space-between; gap: 1rem; }
 """

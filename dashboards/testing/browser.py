@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
-PAGES = ("", "serving", "drift", "quality", "training", "alerts")
+PAGES = ("", "serving", "drift", "quality", "training", "releases", "alerts")
 CHROMIUM = "/usr/bin/chromium"
 _FLAGS = (
     "--no-sandbox",

@@ -109,11 +109,11 @@ def evidence(story: Story, now: float) -> list[dict[str, Any]]:
             "candidate": candidate,
             "baseline": "1",
             "started_at": story.begin + start,
-            "ended_at": story.begin + end,
-            "in_progress": False,
-            "verdict": verdict,
-            "reason": _verdict_reason(verdict, harm, safety, requests, errors),
-            "decided_at": story.begin + end - 1,
+            "ended_at": story.begin + end if over else None,
+            "in_progress": not over,
+            "verdict": verdict if over else "continue",
+            "reason": _verdict_reason(verdict, harm, safety, requests, errors) if over else "nothing is proved yet",
+            "decided_at": story.begin + end - 1 if over else None,
             "evidence": {"errors": {"harm": harm, "safety": safety}},
             "counts": {
                 "canary": {"requests": requests, "errors": errors},
@@ -121,7 +121,8 @@ def evidence(story: Story, now: float) -> list[dict[str, Any]]:
             },
         }
         for release, candidate, start, end, verdict, (harm, safety), (requests, errors) in told
-        if story.begin + end <= now
+        if story.begin + start <= now
+        for over in [story.begin + end <= now]
     ]
 
 

@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from dashboards.launch import DashboardConfig
-from dashboards.testing import records
+from dashboards.testing import records, release_records
 from dashboards.testing.promql import Evaluator
 from dashboards.testing.story import LENGTH, MODEL, Story, drift_answer
 from observability import signing
@@ -161,6 +161,10 @@ class FakeStack:
                 Route("/api/v2/silences", self._new_silence, methods=["POST"]),
                 Route("/api/v2/silence/{id}", self._expire, methods=["DELETE"]),
                 Route("/api/v1/evidence", self._evidence),
+                Route("/api/v1/releases", self._releases),
+                Route("/api/v1/releases/{model}", self._release),
+                Route("/api/v1/releases/{model}/{deed}", self._decide_release, methods=["POST"]),
+                Route("/api/v1/episodes", self._episodes),
                 Route("/api/v1/actions", lambda r: JSONResponse(self.actions)),
                 Route("/api/v1/actions", self._act, methods=["POST"]),
                 Route("/api/v1/actions/{id}/{decision}", self._decide, methods=["POST"]),
@@ -169,6 +173,22 @@ class FakeStack:
 
     def _evidence(self, request: Request) -> Response:
         return JSONResponse({"releases": records.evidence(self.story, time.time()) if self._rich else [], "error": ""})
+
+    def _releases(self, request: Request) -> Response:
+        found = release_records.releases(self.story, time.time()) if self._rich else []
+        return JSONResponse({"releases": found, "policies": {}, "version": "1", "error": ""})
+
+    def _release(self, request: Request) -> Response:
+        found = release_records.release(self.story, time.time()) if self._rich else None
+        return _error("it has no release", 404) if found is None else JSONResponse(found)
+
+    async def _decide_release(self, request: Request) -> Response:
+        await self._body(request)
+        return JSONResponse(release_records.release(self.story, time.time()))
+
+    def _episodes(self, request: Request) -> Response:
+        found = release_records.episodes(self.story, time.time()) if self._rich else []
+        return JSONResponse({"episodes": found})
 
     async def _body(self, request: Request) -> Any:
         raw = await request.body()

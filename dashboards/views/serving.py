@@ -13,15 +13,15 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell
 from dashboards import format as fmt
 from dashboards.charts import Line
+from dashboards.evidence import DECIDED, evidence_lines
 from dashboards.journal import plain
-from dashboards.series import Series, Span
+from dashboards.series import Series
 from dashboards.sources import SourceError
 from dashboards.theme import SERIES, version_color
 from dashboards.traces import TraceRow, trace_rows, waterfall_spans
 from observability import names
 
 _MOST_RELEASES = 4
-ENOUGH_EVIDENCE = 100.0  # an e-value of 100 is evidence at alpha = 1 %
 _OUTCOME_COLORS = dict(
     zip(
         names.OUTCOMES,
@@ -175,41 +175,14 @@ def _evidence(view: shell.View, releases: Sequence[Any]) -> None:
         )
         return
     left, right = st.columns((3, 2))
-    shown = [line for release in releases for line in _evidence_lines(view, release)]
+    shown = [line for release in releases for line in evidence_lines(view, release)]
     with left:
         if shown:
-            decided = (ENOUGH_EVIDENCE, "100: decided")
-            shell.chart("evidence", charts.curves(view.frame, shown, height=270, log=True, threshold=decided))
+            shell.chart("evidence", charts.curves(view.frame, shown, height=270, log=True, threshold=DECIDED))
         else:
             shell.empty("The course is not known", "The store does not hold these releases' evidence any more.")
     with right:
         _verdicts(view, releases)
-
-
-def _evidence_lines(view: shell.View, release: Mapping[str, Any]) -> list[Line]:
-    """The e-values over the release's own life, however short it was and however long ago."""
-    start = float(release["started_at"])
-    end = min(float(release["ended_at"] or view.now), view.now)
-    step = max(1.0, (end - start) // 120)
-    query = queries.gauge(names.CANARY_EVIDENCE, view.model, release=str(release["release"]))
-    found, _ = view.sources.ranges({"evidence": query}, Span(start, end, step))
-    series = [item for item in found["evidence"] if len(item.times)]
-    color = version_color(str(release["candidate"]))
-    return [
-        Line(
-            f"{fmt.version(str(release['candidate']))} {_question(item.labels)}",
-            Series(item.labels, item.times, item.values.clip(1e-4, 1e12)),
-            color,
-            "solid" if item.labels.get("hypothesis") == "harm" else "dot",
-        )
-        for item in sorted(series, key=lambda item: (item.labels.get("hypothesis", ""), item.labels.get("check", "")))
-    ]
-
-
-def _question(labels: Mapping[str, str]) -> str:
-    """What an e-value speaks for: the check is named where it is not errors."""
-    check, hypothesis = labels.get("check", "errors"), labels.get("hypothesis", "")
-    return hypothesis if check == "errors" else f"{check.replace('_', ' ')} {hypothesis}"
 
 
 def _verdicts(view: shell.View, releases: Sequence[Any]) -> None:

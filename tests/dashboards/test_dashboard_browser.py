@@ -93,3 +93,19 @@ def test_a_rollback_by_hand_needs_a_reason_and_survives_refreshes(dashboard: str
 
     body = {"action": "rollback", "model": MODEL, "reason": "p99 doubled since noon", "actor": "dashboard"}
     assert stack.requests == [("POST", "/api/v1/actions", body)]
+
+
+def test_a_release_is_decided_on_with_a_name_and_a_reason(dashboard: str, stack: FakeStack) -> None:
+    stack.requests.clear()
+    with browser.open_page() as page:
+        page.goto(f"{dashboard}/releases")
+        page.get_by_role("button", name="Decide on the release").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Reason").fill("the labels are good enough")
+        dialog.get_by_label("Reason").press("Enter")
+        dialog.get_by_role("button", name="Do it").click()
+        dialog.wait_for(state="hidden")
+    asked, stack.requests[:] = list(stack.requests), []
+
+    body = {"actor": "dashboard", "reason": "the labels are good enough"}
+    assert asked == [("POST", f"/api/v1/releases/{MODEL}/approve", body)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,10 +11,11 @@ from streamlit.testing.v1 import AppTest
 
 from dashboards.launch import DashboardConfig
 from dashboards.testing import FakeStack
+from dashboards.testing.story import CANARY_3, LENGTH
 
 Open = Callable[[DashboardConfig, str], AppTest]
 pytestmark = pytest.mark.slow
-PAGES = ("overview", "serving", "drift", "quality", "training", "alerts")
+PAGES = ("overview", "serving", "drift", "quality", "training", "releases", "alerts")
 
 
 def words(test: AppTest) -> str:
@@ -47,6 +49,19 @@ def charts(test: AppTest) -> int:
             "training",
             5,
             ("run-20130715-c4", "2013-04-15", "4e3b51f0c2", "stable", "previous", "rank 1", "loss spike", "96.3"),
+        ),
+        (
+            "releases",
+            0,
+            (
+                "canary with 50 % of the requests",
+                "It waits for a person",
+                "1 840 labelled rows",
+                "promoted",
+                "rolled back",
+                "harm is proved (e-value 1 290 ≥ 100)",
+                "version 3 passed its gate",
+            ),
         ),
         (
             "alerts",
@@ -124,6 +139,16 @@ def test_rejecting_and_expiring_go_through_the_alerts_api(open_page: Open, chang
         ("POST", "/api/v1/actions/4/reject"),
         ("DELETE", "/api/v2/silence/s-active"),
     ]
+
+
+def test_a_release_in_progress_shows_its_evidence_and_what_it_lacks(open_page: Open) -> None:
+    with FakeStack(now=time.time() + LENGTH - CANARY_3 - 40) as stack:
+        test = open_page(stack.config(), "releases")
+
+    assert not test.exception
+    assert charts(test) == 2
+    assert "In progress: v3" in words(test)
+    assert "212 more requests" in words(test)
 
 
 def test_the_evidently_report_can_be_had(open_page: Open, rich_stack: FakeStack) -> None:

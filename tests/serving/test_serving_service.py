@@ -152,8 +152,8 @@ async def test_a_canary_takes_its_share_and_every_request_is_counted_by_arm_with
     assert value(service, names.RELEASE_FAILED_UNITS, **common, arm="canary") == 0
 
 
-async def test_a_sticky_canary_gives_a_unit_the_same_arm_each_time(start: Start) -> None:
-    service = await start()
+async def test_a_sticky_canary_gives_a_unit_the_same_arm_each_time(collector: Collector, start: Start) -> None:
+    service = await start(collector_url=collector.url)
     await control(service, "canary", {"version": 2, "weight": 0.5, "sticky": "user"})
     async with client_of(service) as client:
         rounds = [
@@ -164,6 +164,9 @@ async def test_a_sticky_canary_gives_a_unit_the_same_arm_each_time(start: Start)
     assert rounds[0] == rounds[1]
     assert set(rounds[0]) == {"stable", "canary"}
     assert value(service, names.TRAFFIC_STICKY, model="fares") == 1
+    await until(lambda: len(collector.events) == 60, "sixty events")
+    # Chance chose for a unit's first request; the second had its arm already and is no evidence.
+    assert Counter(event["propensity"] for event in collector.events) == {0.5: 30, None: 30}
 
 
 async def test_with_a_sticky_canary_a_unit_fails_once_and_a_request_without_one_each_time(start: Start) -> None:
@@ -210,7 +213,7 @@ async def test_a_rollback_is_verified_and_repeating_it_says_already(start: Start
     _, described = await call(service, "GET", "/api/v1/models/fares")
 
     assert (first["stable"], first["rolled_back"], first["release"], first["already"]) == (1, 2, "fares-2", False)
-    assert first["completed_at"] == pytest.approx(time.time(), abs=30)
+    assert first["completed_at"] == pytest.approx(time.time(), abs=60)
     assert again["already"] is True
     assert again["generation"] == first["generation"] == described["generation"]
     assert [line["event"] for line in described["history"]] == ["promote", "canary", "rollback"]
@@ -364,7 +367,7 @@ async def test_events_carry_what_was_asked_answered_and_chosen(collector: Collec
     assert json.loads(first["attributes"]) == {"day": "d"}
     assert (second["feature.carrier"], second["feature.amount"]) == ("??", 1.0)
     assert second["prediction.score"] == pytest.approx(0.0, abs=1e-6)
-    assert 0 < first["latency_seconds"] < 10
+    assert 0 < first["latency_seconds"] < 60
     assert (bad["outcome"], bad["prediction.score"], bad["trace_id"]) == ("non_finite", None, None)
     await until(lambda: collector.references == {f"fares/{n}": b'{"columns": {}}' for n in (1, 2)}, "the profiles")
 

@@ -79,14 +79,14 @@ def test_a_killed_service_comes_back_and_stop_ends_it_cleanly(tmp_path: Path) ->
     starts = tmp_path / "alerts.starts"
     try:
         stack.start(["alerts"])
-        stack.wait_ready(["alerts"], timeout=90)
+        stack.wait_ready(["alerts"], timeout=240)
         first = stack.pid("alerts")
         stack.kill("alerts")
         _wait(lambda: starts.read_text() == "2")
-        stack.wait_ready(["alerts"], timeout=90)
+        stack.wait_ready(["alerts"], timeout=240)
 
         assert stack.pid("alerts") != first
-        assert {state.name: state.ready for state in states(settings)}["alerts"]
+        _wait(lambda: {state.name: state.ready for state in states(settings)}["alerts"])
     finally:
         statuses = stack.stop()
 
@@ -103,7 +103,7 @@ def test_a_service_that_cannot_start_is_reported_with_its_log(tmp_path: Path) ->
     try:
         stack.start(["alerts"])
         with pytest.raises(StackError, match="nonsense"):
-            stack.wait_ready(["alerts"], timeout=60)
+            stack.wait_ready(["alerts"], timeout=240)
     finally:
         stack.stop()
 

@@ -6,6 +6,7 @@ this process is touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from observability import names
 
 MODEL, STABLE, CANDIDATE = "simulated", 1, 2
 _BEGIN = 1_800_259_200.0  # a Monday, 8:00 UTC
+_BEFORE_SECONDS = 600.0  # for which stable has answered before
 _BOUNDS = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -40,6 +42,11 @@ class Traffic:
     """Of the candidate."""
     latency_factor: float = 1.0
     """The candidate takes this many times as long."""
+    later_error_ratio: float | None = None
+    """Of the candidate from `later_seconds` after its promotion on; None: as before."""
+    later_latency_factor: float | None = None
+    """The same of its latency."""
+    later_seconds: float = 600.0
     disagreement_ratio: float = 0.0
     """Share of a shadow's answers that differ from stable's by more than any bound."""
     approve_after_seconds: float | None = None
@@ -49,11 +56,14 @@ class Traffic:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("stable_error_ratio", "error_ratio", "disagreement_ratio"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
+        for name in ("stable_error_ratio", "error_ratio", "later_error_ratio", "disagreement_ratio"):
+            if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
                 raise ValueError(f"{name} is a share of the requests, from 0 to 1, got {getattr(self, name)}")
-        if not self.requests_per_second >= 0.0 or not self.latency_factor > 0.0 or not self.seconds > 0.0:
-            raise ValueError("requests a second are at least 0, the latency's factor and the time above 0")
+        factors = self.latency_factor, 1.0 if self.later_latency_factor is None else self.later_latency_factor
+        if not self.requests_per_second >= 0.0 or not min(factors) > 0.0 or not self.seconds > 0.0:
+            raise ValueError("requests a second are at least 0, the latency's factors and the time above 0")
+        if not self.later_seconds >= 0.0:
+            raise ValueError(f"later_seconds are those after the promotion, at least 0, got {self.later_seconds}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,8 @@ class _World:
         self._policy, self._traffic = policy, traffic
         self._random = np.random.default_rng(traffic.seed)
         self._stable, self._generation = STABLE, 1
-        self._canary = self._experiment = self._shadow = 0.0
+        self._canary = self._experiment = self._shadow = self._held_back = 0.0
+        self._promoted_at = math.inf
         self._release = ""
         self._history: list[dict[str, Any]] = []
         self._state: ReleaseState | None = None
@@ -136,6 +147,8 @@ class _World:
         self._counters: dict[tuple[tuple[str, str], ...], float] = {}
         self._weights: list[tuple[float, float]] = [(_BEGIN, 0.0)]
         self._waiting_since: float | None = None
+        usual = round(_BEFORE_SECONDS * traffic.requests_per_second)
+        self._of_versions(0, 0, 1.0, usual, int(self._random.binomial(usual, traffic.stable_error_ratio)))
 
     # --- time --------------------------------------------------------------------------------------------------------
     def second(self) -> None:
@@ -143,22 +156,23 @@ class _World:
         self.now += 1.0
         traffic, draw = self._traffic, self._random
         total = int(draw.poisson(traffic.requests_per_second))
-        weight = self._canary or self._experiment or float(self._stable == CANDIDATE)
+        weight = self._weight()
         mine = int(draw.binomial(total, weight))
-        failed = int(draw.binomial(mine, traffic.error_ratio))
+        error_ratio, factor = self._candidate()
+        failed = int(draw.binomial(mine, error_ratio))
         others = int(draw.binomial(total - mine, traffic.stable_error_ratio))
         self.requests += mine
         self.errors += failed
         if self._canary:
             self._judge(weight, mine, failed, total - mine, others)
+        self._of_versions(mine, failed, factor, total - mine, others)
+        if self._held_back:
+            self._of_release(weight, mine, failed, factor, total - mine, others)
         if self._experiment:
             for version, count, bad in ((CANDIDATE, mine, failed), (STABLE, total - mine, others)):
                 common = {"release": self._release, "version": str(version), "propensity": f"{weight:g}"}
                 self._count(names.EXPERIMENT_REQUESTS.name, count - bad, outcome="ok", **common)
                 self._count(names.EXPERIMENT_REQUESTS.name, bad, outcome="error", **common)
-        if self._stable == CANDIDATE:
-            self._count(names.INFERENCE_REQUESTS.name, mine - failed, version=str(CANDIDATE), outcome="ok")
-            self._count(names.INFERENCE_REQUESTS.name, failed, version=str(CANDIDATE), outcome="model_error")
         if self._shadow:
             copies = int(draw.binomial(total, self._shadow))
             broken = int(draw.binomial(copies, traffic.error_ratio))
@@ -167,6 +181,39 @@ class _World:
             self._count(names.SHADOW_REQUESTS.name, broken, outcome="failed")
             self._count("within", copies - broken - differing, le="bound")
             self._count("all", copies - broken, le="+Inf")
+
+    def _weight(self) -> float:
+        """The candidate's share of the requests now."""
+        return self._canary or self._experiment or (1.0 - self._held_back) * float(self._stable == CANDIDATE)
+
+    def _candidate(self) -> tuple[float, float]:
+        """Share of the candidate's requests that fail now, and how many times as long they take."""
+        traffic = self._traffic
+        ratio, factor = traffic.error_ratio, traffic.latency_factor
+        if self.now >= self._promoted_at + traffic.later_seconds:
+            ratio = ratio if traffic.later_error_ratio is None else traffic.later_error_ratio
+            factor = factor if traffic.later_latency_factor is None else traffic.later_latency_factor
+        return ratio, factor
+
+    def _of_versions(self, mine: int, failed: int, factor: float, stable: int, others: int) -> None:
+        for version, count, bad, slower in ((CANDIDATE, mine, failed, factor), (STABLE, stable, others, 1.0)):
+            if count:
+                self._count(names.INFERENCE_REQUESTS.name, count - bad, version=str(version), outcome="ok")
+                self._count(names.INFERENCE_REQUESTS.name, bad, version=str(version), outcome="model_error")
+                self._time(names.INFERENCE_DURATION.name, count, slower, version=str(version))
+
+    def _of_release(self, weight: float, mine: int, failed: int, factor: float, stable: int, others: int) -> None:
+        of = {"release": self._release, "candidate": str(CANDIDATE), "baseline": str(STABLE)}
+        for arm, count, bad, slower in (("canary", mine, failed, factor), ("stable", stable, others, 1.0)):
+            common = {**of, "arm": arm, "propensity": f"{weight:g}"}
+            self._count(names.RELEASE_REQUESTS.name, count - bad, outcome="ok", **common)
+            self._count(names.RELEASE_REQUESTS.name, bad, outcome="error", **common)
+            self._time(names.RELEASE_DURATION.name, count, slower, **common)
+
+    def _time(self, name: str, count: int, factor: float, **labels: str) -> None:
+        for bound, above in zip(_BOUNDS, self._slower(count, factor), strict=True):
+            self._count(f"{name}_bucket", count - above, le=f"{bound:g}", **labels)
+        self._count(f"{name}_bucket", count, le="+Inf", **labels)
 
     def person(self, releases: ReleaseController, walk: Walk) -> None:
         """Approves what waits, where the simulation has somebody who does."""
@@ -218,6 +265,7 @@ class _World:
         return {
             "generation": self._generation,
             "stable": self._stable,
+            "hold_back": {"weight": self._held_back} if self._held_back else None,
             "canary": canary if self._canary else None,
             "experiment": {"release": self._release, "variants": variants} if self._experiment else None,
             "shadows": [{"version": CANDIDATE, "fraction": self._shadow}] if self._shadow else [],
@@ -254,10 +302,11 @@ class _World:
         name = expr.partition("{")[0]
         if name == f"{names.SHADOW_DIFFERENCE.name}_bucket":
             name = "all" if "+Inf" in expr else "within"
+        only = str(CANDIDATE) if f'version="{CANDIDATE}"' in expr else None
         return [
-            Sample(labels_of(dict(key)), value)
-            for key, value in self._counters.items()
-            if dict(key)["__name__"] == name
+            Sample(labels_of(labels), value)
+            for labels, value in ((dict(key), value) for key, value in self._counters.items())
+            if labels["__name__"] == name and only in (None, labels.get("version"))
         ]
 
     def instants(self, exprs: Sequence[str], at: float) -> Sequence[Sequence[Sample] | QueryError]:
@@ -273,7 +322,7 @@ class _World:
         if key not in self._actions:
             self._generation += 1
             after = self._changed(action, dict(labels or {}))
-            self._weights.append((self.now, self._canary or self._experiment or float(self._stable == CANDIDATE)))
+            self._weights.append((self.now, self._weight()))
             self._actions[key] = Action(
                 id=len(self._actions) + 1, key=key, action=action, model=model, release=release, state=ActionState.DONE,
                 reason=reason, created_at=self.now, completed_at=self.now, result={"after": after},
@@ -297,7 +346,8 @@ class _World:
             line = {"generation": self._generation, "event": action, "release": self._release, "actor": "trimtab"}
             self._history.append(line)
             self._stable = CANDIDATE if action == PROMOTE else STABLE
-            self._canary = self._experiment = 0.0
+            self._canary = self._experiment = self._held_back = 0.0
+            self._promoted_at = self.now if action == PROMOTE else math.inf
             return {"generation": self._generation}
         share = float(labels["share"])
         if labels["traffic"] == "shadow":
@@ -311,6 +361,8 @@ class _World:
                 self._canary = share
             case "experiment":
                 self._experiment = share
+            case "hold_back":
+                self._held_back = share
             case _:
-                self._stable = CANDIDATE
+                self._stable, self._promoted_at = CANDIDATE, self.now
         return {"generation": self._generation, "release": self._release}

@@ -19,7 +19,7 @@ def feed(walk: Walk) -> str:
     match walk.current:
         case ShadowStep():
             return feed_of(str(walk.version))
-        case ExperimentStep():
+        case ExperimentStep(sticky=""):  # of units that keep their arm no request says anything by itself
             return walk.release
         case _:
             return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alerts.evidence.counters import Counted
+from alerts.evidence.counters import QUERIES, Counted
 from alerts.evidence.histograms import histograms
 from alerts.evidence.totals import CANARY, ERROR, Reading
 from alerts.querier import Sample
@@ -14,13 +14,20 @@ from alerts.releases.watch import Beside, Watched
 from observability import names
 
 
+_OF_RELEASE = (
+    names.RELEASE_REQUESTS.name,
+    f"{names.RELEASE_DURATION.name}_bucket",
+    names.RELEASE_FAILED_UNITS.name,
+    names.RELEASE_UNITS.name,
+)
+
+
 def watch_queries(walk: Walk, beside: Beside) -> tuple[str, ...]:
     """The expressions whose answers `watched` takes apart."""
     model = quoted(walk.model)
     if beside is Beside.HOLD_BACK:
         of = f'{{model="{model}",release="{quoted(walk.release)}"}}'
-        families = names.RELEASE_REQUESTS.name, f"{names.RELEASE_DURATION.name}_bucket"
-        return tuple(f"{name}{of}" for name in (*families, names.RELEASE_FAILED_UNITS.name, names.RELEASE_UNITS.name))
+        return tuple(f"{name}{of}" for name in _OF_RELEASE)
     of = f'{{model="{model}",version=~"{walk.version}|{walk.baseline}"}}'
     return f"{names.INFERENCE_REQUESTS.name}{of}", f"{names.INFERENCE_DURATION.name}_bucket{of}"
 
@@ -28,7 +35,8 @@ def watch_queries(walk: Walk, beside: Beside) -> tuple[str, ...]:
 def watched(walk: Walk, beside: Beside, answers: Sequence[Sequence[Sample]]) -> Watched:
     """The answers to `watch_queries` as what a watch looks at."""
     if beside is Beside.HOLD_BACK:
-        counted = Counted.of([*answers, (), ()])
+        found = dict(zip(_OF_RELEASE, answers, strict=True))
+        counted = Counted.of([found.get(name, ()) for name in QUERIES])
         return Watched(
             [one for found in counted.readings.values() for one in found],
             [one for found in counted.histograms.values() for one in found],

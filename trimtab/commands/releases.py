@@ -154,6 +154,9 @@ def check(files: tuple[str, ...]) -> None:
 @click.option("--stable-error-ratio", default=0.005, show_default=True, help="Share of stable's requests that fail.")
 @click.option("--error-ratio", default=0.005, show_default=True, help="Share of the new version's that fail.")
 @click.option("--latency-factor", default=1.0, show_default=True, help="How much longer the new version takes.")
+@click.option("--later-error-ratio", type=float, help="What of its requests fails some time after its promotion.")
+@click.option("--later-latency-factor", type=float, help="How much longer it takes some time after its promotion.")
+@click.option("--later", default="10m", show_default=True, metavar="DURATION", help="That time after its promotion.")
 @click.option("--disagreement-ratio", default=0.0, show_default=True, help="Share of a shadow's answers that differ.")
 @click.option("--approve-after", metavar="DURATION", help="Somebody approves what waits after so long; default: never.")
 @click.option("--duration", default="6h", show_default=True, help="How long to simulate at most.")
@@ -161,7 +164,8 @@ def check(files: tuple[str, ...]) -> None:
 @with_json
 def simulate_(
     file: str, model: str, rate: float, stable_error_ratio: float, error_ratio: float, latency_factor: float,
-    disagreement_ratio: float, approve_after: str | None, duration: str, seed: int, as_json: bool,
+    later_error_ratio: float | None, later_latency_factor: float | None, later: str, disagreement_ratio: float,
+    approve_after: str | None, duration: str, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """What a policy would do and when, on synthetic traffic: the real controller and judge, with a simulated clock.
 
@@ -171,7 +175,9 @@ def simulate_(
     try:
         traffic = Traffic(
             requests_per_second=rate, stable_error_ratio=stable_error_ratio, error_ratio=error_ratio,
-            latency_factor=latency_factor, disagreement_ratio=disagreement_ratio,
+            latency_factor=latency_factor, later_error_ratio=later_error_ratio,
+            later_latency_factor=later_latency_factor, later_seconds=parse_duration(later),
+            disagreement_ratio=disagreement_ratio,
             approve_after_seconds=None if approve_after is None else parse_duration(approve_after),
             seconds=parse_duration(duration), seed=seed,
         )  # fmt: skip

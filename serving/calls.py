@@ -19,8 +19,8 @@ class Call(Pending):
     """A request that a version was chosen for. `signature` is the one that its values are bound to."""
 
     __slots__ = (
-        "attributes", "cache", "choice", "done", "exchange", "flight", "id", "model", "on_finish", "outcome", "outputs",
-        "parent", "request", "signature", "unit",
+        "attributes", "cache", "choice", "done", "drawn", "exchange", "flight", "id", "model", "on_finish", "outcome",
+        "outputs", "parent", "request", "signature", "unit",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +47,7 @@ class Call(Pending):
         self.id = request.id
         self.attributes: str | None = None
         self.unit: str | None = None  # with sticky routing: what keeps its arm, "" of a request that names none
+        self.drawn = True  # whether the router chose its arm by chance; a unit's further requests have its arm already
         self.parent: SpanContext | None = None
         self.cache = ""  # what the response cache found: hit, shared or miss; nothing without one
         self.flight: Any = None  # the cache's, of a call that others wait for

@@ -93,7 +93,9 @@ class Account:
             if call.outcome != "ok":
                 self._signals.failed_unit(self.model, self.choice, call.outcome, call.unit)
             answered = call.outcome == "ok" or call.outcome in FAULTS
-            if answered and self._signals.first_of_unit(self.model, self.choice, call.unit):
+            first = answered and self._signals.first_of_unit(self.model, self.choice, call.unit)
+            call.drawn = first or self.choice.candidate is None
+            if first:
                 self._firsts.append(call.done - call.arrived)
         queued = call.arrived if call.queued is None else call.queued
         started = ended if call.started is None else call.started

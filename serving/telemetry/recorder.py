@@ -192,7 +192,7 @@ def events_of(calls: Sequence[Call], anchor: _Anchor, left_out: frozenset[str] =
         version=str(choice.version),
         arm=choice.arm,
         release=choice.release,
-        propensity=choice.propensity,
+        propensity=_propensity(calls, rows),
         outcome=_repeated([call.outcome for call in calls], rows),
         latency_seconds=np.repeat([call.done - call.arrived for call in calls], rows),
         trace_ids=_repeated([format_trace_id(call.span) for call in calls], rows),
@@ -200,6 +200,15 @@ def events_of(calls: Sequence[Call], anchor: _Anchor, left_out: frozenset[str] =
         features=features,
         predictions=predictions,
     )
+
+
+def _propensity(calls: Sequence[Call], rows: npt.NDArray[np.int64]) -> pa.Array | float:
+    """The probability of the arm; null for requests of units that had it already."""
+    propensity = calls[0].choice.propensity
+    if all(call.drawn for call in calls):
+        return propensity
+    known = np.repeat([not call.drawn for call in calls], rows)
+    return pa.array(np.full(len(known), propensity), mask=known)
 
 
 def _ids(call: Call) -> list[str]:

@@ -55,7 +55,7 @@ def start(script: Path, folder: Path) -> subprocess.Popen[str]:
 def _await_checkpoints(folder: Path, count: int) -> None:
     """Returns when so many checkpoints have been written since the call: by time alone it might come too late."""
     seen: set[Path] = set(folder.glob("*.ckpt"))
-    wanted, until = len(seen) + count, time.monotonic() + 120
+    wanted, until = len(seen) + count, time.monotonic() + 240
     while len(seen) < wanted and time.monotonic() < until:
         time.sleep(0.001)
         seen |= set(folder.glob("*.ckpt"))
@@ -65,7 +65,7 @@ def _await_checkpoints(folder: Path, count: int) -> None:
 def test_a_run_killed_at_any_moment_ends_with_the_loss_curve_of_one_that_was_not(tmp_path: Path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    undisturbed = json.loads(start(script, tmp_path / "whole").communicate(timeout=120)[0].splitlines()[-1])
+    undisturbed = json.loads(start(script, tmp_path / "whole").communicate(timeout=240)[0].splitlines()[-1])
     chance, kills = random.Random(11), 0
 
     for _ in range(20):
@@ -76,7 +76,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_loss_curve_of_one_that_was_not
             _await_checkpoints(tmp_path / "killed", chance.randint(1, 12))
             time.sleep(chance.uniform(0.0, 0.02))
             process.kill()
-        output = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=240)[0]
         if process.returncode == 0:
             break
         assert process.returncode == -9

@@ -151,13 +151,14 @@ Supervisor("tests.training.toy_run:fit", world_size=2, folder=Path({str(tmp_path
            arguments={{"steps": 1_000_000, "every": 10}}).run()
 """
     process = subprocess.Popen([sys.executable, "-c", script])
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not list((tmp_path / "checkpoints").glob("*.ckpt")):
         assert time.monotonic() < until, "no checkpoint came"
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    until = time.monotonic() + 120
     while ranks := _ranks_of(tmp_path):
         assert time.monotonic() < until, f"ranks {ranks} outlived their supervisor"
         time.sleep(0.02)

@@ -8,6 +8,7 @@ same round, so that other work on the machine hits all alike. What other threads
 
 `ours` is TrainingMonitor in a file that other processes read, five phases, and all guards: flags on the device,
 outputs, gradients, activations every 100 steps, a reading every 20 that all judge, the drain, the machine's samples.
+Its optimizer clips on its way through the gradients, which a bare loop could do as well: one of them does.
 Lightning's is the update of its own `Throughput` with the loss read each step, torchtitan's its own structured logger
 with a span a phase: both from their packages where these are installed. Composer's SpeedMonitor and NaNMonitor are
 re-enacted: wall times in a window, and the loss asked each step whether it is a number.
@@ -22,9 +23,8 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,12 +34,13 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from observability import TrainingMonitor
-from observability.step_ring import DATA_WAIT, DURATION, StepRing
-from training.guards import Course, Reading, Rules, judge_reading, looking, nonfinite, skip_if, weight_of
-from training.guards.activations import judged_layers, read_look
-from training.guards.memory import resident_bytes
+from observability.step_ring import StepRing
+from training.guards import Course, Rules, clipping, judge_reading, nonfinite, skip_if, weight_of
+from training.guards.activations import judged_layers
+from training.replicas import Replicas
+from training.signals import Signals
 
-WIDTH, ROWS, READ_EVERY, LOOK_EVERY = 256, 64, 20, 100
+WIDTH, ROWS, READ_EVERY, LOOK_EVERY, BATCHES = 256, 64, 20, 100, 64
 Mark = Callable[[str], None]
 
 
@@ -52,7 +53,9 @@ class Bare:
         torch.manual_seed(0)
         self.network = nn.Sequential(*[part for _ in range(4) for part in (nn.Linear(WIDTH, WIDTH), nn.ReLU())])
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
-        self.x, self.y = torch.randn(ROWS, WIDTH), torch.randn(ROWS, WIDTH)
+        self.parameters = list(self.network.parameters())
+        # Not one batch alone: once that is learned by heart, gradients are so small that processors take longer.
+        self.batches = torch.randn(BATCHES, 2, ROWS, WIDTH)
         self.number = 0
 
     def step(self) -> None:
@@ -61,81 +64,97 @@ class Bare:
 
     def learn(self, mark: Mark) -> tuple[Tensor, Tensor]:
         """The work of a step, which all ways have in common; gives loss and gradient norm."""
+        x, y = self.batch()
         mark("data_wait")
-        loss = nn.functional.mse_loss(self.network(self.x), self.y)
+        loss = nn.functional.mse_loss(self.network(x), y)
         mark("forward")
         self.optimizer.zero_grad()
         loss.backward()
         mark("backward")
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        norm = self.clipped()
         self.optimizer.step()
         mark("optimizer")
         self.number += 1
         return loss, norm
 
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The step's rows and what is wanted of them."""
+        x, y = self.batches[self.number % BATCHES]
+        return x, y
+
+    def clipped(self) -> Tensor:
+        """Clips the gradients; gives their norm."""
+        return nn.utils.clip_grad_norm_(self.parameters, 1.0)
+
     def close(self) -> None:
         """Ends what runs beside."""
+
+
+class Folded(Bare):
+    """The bare loop with our way to clip: the optimizer does it on its way through the gradients."""
+
+    name = "bare, clipped by the optimizer"
+
+    def clipped(self) -> Tensor:
+        """The norm; the optimizer is told what to divide by."""
+        norm = nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
+        self.optimizer.grad_scale = clipping(norm, 1.0)  # type: ignore[attr-defined]
+        return norm
 
 
 class Ours(Bare):
     """Everything on."""
 
     name = "ours, everything on"
+    folds = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        ring = StepRing.create(folder / "rank-0.ring", model="bench", run="r")
+        ring = StepRing.create(folder / f"{type(self).__name__}.ring", model="bench", run="r")
         self.monitor = TrainingMonitor("bench", run="r", ring=ring)
-        self.view, self.layers, self.course = ring.view(), judged_layers(self.network), Course()
-        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.look: Any = None
+        self.signals = Signals(self.monitor, Replicas(), judged_layers(self.network), LOOK_EVERY)
+        self.course, self.rules = Course(), Rules()
 
     def step(self) -> None:
         """As the project's own loop does it."""
         monitor = self.monitor
         monitor.start()
+        x, y = self.batch()
         monitor.mark("data_wait")
         monitor.mark("host_to_device")
-        looks = self.number % LOOK_EVERY == LOOK_EVERY - 1
-        with looking(self.layers) if looks else nullcontext() as look:
-            outputs = self.network(self.x)
-        if looks:
-            self.look = look
-        loss = nn.functional.mse_loss(outputs, self.y)
+        with self.signals.looking(self.number):
+            outputs = self.network(x)
+        loss = nn.functional.mse_loss(outputs, y)
         monitor.mark("forward")
         self.optimizer.zero_grad()
-        loss.backward(weight_of(outputs))
-        monitor.mark("backward")
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         detached = loss.detach()
-        flag = nonfinite(detached, norm)
-        skip_if(self.optimizer, flag)
+        loss.backward(weight_of(outputs, detached))
+        monitor.mark("backward")
+        if self.folds:
+            norm = nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
+        else:
+            norm = self.clipped()
+        flag = nonfinite(norm)
+        skip_if(self.optimizer, flag, clipping(norm, 1.0) if self.folds else None)
         self.optimizer.step()
         monitor.mark("optimizer")
-        self.waiting.append((detached, norm, flag))
+        self.signals.add(detached, norm, flag)
         self.number += 1
         if self.number % READ_EVERY == 0:
-            self.read()
+            self.course, found = judge_reading(self.rules, self.course, self.signals.read(self.number))
+            assert not found, found
         monitor.end(ROWS, loss=detached, gradient_norm=norm, learning_rate=1e-4)
-
-    def read(self) -> None:
-        """The reading that all guards judge."""
-        losses, norms, flags = torch.stack([torch.stack(one) for one in self.waiting]).double().cpu().T.tolist()
-        self.waiting.clear()
-        spent = self.view.records(self.number - READ_EVERY)
-        looks = read_look(self.look.layers, self.look.stacked().tolist()) if self.look else {}
-        self.look = None
-        reading = Reading(
-            step=self.number, losses=losses, norms=norms, flags=flags, looks=looks,
-            waited=float(spent[:, DATA_WAIT].sum()) / 1e9, seconds=float(spent[:, DURATION].sum()) / 1e9,
-            memory={"memory": resident_bytes()} if self.number % (5 * READ_EVERY) == 0 else {},
-        )  # fmt: skip
-        self.course, found = judge_reading(Rules(), self.course, reading)
-        assert not found, found
 
     def close(self) -> None:
         """Ends the thread."""
         self.monitor.close()
+
+
+class Unfolded(Ours):
+    """Everything on, and gradients clipped as the bare loop does it: what watching alone costs."""
+
+    name = "ours, everything on, clipped as in the bare loop"
+    folds = False
 
 
 class RecordOnly(Bare):
@@ -213,12 +232,13 @@ class Torchtitan(Bare):
     def step(self) -> None:
         """A step in spans."""
         self.logger.set_step(self.number + 1)
+        x, y = self.batch()
         with self.logger.log_trace_span("forward_backward"):
-            loss = nn.functional.mse_loss(self.network(self.x), self.y)
+            loss = nn.functional.mse_loss(self.network(x), y)
             self.optimizer.zero_grad()
             loss.backward()
         with self.logger.log_trace_span("optimizer"):
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            norm = self.clipped()
             self.optimizer.step()
         self.number += 1
         self.logger.log_trace_scalar({"loss": loss.item(), "norm": norm.item()})
@@ -226,7 +246,7 @@ class Torchtitan(Bare):
 
 def ways(folder: Path) -> list[Bare]:
     """All that can be compared here; a peer whose package is missing is told of and left out."""
-    found: list[Bare] = [Bare(), Bare(), RecordOnly(), Ours(folder), Composer()]
+    found: list[Bare] = [Bare(), Bare(), Folded(), RecordOnly(), Ours(folder), Unfolded(folder), Composer()]
     found[1].name = "bare once more (what the method cannot tell apart)"
     for make in (Lightning, lambda: Torchtitan(folder)):
         try:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from observability import TrainingMonitor
 from training.checkpoint import CheckpointStore
 from training.data import DataError, Encoding, Rows, TabularTask, encode_rows, fit, predict
+from training.guards.policy import GuardPolicy
 from training.guards.record import RECORD, GuardRecord
 from training.loop import Trainer, TrainResult
 from training.outcome import TrainingStopped
 from training.parallel import ParallelError, fit_in_ranks
 from training.parallel_config import ParallelConfig
 from training.reference import HeldOut
+from training.supervisor import Limits
 from training.train_config import TrainConfig
 
 RANKS_CHECKPOINT_EVERY = 100
@@ -93,10 +96,17 @@ def _in_ranks(
             model=monitor.model,
             run=monitor.run,
             metrics=monitor.metrics,
+            limits=limits_of(config.guards),
         )
     except ParallelError as error:
         raise TrainingStopped(str(error)) from error
     return result
+
+
+def limits_of(policy: GuardPolicy) -> Limits:
+    """What a supervisor of ranks is to do about those of a policy's guards that it judges itself."""
+    chosen: dict[str, Any] = {"on_straggler": policy.straggler, "on_device": policy.device}
+    return Limits(**chosen)
 
 
 def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

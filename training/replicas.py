@@ -108,10 +108,11 @@ class Replicas:
         loss = self._loss(outputs, targets) * (self.shares / total * spoil)
         mark("forward")
         self.zero_grad()
-        begun = weight_of(outputs, loss)
+        found = loss.detach()
+        begun = weight_of(outputs, found)
         loss.backward(None if begun is None else begun.to(loss.dtype))  # type: ignore[no-untyped-call]
         mark("backward")
-        return loss.detach()
+        return found
 
     def zero_grad(self) -> None:
         """Forgets all gradients."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.robust import middle, spread
 
@@ -71,32 +72,33 @@ def judge_losses(rule: SpikeRule, state: SpikeState, losses: Sequence[float]) ->
     After a spike the state is the one before it, so that a run that is set back is judged by its good history. What is
     found does not depend on how many losses come at a time.
     """
-    known, count = list(state.losses), state.count
-    for number, loss in enumerate(losses):
-        if not math.isfinite(loss):
+    finite = [(number, loss) for number, loss in enumerate(losses) if math.isfinite(loss)]
+    known, first = (*state.losses, *(loss for _, loss in finite)), len(state.losses)
+    numbers = np.array(known)
+    for place, (number, _) in enumerate(finite, 1):
+        end = first + place
+        if (state.count + place) % rule.span or end < rule.least + rule.span:
             continue
-        known.append(loss)
-        count += 1
-        if count % rule.span or len(known) < rule.least + rule.span:
-            continue
-        before, level = known[-rule.history - rule.span : -rule.span], median(known[-rule.span :])
-        usual, spread = _expected(before)
-        score = (level - usual) / spread if spread else math.inf if level > usual else 0.0
+        begin, middle_of = max(0, end - rule.span - rule.history), end - rule.span
+        level = median(known[middle_of:end])
+        usual, deviation = _expected(numbers[begin:middle_of])
+        score = (level - usual) / deviation if deviation else math.inf if level > usual else 0.0
         if score > rule.score:
-            return SpikeState(tuple(before), count - rule.span), Spike(number - 2 * rule.span + 1, level, usual, score)
-    return SpikeState(tuple(known[-rule.history - rule.span :]), count), None
+            found = Spike(number - 2 * rule.span + 1, level, usual, score)
+            return SpikeState(known[begin:middle_of], state.count + place - rule.span), found
+    return SpikeState(known[-rule.history - rule.span :], state.count + len(finite)), None
 
 
-def _expected(history: Sequence[float]) -> tuple[float, float]:
+def _expected(known: NDArray[np.float64]) -> tuple[float, float]:
     """The level that follows a history, and the robust deviation around it.
 
     The line goes through the medians of the two halves, so that a loss that falls does not count its fall as noise.
     """
-    known, half = np.array(history), len(history) // 2
+    half = len(known) // 2
     early, late = middle(known[:half]), middle(known[half:])
-    slope = (late - early) / (len(history) / 2)
+    slope = (late - early) / (len(known) / 2)
     # The halves' medians stand at a quarter and at three quarters of the history.
-    start = early - slope * len(history) / 4
-    deviation = spread(known - start - slope * np.arange(len(history)), 0.0)
-    usual = start + slope * len(history)
+    start = early - slope * len(known) / 4
+    deviation = spread(known - start - slope * np.arange(len(known)), 0.0)
+    usual = start + slope * len(known)
     return usual, max(deviation, _LEAST_SPREAD * abs(late))

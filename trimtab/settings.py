@@ -373,6 +373,46 @@ class DashboardSettings(_Section, frozen=True, kw_only=True):
     port: int = 8501
 
 
+class GuardSettings(_Section, frozen=True, kw_only=True):
+    """`[models.NAME.guards]`: what follows when a guard of a training finds something (docs/training.md)."""
+
+    loss_spike: str = "report"
+    """A loss above its history: report, lower_rate, rewind, restart or stop."""
+    nonfinite: str = "stop"
+    """Steps in a row that were not finite, which change nothing anyway: lower_rate, rewind, restart or stop."""
+    gradient_explosion: str = "report"
+    """A gradient norm above its history: report, skip, lower_rate, rewind, restart or stop."""
+    activations: str = "report"
+    """Layers that are dead or explode: report, lower_rate, rewind, restart or stop."""
+    plateau: str = "report"
+    """A loss that falls no more: report, lower_rate or stop."""
+    starvation: str = "report"
+    """Steps that mostly wait for data: report, restart or stop."""
+    leak: str = "report"
+    """Memory that grows steadily: report, restart or stop."""
+    divergence: str = "rewind"
+    """Replicas that are not equal any more: report, rewind, restart or stop."""
+    straggler: str = "report"
+    """A rank that is slower than the others: report, restart (all ranks, once) or stop."""
+    device: str = "report"
+    """A GPU with heat, memory errors or an Xid: report, restart or stop."""
+    max_nonfinite: int = 10
+    """So many steps in a row."""
+    spike_score: float = 6.0
+    """Robust deviations above its history that make a loss a spike."""
+    max_rewinds: int = 3
+    """A finding that asks for one more ends the run."""
+    cool_down: int = 200
+    """Steps after an action in which the same guard is only counted."""
+    lowered: float = 0.5
+    """What lower_rate multiplies the learning rate by, at most `max_lowered` times."""
+    max_lowered: int = 4
+    activations_every: int = 100
+    """Steps between looks at the activations; 0 never looks."""
+    checksums_every: int = 200
+    """Steps between comparisons of the replicas' parameters; 0 never compares."""
+
+
 class ModelSettings(_Section, frozen=True, kw_only=True):
     """`[models.NAME]`: how `trimtab train` and `trimtab retrain` make a version of the model."""
 
@@ -421,6 +461,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     """Events so near the newest labelled one wait, so that their neighbours' labels can come; order suffers less."""
     online_publish_batches: int = 200
     """Steps of online learning between candidates; 0: none."""
+    guards: GuardSettings = GuardSettings()
+    """What follows when a guard of the training finds something."""
 
 
 class Settings(_Section, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ from collectors.references import Reference
 from collectors.store import Store
 from observability.signing import HEADER, SignatureError, verify
 from serving.registry import Registry
+from training import TrainJob, TrainOutcome
+from training.candidate import limits_of
 
 T0 = 1_700_000_000
 Run = Callable[..., Any]
@@ -291,6 +293,38 @@ def test_a_short_training_is_looked_into(
     assert {e["name"] for e in json.loads(trace.read_text())["traceEvents"]} >= {"ProfilerStep#4", "ProfilerStep#5"}
     assert refused.exit_code == 1
     assert "--profile looks at one process" in refused.stderr
+
+
+def test_what_follows_a_guards_finding_is_set_for_each_model(
+    trimtab: Run, settings: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "line_to_learn.py").write_text(TRAINABLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    model = '[models.line]\ntask = "line_to_learn:task"\ndata = "line_to_learn:table"\n[models.line.guards]\n'
+    jobs: list[TrainJob] = []
+
+    def kept(job: TrainJob, *_: object, **__: object) -> TrainOutcome:
+        jobs.append(job)
+        return TrainOutcome(model="line", run="r", outcome="failed", reason="only looked at")
+
+    monkeypatch.setattr("trimtab.commands.train.run_train", kept)
+    text = 'loss_spike = "rewind"\nleak = "restart"\nstraggler = "stop"\ndevice = "restart"\nspike_score = 8.0'
+    trimtab("train", "line", "--settings", settings(model + text))
+    wrong = {
+        'plateau = "rewind"': "models.line: guards.plateau is 'rewind': one of report, lower_rate, stop",
+        'loss_spike = "no"': "models.line: guards.loss_spike is 'no': report, lower_rate, rewind, restart or stop",
+        'straggler = "skip"': "models.line: guards.straggler is 'skip': one of report, restart, stop",
+        "lowered = 2.0": "models.line: guards.lowered is 2.0: it must be in (0, 1)",
+        'leek = "stop"': "unknown field `leek`",
+    }
+    refused = {line: trimtab("train", "line", "--settings", settings(model + line)) for line in wrong}
+
+    (job,) = jobs
+    assert (job.config.on_spike, job.config.spike_score, job.config.checkpoint_every) == ("rewind", 8.0, 100)
+    assert (job.config.guards.leak, job.config.guards.plateau) == ("restart", "report")
+    limits = limits_of(job.config.guards)
+    assert (limits.on_straggler, limits.on_device) == ("stop", "restart")
+    assert [line for line, found in refused.items() if found.exit_code != 1 or wrong[line] not in found.stderr] == []
 
 
 # --- what is written for the tools that one has ----------------------------------------------------------------------

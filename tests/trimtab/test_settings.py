@@ -3,7 +3,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from trimtab.settings import ActionSettings, CacheSettings, ModelSettings, Settings, SettingsError, Target, dump, load
+from trimtab.settings import (
+    ActionSettings,
+    CacheSettings,
+    GuardSettings,
+    ModelSettings,
+    Settings,
+    SettingsError,
+    Target,
+    dump,
+    load,
+)
 
 
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
@@ -83,6 +93,7 @@ def test_the_document_has_every_field() -> None:
         }
         | set(ActionSettings.__struct_fields__)
         | set(CacheSettings.__struct_fields__)
+        | set(GuardSettings.__struct_fields__)
         | set(ModelSettings.__struct_fields__)
         | set(Target.__struct_fields__)
     )

@@ -159,7 +159,8 @@ def _measured(output: Tensor, channels_second: bool) -> Tensor:
     dead = (high - low) <= 1e-6 * torch.maximum(high.abs(), low.abs())
     if len(rows) < 2:
         dead = torch.zeros_like(dead)
-    return torch.stack([dead.float().mean(), rows.float().square().mean().sqrt()])
+    size = torch.linalg.vector_norm(rows, dtype=torch.promote_types(rows.dtype, torch.float32)).float()
+    return torch.stack([dead.float().mean(), size / math.sqrt(rows.numel())])
 
 
 def read_look(layers: Sequence[str], values: Sequence[Sequence[float]]) -> dict[str, LayerLook]:

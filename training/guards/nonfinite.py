@@ -33,7 +33,9 @@ def nonfinite(loss: Tensor, gradient_norm: Tensor | None = None) -> Tensor:
 
     Of losses that were begun with `weight_of(outputs, loss)`, the gradient's norm alone tells.
     """
-    total = loss.detach() if gradient_norm is None else loss.detach() + gradient_norm.detach()
+    total = loss.detach() if loss.requires_grad else loss
+    if gradient_norm is not None:
+        total = total + gradient_norm.detach()
     # What is not finite, less itself, is no number. `isfinite` alone would take four operators, and a cast.
     return (total - total).nan_to_num_(nan=1.0).to(torch.float32)
 
@@ -44,13 +46,14 @@ def weight_of(outputs: Any, loss: Tensor | None = None) -> Tensor | None:
     An output that is infinite may have a finite loss, and an infinite loss finite gradients; begun so, every rank's
     gradients tell of it. None, which means 1, where there is neither a loss nor floating-point outputs.
     """
-    told = None if loss is None else loss.detach()
+    told = loss.detach() if loss is not None and loss.requires_grad else loss
     if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.numel():
         # Not their sum, which may be infinite though they are not: masked logits are as low as numbers go.
         lowest, highest = torch.aminmax(outputs.detach())
-        middle = (lowest + highest).to(torch.promote_types(outputs.dtype, torch.float32))
-        told = middle if told is None else told + middle
-    return None if told is None else torch.ones_like(told).add_(told, alpha=0)
+        middle = lowest + highest
+        told = middle.float() if told is None and middle.itemsize < 4 else middle if told is None else told + middle
+    # One less nothing, but for what is not finite, of which nothing is no number.
+    return None if told is None else torch.rsub(told, 1.0, alpha=0)
 
 
 def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor, divisor: Tensor | None = None) -> None:
@@ -64,11 +67,11 @@ def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor, divisor: Tensor | No
 
 
 def clipping(norm: Tensor, limit: float) -> Tensor:
-    """What gradients of that norm are divided by, so that it is at most `limit`; as `clip_grad_norm_` has it.
+    """What gradients of that norm are divided by, so that it is at most `limit`.
 
     A fused optimizer that divides by it saves a pass through all gradients.
     """
-    return torch.add(norm, 1e-6).div_(limit).clamp_min_(1.0).to(torch.float32)
+    return torch.clamp_min(norm if limit == 1.0 else norm / limit, 1.0).to(torch.float32)
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:

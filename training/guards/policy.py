@@ -14,6 +14,7 @@ _ALLOWED: dict[str, tuple[Action, ...]] = {
     "starvation": ("report", "restart", "stop"),
     "leak": ("report", "restart", "stop"),
     "divergence": ("report", "rewind", "restart", "stop"),
+    "straggler": ("report", "restart", "stop"),
     "device": ("report", "restart", "stop"),
 }
 
@@ -39,6 +40,8 @@ class GuardPolicy:
     leak: Action = "report"
     divergence: Action = "rewind"
     """Replicas whose parameters are not equal any more, bit by bit; without a checkpoint from before, the run stops."""
+    straggler: Action = "report"
+    """A rank that is slower than the others; judged by who supervises the ranks."""
     device: Action = "report"
     """A GPU that is throttled by heat, or tells of memory errors or an Xid."""
     cool_down: int = 200

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 import torch
 
 from alerts.releases import ReleasePolicyError, load_release_policies
 from observability import Metrics
 from serving.routing.policies import PolicyStore
+from training.candidate import RANKS_CHECKPOINT_EVERY as CHECKPOINT_EVERY
 from training.evaluate import Gate
+from training.guards import GuardPolicy
 from training.making import Approval
 from training.outcome import TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
@@ -100,7 +103,7 @@ def train(
     ranks = ranks or chosen.ranks
     if profile is not None and (ranks > 1 or form is not None):
         fail("--profile looks at one process: leave out --parallel, and give --ranks 1")
-    config = _config(chosen)
+    config = _config(model, chosen)
     job = TrainJob(
         task=load_callable(chosen.task)(),
         table=load_callable(chosen.data)(settings.data),
@@ -154,7 +157,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
             out=_out(settings, model),
             since=time.time() - chosen.window_seconds if chosen.window_seconds else None,
             min_rows=chosen.min_rows,
-            config=_config(chosen),
+            config=_config(model, chosen),
             held_out=chosen.holdout_ratio,
             gate=Gate(tolerance=chosen.tolerance),
             warm_start=chosen.warm_start,
@@ -213,15 +216,27 @@ def _approval(chosen: ModelSettings) -> Approval:
     return Approval(latency_budget=chosen.latency_budget_seconds, slice_tolerance=tolerance)
 
 
-def _config(chosen: ModelSettings) -> TrainConfig:
-    return TrainConfig(
-        epochs=chosen.epochs,
-        batch_size=chosen.batch_size,
-        learning_rate=chosen.learning_rate,
-        seed=chosen.seed,
-        device=chosen.device,
-        checkpoint_every=chosen.checkpoint_every,
-    )
+def _config(model: str, chosen: ModelSettings) -> TrainConfig:
+    said = msgspec.structs.asdict(chosen.guards)
+    of_loop = {name: said.pop(name) for name in ("max_nonfinite", "spike_score", "max_rewinds")}
+    on_spike = said.pop("loss_spike")
+    rewinds = "rewind" in (on_spike, *(said[name] for name in ("nonfinite", "gradient_explosion", "activations")))
+    every = chosen.checkpoint_every or (CHECKPOINT_EVERY if rewinds else 0)
+    try:
+        return TrainConfig(
+            epochs=chosen.epochs,
+            batch_size=chosen.batch_size,
+            learning_rate=chosen.learning_rate,
+            seed=chosen.seed,
+            device=chosen.device,
+            checkpoint_every=every,
+            on_spike=on_spike,
+            guards=GuardPolicy(**said),
+            **of_loop,
+        )
+    except ValueError as error:
+        said_of = str(error).replace("on_spike", "guards.loss_spike")
+        fail(f"models.{model}: {said_of} (see docs/settings.md)")
 
 
 def reference_beside(settings: Settings, chosen: ModelSettings) -> Beside:

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from alerts.evidence import Judgement, Outcome, Reason, ReleaseJudge, VerdictPolicy, replayed
+from alerts.evidence import (
+    FeedAway,
+    FeedPage,
+    FeedRow,
+    Judgement,
+    LabelFeed,
+    Outcome,
+    Reason,
+    ReleaseJudge,
+    VerdictPolicy,
+    replayed,
+)
 from observability import names
 from observability.metrics import Metrics
 
@@ -55,10 +66,97 @@ def _series(metrics: Metrics) -> Sequence[tuple[str, float]]:
 
 @pytest.fixture
 def make_judge(database: sa.Engine, metering: Any) -> Callable[..., ReleaseJudge]:
-    def make(**policy: Any) -> ReleaseJudge:
-        return ReleaseJudge(database, metering, metering, lambda model: VerdictPolicy(**policy))
+    def make(labels: LabelFeed | None = None, **policy: Any) -> ReleaseJudge:
+        return ReleaseJudge(database, metering, metering, lambda model: VerdictPolicy(**policy), labels)
 
     return make
+
+
+class Feed:
+    """A collector's feed of a release with one half of its labels the canary's, which is wrong with `wrong`."""
+
+    def __init__(self, wrong: float, page: int) -> None:
+        rng = np.random.default_rng(7)
+        versions = rng.choice(["1", "2"], 4000)
+        misses = rng.random(4000) < np.where(versions == "2", wrong, 0.1)
+        self.rows = [
+            FeedRow(2 * n, version, "?", 0.5, float(miss), 0.0, None)
+            for n, (version, miss) in enumerate(zip(versions.tolist(), misses.tolist(), strict=True), start=1)
+        ]
+        self.page, self.come, self.asked = page, 0, 0
+
+    def read(self, model: str, feed: str, after: int) -> FeedPage:
+        assert (model, feed) == ("m", "m-1")
+        self.asked += 1
+        if self.asked % 5 == 0:
+            raise FeedAway("no answer")
+        known = self.rows[: self.come]
+        return FeedPage([row for row in known if row.number > after][: self.page], known[-1].number if known else 0)
+
+    def close(self) -> None:
+        pass
+
+
+def test_worse_predictions_are_found_by_late_labels_alone_and_counted_once_over_restarts(
+    make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
+) -> None:
+    server, feed = Server(metering, clock), Feed(wrong=0.2, page=90)
+    judge = make_judge(feed, loss="zero-one")
+    for second in range(60):
+        feed.come = max(second - 5, 0) * 80
+        if second % 4 == 0:
+            judge = make_judge(feed, loss="zero-one")
+        found = only(judge.look(server.second()))
+        quality = found.state.quality
+        read = 0 if quality is None else quality.candidate.labels + quality.stable.labels
+        assert quality is None or quality.read == 2 * read
+        verdict = replayed(json.loads(json.dumps(found.to_json()))["replay"], clock.now)
+        if found.release.verdict is Outcome.ROLLBACK:
+            break
+
+    assert (found.because, verdict.outcome, verdict.reason) == ("quality", Outcome.ROLLBACK, found.release.reason)
+    assert 200 < read < 3000
+    assert metering.value('canary_evidence{check="quality",hypothesis="harm"}', clock.now) >= 90
+    assert "the mean zero-one loss of the candidate is 0." in found.to_json()["told"][0]
+
+
+def test_labels_of_an_equal_version_are_no_evidence_and_those_that_do_not_fit_are_told(
+    make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
+) -> None:
+    server, feed = Server(metering, clock), Feed(wrong=0.1, page=4000)
+    feed.rows[7] = FeedRow(16, "2", "?", 0.5, 7.0, 0.0, None)
+    feed.come = 4000
+    found = only(make_judge(feed, loss="brier").look(server.second()))
+
+    assert found.state.quality is not None
+    assert found.state.quality.log_harm < 2.0
+    assert found.state.quality.unfit == 1
+    assert "says nothing of 1 further" in found.to_json()["told"][0]
+    assert found.release.verdict is Outcome.CONTINUE
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_shift_of_predictions_is_evidence_but_no_harm(
+    moved: bool, make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
+) -> None:
+    server, judge = Server(metering, clock), make_judge()
+    for second in range(12):
+        if second in (4, 8):
+            judge = make_judge()
+        if second == 6:
+            server.restart()  # the collector's page goes on where it was
+        for arm, share in (("canary", 0.1), ("stable", 0.9)):
+            at = server.rng.random(int(400 * share)) ** (3.0 if moved and arm == "canary" else 1.0)
+            for place, count in enumerate(np.histogram(at, 12, (0.0, 1.0))[0].tolist()):
+                server.metrics[names.RELEASE_PREDICTIONS].labels(*RELEASE, arm, "0.1", str(place)).inc(count)
+        found = only(judge.look(server.second()))
+        verdict = replayed(found.to_json()["replay"], clock.now)
+
+    shift = metering.value('canary_evidence{check="prediction",hypothesis="shift"}', clock.now)
+    assert (shift > 100.0) is moved
+    assert sum(sum(part.canary) for part in found.state.predicted) == 12 * 40
+    assert (verdict.outcome, found.release.verdict) == (Outcome.CONTINUE, Outcome.CONTINUE)
+    assert (found.to_json()["evidence"]["prediction"]["total_variation"] > 0.3) is moved
 
 
 def only(judgements: Sequence[Judgement]) -> Judgement:

@@ -4,6 +4,7 @@ from alerts.releases.blessing import Blessing, Finding, Known, bless
 from alerts.releases.controller import ReleaseController, UnknownRelease
 from alerts.releases.decisions import NotNow
 from alerts.releases.policy import (
+    AfterPromotion,
     BlessingCheck,
     BlessingPolicy,
     CanaryStep,
@@ -29,8 +30,11 @@ from alerts.releases.step_evidence import needs
 from alerts.releases.step_hook import StepHook
 from alerts.releases.walk import Held, Phase, Walk, asked
 from alerts.releases.walk_store import InProgress, WalkStore
+from alerts.releases.watch import Beside, Watch, Watched
 
 __all__ = [
+    "AfterPromotion",
+    "Beside",
     "Blessing",
     "BlessingCheck",
     "BlessingPolicy",
@@ -60,6 +64,8 @@ __all__ = [
     "UnknownRelease",
     "Walk",
     "WalkStore",
+    "Watch",
+    "Watched",
     "advance",
     "asked",
     "bless",

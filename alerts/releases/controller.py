@@ -28,6 +28,7 @@ from alerts.releases.policy import ExperimentStep, ShadowStep, SwitchStep
 from alerts.releases.policy_file import ReleasePolicies, read_policy
 from alerts.releases.policy_watch import PolicyWatch
 from alerts.releases.progress import advance
+from alerts.releases.recheck import replay_json
 from alerts.releases.serving_eyes import EyesShut
 from alerts.releases.sight import Judged, Page, Seen, queries, readings
 from alerts.releases.step_evidence import beside
@@ -189,19 +190,19 @@ class ReleaseController:
 
     def approve(self, model: str, *, actor: str, reason: str = "") -> Walk:
         """A person lets a held release go on. Raises UnknownRelease, NotNow."""
-        return self._decided(model, actor, lambda walk, seen: decisions.approved(walk, seen, actor, reason))
+        return self._decided(model, decisions.Deed("approve", actor, reason))
 
     def pause(self, model: str, *, actor: str, reason: str = "") -> Walk:
         """A person stops it where it is. Raises UnknownRelease, NotNow."""
-        return self._decided(model, actor, lambda walk, seen: decisions.paused(walk, actor, reason))
+        return self._decided(model, decisions.Deed("pause", actor, reason))
 
     def resume(self, model: str, *, actor: str, reason: str = "") -> Walk:
         """It goes on from what is in force. Raises UnknownRelease, NotNow."""
-        return self._decided(model, actor, lambda walk, seen: decisions.resumed(walk, seen, actor))
+        return self._decided(model, decisions.Deed("resume", actor, reason))
 
     def abort(self, model: str, *, actor: str, reason: str = "") -> Walk:
         """All traffic goes back to stable. Raises UnknownRelease, NotNow."""
-        return self._decided(model, actor, lambda walk, seen: decisions.aborted(walk, seen, actor, reason))
+        return self._decided(model, decisions.Deed("abort", actor, reason))
 
     def walks(self, *, model: str = "", limit: int = 100) -> list[Walk]:
         """Releases, newest first."""
@@ -227,7 +228,7 @@ class ReleaseController:
         if ask is not None:
             self._ask(after, ask)
 
-    def _saved(self, before: Walk, after: Walk, revision: int, seen: Seen) -> bool:
+    def _saved(self, before: Walk, after: Walk, revision: int, seen: Seen, deed: decisions.Deed | None = None) -> bool:
         judged, page = seen.judged, seen.page
         inputs = {
             "judged": None if judged is None else {
@@ -239,6 +240,7 @@ class ReleaseController:
             **({"blessing": after.blessing.to_json()} if after.blessing and not before.blessing else {}),
             **({"labels": asdict(after.quality)} if after.quality is not None else {}),
             **({"conclusion": dict(after.conclusion)} if after.conclusion else {}),
+            "replay": replay_json(before, after, seen, deed),
         }  # fmt: skip
         if not self.store.change(before, after, revision, seen.now, inputs):
             return False
@@ -361,16 +363,16 @@ class ReleaseController:
                 evidence=evidence,
             )  # fmt: skip
 
-    def _decided(self, model: str, actor: str, decide: Callable[[Walk, Seen], Walk]) -> Walk:
-        _named(actor)
+    def _decided(self, model: str, deed: decisions.Deed) -> Walk:
+        _named(deed.actor)
         for _ in range(10):  # the machine may go on in between
             found: Sequence[tuple[Walk, int]] = self.store.latest(model=model, limit=1)
             if not found:
                 raise UnknownRelease(f"{model!r} has no release: `trimtab releases start {model} VERSION` begins one")
             walk, revision = found[0]
             seen = self._look_around(walk, self._clock())
-            after = decide(walk, seen)
-            if self._saved(walk, after, revision, seen):
+            after = decisions.decided(walk, seen, deed)
+            if self._saved(walk, after, revision, seen, deed):
                 ask = asked(after, seen.now)
                 if ask is not None:
                     self._ask(after, ask)

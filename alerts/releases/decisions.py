@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from alerts.releases.guard import concluded, promoted
 from alerts.releases.policy import CanaryStep
@@ -11,8 +12,30 @@ from alerts.releases.sight import Seen
 from alerts.releases.walk import ACTING, Held, Phase, Walk
 
 
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What a person does to a release: approve, pause, resume or abort; who, and why."""
+
+    name: Literal["approve", "pause", "resume", "abort"]
+    actor: str
+    reason: str = ""
+
+
 class NotNow(ValueError):
     """What a person asks for does not fit to where the release is."""
+
+
+def decided(walk: Walk, seen: Seen, deed: Deed) -> Walk:
+    """The walk after what a person did. Raises NotNow."""
+    match deed.name:
+        case "approve":
+            return approved(walk, seen, deed.actor, deed.reason)
+        case "pause":
+            return paused(walk, deed.actor, deed.reason)
+        case "resume":
+            return resumed(walk, seen, deed.actor)
+        case "abort":
+            return aborted(walk, seen, deed.actor, deed.reason)
 
 
 def approved(walk: Walk, seen: Seen, actor: str, override: str = "") -> Walk:

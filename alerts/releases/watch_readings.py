@@ -13,7 +13,6 @@ from alerts.releases.walk import Walk
 from alerts.releases.watch import Beside, Watched
 from observability import names
 
-
 _OF_RELEASE = (
     names.RELEASE_REQUESTS.name,
     f"{names.RELEASE_DURATION.name}_bucket",

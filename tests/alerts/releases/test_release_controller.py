@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from alerts.actions.journal import entries, verify
 from alerts.evidence import Arms, Judgement, Look, Outcome, ReleaseState, VerdictPolicy
 from alerts.evidence.releases import Release
 from alerts.querier import QueryError, Sample
+from alerts.recheck import recheck
 from alerts.releases import InProgress, Phase, ReleaseController, Traffic, read_release_policies, simulate
 from alerts.releases.serving_eyes import EyesShut
 from alerts.schema import open_database
@@ -118,6 +119,21 @@ def lead(controller: ReleaseController, clock: Any, world: World, seconds: int =
     return controller.walks()[0].phase
 
 
+@pytest.fixture(params=["database_url", pytest.param("postgresql_url", marks=pytest.mark.slow)])
+def any_url(request: pytest.FixtureRequest) -> str:
+    """Of a database of each kind."""
+    return str(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(autouse=True)
+def decisions_are_made_again(database: sa.Engine) -> Iterator[None]:
+    """Whatever a test led to: the journal's inputs lead there once more."""
+    yield
+    with database.begin() as connection:
+        again = recheck(entries(connection, limit=10_000))
+    assert [one.wrong for one in again if one.wrong] == []
+
+
 @pytest.mark.parametrize("point", POINTS)
 def test_a_leader_that_dies_at_every_step_is_followed_by_another_and_each_effect_happens_once(
     point: str, database: sa.Engine, clock: Any
@@ -162,8 +178,64 @@ def test_a_leader_that_dies_at_every_step_is_followed_by_another_and_each_effect
     ]
 
 
-def test_two_leaders_of_one_database_lead_once(database_url: str, clock: Any) -> None:
-    world, databases = World(), [open_database(database_url) for _ in range(2)]
+def test_every_state_of_a_walk_is_kept_as_it_was_and_led_to_again(any_url: str, clock: Any) -> None:
+    world, database = World(), open_database(any_url)
+    controller, _ = leader(database, clock, world)
+    controller.begin("m", 2, actor="ada", reason="a reason with ünusual letters")
+    kept = []
+    for person in (None, "pause", "resume", "abort"):
+        if person is not None:
+            getattr(controller, person)("m", actor="ada", reason="why not")
+        lead(controller, clock, world, 2)
+        again = leader(database, clock, world)[0]  # another process reads the rows anew
+        assert again.walks() == controller.walks()
+        kept.append((again.walks()[0].phase, bool(again.walks()[0].paused)))
+    with database.begin() as connection:
+        rows = entries(connection, key="release:m:1")
+        found = recheck(entries(connection, limit=1000))
+    database.dispose()
+
+    assert kept == [
+        (Phase.WATCHING, False),
+        (Phase.WATCHING, True),
+        (Phase.ENTERING, False),
+        (Phase.ROLLED_BACK, False),
+    ]
+    assert [row.body["replay"]["deed"] for row in rows[1:] if row.body["replay"]["deed"]] == [
+        {"name": name, "actor": "ada", "reason": "why not"} for name in ("pause", "resume", "abort")
+    ]
+    assert {one.wrong for one in found} == {""}
+    released = sum(row.kind == "release" for row in rows) - 1  # the begin decides nothing
+    assert sum(one.key == "release:m:1" for one in found) == released
+
+
+def test_each_change_to_what_a_step_rests_on_is_found(database: sa.Engine, clock: Any) -> None:
+    world = World()
+    controller, _ = leader(database, clock, world)
+    controller.begin("m", 2, actor="ada")
+    lead(controller, clock, world, 3)
+    controller.abort("m", actor="ada", reason="why not")
+    with database.begin() as connection:
+        rows = [row for row in entries(connection, key="release:m:1") if "replay" in row.body]
+
+    for row in rows:
+        replay = row.body["replay"]
+        told = [{name: f"{row.body[name]}?"} for name in ("phase", "place", "release", "actor", "policy", "model")]
+        inputs = [
+            {"to": "0" * 64},
+            {"from": {**replay["from"], "attempt": replay["from"]["attempt"] + 1}},
+            {"from": {**replay["from"], "policy_text": "{}"}},
+            {"seen": {**replay["seen"], "now": replay["seen"]["now"] + 1.0}},
+            {"seen": "nothing"},
+            {"deed": {"name": "pause", "actor": "eve", "reason": ""}},
+        ]
+        forged = [*told, {"version": 7}, *({"replay": {**replay, **one}} for one in inputs)]
+        for one in forged:
+            assert recheck([replace(row, body={**row.body, **one})])[0].wrong, (row.body["told"], one)
+
+
+def test_two_leaders_of_one_database_lead_once(any_url: str, clock: Any) -> None:
+    world, databases = World(), [open_database(any_url) for _ in range(2)]
     leaders = [leader(database, clock, world)[0] for database in databases]
     leaders[0].begin("m", 2, actor="ada")
     with pytest.raises(InProgress, match="abort it first"):

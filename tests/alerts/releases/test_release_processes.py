@@ -1,11 +1,11 @@
-"""A release by its policy on real processes, whose alerts service is killed while the canary is up."""
+"""Releases by their policies on real processes, which are killed while a canary is up; labels alone tell of one."""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +19,18 @@ from trimtab.stack import Stack, with_free_ports
 
 pytestmark = pytest.mark.slow
 NAMES = ("collector", "alerts", "serving")
+# Of probabilities in [0, 1], whose label is whether they are at least 0.5: what the candidates make of them.
+CANDIDATES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "worse": lambda x: torch.where(x < 0.25, 1 - x, x),
+    "equal": lambda x: x,
+    "shifted": lambda x: 0.5 + (x - 0.5) * 0.3,
+}
+JUDGED = """
+  {model}:
+    blessing: none
+    verdict: {{loss: zero-one, max_error_rate: 0.2, latency_floor_seconds: 1000}}
+    steps: [{{canary: {{weight: 0.5, min_requests: 1000000}}}}]
+"""
 POLICY = """
 models:
   m:
@@ -41,6 +53,15 @@ class Scaled(torch.nn.Module):
         return x * self.scale
 
 
+class Made(torch.nn.Module):
+    def __init__(self, make: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.make(x)
+
+
 def wait_for(true: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -53,9 +74,10 @@ def wait_for(true: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
     return pytest.fail(f"{what}: not within {seconds} s")
 
 
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
-    (tmp_path / "releases.yaml").write_text(POLICY)
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    tmp_path = tmp_path_factory.mktemp("stack")
+    (tmp_path / "releases.yaml").write_text(POLICY + "".join(JUDGED.format(model=model) for model in CANDIDATES))
     general = msgspec.structs.replace(Settings().trimtab, data=str(tmp_path / "data"), secret="s")
     releases = msgspec.structs.replace(Settings().releases, policies=str(tmp_path / "releases.yaml"))
     settings, _ = with_free_ports(
@@ -69,6 +91,11 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         lineage = {"sample": {"inputs": {"x": [1.0, 2.0]}, "outputs": {"y": [scale, 2 * scale]}}}
         registry.register("m", tmp_path / str(scale), lineage=lineage, profile=None, metrics={})
     registry.set_alias("m", "stable", 1)
+    for model, make in CANDIDATES.items():
+        for version, one in enumerate((CANDIDATES["equal"], make)):
+            save_artifact(tmp_path / f"{model}{version}", Made(one), signature, {"x": [1.0]})
+            registry.register(model, tmp_path / f"{model}{version}", lineage={}, profile=None, metrics={})
+        registry.set_alias(model, "stable", 1)
     registry.close()
     yield stack
     stack.stop()
@@ -120,3 +147,64 @@ def test_a_release_walks_its_steps_although_its_leader_is_killed_and_each_step_h
     actions = httpx.get(f"{base}/api/v1/actions", timeout=60.0).json()
     assert {action["state"] for action in actions} == {"done"}, actions
     assert httpx.get(f"{base}/metrics").text.count('release_state{candidate="2",model="m",state="promoted"} 1.0') == 1
+
+
+def test_labels_alone_roll_a_worse_version_back_and_tell_an_equal_and_a_shifted_one_from_it(stack: Stack) -> None:
+    settings, begun = stack.settings, {"actor": "ada", "version": 2}
+    stack.start(NAMES)
+    stack.wait_ready(NAMES, timeout=240.0)
+    base, secret, rng = settings.alerts_url, {"Authorization": "Bearer s"}, random.Random(4)
+    for model in CANDIDATES:
+        body = {"model": model, **begun}
+        httpx.post(f"{base}/api/v1/releases", json=body, headers=secret, timeout=30.0).raise_for_status()
+
+    def page(model: str) -> dict[str, Any]:
+        return dict(httpx.get(f"{settings.serving_url}/api/v1/models/{model}", timeout=10.0).json())
+
+    def judged(model: str) -> dict[str, Any]:
+        found = httpx.get(f"{base}/api/v1/evidence", timeout=10.0).raise_for_status().json()
+        return next((dict(one) for one in found["releases"] if one["model"] == model), {})
+
+    for model in CANDIDATES:
+        wait_for(lambda model=model: page(model)["canary"], f"the canary of {model}")
+    labels: list[dict[str, Any]] = []
+    with httpx.Client(timeout=30.0) as client:
+        for number in range(700):
+            for model in CANDIDATES:
+                x = rng.random()
+                body = {"id": f"{model}-{number}",
+                        "inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [x]}]}  # fmt: skip
+                client.post(f"{settings.serving_url}/v2/models/{model}/infer", json=body).raise_for_status()
+                labels.append({"id": body["id"], "model": model, "label": float(x >= 0.5)})
+
+    def told(part: list[dict[str, Any]]) -> None:
+        wait_for(lambda: httpx.post(f"{settings.intake_url}/v1/labels", json=part).is_success, "the labels' intake")
+
+    # Late, half before and half after a kill of both sides, and some of them twice.
+    told(labels[: len(labels) // 2])
+    for name in ("collector", "alerts"):
+        stack.kill(name)
+    told(labels[len(labels) // 3 :])
+
+    wait_for(lambda: page("worse")["canary"] is None, "the rollback of the worse version")
+    ended = httpx.get(f"{base}/api/v1/releases/worse", timeout=10.0).json()
+    assert ended["phase"] == "rolled_back", ended
+    assert "its predictions are worse" in ended["reason"], ended
+    for model in ("equal", "shifted"):
+        seen = wait_for(
+            lambda model=model: (
+                (one := judged(model)) and "(and" in "".join(one["told"]) and counted(one) == 700 and one
+            ),
+            f"the labels of {model}",
+        )
+        assert page(model)["canary"]["version"] == 2
+        assert seen["evidence"]["quality"]["harm"] < 10.0, seen
+        assert seen["evidence"]["prediction"]["total_variation"] > 0
+        assert (seen["evidence"]["prediction"]["shift"] > 100.0) is (model == "shifted"), seen
+        assert "Of its labels: " in " ".join(httpx.get(f"{base}/api/v1/releases/{model}").json()["explanation"])
+
+
+def counted(judgement: dict[str, Any]) -> int:
+    """The labels that stand behind a judgement, of both arms."""
+    quality = msgspec.json.decode(judgement["replay"]["state"])["quality"]
+    return int(quality["candidate"]["labels"] + quality["stable"]["labels"])

@@ -35,10 +35,11 @@ def replay_wrong(body: Mapping[str, Any]) -> str:
         seen = msgspec.convert(replay["seen"], Seen, str_keys=True)
         deed = None if replay["deed"] is None else msgspec.convert(replay["deed"], Deed)
         after = advance(before, seen) if deed is None else decided(before, seen, deed)
+        shown = {"phase": after.phase.value, "place": after.place, "release": after.release,
+                 "version": after.version, "model": after.model, "actor": after.actor,
+                 "policy": after.policy.digest}  # fmt: skip
     except _UNREADABLE as error:
         return f"its inputs cannot be read any more: {error!r}"
-    shown = {"phase": after.phase.value, "place": after.place, "release": after.release, "version": after.version,
-             "model": after.model, "actor": after.actor, "policy": after.policy.digest}  # fmt: skip
     for name, found in shown.items():
         if body[name] != found:
             return f"{name} was {body[name]!r}, and is {found!r} now"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -31,7 +31,7 @@ from alerts.retraining.episode import (
     read_episodes,
     update_episode,
 )
-from alerts.retraining.policy import Again, Attempt, NotYet, Retrain, RetrainingPolicy, next_attempt
+from alerts.retraining.policy import Again, Attempt, Look, NotYet, Retrain, RetrainingPolicy, decision_json, over
 from alerts.schema import ACTIONS
 from alerts.states import Alert
 from observability import names
@@ -123,16 +123,14 @@ class RetrainingLoop:
         going: dict[str, Episode] = {}
         for model, episode in open_episodes(connection).items():
             there = served.get(model, frozenset())
-            if episode.version and there and episode.version not in there:
-                in_service = "version " + " and ".join(sorted(there))
-                self._end(
-                    connection, episode, "promoted", f"{in_service} came into service, with its own reference", now
-                )
-                continue
             kept = _looked(episode, asking.get(model), now)
-            calm = self._policy_of(model).calm_seconds
-            if kept.quiet_since is not None and now - kept.quiet_since >= calm:
-                self._end(connection, kept, "calm", f"nothing asked for {calm:g} s", now)
+            rests_on: dict[str, Any] = {
+                "version": episode.version, "quiet_since": kept.quiet_since, "served": sorted(there),
+                "calm_seconds": self._policy_of(model).calm_seconds, "now": now,
+            }  # fmt: skip
+            end = over(**rests_on)
+            if end is not None:
+                self._end(connection, kept, *end, rests_on)
                 continue
             if kept != episode:
                 update_episode(connection, kept)
@@ -164,9 +162,13 @@ class RetrainingLoop:
         log.info("episode %d of %s begins: %s", episode.id, model, alert.name)
         return episode
 
-    def _end(self, connection: sa.Connection, episode: Episode, ended: str, why: str, now: float) -> None:
+    def _end(
+        self, connection: sa.Connection, episode: Episode, ended: str, why: str, rests_on: Mapping[str, Any]
+    ) -> None:
+        now = rests_on["now"]
         update_episode(connection, replace(episode, ended_at=now, ended_because=why, waits=""))
-        body = {"event": "ended", "episode": episode.id, "model": episode.model, "ended": ended, "why": why}
+        body = {"event": "ended", "episode": episode.id, "model": episode.model, "ended": ended, "why": why,
+                "rests_on": rests_on}  # fmt: skip
         append(connection, "episode", episode.key, body, now, secret=self._secret)
         self._metrics[names.EPISODES_ENDED].labels(episode.model, ended).inc()
         log.info("episode %d of %s is over: %s", episode.id, episode.model, why)
@@ -180,19 +182,24 @@ class RetrainingLoop:
         policy = self._policy_of(episode.model)
         new_labels = self._labels_since(episode.model, attempts[-1], now) if attempts else None
         busy = self._release_in_progress(episode.model)
-        decision = next_attempt(attempts, new_labels, today, busy, policy, now)
+        look = Look(
+            attempts=tuple(attempts), new_labels=new_labels, begun_today=today, busy=busy, policy=policy, now=now
+        )
+        decision = look.decide()
+        rests_on = {"look": asdict(look), **decision_json(decision)}
         if isinstance(decision, NotYet):
             if decision.reason != episode.waits:
-                self._wait(episode, decision.reason, attempts, now)
+                self._wait(episode, rests_on, now)
             return None
         if isinstance(decision, Again) and not own:
             return None  # the one before has an attempt that is still open: it is that one's
         number = len(own) + isinstance(decision, Retrain)
         also = {"episode": {"id": episode.id, "attempt": number, "opened_at": episode.opened_at,
-                            "earlier": [attempt.to_json() for attempt in attempts]}}  # fmt: skip
+                            "earlier": [attempt.to_json() for attempt in attempts], "rests_on": rests_on}}  # fmt: skip
         return self._runner.consider(_alert_of(episode.alert), key=episode.attempt_key(number), also=also)
 
-    def _wait(self, episode: Episode, reason: str, attempts: Sequence[Attempt], now: float) -> None:
+    def _wait(self, episode: Episode, rests_on: Mapping[str, Any], now: float) -> None:
+        reason = rests_on["reason"]
         with self._engine.begin() as connection:
             lock(connection)
             stored = episode_by_id(connection, episode.id)
@@ -200,7 +207,7 @@ class RetrainingLoop:
                 return
             update_episode(connection, replace(stored, waits=reason))
             body = {"event": "waits", "episode": episode.id, "model": episode.model, "reason": reason,
-                    "attempts": [attempt.to_json() for attempt in attempts]}  # fmt: skip
+                    "attempts": list(rests_on["look"]["attempts"]), "rests_on": dict(rests_on)}  # fmt: skip
             append(connection, "episode", episode.key, body, now, secret=self._secret)
 
     # --- looking -----------------------------------------------------------------------------------------------------

@@ -72,6 +72,47 @@ class NotYet:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a decision on an episode rests on.
+
+    `attempts` are its own and those of the episodes that it goes on from, oldest first; `new_labels` the labelled
+    events since the last one ended, None where that is not known; `begun_today` the machine's retrainings of the model
+    in the last 24 hours; `busy` what is under way with the model's traffic, "" for nothing; `now` unix seconds.
+    """
+
+    attempts: tuple[Attempt, ...]
+    new_labels: float | None
+    begun_today: int
+    busy: str
+    policy: RetrainingPolicy
+    now: float
+
+    def decide(self) -> Retrain | Again | NotYet:
+        """What to do about the episode."""
+        return next_attempt(self.attempts, self.new_labels, self.begun_today, self.busy, self.policy, self.now)
+
+
+def decision_json(decision: Retrain | Again | NotYet) -> dict[str, str]:
+    """A decision as the journal has it."""
+    return {"decision": _WORDS[type(decision)], "reason": "" if isinstance(decision, Again) else decision.reason}
+
+
+_WORDS: dict[type[Any], str] = {Retrain: "retrain", Again: "again", NotYet: "not yet"}
+
+
+def over(
+    version: str, quiet_since: float | None, served: Sequence[str], calm_seconds: float, now: float
+) -> tuple[str, str] | None:
+    """How an episode of a version ends, and why, where it does: `promoted` or `calm`."""
+    if version and served and version not in served:
+        in_service = "version " + " and ".join(served)
+        return "promoted", f"{in_service} came into service, with its own reference"
+    if quiet_since is not None and now - quiet_since >= calm_seconds:
+        return "calm", f"nothing asked for {calm_seconds:g} s"
+    return None
+
+
 def next_attempt(
     attempts: Sequence[Attempt],
     new_labels: float | None,

@@ -16,9 +16,9 @@ import sqlalchemy as sa
 
 from alerts.actions import PolicyError, load_policies
 from alerts.actions.journal import Anchor, JournalBroken, entries, head, verify
-from alerts.actions.recheck import recheck
 from alerts.actions.simulate import Outcome, simulate
 from alerts.durations import parse_duration
+from alerts.recheck import recheck
 from alerts.schema import JOURNAL
 from trimtab.action_hooks import policies_of
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings

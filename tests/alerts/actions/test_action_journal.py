@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from alerts.actions import ActionPolicy, ActionRunner, ActionState, FunctionHook, PolicyError, read_policies
 from alerts.actions.explain import explain
-from alerts.actions.journal import Anchor, JournalBroken, append, entries, head, verify
+from alerts.actions.journal import Anchor, JournalBroken, Kind, append, entries, head, verify
 from alerts.actions.notices import Notices
 from alerts.actions.recheck import recheck
 from alerts.actions.simulate import simulate
@@ -308,3 +309,26 @@ def test_a_savepoint_that_is_rolled_back_leaves_the_chain_whole(database: sa.Eng
 
         assert verify(connection) == 2
         assert [entry.key for entry in entries(connection)] == ["a", "a"]
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_change_to_any_field_of_a_row_of_any_kind_is_found(kind: Kind) -> None:
+    database = open_database("sqlite://")
+    body = {"told": "x", "evidence": {"errors": [1, 2.5, None]}, "actor": "ada"}
+    with database.begin() as connection:
+        for number in range(3):
+            append(connection, kind, f"k{number}", body, 1000.0 + number, secret="s")
+        (row,) = connection.execute(sa.select(JOURNAL).where(JOURNAL.c.seq == 2)).mappings()
+        texts = [json.dumps({**body, name: "y"}, sort_keys=True) for name in body]
+        changes: list[dict[str, Any]] = [
+            {"time": 1001.5}, {"kind": "result" if kind != "result" else "intent"}, {"key": "k9"}, {"hash": "0" * 64},
+            {"previous": "0" * 64}, {"seq": 7}, *({"body": text} for text in texts),
+        ]  # fmt: skip
+        for change in changes:
+            connection.execute(JOURNAL.update().where(JOURNAL.c.seq == 2).values(change))
+            with pytest.raises(JournalBroken):
+                verify(connection, secret="s")
+            connection.execute(JOURNAL.update().where(JOURNAL.c.hash == row["hash"]).values(dict(row)))
+            connection.execute(JOURNAL.update().where(JOURNAL.c.seq == 2).values(dict(row)))
+        assert verify(connection, secret="s") == 3
+    database.dispose()

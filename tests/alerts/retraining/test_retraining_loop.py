@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from alerts.actions import ActionPolicy, ActionState, FunctionHook, HookError
+from alerts.actions.journal import Entry, entries
 from alerts.config import AlertsConfig
 from alerts.received import read_webhook
+from alerts.recheck import recheck
 from alerts.retraining import RetrainingPolicy
 from alerts.service import AlertsService
 
@@ -79,8 +82,11 @@ class Loop:
 def loop(make_rule_file: Callable[[str], Path], database_url: str, metering: Any, clock: Any) -> Iterator[Loop]:
     loop = Loop(make_rule_file(RULES), database_url, metering, clock)
     yield loop
+    with loop.services[0].database.begin() as connection:
+        again = recheck(entries(connection, limit=10_000))
     for service in loop.services:
         service.close()
+    assert [one.wrong for one in again if one.wrong] == []
 
 
 def test_alerts_that_come_and_go_are_one_episode_and_one_retraining(loop: Loop) -> None:
@@ -101,6 +107,45 @@ def test_alerts_that_come_and_go_are_one_episode_and_one_retraining(loop: Loop) 
     loop.drift = 0.9
     loop.go(10)
     assert [call.key for call in loop.calls] == ["retrain:m:episode-1:1", "retrain:m:episode-2:1"]
+
+
+def test_decisions_on_episodes_are_made_again_and_each_change_to_what_they_rest_on_is_found(loop: Loop) -> None:
+    loop.answer = {"passed": False, "reason": "not better"}
+    loop.drift = 0.9
+    loop.go(20)
+    loop.drift = 0.0
+    loop.go(120)
+    with loop.services[0].database.begin() as connection:
+        rows = entries(connection)
+    begun = next(row for row in rows if row.kind == "decided")
+    told = {row.body["event"]: row for row in rows if row.kind == "episode"}
+    ended, waits = told["ended"], told["waits"]
+    look = waits.body["rests_on"]["look"]
+
+    forged = [
+        changed(ended, why="it was over"),
+        changed(ended, ended="promoted"),
+        *(changed(ended, rests_on={**ended.body["rests_on"], **one}) for one in (
+            {"quiet_since": ended.time - 1.0}, {"calm_seconds": 61.0}, {"now": ended.time - 50.0},
+            {"served": ["9"]}, {"unknown": 1})),
+        changed(waits, reason="it waits"),
+        changed(waits, rests_on={**waits.body["rests_on"], "decision": "retrain"}),
+        *(changed(waits, rests_on={**waits.body["rests_on"], "look": {**look, **one}}) for one in (
+            {"attempts": []}, {"busy": "m-1"}, {"now": look["now"] + 1e6, "new_labels": 1e6},
+            {"policy": {**look["policy"], "backoff_seconds": 7.0}}, {"policy": None})),
+    ]  # fmt: skip
+    episode = begun.body["evidence"]["episode"]
+    forged_look = {**episode["rests_on"]["look"], "begun_today": 99}
+    episode = {**episode, "rests_on": {**episode["rests_on"], "look": forged_look}}
+    forged.append(changed(begun, evidence={**begun.body["evidence"], "episode": episode}))
+
+    assert [one.wrong for one in recheck(rows)] == [""] * 4  # an action, its attempt, waiting, the end
+    for row in forged:
+        assert any(one.wrong for one in recheck([row])), row.body
+
+
+def changed(row: Entry, **body: Any) -> Entry:
+    return replace(row, body={**row.body, **body})
 
 
 def test_restarts_and_time_that_nobody_looked_at_make_no_second_one(loop: Loop) -> None:

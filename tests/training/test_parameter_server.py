@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable
@@ -145,23 +146,23 @@ def test_with_staleness_it_comes_as_close_and_nobody_is_further_ahead_than_allow
     layout = Layout.of(network, 2, tables=["items.weight"])
     rule, workers, steps = Rule(learning_rate=0.3), 3, 40
     start = state(network)
-    reached, draw = {}, random.Random(1)
-    for staleness in (0, 4):
+    reached, draw = {0: [], 4: []}, random.Random(1)
+    for staleness in (0, 4, 4, 4):
         network.load_state_dict(start)
         servers = Servers(layout, start, rule=rule, terms=Terms(staleness=staleness))
         together(servers, workers, steps=steps, pause=lambda *_: time.sleep(draw.random() * 2e-3))
         network.load_state_dict(servers.parameters(), strict=False)
-        reached[staleness] = network.loss_of(range(4000, 4040)).item()
+        reached[staleness].append(network.loss_of(range(4000, 4040)).item())
         page = exposition(servers.metrics)[0].decode()
         bound = 'parameter_server_staleness_steps_bucket{le="%s.0",model="toy",server="0"} %s.0'
         assert bound % (staleness, workers * steps) in page
 
     before = Scored()
     before.load_state_dict(start)
-    gained = before.loss_of(range(4000, 4040)).item() - reached[0]
-    # What synchronous training gains, asynchronous training gains to within 5 %.
+    gained = before.loss_of(range(4000, 4040)).item() - reached[0][0]
+    # What synchronous training gains, asynchronous training gains to within 5 %, whatever the order of most.
     assert gained > 0.2
-    assert abs(reached[4] - reached[0]) < 0.05 * gained
+    assert abs(statistics.median(reached[4]) - reached[0][0]) < 0.05 * gained
 
 
 @settings(max_examples=10)

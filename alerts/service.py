@@ -140,6 +140,7 @@ class AlertsService:
             labels=self._labels,
             clock=clock,
             metrics=self.metrics,
+            writer=writer,
             secret=config.secret,
         )
         self._notices = Notices(self.database, self.notifications.post)

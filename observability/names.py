@@ -598,7 +598,7 @@ CANARY_EVIDENCE = _gauge(
     "canary_evidence",
     "E-value of an anytime-valid test, of harm times the check's share of the risk; 100 is proof at alpha = 1 %.",
     "model", "release", "candidate", "baseline", "check", "hypothesis",
-)  # fmt: skip   # check: errors | latency | quality | sample_ratio | prediction
+)  # fmt: skip   # check: errors | latency | quality | sample_ratio | prediction | after_promotion
 # hypothesis: harm | safety | mismatch (of the sample ratio) | shift (of predictions)
 CANARY_REQUESTS = _gauge(
     "canary_requests", "Requests behind the evidence.", "model", "release", "candidate", "baseline", "arm", "outcome"

@@ -28,6 +28,7 @@ class Check(StrEnum):
     QUALITY = "quality"
     SAMPLE_RATIO = "sample_ratio"
     PREDICTION = "prediction"
+    AFTER_PROMOTION = "after_promotion"
 
 
 class Reason(StrEnum):

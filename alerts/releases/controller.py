@@ -19,11 +19,11 @@ import sqlalchemy as sa
 
 from alerts.actions import ADVANCE, PROMOTE, ROLLBACK, Action, ActionState, NotWaiting
 from alerts.evidence import FeedAway, FeedPage, Judgement, LabelFeed, NoLabels, VerdictPolicy
-from alerts.querier import Querier, QueryError, Sample
+from alerts.querier import Querier, QueryError, Sample, SampleWriter, WriteError
 from alerts.releases import decisions
 from alerts.releases.blessing import Blessing, bless
 from alerts.releases.explain import explained
-from alerts.releases.gauges import Gauges
+from alerts.releases.gauges import WATCH_GROUP, Gauges, watch_samples
 from alerts.releases.policy import ExperimentStep, ShadowStep, SwitchStep
 from alerts.releases.policy_file import ReleasePolicies, read_policy
 from alerts.releases.policy_watch import PolicyWatch
@@ -98,6 +98,7 @@ class ReleaseController:
         clock: Callable[[], float] = time.time,
         executor: Executor | None = None,
         metrics: Metrics | None = None,
+        writer: SampleWriter | None = None,
         secret: str = "",
         interval_seconds: float = 1.0,
     ) -> None:
@@ -111,6 +112,8 @@ class ReleaseController:
         self._clock = clock
         self._executor = executor or ThreadPoolExecutor(max_workers=2, thread_name_prefix="blessing")
         self._gauges = None if metrics is None else Gauges(metrics)
+        self._writer = writer
+        self._wrote = True
         self._interval = interval_seconds
         self._examined: dict[int, tuple[Future[Blessing], float]] = {}
         self._seen: dict[int, Seen] = {}
@@ -154,6 +157,7 @@ class ReleaseController:
                 log.exception("release %d of %s could not be looked at", walk.id, walk.model)
         if self._gauges is not None and (walks or self._gauges.shown):
             self._gauges.show([walk for walk, _ in self.store.latest(limit=50)], now)
+        self._write([walk for walk, _ in walks], now)
 
     def start(self) -> None:
         """Tick each second until `close`."""
@@ -218,6 +222,17 @@ class ReleaseController:
         return explained(walk, replace(seen, now=now, action=self._actor.known(ask.key) if ask else None))
 
     # --- the machine -------------------------------------------------------------------------------------------------
+    def _write(self, walks: Sequence[Walk], now: float) -> None:
+        """The evidence of watches, as they were a look ago."""
+        samples = watch_samples(walks)
+        if self._writer is None or not (samples or self._wrote):
+            return
+        try:
+            self._writer.replace(WATCH_GROUP, samples, now)
+            self._wrote = bool(samples)
+        except WriteError as error:
+            log.debug("the evidence of watches cannot be written: %s", error)
+
     def _look(self, walk: Walk, revision: int, now: float) -> None:
         seen = self._look_around(walk, now)
         after = advance(walk, seen)

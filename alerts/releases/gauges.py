@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from alerts.evidence import Check
+from alerts.evidence.verdict import bounded_exp
+from alerts.labels import labels_of
+from alerts.querier import Sample
 from alerts.releases.walk import Phase, Walk
 from observability import names
 from observability.metrics import Metrics
@@ -11,6 +15,27 @@ from observability.metrics import Metrics
 FAMILIES = (names.RELEASE_STEP, names.RELEASE_STEP_AGE, names.RELEASE_STATE, names.RELEASES_ENDED)
 PAUSED = "paused"
 _STATES = (*(phase.value for phase in Phase), PAUSED)
+
+
+WATCH_GROUP = "after-promotion"
+# What the shipped rules take for proof.
+_PROOF = 100.0
+
+
+def watch_samples(walks: Iterable[Walk]) -> list[Sample]:
+    """The evidence of the watches after promotions, scaled so that 100 is an alarm, whatever its average time."""
+    found = []
+    for walk in walks:
+        after, watch = walk.policy.after_promotion, walk.watch
+        if walk.promoted and after is not None and watch is not None:
+            value = bounded_exp(watch.log_evidence(walk.policy.verdict)) * _PROOF / after.threshold
+            labels = {
+                "__name__": names.CANARY_EVIDENCE.name, "model": walk.model, "release": walk.release,
+                "candidate": str(walk.version), "baseline": str(walk.baseline or ""),
+                "check": Check.AFTER_PROMOTION.value, "hypothesis": "harm",
+            }  # fmt: skip
+            found.append(Sample(labels_of(labels), value))
+    return found
 
 
 class Gauges:

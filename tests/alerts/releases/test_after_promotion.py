@@ -35,6 +35,7 @@ from alerts.releases import (
 )
 from alerts.releases.decisions import aborted, approved, paused, resumed
 from alerts.releases.explain import explained
+from alerts.releases.gauges import watch_samples
 from alerts.releases.walk import wish
 
 BOUNDS = (0.025, 0.05, 0.1, 0.25)
@@ -173,6 +174,24 @@ def _turned(base: int, second: int, *, fails: bool) -> Watched:
             for a, b in zip(before.histograms, more.histograms, strict=True)
         ],
     )  # fmt: skip
+
+
+def test_the_evidence_of_a_watch_is_a_metric_of_which_100_is_an_alarm() -> None:
+    story = Story(ALONE)
+    story.look(5)
+    (calm,) = watch_samples([story.walk])
+    story.counted = _turned(story.seconds, 1, fails=True)
+    for second in range(1, 5):
+        story.counted = _turned(story.seconds, second, fails=True)
+        before = story.walk
+        story.look(counts=False)
+    assert dict(calm.labels) | {"check": "after_promotion", "hypothesis": "harm"} == dict(calm.labels)
+    assert 0.0 <= calm.value < 10.0
+    assert story.walk.watch is not None
+    alarmed = watch_samples([story.walk])[0].value >= 100.0
+    assert alarmed == (story.walk.phase is not Phase.GUARDING)
+    assert before.watch is not None
+    assert watch_samples([replace(before, promoted_at=None)]) == []
 
 
 def test_people_end_the_watch_pause_it_or_take_the_version_back_and_what_they_do_at_serving_stands() -> None:

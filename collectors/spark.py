@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ def reference_of_lake(
         if not sum(counts):
             raise SparkError(f"{path} has no rows: a reference needs some")
         sampled = [_sample(frame, types, sum(counts)) for frame, types in frames]
-        table = pa.concat_tables(sampled, promote_options="permissive")
+        table = _together(str(path), sampled)
         layout = Profile.of(table, kinds, joint=joint, distinct=distinct).empty()
         columns: dict[str, Any] = dict(layout.columns)
         if len(frames) == 1 and table.num_rows < counts[0]:
@@ -327,6 +327,31 @@ def _sample(frame: Any, types: Types, rows: int) -> pa.Table:
             )
             table = table.set_column(place, field.name, times)
     return table
+
+
+def _together(name: str, tables: Sequence[pa.Table]) -> pa.Table:
+    """The rows of all tables. SparkError for a column of types that have none in common.
+
+    A column without a value has any type: a file whose writer knew none has it as whole numbers, for Spark.
+    """
+    typed: dict[str, set[pa.DataType]] = {}
+    for table in tables:
+        for field, values in zip(table.schema, table.columns, strict=True):
+            if values.null_count < len(values):
+                typed.setdefault(field.name, set()).add(field.type)
+    same = []
+    for table in tables:
+        for place, field in enumerate(table.schema):
+            if field.name in typed and field.type not in typed[field.name]:
+                table = table.set_column(place, field.name, pa.nulls(table.num_rows))
+        same.append(table)
+    try:
+        return pa.concat_tables(same, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SparkError(
+            f"the files of {name} have a column in types that do not fit together: {error}; "
+            "write it in one type, or use the numpy engine"
+        ) from error
 
 
 def _exact_ranges(frame: Any, layout: Profile, types: Types) -> dict[str, NumericColumn]:

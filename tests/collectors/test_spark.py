@@ -191,6 +191,20 @@ def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path,
         compare(tmp_path / "divided.csv", tmp_path / "commas.csv", engine="spark")
 
 
+def test_a_column_without_values_fits_every_other() -> None:
+    values = pa.table({"truth": [True, None], "text": ["a", "b"]})
+    # What Spark makes of a file that pandas wrote of nothing but None.
+    empty = pa.table(
+        {"truth": pa.nulls(3, pa.int32()), "text": pa.nulls(3, pa.int32()), "none": pa.nulls(3, pa.int32())}
+    )
+    together = engine._together("lake", [empty, values, empty])
+    assert together.select(["truth", "text"]).slice(3, 2).equals(values)
+    assert together.column("truth").null_count == 7
+    assert together.schema.field("none").type == pa.int32()
+    with pytest.raises(SparkError, match="the files of lake have a column in types that do not fit together"):
+        engine._together("lake", [values, pa.table({"truth": [1, 2]})])
+
+
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, spark: Any, lake: Path) -> None:
     reference = Profile.of(pa.table({"v": [1.0, 2.0]}))
     empty, broken = tmp_path / "empty", tmp_path / "broken"

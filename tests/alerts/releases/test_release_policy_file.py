@@ -98,6 +98,13 @@ models:
         ("on_failure: pray", "3:17", "rollback, hold"),
         ("freeze: [{weekdays: [someday]}]", "3:26", "someday"),
         ("stepz: []", "3:5", "no field stepz"),
+        ("after_promotion: {hold_back: 2}", "3:34", "2 % is 0.02"),
+        ("after_promotion: {hold_back: 0.5}", "3:34", "to 0.1"),
+        ("after_promotion: {seconds: 0}", "3:32", "how long"),
+        ("after_promotion: {seconds: 1d, run_length: 1d}", "3:48", "at least 10d"),
+        ("after_promotion: {bake: 1h}", "3:23", "no field bake"),
+        ("after_promotion: always", "3:22", "or `none`"),
+        ("{after_promotion: {}, steps: [{experiment: {seconds: 1h}}]}", "3:23", "promotes nothing"),
     ],
 )
 def test_a_mistake_is_told_with_its_place_and_how_to_mend_it(section: str, place: str, words: str) -> None:

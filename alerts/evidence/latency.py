@@ -105,15 +105,15 @@ class Pace:
         """Log e-value that the canary is slower, and the place of the bound that says so most (-1 before any look)."""
         if not self.looks:
             return Slowness(0.0, -1)
-        total, highest, telling = 0.0, -1.0, 0
-        for place, weight in enumerate(self.weights):
-            if weight:
-                mixed = 0.0
-                for share, row in zip(SHARES, self.wealth, strict=True):
-                    mixed += share * math.exp(min(row[place], _MOST_LOG))
-                total += weight * mixed
-                if weight * mixed > highest:
-                    highest, telling = weight * mixed, place
+        exp, most, (large, small) = math.exp, _MOST_LOG, SHARES
+        parts = [
+            weight * (large * exp(a if a < most else most) + small * exp(b if b < most else most)) if weight else 0.0
+            for weight, a, b in zip(self.weights, *self.wealth, strict=True)
+        ]
+        total = 0.0
+        for part in parts:  # one after the other: `sum` adds in another way in later versions of Python
+            total += part
+        telling = parts.index(max(parts))
         return Slowness(math.log(total) if total else 0.0, telling)
 
     @staticmethod

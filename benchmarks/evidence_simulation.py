@@ -7,6 +7,7 @@ documented rules of other tools do on the same traffic. The formulae are those o
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from scipy.special import gammaln
 from scipy.stats import beta
 
-from alerts.evidence import HARM_RATIOS, VerdictPolicy
+from alerts.evidence import HARM_RATIOS, Check, FeedPage, FeedRow, Quality, VerdictPolicy
 from alerts.evidence.errors import BURST, INCIDENT_SECONDS, SAFE_RATES
 from alerts.evidence.exceedances import SLOWER_RATIOS, WEIGH_AFTER
 from alerts.evidence.latency import ALIKE, FRACTIONS, LEAST_REQUESTS, MOST, REMEMBERED, SHARES, TEACHING
@@ -24,7 +25,7 @@ from alerts.evidence.sample_ratio import PRIOR
 from alerts.evidence.segments import SAFE_RATIOS
 from alerts.evidence.state import MOST_FAILURES
 from benchmarks.evidence_rules import RULES
-from benchmarks.evidence_traffic import BOUNDS, HOUR, Counts, Floats, Scenario, Traffic, traffic
+from benchmarks.evidence_traffic import BOUNDS, HOUR, STABLE_RATE, Counts, Floats, Scenario, Traffic, traffic
 from observability.names import LATENCY_SECONDS
 
 POLICY = VerdictPolicy()
@@ -205,6 +206,19 @@ def proved_safe(seen: Traffic, found: Course, policy: VerdictPolicy = POLICY) ->
     return first(safe & (found.split < -np.log(policy.split_alpha)))
 
 
+def proved_by_an_oracle(seen: Traffic, policy: VerdictPolicy = POLICY) -> np.ndarray:
+    """Second by run at which one who knows both rates beforehand would have proved safety: the bound for all others.
+
+    The likelihood ratio of the canary's true rate against `max_ratio` times the stable one needs the fewest requests of
+    all tests with these risks (Wald & Wolfowitz 1948), and nobody has to learn what it knows.
+    """
+    requests, failed = np.cumsum(seen.canary, axis=1), np.cumsum(seen.canary_errors, axis=1)
+    unsafe = policy.max_ratio * STABLE_RATE
+    clean = np.log1p(-STABLE_RATE) - np.log1p(-unsafe)
+    evidence = failed * np.log(STABLE_RATE / unsafe) + (requests - failed) * clean
+    return first((evidence >= -np.log(policy.beta)) & (requests >= policy.minimum_requests))
+
+
 def first(over: np.ndarray) -> np.ndarray:
     """The first second that is over, counted from 1; the number of seconds when none is."""
     return np.asarray(np.where(over.any(axis=1), over.argmax(axis=1) + 1, over.shape[1]))
@@ -264,7 +278,7 @@ def naive(seen: Traffic) -> np.ndarray:
 
 
 def times(name: str, scenario: Scenario, runs: int, *, safe: bool = False, rules: bool = False) -> None:
-    """How soon a verdict comes: of harm, or of safety."""
+    """How soon a verdict comes: of harm, or of safety, and then what the bound is."""
     rng = np.random.default_rng(7)
     seconds, served, others = [], [], {rule: [] for rule in RULES}  # type: ignore[var-annotated]
     for begun in range(0, runs, CHUNK):
@@ -272,8 +286,10 @@ def times(name: str, scenario: Scenario, runs: int, *, safe: bool = False, rules
         found = course(seen)
         ends = (proved_safe if safe else rolled_back)(seen, found)
         seconds.append(ends)
+        if safe and not scenario.varied and scenario.canary_rate == STABLE_RATE:
+            others.setdefault("one who knows both rates", []).append(proved_by_an_oracle(seen))
         served.append(np.cumsum(seen.canary, axis=1)[np.arange(len(ends)), ends - 1])
-        for rule in others if rules else ():
+        for rule in RULES if rules else ():
             others[rule].append(RULES[rule](seen))
     _print(name, np.concatenate(seconds), scenario.seconds, np.concatenate(served))
     for rule, parts in others.items():
@@ -304,6 +320,60 @@ def labels(runs: int = 1000, most: int = 4000) -> None:
         needed = bets(rng.choice([1.0, 0.0, -1.0], p=[worse, 1 - worse - better, better], size=(runs, most)), 0.01)
         found = needed < most
         print(f"  {name:<44}{found.mean():>7.1%} found, median {np.median(needed):.0f} labels")
+
+
+def live_labels(runs: int = 200, page: int = 20) -> None:
+    """The same through what the judge and the shadow step do with the collector's feed: rows by pages, a page a look.
+
+    Two arms have the check's share of the risk (0.2, so that 500 is proof), and labels are those of both arms.
+    """
+    rng = np.random.default_rng(4)
+    policy = VerdictPolicy(loss="zero-one")
+    print("quality, the live feed: labels until found, of a stable version that is wrong with 10 %")
+    for name, weight, drop, most in (
+        ("paired shadow, 5 points less", None, 0.05, 4000),
+        ("paired shadow, equal", None, 0.0, 4000),
+        ("paired shadow, 1 point less (the tolerance)", None, 0.01, 4000),
+        ("canary of 50 %, 5 points less", 0.5, 0.05, 20_000),
+        ("canary of 10 %, 5 points less", 0.1, 0.05, 20_000),
+        ("canary of 10 %, equal", 0.1, 0.0, 20_000),
+    ):
+        proof = math.log(100.0 if weight is None else 100.0 / policy.shares[Check.QUALITY])
+        needed = np.array([_read(rng, policy, weight, drop, most, page, proof) for _ in range(runs)])
+        found, middle = needed < math.inf, np.median(needed)
+        words = f"median {middle:.0f}, 95 % {np.percentile(needed, 95, method='lower'):.0f} labels"
+        print(f"  {name:<46}{found.mean():>7.1%} found" + (f", {words}" if math.isfinite(middle) else ""), flush=True)
+
+
+def _read(
+    rng: np.random.Generator,
+    policy: VerdictPolicy,
+    weight: float | None,
+    drop: float,
+    most: int,
+    page: int,
+    proof: float,
+) -> float:
+    """Labels that were read when harm was proved, infinite where it was not. Of pairs 0.5 % are better by chance."""
+    quality, number = Quality.begun(policy, of_pairs=weight is None), 0
+    assert quality is not None
+    while number < most:
+        rows = []
+        for _ in range(page):
+            number += 1
+            at = float(rng.random())
+            if weight is None:
+                ours, other = float(at < drop + 0.005), float(drop + 0.005 <= at < drop + 0.01)
+                rows.append(FeedRow(number, "2", "shadow", None, ours, 0.0, other))
+            else:
+                canary = bool(rng.random() < weight)
+                wrong = float(at < 0.1 + drop * canary)
+                share = weight if canary else 1 - weight
+                rows.append(FeedRow(number, "2" if canary else "1", "?", share, wrong, 0.0, None))
+        quality = quality.after(FeedPage(rows, number).labelled("2"))
+        if quality.log_harm >= proof:
+            return number
+    return math.inf
 
 
 def bets(differences: Floats, tolerance: float) -> np.ndarray:
@@ -338,6 +408,7 @@ def main(canaries: int = 10_000) -> None:
     hidden = Scenario(canary_rate=0.01, incident_from=30, seconds=900)
     times("the same, 30 % of both fail from 30 s on (wrongly)", hidden, 600, safe=True)
     labels()
+    live_labels()
     stalled(max(canaries // 10, CHUNK))
     harmless(canaries)
     print(f"{time.perf_counter() - began:.0f} s, {time.process_time() - cpu:.0f} s of processor time")

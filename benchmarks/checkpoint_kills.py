@@ -24,6 +24,9 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh

@@ -19,6 +19,7 @@ from training.data import DataError, Encoding, Rows, TabularTask, encode_rows, f
 from training.guards.policy import GuardPolicy
 from training.guards.record import RECORD, GuardRecord
 from training.loop import Trainer, TrainResult
+from training.nodes import Nodes
 from training.outcome import TrainingStopped
 from training.parallel import ParallelError, fit_in_ranks
 from training.parallel_config import ParallelConfig
@@ -50,6 +51,7 @@ def fit_candidate(
     weights: Mapping[str, Tensor] | None = None,
     ranks: int = 1,
     parallel: ParallelConfig | None = None,
+    nodes: Nodes | None = None,
 ) -> Candidate:
     """Trains a network on `rows`. With `weights` (and their vocabularies) it starts warm, if they fit.
 
@@ -64,8 +66,8 @@ def fit_candidate(
     if weights is not None and warm:
         start_from(network, weights)
     encoded = encode_rows(task, encoding.vocabularies, rows)
-    if ranks > 1 or parallel is not None:
-        result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel)
+    if ranks > 1 or parallel is not None or nodes is not None:
+        result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel, nodes)
     else:
         store = CheckpointStore(out / "checkpoints") if config.checkpoint_every else None
         result = Trainer(network, encoded, config, monitor, store, record=GuardRecord(out / RECORD)).run()
@@ -82,6 +84,7 @@ def _in_ranks(
     out: Path,
     ranks: int,
     parallel: ParallelConfig | None,
+    nodes: Nodes | None,
 ) -> TrainResult:
     saving = config if config.checkpoint_every else replace(config, checkpoint_every=RANKS_CHECKPOINT_EVERY)
     monitor.machine = None  # the supervisor samples the processes that train
@@ -90,8 +93,9 @@ def _in_ranks(
             network,
             rows,
             saving,
-            world_size=parallel.world_size if parallel is not None else ranks,
+            world_size=parallel.world_size if parallel is not None else ranks * (nodes.count if nodes else 1),
             parallel=parallel,
+            nodes=nodes,
             folder=out / "ranks",
             model=monitor.model,
             run=monitor.run,

@@ -55,7 +55,7 @@ class Attempt:
     kept: Spent = field(default_factory=Spent)
     unsafe: Spent = field(default_factory=Spent)
     cause: str = ""
-    """Why it ended: completed, killed, error, hang or told; empty while it runs."""
+    """Why it ended: completed, killed, error, hang, node, straggler, device, warm or told; empty while it runs."""
     rank: int = -1
     """Which rank ended it; -1 for none in particular."""
     reason: str = ""
@@ -73,6 +73,15 @@ class Attempt:
         known: dict[str, Any] = {name: math.nan if value is None else value for name, value in said.items()}
         known["kept"], known["unsafe"] = Spent(**said["kept"]), Spent(**said["unsafe"])
         return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why an attempt ended, and which rank ended it (-1: none in particular)."""
+
+    cause: str
+    rank: int = -1
+    reason: str = ""
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from training.candidate import Candidate, fit_candidate, predicted, read_candida
 from training.data import TabularTask, split_recent
 from training.evaluate import Gate, GateDecision, Scores, Vector, score
 from training.lineage import Lineage, code_revision
+from training.nodes import Nodes
 from training.openlineage import LineageEvents, LineageSink, rows_dataset
 from training.outcome import ModelRegistry, TrainOutcome
 from training.parallel_config import ParallelConfig
@@ -71,6 +72,7 @@ class Making:
     gate: Gate
     ranks: int = 1
     parallel: ParallelConfig | None = None
+    nodes: Nodes | None = None
     rival: Rival | None = None
     approval: Approval = field(default_factory=Approval)
     lineage_url: str = ""
@@ -226,6 +228,7 @@ def _trained(making: Making, rows: pa.Table, monitor: TrainingMonitor, steps: St
             weights=rival.weights if rival is not None and warm else None,
             ranks=making.ranks,
             parallel=making.parallel,
+            nodes=making.nodes,
         )
         fresh.append(candidate)
         count = sum(parameter.numel() for parameter in candidate.network.parameters())

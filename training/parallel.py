@@ -20,6 +20,7 @@ from training.data import Rows
 from training.faults import Faults
 from training.guards.record import RECORD, GuardRecord
 from training.loop import Trainer, TrainResult
+from training.nodes import Follower, Leader, Nodes, NodesError
 from training.parallel_config import ParallelConfig
 from training.pipeline import stages_of
 from training.ranks import Rank
@@ -31,6 +32,7 @@ from training.supervisor import Limits, RunResult, Supervisor
 from training.tensor_plan import plan_of, styles
 from training.train_config import TrainConfig
 
+_TARGET, _PREPARE = "training.parallel:fit_rank", "training.parallel:prepare"
 _WORK, _RESULT, _CHECKPOINTS = "work.pt", "result.json", "checkpoints"
 
 
@@ -56,6 +58,7 @@ def fit_in_ranks(
     faults: Faults | None = None,
     echo: int | None = 0,
     parallel: ParallelConfig | None = None,
+    nodes: Nodes | None = None,
 ) -> tuple[TrainResult, RunResult]:
     """Trains `network` in place, in `world_size` processes that survive kills and hangs.
 
@@ -63,6 +66,9 @@ def fit_in_ranks(
     checkpoints, while it trains on, and a run goes on in any other form. What was begun in `folder` is gone on with.
     Raises ParallelError when the run is given up (with ResumeError as the reason when the folder holds another run),
     WarmError when the ranks cannot be started, FormError where the form fits neither ranks nor network.
+
+    With `nodes` this is node 0 of several, on each of which as many of the `world_size` ranks run; the others call
+    `follow_in_ranks`. NodesError where one of them does not come.
     """
     if parallel is not None:
         check_form(network, parallel, world_size)
@@ -70,23 +76,28 @@ def fit_in_ranks(
         raise ValueError("checkpoint_every is 0: ranks that are started anew need a checkpoint to go on from")
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / _WORK, network, rows)
+    arguments = {
+        "config": asdict(config),
+        "model": model,
+        "faults": (faults or Faults()).to_json(),
+        "folder": str(folder),
+        "parallel": None if parallel is None else parallel.to_json(),
+    }
+    several = nodes is not None and nodes.count > 1
+    said = {"world_size": world_size, "model": model, "run": run, "arguments": arguments}
     supervisor = Supervisor(
-        "training.parallel:fit_rank",
+        _TARGET,
         world_size=world_size,
         folder=folder,
         model=model,
         run=run,
-        arguments={
-            "config": asdict(config),
-            "model": model,
-            "faults": (faults or Faults()).to_json(),
-            "folder": str(folder),
-            "parallel": None if parallel is None else parallel.to_json(),
-        },
-        prepare="training.parallel:prepare",
+        arguments=arguments,
+        prepare=_PREPARE,
         metrics=metrics,
         limits=limits,
         echo=echo,
+        nodes=nodes,
+        meeting=Leader(nodes, folder, said) if nodes is not None and several else None,
     )
     ended = supervisor.run()
     if ended.outcome != "completed":
@@ -95,9 +106,42 @@ def fit_in_ranks(
     if newest is None:
         raise CheckpointError(f"{folder / _CHECKPOINTS} holds no checkpoint that verifies, though the run completed")
     network.load_state_dict(newest.tensors("network"))
-    said = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
-    said["losses"] = tuple((int(step), float(loss)) for step, loss in said["losses"])
-    return TrainResult(**said), ended
+    result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    result["losses"] = tuple((int(step), float(loss)) for step, loss in result["losses"])
+    return TrainResult(**result), ended
+
+
+def follow_in_ranks(
+    nodes: Nodes, within: Path, *, metrics: Metrics | None = None, limits: Limits | None = None
+) -> RunResult:
+    """Runs this node's ranks of the training that node 0 leads; its run's folder is seen here in `within`.
+
+    NodesError where node 0 cannot be reached, or works in a folder that is not there; WarmError as `fit_in_ranks`.
+    """
+    follower = Follower(nodes)
+    said = follower.told()
+    theirs = Path(said["arguments"]["folder"])
+    follower.folder = folder = within / theirs.parent.name / theirs.name
+    if ".." in folder.parts or not folder.is_dir():
+        raise NodesError(
+            f"node 0 works in {theirs}, and {folder} is not there: the nodes of a run share one folder; mount the same "
+            "place on all"
+        )
+    supervisor = Supervisor(
+        _TARGET,
+        world_size=said["world_size"],
+        folder=folder,
+        model=said["model"],
+        run=said["run"],
+        arguments={**said["arguments"], "folder": str(folder)},
+        prepare=_PREPARE,
+        metrics=metrics,
+        limits=limits,
+        echo=None,
+        nodes=nodes,
+        meeting=follower,
+    )
+    return supervisor.run()
 
 
 def prepare(folder: str, **_: Any) -> dict[str, Any]:

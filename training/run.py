@@ -20,6 +20,7 @@ from training.evaluate import Gate
 from training.lineage import Lineage
 from training.loop import RestartRun
 from training.making import Approval, Making, example, make_version, outcome_of, register
+from training.nodes import Nodes
 from training.outcome import ModelRegistry, TrainingStopped, TrainOutcome
 from training.parallel_config import FormError, ParallelConfig
 from training.profiling import profiled
@@ -51,6 +52,8 @@ class TrainJob:
     """Processes that share out each batch, and are started anew when they die or hang."""
     parallel: ParallelConfig | None = None
     """How the network is spread over processes, whose number it gives; None: as replicas over `ranks`."""
+    nodes: Nodes | None = None
+    """This machine as node 0 of several, with `ranks` processes on each; the others run `follow_in_ranks`."""
     approval: Approval = field(default_factory=Approval)
     lineage_url: str = ""
     """Of a server that takes OpenLineage events; they are in `openlineage.jsonl` in `out` in any case."""
@@ -86,6 +89,7 @@ def train(
             gate=job.gate,
             ranks=job.ranks,
             parallel=job.parallel,
+            nodes=job.nodes,
             approval=job.approval,
             lineage_url=job.lineage_url,
         )

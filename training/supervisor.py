@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch.distributed as dist
-
 from observability import names
 from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
@@ -29,7 +27,8 @@ from observability.rank_agent import RankAgent
 from training.guards.device import DeviceRule, DeviceState, judge_gpu
 from training.guards.finding import Finding
 from training.guards.record import RECORD, GuardRecord, read_record
-from training.ledger import Attempt, AttemptTimes, goodput, ledger
+from training.ledger import Attempt, AttemptTimes, End, goodput, ledger
+from training.nodes import Meeting, Nodes, Over, Place, meeting_of
 from training.ranks import Rank
 from training.warm import Ended, WarmError, WarmProcess
 from training.watch import Hang, HangLimits, Straggler, StragglerRule, StragglerWatch, Watch
@@ -82,18 +81,14 @@ class RunResult:
     goodput: float
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    cause: str
-    rank: int = -1
-    reason: str = ""
-
-
 class Supervisor:
     """Trains `target`, a `module:function` called as `function(rank, **arguments)` in every rank.
 
     `arguments` must be JSON. `prepare`, another such name, is called once with them before the first fork and gives
     more arguments, as a dict of anything: what it loads is shared by all ranks of all attempts.
+
+    With `nodes`, this is one of several supervisors, each on a machine of its own, that share the ranks out evenly and
+    work in one `folder`, which they all see; `world_size` are the ranks of all. Node 0 decides what follows an attempt.
     """
 
     def __init__(
@@ -110,9 +105,17 @@ class Supervisor:
         metrics: Metrics | None = None,
         environment: Mapping[str, str] | None = None,
         echo: int | None = 0,
+        nodes: Nodes | None = None,
+        meeting: Meeting | None = None,
     ) -> None:
         if world_size < 1:
             raise ValueError(f"world_size is {world_size}: a run has at least one rank")
+        self._nodes = nodes or Nodes(count=1, index=0, host="127.0.0.1", port=1)
+        if world_size % self._nodes.count:
+            raise ValueError(f"{world_size} ranks cannot be shared out evenly over {self._nodes.count} nodes")
+        here = world_size // self._nodes.count
+        self._own = range(self._nodes.index * here, (self._nodes.index + 1) * here)
+        self._meeting = meeting
         self._target, self._arguments, self._prepare = target, dict(arguments or {}), prepare
         self._world_size, self._folder, self._model, self._run = world_size, folder.absolute(), model, run
         self._limits, self._environment, self._echo = limits or Limits(), dict(environment or {}), echo
@@ -122,24 +125,31 @@ class Supervisor:
         self._sampled, self._gpus = -math.inf, dict[int, DeviceState]()
         self._told = False
         self._record, self._recorded = GuardRecord(self._folder / RECORD), 0
-        self.attempts = _earlier(self._folder / LEDGER)
+        self._ledger = self._folder / (LEDGER if self._leads else f"ledger.node-{self._nodes.index}.jsonl")
+        self.attempts = _earlier(self._ledger)
 
     def run(self) -> RunResult:
-        """Trains to the end, or until the limits say that it gets nowhere. WarmError where the target cannot start."""
+        """Trains to the end, or until the limits say that it gets nowhere. WarmError where the target cannot start.
+
+        NodesError where another node is missing for longer than `Nodes.patience`.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
+        if self._meeting is None:
+            self._meeting = meeting_of(self._nodes, self._folder)
         warm = self._warm()
+        over = Over("stopped", "it ended by an error of the supervisor's")
         try:
             while True:
-                attempt = self._attempt(warm)
+                place = self._meeting.begin(self._next_number() if self._leads else -1)
+                if isinstance(place, Over):
+                    return self._result(place)
+                attempt = self._attempt(warm, place, self._meeting)
                 self.attempts.append(attempt)
                 self._write(attempt)
                 self._show()
-                if attempt.cause == "completed":
-                    return self._result("completed", f"{attempt.steps} steps in {len(self.attempts)} attempts")
-                if attempt.cause == "told" or _asks_to_stop(attempt.cause, self._limits):
-                    return self._result("stopped", attempt.reason)
-                if reason := given_up(self.attempts, self._limits):
-                    return self._result("failed", reason)
+                if self._leads and (found := self._over(attempt)):
+                    over = found
+                    return self._result(over)
                 self.metrics[names.TRAINING_RESTARTS].labels(self._model, attempt.cause).inc()
                 _log.warning("attempt %d ended (%s); the next begins", attempt.attempt, attempt.reason)
                 if attempt.cause == "warm":
@@ -147,6 +157,20 @@ class Supervisor:
                     warm = self._warm()
         finally:
             warm.close()
+            self._meeting.close(over)
+
+    def _over(self, attempt: Attempt) -> Over | None:
+        """How the run ends, if this attempt was the last."""
+        if attempt.cause == "completed":
+            return Over("completed", f"{attempt.steps} steps in {len(self.attempts)} attempts")
+        if attempt.cause == "told" or _asks_to_stop(attempt.cause, self._limits):
+            return Over("stopped", attempt.reason)
+        reason = given_up(self.attempts, self._limits)
+        return Over("failed", reason) if reason else None
+
+    @property
+    def _leads(self) -> bool:
+        return self._nodes.index == 0
 
     def stop(self) -> None:
         """Ends the run from another thread or a signal's handler; it can be resumed later."""
@@ -160,25 +184,22 @@ class Supervisor:
             environment={"TORCH_FR_BUFFER_SIZE": "200", **self._environment},
         )
 
-    def _attempt(self, warm: WarmProcess) -> Attempt:
-        number = self._next_number()
-        began = time.time()
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    def _attempt(self, warm: WarmProcess, place: Place, meeting: Meeting) -> Attempt:
         ranks = [
             Rank(
-                rank=rank, world_size=self._world_size, local_rank=rank, attempt=number, run=self._run,
-                port=store.port, folder=self._folder,
+                rank=rank, world_size=self._world_size, local_rank=local, attempt=place.attempt, run=self._run,
+                host=place.host, port=place.port, folder=self._folder,
             )
-            for rank in range(self._world_size)
+            for local, rank in enumerate(self._own)
         ]  # fmt: skip
-        times = AttemptTimes(0, Attempt(attempt=number, began=began))
-        watch = Watch(self._world_size, time.monotonic(), self._limits.hang)
+        times = AttemptTimes(0, Attempt(attempt=place.attempt, began=time.time()))
+        watch = Watch(len(self._own), time.monotonic(), self._limits.hang, first=self._own.start)
         stragglers = StragglerWatch(self._limits.straggler)
         try:
-            warm.fork(ranks, [_environment(rank) for rank in ranks], echo=self._echo)
-            end = self._follow(warm, ranks, watch, stragglers, times)
+            warm.fork(ranks, [_environment(rank, self._nodes) for rank in ranks], echo=self._echo)
+            end = self._follow(warm, ranks, watch, stragglers, times, meeting)
         except WarmError as error:
-            end = _End("warm", reason=str(error))
+            end = meeting.tell(place.attempt, End("warm", reason=str(error)))
         # With the rings of ranks that died before the first look.
         self._take(times, ranks)
         self._agent.forget()
@@ -193,36 +214,56 @@ class Supervisor:
         return max([*known, *(one.attempt for one in self.attempts)], default=-1) + 1
 
     def _follow(
-        self, warm: WarmProcess, ranks: list[Rank], watch: Watch, stragglers: StragglerWatch, times: AttemptTimes
-    ) -> _End:
-        """Watches the ranks to the end of the attempt; none of them runs afterwards."""
+        self,
+        warm: WarmProcess,
+        ranks: list[Rank],
+        watch: Watch,
+        stragglers: StragglerWatch,
+        times: AttemptTimes,
+        meeting: Meeting,
+    ) -> End:
+        """Watches the ranks to the end of the attempt, which is the same on all nodes; none of them runs afterwards."""
         done: set[int] = set()
+        attempt = ranks[0].attempt
         while True:
             ended = list(warm.ends(_POLL_SECONDS))
-            if any(one.status for one in ended):
-                # A rank that dies takes others with it, by errors of theirs: the one that was killed is the cause.
-                ended += warm.ends(_AFTERMATH_SECONDS)
-                self._kill(warm)
-                return _failed(ranks, min((one for one in ended if one.status), key=lambda one: one.status > 0))
-            for one in ended:
-                self._agent.down(one.rank)
-                done.add(one.rank)
-            self._take(times, ranks, watch)
-            if len(done) == len(ranks):
-                return _End("completed")
-            if self._told:
-                self._kill(warm)
-                return _End("told", reason="told to stop")
-            if end := self._machine_trouble(ranks[0].attempt):
-                self._kill(warm)
-                return end
-            if (found := self._straggling(stragglers)) and (end := self._slowed(found, ranks[0].attempt)):
+            end = self._died(warm, ranks, ended)
+            if end is None:
+                for one in ended:
+                    self._agent.down(one.rank)
+                    done.add(one.rank)
+                self._take(times, ranks, watch)
+                if len(done) == len(ranks) and meeting.completed(attempt):
+                    return End("completed")
+                if elsewhere := meeting.ended(attempt):
+                    self._kill(warm)
+                    return elsewhere
+                end = self._trouble(warm, ranks, watch, stragglers)
+            if end is not None:
+                end = meeting.tell(attempt, end)
                 self._kill(warm)
                 return end
-            if hang := watch.hang(time.monotonic()):
-                reason = self._autopsy(warm, ranks, hang)
-                self._kill(warm)
-                return _End("hang", hang.rank, reason)
+
+    def _died(self, warm: WarmProcess, ranks: list[Rank], ended: list[Ended]) -> End | None:
+        """The end of the attempt where a rank ended by an error or was killed."""
+        if not any(one.status for one in ended):
+            return None
+        # A rank that dies takes others with it, by errors of theirs: the one that was killed is the cause.
+        ended += warm.ends(_AFTERMATH_SECONDS)
+        return _failed(ranks, min((one for one in ended if one.status), key=lambda one: one.status > 0))
+
+    def _trouble(self, warm: WarmProcess, ranks: list[Rank], watch: Watch, stragglers: StragglerWatch) -> End | None:
+        """The end of the attempt where the ranks of this node, or this node itself, ask for one."""
+        attempt = ranks[0].attempt
+        if self._told:
+            return End("told", reason="told to stop")
+        if end := self._machine_trouble(attempt):
+            return end
+        if (found := self._straggling(stragglers)) and (end := self._slowed(found, attempt)):
+            return end
+        if hang := watch.hang(time.monotonic()):
+            return End("hang", hang.rank, self._autopsy(warm, ranks, hang))
+        return None
 
     def _take(self, times: AttemptTimes, ranks: list[Rank] | None = None, watch: Watch | None = None) -> None:
         """Reads what the rings show."""
@@ -233,7 +274,7 @@ class Supervisor:
         for number, followed in self._agent.ranks.items():
             if watch is not None:
                 watch.look(number, followed.now, followed.latest(), time.monotonic())
-        if leading := self._agent.ranks.get(0):
+        if leading := self._agent.ranks.get(self._own.start):
             first = times.attempt.first_step
             times.offset_ns = leading.view.owner.clock_offset_ns
             times.add(leading.fresh, leading.now.checkpoint)
@@ -244,7 +285,7 @@ class Supervisor:
     def _processes(self) -> dict[int, int]:
         return {rank: one.view.owner.process_id for rank, one in self._agent.ranks.items() if one.up}
 
-    def _machine_trouble(self, attempt: int) -> _End | None:
+    def _machine_trouble(self, attempt: int) -> End | None:
         """Samples processes, host and GPUs now and then; gives the end of the attempt where trouble asks for one."""
         if time.monotonic() - self._sampled < _MACHINE_SECONDS:
             return None
@@ -254,17 +295,17 @@ class Supervisor:
             state, found = judge_gpu(DeviceRule(), self._gpus.get(sample.gpu, DeviceState()), sample)
             self._gpus[sample.gpu] = state
             for one in found:
-                action, leading = self._limits.on_device, self._agent.ranks.get(0)
+                action, leading = self._limits.on_device, self._agent.ranks.get(self._own.start)
                 step = leading.now.step if leading else 0
                 self._record.add(Finding("device", one.reason, step), action, one.reason, step, attempt)
                 _log.warning("%s: %s", action, one.reason)
                 if action != "report":
-                    return _End("device", reason=one.reason)
+                    return End("device", reason=one.reason)
         return None
 
     def _straggling(self, watch: StragglerWatch) -> Straggler | None:
         """Compares the ranks' own work, and shows how slow each is."""
-        if len(self._agent.ranks) < self._world_size or self._world_size < 2:
+        if len(self._agent.ranks) < len(self._own) or len(self._own) < 2:
             return None
         kept = 3 * self._limits.straggler.window
         found = watch.look({rank: followed.latest(kept) for rank, followed in self._agent.ranks.items()})
@@ -272,7 +313,7 @@ class Supervisor:
             self.metrics[names.TRAINING_RANK_SLOWDOWN].labels(self._model, self._run, str(rank)).set(slowdown)
         return found
 
-    def _slowed(self, found: Straggler, attempt: int) -> _End | None:
+    def _slowed(self, found: Straggler, attempt: int) -> End | None:
         """Tells of a straggler; gives the end of the attempt where that is to follow."""
         reason = f"rank {found.rank} takes {found.ratio:.2f} times as long as the others, mostly in {found.phase}"
         step = self._agent.ranks[found.rank].now.step
@@ -283,10 +324,15 @@ class Supervisor:
         _log.warning("%s: %s at step %d", action, reason, step)
         # This one is counted when it is read back, as all lines are.
         self._record.add(Finding("straggler", reason, step, found.ratio, found.rank), action, reason, step, attempt)
-        return None if action == "report" else _End("straggler", found.rank, reason)
+        return None if action == "report" else End("straggler", found.rank, reason)
 
     def _count_findings(self) -> None:
-        """Counts what the ranks' guards found since the last look: a rank's own metrics die with it."""
+        """Counts what the ranks' guards found since the last look: a rank's own metrics die with it.
+
+        The record is that of all nodes.
+        """
+        if not self._leads:
+            return
         lines, self._recorded = read_record(self._record.path, self._recorded)
         for line in lines:
             self.metrics[names.TRAINING_FINDINGS].labels(self._model, line["guard"], line["action"]).inc()
@@ -317,7 +363,7 @@ class Supervisor:
             raise WarmError(f"ranks {sorted(warm.alive)} could not be killed within {_END_SECONDS:g} s")
 
     def _write(self, attempt: Attempt) -> None:
-        with (self._folder / LEDGER).open("a", encoding="utf-8") as file:
+        with self._ledger.open("a", encoding="utf-8") as file:
             file.write(json.dumps(attempt.to_json()) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -328,9 +374,9 @@ class Supervisor:
             self.metrics[names.TRAINING_WALL_TIME].labels(self._model, self._run, cause).set(seconds)
         self.metrics[names.TRAINING_GOODPUT].labels(self._model, self._run).set(goodput(wall))
 
-    def _result(self, outcome: Literal["completed", "failed", "stopped"], reason: str) -> RunResult:
+    def _result(self, over: Over) -> RunResult:
         wall = ledger(self.attempts)
-        return RunResult(outcome, reason, tuple(self.attempts), wall, goodput(wall))
+        return RunResult(over.outcome, over.reason, tuple(self.attempts), wall, goodput(wall))
 
 
 def _asks_to_stop(cause: str, limits: Limits) -> bool:
@@ -338,14 +384,14 @@ def _asks_to_stop(cause: str, limits: Limits) -> bool:
     return chosen.get(cause) == "stop"
 
 
-def _environment(rank: Rank) -> dict[str, str]:
+def _environment(rank: Rank, nodes: Nodes) -> dict[str, str]:
     """What `torchrun` would set: a script that knows only that finds its group too."""
     return {
         "RANK": str(rank.rank),
         "LOCAL_RANK": str(rank.local_rank),
         "WORLD_SIZE": str(rank.world_size),
-        "LOCAL_WORLD_SIZE": str(rank.world_size),
-        "GROUP_RANK": "0",
+        "LOCAL_WORLD_SIZE": str(rank.world_size // nodes.count),
+        "GROUP_RANK": str(nodes.index),
         "MASTER_ADDR": rank.host,
         "MASTER_PORT": str(rank.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -354,16 +400,16 @@ def _environment(rank: Rank) -> dict[str, str]:
     }
 
 
-def _failed(ranks: list[Rank], ended: Ended) -> _End:
-    path = ranks[ended.rank].attempt_folder / f"rank-{ended.rank}.error.json"
+def _failed(ranks: list[Rank], ended: Ended) -> End:
+    path = ranks[0].attempt_folder / f"rank-{ended.rank}.error.json"
     if ended.status < 0:
         name = signal.Signals(-ended.status).name
-        return _End("killed", ended.rank, f"rank {ended.rank} was killed by {name}")
+        return End("killed", ended.rank, f"rank {ended.rank} was killed by {name}")
     try:
         said = json.loads(path.read_text())
     except (OSError, ValueError):
-        return _End("error", ended.rank, f"rank {ended.rank} ended with status {ended.status}")
-    return _End("error", ended.rank, f"rank {ended.rank}: {said['type']}: {said['message']}")
+        return End("error", ended.rank, f"rank {ended.rank} ended with status {ended.status}")
+    return End("error", ended.rank, f"rank {ended.rank}: {said['type']}: {said['message']}")
 
 
 def given_up(attempts: Sequence[Attempt], limits: Limits) -> str:

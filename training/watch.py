@@ -65,10 +65,13 @@ class Watch:
     began: float
     limits: HangLimits = field(default_factory=HangLimits)
     seen: dict[int, Seen] = field(default_factory=dict)
+    first: int = 0
+    """The lowest rank that is followed, where others are on other nodes; `world_size` of them are."""
 
     def __post_init__(self) -> None:
         # A rank of which nothing was seen yet is the least far of all.
-        self.seen = {rank: Seen(_NOTHING, self.began) for rank in range(self.world_size)}
+        ranks = range(self.first, self.first + self.world_size)
+        self.seen = {rank: Seen(_NOTHING, self.began) for rank in ranks}
 
     def look(self, rank: int, now: RingNow, latest: Records, time: float) -> None:
         """Takes in what a rank shows at `time`; `latest` are its latest records."""
@@ -141,7 +144,7 @@ class StragglerRule:
 
     ratio: float = 1.2
     window: int = 50
-    every: int = 10
+    every: int = 5
     looks: int = 1
     share: float = 0.1
 

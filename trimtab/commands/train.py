@@ -22,7 +22,9 @@ from training.candidate import RANKS_CHECKPOINT_EVERY as CHECKPOINT_EVERY
 from training.evaluate import Gate
 from training.guards import GuardPolicy
 from training.making import Approval
+from training.nodes import Nodes, NodesError
 from training.outcome import TrainOutcome
+from training.parallel import follow_in_ranks
 from training.parallel_config import FormError, ParallelConfig
 from training.reference import Beside
 from training.retrain import Champion, RetrainJob
@@ -30,6 +32,7 @@ from training.retrain import retrain as run_retrain
 from training.run import TrainJob
 from training.run import train as run_train
 from training.train_config import TrainConfig
+from training.warm import WarmError
 from trimtab.baseline import baseline
 from trimtab.commands.models import registry as registry_of
 from trimtab.commands.online import run_online
@@ -51,6 +54,9 @@ _SLICES = 5
     metavar="FORM",
     help="How the network is spread over processes: degrees of data, fsdp, tensor and pipeline, as in fsdp=2,tensor=2.",
 )
+@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines that train together, each with --ranks.")
+@click.option("--node-rank", type=click.IntRange(min=0), default=0, help="Which of them this is; 0 leads.")
+@click.option("--rendezvous", metavar="HOST:PORT", default="", help="Where node 0 is met; the same on all nodes.")
 @click.option("--resume", metavar="RUN", help="Go on with a run that was cut off: the name of its folder.")
 @click.option(
     "--max-steps", type=click.IntRange(min=1), help="End after so many batches; the rate follows that length."
@@ -71,6 +77,9 @@ def train(
     model: str,
     ranks: int | None,
     parallel: str | None,
+    nodes: int,
+    node_rank: int,
+    rendezvous: str,
     resume: str | None,
     max_steps: int | None,
     profile: Path | None,
@@ -84,6 +93,9 @@ def train(
     The version is registered only if it beats the base rate of the held-out groups; exit status 2 if it does not.
     With several ranks, one that is killed or hangs is started anew from the last checkpoint.
 
+    With several nodes, run the command on each of them, with another --node-rank; all need the data folder of node 0.
+    Node 0 reads the rows, evaluates and registers; the others only lend it their processes.
+
     With --online it goes on from the stable version and what it learned online before; candidates are registered where
     they are no worse than that version on the rows that came after them.
     """
@@ -91,18 +103,22 @@ def train(
     if until_idle and not online:
         fail("--until-idle is said of --online; give both")
     if online:
-        if ranks or parallel or resume or max_steps or profile:
+        if ranks or parallel or resume or max_steps or profile or nodes > 1:
             fail("--online runs in one process and always goes on: leave out the options of a single training")
         task, beside = load_callable(chosen.task)(), reference_beside(settings, chosen)
         run_online(task, chosen, settings, registry_of(settings), beside, until_idle=until_idle, as_json=as_json)
+        return
+    place = _node(nodes, node_rank, rendezvous)
+    if place is not None and place.index:
+        _follow(place, settings, model, as_json)
         return
     if not chosen.data:
         fail(f"models.{model}.data is not set; name a module:callable that returns the training table")
     torch.set_num_threads(settings.serving.torch_threads)
     form = _form(ranks, chosen.parallel if parallel is None else parallel)
     ranks = ranks or chosen.ranks
-    if profile is not None and (ranks > 1 or form is not None):
-        fail("--profile looks at one process: leave out --parallel, and give --ranks 1")
+    if profile is not None and (ranks > 1 or form is not None or place is not None):
+        fail("--profile looks at one process: leave out --parallel and --nodes, and give --ranks 1")
     config = _config(model, chosen)
     job = TrainJob(
         task=load_callable(chosen.task)(),
@@ -113,6 +129,7 @@ def train(
         held_out=chosen.holdout_ratio,
         ranks=ranks,
         parallel=form,
+        nodes=place,
         approval=_approval(chosen),
         lineage_url=settings.trimtab.lineage_url,
         profile=profile,
@@ -209,6 +226,34 @@ def _form(ranks: int | None, text: str) -> ParallelConfig | None:
     except FormError as error:
         fail(f"the parallel form {text!r}: {error}")
     return form
+
+
+def _node(nodes: int, index: int, rendezvous: str) -> Nodes | None:
+    """This machine as one of several; None where it is the only one."""
+    if nodes == 1:
+        if index or rendezvous:
+            fail("--node-rank and --rendezvous are said of several nodes: give --nodes, too")
+        return None
+    if not rendezvous:
+        fail("--nodes needs --rendezvous HOST:PORT: an address of node 0 that all reach, and a port that is free there")
+    try:
+        return Nodes.at(rendezvous, nodes, index)
+    except ValueError as error:
+        fail(str(error))
+
+
+def _follow(place: Nodes, settings: Settings, model: str, as_json: bool) -> None:
+    """Lends this machine's processes to node 0, until the run ends there."""
+    try:
+        ended = follow_in_ranks(place, settings.data / "runs" / model)
+    except (NodesError, WarmError) as error:
+        fail(str(error))
+    said = {"node": place.index, "outcome": ended.outcome, "reason": ended.reason, "attempts": len(ended.attempts)}
+    if as_json:
+        echo_json(said, indent=None)
+    else:
+        click.echo(f"{place}: {ended.outcome}: {ended.reason}")
+    sys.exit(0 if ended.outcome == "completed" else 1)
 
 
 def _approval(chosen: ModelSettings) -> Approval:

@@ -1,0 +1,154 @@
+"""Ranks of two nodes: killed ranks, a dead node and a dead leading node cost steps, not the run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.training.test_supervisor import ROOT, undisturbed, weights
+from tests.training.toy_node import supervisor_of
+from training.faults import Fault, Faults
+from training.ledger import End
+from training.nodes import Follower, Leader, Nodes, NodesError, Over, Place
+
+LIMIT_SECONDS = 240.0
+Result = TypeVar("Result")
+
+
+class Node:
+    """A node's supervisor in a process of its own, whose words are kept in files."""
+
+    def __init__(self, folder: Path, port: int, arguments: dict[str, object]) -> None:
+        self.said, self.log = folder / "1.out", folder / "1.log"
+        with self.said.open("a") as out, self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.training.toy_node", folder, str(port), json.dumps(arguments)],
+                stdout=out, stderr=log, cwd=ROOT,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def until(there: Callable[[Path], bool], path: Path) -> None:
+    """Waits until it is true of the path."""
+    limit = time.monotonic() + LIMIT_SECONDS
+    while not there(path):
+        assert time.monotonic() < limit, path
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_a_run_over_two_nodes_survives_the_death_of_ranks_on_either_and_of_a_node(
+    tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults = Faults((Fault("kill", 1, 15, 0), Fault("kill", 0, 25, 1), Fault("slow", 1, 35, 2, 3600.0)))
+    arguments = {"steps": 60, "every": 10, "faults": faults.to_json()}
+    other = Node(tmp_path, port, arguments)
+    result = _in_thread(supervisor_of(0, tmp_path, port, arguments).run)
+    try:
+        until(Path.is_file, tmp_path / "checkpoints" / "step-000000000030.ckpt")
+        other.kill()
+        until(lambda _: "node 1 of 2 not there" in caplog.text, tmp_path)
+        other = Node(tmp_path, port, arguments)
+        ended = result()
+        assert other.process.wait(LIMIT_SECONDS) == 0
+    finally:
+        other.kill()
+    assert weights(tmp_path) == pytest.approx(undisturbed(60), rel=1e-6)
+    assert json.loads(other.said.read_text()) == {"outcome": "completed"}
+    assert ended.outcome == "completed"
+    causes = [(one.cause, one.rank) for one in ended.attempts]
+    assert causes[:2] == [("killed", 1), ("killed", 0)]
+    # A node is missed, or its ranks are missed by others before that.
+    assert causes[2][0] in ("node", "error")
+    assert causes[-1] == ("completed", -1)
+
+
+def _in_thread(call: Callable[[], Result]) -> Callable[[], Result]:
+    """Calls in a thread; what is given back waits for the result."""
+    pool = ThreadPoolExecutor(1)
+    return pool.submit(call).result
+
+
+def of(port: int, index: int, **more: float) -> Nodes:
+    return Nodes(count=2, index=index, host="127.0.0.1", port=port, **more)  # type: ignore[arg-type]
+
+
+def test_the_end_that_is_told_first_is_that_of_both_nodes_and_the_last_word_is_heard(tmp_path: Path, port: int) -> None:
+    leader, follower = Leader(of(port, 0), tmp_path, {"run": "r"}), Follower(of(port, 1), tmp_path)
+    assert follower.told() == {"run": "r"}
+    answers = _in_thread(lambda: [follower.begin(-1), follower.begin(-1)])
+    assert leader.begin(7) == Place(7, "127.0.0.1", port)
+    first, second = End("killed", 1, "rank 1 was killed"), End("error", 0, "rank 0: its fellow is gone")
+    assert leader.ended(7) is None
+    assert (leader.tell(7, first), leader.tell(7, second), leader.ended(7)) == (first, first, first)
+    assert leader.ended(8) is None
+    assert not leader.completed(8)
+    leader.close(Over("failed", "no more"))
+    assert answers() == [Place(7, "127.0.0.1", port), Over("failed", "no more")]
+
+
+def test_a_leading_node_that_is_gone_is_named_and_found_again_when_it_is_back(tmp_path: Path, port: int) -> None:
+    leader, follower = Leader(of(port, 0), tmp_path), Follower(of(port, 1), tmp_path)
+    begun = _in_thread(lambda: follower.begin(-1))
+    assert (leader.begin(3), begun()) == (Place(3, "127.0.0.1", port),) * 2
+    del leader  # and with it the store that it serves
+    until(lambda _: follower.ended(3) is not None, tmp_path)
+    gone = follower.tell(3, End("error"))
+    assert gone.cause == "node"
+    assert gone.reason.startswith(f"node 0 at 127.0.0.1:{port} is gone")
+    begun = _in_thread(lambda: follower.begin(-1))
+    leader = Leader(of(port, 0), tmp_path)
+    assert (leader.begin(4), begun()) == (Place(4, "127.0.0.1", port),) * 2
+
+
+def test_a_leading_node_says_who_does_not_come(tmp_path: Path, port: int) -> None:
+    with pytest.raises(NodesError, match=r"node 1 of 2 not there .*start node 1 again"):
+        Leader(of(port, 0, patience=0.2), tmp_path).begin(0)
+
+
+def test_a_leading_node_that_is_not_there_and_another_folder_are_named(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.nodes._FOLDER_SECONDS", 0.1)
+    with pytest.raises(NodesError, match=r"node 0 was not there at 127.0.0.1:\d+ .*start it again"):
+        Follower(of(port, 1, patience=0.2), tmp_path).begin(-1)
+    leader = Leader(of(port, 0), tmp_path / "here")
+    with pytest.raises(NodesError, match=f"no store can be served on port {port}"):
+        Leader(of(port, 0), tmp_path)
+    elsewhere = _in_thread(lambda: Follower(of(port, 1), tmp_path / "there").begin(-1))
+    leader.begin(0)
+    with pytest.raises(NodesError, match="not the folder in which node 0 works"):
+        elsewhere()
+
+
+@pytest.mark.parametrize(
+    ("rendezvous", "count", "index", "message"),
+    [
+        ("here", 2, 0, "the rendezvous is 'here': give HOST:PORT"),
+        ("here:0", 2, 0, "the rendezvous is here:0: give HOST:PORT"),
+        ("here:29400", 2, 2, "node 2 of 2: nodes are numbered from 0"),
+    ],
+)
+def test_a_place_that_cannot_be_says_why(rendezvous: str, count: int, index: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Nodes.at(rendezvous, count, index)

@@ -1,0 +1,398 @@
+"""Supervisors of several nodes that agree on attempts: who begins when, which number it has, and that it has ended.
+
+They meet in one store, which the supervisor of node 0 serves at the rendezvous. Everything that is said of an attempt
+carries its number, and everything that is asked carries a token of its own: no one hears the ghost of an earlier one.
+The run's folder must be the same on all nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Protocol, Self
+
+import torch.distributed as dist
+
+from training.ledger import End
+
+_log = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.05
+_BEAT_SECONDS = 0.5
+_AGAIN_SECONDS = 30.0
+_STORE_SECONDS = 10.0
+_FOLDER_SECONDS = 15.0
+_MEETING = "meeting"
+_RENDEZVOUS = "give HOST:PORT, of a port that is free on node 0"
+
+
+class NodesError(RuntimeError):
+    """The nodes did not come together; the message says which one is missing and how it is started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """This machine as one of several, all with as many ranks. The store listens on `port` of node 0."""
+
+    count: int
+    index: int
+    host: str
+    port: int
+    silence: float = 10.0
+    """Seconds without a sign of life after which a node counts as dead."""
+    patience: float = 600.0
+    """Seconds that the others wait for a node that is not there."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise ValueError(
+                f"node {self.index} of {self.count}: nodes are counted from 0 to one less than their number"
+            )
+        if not self.host or not 0 < self.port < 65536:
+            raise ValueError(
+                f"the rendezvous is {self.host}:{self.port}: give HOST:PORT, of a port that is free on node 0"
+            )
+        if self.silence <= 0 or self.patience <= 0:
+            raise ValueError(f"silence is {self.silence} s and patience {self.patience} s: both must be above 0")
+
+    @classmethod
+    def at(cls, rendezvous: str, count: int, index: int) -> Self:
+        """The node with this place at `HOST:PORT`. ValueError names what is wrong."""
+        host, _, port = rendezvous.rpartition(":")
+        if not port.isdigit():
+            raise ValueError(f"the rendezvous is {rendezvous!r}: {_RENDEZVOUS}")
+        return cls(count=count, index=index, host=host.strip("[]"), port=int(port))
+
+    def __str__(self) -> str:
+        return f"node {self.index} of {self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An attempt that all nodes begin, and the store in which its ranks meet."""
+
+    attempt: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """There is no further attempt."""
+
+    outcome: Literal["completed", "failed", "stopped"]
+    reason: str
+
+
+class Meeting(Protocol):
+    """How a supervisor agrees with the others; all calls come from one thread."""
+
+    def begin(self, number: int) -> Place | Over:
+        """Waits until all nodes are ready and gives what follows; the leading node proposes the attempt's number."""
+
+    def tell(self, attempt: int, end: End) -> End:
+        """Ends the attempt on all nodes; gives the end that was told first."""
+
+    def ended(self, attempt: int) -> End | None:
+        """How another node ended the attempt, or which node is gone."""
+
+    def completed(self, attempt: int) -> bool:
+        """Tells that this node's ranks got to their end; whether those of all did."""
+
+    def close(self, over: Over) -> None:
+        """Tells the others that nothing follows."""
+
+
+class Alone:
+    """A meeting of one, with a new store for each attempt."""
+
+    def begin(self, number: int) -> Place | Over:
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+        return Place(number, "127.0.0.1", self._store.port)
+
+    def tell(self, attempt: int, end: End) -> End:
+        return end
+
+    def ended(self, attempt: int) -> End | None:
+        return None
+
+    def completed(self, attempt: int) -> bool:
+        return True
+
+    def close(self, over: Over) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class _Heard:
+    """A node's last sign of life, and when it was new, and the request of it that was answered last."""
+
+    beat: bytes = b""
+    since: float = field(default_factory=time.monotonic)
+    answered: bytes = b""
+
+
+class Leader:
+    """The meeting as node 0 has it: it serves the store and says what comes next."""
+
+    def __init__(self, nodes: Nodes, folder: Path, said: Mapping[str, Any] | None = None) -> None:
+        """`said` is what the others are told before anything else (`told`). NodesError where the port is taken."""
+        self._nodes, self._folder = nodes, folder
+        try:
+            self._store = _store(nodes, serves=True)
+        except RuntimeError as error:
+            raise NodesError(f"no store can be served on port {nodes.port}: {_short(error)}") from error
+        self._heard = {index: _Heard() for index in range(1, nodes.count)}
+        self._token = uuid.uuid4().hex
+        self._store.set("said", json.dumps(dict(said or {})))
+
+    def begin(self, number: int) -> Place | Over:
+        """See `Meeting.begin`. NodesError when a node is missing for longer than the patience."""
+        began, complained = time.monotonic(), 0.0
+        while missing := [index for index in self._heard if not self._arrived(index)]:
+            waited = time.monotonic() - began
+            said = f"{_listed(missing)} of {self._nodes.count} not there ({waited:.0f} s)"
+            if waited > self._nodes.patience:
+                raise NodesError(f"{said}; start {_listed(missing)} again, and this one, and the run goes on")
+            if waited - complained > (_AGAIN_SECONDS if complained else self._nodes.silence):
+                complained = waited
+                _log.warning("%s: the run goes on as soon as it is; the rendezvous is %s:%d", said, *self._at)
+            time.sleep(_LOOK_SECONDS)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / _MEETING).write_text(self._token)
+        for index in self._heard:
+            self._answer(index, {"attempt": number, "meeting": self._token})
+        return Place(number, *self._at)
+
+    def tell(self, attempt: int, end: End) -> End:
+        return _told(self._store, attempt, end)
+
+    def ended(self, attempt: int) -> End | None:
+        if end := _read_end(self._store, attempt):
+            return end
+        silent = [index for index in self._heard if self._silence(index) > self._nodes.silence]
+        if not silent:
+            return None
+        reason = f"nothing was heard of {_listed(silent)} for {self._nodes.silence:g} s"
+        return self.tell(attempt, End("node", reason=reason))
+
+    def completed(self, attempt: int) -> bool:
+        return _done(self._store, attempt, self._nodes)
+
+    def close(self, over: Over) -> None:
+        """Answers whoever still asks, for some seconds: the store ends with this process."""
+        waiting, until = set(self._heard), time.monotonic() + _STORE_SECONDS
+        read: dict[int, str] = {}
+        while time.monotonic() < until and (waiting or read):
+            for index in list(waiting):
+                if self._arrived(index):
+                    read[index] = f"read/{self._answer(index, {'over': over.outcome, 'reason': over.reason})}"
+                    waiting.discard(index)
+                elif self._silence(index) > self._nodes.silence:
+                    waiting.discard(index)
+            read = {index: key for index, key in read.items() if not self._store.check([key])}
+            time.sleep(_LOOK_SECONDS)
+
+    @property
+    def _at(self) -> tuple[str, int]:
+        return self._nodes.host, self._nodes.port
+
+    def _silence(self, index: int) -> float:
+        """Seconds since the node's last sign of life."""
+        heard, key = self._heard[index], f"beat/{index}"
+        beat = self._store.get(key) if self._store.check([key]) else b""
+        if beat != heard.beat:
+            heard.beat, heard.since = beat, time.monotonic()
+        return time.monotonic() - heard.since
+
+    def _arrived(self, index: int) -> bool:
+        """Whether the node lives and asks for what was not answered yet."""
+        key = f"here/{index}"
+        if self._silence(index) > self._nodes.silence or not self._store.check([key]):
+            return False
+        return bool(self._store.get(key) != self._heard[index].answered)
+
+    def _answer(self, index: int, said: Mapping[str, Any]) -> str:
+        token = self._store.get(f"here/{index}")
+        self._heard[index].answered = token
+        self._store.set(f"go/{token.decode()}", json.dumps(said))
+        return str(token.decode())
+
+
+class Follower:
+    """The meeting as every other node has it."""
+
+    def __init__(self, nodes: Nodes, folder: Path | None = None) -> None:
+        """`folder` is the run's, which `told` may tell where it is not known before."""
+        self.folder, self._nodes = folder, nodes
+        self._store: Any = None
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, name="node", daemon=True).start()
+
+    def told(self) -> dict[str, Any]:
+        """What the leading node said of the run. NodesError where it cannot be reached."""
+        lost = _Patience(self._nodes)
+        while True:
+            try:
+                said: dict[str, Any] = json.loads(self._connected().get("said"))
+                return said
+            except RuntimeError as error:
+                self._lose(lost, error)
+
+    def begin(self, number: int) -> Place | Over:
+        """See `Meeting.begin`. NodesError when node 0 is away for longer than the patience, or has another folder."""
+        lost = _Patience(self._nodes)
+        while True:
+            try:
+                answer = self._asked(lost)
+            except RuntimeError as error:
+                self._lose(lost, error)
+                continue
+            if "over" in answer:
+                self._over.set()
+                return Over(answer["over"], answer["reason"])
+            self._check_folder(answer["meeting"])
+            return Place(answer["attempt"], self._nodes.host, self._nodes.port)
+
+    def _asked(self, lost: _Patience) -> dict[str, Any]:
+        store, token = self._connected(), uuid.uuid4().hex
+        store.set(f"here/{self._nodes.index}", token)
+        while not store.check([f"go/{token}"]):
+            lost.found()
+            time.sleep(_LOOK_SECONDS)
+        answer: dict[str, Any] = json.loads(store.get(f"go/{token}"))
+        store.set(f"read/{token}", "1")
+        return answer
+
+    def tell(self, attempt: int, end: End) -> End:
+        try:
+            return _told(self._connected(), attempt, end)
+        except RuntimeError as error:
+            return self._gone(error)
+
+    def ended(self, attempt: int) -> End | None:
+        try:
+            return _read_end(self._connected(), attempt)
+        except RuntimeError as error:
+            return self._gone(error)
+
+    def completed(self, attempt: int) -> bool:
+        try:
+            return _done(self._connected(), attempt, self._nodes)
+        except RuntimeError:
+            return False  # `ended` tells it
+
+    def close(self, over: Over) -> None:
+        self._over.set()
+
+    def _connected(self) -> Any:
+        if self._store is None:
+            self._store = _store(self._nodes, serves=False)
+        return self._store
+
+    def _gone(self, error: Exception) -> End:
+        self._store = None
+        return End("node", reason=f"node 0 at {self._nodes.host}:{self._nodes.port} is gone: {_short(error)}")
+
+    def _lose(self, lost: _Patience, error: Exception) -> None:
+        self._store = None
+        lost.wait(_short(error))
+
+    def _beat(self) -> None:
+        """Gives signs of life until the end, by a connection of its own."""
+        store: Any = None
+        while not self._over.wait(_BEAT_SECONDS):
+            try:
+                store = store or _store(self._nodes, serves=False)
+                store.set(f"beat/{self._nodes.index}", uuid.uuid4().hex)
+            except RuntimeError:
+                store = None
+
+    def _check_folder(self, token: str) -> None:
+        """NodesError unless the folder holds what node 0 wrote into it."""
+        assert self.folder is not None
+        until = time.monotonic() + _FOLDER_SECONDS  # network file systems show new files late
+        while True:
+            with suppress(OSError):
+                if (self.folder / _MEETING).read_text() == token:
+                    return
+            if time.monotonic() > until:
+                raise NodesError(
+                    f"{self.folder} is not the folder in which node 0 works: the nodes of a run share one, for its "
+                    "checkpoints; mount the same place on all"
+                )
+            time.sleep(_LOOK_SECONDS)
+
+
+class _Patience:
+    """How long node 0 may still be away."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        self._since, self._complained = time.monotonic(), -_AGAIN_SECONDS
+
+    def found(self) -> None:
+        self._since = time.monotonic()
+
+    def wait(self, why: str) -> None:
+        """Pauses before the next try; NodesError when there is none."""
+        waited, at = time.monotonic() - self._since, f"{self._nodes.host}:{self._nodes.port}"
+        if waited > self._nodes.patience:
+            self._give_up(at, waited)
+        if time.monotonic() - self._complained > _AGAIN_SECONDS:
+            self._complained = time.monotonic()
+            _log.warning("node 0 is not there at %s (%s): the run goes on as soon as it is", at, why)
+        time.sleep(10 * _LOOK_SECONDS)
+
+    def _give_up(self, at: str, waited: float) -> NoReturn:
+        raise NodesError(
+            f"node 0 was not there at {at} for {waited:.0f} s; start it again, and this one, and the run goes on"
+        )
+
+
+def meeting_of(nodes: Nodes | None, folder: Path) -> Meeting:
+    """The meeting of a supervisor that is the only one, leads or follows. NodesError where it cannot lead."""
+    if nodes is None or nodes.count == 1:
+        return Alone()
+    return Leader(nodes, folder) if nodes.index == 0 else Follower(nodes, folder)
+
+
+def _store(nodes: Nodes, *, serves: bool) -> Any:
+    if not serves:
+        try:  # torch's own way to the store tries for long, and writes of each try
+            socket.create_connection((nodes.host, nodes.port), 1.0).close()
+        except OSError as error:
+            raise RuntimeError(str(error)) from error
+    limit = timedelta(seconds=_STORE_SECONDS)
+    return dist.TCPStore(nodes.host, nodes.port, None, serves, timeout=limit, wait_for_workers=False)  # type: ignore[attr-defined]
+
+
+def _told(store: Any, attempt: int, end: End) -> End:
+    first = store.compare_set(f"end/{attempt}", "", json.dumps([end.cause, end.rank, end.reason]))
+    return End(*json.loads(first))
+
+
+def _read_end(store: Any, attempt: int) -> End | None:
+    key = f"end/{attempt}"
+    return End(*json.loads(store.get(key))) if store.check([key]) else None
+
+
+def _done(store: Any, attempt: int, nodes: Nodes) -> bool:
+    store.set(f"done/{attempt}/{nodes.index}", "1")
+    return bool(store.check([f"done/{attempt}/{index}" for index in range(nodes.count)]))
+
+
+def _listed(indices: list[int]) -> str:
+    return f"node{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -6,6 +6,7 @@ import importlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Self
 
@@ -44,6 +45,12 @@ class GpuSample:
     last_xid: int | None = None
 
 
+@cache
+def _unsampled(reason: str) -> None:
+    """Says once a process why there is nothing to show of GPUs."""
+    _log.info("no GPU is sampled: %s", reason)
+
+
 class Gpus:
     """The GPUs that NVML shows. `nvml` is the module `pynvml` of nvidia-ml-py, or one like it."""
 
@@ -61,11 +68,12 @@ class Gpus:
         try:
             nvml: ModuleType = importlib.import_module("pynvml")
         except ImportError:
+            _unsampled("nvidia-ml-py is not installed; pip install 'trimtab[gpu]' where there are GPUs")
             return None
         try:
             return cls(nvml)
         except Exception as error:  # NVMLError: no driver, no library, no permission
-            _log.info("no GPU is sampled: %s", error)
+            _unsampled(str(error))
             return None
 
     def sample(self) -> list[GpuSample]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from observability import Metrics, TrainingMonitor, names
+from observability import Metrics, TrainingMonitor, machine, names
 from observability.flops import peak_flops, training_flops
 from observability.machine import Gpus, Machine
 
@@ -158,3 +159,15 @@ def test_the_utilisation_is_that_of_a_hand_count() -> None:
     assert value(names.TRAINING_TOKEN_RATE, run="r") == pytest.approx(batch * 16 / 0.004)
     assert value(names.TRAINING_DATA_WAIT, run="r") == pytest.approx(0.5)
     assert value(names.TRAINING_THROUGHPUT, run="r") == pytest.approx(batch / 0.004)
+
+
+def test_a_machine_without_gpus_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    machine._unsampled.cache_clear()
+    with caplog.at_level("INFO", logger="observability.machine"):
+        assert Gpus.found() is Gpus.found() is None
+
+    (told,) = caplog.messages
+    assert "pip install 'trimtab[gpu]'" in told

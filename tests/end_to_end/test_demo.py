@@ -149,13 +149,14 @@ def _check_metrics(settings: Settings) -> None:
 
 
 async def test_without_the_fault_no_rollback_comes(story_of: StoryOf) -> None:
-    story = story_of(replace(FAST, fault=False, rollback_seconds=30.0))
+    story = story_of(replace(FAST, fault=False, rollback_seconds=120.0))
 
     report = await story.tell()
 
     assert report.rollback is None
     assert report.missing is not None
-    assert report.missing.startswith("no rollback within")
+    assert report.missing.startswith("no rollback: ")
+    assert report.missing.endswith(" came to a promote")
     async with httpx.AsyncClient() as http:
         actions = (await http.get(f"{story.settings.alerts_url}/api/v1/actions", params={"limit": 100})).json()
         model = (await http.get(f"{story.settings.serving_url}/api/v1/models/{MODEL}")).json()

@@ -42,8 +42,9 @@ def services(pages: list[Any]) -> Starlette:
     async def query(request: Request) -> Response:
         if not pages:
             return Response("down", 503)
-        assert request.query_params["time"] == "1700000000.5"
-        series = [("feature.temp", "0.4"), ("feature.wind", "1.5")]
+        # What was measured at that moment went with the collector if the page says so: only the present has it.
+        then = float(request.query_params["time"]) == 1_700_000_000.5
+        series = [("feature.temp", "0.4"), ("feature.wind", "1.5")] if then != (pages == ["lost"]) else []
         rows = [{"metric": {"column": name}, "value": [0, value]} for name, value in series]
         return JSONResponse({"status": "success", "data": {"resultType": "vector", "result": rows}})
 
@@ -96,6 +97,15 @@ async def test_an_action_of_another_kind_release_or_told_already_is_not_it(serve
             await watch.action("promote", 0.3)
 
 
+async def test_a_release_that_is_promoted_is_not_waited_for_to_be_rolled_back(served: Any) -> None:
+    rows = [action(1, "done", "promote", "m-1"), action(2, "running", "promote", "m-2")]
+    url = served(services([rows, [*rows, action(3, "done", "promote", "m-2")]]))
+
+    async with watching(url) as watch:
+        with pytest.raises(StepFailed, match=r"no rollback: release m-2 came to a promote$"):
+            await watch.action("rollback", 60.0, release="m-2", unless="promote")
+
+
 async def test_what_did_not_come_in_time_is_named_with_the_last_thing_seen(served: Any) -> None:
     async with watching(served(services([[action(7, "held")]]))) as watch:
         with pytest.raises(StepFailed, match=r"no retrain within 0 s; the last one: .*'held'"):
@@ -128,6 +138,8 @@ async def test_drifted_columns_come_the_largest_first_though_the_collector_is_aw
         assert not asked.done()
         pages.append([])  # the collector is back
         assert list((await asked).items()) == [("wind", 1.5), ("temp", 0.4)]
+    async with watching(served(services(["lost"]))) as watch:
+        assert list(await watch.drifted_columns("1", at)) == ["wind", "temp"]
     monkeypatch.setattr("trimtab.demo.watch.RESTART_SECONDS", 0.3)
     async with watching("http://127.0.0.1:9") as watch:
         assert await watch.drifted_columns("1", at) == {}

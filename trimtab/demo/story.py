@@ -111,7 +111,7 @@ class Story:
         answer = await control(self.settings, watch.http, "canary", {"version": 2, "weight": weight})
         release, released_at = answer["canary"]["release"], time.time()
         self.timeline.add("done", f"released v2 as a canary with {weight:.0%} of the traffic: {release}", day=self._day)
-        action = await watch.action("rollback", self.plan.rollback_seconds, release=release)
+        action = await watch.action("rollback", self.plan.rollback_seconds, release=release, unless="promote")
         day, state = self._day, await watch.model()
         if str(state["stable"]) != "1" or state["canary"] is not None:
             raise StepFailed(

@@ -53,17 +53,24 @@ class Watch:
         release: str | None = None,
         identity: Any = None,
         other_than: Collection[object] = (),
+        unless: str | None = None,
     ) -> Json:
-        """The first action of the kind (and release, or id) that reaches one of the states within `seconds`."""
+        """The first action of the kind (and release, or id) that reaches one of the states within `seconds`.
+
+        An action of the kind `unless` that is done to the release ends the wait: the other one will not come.
+        """
         deadline = time.time() + seconds
         last: Json | None = None
         while time.time() < deadline:
             for action in await self.actions():
+                of_release = action["labels"].get("release") == release
+                if of_release and (action["action"], action["state"]) == (unless, "done"):
+                    raise StepFailed(f"no {kind}: release {release} came to a {unless}")
                 if action["action"] != kind or (identity is not None and action["id"] != identity):
                     continue
                 if action["id"] in other_than:
                     continue
-                if release is not None and action["labels"].get("release") != release:
+                if release is not None and not of_release:
                     continue
                 last = action
                 if action["state"] in states:
@@ -86,17 +93,19 @@ class Watch:
     async def drifted_columns(self, version: str, at: float) -> dict[str, float]:
         """PSI of the features of a version that had drifted at `at` (Unix seconds), the largest first.
 
-        The collector may be away just now: it is asked until it names some, for as long as a restart may take.
+        The collector may be away just now, and what it had measured last may have gone with it: it is asked about that
+        moment and about the present, until it names some, for as long as a restart may take.
         """
         which = f'model="{MODEL}",version="{version}",column=~"feature[.].+"'
         score, detected = names.DRIFT_SCORE.name, names.DRIFT_DETECTED.name
         promql = f'{score}{{{which},method="psi"}} and on (column) {detected}{{{which}}} == 1'
-        url = f"{self.settings.query_url}/api/v1/query?{urlencode({'query': promql, 'time': at})}"
         deadline = time.time() + RESTART_SECONDS
         series: list[Json] = []
         while not series and time.time() < deadline:
-            body = await self.read(url)
-            series = body["data"]["result"] if body else []
+            for moment in (at, time.time()):
+                query = urlencode({"query": promql, "time": moment})
+                body = await self.read(f"{self.settings.query_url}/api/v1/query?{query}")
+                series = series or (body["data"]["result"] if body else [])
             if not series:
                 await self.rest(POLL_SECONDS)
         scores = {row["metric"]["column"].removeprefix("feature."): float(row["value"][1]) for row in series}

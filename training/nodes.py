@@ -53,9 +53,7 @@ class Nodes:
 
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.index < self.count:
-            raise ValueError(
-                f"node {self.index} of {self.count}: nodes are counted from 0 to one less than their number"
-            )
+            raise ValueError(f"node {self.index} of {self.count}: nodes are numbered from 0")
         if not self.host or not 0 < self.port < 65536:
             raise ValueError(
                 f"the rendezvous is {self.host}:{self.port}: give HOST:PORT, of a port that is free on node 0"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,6 +21,9 @@ _RESPONSES = "x-responses"
 @cache
 def document() -> dict[str, Any]:
     """The description (OpenAPI 3.1), with this version's number. Do not change it."""
+    # Imported when somebody asks: a server does not wait for it at its start.
+    import yaml
+
     page: dict[str, Any] = yaml.safe_load(_PAGE.read_bytes())
     page["info"]["version"] = own_version()
     # Sets of responses that several operations share: OpenAPI knows no reference to one.

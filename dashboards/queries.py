@@ -177,3 +177,28 @@ def phases(model: str, span: float) -> dict[str, str]:
         "rank_slowdown": gauge(names.TRAINING_RANK_SLOWDOWN, model),
         "wall": gauge(names.TRAINING_WALL_TIME, model),
     }
+
+
+def learners(model: str, span: float) -> dict[str, str]:
+    """Instant queries of the training page: online learners, federations and parameter servers."""
+    return {
+        "online_events": gauge(names.ONLINE_EVENTS, model),
+        "online_loss": gauge(names.ONLINE_SCORE, model, metric="log_loss"),
+        "online_excess": gauge(names.ONLINE_EXCESS, model),
+        "online_rate": gauge(names.ONLINE_RATE, model),
+        "online_rollbacks": gauge(names.ONLINE_ROLLBACKS, model),
+        "online_drifts": gauge(names.ONLINE_DRIFTS, model),
+        "online_position": gauge(names.ONLINE_POSITION, model),
+        "federated_round": gauge(names.FEDERATED_ROUND, model),
+        "federated_rounds": gauge(names.FEDERATED_ROUNDS, model),
+        "federated_clients": gauge(names.FEDERATED_CLIENTS, model),
+        "federated_participation": gauge(names.FEDERATED_PARTICIPATION, model),
+        "federated_updates": gauge(names.FEDERATED_UPDATES, model),
+        "federated_suspicion": gauge(names.FEDERATED_SUSPICION, model),
+        "federated_drift": gauge(names.FEDERATED_CLIENT_DRIFT, model),
+        "federated_loss": gauge(names.FEDERATED_LOSS, model),
+        "server_workers": gauge(names.PARAMETER_SERVER_WORKERS, model),
+        "server_updates": gauge(names.PARAMETER_SERVER_UPDATES, model),
+        "server_missed": mean(names.PARAMETER_SERVER_MISSED, model, ("server",), span),
+        "server_wait": mean(names.PARAMETER_SERVER_WAIT, model, ("server",), span),
+    }

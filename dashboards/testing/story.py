@@ -117,6 +117,7 @@ class Story:
             self._put_evidence(put, release, candidate, start, end)
         for run, (start, end) in (("run-20130301-a1", TRAINED_1), ("run-20130715-c4", TRAINED_3)):
             self._put_training(put, run, start, end)
+        self._put_learners(put)
         for alert, severity, state, start, end, labels in self._alerts():
             put(
                 "ALERTS",
@@ -313,6 +314,39 @@ class Story:
             names.CANARY_VERDICT.name, _between(self.begin, start, decided, lambda t: 1.0), **labels, verdict="continue"
         )
         put(names.CANARY_VERDICT.name, _between(self.begin, decided, lasting, lambda t: 1.0), **labels, verdict=final)
+
+    def _put_learners(self, put: Any) -> None:
+        """An online learner that follows, a federation with one odd client, and a server; counters by the second."""
+        model = {"model": MODEL}
+        for metric, value, more in (
+            (names.ONLINE_EVENTS, 96.0, {"outcome": "learned"}),
+            (names.ONLINE_EVENTS, 0.02, {"outcome": "skipped"}),
+            (names.ONLINE_SCORE, 0.4971, {"learner": "online", "metric": "log_loss"}),
+            (names.ONLINE_SCORE, 0.5037, {"learner": "champion", "metric": "log_loss"}),
+            *(
+                (names.ONLINE_EXCESS, v, {"bound": b})
+                for b, v in (("mean", -0.0066), ("lower", -0.011), ("upper", -0.002))
+            ),
+            (names.ONLINE_RATE, 1e-4, {}),
+            (names.ONLINE_ROLLBACKS, 0.002, {"reason": "worse"}),
+            (names.ONLINE_DRIFTS, 0.004, {}),
+            (names.FEDERATED_ROUND, 37.0, {}),
+            (names.FEDERATED_ROUNDS, 0.07, {"outcome": "aggregated"}),
+            (names.FEDERATED_ROUNDS, 0.004, {"outcome": "repeated"}),
+            (names.FEDERATED_CLIENTS, 3.0, {}),
+            (names.FEDERATED_PARTICIPATION, 2 / 3, {}),
+            (names.PARAMETER_SERVER_WORKERS, 4.0, {"server": "0"}),
+            (names.PARAMETER_SERVER_UPDATES, 12980.0, {"server": "0"}),
+        ):
+            put(metric.name, lambda t, v=value: v, **model, **more)
+        put(names.ONLINE_POSITION.name, lambda t: t - 40.0, **model)
+        for client, suspicion, used, rejected in (("jfk", 0.4, 37, 0), ("lga", 0.9, 36, 1), ("ewr", 7.2, 31, 6)):
+            of_client = model | {"client": client}
+            put(names.FEDERATED_UPDATES.name, lambda t, n=used: n / 500, **of_client, outcome="used")
+            put(names.FEDERATED_UPDATES.name, lambda t, n=rejected: n / 500, **of_client, outcome="rejected")
+            put(names.FEDERATED_SUSPICION.name, lambda t, s=suspicion: s, **of_client)
+            put(names.FEDERATED_CLIENT_DRIFT.name, lambda t, s=suspicion: s / 20, **of_client)
+            put(names.FEDERATED_LOSS.name, lambda t, s=suspicion: 0.49 + s / 60, **of_client)
 
     def _put_training(self, put: Any, run: str, start: float, end: float) -> None:
         def live(value: Value) -> Value:

@@ -17,6 +17,7 @@ from dashboards.sources import SourceError
 from dashboards.stats import Stat, stats
 from dashboards.theme import SERIES
 from dashboards.traffic import shares
+from dashboards.views.learners import learners
 from observability import names
 
 _MOST_RUNS = 4
@@ -32,7 +33,8 @@ _PHASE_COLORS = dict(zip(names.PHASES, _COLORS, strict=True))
 def body(view: shell.View) -> None:
     """The page."""
     found, problems = view.sources.ranges(queries.training(view.model), view.span)
-    now, more = view.sources.instants(queries.phases(view.model, view.seconds), view.span.end)
+    asked = queries.phases(view.model, view.seconds) | queries.learners(view.model, view.seconds)
+    now, more = view.sources.instants(asked, view.span.end)
     problems += more
     policy: dict[str, Any] = {}
     try:
@@ -62,6 +64,7 @@ def body(view: shell.View) -> None:
         _ranks(view, now)
     with right, shell.card("guards", "Guards and lost time", "what guards found, and where the wall time went"):
         _guards(view, found["findings"], now["wall"])
+    learners(view, now)
     with shell.card("versions", "Registered versions", "with where each one comes from"):
         _versions(view, policy)
 

@@ -74,10 +74,66 @@ def test_a_rank_that_becomes_slower_by_a_third_is_named_within_fifty_steps(ranks
         assert found
         assert found[0][1] == slow
         late.append(found[0][0] - 200)
-    # The noise of ten percent a rank, and jobs of others at the same time, keep a few longer in the dark.
-    assert np.median(late) <= 50
-    assert np.quantile(late, 0.8) <= 55
-    assert max(late) <= 100
+    assert np.quantile(late, 0.9) <= 50
+    assert max(late) <= 75
+
+
+def noise(draw: np.random.Generator, kind: str, ranks: int, steps: int) -> np.ndarray:
+    """Factors of a phase's time, [ranks, steps, phases]; kinds that the rule was not chosen by."""
+    place, few = np.arange(steps), len(USUAL)
+    own = np.exp(draw.normal(0, 0.01, (ranks, 1, 1)))
+    if kind == "heavy tails":
+        far = np.where(draw.random((ranks, steps, 1)) < 0.01, 10.0, 1.0)
+        return own * far * np.exp(0.08 * np.clip(draw.standard_t(2.5, (ranks, steps, few)), -8, 20))
+    if kind == "drift":
+        waves = 0.03 * np.sin(
+            place[None, :, None] / draw.uniform(200, 900, (ranks, 1, 1)) + draw.uniform(0, 6, (ranks, 1, 1))
+        )
+        return own * np.exp(waves) * np.linspace(1, 1.5, steps)[:, None] * draw.lognormal(0, 0.1, (ranks, steps, few))
+    if kind == "stalls":
+        collected = (place + draw.integers(0, 100, (ranks, 1))) % 100 < 3
+        factor = np.where(collected, 3.0, 1.0) * np.where(place % 500 < 4, 4.0, 1.0)
+        return own * factor[:, :, None] * draw.lognormal(0, 0.12, (ranks, steps, few))
+    spreads = (0.8, 0.5, 0.08, 0.06, 0.2)
+    return own * np.stack([draw.lognormal(0, one, (ranks, steps)) for one in spreads], axis=2)
+
+
+def recorded(factors: np.ndarray) -> dict[int, Records]:
+    """Records of ranks whose phases take their usual time, times the factors."""
+    found = {}
+    for rank, own in enumerate(factors):
+        found[rank] = np.zeros((len(own), RECORD.size // 8), np.int64)
+        found[rank][:, 0] = np.arange(len(own))
+        for index, (phase, milliseconds) in enumerate(USUAL.items()):
+            found[rank][:, FIRST_PHASE + PHASES.index(phase)] = 1e6 * milliseconds * own[:, index]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["heavy tails", "drift", "stalls", "uneven phases"])
+def test_other_kinds_of_noise_name_none_falsely_and_hide_no_slow_rank(kind: str) -> None:
+    draw = np.random.default_rng(90210)
+    for ranks in (2, 4):
+        assert named(recorded(noise(draw, kind, ranks, 10_000)), 50) == []
+    late = []
+    for trial in range(20):
+        factors = noise(draw, kind, 4, 300)
+        factors[trial % 4, 200:] *= 1.3
+        found = [one for one in named(recorded(factors), 5) if one[0] > 200]
+        assert found[0][1] == trial % 4
+        late.append(found[0][0] - 200)
+    assert np.quantile(late, 0.9) <= 50
+
+
+def test_of_two_slow_ranks_among_five_one_is_named_and_by_the_phase_that_is_slow() -> None:
+    factors = noise(np.random.default_rng(5), "heavy tails", 5, 300)
+    # All that is lost is lost in the forward pass.
+    factors[[1, 3], 200:, 2] *= 1 + 0.3 * sum(USUAL.values()) / USUAL["forward"]
+    watch, records = StragglerWatch(), recorded(factors)
+    looked = [watch.look({rank: one[:end] for rank, one in records.items()}) for end in range(5, 301, 5)]
+    found = [one for one in looked if one]
+
+    assert found[0].rank in (1, 3)
+    assert found[0].phase == "forward"
 
 
 @pytest.mark.parametrize("wrong", [{"ratio": 1.0}, {"every": 60}, {"looks": 0}, {"share": 0.9}])

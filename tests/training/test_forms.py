@@ -22,6 +22,9 @@ from training.supervisor import Limits, Supervisor
 from training.watch import HangLimits
 
 Losses = dict[str, list[float]]
+PIPELINES = [
+    f"pipeline=2,schedule={kind},microbatches={m}" for kind in ("gpipe", "1f1b", "interleaved") for m in (4, 8)
+]
 LIMITS = Limits(restarts=0, hang=HangLimits(step=300.0, first=300.0))
 
 
@@ -55,6 +58,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
     forms = (
         "fsdp=2", "tensor=2", "pipeline=2,schedule=1f1b", "pipeline=2,schedule=interleaved",
         "data=2,compress=bf16", "data=2,compress=powersgd", "fsdp=2>tensor=2",
+        *(f"bubble:{form}" for form in PIPELINES),
     )  # fmt: skip
     return folder, trained(folder, 2, forms)
 
@@ -65,13 +69,19 @@ def test_two_ranks_follow_the_curve_of_one_in_every_form(pairs: tuple[Path, Loss
     assert len(alone) == 10
     lossy = {"data=2,compress=bf16": 1e-3, "data=2,compress=powersgd": 0.1}
     for form, losses in found.items():
-        if ">" not in form:
+        if ">" not in form and ":" not in form:
             assert losses == pytest.approx(alone, abs=lossy.get(form, 1e-5)), form
     # What is lossy must have lost something, or it was not at work.
     assert found["data=2,compress=bf16"] != pytest.approx(alone, abs=1e-7)
     assert found["data=2,compress=powersgd"] != pytest.approx(alone, abs=1e-7)
     # A run that is at its end is not begun again.
     assert found["fsdp=2>tensor=2"] == found["fsdp=2"]
+
+
+@pytest.mark.slow
+def test_the_order_in_which_a_schedule_runs_has_the_bubble_of_the_formula(pairs: tuple[Path, Losses]) -> None:
+    for form in PIPELINES:
+        assert pairs[1][f"bubble:{form}"] == [pytest.approx(ParallelConfig.parse(form).bubble, abs=1e-6)], form
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from observability.training import TrainingMonitor
 from tests.training.toy_network import rows
+from tests.training.toy_pipeline import idle_share
 from training.loop import Trainer
 from training.parallel_config import ParallelConfig
 from training.ranks import Rank
@@ -101,11 +102,16 @@ def curve(form: str, replicas: Replicas, folder: Path | None, config: TrainConfi
 
 
 def fit(rank: Rank, forms: Sequence[str]) -> None:
-    """Trains in each of the forms. `NAME>FORM` goes on, in FORM, from the checkpoints in the folder NAME."""
+    """Trains in each of the forms. `NAME>FORM` goes on, in FORM, from the checkpoints in the folder NAME; of
+    `bubble:FORM` only the bubble is taken."""
     ring = rank.ring("toy")
     with rank.group("gloo", timeout=600, ring=ring):
         ring.state("running")
         for text in forms:
+            if text.startswith("bubble:"):
+                said = {"losses": [idle_share(text.removeprefix("bubble:"))]}
+                (rank.folder / f"{text}.json").write_text(json.dumps(said))
+                continue
             name, _, form = text.rpartition(">")
             folder = rank.folder / (name or form)
             replicas = Spread(ParallelConfig.parse(form))

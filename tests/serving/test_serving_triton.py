@@ -25,7 +25,7 @@ SERVER = """
     from pathlib import Path
     from serving import ServingConfig, serve
     serve(ServingConfig(registry_url=sys.argv[1], artifacts_dir=Path(sys.argv[2]), port=0, grpc_port=0,
-                        drain_notice=float(sys.argv[3])),
+                        max_batch_rows=64, drain_notice=float(sys.argv[3])),
           started=lambda service: print(service.port, service.edge.grpc_port, flush=True))
 """
 

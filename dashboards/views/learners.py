@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 
 from dashboards import format as fmt
@@ -40,7 +41,7 @@ def _online(view: shell.View, found: Found) -> None:
         (
             "Above the stable version's",
             fmt.signed(excess.get("mean")),
-            f"surely between {fmt.signed(excess.get('lower'))} and {fmt.signed(excess.get('upper'))}",
+            f"{fmt.signed(excess.get('lower'))} to {fmt.signed(excess.get('upper'))}, surely",
         ),
         ("Events learned", fmt.number(kept.get("learned")), f"{fmt.number(kept.get('skipped', 0.0))} skipped"),
         ("Learned up to", fmt.ago(position, view.now), "event time"),
@@ -73,7 +74,7 @@ def _federation(view: shell.View, found: Found) -> None:
         [
             (
                 html.escape(client),
-                *(fmt.number(of("federated_updates", client, outcome=one)) for one in ("used", "rejected", "missing")),
+                *(_whole(of("federated_updates", client, outcome=one)) for one in ("used", "rejected", "missing")),
                 *(fmt.number(of(f"federated_{one}", client), 3) for one in ("suspicion", "drift", "loss")),
             )
             for client in clients
@@ -94,7 +95,7 @@ def _servers(found: Found) -> None:
             (
                 html.escape(server),
                 fmt.number(of("server_workers", server)),
-                fmt.number(of("server_updates", server)),
+                _whole(of("server_updates", server)),
                 fmt.number(of("server_missed", server), 2),
                 fmt.seconds(wait) if (wait := of("server_wait", server)) is not None else fmt.DASH,
             )
@@ -102,6 +103,11 @@ def _servers(found: Found) -> None:
         ],
         numeric=range(1, 5),
     )
+
+
+def _whole(count: float | None) -> str:
+    """What was counted in a span, which between two samples is a fraction."""
+    return fmt.number(round(count) if count is not None and math.isfinite(count) else count)
 
 
 def _count(found: Found, key: str) -> str:

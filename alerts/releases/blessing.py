@@ -56,13 +56,15 @@ class Blessing:
     @property
     def reason(self) -> str:
         """What stands against it, else what speaks for it."""
-        against = [f"{name}: {one.why}" for name, one in self.findings.items() if one.known is Known.FAILED]
+        # In one order, also of findings that were read back from sorted JSON: a replayed decision says the same.
+        findings = [(check.value, self.findings[check]) for check in BlessingCheck if check in self.findings]
+        against = [f"{name}: {one.why}" for name, one in findings if one.known is Known.FAILED]
         open_ones = [
             f"{name}: {self.findings[name].why if name in self.findings else 'not looked at'}"
             for name in self.required
             if self._known(name) is Known.UNKNOWN
         ]
-        passed = [name for name, one in self.findings.items() if one.known is Known.PASSED]
+        passed = [name for name, one in findings if one.known is Known.PASSED]
         return "; ".join(against or open_ones) or f"passed: {', '.join(passed)}"
 
     def to_json(self) -> dict[str, Any]:

@@ -42,7 +42,11 @@ def guarded(walk: Walk, seen: Seen) -> Walk:
 
 def concluded(walk: Walk, seen: Seen, who: str) -> Walk:
     """The watch ends; `who` says so, "" is the policy."""
-    because = f"{who} ended the watch" if who else f"its {format_duration(round(_after(walk).seconds))} are over"
+    because = (
+        f"{who} ended the watch"
+        if who
+        else f"its {format_duration(round(_after(walk).seconds))} are over without an alarm"
+    )
     because += f": {standing(walk)}"
     if _after(walk).hold_back:
         return begun(walk, seen, Phase.LEAVING, because)

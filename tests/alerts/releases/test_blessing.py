@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -89,3 +90,11 @@ def test_a_gate_that_was_not_passed_and_an_unknown_version_are_refused() -> None
 
     assert (failed.verdict, failed.reason) == (Known.FAILED, "quality: worse by 0.1")
     assert bless({}, PAGE, 9, BlessingPolicy()).reason == "loads: version 9 is not in the registry"
+
+
+def test_a_blessing_that_was_read_back_says_the_same_whatever_the_order_of_its_checks() -> None:
+    made = bless(REPORT, PAGE, 2, STRICT)
+    read = Blessing.from_json(json.loads(json.dumps(made.to_json(), sort_keys=True)))
+
+    assert read.reason == made.reason == "passed: loads, answers, latency, memory, deterministic, quality, skew"
+    assert read.to_json() == made.to_json()

@@ -378,7 +378,8 @@ class Story:
             outcome="completed",
         )
         middle = (start + end) / 2
-        spoken = _between(self.begin, middle, middle + 2, lambda t: 1.0)
+        # Once in the run, and known until its end: a reading every few seconds finds it wherever its grid lies.
+        spoken = _between(self.begin, middle, end, lambda t: 0.1 if self.since(t) < middle + 10 else 0.0)
         put(names.TRAINING_FINDINGS.name, spoken, **model, guard="loss_spike", action="rewind")
         put(
             names.TRAINING_RESTARTS.name, _between(self.begin, end - 40, end, lambda t: 1 / 40), **model, cause="killed"

@@ -5,7 +5,8 @@ from alerts.evidence.confidence import distribution_band, rate_interval
 from alerts.evidence.discoveries import level, log_weighted_mean, to_blame
 from alerts.evidence.errors import Recent, calm, log_rate_safety, log_safety
 from alerts.evidence.exceedances import Slow, Slowness, exceedances, log_by_bound, log_not_slower, slowness
-from alerts.evidence.judge import Judgement, ReleaseJudge, replayed, told
+from alerts.evidence.judge import ReleaseJudge
+from alerts.evidence.judgement import Judgement, replayed, told
 from alerts.evidence.label_feed import CollectorLabels, FeedAway, FeedPage, FeedRow, LabelFeed, NoLabels
 from alerts.evidence.labels import Labelled, Quality
 from alerts.evidence.latency import Pace

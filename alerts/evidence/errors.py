@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 
+from alerts.evidence.native_sums import native_sums
 from alerts.evidence.segments import Floats, Numbers, Segment, log_mean_exp, log_ratio_safety
 
 SAFE_RATES: Floats = np.array([0.0, 0.0, 0.1, 0.3, 0.5, 0.5])  # relative to the largest rate still called safe
@@ -38,6 +39,9 @@ def log_rate_safety(errors: float, requests: float, max_rate: float, grid: Float
         raise ValueError(f"errors must lie within requests, got {errors} of {requests}")
     clean = requests - errors
     on_errors, on_clean = _rate_bets(grid.tobytes(), max_rate)
+    native = native_sums()
+    if native is not None and len(on_clean) <= native.MOST:
+        return native.rate_mixture(errors, clean, on_errors, on_clean)
     if not errors:  # 0 times infinity is no number
         return log_mean_exp([clean * good for good in on_clean])
     return log_mean_exp([errors * bad + clean * good for bad, good in zip(on_errors, on_clean, strict=True)])
@@ -60,8 +64,7 @@ def mean_safety(absolute: float, relative: float) -> float:
     return highest + math.log1p(math.exp(lowest - highest)) - math.log(2.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Recent:
+class Recent(msgspec.Struct, frozen=True):
     """Requests and failures of both arms of late: those of `INCIDENT_SECONDS` ago count 1/e. `at` is unix seconds.
 
     `allowance` is how many failures may still count as proof of safety: it grows with the requests.
@@ -90,15 +93,15 @@ def calm(
     power that was known before (Jensen). `recent` goes in as it was before the look and comes back as it is after.
     """
     kept = math.exp(-max(at - recent.at, 0.0) / INCIDENT_SECONDS)
-    after = Recent(at, recent.requests * kept + requests, recent.errors * kept + errors)
+    late_requests, late_errors = recent.requests * kept + requests, recent.errors * kept + errors
     allowance = recent.allowance + normal_rate * requests
     if not errors:
         share = 1.0
-    elif _beyond(errors, requests, incident_rate) or after.incident(incident_rate):
+    elif _beyond(errors, requests, incident_rate) or _beyond(late_errors, late_requests, incident_rate):
         share = 0.0
     else:
         share = min(1.0, allowance / errors)
-    return replace(after, allowance=min(allowance - share * errors, BURST)), share
+    return Recent(at, late_requests, late_errors, min(allowance - share * errors, BURST)), share
 
 
 def _beyond(errors: float, requests: float, rate: float) -> bool:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 
 from alerts.evidence.segments import Bets, Floats, Segment, log_mixture, log_ratio_safety
@@ -28,8 +28,7 @@ WEIGH_AFTER = 200.0
 _ALIKE = 0.3
 
 
-@dataclass(frozen=True, slots=True)
-class Slow:
+class Slow(msgspec.Struct, frozen=True):
     """Requests of both arms above each bound while the router used one probability; in the bounds' order.
 
     `canary_requests` and `stable_requests` are all of them, 0 where nobody has counted them.
@@ -58,8 +57,7 @@ class Slow:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Slowness:
+class Slowness(msgspec.Struct, frozen=True):
     """Log e-value that the canary is slower, and the place of the bound that speaks for it most (-1 without any)."""
 
     log_evidence: float

@@ -7,19 +7,16 @@ new release id starts anew.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import sqlalchemy as sa
 
-from alerts.evidence.confidence import rate_interval
 from alerts.evidence.counters import QUERIES, Counted
 from alerts.evidence.histograms import Cumulative
 from alerts.evidence.histograms import grown as slower
+from alerts.evidence.judgement import Judgement, samples_of
 from alerts.evidence.label_feed import FeedAway, FeedPage, LabelFeed, NoLabels
-from alerts.evidence.prediction import total_variation
 from alerts.evidence.releases import (
     Release,
     in_progress,
@@ -31,8 +28,6 @@ from alerts.evidence.releases import (
 )
 from alerts.evidence.state import Look, ReleaseState
 from alerts.evidence.totals import (
-    CANARY,
-    ERROR,
     Reading,
     Total,
     add_up,
@@ -44,86 +39,18 @@ from alerts.evidence.totals import (
     write_totals,
 )
 from alerts.evidence.verdict import (
-    Check,
-    Counts,
-    Evidence,
     Outcome,
     Reason,
-    Verdict,
     VerdictPolicy,
-    bounded_exp,
     judge,
-    proving,
-    voided,
 )
-from alerts.labels import Labels, labels_of
+from alerts.labels import Labels
 from alerts.querier import Querier, QueryError, Sample, SampleWriter
-from observability import names
 
 log = logging.getLogger(__name__)
 
 GROUP = "canary-evidence"
 _FINAL = (Outcome.ROLLBACK, Outcome.ADVANCE)
-# The risk at which an e-value of 100, with which the shipped rules compare, is proof.
-_RULES_RISK = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A release with its evidence and counts at the time of the last look.
-
-    `because` is the verdict's reason in one word. `state`, `policy` and `alpha` are all that led to it.
-    """
-
-    release: Release
-    evidence: Evidence
-    state: ReleaseState
-    policy: VerdictPolicy
-    alpha: float
-    because: str = ""
-
-    @property
-    def counts(self) -> Counts:
-        """Requests and failures of both arms."""
-        return self.state.counts
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that `/api/v1/evidence` shows. `replay` is what `replayed` makes the same verdict of."""
-        counts, evidence = self.counts, self.evidence
-        return {
-            **self.release.labels,
-            "started_at": self.release.started_at,
-            "ended_at": self.release.ended_at,
-            "in_progress": self.release.ended_at is None,
-            "verdict": self.release.verdict.value,
-            "because": self.because,
-            "reason": self.release.reason,
-            "decided_at": self.release.decided_at,
-            "evidence": {
-                **{check: {"harm": bounded_exp(value)} for check, value in evidence.log_harm.items()},
-                Check.ERRORS: {"harm": evidence.harm, "safety": evidence.safety},
-                Check.SAMPLE_RATIO: {
-                    "mismatch": bounded_exp(evidence.log_split),
-                    "voided": voided(evidence, self.policy),
-                },
-                Check.PREDICTION: {
-                    "shift": bounded_exp(evidence.log_shift),
-                    "total_variation": total_variation(self.state.predicted),
-                },
-            },
-            "told": list(told(self.state, evidence)),
-            "counts": {
-                "canary": _arm(counts.canary_requests, counts.canary_errors),
-                "stable": _arm(counts.stable_requests, counts.stable_errors),
-            },
-            "replay": {"state": self.state.to_json(), "policy": asdict(self.policy), "alpha": self.alpha},
-        }
-
-
-def replayed(replay: Mapping[str, Any], now: float) -> Verdict:
-    """The verdict that the journalled `replay` of a judgement led to at `now`: the same, bit for bit."""
-    state, policy = ReleaseState.from_json(replay["state"]), VerdictPolicy(**replay["policy"])
-    return judge(state.evidence(policy), state.counts, policy, now, replay["alpha"])
 
 
 class ReleaseJudge:
@@ -143,6 +70,8 @@ class ReleaseJudge:
         self._writer = writer
         self._policy_of = policy_of
         self._has_series = True
+        # The states of releases in progress as they were last read or written, beside their text.
+        self._states: dict[tuple[str, str], tuple[str, ReleaseState]] = {}
 
     def look(self, now: float) -> list[Judgement]:
         """Read, weigh, save and write. Raises QueryError or WriteError; nothing is concluded from missing data."""
@@ -181,7 +110,7 @@ class ReleaseJudge:
             for key in ((dict(labels)["model"], dict(labels)["release"]) for labels in counted.readings):
                 if key not in ended and self._policy_of(key[0]).loss:
                     saved = read_state(connection, *key)
-                    quality = ReleaseState.from_json(saved[0]).quality if saved else None
+                    quality = self._parsed(key, saved[0]).quality if saved else None
                     wanted[key] = 0 if quality is None else quality.read
         found = {}
         for key, read in wanted.items():
@@ -212,6 +141,7 @@ class ReleaseJudge:
                 judgements.append(judgement)
             elif release.ended_at is None:
                 write_release(connection, replace(release, ended_at=now))
+        self._states = {key: known for key, known in self._states.items() if key in current}
         return judgements
 
     def _looked_at(
@@ -226,26 +156,27 @@ class ReleaseJudge:
         units = first_requests(before, totals) if sticky else None
         if sticky and units is None:
             slow = ()  # a server that does not count units has timed every request of theirs
+        if state.bounds and bounds != state.bounds:
+            slow = ()  # a server with other bounds has come: latency goes on with what is there, the rest as ever
         look = Look(
             at=now, arms=grown(before, totals), bounds=bounds if slow else (), slow=slow, sticky=sticky,
             first_failures=first_failures(before, totals) if sticky else None, units=units or (),
             predicted=predicted(before, totals),
             labelled=counted.labels.get(key, FeedPage()).labelled(release.candidate),
         )  # fmt: skip
-        if state.bounds and look.bounds not in ((), state.bounds):
-            # A server with other bounds has come: latency goes on with what is there, the rest as ever.
-            look = replace(look, bounds=(), slow=())
         state = state.after(look, self._policy_of(release.model))
         write_totals(connection, *key, totals)
         judged = self._judged(self._weighed(replace(release, ended_at=None), state, everything, because), now)
-        write_state(connection, *key, state.to_json(), last, judged.because)
+        text = state.to_json()
+        write_state(connection, *key, text, last, judged.because)
+        self._states[key] = text, state
         return judged
 
     def _state(self, connection: sa.Connection, release: Release) -> tuple[ReleaseState, dict[str, Cumulative], str]:
         """The saved state, the histograms as they last read, and the verdict's reason in one word."""
         saved = read_state(connection, release.model, release.release)
         if saved is not None:
-            return ReleaseState.from_json(saved[0]).continued(), saved[1], saved[2]
+            return self._parsed((release.model, release.release), saved[0]).continued(), saved[1], saved[2]
         totals = read_totals(connection, release.model, release.release)
         begun = ReleaseState(started_at=release.started_at)
         if not totals:
@@ -253,6 +184,11 @@ class ReleaseJudge:
         # Written before states were: the totals are all that there is.
         policy = replace(self._policy_of(release.model), warm_up_seconds=0.0)
         return begun.after(Look(at=release.started_at, arms=grown((), totals)), policy), {}, ""
+
+    def _parsed(self, key: tuple[str, str], text: str) -> ReleaseState:
+        """The state of a text, which another process may have written; known without parsing where it is the last."""
+        known = self._states.get(key)
+        return known[1] if known is not None and known[0] == text else ReleaseState.from_json(text)
 
     def _judged(self, weighed: Judgement, now: float) -> Judgement:
         release = weighed.release
@@ -272,61 +208,6 @@ class ReleaseJudge:
         rollbacks = sum(r.verdict is Outcome.ROLLBACK for r in earlier)
         alpha = policy.level(len(earlier) + 1, rollbacks)
         return Judgement(release, state.evidence(policy), state, policy, alpha, because)
-
-
-def told(state: ReleaseState, evidence: Evidence) -> Iterable[str]:
-    """What labels and predictions say of the release, a sentence each."""
-    if state.quality is not None:
-        yield f"Of its labels: {state.quality.words()}."
-    if state.predicted:
-        predictions = math.fsum([math.fsum(part.canary) for part in state.predicted])
-        yield (
-            f"Of its predictions: {predictions:.0f} of the candidate, {total_variation(state.predicted):.1%} of which "
-            f"lie elsewhere than the stable version's (e-value {bounded_exp(evidence.log_shift):.3g} that they are "
-            "distributed otherwise)."
-        )
-
-
-def samples_of(judgement: Judgement) -> Iterable[Sample]:
-    """The series of a judgement: evidence by check and hypothesis, requests by arm and outcome, 1 for the verdict.
-
-    Evidence of harm is its e-value times the check's share of the risk, so that each of them is proof by itself, at the
-    risk of the policy for all together. All is scaled so that 100 is proof, whatever risks the policy takes: that is
-    what the shipped rules compare with. While nothing may be concluded it is 1 at most, and so is that of safety.
-    """
-    labels, counts, policy = judgement.release.labels, judgement.counts, judgement.policy
-    evidence, void = judgement.evidence, voided(judgement.evidence, policy)
-    proofs = proving(evidence, counts, policy)
-
-    def sample(metric: names.Metric, value: float, **more: str) -> Sample:
-        return Sample(labels_of({**labels, **more, "__name__": metric.name}), value)
-
-    for check in evidence.log_harm:
-        share = policy.shares.get(check, 0.0) * judgement.alpha / _RULES_RISK
-        value = share * bounded_exp(proofs.get(check, 0.0))
-        yield sample(names.CANARY_EVIDENCE, min(value, 1.0) if void else value, check=check, hypothesis="harm")
-    proof = evidence.safety * policy.beta / _RULES_RISK
-    safety = min(proof, 1.0) if void or evidence.incident else proof
-    yield sample(names.CANARY_EVIDENCE, safety, check=Check.ERRORS, hypothesis="safety")
-    split = bounded_exp(evidence.log_split)
-    yield sample(names.CANARY_EVIDENCE, split, check=Check.SAMPLE_RATIO, hypothesis="mismatch")
-    if judgement.state.predicted:
-        shift = bounded_exp(evidence.log_shift)
-        shift = min(shift, 1.0) if void else shift
-        yield sample(names.CANARY_EVIDENCE, shift, check=Check.PREDICTION, hypothesis="shift")
-    for arm, requests, errors in (
-        (CANARY, counts.canary_requests, counts.canary_errors),
-        ("stable", counts.stable_requests, counts.stable_errors),
-    ):
-        yield sample(names.CANARY_REQUESTS, requests - errors, arm=arm, outcome="ok")
-        yield sample(names.CANARY_REQUESTS, errors, arm=arm, outcome=ERROR)
-    for outcome in Outcome:
-        yield sample(names.CANARY_VERDICT, float(outcome is judgement.release.verdict), verdict=outcome.value)
-
-
-def _arm(requests: float, errors: float) -> dict[str, Any]:
-    low, high = rate_interval(errors, requests)
-    return {"requests": requests, "errors": errors, "error_rate": {"low": low, "high": high, "confidence": 0.95}}
 
 
 def _or_raise(answer: Sequence[Sample] | QueryError) -> Sequence[Sample]:

@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from alerts.evidence.exceedances import Slow, Slowness
+from alerts.evidence.native_sums import native_sums
 from alerts.evidence.segments import NOTHING, log_plus_one
 
 Numbers = tuple[float, ...]
@@ -46,8 +48,7 @@ _EMPTY = 2
 _MOST_LOG = 690.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the bets; `after` gives the next one. A new one has seen nothing.
 
     `weights` and `usual` (the largest stable share) are by bound, `wealth` (logarithms) by fraction and bound;
@@ -85,19 +86,11 @@ class Pace:
         look = _pooled(parts if self.waiting is None else (self.waiting, *parts), len(bounds))
         if look.canary_requests < least_requests or look.stable_requests < least_requests:
             return self._with(waiting=look)
+        if self.weights:
+            wealth, usual, slow = self._wagered(look, tolerance, since_any)
+            return Pace(weights=self.weights, usual=usual, wealth=wealth, looks=self.looks + 1, slow=slow)
         stable = [count / look.stable_requests for count in look.stable]
-        wealth, slow, looks = self.wealth, self.slow, self.looks
-        if self.weights:
-            canary = [count / look.canary_requests for count in look.canary]
-            before = tuple([tuple([log_plus_one(m) for m in row]) for row in wealth]) if since_any else wealth
-            wealth = self._bet(before, canary, stable, look.stable_requests, tolerance)
-            slow = tuple(before + more for before, more in zip(slow, look.canary, strict=True))
-            looks += 1
-        usual = self.usual or (0.0,) * len(bounds)
-        usual = tuple([max(REMEMBERED * before, share) for before, share in zip(usual, stable, strict=True)])
-        taught = Pace(weights=self.weights, usual=usual, wealth=wealth, looks=looks, slow=slow)
-        if self.weights:
-            return taught
+        taught = Pace(usual=_remembered(self.usual or (0.0,) * len(bounds), stable))
         begun = NOTHING if since_any else 0.0
         return taught._taught(self, look, bounds, floor_seconds, warm_up_requests, begun)
 
@@ -105,6 +98,9 @@ class Pace:
         """Log e-value that the canary is slower, and the place of the bound that says so most (-1 before any look)."""
         if not self.looks:
             return Slowness(0.0, -1)
+        native = native_sums()
+        if native is not None and len(self.weights) <= native.MOST:
+            return Slowness(*native.mixed_wealth(self.weights, self.wealth, SHARES, _MOST_LOG))
         exp, most, (large, small) = math.exp, _MOST_LOG, SHARES
         parts = [
             weight * (large * exp(a if a < most else most) + small * exp(b if b < most else most)) if weight else 0.0
@@ -124,6 +120,24 @@ class Pace:
         if (waiting := body["waiting"]) is not None:
             given["waiting"] = Slow(**{name: _untouched(value) for name, value in waiting.items()})
         return Pace(**given)
+
+    def _wagered(self, look: Slow, tolerance: float, since_any: bool) -> tuple[tuple[Numbers, ...], Numbers, Numbers]:
+        """Wealth, usual shares and slow requests after a look."""
+        native = native_sums()
+        if native is not None and len(self.weights) <= native.MOST:
+            settings = (
+                look.canary_requests, look.stable_requests, tolerance, MOST, LEAST_REQUESTS, REMEMBERED,
+            )  # fmt: skip
+            return native.wealth_after(
+                self.wealth, self.weights, self.usual, self.slow, look.canary, look.stable, settings, FRACTIONS,
+                since_any,
+            )  # fmt: skip
+        canary = [count / look.canary_requests for count in look.canary]
+        stable = [count / look.stable_requests for count in look.stable]
+        wealth = tuple([tuple([log_plus_one(m) for m in row]) for row in self.wealth]) if since_any else self.wealth
+        slow = tuple([before + more for before, more in zip(self.slow, look.canary, strict=True)])
+        wealth = self._bet(wealth, canary, stable, look.stable_requests, tolerance)
+        return wealth, _remembered(self.usual, stable), slow
 
     def _bet(
         self, wealth: tuple[Numbers, ...], canary: list[float], stable: list[float], requests: float, tolerance: float
@@ -167,6 +181,11 @@ class Pace:
             requests=self.requests if requests is None else requests, above=self.above if above is None else above,
             looks=self.looks, slow=self.slow,
         )  # fmt: skip
+
+
+def _remembered(usual: Sequence[float], shares: Sequence[float]) -> Numbers:
+    """The largest shares after further ones."""
+    return tuple([max(REMEMBERED * before, share) for before, share in zip(usual, shares, strict=True)])
 
 
 def _untouched(value: Any) -> Any:

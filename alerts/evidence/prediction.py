@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from alerts.evidence.sample_ratio import PRIOR, log_split_evidence
 from alerts.evidence.segments import log_mean_exp
 from collectors.releases import BINS
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
+class Predicted(msgspec.Struct, frozen=True):
     """Predictions of both arms by bin while the router used one probability; bins are chosen without the arms."""
 
     propensity: float

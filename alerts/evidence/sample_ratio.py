@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from functools import lru_cache
 
+from alerts.evidence.native_sums import native_sums
+
 # So many requests the prior counts for: the test is most sensitive where about as many have come, as in `savvi`.
 PRIOR = 100.0
 
@@ -22,14 +24,24 @@ def log_split_evidence(segments: Iterable[tuple[float, float, float]], prior: fl
     segments are apart in time, so that their product is an e-process. Under sticky routing count units by their first
     request. Infinite when a request went where none could go. ValueError for an impossible probability or count.
     """
-    return math.fsum([_log_beta_binomial(rho, canary, stable, prior) for rho, canary, stable in segments])
+    routed, impossible = [], False
+    for row in segments:
+        rho, canary, stable = row
+        if not 0.0 <= rho <= 1.0 or canary < 0 or stable < 0:
+            raise ValueError(f"propensity is a probability and counts are at least 0, got {rho}, {canary}, {stable}")
+        if 0.0 < rho < 1.0:
+            routed.append(row)
+        elif stable if rho else canary:
+            impossible = True
+    if impossible:
+        return math.inf
+    native = native_sums()
+    if native is not None and len(routed) <= native.MOST:
+        return math.fsum(native.split_terms(routed, prior))
+    return math.fsum([_log_beta_binomial(rho, canary, stable, prior) for rho, canary, stable in routed])
 
 
 def _log_beta_binomial(rho: float, canary: float, stable: float, prior: float) -> float:
-    if not 0.0 <= rho <= 1.0 or canary < 0 or stable < 0:
-        raise ValueError(f"propensity is a probability and counts are at least 0, got {rho}, {canary}, {stable}")
-    if rho in (0.0, 1.0):
-        return math.inf if (stable if rho else canary) else 0.0
     a, b = prior * rho, prior * (1.0 - rho)
     lgamma = math.lgamma
     after = lgamma(a + canary) + lgamma(b + stable) - lgamma(prior + canary + stable)

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from alerts.evidence.native_sums import native_sums
 
 Floats = NDArray[np.float64]
 Numbers = tuple[float, ...]
@@ -38,8 +40,7 @@ NOTHING = -700.0
 _MOST_PROPENSITIES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """Events of both arms while the router sent a request to the canary with one probability (`propensity`).
 
     Numbers of events may be fractions: a likelihood ratio to a power below 1 is evidence too (Jensen).
@@ -89,7 +90,10 @@ def log_mean_exp(values: Sequence[float]) -> float:
     highest = max(values)
     if not math.isfinite(highest):
         return highest
-    return highest + math.log(sum([math.exp(value - highest) for value in values]) / len(values))
+    total = 0.0
+    for value in values:  # one after the other: `sum` adds in another way in later versions of Python
+        total += math.exp(value - highest)
+    return highest + math.log(total / len(values))
 
 
 def log_plus_one(value: float) -> float:
@@ -139,6 +143,9 @@ def log_mixture(rows: Sequence[tuple[float, float, float]], bets: Bets) -> float
     informative = [row for row in rows if row[2] and 0.0 < row[0] < 1.0]
     if not informative:
         return 0.0
+    native = native_sums()
+    if native is not None and len(bets.slopes) <= native.MOST:
+        return native.label_mixture(bets.slopes, [bets.normalizers(row[0]) for row in informative], informative)
     (propensity, canary, total), *others = informative
     for row in others:
         canary += row[1]

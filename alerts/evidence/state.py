@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
+
+import msgspec
 
 from alerts.evidence.errors import Recent, calm, log_rate_safety, mean_safety
 from alerts.evidence.exceedances import Slow, slowness
@@ -40,8 +41,7 @@ FORMAT = 2
 MOST_FAILURES = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Arms:
+class Arms(msgspec.Struct, frozen=True):
     """Requests and failures of both arms while the router sent one to the canary with one probability."""
 
     propensity: float
@@ -72,8 +72,7 @@ class Arms:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Look(msgspec.Struct, frozen=True, kw_only=True):
     """What was counted since the look before; `at` is unix seconds, `bounds` the histogram's in seconds.
 
     Where units keep their arm, requests are not independent and `sticky` says so: `first_failures` are the failures of
@@ -98,8 +97,7 @@ class Look:
         return tuple(arms.errors for arms in self.arms) if self.first_failures is None else self.first_failures
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseState:
+class ReleaseState(msgspec.Struct, frozen=True, kw_only=True):
     """All that the verdict on a release needs; segments are ordered by propensity. A new one has seen nothing.
 
     `failures` are those that count as harm, at most `MOST_FAILURES` of the canary's a look, and `failing_looks` the
@@ -112,9 +110,9 @@ class ReleaseState:
     failures: tuple[Segment, ...] = ()
     failing_looks: int | None = 0
     calm: tuple[Segment, ...] = ()
-    recent: Recent = field(default_factory=Recent)
+    recent: Recent = Recent()
     bounds: tuple[float, ...] = ()
-    pace: Pace = field(default_factory=Pace)
+    pace: Pace = Pace()
     slow: tuple[Slow, ...] = ()
     weights: tuple[float, ...] = ()
     predicted: tuple[Predicted, ...] = ()
@@ -144,8 +142,8 @@ class ReleaseState:
             normal_rate=policy.max_error_rate,
             incident_rate=policy.incident_error_rate,
         )
-        return replace(
-            self,
+        return ReleaseState(
+            started_at=self.started_at,
             arms=summed(self.arms, look.arms),
             failures=summed(self.failures, _bounded(failures)),
             failing_looks=None
@@ -155,6 +153,8 @@ class ReleaseState:
             recent=recent,
             bounds=look.bounds or self.bounds,
             pace=self._pace(look, policy),
+            slow=self.slow,
+            weights=self.weights,
             predicted=summed(self.predicted, look.predicted),
             units=summed(self.units, look.units),
             sticky=self.sticky or look.sticky,
@@ -163,7 +163,7 @@ class ReleaseState:
 
     def continued(self) -> ReleaseState:
         """The state to go on from: of one that an older version saved, all but its evidence of slower answers."""
-        return replace(self, slow=(), weights=(), bounds=()) if self.slow or self.weights else self
+        return msgspec.structs.replace(self, slow=(), weights=(), bounds=()) if self.slow or self.weights else self
 
     @property
     def counts(self) -> Counts:
@@ -210,7 +210,7 @@ class ReleaseState:
 
     def to_json(self) -> str:
         """The state as text; `from_json` gives the same bits."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
+        return json.dumps({"format": FORMAT, **msgspec.to_builtins(self, enc_hook=float)}, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> ReleaseState:
@@ -261,8 +261,10 @@ class ReleaseState:
         return log_split_evidence([(a.propensity, a.canary_requests, a.stable_requests) for a in split])
 
 
-def summed(before: tuple[_P, ...], more: Iterable[_P]) -> tuple[_P, ...]:
-    """Counts and further ones, those of one probability as one, in its order."""
+def summed(before: tuple[_P, ...], more: Sequence[_P]) -> tuple[_P, ...]:
+    """Counts and further ones, those of one probability as one, in its order. `before` is such a sum, or empty."""
+    if not more:
+        return before
     found = {part.propensity: part for part in before}
     for part in more:
         known = found.get(part.propensity)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+import msgspec
+
 from alerts.evidence.discoveries import level, log_weighted_mean
 from alerts.evidence.losses import Loss
 
@@ -154,8 +156,7 @@ class VerdictPolicy:
         return level(release, rollbacks, self.alpha) if self.over_releases else self.alpha
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(msgspec.Struct, frozen=True):
     """Requests behind the evidence; an error is a fault of the version (`names.FAULTS`)."""
 
     canary_requests: float
@@ -164,8 +165,7 @@ class Counts:
     stable_errors: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Log e-values of the hypotheses, and when the release began (unix seconds).
 
     `log_harm` is by check; `log_split` speaks against the routing's probabilities and `log_shift` against equal
@@ -198,8 +198,7 @@ class Evidence:
         return bounded_exp(self.log_safety)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """An outcome, its reason in one word and, in one sentence, the numbers that led to it."""
 
     outcome: Outcome
@@ -252,7 +251,8 @@ def judge(evidence: Evidence, counts: Counts, policy: VerdictPolicy, now: float,
         )
     safe = evidence.log_safety >= -math.log(policy.beta) and counts.canary_requests >= policy.minimum_requests
     safe = safe and evidence.labels >= policy.minimum_labels
-    suspect = bounded_exp(log_weighted_mean(evidence.log_harm, policy.shares)) >= policy.suspect
+    every = harm if len(harms) == len(evidence.log_harm) else log_weighted_mean(evidence.log_harm, policy.shares)
+    suspect = bounded_exp(every) >= policy.suspect
     if safe and not evidence.incident and not suspect:
         return Verdict(
             Outcome.ADVANCE,

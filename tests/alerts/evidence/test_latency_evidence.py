@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,7 +66,8 @@ def test_a_look_whose_requests_stall_together_leaves_the_mean_of_the_e_value(
     pace = paced(QUIET)
     for canary, stable, c, s in before:
         pace = pace.after([look((0, min(c, canary), 0, 0, 0), (0, min(s, stable), 0, 0, 0), canary, stable)], BOUNDS)
-    pace = replace(pace, usual=(1.0,) * 5)  # as it is where the stable version has stalled as a whole before
+    # As it is where the stable version has stalled as a whole before.
+    pace = msgspec.structs.replace(pace, usual=(1.0,) * 5)
     mean = 0.0
     for c, s, probability in (
         (1, 1, chance * chance), (1, 0, chance * (1 - chance)),

@@ -201,6 +201,19 @@ def test_the_journalled_replay_makes_the_same_verdict(
     assert body["counts"]["canary"]["error_rate"]["low"] == 0.0
 
 
+def test_two_judges_on_one_database_go_on_from_each_others_states(
+    make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
+) -> None:
+    server, judges = Server(metering, clock), [make_judge(), make_judge()]
+    server.second()  # what stands there at the first look counts from 0
+    for second in range(12):
+        found = only(judges[second // 3 % 2].look(server.second()))
+
+    total = sum(value for name, value in _series(server.metrics) if name.startswith(names.RELEASE_REQUESTS.name))
+    assert found.counts.canary_requests + found.counts.stable_requests == total
+    assert found.state == only(make_judge().judgements()).state
+
+
 def test_requests_that_get_lost_void_the_release_until_the_split_is_right(
     make_judge: Callable[..., ReleaseJudge], metering: Any, clock: Any
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,7 +67,7 @@ def test_a_canary_that_fails_is_rolled_back_for_its_errors() -> None:
 
 def test_a_slower_canary_is_rolled_back_for_its_latency() -> None:
     slow = Slow(0.1, (10.0, 8.0, 0.0), (90.0, 20.0, 0.0), 10.0, 90.0)
-    looks = [replace(look, bounds=BOUNDS, slow=(slow,)) for look in seconds(0.0, 0.0, 10)]
+    looks = [msgspec.structs.replace(look, bounds=BOUNDS, slow=(slow,)) for look in seconds(0.0, 0.0, 10)]
 
     found = verdict(state_of(*looks))
 
@@ -77,7 +78,7 @@ def test_a_slower_canary_is_rolled_back_for_its_latency() -> None:
 def test_worse_predictions_roll_back_where_quality_has_a_share() -> None:
     policy = VerdictPolicy(loss="zero-one")
     labelled = tuple(Labelled(number, number % 2 == 0, 0.5, float(number % 2), 1.0) for number in range(1, 400))
-    look = replace(seconds(0.0, 0.0, 1)[0], labelled=labelled)
+    look = msgspec.structs.replace(seconds(0.0, 0.0, 1)[0], labelled=labelled)
 
     found = verdict(ReleaseState(started_at=0.0).after(look, policy), policy=policy)
 
@@ -129,11 +130,12 @@ def test_a_split_that_is_off_voids_harm_and_safety_alike() -> None:
 
 def test_units_that_stick_are_asked_for_the_split_not_their_requests() -> None:
     heavy = [Look(at=float(n), arms=(Arms(0.1, 40, 0, 60, 0),), sticky=True) for n in range(1, 40)]
-    counted = [replace(look, units=(Arms(0.1, 1, 0, 9, 0),)) for look in heavy]
+    counted = [msgspec.structs.replace(look, units=(Arms(0.1, 1, 0, 9, 0),)) for look in heavy]
 
     assert verdict(state_of(*heavy)).because is not Reason.SAMPLE_RATIO
     assert verdict(state_of(*counted)).because is not Reason.SAMPLE_RATIO
-    assert verdict(state_of(*[replace(look, sticky=False) for look in heavy])).because is Reason.SAMPLE_RATIO
+    apart = [msgspec.structs.replace(look, sticky=False) for look in heavy]
+    assert verdict(state_of(*apart)).because is Reason.SAMPLE_RATIO
 
 
 def test_an_incident_common_to_both_arms_is_no_proof_of_safety_nor_of_harm() -> None:

@@ -28,13 +28,13 @@ class ReleasesApi:
     def table(self) -> list[tuple[str, list[str], Callable[[Request, Any], Any]]]:
         """Path, methods and function of each."""
         deeds = {
-            "approve": self._releases.approve, "pause": self._releases.pause, "resume": self._releases.resume,
-            "abort": self._releases.abort,
+            "pause": self._releases.pause, "resume": self._releases.resume, "abort": self._releases.abort,
         }  # fmt: skip
         return [
             ("/api/v1/releases", ["GET"], self._list),
             ("/api/v1/releases", ["POST"], self._begin),
             ("/api/v1/releases/{model}", ["GET"], self._show),
+            ("/api/v1/releases/{model}/approve", ["POST"], self._approve),
             *((f"/api/v1/releases/{{model}}/{name}", ["POST"], self._decide(deed)) for name, deed in deeds.items()),
         ]
 
@@ -72,6 +72,13 @@ class ReleasesApi:
         if not model:
             raise ValueError("a release needs a model")
         return JSONResponse(walk_json(self._releases.begin(model, version, **fields)), 202)
+
+    def _approve(self, request: Request, body: Any) -> Any:
+        fields = _texts(body, "actor", "reason", "override")
+        # Who does not say what overrides an open blessing overrides it with the reason.
+        given = fields.pop("override")
+        override = given if "override" in body else None
+        return walk_json(self._releases.approve(request.path_params["model"], **fields, override=override))
 
     def _decide(self, deed: Callable[..., Walk]) -> Callable[[Request, Any], Any]:
         def decide(request: Request, body: Any) -> Any:

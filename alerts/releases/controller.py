@@ -192,9 +192,9 @@ class ReleaseController:
         )  # fmt: skip
         return self.store.begin(walk, now)
 
-    def approve(self, model: str, *, actor: str, reason: str = "") -> Walk:
-        """A person lets a held release go on. Raises UnknownRelease, NotNow."""
-        return self._decided(model, decisions.Deed("approve", actor, reason))
+    def approve(self, model: str, *, actor: str, reason: str = "", override: str | None = None) -> Walk:
+        """A person lets a held release go on; `override` as in `Deed`. Raises UnknownRelease, NotNow."""
+        return self._decided(model, decisions.Deed("approve", actor, reason, override))
 
     def pause(self, model: str, *, actor: str, reason: str = "") -> Walk:
         """A person stops it where it is. Raises UnknownRelease, NotNow."""
@@ -257,7 +257,8 @@ class ReleaseController:
             **({"conclusion": dict(after.conclusion)} if after.conclusion else {}),
             "replay": replay_json(before, after, seen, deed),
         }  # fmt: skip
-        if not self.store.change(before, after, revision, seen.now, inputs):
+        why = "" if deed is None else deed.reason
+        if not self.store.change(before, after, revision, seen.now, inputs, why=why):
             return False
         if after.phase in ENDED:
             if self._gauges is not None:

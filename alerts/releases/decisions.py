@@ -14,11 +14,15 @@ from alerts.releases.walk import ACTING, Held, Phase, Walk
 
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What a person does to a release: approve, pause, resume or abort; who, and why."""
+    """What a person does to a release: approve, pause, resume or abort; who, and why.
+
+    `override` is why an open blessing does not matter, of those who approve; None takes the reason for it.
+    """
 
     name: Literal["approve", "pause", "resume", "abort"]
     actor: str
     reason: str = ""
+    override: str | None = None
 
 
 class NotNow(ValueError):
@@ -29,7 +33,7 @@ def decided(walk: Walk, seen: Seen, deed: Deed) -> Walk:
     """The walk after what a person did. Raises NotNow."""
     match deed.name:
         case "approve":
-            return approved(walk, seen, deed.actor, deed.reason)
+            return approved(walk, seen, deed.actor, deed.reason if deed.override is None else deed.override)
         case "pause":
             return paused(walk, deed.actor, deed.reason)
         case "resume":

@@ -22,7 +22,7 @@ def replay_json(before: Walk, after: Walk, seen: Seen, deed: Deed | None = None)
     return {
         "from": before.to_json(),
         "seen": msgspec.to_builtins(seen, str_keys=True),
-        "deed": None if deed is None else msgspec.to_builtins(deed),
+        "deed": None if deed is None else {k: v for k, v in msgspec.to_builtins(deed).items() if v is not None},
         "to": _digest(after),
     }
 

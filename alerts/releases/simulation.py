@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from alerts.actions import PROMOTE, ROLLBACK, Action, ActionState
+from alerts.durations import format_duration
 from alerts.evidence import Arms, Judgement, Look, Outcome, ReleaseState, Slow, judge
 from alerts.evidence.releases import Release
 from alerts.labels import labels_of
@@ -27,6 +28,7 @@ from alerts.schema import open_database
 from observability import names
 
 MODEL, STABLE, CANDIDATE = "simulated", 1, 2
+MOST_REQUESTS = 100_000.0  # a second
 _BEGIN = 1_800_259_200.0  # a Monday, 8:00 UTC
 _BEFORE_SECONDS = 600.0  # for which stable has answered before
 _BOUNDS = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -60,8 +62,12 @@ class Traffic:
             if not 0.0 <= (getattr(self, name) or 0.0) <= 1.0:
                 raise ValueError(f"{name} is a share of the requests, from 0 to 1, got {getattr(self, name)}")
         factors = self.latency_factor, 1.0 if self.later_latency_factor is None else self.later_latency_factor
-        if not self.requests_per_second >= 0.0 or not min(factors) > 0.0 or not self.seconds > 0.0:
-            raise ValueError("requests a second are at least 0, the latency's factors and the time above 0")
+        if not 0.0 <= self.requests_per_second <= MOST_REQUESTS:
+            raise ValueError(
+                f"requests a second are from 0 to {MOST_REQUESTS:g} (each is drawn), got {self.requests_per_second}"
+            )
+        if not all(0.0 < factor < math.inf for factor in factors) or not self.seconds > 0.0:
+            raise ValueError("the latency's factors and the time are above 0, and a factor is a finite number")
         if not self.later_seconds >= 0.0:
             raise ValueError(f"later_seconds are those after the promotion, at least 0, got {self.later_seconds}")
 
@@ -113,10 +119,29 @@ def simulate(policy: ReleasePolicy, traffic: Traffic) -> Simulated:
             Event(entry.time - _BEGIN, str(entry.body["told"]), world.weight_at(entry.time))
             for entry in releases.store.history(walk)
         ]
-        return Simulated(walk, events, world.requests, world.errors, releases.explain(walk))
+        explanation = [*releases.explain(walk), *_left_out(policy, traffic, walk, world.now)]
+        return Simulated(walk, events, world.requests, world.errors, explanation)
     finally:
         releases.close()
         database.dispose()
+
+
+def _left_out(policy: ReleasePolicy, traffic: Traffic, walk: Walk, now: float) -> list[str]:
+    """Why what is to happen after the promotion did not show, in words; nothing where it did, or is not asked for."""
+    if traffic.later_error_ratio is None and traffic.later_latency_factor is None:
+        return []
+    asked = f"What is to happen {format_duration(round(traffic.later_seconds))} after the promotion was not simulated"
+    if policy.after_promotion is None:
+        return [
+            f"{asked}: the policy has no `after_promotion`, so nobody watches the version then, and nothing would roll "
+            "it back. `after_promotion: {seconds: 1h}` watches it for an hour."
+        ]
+    if walk.promoted_at is None:
+        return [f"{asked}: the version was not promoted."]
+    watched = (walk.ended_at or now) - walk.promoted_at
+    if watched < traffic.later_seconds:
+        return [f"{asked}: the watch, or what was simulated, was over {format_duration(round(watched))} after it."]
+    return []
 
 
 class _AtOnce(Executor):

@@ -46,9 +46,16 @@ class WalkStore:
             self._write(connection, begun, now, f"version {walk.version} is to be released: {walk.reason}", {})
         return begun
 
-    def change(self, before: Walk, after: Walk, revision: int, now: float, inputs: Mapping[str, Any]) -> bool:
-        """Save what became of a walk; False when another process has changed it. What matters goes to the journal."""
+    def change(
+        self, before: Walk, after: Walk, revision: int, now: float, inputs: Mapping[str, Any], *, why: str = ""
+    ) -> bool:
+        """Save what became of a walk; False when another process has changed it. What matters goes to the journal.
+
+        `why` is the reason that a person gave for it.
+        """
         told = _told(before, after)
+        if told and why not in told:
+            told = f"{told}; the reason given: {why}"
         with self._engine.begin() as connection:
             lock(connection)
             where = sa.and_(_TABLE.c.id == after.id, _TABLE.c.revision == revision)

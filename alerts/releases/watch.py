@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
+
+import msgspec
 
 from alerts.evidence import (
     Arms,
@@ -165,7 +167,7 @@ class Watch:
 
     def to_json(self) -> dict[str, Any]:
         """All fields; `from_json` gives the same watch, bit for bit."""
-        return asdict(self)
+        return cast(dict[str, Any], msgspec.to_builtins(self, enc_hook=float))
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Watch:

@@ -60,8 +60,9 @@ def test_people_decide_by_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
     for deed, more in (
         ("approve", ("--override", "why")),
         ("pause", ()),
-        ("resume", ()),
+        ("resume", ("--reason", "on call is back")),
         ("abort", ("--reason", "no")),
+        ("approve", ("--reason", "seen")),
     ):
         assert run(deed, "m", "--actor", "ada", *more).exit_code == 0
 
@@ -69,6 +70,8 @@ def test_people_decide_by_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
         "POST", "releases", {"model": "m", "version": 2, "reason": "", "override": "", "actor": "ada"},
     )  # fmt: skip
     assert [url for _, url, _ in asked[3:]] == [
-        f"releases/m/{deed}" for deed in ("approve", "pause", "resume", "abort")
+        f"releases/m/{deed}" for deed in ("approve", "pause", "resume", "abort", "approve")
     ]
     assert asked[3][2] == {"actor": "ada", "reason": "why"}
+    assert asked[5][2] == {"actor": "ada", "reason": "on call is back"}
+    assert asked[7][2] == {"actor": "ada", "reason": "seen", "override": ""}

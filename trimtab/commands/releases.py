@@ -22,6 +22,8 @@ from alerts.releases import (
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
 from trimtab.settings import Settings
 
+_reason = click.option("--reason", default="", help="Why; the journal keeps it.")
+
 
 @click.group()
 def releases() -> None:
@@ -79,7 +81,7 @@ def show(model: str, settings: Settings, as_json: bool) -> None:
 @releases.command(epilog="Example: trimtab releases start flights 3")
 @click.argument("model")
 @click.argument("version", type=click.IntRange(min=1))
-@click.option("--reason", default="", help="Why.")
+@_reason
 @click.option("--override", default="", metavar="REASON", help="Release it although its blessing is open; why.")
 @click.option("--actor", help="Who says so; default: the user at the keyboard.")
 @with_settings
@@ -89,19 +91,22 @@ def start(model: str, version: int, reason: str, override: str, actor: str | Non
     _told(call(settings, "POST", f"{settings.alerts_url}/api/v1/releases", body))
 
 
-@releases.command(epilog='Example: trimtab releases approve flights --override "labels come tomorrow"')
+@releases.command(epilog='Example: trimtab releases approve flights --reason "looked at the slices"')
 @click.argument("model")
-@click.option("--override", default="", metavar="REASON", help="Why, where a blessing is open.")
+@_reason
+@click.option("--override", default="", metavar="REASON", help="Let it go on although its blessing is open; why.")
 @click.option("--actor", help="Who says so; default: the user at the keyboard.")
 @with_settings
-def approve(model: str, override: str, actor: str | None, settings: Settings) -> None:
+def approve(model: str, reason: str, override: str, actor: str | None, settings: Settings) -> None:
     """Let a release go on that waits for a person: at a gate, after a deadline, with an open blessing."""
-    _decide(settings, model, "approve", override, actor)
+    # A reason alone overrides nothing.
+    more = {"override": override} if reason else {}
+    _decide(settings, model, "approve", reason or override, actor, **more)
 
 
 @releases.command(epilog='Example: trimtab releases pause flights --reason "on call changes"')
 @click.argument("model")
-@click.option("--reason", default="")
+@_reason
 @click.option("--actor", help="Who says so; default: the user at the keyboard.")
 @with_settings
 def pause(model: str, reason: str, actor: str | None, settings: Settings) -> None:
@@ -111,16 +116,17 @@ def pause(model: str, reason: str, actor: str | None, settings: Settings) -> Non
 
 @releases.command(epilog="Example: trimtab releases resume flights")
 @click.argument("model")
+@_reason
 @click.option("--actor", help="Who says so; default: the user at the keyboard.")
 @with_settings
-def resume(model: str, actor: str | None, settings: Settings) -> None:
+def resume(model: str, reason: str, actor: str | None, settings: Settings) -> None:
     """Let a paused release go on from what is in force; what its step needs is counted anew."""
-    _decide(settings, model, "resume", "", actor)
+    _decide(settings, model, "resume", reason, actor)
 
 
 @releases.command(epilog='Example: trimtab releases abort flights --reason "wrong data"')
 @click.argument("model")
-@click.option("--reason", default="")
+@_reason
 @click.option("--actor", help="Who says so; default: the user at the keyboard.")
 @with_settings
 def abort(model: str, reason: str, actor: str | None, settings: Settings) -> None:
@@ -214,8 +220,8 @@ def _policy(file: str, model: str) -> ReleasePolicy:
     return found[model]
 
 
-def _decide(settings: Settings, model: str, deed: str, reason: str, actor: str | None) -> None:
-    body = {"actor": _actor(actor), "reason": reason}
+def _decide(settings: Settings, model: str, deed: str, reason: str, actor: str | None, **more: str) -> None:
+    body = {"actor": _actor(actor), "reason": reason, **more}
     _told(call(settings, "POST", f"{_url(settings, model)}/{deed}", body))
 
 

@@ -314,6 +314,29 @@ models:
     assert named(policy.steps[0]).startswith("canary")
 
 
+@pytest.mark.parametrize(
+    ("after", "traffic", "why"),
+    [
+        (None, {"error_ratio": 0.001}, "has no `after_promotion`"),
+        ("{seconds: 20s, run_length: 1000s}", {"error_ratio": 0.5}, "was not promoted"),
+        ("{seconds: 20s, run_length: 1000s}", {"error_ratio": 0.001}, "was over"),
+        ("{seconds: 40s, run_length: 1000s, hold_back: 0}", {"error_ratio": 0.001, "later_seconds": 5.0}, ""),
+    ],
+)
+def test_a_simulation_says_why_what_was_to_happen_later_did_not(
+    after: str | None, traffic: dict[str, float], why: str
+) -> None:
+    body = "models: {m: {blessing: none, verdict: {max_error_rate: 0.1}, steps: [{canary: {weight: 0.5}}]%s}}"
+    policy = read_release_policies(body % (f", after_promotion: {after}" if after else "")).policies["m"]
+    later: dict[str, Any] = {"stable_error_ratio": 0.001, "later_error_ratio": 0.5, "later_seconds": 60.0, **traffic}
+
+    found = simulate(policy, Traffic(**later))
+
+    told = [line for line in found.explanation if "was not simulated" in line]
+    assert [why in line for line in told] == ([True] if why else [])
+    assert found.walk.phase is (Phase.PROMOTED if "promoted" not in why and why else Phase.ROLLED_BACK)
+
+
 @pytest.mark.parametrize(("worse", "ends"), [({}, Phase.PROMOTED), ({"latency_factor": 2.0}, Phase.ROLLED_BACK)])
 def test_a_switch_and_an_experiment_are_judged_by_latency_too(worse: dict[str, float], ends: Phase) -> None:
     text = "models: {m: {blessing: none, verdict: {max_error_rate: 0.1}, steps: [%s]}}"
@@ -325,3 +348,17 @@ def test_a_switch_and_an_experiment_are_judged_by_latency_too(worse: dict[str, f
         assert found.walk.phase is end, found.walk.reason
         if worse:
             assert "take over" in found.walk.reason
+
+
+@pytest.mark.parametrize(
+    ("traffic", "why"),
+    [
+        ({"requests_per_second": math.inf}, "from 0 to 100000"),
+        ({"requests_per_second": math.nan}, "from 0 to 100000"),
+        ({"latency_factor": math.inf}, "finite"),
+        ({"later_latency_factor": 0.0}, "above 0"),
+    ],
+)
+def test_traffic_that_cannot_be_simulated_is_refused(traffic: dict[str, float], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Traffic(**traffic)

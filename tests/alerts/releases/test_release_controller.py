@@ -205,6 +205,7 @@ def test_every_state_of_a_walk_is_kept_as_it_was_and_led_to_again(any_url: str, 
         {"name": name, "actor": "ada", "reason": "why not"} for name in ("pause", "resume", "abort")
     ]
     assert {one.wrong for one in found} == {""}
+    assert all("why not" in row.body["told"] for row in rows if (row.body.get("replay") or {}).get("deed"))
     released = sum(row.kind == "release" for row in rows) - 1  # the begin decides nothing
     assert sum(one.key == "release:m:1" for one in found) == released
 

@@ -31,7 +31,7 @@ from alerts.releases import (
     needs,
     read_release_policies,
 )
-from alerts.releases.decisions import aborted, approved, paused, resumed
+from alerts.releases.decisions import Deed, aborted, approved, decided, paused, resumed
 from alerts.releases.walk import ENDED, wish
 
 STABLE, NEW = 1, 2
@@ -281,6 +281,10 @@ def test_an_open_blessing_waits_for_a_reason_and_a_failed_one_refuses() -> None:
     with pytest.raises(NotNow, match="--override"):
         approved(waits, seen, "ada")
     assert approved(waits, seen, "ada", "labels come tomorrow").phase is Phase.ENTERING
+    with pytest.raises(NotNow, match="--override"):  # a reason beside an empty override is none for the blessing
+        decided(waits, seen, Deed("approve", "ada", "looked at it", ""))
+    assert decided(waits, seen, Deed("approve", "ada", "labels come tomorrow")).override == "labels come tomorrow"
+    assert decided(waits, seen, Deed("approve", "ada", "looked at it", "known")).override == "known"
 
 
 def test_nothing_gets_more_traffic_while_a_freeze_holds_and_rollbacks_happen() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ProfileError,
         TextColumn,
     )
+    from observability.event_exporter import EventExporter
     from observability.events import (
         BadBatch,
         event_batch,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
         validate_events,
         validate_labels,
     )
-    from observability.exporter import Backoff, BufferedExporter, EventExporter, Exporter
+    from observability.exporter import Backoff, BufferedExporter, Exporter
     from observability.inference import InferenceBatch, InferenceMonitor
     from observability.logs import JsonFormatter, LogLine, log_exporter, setup_logging
     from observability.metrics import Metrics, exposition, observe_many
@@ -58,8 +59,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "columns": "BooleanColumn CategoricalColumn Column DatetimeColumn EmbeddingColumn "
     "Kind LogLinearColumn NumericColumn ProfileError TextColumn",
+    "event_exporter": "EventExporter",
     "events": "BadBatch event_batch from_ipc label_batch to_ipc validate_events validate_labels",
-    "exporter": "Backoff BufferedExporter EventExporter Exporter",
+    "exporter": "Backoff BufferedExporter Exporter",
     "inference": "InferenceBatch InferenceMonitor",
     "logs": "JsonFormatter LogLine log_exporter setup_logging",
     "metrics": "Metrics exposition observe_many",

@@ -30,6 +30,10 @@ enum {
 #define MARGIN 0x1p-12f
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(WITHOUT_REGISTERS)
 #define IN_REGISTERS count_in_registers
+/* So many rows of so many columns are counted as they come: to copy them, and to find them gone cold, takes longer. */
+enum { ENOUGH_ROWS = 192, ENOUGH_COLUMNS = 32 };
+#else
+enum { ENOUGH_ROWS = INT32_MAX, ENOUGH_COLUMNS = 0 };
 #endif
 #include "count_lanes.h"
 #undef IN_REGISTERS
@@ -84,7 +88,7 @@ static void count_waiting(const struct trimtab_probe *probe) {
 /* Adds [rows, columns] that lie without gaps: a small batch only joins those that wait. */
 void trimtab_probe_add(const struct trimtab_probe *probe, const float *values, int64_t rows) {
     atomic_flag *lock = locked(probe->counts);
-    if (rows > probe->capacity / 2) {
+    if (rows > probe->capacity / 2 || (rows >= ENOUGH_ROWS && probe->columns >= ENOUGH_COLUMNS)) {
         count_float(values, rows, probe->columns, probe->tables, probe->width, probe->counts, probe->moments);
     } else {
         if (*probe->filled + rows > probe->capacity)

@@ -3,14 +3,18 @@
  * A cell is the number of edges not above the value: 127 of the at most 129 edges are a search tree of seven levels, one
  * register of 16 numbers for the first four of them, one, two and four for the others. What lies beyond the first or the
  * last edge is counted again where there is any. A matrix is turned in blocks of 16 columns, so that 16 values of one
- * column are searched at once.
+ * column are searched at once. What there is to do once for a column and a block is most of the work for few rows: these
+ * are added to the counts themselves, and their moments are taken before they are turned, a lane a column.
  */
 #include <immintrin.h>
 
 enum {
     TURNED_ROWS = 1024,
+    LINE = 64,
     /* Rows of the turned block lie so far apart that they do not meet in the cache. */
     TURNED_STRIDE = TURNED_ROWS + 16,
+    /* Below, rows are few. */
+    MANY_ROWS = 512,
     /* Leaves of the tree; behind them the cell of what is no finite number, and room to a full register. */
     LEAVES = 128,
     NOWHERE = LEAVES,
@@ -39,6 +43,13 @@ static inline __attribute__((always_inline)) void summed(struct sums *s, __m512 
     }
 }
 
+/* Added, it makes 0 of -0. The compiler, which would leave it out, is not to know what it is. */
+static inline __attribute__((always_inline)) __m512 no_sign(void) {
+    __m512 zero = _mm512_setzero_ps();
+    __asm__("" : "+v"(zero));
+    return zero;
+}
+
 /* The next level's nodes: the second child where the value is below the edge, else the first. */
 static inline __attribute__((always_inline)) __m512i descended(__m512i node, __m512 values, __m512 edges) {
 #if defined(__AVX512VBMI2__) && !defined(WITHOUT_SHIFTS)
@@ -50,21 +61,31 @@ static inline __attribute__((always_inline)) __m512i descended(__m512i node, __m
 #endif
 }
 
+/* The tree of a column, for eight registers. */
+struct edges {
+    __m512 root, of[8];
+};
+
+static inline __attribute__((always_inline)) struct edges loaded(const float *tree) {
+    struct edges e = {.root = _mm512_set1_ps(tree[1])};
+    for (int i = 0; i < 8; i++)
+        e.of[i] = _mm512_loadu_ps(tree + 16 * i);
+    return e;
+}
+
 /* How many of the tree's edges are not above each of 16 values. No value is -0. */
-static inline __attribute__((always_inline)) __m512i leaves(__m512 values, const float *tree) {
-#define EDGES(place) _mm512_loadu_ps(tree + (place))
-    __m512i node = descended(_mm512_set1_epi32(1), values, _mm512_set1_ps(tree[1]));
+static inline __attribute__((always_inline)) __m512i leaves(__m512 values, const struct edges *e) {
+    __m512i node = descended(_mm512_set1_epi32(1), values, e->root);
     const __mmask16 left = _mm512_test_epi32_mask(node, _mm512_set1_epi32(1));
-    node = descended(node, values, _mm512_permutexvar_ps(node, EDGES(0)));
-    node = descended(node, values, _mm512_permutexvar_ps(node, EDGES(0)));
-    node = descended(node, values, _mm512_permutexvar_ps(node, EDGES(0)));
-    node = descended(node, values, _mm512_permutexvar_ps(node, EDGES(16)));
-    node = descended(node, values, _mm512_permutex2var_ps(EDGES(32), node, EDGES(48)));
-    const __m512 some = _mm512_permutex2var_ps(EDGES(64), node, EDGES(80));
-    const __m512 others = _mm512_permutex2var_ps(EDGES(96), node, EDGES(112));
+    node = descended(node, values, _mm512_permutexvar_ps(node, e->of[0]));
+    node = descended(node, values, _mm512_permutexvar_ps(node, e->of[0]));
+    node = descended(node, values, _mm512_permutexvar_ps(node, e->of[0]));
+    node = descended(node, values, _mm512_permutexvar_ps(node, e->of[1]));
+    node = descended(node, values, _mm512_permutex2var_ps(e->of[2], node, e->of[3]));
+    const __m512 some = _mm512_permutex2var_ps(e->of[4], node, e->of[5]);
+    const __m512 others = _mm512_permutex2var_ps(e->of[6], node, e->of[7]);
     /* Of 255 what is left: the path is that of the edges above. */
     return _mm512_xor_si512(descended(node, values, _mm512_mask_blend_ps(left, some, others)), _mm512_set1_epi32(255));
-#undef EDGES
 }
 
 enum comparison { BELOW, FROM, AT };
@@ -91,7 +112,9 @@ static void counted_quickly(const float *values, int64_t rows, const float *tree
         __m512 value = rows - row < 16 ? _mm512_mask_loadu_ps(pivots, FIRST(rows - row), values + row)
                                        : _mm512_loadu_ps(values + row);
         value = _mm512_add_ps(value, zero);
-        _mm512_store_si512(at[now], leaves(value, tree));
+        /* Here and not before: with the sums in registers, too, the edges are read where they are used. */
+        const struct edges edges = loaded(tree);
+        _mm512_store_si512(at[now], leaves(value, &edges));
         summed(s, value);
         const int32_t *before = at[now ^ 1];
         for (int i = 0; i < 16; i += 2)
@@ -105,6 +128,7 @@ static void counted_quickly(const float *values, int64_t rows, const float *tree
 static void counted_carefully(const float *values, int64_t rows, const float *tree, __m512 zero, __m512 pivots,
                               uint32_t histograms[2][HISTOGRAM], struct sums *s, int64_t *special) {
     int32_t at[16] __attribute__((aligned(64)));
+    const struct edges edges = loaded(tree);
     for (int64_t row = 0; row < rows; row += 16) {
         const int64_t n = rows - row < 16 ? rows - row : 16;
         __m512 value = _mm512_add_ps(_mm512_mask_loadu_ps(pivots, FIRST(n), values + row), zero);
@@ -115,11 +139,26 @@ static void counted_carefully(const float *values, int64_t rows, const float *tr
         special[0] += positive, special[1] += negative;
         special[2] += __builtin_popcount(strange) - positive - negative;
         value = _mm512_mask_mov_ps(value, strange, pivots);
-        _mm512_store_si512(at, _mm512_mask_mov_epi32(leaves(value, tree), strange, _mm512_set1_epi32(NOWHERE)));
+        _mm512_store_si512(at, _mm512_mask_mov_epi32(leaves(value, &edges), strange, _mm512_set1_epi32(NOWHERE)));
         summed(s, value);
         for (int64_t i = 0; i < n; i++)
             histograms[i % 2][at[i]]++;
     }
+}
+
+/* Adds what lies beyond the edges of the tree, and zeros; `low` and `high` say whether there can be any. */
+static void add_outside(const float *values, int64_t rows, const struct table_float *table, float low, float high,
+                        float nearest, int64_t width, int64_t *counts) {
+    if (low < table->first) {
+        const int64_t below = times(values, rows, BELOW, table->first);
+        counts[0] += below, counts[1] -= below;
+    }
+    if (high >= table->last) {
+        const int64_t above = times(values, rows, FROM, table->last);
+        counts[LEAVES + 1] += above, counts[LEAVES] -= above;
+    }
+    if (nearest == 0)
+        counts[width + 3] += times(values, rows, AT, 0);
 }
 
 /* Counts `rows` values of one column that lie without gaps, at most TURNED_ROWS. */
@@ -133,9 +172,7 @@ static void counted_in_registers(const float *values, int64_t rows, const struct
     const __m512 pivots = _mm512_set1_ps(pivot);
     const struct sums none = {.low = pivots, .high = pivots, .nearest = _mm512_abs_ps(pivots), .pivot = _mm512_set1_pd((double)pivot)};
     struct sums s = none;
-    /* Added, it makes 0 of -0. The compiler, which would leave it out, is not to know what it is. */
-    __m512 zero = _mm512_setzero_ps();
-    __asm__("" : "+v"(zero));
+    const __m512 zero = no_sign();
     memset(histograms, 0, sizeof histograms);
     counted_quickly(values, rows, table->tree, zero, pivots, histograms, &s);
     double sum = _mm512_reduce_add_pd(_mm512_add_pd(s.sums[0], s.sums[1]));
@@ -155,16 +192,7 @@ static void counted_in_registers(const float *values, int64_t rows, const struct
     for (int cell = 0; cell < cells; cell++)
         counts[1 + cell] += (int64_t)histograms[0][cell] + histograms[1][cell];
     const float low = _mm512_reduce_min_ps(s.low), high = _mm512_reduce_max_ps(s.high);
-    if (low < table->first) {
-        const int64_t below = times(values, rows, BELOW, table->first);
-        counts[0] += below, counts[1] -= below;
-    }
-    if (high >= table->last) {
-        const int64_t above = times(values, rows, FROM, table->last);
-        counts[LEAVES + 1] += above, counts[LEAVES] -= above;
-    }
-    if (_mm512_reduce_min_ps(s.nearest) == 0)
-        counts[width + 3] += times(values, rows, AT, 0);
+    add_outside(values, rows, table, low, high, _mm512_reduce_min_ps(s.nearest), width, counts);
     const double squares = _mm512_reduce_add_pd(_mm512_add_pd(s.squares[0], s.squares[1])) - sum * sum / (double)n;
     merge_float(moments, n, (double)pivot + sum / (double)n, squares > 0 ? squares : 0, (double)low, (double)high);
 }
@@ -195,26 +223,123 @@ static inline __attribute__((always_inline)) void turned(const float *values, in
     }
 }
 
+/* Moments of 16 columns, a lane each. */
+struct group {
+    float pivot[16], low[16], high[16], nearest[16];
+    double sum[16], squares[16];
+};
+
+/* Turns a block, and takes the moments of its columns about the first row; they are NaN where a value is not finite. */
+static void turned_group(const float *values, int64_t rows, int64_t stride, __mmask16 columns, float *to,
+                         struct group *found) {
+    const __m512 pivots = _mm512_maskz_loadu_ps(columns, values);
+    const __m512d pivot[2] = {HALF(pivots, 0), HALF(pivots, 1)};
+    __m512 low = pivots, high = pivots, nearest = _mm512_abs_ps(pivots);
+    __m512d sums[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()}, squares[2] = {sums[0], sums[0]};
+    for (int64_t row = 0; row < rows; row += 16) {
+        const int64_t end = row + 16 < rows ? row + 16 : rows;
+        for (int64_t i = row; i < end; i++) {
+            const __m512 value = _mm512_maskz_loadu_ps(columns, values + i * stride);
+            /* The next group's. */
+            _mm_prefetch((const char *)(values + i * stride) + LINE, _MM_HINT_T0);
+            low = _mm512_min_ps(low, value), high = _mm512_max_ps(high, value);
+            nearest = _mm512_min_ps(nearest, _mm512_abs_ps(value));
+            for (int half = 0; half < 2; half++) {
+                const __m512d deviation = _mm512_sub_pd(HALF(value, half), pivot[half]);
+                sums[half] = _mm512_add_pd(sums[half], deviation);
+                squares[half] = _mm512_fmadd_pd(deviation, deviation, squares[half]);
+            }
+        }
+        turned(values + row * stride, rows - row, stride, columns, to + row);
+    }
+    _mm512_storeu_ps(found->pivot, pivots), _mm512_storeu_ps(found->low, low), _mm512_storeu_ps(found->high, high);
+    _mm512_storeu_ps(found->nearest, nearest);
+    for (int half = 0; half < 2; half++) {
+        _mm512_storeu_pd(found->sum + 8 * half, sums[half]);
+        _mm512_storeu_pd(found->squares + 8 * half, squares[half]);
+    }
+}
+
+/* Adds finite values of one column to the cells behind the first. */
+static inline __attribute__((always_inline)) void add_leaves(const float *values, int64_t rows, const float *tree,
+                                                             int64_t *counts) {
+    int32_t at[2][16] __attribute__((aligned(64)));
+    const struct edges edges = loaded(tree);
+    const int64_t whole = rows / 16 * 16;
+    int now = 0;
+    const __m512 zero = no_sign();
+    _mm512_store_si512(at[0], leaves(_mm512_add_ps(_mm512_loadu_ps(values), zero), &edges));
+    /* What was found of 16 values is counted while the next 16 are searched; beyond the rows there is room. */
+    for (int64_t row = 16; row <= whole; row += 16, now ^= 1) {
+        _mm512_store_si512(at[now ^ 1], leaves(_mm512_add_ps(_mm512_loadu_ps(values + row), zero), &edges));
+        const int32_t *before = at[now];
+        for (int i = 0; i < 16; i++)
+            counts[before[i]]++;
+    }
+    for (int64_t i = 0; i < rows - whole; i++)
+        counts[at[now][i]]++;
+}
+
+/* Asks for the memory of the column that is counted next: what a model does in between leaves it in a slower cache. */
+static inline __attribute__((always_inline)) void wanted(const struct table_float *table, const int64_t *counts,
+                                                         const double *moments) {
+    for (int64_t byte = 0; byte < (int64_t)sizeof table->tree; byte += LINE)
+        _mm_prefetch((const char *)table->tree + byte, _MM_HINT_T0);
+    for (int64_t byte = 0; byte < (LEAVES + 2) * (int64_t)sizeof *counts; byte += LINE)
+        _mm_prefetch((const char *)counts + byte, _MM_HINT_T0);
+    _mm_prefetch((const char *)moments, _MM_HINT_T0);
+}
+
+/* Counts few rows of at most 16 columns; tables, counts and moments are those of the first of them. */
+static void count_few_rows(const float *values, int64_t rows, int64_t stride, int64_t columns, const float *tables,
+                           int64_t width, int64_t *counts, double *moments) {
+    const int64_t units = units_float(width), cells = width + 4;
+    float block[16 * TURNED_STRIDE] __attribute__((aligned(64)));
+    struct group found;
+    wanted((const struct table_float *)tables, counts, moments);
+    turned_group(values, rows, stride, (__mmask16)((1u << columns) - 1), block, &found);
+    for (int64_t i = 0; i < columns; i++) {
+        const struct table_float *table = (const struct table_float *)(tables + i * units);
+        const float *own = block + i * TURNED_STRIDE;
+        wanted((const struct table_float *)(tables + (i + 1) * units), counts + (i + 1) * cells, moments + (i + 1) * 5);
+        if (!isfinite(found.sum[i])) {
+            counted_in_registers(own, rows, table, width, counts + i * cells, moments + i * 5);
+            continue;
+        }
+        add_leaves(own, rows, table->tree, counts + i * cells + 1);
+        add_outside(own, rows, table, found.low[i], found.high[i], found.nearest[i], width, counts + i * cells);
+        const double mean = found.sum[i] / (double)rows, squares = found.squares[i] - found.sum[i] * mean;
+        merge_float(moments + i * 5, rows, (double)found.pivot[i] + mean, squares > 0 ? squares : 0,
+                    (double)found.low[i], (double)found.high[i]);
+    }
+}
+
+/* The same of many rows, at most TURNED_ROWS. */
+static void count_many_rows(const float *values, int64_t rows, int64_t stride, int64_t columns, const float *tables,
+                            int64_t width, int64_t *counts, double *moments) {
+    const int64_t units = units_float(width), cells = width + 4;
+    float block[16 * TURNED_STRIDE] __attribute__((aligned(64)));
+    for (int64_t row = 0; row < rows && stride > 1; row += 16)
+        turned(values + row * stride, rows - row, stride, (__mmask16)((1u << columns) - 1), block + row);
+    for (int64_t i = 0; i < columns; i++)
+        counted_in_registers(stride > 1 ? block + i * TURNED_STRIDE : values, rows,
+                             (const struct table_float *)(tables + i * units), width, counts + i * cells,
+                             moments + i * 5);
+}
+
 /* Counts [rows, columns] that lie without gaps; false, and nothing done, where a column has too many edges. */
 static int count_in_registers(const float *values, int64_t rows, int64_t columns, const float *tables, int64_t width,
                               int64_t *counts, double *moments) {
     const int64_t units = units_float(width);
-    float block[16 * TURNED_STRIDE] __attribute__((aligned(64)));
     for (int64_t column = 0; column < columns; column++)
         if (!((const struct table_float *)(tables + column * units))->few)
             return 0;
     for (int64_t start = 0; start < rows; start += TURNED_ROWS) {
         const int64_t n = rows - start < TURNED_ROWS ? rows - start : TURNED_ROWS;
-        for (int64_t from = 0; from < columns; from += 16) {
-            const int64_t here = columns - from < 16 ? columns - from : 16;
-            const float *own = values + start * columns + from;
-            for (int64_t row = 0; row < n && columns > 1; row += 16)
-                turned(own + row * columns, n - row, columns, (__mmask16)((1u << here) - 1), block + row);
-            for (int64_t column = from; column < from + here; column++)
-                counted_in_registers(columns > 1 ? block + (column - from) * TURNED_STRIDE : own, n,
-                                     (const struct table_float *)(tables + column * units), width,
-                                     counts + column * (width + 4), moments + column * 5);
-        }
+        for (int64_t from = 0; from < columns; from += 16)
+            (n < MANY_ROWS && columns >= ENOUGH_COLUMNS ? count_few_rows : count_many_rows)(
+                values + start * columns + from, n, columns, columns - from < 16 ? columns - from : 16,
+                tables + from * units, width, counts + from * (width + 4), moments + from * 5);
     }
     return 1;
 }

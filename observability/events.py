@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from observability import names
+from observability.event_names import FEATURE as FEATURE
+from observability.event_names import MEDIA_TYPE as MEDIA_TYPE
+from observability.event_names import PREDICTION as PREDICTION
 
-MEDIA_TYPE = "application/vnd.apache.arrow.stream"
-FEATURE, PREDICTION = "feature.", "prediction."
 ARMS = ("stable", "canary", "hold_back", "shadow", "forced")
 """Who answered: `hold_back` is the version before, beside a promoted one; `forced` if the caller named the version or a
 header did. A variant of an experiment is `ab:NAME`.
@@ -109,17 +110,50 @@ def to_ipc(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> bytes:
 
 def ipc_buffer(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> pa.Buffer:
     """The same, not copied: a large body takes the interpreter's lock for as long as its copy takes."""
-    several = [batches] if isinstance(batches, pa.RecordBatch) else list(batches)
-    if not several:
-        raise BadBatch("there is no batch to write: an Arrow stream needs a schema")
-    if any(batch.schema != several[0].schema for batch in several):
-        several = _unified(several)
+    several = _of_one_schema(batches)
     # A stream that grows copies what it holds, and touches new memory, each time.
     counted = pa.MockOutputStream()
     _write_stream(counted, several)
     buffer = pa.allocate_buffer(counted.size())
     _write_stream(pa.FixedSizeBufferWriter(buffer), several)
     return buffer
+
+
+def ipc_pieces(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> list[memoryview]:
+    """The same in pieces that are to be sent behind each other: columns stay where they are, and must not change."""
+    several = _of_one_schema(batches)
+    kept = _Pieces()
+    _write_stream(pa.PythonFile(kept, "w"), several)
+    return kept.pieces
+
+
+class _Pieces:
+    """A file that keeps what is written to it as it is."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.pieces: list[memoryview] = []
+
+    def write(self, piece: bytes | pa.Buffer) -> int:
+        view = memoryview(piece)
+        self.pieces.append(view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Nothing is on its way."""
+
+    def close(self) -> None:
+        """The pieces are read later."""
+
+
+def _of_one_schema(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    several = [batches] if isinstance(batches, pa.RecordBatch) else list(batches)
+    if not several:
+        raise BadBatch("there is no batch to write: an Arrow stream needs a schema")
+    if any(batch.schema != several[0].schema for batch in several):
+        several = _unified(several)
+    return several
 
 
 def _write_stream(sink: pa.NativeFile, batches: Sequence[pa.RecordBatch]) -> None:

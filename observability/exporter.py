@@ -13,10 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import pyarrow as pa
-
 from observability import names
-from observability.events import ipc_buffer
 from observability.metrics import Metrics
 from observability.sinks import Batch, Rejected, Sink, Unavailable
 
@@ -54,9 +51,9 @@ class BufferedExporter(Generic[Item]):
     """A bounded queue before a sink, emptied by one daemon thread.
 
     `put` takes microseconds and never raises: when `max_batches` or `max_bytes` are waiting, the oldest is dropped.
-    Up to `max_rows` rows of items that may go `together` travel in one body, `encode`d on the thread;
-    `linger_seconds` is how long a small body waits for more. Every item ends as delivered or dropped in the counters
-    of `names.py`, by `signal`.
+    Up to `max_rows` rows and `max_body_bytes` of items that may go `together` travel in one body, `encode`d on the
+    thread; an item that is more goes alone. `linger_seconds` is how long a small body waits for more. Every item ends
+    as delivered or dropped in the counters of `names.py`, by `signal`.
     """
 
     def __init__(
@@ -70,12 +67,14 @@ class BufferedExporter(Generic[Item]):
         max_batches: int = 10_000,
         max_bytes: int = 64 << 20,
         max_rows: int = 1,
+        max_body_bytes: int = 16 << 20,
         linger_seconds: float = 0.0,
         backoff: Backoff | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._sink, self._encode, self._measure, self._together = sink, encode, measure, together
         self._max_batches, self._max_bytes, self._max_rows = max_batches, max_bytes, max_rows
+        self._max_body_bytes = max_body_bytes
         self._linger_seconds = linger_seconds
         self._backoff = backoff or Backoff()
         self._signals = _Signals(Metrics() if metrics is None else metrics, signal)
@@ -99,7 +98,7 @@ class BufferedExporter(Generic[Item]):
             self._rows += rows
             self._drop_overflow()
             # A waiting thread is woken only when there is work for it: a wake-up costs the host more than the append.
-            if len(self._waiting) == 1 or self._rows >= self._max_rows:
+            if len(self._waiting) == 1 or self._fills_body():
                 self._changed.notify_all()
             if self._thread is None:
                 self._start()
@@ -183,18 +182,24 @@ class BufferedExporter(Generic[Item]):
                     return []
                 self._changed.wait(self._seconds_until_due())
             taken, others = [self._pop()], []
-            rows = taken[0].rows
-            while self._waiting and rows + self._waiting[0].rows <= self._max_rows:
+            rows, size = taken[0].rows, taken[0].size
+            while self._waiting and self._fits(rows + self._waiting[0].rows, size + self._waiting[0].size):
                 following = self._pop()
                 if self._together(taken[0].item, following.item):
                     taken.append(following)
-                    rows += following.rows
+                    rows, size = rows + following.rows, size + following.size
                 else:
                     others.append(following)
             self._put_back(others)
             self._in_flight = len(taken)
             self._signals.waiting(len(self._waiting))
             return taken
+
+    def _fits(self, rows: int, size: int) -> bool:
+        return rows <= self._max_rows and size <= self._max_body_bytes
+
+    def _fills_body(self) -> bool:
+        return self._rows >= self._max_rows or self._bytes >= self._max_body_bytes
 
     def _put_back(self, items: list[_Waiting[Item]]) -> None:
         self._waiting.extendleft(reversed(items))
@@ -204,7 +209,7 @@ class BufferedExporter(Generic[Item]):
     def _due(self) -> bool:
         if not self._waiting:
             return False
-        return bool(self._hurry) or self._rows >= self._max_rows or (self._seconds_until_due() or 0.0) <= 0.0
+        return bool(self._hurry) or self._fills_body() or (self._seconds_until_due() or 0.0) <= 0.0
 
     def _seconds_until_due(self) -> float | None:
         if not self._waiting:
@@ -269,38 +274,6 @@ class Exporter(BufferedExporter[Batch]):
         )
 
 
-class EventExporter(BufferedExporter[pa.RecordBatch]):
-    """An exporter of event or label batches: small ones are gathered into one Arrow body of up to `max_rows`."""
-
-    def __init__(
-        self,
-        sink: Sink,
-        *,
-        signal: str = "events",
-        max_batches: int = 10_000,
-        max_bytes: int = 64 << 20,
-        max_rows: int = 8192,
-        linger_seconds: float = 0.2,
-        backoff: Backoff | None = None,
-        metrics: Metrics | None = None,
-    ) -> None:
-        super().__init__(
-            sink,
-            signal=signal,
-            encode=_encode_events,
-            # What its rows take: their buffers may be parts of longer ones, shared by many batches.
-            measure=lambda batch: (batch.nbytes, batch.num_rows),
-            # Only equal columns: events of another model would fill this one's table with nulls.
-            together=lambda first, other: first.schema.equals(other.schema),
-            max_batches=max_batches,
-            max_bytes=max_bytes,
-            max_rows=max_rows,
-            linger_seconds=linger_seconds,
-            backoff=backoff,
-            metrics=metrics,
-        )
-
-
 class _Signals:
     """The exporter's counters, their children looked up once."""
 
@@ -323,10 +296,6 @@ class _Signals:
     def dropped(self, reason: str, batches: int, rows: int) -> None:
         self._metrics[names.TELEMETRY_DROPPED].labels(self.signal, reason).inc(batches)
         self._metrics[names.TELEMETRY_DROPPED_ROWS].labels(self.signal, reason).inc(rows)
-
-
-def _encode_events(batches: Sequence[pa.RecordBatch]) -> Batch:
-    return Batch(memoryview(ipc_buffer(batches)), sum(batch.num_rows for batch in batches))
 
 
 def _forget_in_child(exporter: BufferedExporter[Item]) -> None:

@@ -23,8 +23,8 @@ import numpy as np
 from opentelemetry.trace import SpanContext, get_current_span
 
 from observability import names
+from observability.event_exporter import EventExporter
 from observability.events import event_batch
-from observability.exporter import EventExporter
 from observability.metrics import Metrics
 from observability.tracing import NoTracing, Tracing, format_trace_id
 

@@ -16,15 +16,26 @@ from observability.training import TrainingMonitor
 def lightning_callback(monitor: TrainingMonitor, *, push_url: str | None = None, job: str = "train") -> Any:
     """A `Callback` for `pytorch_lightning` or `lightning`, whichever there is. ImportError without either.
 
-    Moving a batch to the device counts as `data_wait`, since Lightning does it before it tells of the batch. The run's
-    outcome is counted at its end; with `push_url`, a gateway's, a short job's metrics are pushed then.
+    Moving a batch to the device counts as `data_wait`, since Lightning does it before it tells of the batch; what is
+    evaluated and saved between two steps counts to the later one. The run's outcome is counted at its end; with
+    `push_url`, a gateway's, a short job's metrics are pushed then.
     """
     base: Any = _callback_class()
 
     class Monitoring(base):  # type: ignore[misc]
         """Marks the phases as Lightning calls its hooks; see `lightning_callback`."""
 
-        def on_train_epoch_start(self, *_: Any) -> None:
+        def on_train_start(self, trainer: Any, *_: Any) -> None:
+            save = trainer.save_checkpoint
+
+            def timed(*given: Any, **named: Any) -> None:
+                monitor.mark("data_wait")
+                monitor.entering("checkpoint")
+                save(*given, **named)
+                monitor.mark("checkpoint")
+
+            # Callbacks are told before a checkpoint is written, but not after.
+            trainer.save_checkpoint = timed
             monitor.start()
 
         def on_train_batch_start(self, *_: Any) -> None:
@@ -44,16 +55,21 @@ def lightning_callback(monitor: TrainingMonitor, *, push_url: str | None = None,
             monitor.end(rows_of(batch), loss=loss, learning_rate=rate)
             monitor.start()
 
+        def on_validation_start(self, *_: Any) -> None:
+            monitor.mark("data_wait")
+            monitor.entering("evaluation")
+
         def on_validation_end(self, *_: Any) -> None:
             monitor.mark("evaluation")
 
-        def on_train_end(self, *_: Any) -> None:
-            self._ended("completed")
+        def on_train_end(self, trainer: Any, *_: Any) -> None:
+            self._ended(trainer, "completed")
 
-        def on_exception(self, *_: Any) -> None:
-            self._ended("failed")
+        def on_exception(self, trainer: Any, *_: Any) -> None:
+            self._ended(trainer, "failed")
 
-        def _ended(self, outcome: str) -> None:
+        def _ended(self, trainer: Any, outcome: str) -> None:
+            vars(trainer).pop("save_checkpoint", None)
             monitor.finished(outcome)
             monitor.drain()
             if push_url is not None:

@@ -94,13 +94,16 @@ def brief_calls(name: str = "count") -> ctypes.PyDLL | None:
 
 
 @cache
-def extension(source: Path) -> ModuleType | None:
-    """The Python module `trimtab_NAME` that a C file NAME.c makes, or None where it cannot be had; for Linux only."""
+def extension(source: Path, *flags: str) -> ModuleType | None:
+    """The Python module `trimtab_NAME` that a C file NAME.c makes, or None where it cannot be had; for Linux only.
+
+    `flags` are further ones of the compiler's.
+    """
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None or sys.platform != "linux":
         return None
     try:
-        path = _made(compiler, source, ("-O2", *FLAGS[1:3], _headers()), sys.version)
+        path = _made(compiler, source, ("-O2", *FLAGS[1:3], *flags, _headers()), sys.version)
         loader = ExtensionFileLoader(f"trimtab_{source.stem}", str(path))
         module = module_from_spec(ModuleSpec(loader.name, loader, origin=str(path)))
         loader.exec_module(module)

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from observability.blocks import number_blocks
+from observability.blocks import Mask, number_blocks
 from observability.categorical import NUM_CATEGORIES, CategoricalColumn, add_texts
 from observability.cells import Floats, Kind
 from observability.columns import Column, NumericColumn, reference_column
 from observability.frequent import FrequentTexts
-from observability.numeric import NUM_BINS, closed_bin
+from observability.numeric import NUM_BINS, closed_bin, quantile_edges
 
 # Rows drawn for bins: so many numbers, but no more bytes for all columns together, nor fewer rows than that.
 _ROWS, _BYTES, _FLOOR = 262_144, 16 << 20, 16_384
@@ -31,33 +31,52 @@ class Scout:
         self.kind = kind
         budget = max(_FLOOR, _BYTES // (8 * max(together, 1)))
         self._places = stretch_places(rows, min(_SAMPLED.get(kind, _ROWS), budget))
+        # Numbers are drawn into one array: an Arrow array for each batch takes more room than what is drawn.
+        self._numbers: Floats = np.empty(len(self._places) if kind == "numeric" else 0)
+        self._filled = 0
         self._drawn: list[pa.Array] = []
         self._frequent = FrequentTexts()
         self._low, self._high = math.inf, -math.inf
 
-    def add(self, values: pa.ChunkedArray, start: int) -> None:
+    def add(self, values: pa.ChunkedArray | pa.Array, start: int) -> None:
         """Adds the values of rows from `start` on."""
         if self.kind == "categorical":
             add_texts(self._frequent, values)
-        elif self.kind in ("numeric", "text", "embedding"):
-            first, last = np.searchsorted(self._places, [start, start + len(values)])
-            self._drawn += values.take(pa.array(self._places[first:last] - start)).chunks
-        if self.kind == "numeric":
+        elif self.kind == "numeric":
             for block, valid in number_blocks(values):
+                self._draw(block, valid, self._within(start, len(block)))
                 self._widen(block if valid is None else block[valid])
+                start += len(block)
+        elif self.kind in ("text", "embedding"):
+            drawn = values.take(pa.array(self._within(start, len(values))))
+            self._drawn += drawn.chunks if isinstance(drawn, pa.ChunkedArray) else [drawn]
 
     def sample(self, kind: pa.DataType) -> pa.ChunkedArray:
-        """The rows that were drawn."""
+        """The rows that were drawn; of numbers as float64, NaN for what is missing."""
+        if self.kind == "numeric":
+            return pa.chunked_array([pa.array(self._numbers[: self._filled])])
         return pa.chunked_array(self._drawn) if self._drawn else pa.chunked_array([], kind)
 
     def column(self, kind: pa.DataType) -> Column:
         """The empty column of what was found."""
         if self.kind == "categorical":
             return CategoricalColumn.over(*self._frequent.most(NUM_CATEGORIES))
-        column = reference_column(self.kind, self.sample(kind))
-        if not isinstance(column, NumericColumn):
-            return column
-        return NumericColumn.over(widened(column.edges, self._low, self._high))
+        if self.kind != "numeric":
+            return reference_column(self.kind, self.sample(kind))
+        drawn = self._numbers[: self._filled]
+        return NumericColumn.over(widened(quantile_edges(drawn[np.isfinite(drawn)]), self._low, self._high))
+
+    def _within(self, start: int, rows: int) -> NDArray[np.int64]:
+        """Which of the rows from `start` on are drawn, counted from there."""
+        first, last = np.searchsorted(self._places, [start, start + rows])
+        return self._places[first:last] - start
+
+    def _draw(self, block: NDArray[Any], valid: Mask | None, places: NDArray[np.int64]) -> None:
+        drawn = self._numbers[self._filled : self._filled + len(places)]
+        drawn[:] = block[places]
+        if valid is not None:
+            drawn[~valid[places]] = np.nan
+        self._filled += len(places)
 
     def _widen(self, values: NDArray[Any]) -> None:
         if not len(values):

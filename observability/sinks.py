@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from observability.events import MEDIA_TYPE
+from observability.event_names import MEDIA_TYPE
+from observability.gathering import GatheringConnection
 
 BATCH_ID_HEADER = "X-Batch-Id"
 # The receiver, or a gateway before it, is not there or is too busy: it says nothing about this body.
@@ -25,6 +26,13 @@ class Batch:
     body: bytes | memoryview
     rows: int = 0
     id: str = field(default_factory=lambda: uuid4().hex)
+
+
+@dataclass(frozen=True, slots=True)
+class Scattered(Batch):
+    """A batch whose body lies in `pieces` behind each other, and `body` is empty: for sinks that say they `gather`."""
+
+    pieces: tuple[memoryview, ...] = ()
 
 
 class DeliveryError(Exception):
@@ -51,6 +59,8 @@ class Sink(Protocol):
 class HttpSink:
     """POSTs batches to one URL over a kept-alive connection. For one thread."""
 
+    gathers = True
+
     def __init__(
         self,
         url: str,
@@ -62,7 +72,7 @@ class HttpSink:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"the URL {url!r} is not usable: give http://host:port/path or https://…")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else GatheringConnection
         self._connection = kind(parts.hostname, parts.port, timeout=timeout)
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": content_type, **(headers or {})}
@@ -86,7 +96,12 @@ class HttpSink:
 
     def _post(self, batch: Batch) -> tuple[int, float | None, str]:
         headers = {**self._headers, BATCH_ID_HEADER: batch.id}
-        self._connection.request("POST", self._target, body=batch.body, headers=headers)
+        body: Any = batch.body
+        if isinstance(batch, Scattered):
+            gathers = isinstance(self._connection, GatheringConnection)
+            body = [batch.pieces] if gathers else b"".join(batch.pieces)
+            headers["Content-Length"] = str(sum(piece.nbytes for piece in batch.pieces))
+        self._connection.request("POST", self._target, body=body, headers=headers)
         response = self._connection.getresponse()
         text = response.read().decode("utf-8", "replace")[:200]
         return response.status, _retry_after(response.headers.get("Retry-After")), text

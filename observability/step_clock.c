@@ -12,6 +12,7 @@
 
 enum { MOST_PHASES = 32, FIELDS = 4, NO_PHASE = 255 };
 enum { HEADER = 1024, STEPS_AT = 512, STEP_AT = 536, PHASE_AT = 552, TOKENS_AT = 560 };
+enum { WAITED_AT = 768, SPENT_AT = 776, DATA_WAIT = 0 };
 
 typedef struct {
     PyObject_HEAD
@@ -120,6 +121,8 @@ static PyObject *clock_end(Clock *self, PyObject *const *args, Py_ssize_t count)
     memcpy(record, head, sizeof head);
     memcpy(record + sizeof head, self->spent, 8 * (size_t)self->phases);
     put(self, STEPS_AT + 8, get(self, STEPS_AT + 8) + samples);
+    put(self, WAITED_AT, get(self, WAITED_AT) + self->spent[DATA_WAIT]);
+    put(self, SPENT_AT, get(self, SPENT_AT) + duration);
     if (tokens)
         put(self, TOKENS_AT, get(self, TOKENS_AT) + tokens);
     /* Last: a record counts once it is whole. */

@@ -38,11 +38,14 @@ _MARKS_AT, _MARKS = _LIVE + 64, struct.Struct("<4q")
 _READINGS_AT, _READINGS = _LIVE + 128, struct.Struct("<3d")
 # Seconds that a step's gradients travel, and those of them that are behind the backward pass (NaN: not known).
 _TRAVEL_AT, _TRAVEL = _LIVE + 192, struct.Struct("<2d")
+# Nanoseconds that all steps so far waited for data, and took.
+_SPENT_AT = _LIVE + 256
 _Q = struct.Struct("<q")
 # Number of the step, start (clock, ns), duration (ns), samples, then the nanoseconds of each phase.
 RECORD = struct.Struct(f"<{4 + len(PHASES)}q")
 NUMBER, STARTED, DURATION, SAMPLES, FIRST_PHASE = range(5)
-DATA_WAIT = FIRST_PHASE + PHASES.index("data_wait")
+_DATA_WAIT = PHASES.index("data_wait")
+DATA_WAIT = FIRST_PHASE + _DATA_WAIT
 _NAMES = dict(enumerate((*PHASES, *(f"after {phase}" for phase in PHASES))))
 STATES = ("starting", "running", "completed", "failed")
 Records = NDArray[np.int64]
@@ -107,6 +110,7 @@ class StepRing:
         _MARKS.pack_into(buffer, _MARKS_AT, -1, -1, -1, 0)
         _READINGS.pack_into(buffer, _READINGS_AT, *(float("nan"),) * 3)
         _TRAVEL.pack_into(buffer, _TRAVEL_AT, *(float("nan"),) * 2)
+        _COUNTS.pack_into(buffer, _SPENT_AT, 0, 0)
 
     @classmethod
     def in_memory(cls, owner: RingOwner | None = None, capacity: int = 8192) -> Self:
@@ -141,6 +145,8 @@ class StepRing:
         steps, before = _COUNTS.unpack_from(self.buffer, _LIVE)
         position = _HEADER_BYTES + steps % self.capacity * RECORD.size
         RECORD.pack_into(self.buffer, position, step, started_ns, duration_ns, samples, *phases)
+        waited, spent = _COUNTS.unpack_from(self.buffer, _SPENT_AT)
+        _COUNTS.pack_into(self.buffer, _SPENT_AT, waited + phases[_DATA_WAIT], spent + duration_ns)
         # Last: a record counts once it is whole.
         _COUNTS.pack_into(self.buffer, _LIVE, steps + 1, before + samples)
 
@@ -249,6 +255,11 @@ class RingView:
         ring = np.frombuffer(self._buffer, np.int64, offset=_HEADER_BYTES, count=self._capacity * RECORD.size // 8)
         found: Records = ring.reshape(self._capacity, -1)[np.arange(first, end) % self._capacity]
         return found[max(0, self._written() - self._capacity + 1 - first) :]
+
+    def spent(self) -> tuple[int, int]:
+        """Nanoseconds that all steps so far waited for data, and those that they took."""
+        waited, spent = _COUNTS.unpack_from(self._buffer, _SPENT_AT)
+        return waited, spent
 
     def _written(self) -> int:
         steps: int = _Q.unpack_from(self._buffer, _LIVE)[0]

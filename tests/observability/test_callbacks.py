@@ -21,6 +21,18 @@ class Base:
     """What both frameworks' callbacks derive from, so far as they are used."""
 
 
+class LightningTrainer:
+    """Lightning's trainer, so far as it is used."""
+
+    def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+        self.saved: list[str] = []
+
+    def save_checkpoint(self, path: str, weights_only: bool = False) -> None:
+        """Notes that it was asked."""
+        self.saved.append(path)
+
+
 @pytest.fixture
 def monitor() -> TrainingMonitor:
     return TrainingMonitor("m", run="r", drain_seconds=0)
@@ -40,9 +52,9 @@ def test_lightnings_hooks_mark_all_phases(monitor: TrainingMonitor, monkeypatch:
     monkeypatch.setitem(sys.modules, "pytorch_lightning", framework)
     callback = lightning_callback(monitor)
     network = nn.Linear(2, 1)
-    trainer = SimpleNamespace(optimizers=[torch.optim.SGD(network.parameters(), lr=0.25)])
+    trainer = LightningTrainer([torch.optim.SGD(network.parameters(), lr=0.25)])
 
-    callback.on_train_epoch_start(trainer, network)
+    callback.on_train_start(trainer, network)
     for number in range(3):
         batch = [torch.ones(7, 2), torch.ones(7)]
         callback.on_train_batch_start(trainer, network, batch, number)
@@ -51,12 +63,20 @@ def test_lightnings_hooks_mark_all_phases(monitor: TrainingMonitor, monkeypatch:
         loss.backward()
         callback.on_after_backward(trainer, network)
         callback.on_train_batch_end(trainer, network, {"loss": loss.detach()}, batch, number)
+        if number:
+            callback.on_validation_start(trainer, network)
+            callback.on_validation_end(trainer, network)
+            trainer.save_checkpoint("epoch.ckpt", weights_only=True)
     callback.on_train_end(trainer, network)
+    trainer.save_checkpoint("last.ckpt")
 
     assert isinstance(callback, Base)
     assert {phase for phase, count in phases(monitor).items() if count == 3} == {
         *("data_wait", "forward", "backward", "optimizer")
     }
+    # What came after the last step belongs to none.
+    assert (phases(monitor)["evaluation"], phases(monitor)["checkpoint"]) == (1, 1)
+    assert trainer.saved == ["epoch.ckpt", "epoch.ckpt", "last.ckpt"]
 
     def value(metric: names.Metric, **labels: str) -> float | None:
         return monitor.metrics.registry.get_sample_value(metric.name, {"model": "m", **labels})

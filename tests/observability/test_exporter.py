@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from observability import names
+from observability.event_exporter import EventExporter
 from observability.events import event_batch, from_ipc
-from observability.exporter import Backoff, EventExporter, Exporter
+from observability.exporter import Backoff, Exporter
 from observability.lake import ParquetSink
 from observability.metrics import Metrics
 from observability.sinks import Batch, HttpSink, Rejected, Sink, Unavailable
@@ -103,6 +104,19 @@ def test_a_full_body_does_not_linger(receiver: Receiver) -> None:
     receiver.wait_for_requests(1)
     assert exporter.close()
     assert len(ids(receiver)) == 4
+
+
+def test_a_body_is_bounded_in_bytes_and_one_that_is_full_does_not_linger(receiver: Receiver) -> None:
+    size = event("0", rows=50).nbytes
+    exporter = EventExporter(HttpSink(receiver.url), linger_seconds=3600, max_body_bytes=3 * size)
+    for number in range(4):
+        exporter.put(event(str(number), rows=50))
+
+    receiver.wait_for_requests(1)
+    assert exporter.close()
+    # How many wait when the thread comes to look is chance; that none holds more than its share is not.
+    assert max(from_ipc(request.body).num_rows for request in receiver.requests) <= 150
+    assert len(ids(receiver)) == 200
 
 
 def test_events_of_different_columns_travel_apart(receiver: Receiver) -> None:

@@ -17,8 +17,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from observability import names
+from observability.event_exporter import EventExporter
 from observability.events import from_ipc, validate_events
-from observability.exporter import EventExporter
 from observability.inference import InferenceMonitor
 from observability.metrics import Metrics
 from observability.middleware import InferenceMiddleware

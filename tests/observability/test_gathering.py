@@ -1,0 +1,80 @@
+"""Bodies in pieces: what arrives is the pieces behind each other, however many they are."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from observability.events import event_batch, ipc_pieces, to_ipc
+from observability.gathering import GatheringConnection
+
+
+@contextmanager
+def listening() -> Iterator[socket.socket]:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server
+
+
+def post(connection: GatheringConnection, pieces: tuple[memoryview, ...]) -> int:
+    size = sum(piece.nbytes for piece in pieces)
+    body: Any = [pieces]
+    connection.request("POST", "/", body=body, headers={"Content-Length": str(size)})
+    with connection.getresponse() as response:
+        return response.status
+
+
+@pytest.mark.parametrize("count", [1, 40, 2_500])
+def test_pieces_arrive_behind_each_other(count: int) -> None:
+    drawn = np.random.default_rng(count)
+    sizes = [0 if k % 7 == 3 else int(drawn.integers(1, 6_000_000 // count)) for k in range(count)]
+    bodies = [drawn.bytes(size) for size in sizes]
+    pieces = tuple(memoryview(pa.py_buffer(body) if k % 2 else body) for k, body in enumerate(bodies))
+    received: list[bytes] = []
+
+    def serve(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client, client.makefile("rb") as file:
+            lines = [line.lower() for line in iter(file.readline, b"\r\n")]
+            size = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
+            received.append(file.read(size))
+            client.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    with listening() as server:
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        connection = GatheringConnection("127.0.0.1", server.getsockname()[1], timeout=60)
+        assert post(connection, pieces) == 204
+        connection.close()
+        thread.join(60)
+
+    assert received == [b"".join(bodies)]
+
+
+def test_a_receiver_that_takes_nothing_is_given_up_in_time() -> None:
+    with listening() as server:
+        connection = GatheringConnection("127.0.0.1", server.getsockname()[1], timeout=0.2)
+        with pytest.raises(TimeoutError):
+            post(connection, (memoryview(bytes(64 << 20)),))
+        connection.close()
+
+
+def test_pieces_of_a_batch_are_the_stream_itself() -> None:
+    values = np.arange(900.0)
+    batch = event_batch(
+        ids=[f"i-{k}" for k in range(900)], time_ns=5, model="m", version="1", features={"x": values},
+        predictions={"y": values * 2},
+    )  # fmt: skip
+    pieces = ipc_pieces([batch, batch.slice(100, 7)])
+
+    assert b"".join(pieces) == to_ipc([batch, batch.slice(100, 7)])
+    # Not copied: the column's own memory.
+    assert any(np.frombuffer(piece, np.uint8).ctypes.data == values.ctypes.data for piece in pieces if piece.nbytes)

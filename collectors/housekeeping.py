@@ -16,7 +16,7 @@ from collectors.events import EventLog
 from collectors.exposition import page_of, with_target_labels
 from collectors.measure import Measures
 from collectors.measurer import Measurer
-from collectors.performance import predictions_of
+from collectors.parts import predictions_of
 from collectors.quality.aside import KeptAside
 from collectors.references import ClosedWindows
 from collectors.releases import ReleaseLabels

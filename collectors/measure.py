@@ -25,6 +25,7 @@ from collectors.computed import (
 from collectors.evidence import Evidence
 from collectors.history import Against, History, JudgedWindow
 from collectors.measure_settings import MeasureSettings
+from collectors.parts import Part, parts_of
 from collectors.profiles import Expected, ProfileBatch
 from collectors.quality import Observed, QualityMonitor, Schema, SchemaEdit
 from collectors.references import Reference, Standing
@@ -33,7 +34,7 @@ from collectors.scores import PerformanceEstimator
 from collectors.scoring import Scoring
 from collectors.signals import Signals
 from collectors.unsaved import Keep, Unsaved
-from collectors.windows import Added, Key, ModelTime, Pane, Windows, by_version
+from collectors.windows import Added, Key, ModelTime, Pane, Windows
 from observability import names
 from observability.profile import Profile
 
@@ -189,8 +190,8 @@ class Measures:
         Rows later than all that were believed then were too far ahead of the clock; they are not measured now either.
         """
         with self._lock:
-            parts = by_version(events)
-            self.scoring.add_events(events, parts)
+            parts = parts_of(events)
+            self.scoring.add_events(parts)
             self._check(parts, counted=False)
             column = events.column("time")
             # Seconds in float64 are exact to a quarter of a microsecond.
@@ -226,9 +227,9 @@ class Measures:
                 self._labels.flush()
             return bool(self._forget_silent(now) or closed or amended or scored)
 
-    def _check(self, parts: Sequence[tuple[str, str, pa.Table]], *, counted: bool) -> None:
+    def _check(self, parts: Sequence[Part], *, counted: bool) -> None:
         """Checks rows against their schemas; those replayed after a restart were counted before it."""
-        observed = [self.quality.observe(*part) for part in parts]
+        observed = [self.quality.observe(part.model, part.version, part.events) for part in parts]
         if counted:
             self._count([found for found in observed if found is not None])
         else:
@@ -313,8 +314,8 @@ class Measures:
         elif kind == "predictions":
             self.scoring.add_found(content)
         else:
-            parts = by_version(content)
-            self.scoring.add_events(content, parts)
+            parts = parts_of(content)
+            self.scoring.add_events(parts)
             added = self.windows.add(content, now)
             for key in added.measured:
                 self._active_at["pane", *key] = now
@@ -322,7 +323,7 @@ class Measures:
             if counted:
                 self._count_rows(added, names.EVENT_ROWS)
             for part in parts:
-                self._predictions.add(*part)
+                self._predictions.add(part)
             self._check(parts, counted=counted)
 
     def _apply_profile(self, batch: ProfileBatch, now: float, counted: bool) -> None:

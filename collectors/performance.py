@@ -11,13 +11,12 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from collectors.drift.bins import Counts
-from collectors.routed import Routing, routed
+from collectors.parts import Part, parts_of
+from collectors.routed import Routing
 from collectors.scores import LabelledRow, LabelledWindows, classification_scores, regression_scores
-from collectors.windows import LATENCY_EDGES, Key, Pane, by_version
-from observability.events import PREDICTION
+from collectors.windows import LATENCY_EDGES, Key, Pane
 
 Floats = npt.NDArray[np.float64]
 
@@ -123,16 +122,21 @@ class LabelJoin:
 
     def add_predictions(self, events: pa.Table) -> None:
         """Remembers the predictions of a batch of events and joins the labels that came before them."""
-        for model, version, part in by_version(events):
-            values = predictions_of(part)
-            if values is None:
+        self.add_parts(parts_of(events))
+
+    def add_parts(self, parts: Iterable[Part]) -> None:
+        """The same of a batch that is taken apart already."""
+        for part in parts:
+            if part.predictions is None:
                 continue
-            ids = part.column("id").to_pylist()
-            times = part.column("time").cast(pa.int64()).to_pylist()
-            state, found = self._version((model, version)), routed(part)
-            state.shadow = state.shadow or any(routing.arm == SHADOW for routing in found.routings)
-            _remember(state.predictions, ids, list(zip(times, values.tolist(), found.rows(), strict=True)))
-            self._join_waiting((model, version), state, ids)
+            ids = part.events.column("id").to_pylist()
+            times = part.events.column("time").cast(pa.int64()).to_pylist()
+            key = (part.model, part.version)
+            state = self._version(key)
+            state.shadow = state.shadow or any(routing.arm == SHADOW for routing in part.routed.routings)
+            rows = zip(times, part.predictions.tolist(), part.routed.rows(), strict=True)
+            _remember(state.predictions, ids, list(rows))
+            self._join_waiting(key, state, ids)
             while len(state.predictions) > self.settings.remembered_rows:
                 state.predictions.popitem(last=False)
 
@@ -247,12 +251,3 @@ def _remember(known: OrderedDict[str, _Predicted], ids: list[str], rows: list[_P
     for id_, row in zip(ids, rows, strict=True):
         if id_ not in known or row[0] < known[id_][0]:
             known[id_] = row
-
-
-def predictions_of(events: pa.Table) -> Floats | None:
-    """The first prediction column of a batch of events as float64, NaN where it failed; None if it has no numbers."""
-    for name in events.schema.names:
-        if name.startswith(PREDICTION) and not pa.types.is_string(events.schema.field(name).type):
-            values = events.column(name).cast(pa.float64())
-            return np.asarray(pc.fill_null(values, math.nan).to_numpy(), np.float64)
-    return None

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pyarrow as pa
 
 from collectors.computed import Value, performance_values, score_values
-from collectors.performance import JoinSettings, LabelJoin, LabelSink, predictions_of, scores
+from collectors.parts import Part
+from collectors.performance import JoinSettings, LabelJoin, LabelSink, scores
 from collectors.scores import (
     LabelledWindow,
     LabelledWindows,
@@ -53,15 +54,14 @@ class Scoring:
         self._due: set[Key] = set()
         self._scored_at = -1e18
 
-    def add_events(self, events: pa.Table, parts: Sequence[tuple[str, str, pa.Table]]) -> None:
-        """Takes in predictions; `parts` are the rows of each version."""
+    def add_events(self, parts: Sequence[Part]) -> None:
+        """Takes in predictions: the rows of each version."""
         with self._lock:
-            self.join.add_predictions(events)
-            for model, version, part in parts:
-                predictions = predictions_of(part)
-                if predictions is not None:
-                    times = part.column("time").cast(pa.int64()).to_numpy()
-                    self.performance.count(model, version, times, predictions)
+            self.join.add_parts(parts)
+            for part in parts:
+                if part.predictions is not None:
+                    times = part.events.column("time").cast(pa.int64()).to_numpy()
+                    self.performance.count(part.model, part.version, times, part.predictions)
 
     def add_found(self, events: pa.Table) -> None:
         """Takes in predictions that were found in the lake, for the join alone."""

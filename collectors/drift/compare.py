@@ -88,12 +88,15 @@ def saved_profile(
     opened_reference = opened(reference, "the reference")
     if isinstance(opened_reference, Profile):
         return opened_reference.to_json()
+    if not opened_reference.rows:
+        raise InputError(f"{opened_reference.name} has no rows: there is nothing to make bins and categories from")
     sides: Sides[Source | Profile] = Sides(opened_reference, opened_reference)
     plan = planned(sides, columns, kinds)
     if not plan.compared:
         told = "; ".join(f"{column.name!r}: {column.reason}" for column in plan.columns[:5])
         raise InputError(f"no column of {opened_reference.name} can be profiled: {told}")
-    return profiles_of(sides, plan, silent).reference.to_json()
+    left_out = {column.name: column.reason for column in plan.columns if column.kind is None}
+    return replace(profiles_of(sides, plan, silent).reference, left_out=left_out).to_json()
 
 
 def _window(window: str | None, time: str | None) -> int | None:

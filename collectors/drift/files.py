@@ -10,13 +10,14 @@ import glob
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
 from collectors.drift.csv_files import csv_schema, read_csv, scan_csv
-from collectors.drift.parquet_files import parquet_pieces
+from collectors.drift.parquet_files import Lane, parquet_lanes
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
 from observability.kinds import is_string
 
@@ -202,28 +203,36 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
     rows = dataset.count_rows()
 
     def scan(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        try:
+        with _to_its_end(name):
             for piece in _pieces(dataset):
                 # The whole schema: a file may lack a column, and a folder's name may be one.
                 found = piece.scanner(schema=dataset.schema, columns=list(columns), batch_size=BATCH_ROWS)
                 yield from found.to_batches()
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{name} cannot be read to its end: {error}") from error
 
     def read(columns: Sequence[str]) -> pa.Table:
-        try:
+        with _to_its_end(name):
             return dataset.to_table(columns=list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{name} cannot be read to its end: {error}") from error
 
-    def pieces(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from parquet_pieces(dataset, columns)
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{name} cannot be read to its end: {error}") from error
+    def lane(batches: Lane) -> Lane:
+        with _to_its_end(name):
+            yield from batches
+
+    def lanes(columns: Sequence[str], most: int) -> Iterator[Sequence[Lane]]:
+        with _to_its_end(name):
+            for step in parquet_lanes(dataset, columns, most):
+                yield list(map(lane, step))
 
     size = rows * _row_bytes(schema)
-    return Source(name, schema, rows, size, scan, read, pieces if format_name == "parquet" else None)
+    return Source(name, schema, rows, size, scan, read, lanes if format_name == "parquet" else None)
+
+
+@contextmanager
+def _to_its_end(name: str) -> Iterator[None]:
+    """InputError where the rows of `name` cannot be read."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{name} cannot be read to its end: {error}") from error
 
 
 def _check_first_names(files: Sequence[Path], kind: str) -> None:

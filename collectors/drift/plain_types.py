@@ -20,7 +20,7 @@ def with_plain_types(source: Source) -> Source:
     schema = pa.schema([field.with_type(plain_type(field.type)) for field in source.schema])
     if schema == source.schema and not any(pa.types.is_dictionary(field.type) for field in schema):
         return source
-    pieces = source.pieces
+    steps = source.lanes
 
     def scan(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         return _batches(source.scan(columns))
@@ -30,7 +30,7 @@ def with_plain_types(source: Source) -> Source:
         schema=schema,
         scan=scan,
         read=lambda columns: plain_table(source.read(columns)),
-        pieces=None if pieces is None else lambda columns: _batches(pieces(columns)),
+        lanes=None if steps is None else lambda columns, most: (list(map(_batches, s)) for s in steps(columns, most)),
     )
 
 

@@ -89,7 +89,8 @@ def planned(
     if columns is not None:
         only = ((), ())
     both = sides.reference, sides.current
-    if isinstance(both[0], Profile) and isinstance(both[1], Profile) and not given:
+    counted = all(isinstance(side, Profile) and not side.left_out for side in both)
+    if isinstance(both[0], Profile) and isinstance(both[1], Profile) and counted and not given:
         found = [[side.columns[name].kind for name in wanted] for side in (both[0], both[1])]
         if found[0] == found[1]:
             return Plan(tuple(map(ColumnPlan, wanted, found[0])), *only)
@@ -97,15 +98,19 @@ def planned(
 
 
 def _names(side: Source | Profile) -> list[str]:
-    return list(side.columns)
+    """A table's columns; of a profile also those that it had no kind for."""
+    return list(side.columns) if isinstance(side, Source) else list(dict.fromkeys([*side.columns, *side.left_out]))
 
 
 def _default(side: Source | Profile) -> list[str]:
-    return list(side.columns) if isinstance(side, Profile) else comparable_columns(side.columns)
+    return _names(side) if isinstance(side, Profile) else comparable_columns(side.columns)
 
 
 def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> ColumnPlan:
     before, now = sides.reference, sides.current
+    for side in (before, now):
+        if isinstance(side, Profile) and name not in side.columns:
+            return ColumnPlan(name, None, side.left_out[name])
     if isinstance(before, Profile):
         kind: str = before.columns[name].kind
         if given is not None and given != kind:

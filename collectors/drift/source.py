@@ -18,7 +18,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Rows to compare. `scan`, `read` and `pieces` take the names of the columns that are wanted."""
+    """Rows to compare. `scan`, `read` and `lanes` take the names of the columns that are wanted."""
 
     name: str
     """What messages call it: a path, 'the reference' or 'the current table'."""
@@ -28,9 +28,10 @@ class Source:
     """About how many bytes all columns take in memory."""
     scan: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
     read: Callable[[Sequence[str]], pa.Table]
-    pieces: Callable[[Sequence[str]], Iterator[pa.RecordBatch]] | None = None
-    """Where that takes less memory than `scan`: as there, but a batch has only some of the columns; of each column
-    the rows come in order."""
+    lanes: Callable[[Sequence[str], int], Iterator[Sequence[Iterator[pa.RecordBatch]]]] | None = None
+    """Where columns can be read apart from each other: the rows in steps, each in at most so many lanes that may be
+    read at once. A batch has only some of the columns, no two lanes of a step have one, and of each column the rows
+    come in order."""
     in_memory: bool = False
 
     @property
@@ -52,10 +53,8 @@ class Source:
         )
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """All rows of the columns, each batch with some of them, read while the one before is worked on."""
-        if self.in_memory:
-            return self.scan(columns)
-        return _ahead((self.pieces or self.scan)(columns))
+        """All rows of the columns, read while the batch before is worked on."""
+        return self.scan(columns) if self.in_memory else _ahead(self.scan(columns))
 
 
 def _ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

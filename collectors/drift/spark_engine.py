@@ -44,11 +44,13 @@ def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str
         found = reference_of_lake(data, {**every, **given}, **_written(data))
     elif different:
         raise InputError(f"the profile has other kinds for {', '.join(different)}")
-    absent = [name for name in columns or () if name not in found.columns]
+    known = [*found.columns, *found.left_out]
+    absent = [name for name in columns or () if name not in known]
     if absent:
-        raise InputError(f"column {absent[0]!r} is not in the reference: there are {', '.join(found.columns)}")
-    chosen = dict.fromkeys(columns) if columns is not None else found.columns
-    return Profile({name: found.columns[name] for name in chosen})
+        raise InputError(f"column {absent[0]!r} is not in the reference: there are {', '.join(known)}")
+    chosen = dict.fromkeys(known if columns is None else columns)
+    left_out = {name: reason for name, reason in found.left_out.items() if name in chosen}
+    return Profile({name: found.columns[name] for name in chosen if name in found.columns}, left_out=left_out)
 
 
 def _written(path: str | Path) -> dict[str, Any]:

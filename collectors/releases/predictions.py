@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from collectors.computed import Value
-from collectors.performance import predictions_of
-from collectors.routed import Routing, routed
+from collectors.parts import Part
+from collectors.routed import Routing
 from observability import names
 
 # Bins of numbers and, the last, of predictions that are none.
@@ -101,20 +100,18 @@ class ReleasePredictions:
         self._models: dict[str, dict[str, _Counted]] = {}
         self._changed: set[str] = set()
 
-    def add(self, model: str, version: str, events: pa.Table) -> None:
+    def add(self, part: Part) -> None:
         """Counts the rows of a version; those of no release, and those not routed by chance, are none of its."""
-        if events.column("release").null_count == events.num_rows:
+        events, predictions = part.events, part.predictions
+        if predictions is None or events.column("release").null_count == events.num_rows:
             return
-        predictions = predictions_of(events)
-        if predictions is None:
-            return
-        found = routed(events)
+        found = part.routed
         answered = pc.equal(events.column("outcome"), "ok").to_numpy() & found.first
         for code, routing in enumerate(found.routings):
             if routing.arm in _ARMS and routing.by_chance:
                 values = predictions[answered & (found.codes == code)]
                 if len(values):
-                    self._count(model, version, routing, values)
+                    self._count(part.model, part.version, routing, values)
 
     def take_changed(self) -> tuple[dict[str, bytes], dict[str, list[Value]]]:
         """The states and samples of the models that changed since the last call."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from collectors.drift import inputs
-from collectors.drift.compare import compare
+from collectors.drift.compare import compare, saved_profile
 from collectors.drift.csv_files import csv_schema
 from collectors.drift.files import source_of_path
 from collectors.drift.source import InputError
@@ -101,7 +102,8 @@ def test_flags_in_parquet_that_turned_have_drifted_in_both_modes(tmp_path: Path)
     assert counted.columns["flag"].psi == pytest.approx(exact.columns["flag"].psi)
 
 
-def test_pieces_of_parquet_are_the_rows_of_its_files_in_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_lanes_of_parquet_have_the_rows_of_its_files_in_order(tmp_path: Path, most: int) -> None:
     draw = np.random.default_rng(5)
     for place, rows in enumerate((33_000, 50_100, 5)):
         folder = tmp_path / f"day={place}" / ("country=de" if place else "country=__HIVE_DEFAULT_PARTITION__")
@@ -117,9 +119,13 @@ def test_pieces_of_parquet_are_the_rows_of_its_files_in_order(tmp_path: Path) ->
         pq.write_table(table, folder / "part.parquet", row_group_size=50_000)
     source = source_of_path(tmp_path, in_memory=0)
 
-    pieces = list(source.batches(source.columns))
+    assert source.lanes is not None
+    steps = list(source.lanes(source.columns, most))
+    # By turns, as threads would.
+    pieces = [piece for step in steps for turn in zip_longest(*step) for piece in turn if piece is not None]
     whole = source.read(source.columns)
 
+    assert max(map(len, steps)) == most
     assert max(piece.num_columns for piece in pieces) < len(source.columns)
     assert max(piece.num_rows for piece in pieces) <= 32_768
     for name in source.columns:
@@ -268,3 +274,23 @@ def test_a_profile_cannot_do_what_needs_rows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be split"):
         compare(profile, profile, by="kind")
     assert not compare(profile, profile).drifted
+
+
+def test_a_saved_profile_knows_which_columns_it_has_no_kind_for(tmp_path: Path) -> None:
+    rows = pa.table({"x": [1.0, 2.0] * 50, "nested": [{"a": 1}] * 100})
+    (tmp_path / "p.json").write_bytes(saved_profile(rows))
+
+    found = compare(tmp_path / "p.json", rows.append_column("new", pa.array([1] * 100)))
+
+    assert found.only_in_current == ("new",)
+    assert found.columns["nested"].reason == compare(rows, rows).columns["nested"].reason
+    assert not found.drifted
+
+
+def test_no_rows_make_no_profile_to_be_saved(tmp_path: Path) -> None:
+    empty = pa.table({"x": pa.array([], pa.float64())})
+    pq.write_table(empty, tmp_path / "empty.parquet")
+
+    for reference in (empty, tmp_path / "empty.parquet"):
+        with pytest.raises(InputError, match="no rows"):
+            saved_profile(reference)

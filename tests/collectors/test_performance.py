@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from collectors.performance import JoinSettings, LabelJoin, latency_quantile, predictions_of, scores
+from collectors.parts import predictions_of
+from collectors.performance import JoinSettings, LabelJoin, latency_quantile, scores
 from collectors.windows import latency_counts
 from observability.events import label_batch
 from observability.lake import read_labelled, write_events, write_labels

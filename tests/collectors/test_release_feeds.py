@@ -17,6 +17,7 @@ from collectors.api import Collector, CollectorConfig, build
 from collectors.database import open_database
 from collectors.events import read_batch
 from collectors.journal import Journal
+from collectors.parts import Part
 from collectors.performance import LabelJoin
 from collectors.releases import BINS, ReleaseLabels, ReleasePredictions
 from collectors.releases.predictions import edges_of
@@ -126,8 +127,9 @@ def test_predictions_are_counted_by_arm_and_weight_in_bins_of_both_arms_together
             share = weight if arm == "canary" else 1 - weight
             ids = [f"{arm}{n}" for n in range(400)]
             predictions = {"p": np.where(np.arange(400) < 3, np.nan, rng.random(400))}
-            counted.add("m", version, events(ids, arm, version=version, propensity=share, predictions=predictions))
-    counted.add("m", "2", events(["f"], "forced", version="2", release="m-2"))
+            rows = events(ids, arm, version=version, propensity=share, predictions=predictions)
+            counted.add(Part("m", version, rows))
+    counted.add(Part("m", "2", events(["f"], "forced", version="2", release="m-2")))
 
     states, values = counted.take_changed()
     again = ReleasePredictions()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,9 @@ from serving import v2
 from serving.protocol.outputs import Outputs
 from serving.protocol.signature import packer
 from serving.protocol.tensors import WIRE_TYPES, Array, FloatTensor
-from serving.telemetry.accounts import Account, Served
+from serving.telemetry.accounts import Account
+from serving.telemetry.memory import Memory
+from serving.telemetry.runs import Run
 from serving.transport.exchange import Exchange
 from serving.transport.intake import Form, binary_form, json_form, native
 
@@ -56,7 +59,7 @@ class Express:
         ended: Callable[[int, int], None],
         head: Callable[[Version, Choice, int | None], bytes],
         clock: Callable[[], float],
-        records: bool,
+        memory: Memory | None,
         open: Callable[[], bool],
         traced: Callable[[int], Sequence[int]],
         body_limit: int,
@@ -70,7 +73,8 @@ class Express:
         self._ended = ended
         self._head = head
         self._clock = clock
-        self._records = records
+        self._memory = memory
+        self._kept: Run | None = None
         self._open = open
         self._traced = traced
         self._model = version.loaded.model
@@ -316,7 +320,7 @@ class Express:
 
     def _serve_taken(self, count: int, rows: int, tags: Sequence[_Asked]) -> None:
         clock, intake = self._clock, self.intake
-        column = np.empty((rows, *self._input.shape), self._kind)
+        column = self._rows(rows)
         intake.read(column)
         started, worked = clock(), time.thread_time()
         try:
@@ -335,13 +339,34 @@ class Express:
         moments, arrived, counts = intake.end(count, started, ended, encoded, done := clock())
         self._account.moments.frombytes(moments)
         self._account.ok += count
-        if self._records:
-            asked = np.frombuffer(counts, np.int64)
-            self._account.served.append(
-                Served(self._signature, asked, column, outputs, np.frombuffer(arrived, np.float64), done)
-            )
+        if self._memory is not None:
+            self._record(self._memory, column, outputs, counts, arrived, done)
         self._ended(count, column.nbytes)
         self._ran(column, outputs, started, ended, worked)
+
+    def _rows(self, rows: int) -> Array:
+        """Where the values of so many rows go."""
+        if self._memory is None:
+            return np.empty((rows, *self._input.shape), self._kind)
+        return self._open_run(self._memory, rows).place(rows)
+
+    def _open_run(self, memory: Memory, rows: int) -> Run:
+        """The run that the next batch belongs to: one that has room, and that the recorder has not got."""
+        served, run = self._account.served, self._kept
+        if run is None or not run.fits(rows) or (run.requests and (not served or served[-1] is not run)):
+            run = self._kept = Run(memory, self._signature, rows)
+        return run
+
+    def _record(
+        self, memory: Memory, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
+    ) -> None:
+        """Keeps for the recorder what a batch was given and answered."""
+        run = self._open_run(memory, len(column))
+        if not run.add(column, outputs, requests, arrived, done):
+            run = self._kept = Run(memory, self._signature, len(column))
+            run.add(column, outputs, requests, arrived, done)
+        if not self._account.served or self._account.served[-1] is not run:
+            self._account.served.append(run)
 
     def _hows(self, batch: Outputs, tags: Sequence[_Asked]) -> tuple[Any, ...] | None:
         """How each kind of request is answered: header, what stands before and after the values, they, bytes a row."""
@@ -389,9 +414,7 @@ class Express:
             received = exchange.received
             extend((received, received + decoding, started, ended, encoded, done))
         self._account.ok += len(taken)
-        if self._records:
-            arrived = [exchange.received for exchange in taken]
-            self._account.served.append(
-                Served(self._signature, [one[0] for one in asked], column, outputs, arrived, done)
-            )
+        if self._memory is not None:
+            requests, arrived = array("q", [one[0] for one in asked]), array("d", [one.received for one in taken])
+            self._record(self._memory, column, outputs, requests.tobytes(), arrived.tobytes(), done)
         self._ended(len(taken), column.nbytes)

@@ -40,7 +40,7 @@ _LOGGED_FAILURES_PER_SECOND = 5
 _SETTLE_SECONDS = 0.2
 _SETTLE_CALLS = 4096
 _MANY_CALLS = 256
-_SETTLE_BYTES = 1024 * 1024
+_SETTLE_BYTES = 4 * 1024 * 1024 - 64 * 1024
 _MAX_ACCOUNTS = 1024
 _MAX_HEADS = 1024
 # Values a row of the requests that take the shortcut.
@@ -205,7 +205,7 @@ class Front:
         account = self._accounts.get(id(choice)) or self._account(deployment.model, choice)
         return Express(
             deployment, choice, version, account, general=partial(self._take, deployment=deployment), ended=self._noted,
-            head=self._plain_head, clock=self._clock, records=self._records,
+            head=self._plain_head, clock=self._clock, memory=self._recorder.memory if self._records else None,
             open=lambda: self.open and self.callers is None, traced=self._traced_of, body_limit=self._body_limit,
         )  # fmt: skip
 
@@ -451,8 +451,8 @@ class Front:
                 self._recorder.put(calls)
             if account.served:
                 served, account.served = account.served, []
-                rows = sum(len(batch.rows) for batch in served)
-                first, self._number = self._number, self._number + rows
+                requests = sum(len(run.requests) for run in served)
+                first, self._number = self._number, self._number + requests
                 self._recorder.put_served(account.model, account.choice, served, first)
         # A shortcut to a version that is gone would keep it in memory until the model's next request.
         for model, express in list(self._express.items()):

@@ -8,33 +8,54 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from importlib.abc import MetaPathFinder
 from typing import Any
-
-import pyarrow as pa
 
 # Requests leave almost no cycles: a look each 50,000 new objects instead of 700.
 _THRESHOLDS = (50_000, 20, 50)
 # How long a thread that makes events may keep the event loop waiting; Python's default is 5 ms.
 _SWITCH_SECONDS = 0.0005
+# Set once the process is known to be this server's own.
+_own = threading.Event()
+
+
+def load_torch(threads: int) -> None:
+    """Imports torch and leaves what it makes out of all collections: they find nothing in it, and take a tenth of it.
+
+    For a process that is this server's own; `threads` is how many torch may use in an operator.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        import torch
+
+        gc.freeze()
+    finally:
+        if collecting:
+            gc.enable()
+    torch.set_num_threads(threads)
 
 
 def settle_down() -> None:
     """Collects once, and then never looks at what lives now; for a process whose main work begins here."""
-    _look_for_pandas()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
     sys.setswitchinterval(_SWITCH_SECONDS)
+    _own.set()
 
 
-def _look_for_pandas() -> None:
+def look_for_pandas() -> None:
     """Has pyarrow decide now whether there is pandas: only where something has imported it before.
 
-    Its first conversion would import it, half a second and 40 MB in the midst of traffic; no event needs it.
+    Its first conversion would import it, half a second and 40 MB in the midst of traffic; no event needs it. A process
+    that is not the server's own may need it later, and is left as it is.
     """
-    if "pandas" in sys.modules:
+    if "pandas" in sys.modules or not _own.is_set():
         return
+    import pyarrow as pa
+
     sys.meta_path.insert(0, _WithoutPandas)
     try:
         pa.scalar(0)

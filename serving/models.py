@@ -179,6 +179,7 @@ class LoadedModel:
         # torch.inference_mode is this guard behind Python that costs more than a small model's layer.
         self._guard = getattr(torch._C, "_InferenceMode", torch.inference_mode)
         self._call = module
+        self._changes_inputs = False
 
     @property
     def solo(self) -> bool:
@@ -186,9 +187,16 @@ class LoadedModel:
         return bool(self._torch.get_num_threads() == 1)
 
     def run(self, columns: Sequence[Array]) -> list[Array]:
-        """The outputs as arrays of their declared datatypes, rows first. Raises what the model raises."""
+        """The outputs as arrays of their declared datatypes, rows first; the columns stay as they are. Raises what the
+        model raises.
+        """
+        if self._changes_inputs:
+            columns = [np.array(column) for column in columns]
+        return self._answered([self._torch.from_numpy(column) for column in columns])
+
+    def _answered(self, given: Sequence[Any]) -> list[Array]:
         with self._guard(True):
-            result = self._call(*map(self._torch.from_numpy, columns))
+            result = self._call(*given)
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         kinds = self._kinds if len(outputs) == len(self._kinds) else [None] * len(outputs)
         return [np.asarray(output.numpy(), kind) for output, kind in zip(outputs, kinds, strict=True)]
@@ -196,7 +204,10 @@ class LoadedModel:
     def answer_example(self) -> list[Array]:
         """The outputs for the manifest's example. Raises ArtifactError unless they fit the signature and are finite."""
         columns = self.signature.example(self.manifest["example"])
-        outputs = self.run(columns)
+        given = [self._torch.from_numpy(column) for column in columns]
+        outputs = self._answered(given)
+        # Events tell of what was given, and a batch that fails is run again in parts.
+        self._changes_inputs = any(one._version for one in given)
         if len(outputs) != len(self.signature.outputs):
             raise ArtifactError(
                 f"the model gives {len(outputs)} outputs, its manifest names {len(self.signature.outputs)}"

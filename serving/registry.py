@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
-from serving import database as db
 from serving.artifacts.manifest import MANIFEST, read_manifest, verify
+from serving.database import Json, Row, Transaction, json_of, open_database, read
 from serving.errors import RegistryError
+
+_VERSION = "model, version, digest, created_at, lineage, metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class Registry:
     """Versions at a SQLAlchemy URL, artifacts under `artifacts_dir/sha256/<digest>/`; processes may share them."""
 
     def __init__(self, url: str, artifacts_dir: Path | str, *, clock: Callable[[], float] = time.time) -> None:
-        self.engine = db.open_database(url)
+        self.database = open_database(url)
         self._artifacts = Path(artifacts_dir)
         self._clock = clock
 
     def close(self) -> None:
         """Closes the connections."""
-        self.engine.dispose()
+        self.database.close()
 
     def register(
         self,
@@ -69,68 +69,68 @@ class Registry:
         if not model or any(mark in model for mark in "/\\ \n") or model.startswith("."):
             raise RegistryError(f"model name {model!r} cannot be used: no slash, space or leading dot")
         digest = self._import(Path(artifact_dir))
-        with self.engine.begin() as connection:
-            found = connection.execute(_of(model).where(db.versions.c.digest == digest)).one_or_none()
-            if found is not None:
-                return _version(found)
-            newest = connection.scalar(
-                sa.select(sa.func.max(db.versions.c.version)).where(db.versions.c.model == model)
-            )
+        now = self._clock()
+        with self.database.begin() as transaction:
+            found = transaction.rows(
+                f"SELECT {_VERSION} FROM model_versions WHERE model = :model AND digest = :digest",
+                model=model, digest=digest,
+            )  # fmt: skip
+            if found:
+                return _version(found[0])
+            ((newest,),) = transaction.rows("SELECT MAX(version) FROM model_versions WHERE model = :model", model=model)
             number = (newest or 0) + 1
-            now = self._clock()
-            connection.execute(
-                db.versions.insert().values(
-                    model=model,
-                    version=number,
-                    digest=digest,
-                    created_at=now,
-                    lineage=dict(lineage),
-                    metrics=dict(metrics),
-                    profile=profile,
-                )
-            )
-            self._log(connection, model, "registered", number, {"digest": digest})
+            transaction.run(
+                f"INSERT INTO model_versions ({_VERSION}, profile) "
+                "VALUES (:model, :version, :digest, :created_at, :lineage, :metrics, :profile)",
+                model=model, version=number, digest=digest, created_at=now, lineage=Json(lineage),
+                metrics=Json(metrics), profile=profile,
+            )  # fmt: skip
+            self._log(transaction, model, "registered", number, {"digest": digest})
         return ModelVersion(model, number, digest, now, dict(lineage), dict(metrics))
 
     def get(self, model: str, version: int) -> ModelVersion:
         """Raises RegistryError when there is no such version."""
-        with self.engine.begin() as connection:
-            found = connection.execute(_of(model).where(db.versions.c.version == version)).one_or_none()
-        if found is None:
+        found = read(
+            self.database, f"SELECT {_VERSION} FROM model_versions WHERE model = :model AND version = :version",
+            model=model, version=version,
+        )  # fmt: skip
+        if not found:
             raise RegistryError(
                 f"model {model!r} has no version {version}; it has {[v.version for v in self.versions(model)]}"
             )
-        return _version(found)
+        return _version(found[0])
 
     def models(self) -> list[str]:
         """The names of all models."""
-        with self.engine.begin() as connection:
-            return list(connection.scalars(sa.select(db.versions.c.model).distinct().order_by(db.versions.c.model)))
+        return [name for (name,) in read(self.database, "SELECT DISTINCT model FROM model_versions ORDER BY model")]
 
     def versions(self, model: str) -> list[ModelVersion]:
         """The model's versions, oldest first; empty for a model that nobody registered."""
-        with self.engine.begin() as connection:
-            return [_version(row) for row in connection.execute(_of(model).order_by(db.versions.c.version))]
+        query = f"SELECT {_VERSION} FROM model_versions WHERE model = :model ORDER BY version"
+        return [_version(row) for row in read(self.database, query, model=model)]
 
     def profile(self, model: str, version: int) -> bytes | None:
         """The reference profile stored with the version, as `Profile.to_json` gave it."""
-        query = sa.select(db.versions.c.profile).where(db.versions.c.model == model, db.versions.c.version == version)
-        with self.engine.begin() as connection:
-            return connection.scalar(query)
+        query = "SELECT profile FROM model_versions WHERE model = :model AND version = :version"
+        found = read(self.database, query, model=model, version=version)
+        return None if not found or found[0][0] is None else bytes(found[0][0])
 
     def alias(self, model: str, name: str) -> int | None:
         """The version that the alias names, or None."""
-        query = sa.select(db.aliases.c.version).where(db.aliases.c.model == model, db.aliases.c.name == name)
-        with self.engine.begin() as connection:
-            return connection.scalar(query)
+        query = "SELECT version FROM model_aliases WHERE model = :model AND name = :name"
+        found = read(self.database, query, model=model, name=name)
+        return found[0][0] if found else None
 
     def set_alias(self, model: str, name: str, version: int) -> None:
         """Points the alias at an existing version. Raises RegistryError when there is no such version."""
         self.get(model, version)
-        with self.engine.begin() as connection:
-            connection.execute(db.aliases.delete().where(db.aliases.c.model == model, db.aliases.c.name == name))
-            connection.execute(db.aliases.insert().values(model=model, name=name, version=version))
-            self._log(connection, model, "alias", version, {"name": name})
+        with self.database.begin() as transaction:
+            transaction.run("DELETE FROM model_aliases WHERE model = :model AND name = :name", model=model, name=name)
+            transaction.run(
+                "INSERT INTO model_aliases (model, name, version) VALUES (:model, :name, :version)",
+                model=model, name=name, version=version,
+            )  # fmt: skip
+            self._log(transaction, model, "alias", version, {"name": name})
 
     def artifact(self, version: ModelVersion) -> Path:
         """The folder of the version's artifact, every digest verified now. Raises ArtifactError when it was altered."""
@@ -144,10 +144,9 @@ class Registry:
 
     def history(self, model: str) -> list[RegistryEvent]:
         """Everything that was registered or renamed, oldest first."""
-        query = sa.select(db.registry_history).where(db.registry_history.c.model == model)
-        with self.engine.begin() as connection:
-            rows = connection.execute(query.order_by(db.registry_history.c.id)).all()
-        return [RegistryEvent(row.time, row.model, row.event, row.version, row.detail) for row in rows]
+        query = "SELECT time, model, event, version, detail FROM registry_history WHERE model = :model ORDER BY id"
+        rows = read(self.database, query, model=model)
+        return [RegistryEvent(at, name, event, number, json_of(detail)) for at, name, event, number, detail in rows]
 
     def _path(self, digest: str) -> Path:
         return self._artifacts / "sha256" / digest
@@ -173,12 +172,12 @@ class Registry:
             shutil.rmtree(staging, ignore_errors=True)
         return digest
 
-    def _log(self, connection: sa.Connection, model: str, event: str, version: int, detail: Mapping[str, Any]) -> None:
-        connection.execute(
-            db.registry_history.insert().values(
-                time=self._clock(), model=model, event=event, version=version, detail=dict(detail)
-            )
-        )
+    def _log(self, transaction: Transaction, model: str, event: str, version: int, detail: Mapping[str, Any]) -> None:
+        transaction.run(
+            "INSERT INTO registry_history (time, model, event, version, detail) "
+            "VALUES (:time, :model, :event, :version, :detail)",
+            time=self._clock(), model=model, event=event, version=version, detail=Json(detail),
+        )  # fmt: skip
 
 
 def _publish(staging: Path, target: Path) -> None:
@@ -190,12 +189,9 @@ def _publish(staging: Path, target: Path) -> None:
             raise
 
 
-def _of(model: str) -> sa.Select[Any]:
-    return sa.select(db.versions).where(db.versions.c.model == model)
-
-
-def _version(row: sa.Row[Any]) -> ModelVersion:
-    return ModelVersion(row.model, row.version, row.digest, row.created_at, row.lineage, row.metrics)
+def _version(row: Row) -> ModelVersion:
+    model, number, digest, created_at, lineage, metrics = row
+    return ModelVersion(model, number, digest, created_at, json_of(lineage), json_of(metrics))
 
 
 def _sync(path: Path) -> None:

@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 
 import uvloop
 
-from observability.exporter import EventExporter
+import observability
 from observability.logs import log_exporter, setup_logging
 from observability.metrics import Metrics
 from observability.sinks import HttpSink
 from observability.tracing import setup_tracing
+from serving import telemetry
 from serving.app import ControlApp
 from serving.artifacts.manifest import file_bytes
 from serving.batcher import Budget
@@ -34,7 +34,7 @@ from serving.control import Control
 from serving.errors import ServingError
 from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
-from serving.garbage import settle_down
+from serving.garbage import load_torch, settle_down
 from serving.health import Health
 from serving.http import Limits, Server
 from serving.pages.edge import Edge, EdgeOptions
@@ -46,7 +46,7 @@ from serving.telemetry.counting import Counting
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
 from serving.transport.certificates import tls_context
-from serving.transport.listening import last_connections
+from serving.transport.listening import stop_listening
 from serving.versions.deployment import Deployment, Loaded, load_version
 from serving.versions.references import References
 from serving.versions.repository import Repository
@@ -225,20 +225,18 @@ class Service:
         self._tracing = setup_tracing(
             "serving", config.collector_url, sample_ratio=config.trace_sample_ratio, metrics=self.metrics
         )
-        self._events: EventExporter | None = None
-        if config.collector_url is not None:
-            sink = HttpSink(f"{config.collector_url.rstrip('/')}/v1/events")
-            self._events = EventExporter(sink, metrics=self.metrics)
         instance = os.urandom(6).hex()
-        left_out = None if self._counting is None else self._counting.left_out
-        self._recorder = Recorder(self._events, self._tracing, self.metrics, instance=instance, left_out=left_out)
+        make_events = (
+            None if config.collector_url is None else partial(self._make_events, config.collector_url, instance)
+        )
+        self._recorder = Recorder(make_events, self._tracing, self.metrics)
         self._mirror = Mirror(self._signals, self._recorder.put, self._busy, config.shadow)
         self._front = Front(
             self.deployments, self._signals, self._recorder, self._tracing, self._mirror,
             body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=instance,
             trace_limit=config.trace_limit_per_second,
         )  # fmt: skip
-        store = PolicyStore(self._registry.engine)
+        store = PolicyStore(self._registry.database)
         self._residency = Residency(
             self.deployments, self._load, self._size, self._signals, budget=config.memory_budget_bytes,
             pins=frozenset(map(pin, config.pinned_versions)),
@@ -286,6 +284,7 @@ class Service:
                 self.deployments.setdefault(model, self._make(model))
         self._front.open = True
         self.health.state = "ready"
+        self._recorder.prepare()
         _log.info("serving on %s:%d", self.config.host, self.port, extra={"models": sorted(self.deployments)})
 
     async def _listen(self) -> asyncio.Server:
@@ -306,12 +305,10 @@ class Service:
         """Closes the port; whoever had connected and was not accepted is served."""
         assert self._listener is not None
         listening = [socket.socket(fileno=os.dup(listener.fileno())) for listener in self._listener.sockets]
-        self._listener.close()
-        loop = asyncio.get_running_loop()
-        tls = tls_context(self.config.ssl_certfile, self.config.ssl_keyfile)
-        for sock in await last_connections(listening, self.config.drain_notice, everywhere=True):
-            with suppress(OSError):
-                await loop.connect_accepted_socket(self.http.connection, sock, ssl=tls)
+        await stop_listening(
+            [self._listener], listening, self.http.connection, self.config.drain_notice, everywhere=True,
+            tls=tls_context(self.config.ssl_certfile, self.config.ssl_keyfile),
+        )  # fmt: skip
 
     async def _restore(self, model: str) -> None:
         """Takes up the stored policy of a model. Raises ServingError when its stable version does not load."""
@@ -356,8 +353,6 @@ class Service:
 
     def _close_telemetry(self) -> None:
         self._recorder.close()
-        if self._events is not None:
-            self._events.close(timeout=2.0)
         if self._counting is not None:
             self._counting.close()
         self._references.close()
@@ -369,6 +364,12 @@ class Service:
             self.http.sweep(time.monotonic())
             self._lanes.look(self.deployments)
             self.edge.load.sample()
+
+    def _make_events(self, collector_url: str, instance: str) -> telemetry.EventMaker:
+        """On the recorder's thread, after the start: Arrow takes its time."""
+        sink = HttpSink(f"{collector_url.rstrip('/')}/v1/events")
+        left_out = None if self._counting is None else self._counting.left_out
+        return telemetry.EventMaker(observability.EventExporter(sink, metrics=self.metrics), instance, left_out)
 
     def _load(self, model: str, number: int) -> Loaded:
         config = self.config
@@ -395,6 +396,7 @@ async def run(config: ServingConfig, started: Callable[[Service], None] | None =
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    load_torch(config.torch_threads)
     service = Service(config)
     await service.start()
     settle_down()

@@ -2,8 +2,9 @@
 
 A request is queued for a shadow when its answer is written, so its caller never waits. What gathers runs as one batch
 on a thread of low priority, when no caller's request waits: a request that comes meanwhile shares the processor with
-it, so batches are large and few. While callers wait all the time, shadows get a small share of it; what does not fit
-into the bounded queue is dropped and counted.
+it, so batches are large and few. A batch runs step by step, and the event loop reads its sockets before each: callers
+who come meanwhile wait for one step at most, and the rest of the batch for them. While callers wait all the time,
+shadows get a small share of it; what does not fit into the bounded queue is dropped and counted.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class ShadowLimits:
     # Requests gather until there are so many rows, or for so long. Large batches disturb few callers.
     batch_rows: int = 256
     gather: float = 0.5
-    # The model gets so many rows at a time.
+    # The model gets so many rows at a time, and gives way to callers after each.
     step_rows: int = 64
     # Rows and bytes that may wait, by shadow.
     queue_rows: int = 512
@@ -99,7 +100,7 @@ class _Thread:
 class _Waiting:
     """Answered requests that wait for one shadow version, in the order of their answers."""
 
-    __slots__ = ("bytes", "choice", "dropped", "requests", "rows", "since", "version")
+    __slots__ = ("bytes", "choice", "dropped", "granted", "requests", "rows", "since", "version")
 
     def __init__(self, version: Version, choice: Choice) -> None:
         self.version = version
@@ -109,6 +110,8 @@ class _Waiting:
         self.bytes = 0
         self.dropped = 0
         self.since = 0.0
+        # Rows of the batch under way that have not run yet.
+        self.granted = 0
 
     def take(self, max_rows: int, now: float) -> list[Call]:
         """At most `max_rows` rows, but one request at least."""
@@ -120,6 +123,7 @@ class _Waiting:
             self.bytes -= call.bytes
             taken.append(call)
         self.rows -= rows
+        self.granted = max(0, self.granted - rows)
         self.since = now
         return taken
 
@@ -221,29 +225,33 @@ class Mirror:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Starts the batch that has waited longest, unless it can grow or callers need the machine."""
+        """Runs a step of the batch under way, or of what has waited longest, unless callers need the machine."""
         self._timer = None
-        waiting = [(lane.since, key) for key, lane in self._lanes.items() if lane.requests]
+        waiting = [(not lane.granted, lane.since, key) for key, lane in self._lanes.items() if lane.requests]
         if not waiting or self._running:
             return
-        since, key = min(waiting)
+        new, since, key = min(waiting)
         lane, limits, now = self._lanes[key], self._limits, self._clock()
-        self._signals.shadowed(*key, "dropped", lane.dropped)
-        lane.dropped = 0
-        gathered = lane.rows >= limits.batch_rows or now - since >= limits.gather
-        if not gathered:
-            self._wait(limits.gather - (now - since))
-            return
+        if new:
+            if lane.rows < limits.batch_rows and now - since < limits.gather:
+                self._wait(limits.gather - (now - since))
+                return
+            self._signals.shadowed(*key, "dropped", lane.dropped)
+            lane.dropped = 0
+            lane.granted = min(lane.rows, limits.batch_rows)
         self._allowance = min(self._allowance + limits.busy_share * (now - self._reckoned), limits.busy_share)
         self._reckoned = now
-        if self._backlog is None:
-            self._backlog = probe(asyncio.get_running_loop())
-        if not self._busy() and not self._backlog():
-            self._run(key, lane.version, lane.choice, lane.take(limits.batch_rows, now), free=True)
-        elif self._allowance > 0.0:
-            self._run(key, lane.version, lane.choice, lane.take(limits.step_rows, now), free=False)
+        free = self._free()
+        if free or self._allowance > 0.0:
+            self._run(key, lane.version, lane.choice, lane.take(limits.step_rows, now), free=free)
         else:
             self._wait(limits.retry)
+
+    def _free(self) -> bool:
+        """Whether no caller's request waits, in a queue or in a socket."""
+        if self._backlog is None:
+            self._backlog = probe(asyncio.get_running_loop())
+        return not self._busy() and not self._backlog()
 
     def _run(self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool) -> None:
         self._running = True
@@ -277,7 +285,8 @@ class Mirror:
             if done.copies:
                 self._record(done.copies)
             if any(lane.requests for lane in self._lanes.values()):
-                self._wait(self._limits.retry)
+                # The rest of a batch goes on, after the loop has read its sockets.
+                self._wait(0.0 if any(lane.granted for lane in self._lanes.values()) else self._limits.retry)
 
 
 def _shadow(

@@ -7,7 +7,6 @@ import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from observability.metrics import Metrics
@@ -21,7 +20,7 @@ from serving.http import Server
 from serving.server import ServingConfig
 from serving.transport.certificates import grpc_credentials, tls_context
 from serving.transport.gateway import Gateway
-from serving.transport.listening import last_connections
+from serving.transport.listening import stop_accepting, stop_listening
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -84,7 +83,7 @@ class FrontProcess:
                 self.http.connection, sock=listener, backlog=_BACKLOG, ssl=self._tls
             )
         for number in set(self._accepting) - fronts:
-            self._accepting.pop(number).close()
+            await stop_accepting(self._accepting.pop(number))
 
     async def _unready(self) -> str | None:
         if self._closing:
@@ -135,12 +134,11 @@ class FrontProcess:
         self._closing = True
         self.http.begin_close()
         await asyncio.sleep(notice)
-        for server in self._accepting.values():
-            server.close()
+        await stop_listening(
+            list(self._accepting.values()), self._listeners, self.http.connection, notice, everywhere=everywhere,
+            tls=self._tls,
+        )  # fmt: skip
         loop = asyncio.get_running_loop()
-        for sock in await last_connections(self._listeners, notice, everywhere=everywhere):
-            with suppress(OSError):
-                await loop.connect_accepted_socket(self.http.connection, sock, ssl=self._tls)
         # A connection that has just come or was just answered may have a request on the way: it gets a moment.
         lingering = time.monotonic() + max(notice, _LINGER_SECONDS)
         limit = time.monotonic() + self._config.drain_timeout

@@ -18,7 +18,7 @@ from serving.fleet.channel import Channel, first_of
 from serving.fleet.exposition import Dump, dump
 from serving.fleet.lines import Line
 from serving.fleet.peers import HubPeers, packed_view
-from serving.garbage import settle_down
+from serving.garbage import load_torch, settle_down
 from serving.routing.traffic import Policy
 from serving.server import Service, ServingConfig
 
@@ -191,6 +191,7 @@ async def run_replica(config: ServingConfig, number: int, path: Path, sock: sock
     loop = asyncio.get_running_loop()
     reading = loop.create_task(channel.run(sock))
     await channel.opened.wait()
+    load_torch(config.torch_threads)
     replica = Replica(config, number, path, channel)
     starting = loop.create_task(_join(replica, channel))
     ending = loop.create_task(first_of(over, stop, channel.closed))

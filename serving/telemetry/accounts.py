@@ -8,36 +8,20 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from observability.names import FAULTS
 from observability.tracing import format_trace_id
-from serving.protocol.signature import Signature
-from serving.protocol.tensors import Array
 from serving.router import Choice
+from serving.telemetry.runs import Run
 from serving.telemetry.signals import Signals
 
 if TYPE_CHECKING:
     from serving.calls import Call
 
 _MOMENTS = 6
-
-
-class Served(NamedTuple):
-    """A batch of the shortcut: rows a request, the model's input and outputs, arrivals, and the answer's time.
-
-    The signature is here because the version may be gone when this is recorded.
-    """
-
-    signature: Signature
-    rows: Sequence[int] | Array
-    column: Array
-    outputs: Sequence[Array]
-    arrived: Sequence[float] | Array
-    done: float
 
 
 class Account:
@@ -75,7 +59,7 @@ class Account:
         self._sticky = False
         # What the recorder gets.
         self.calls: list[Call] = []
-        self.served: list[Served] = []
+        self.served: list[Run] = []
 
     def add(self, call: Call, ended: float) -> None:
         """A request that ended otherwise than with a batch's outputs, whose trace is kept, or that has a unit.

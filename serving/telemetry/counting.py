@@ -20,7 +20,7 @@ import numpy as np
 
 import observability
 from observability import names
-from observability.events import FEATURE, PREDICTION
+from observability.event_names import FEATURE, PREDICTION
 from observability.exporter import BufferedExporter
 from observability.metrics import Metrics
 from observability.sinks import BATCH_ID_HEADER, Batch
@@ -28,8 +28,8 @@ from serving.batching.execution import Runnable
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
 from serving.registry import ModelVersion
+from serving.telemetry.columns import names_of
 from serving.telemetry.delivery import Delivery
-from serving.telemetry.served import names_of
 
 if TYPE_CHECKING:
     from observability.columns import Column

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import socket
+import ssl
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 # A classic BPF program on what follows the IP header: "load the byte of flags; drop if SYN is set; else keep all".
@@ -20,6 +21,8 @@ _PROGRAM = b"".join(struct.pack("HBBI", *step) for step in _STEPS)
 _SO_ATTACH_FILTER = 26
 # Seconds for connections whose opening is half done, at most.
 _HALF_OPEN_SECONDS = 0.1
+# Turns of the event loop in which it makes what it accepted last into connections.
+_TURNS = 3
 
 
 def turn_away(listener: socket.socket) -> bool:
@@ -31,6 +34,41 @@ def turn_away(listener: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+async def stop_accepting(*servers: asyncio.Server) -> None:
+    """Closes servers' listeners; what they have accepted they keep.
+
+    asyncio gives a connection its transport a turn after it was accepted, and forgets it, open, if its server was
+    closed between.
+    """
+    loop = asyncio.get_running_loop()
+    for listener in (listener for server in servers for listener in server.sockets):
+        loop.remove_reader(listener.fileno())
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+    for server in servers:
+        server.close()
+
+
+async def stop_listening(
+    servers: Iterable[asyncio.Server],
+    listeners: Iterable[socket.socket],
+    protocol: Callable[[], asyncio.Protocol],
+    notice: float,
+    *,
+    everywhere: bool,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Closes `servers` and the `listeners` below them; a `protocol` serves whoever had connected and was not accepted.
+
+    `notice` and `everywhere` as in `last_connections`.
+    """
+    await stop_accepting(*servers)
+    loop = asyncio.get_running_loop()
+    for connection in await last_connections(listeners, notice, everywhere=everywhere):
+        with suppress(OSError):
+            await loop.connect_accepted_socket(protocol, connection, ssl=tls)
 
 
 async def last_connections(

@@ -100,3 +100,23 @@ async def test_a_socket_that_turns_away_keeps_those_who_were_there_before() -> N
         connection.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+async def test_who_was_accepted_in_the_turn_before_the_end_is_served() -> None:
+    made: list[asyncio.BaseTransport] = []
+
+    class Kept(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(transport)
+
+    server = await asyncio.get_running_loop().create_server(Kept, "127.0.0.1", 0)
+    with socket.create_connection(server.sockets[0].getsockname()):
+        # The loop has accepted it and made nothing of it yet.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not made
+
+        await listening.stop_accepting(server)
+
+        assert len(made) == 1
+        made[0].close()

@@ -51,6 +51,26 @@ def test_a_loaded_artifact_gives_the_modules_outputs_for_any_number_of_rows(arti
         np.testing.assert_allclose(scores, 2 * np.log(amounts) + 20, rtol=1e-5)
 
 
+class Clamped(torch.nn.Module):
+    """Sums of what it changes first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, 2] -> [rows]."""
+        return x.clamp_(0.0, 1.0).sum(1)
+
+
+def test_a_model_that_writes_into_its_inputs_gets_its_own(tmp_path: Path) -> None:
+    signature = Signature((Input("x", "FP32", shape=(2,)),), (Output("y", "FP32"),))
+    # The example is within the bounds: nothing that can be seen changes there.
+    save_artifact(tmp_path / "clamped", Clamped(), signature, {"x": [[0.25, 0.5]]})
+    model, given = load_artifact(tmp_path / "clamped"), np.array([[-3.0, 0.5], [2.0, 0.25]], np.float32)
+
+    (sums,) = model.run([given])
+
+    assert sums.tolist() == [0.5, 1.25]
+    assert given.tolist() == [[-3.0, 0.5], [2.0, 0.25]]
+
+
 def test_categories_become_codes_and_what_is_not_in_the_list_becomes_0(signature: Signature) -> None:
     carrier = signature.inputs[1]
 

@@ -256,7 +256,7 @@ async def test_events_name_the_variant_and_the_forced_and_shadows_pair_with_thei
 
         def close(self, timeout: float) -> None: ...
 
-    monkeypatch.setattr("serving.server.EventExporter", Sink)
+    monkeypatch.setattr("observability.EventExporter", Sink)
     service = await start(collector_url="http://127.0.0.1:9", trace_sample_ratio=0.0)
     client = Client(service)
     await client.change("experiment", {"variants": AB})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,18 +13,34 @@ from hypothesis import strategies as st
 from observability.events import METADATA, from_ipc, to_ipc, validate_events
 from serving import Input, Output, Signature
 from serving.router import Choice
-from serving.telemetry.accounts import Served
-from serving.telemetry.served import EventForm, ServedGroup, row_ids
+from serving.telemetry.memory import Column, Memory
+from serving.telemetry.rows import row_ids
+from serving.telemetry.runs import Run
+from serving.telemetry.served import EventForm
 
 SIGNATURE = Signature((Input("x", "FP32", shape=(3,)),), (Output("y", shape=(2,)), Output("z")))
 CHOICE = Choice(7, "stable", 0.9, "m-3")
 
 
-def batch(rows: list[int], done: float, seed: int) -> Served:
-    count = sum(rows)
-    drawn = np.random.default_rng(seed).normal(size=(count, 6)).astype(np.float32)
-    arrived = [done - 0.001 * (k + 1) for k in range(len(rows))]
-    return Served(SIGNATURE, rows, drawn[:, :3].copy(), [drawn[:, 3:5].copy(), drawn[:, 5].copy()], arrived, done)
+def runs_of(batches: list[list[int]], memory: Memory) -> tuple[list[Run], list[dict[str, Any]]]:
+    """The batches of so many rows a request in runs, in place and copied in turn, and what their events must say."""
+    runs, wanted = [Run(memory, SIGNATURE)], []
+    for place, rows in enumerate(batches):
+        count, done = sum(rows), 10.0 + place
+        drawn = np.random.default_rng(place).normal(size=(count, 6)).astype(np.float32)
+        arrived = [done - 0.001 * (k + 1) for k in range(len(rows))]
+        if not runs[-1].fits(count):
+            runs.append(Run(memory, SIGNATURE, count))
+        column = runs[-1].place(count) if place % 2 else np.empty((count, 3), np.float32)
+        column[:] = drawn[:, :3]
+        requests = array("q", rows).tobytes()
+        assert runs[-1].add(column, [drawn[:, 3:5], drawn[:, 5]], requests, array("d", arrived).tobytes(), done)
+        ends = np.repeat(np.arange(len(rows)), rows)
+        wanted += [
+            {"x": values[:3], "y": values[3:5], "z": values[5], "latency": done - arrived[request], "done": done}
+            for values, request in zip(drawn.tolist(), ends, strict=True)
+        ]
+    return runs, wanted
 
 
 @given(
@@ -43,31 +62,28 @@ def test_ids_are_what_formatting_gives(requests: list[int], first: int, prefix: 
 @given(
     st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=1, max_size=5),
     st.sampled_from([0, 1, 8, 97, 9_995, 123_456_789]),
+    st.booleans(),
 )
-def test_every_row_is_one_event_as_it_was_sent_and_answered(sizes: list[list[int]], first: int) -> None:
-    batches = [batch(rows, 10.0 + place, place) for place, rows in enumerate(sizes)]
+def test_every_row_is_one_event_as_it_was_sent_and_answered(sizes: list[list[int]], first: int, compiled: bool) -> None:
+    (run,), wanted = runs_of(sizes, Memory())
     form = EventForm("m", CHOICE, SIGNATURE, b"0f")
 
-    made = form.events(ServedGroup("m", CHOICE, batches, first), 1_700_000_000.0)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr("serving.telemetry.rows.native", lambda: None)
+        made = form.events(run, first, 1_700_000_000.0)
 
     table = from_ipc(to_ipc(made))
     validate_events(table)
     rows = table.to_pylist()
-    number, place = first, 0
-    for one in batches:
-        row = 0
-        for count, arrived in zip(one.rows, one.arrived, strict=True):
-            for part in range(count):
-                event = rows[place]
-                assert event["id"] == f"0f-{number}" + (f"/{part}" if count > 1 else "")
-                assert event["latency_seconds"] == pytest.approx(one.done - arrived)
-                assert event["time"].timestamp() == pytest.approx(1_700_000_000.0 + one.done, abs=1e-5)
-                assert event["feature.x"] == one.column[row].tolist()
-                assert [event["prediction.y.0"], event["prediction.y.1"]] == one.outputs[0][row].tolist()
-                assert event["prediction.z"] == one.outputs[1][row]
-                place, row = place + 1, row + 1
-            number += 1
-    assert len(rows) == place
+    numbered = list(enumerate([count for requests in sizes for count in requests], first))
+    ids = [f"0f-{number}" + (f"/{row}" if count > 1 else "") for number, count in numbered for row in range(count)]
+    for event, id, one in zip(rows, ids, wanted, strict=True):
+        assert event["id"] == id
+        assert event["latency_seconds"] == pytest.approx(one["latency"])
+        assert event["time"].timestamp() == pytest.approx(1_700_000_000.0 + one["done"], abs=1e-5)
+        assert event["feature.x"] == one["x"]
+        assert [event["prediction.y.0"], event["prediction.y.1"], event["prediction.z"]] == [*one["y"], one["z"]]
     known = {"model": "m", "version": "7", "arm": "stable", "release": "m-3", "propensity": 0.9, "outcome": "ok"}
     for name, value in {**known, "trace_id": None, "attributes": None}.items():
         assert set(table.column(name).to_pylist()) == {value}
@@ -76,11 +92,55 @@ def test_every_row_is_one_event_as_it_was_sent_and_answered(sizes: list[list[int
 
 def test_constants_are_made_anew_only_when_a_group_is_larger_than_any_before() -> None:
     form = EventForm("m", CHOICE, SIGNATURE, b"0f")
-    groups = [ServedGroup("m", CHOICE, [batch([1] * rows, 5.0, rows)], 1) for rows in (3, 1025, 2)]
+    runs = [runs_of([[1] * rows], Memory())[0][0] for rows in (3, 1025, 2)]
 
-    small, large, last = (form.events(group, 0.0) for group in groups)
+    small, large, last = (form.events(run, 1, 0.0) for run in runs)
 
     assert (small.num_rows, large.num_rows, last.num_rows) == (3, 1025, 2)
     assert large.schema is last.schema or large.schema.equals(last.schema)
     # Slices of the same buffer: nothing is written again for a group that fits.
     assert large.column("model").buffers()[2].address == last.column("model").buffers()[2].address
+
+
+def test_a_batch_of_other_outputs_needs_a_run_of_its_own() -> None:
+    run, one = Run(Memory(), SIGNATURE), array("q", [2]).tobytes()
+    column, arrived = np.zeros((2, 3), np.float32), array("d", [1.0]).tobytes()
+
+    assert run.add(column, [np.zeros((2, 2)), np.zeros(2)], one, arrived, 2.0)
+    assert not run.add(column, [np.zeros((2, 5)), np.zeros(2)], one, arrived, 2.0)
+    assert run.column.rows == 2
+    assert len(run.requests) == len(run.arrived) == len(run.done) == 1
+
+
+def test_wide_outputs_make_a_run_shorter() -> None:
+    run, rows = Run(Memory(), SIGNATURE), array("q", [300]).tobytes()
+    wide = np.zeros((300, 20_000), np.float32)
+
+    assert run.fits(5_000)
+    assert run.add(np.zeros((300, 3), np.float32), [wide, np.zeros(300)], rows, array("d", [1.0]).tobytes(), 2.0)
+    assert not run.fits(1)
+
+
+def test_memory_is_used_again_when_nobody_looks_at_it_any_more() -> None:
+    memory = Memory()
+    block = memory.take(3_000)
+    address, view = block.ctypes.data, block[5:9].view(np.float32)
+    del block
+
+    assert memory.take(4_000).ctypes.data != address
+    del view
+    assert memory.take(4_096).ctypes.data == address
+
+
+def test_a_few_rows_of_a_block_are_copied_and_many_are_not() -> None:
+    column = Column(Memory(), (4,), np.dtype(np.float32), 64)
+    column.add(np.ones((31, 4), np.float32))
+    few = column.array()
+    column.add(np.full((1, 4), 2.0, np.float32))
+    many = column.array()
+
+    # The block begins with the first row.
+    many[0] = 0.0
+    assert few.tolist() == [[1.0] * 4] * 31
+    assert column.array()[0].tolist() == [0.0] * 4
+    assert many[31].tolist() == [2.0] * 4

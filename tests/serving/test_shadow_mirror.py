@@ -193,6 +193,39 @@ async def test_while_callers_wait_a_shadow_keeps_to_its_share() -> None:
     assert stand.models[2].ran == [2, 2, 2]
 
 
+async def test_a_batch_gives_way_to_callers_after_each_step() -> None:
+    stand = Stand(Shadow(2, 1.0), busy_share=0.0, step_rows=2, queue_rows=100)
+    model, device = stand.models[2], [0.0]
+    waited: list[float] = []
+
+    def run(columns: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """A step of the shadow takes the device 1 s; a caller comes in the midst of the second."""
+        model.ran.append(len(columns[0]))
+        if len(model.ran) == 2:
+            stand.busy, came = True, device[0] + 0.5
+        device[0] += 1.0
+        if len(model.ran) == 2:
+            waited.append(device[0] - came)
+        return [2.0 * columns[0]]
+
+    model.run = run  # type: ignore[method-assign]
+    for value in range(20):
+        stand.answered(float(value))
+    limit = time.monotonic() + 60
+    while not stand.busy or stand.mirror._running:
+        assert time.monotonic() < limit
+        await asyncio.sleep(0.002)
+    await asyncio.sleep(0.02)
+
+    assert model.ran == [2, 2]
+    assert waited == [0.5]
+    stand.busy = False
+    await stand.quiet()
+    stand.mirror.close()
+    assert model.ran == [2] * 10
+    assert stand.signals.outcomes[2, "compared"] == 20
+
+
 async def test_a_fraction_is_a_share_of_the_requests_and_closing_drops_what_waits() -> None:
     stand = Stand(Shadow(2, 0.5), gather=10.0, batch_rows=10_000, queue_rows=10_000)
     for value in range(400):

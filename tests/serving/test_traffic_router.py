@@ -110,7 +110,7 @@ def test_a_rollback_of_a_named_release_leaves_another_canary_alone() -> None:
 
 def test_a_policy_survives_its_json_and_the_store(registry: Registry) -> None:
     policy = with_shadow(with_canary(STABLE, 2, 0.1, "user", 7.5), 3, 0.5)
-    store = PolicyStore(registry.engine)
+    store = PolicyStore(registry.database)
     store.save(policy, "canary", time=1.0, release="m-2", version=2, reason="why", actor="me")
 
     assert Policy.from_json(policy.to_json()) == policy
@@ -129,7 +129,7 @@ def test_a_policy_survives_its_json_and_the_store(registry: Registry) -> None:
 
 
 def test_the_second_of_two_writers_from_one_generation_is_refused(registry: Registry) -> None:
-    store = PolicyStore(registry.engine)
+    store = PolicyStore(registry.database)
     told = {"time": 0.0, "release": None, "version": 1, "reason": "", "actor": ""}
     store.save(STABLE, "promote", **told)
 

@@ -297,7 +297,7 @@ def test_a_full_policy_survives_its_json_and_the_store(registry: Registry) -> No
     rules = [Rule("x-qa", equals="yes", version=3), Rule("x-team", prefix="b", variant="v1")]
     policy = with_experiment(STABLE, variants(0.2, 0.3, 0.5), "user", 7.5)
     policy = with_rules(with_rules(with_standby(with_shadow(policy, 4, 0.5), 5), rules[:1]), rules)
-    store = PolicyStore(registry.engine)
+    store = PolicyStore(registry.database)
     store.save(policy, "route", time=1.0, release=None, version=None, reason="", actor="")
 
     assert Policy.from_json(json.loads(json.dumps(policy.to_json()))) == policy

@@ -1,0 +1,172 @@
+"""The columns of events that differ row by row: ids, times, latencies and predictions of the shortcut's batches.
+
+Compiled code writes them without the interpreter's lock, which the event loop needs meanwhile; without a compiler numpy
+writes the same, with no work of Python's a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ctypes import CDLL
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from observability.events import TIME
+from observability.native import compiled
+from serving.protocol.tensors import Array
+from serving.telemetry.memory import Bytes, Memory
+from serving.telemetry.runs import Run
+
+# Digits of a number that are copied from a table.
+_DIGITS = 4
+# Columns begin at whole multiples of so many bytes, as Arrow advises.
+_ALIGNMENT = 64
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The columns, one value a row each; `values` in the order of outputs, one column a value of theirs."""
+
+    ids: pa.Array
+    times: pa.Array
+    latencies: pa.Array
+    values: list[list[pa.Array]]
+
+
+@cache
+def native() -> CDLL | None:
+    """The compiled functions; None where there is no compiler."""
+    return compiled(
+        Path(__file__).with_name("rows.c"), ("trimtab_event_ids", "pnnpnpp"), ("trimtab_event_times", "pppndpp"),
+        ("trimtab_event_values", "pnnp"),
+    )  # fmt: skip
+
+
+def written(run: Run, prefix: bytes, first: int, unix: float, memory: Memory) -> Rows:
+    """The columns of a run whose first request has the number `first`; ids begin with `prefix`.
+
+    `unix` is what has to be added to the clock of calls for unix time, seconds.
+    """
+    requests = np.frombuffer(run.requests, np.int64)
+    arrived, done = np.frombuffer(run.arrived), np.frombuffer(run.done)
+    library = native()
+    if library is None:
+        times, latencies = _times(requests, arrived, done, unix)
+        return Rows(row_ids(prefix, first, requests), times, latencies, _values(run, None, memory))
+    rows, most = run.column.rows, int(requests.max(initial=1))
+    longest = len(prefix) + 1 + len(str(first + len(requests)))
+    if most > 1 or requests.min(initial=1) < 1:
+        longest += 1 + len(str(most))
+    text, offsets, times, latencies = _columns(
+        memory, (np.uint8, rows * longest), (np.int32, rows + 1), (np.int64, rows), (np.float64, rows)
+    )
+    library.trimtab_event_ids(
+        prefix, len(prefix), first, requests.ctypes.data, len(requests), offsets.ctypes.data, text.ctypes.data
+    )
+    library.trimtab_event_times(
+        requests.ctypes.data, arrived.ctypes.data, done.ctypes.data, len(requests), unix, times.ctypes.data,
+        latencies.ctypes.data,
+    )  # fmt: skip
+    ids = pa.Array.from_buffers(pa.utf8(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text[: offsets[-1]])])
+    return Rows(ids, pa.array(times).view(TIME), pa.array(latencies), _values(run, library, memory))
+
+
+def _columns(memory: Memory, *kinds: tuple[type[np.generic], int]) -> list[Array]:
+    """Arrays of these types and lengths in one block."""
+    places, size = [], 0
+    for kind, length in kinds:
+        places.append(size)
+        size += -(-length * np.dtype(kind).itemsize // _ALIGNMENT) * _ALIGNMENT
+    block: Bytes = memory.take(size)
+    return [np.ndarray(length, kind, block, place) for (kind, length), place in zip(kinds, places, strict=True)]
+
+
+def _times(requests: Integers, arrived: Floats, done: Floats, unix: float) -> tuple[pa.Array, pa.Array]:
+    latencies = np.repeat(done - arrived, requests)
+    # Whole microseconds: beyond them the sum of two clocks as floats says nothing.
+    times = ((np.repeat(done, requests) + unix) * 1e6).astype(np.int64) * 1000
+    return pa.array(times).view(TIME), pa.array(latencies)
+
+
+def _values(run: Run, library: CDLL | None, memory: Memory) -> list[list[pa.Array]]:
+    """Every output's values, one column a value."""
+    found = []
+    for output in run.outputs:
+        values = output.reshape(run.column.rows, -1)
+        if library is None or values.dtype != np.float32:
+            columns = np.ascontiguousarray(values.T, np.float64)
+        else:
+            (flat,) = _columns(memory, (np.float64, values.size))
+            library.trimtab_event_values(values.ctypes.data, *values.shape, flat.ctypes.data)
+            columns = flat.reshape(values.shape[::-1])
+        found.append([pa.array(column) for column in columns])
+    return found
+
+
+def row_ids(prefix: bytes, first: int, requests: Integers) -> pa.Array:
+    """`PREFIX-NUMBER` of each request from the `first` number on, with `/ROW` behind it where it has several rows."""
+    parts: list[Array] = []
+    lengths: list[Array] = []
+    ends = [*(np.flatnonzero(np.diff(requests)) + 1).tolist(), len(requests)]
+    begin = 0
+    for end in ends:
+        for number, count, digits in _runs(first + begin, end - begin):
+            block, widths = _id_block(prefix, number, count, digits, int(requests[begin]))
+            parts.append(block.reshape(-1))
+            lengths.append(np.tile(widths, count))
+        begin = end
+    widths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+    offsets = np.zeros(len(widths) + 1, np.int32)
+    np.cumsum(widths, out=offsets[1:])
+    text = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+    return pa.Array.from_buffers(pa.utf8(), len(widths), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+
+
+def _runs(first: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Numbers from the first on in runs that differ in their last digits only: (first, how many, digits)."""
+    last = first + count
+    while first < last:
+        digits = min(len(str(first)), _DIGITS)
+        # Up to the next number with other digits before, or with more digits.
+        size = min(last, first - first % 10**digits + 10**digits) - first
+        yield first, size, digits
+        first += size
+
+
+def _id_block(prefix: bytes, first: int, count: int, digits: int, rows: int) -> tuple[Array, Array]:
+    """The ids of so many requests, as bytes [requests, all rows' ids], and how long each row's id is."""
+    number = b"%b-%d" % (prefix, first)
+    ids = [number] if rows == 1 else [number + b"/" + text.encode() for text in row_texts(rows)]
+    widths = np.array([len(id) for id in ids], np.int32)
+    block = np.empty((count, int(widths.sum())), np.uint8)
+    block[:] = np.frombuffer(b"".join(ids), np.uint8)
+    low = first % 10**_DIGITS
+    endings = _endings()[low : low + count, _DIGITS - digits :]
+    row = start = 0
+    while row < rows:
+        # The rows whose ids are equally long: those before the next power of ten.
+        same, width = min(rows, 10 ** len(str(row))) - row, int(widths[row])
+        part = block[:, start : start + same * width].reshape(count, same, width)
+        part[:, :, len(number) - digits : len(number)] = endings[:, None, :]
+        row, start = row + same, start + same * width
+    return block, widths
+
+
+@lru_cache(64)
+def row_texts(rows: int) -> tuple[str, ...]:
+    """What ends the ids of a request's rows."""
+    return tuple(map(str, range(rows)))
+
+
+@lru_cache(1)
+def _endings() -> Array:
+    """The last digits of all numbers, a row each."""
+    size = 10**_DIGITS
+    return np.frombuffer(b"".join(b"%0*d" % (_DIGITS, number) for number in range(size)), np.uint8).reshape(size, -1)

@@ -1,0 +1,77 @@
+"""What the shortcut's batches were given and answered, batch behind batch, until it is recorded."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from math import prod
+
+from serving.protocol.signature import Signature
+from serving.protocol.tensors import WIRE_TYPES, Array
+from serving.telemetry.memory import Column, Memory
+
+# Of a run's tensors: about what is recorded together.
+_BYTES = 4 * 1024 * 1024
+
+
+class Run:
+    """Batches of one signature, whose first input is recorded: each tensor's rows in one block.
+
+    The signature is here because the version may be gone when this is recorded. Times are seconds of the lanes' clock.
+    """
+
+    __slots__ = ("_given", "_limit", "_memory", "_outputs", "arrived", "column", "done", "requests", "signature")
+
+    def __init__(self, memory: Memory, signature: Signature, rows: int = 1) -> None:
+        """With room for `rows` rows at least."""
+        kind, shape = WIRE_TYPES[signature.inputs[0].datatype], signature.inputs[0].shape
+        self._limit = max(rows, _BYTES // max(1, prod(shape) * kind.itemsize))
+        self._memory = memory
+        self._given: Array | None = None
+        self._outputs: list[Column] = []
+        self.signature = signature
+        self.column = Column(memory, shape, kind, self._limit)
+        # A value a request: its rows, its arrival, when it was answered.
+        self.requests = array("q")
+        self.arrived = array("d")
+        self.done = array("d")
+
+    def fits(self, rows: int) -> bool:
+        """Whether there is room for so many rows."""
+        return self.column.rows + rows <= self._limit
+
+    def place(self, rows: int) -> Array:
+        """Where the input of the next batch may be written: it need not be copied then."""
+        self._given = self.column.free(rows)
+        return self._given
+
+    def add(
+        self, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
+    ) -> bool:  # fmt: skip
+        """Takes a batch in; False when its outputs have other shapes than those before.
+
+        `requests` are int64 and `arrived` doubles, one a request, as bytes.
+        """
+        if not self._outputs:
+            # No output's block is larger than the input's, either.
+            widest = max(prod(one.shape[1:]) * one.dtype.itemsize for one in outputs)
+            self._limit = max(len(column), min(self._limit, _BYTES // max(1, widest)))
+            self._outputs = [Column(self._memory, one.shape[1:], one.dtype, self._limit) for one in outputs]
+        elif any(one.shape[1:] != known.shape for one, known in zip(outputs, self._outputs, strict=True)):
+            return False
+        if column is self._given:
+            self.column.grow(len(column))
+        else:
+            self.column.add(column)
+        self._given = None
+        for values, known in zip(outputs, self._outputs, strict=True):
+            known.add(values)
+        self.requests.frombytes(requests)
+        self.arrived.frombytes(arrived)
+        self.done.extend([done] * (len(self.requests) - len(self.done)))
+        return True
+
+    @property
+    def outputs(self) -> list[Array]:
+        """Every output, [rows, …]."""
+        return [known.array() for known in self._outputs]

@@ -1,0 +1,33 @@
+"""What the start of a server does not load: each of these took tens of milliseconds or megabytes of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# A registry in SQLite needs no SQLAlchemy, a server without events no Arrow, one that calls nobody no HTTP client.
+HEAVY = ("sqlalchemy", "pyarrow", "httpx", "rich", "pandas", "yaml", "jsonschema", "grpc", "google.protobuf", "torch")
+
+
+def loaded(code: str) -> set[str]:
+    """The modules of HEAVY that a fresh interpreter has after the code."""
+    tell = f"{code}\nimport sys\nimport json\nprint(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", tell], cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_command_is_imported_without_what_it_may_never_use() -> None:
+    assert loaded("import trimtab.commands.serve") == set()
+
+
+def test_a_server_is_made_without_what_it_does_not_use(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from serving import ServingConfig
+from serving.server import Service
+Service(ServingConfig(registry_url="sqlite:///{tmp_path}/registry.db", artifacts_dir=Path({str(tmp_path)!r}), port=0))
+"""
+    assert loaded(code) == set()

@@ -23,6 +23,10 @@ from training.nodes import Nodes
 from training.outcome import TrainingStopped
 from training.parallel import ParallelError, fit_in_ranks
 from training.parallel_config import ParallelConfig
+from training.parameter_server.cluster import ClusterError
+from training.parameter_server.fitting import fit_on_servers
+from training.parameter_server.form import Form, ServersForm
+from training.parameter_server.layout import LayoutError
 from training.reference import HeldOut
 from training.supervisor import Limits
 from training.train_config import TrainConfig
@@ -50,8 +54,9 @@ def fit_candidate(
     vocabularies: Mapping[str, tuple[str, ...]] | None = None,
     weights: Mapping[str, Tensor] | None = None,
     ranks: int = 1,
-    parallel: ParallelConfig | None = None,
+    parallel: Form | None = None,
     nodes: Nodes | None = None,
+    push_url: str | None = None,
 ) -> Candidate:
     """Trains a network on `rows`. With `weights` (and their vocabularies) it starts warm, if they fit.
 
@@ -66,6 +71,9 @@ def fit_candidate(
     if weights is not None and warm:
         start_from(network, weights)
     encoded = encode_rows(task, encoding.vocabularies, rows)
+    if isinstance(parallel, ServersForm):
+        _on_servers(network, encoded, config, monitor, out, parallel, push_url)
+        return Candidate(network.eval(), encoding.vocabularies, "warm" if warm else "new")
     if ranks > 1 or parallel is not None or nodes is not None:
         result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel, nodes)
     else:
@@ -105,6 +113,31 @@ def _in_ranks(
     except ParallelError as error:
         raise TrainingStopped(str(error)) from error
     return result
+
+
+def _on_servers(
+    network: nn.Module,
+    rows: Rows,
+    config: TrainConfig,
+    monitor: TrainingMonitor,
+    out: Path,
+    form: ServersForm,
+    push_url: str | None,
+) -> None:
+    try:
+        fit_on_servers(
+            network,
+            rows,
+            config,
+            form,
+            folder=out / "servers",
+            model=monitor.model,
+            run=monitor.run,
+            metrics=monitor.metrics,
+            push_url=push_url,
+        )
+    except (ClusterError, LayoutError) as error:
+        raise TrainingStopped(str(error)) from error
 
 
 def limits_of(policy: GuardPolicy) -> Limits:

@@ -28,13 +28,11 @@ from training.guards import (
     GuardRecord,
     Rules,
     checksums,
-    clipping,
+    clipped_step,
     judge_checksums,
     judge_gpu,
     judge_reading,
-    nonfinite,
     respond,
-    skip_if,
 )
 from training.guards.activations import judged_layers
 from training.progress import Progress
@@ -175,8 +173,8 @@ class Trainer:
 
     def _step(
         self, inputs: Iterable[Tensor], labels: Tensor, rate: float, struck: Collection[str]
-    ) -> tuple[Tensor, Tensor]:
-        """One step on one batch; gives loss and gradient norm, both still on the device."""
+    ) -> tuple[Tensor, Tensor | float]:
+        """One step on one batch; gives loss and gradient norm, both still on the device where there is one."""
         device, monitor, signals = self._config.device, self._monitor, self._signals
         *mine, own_labels = self._replicas.share((*inputs, labels))
         on_device = [column.to(device, non_blocking=True) for column in mine]
@@ -186,22 +184,18 @@ class Trainer:
         with signals.looking(self._progress.step):
             loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
         norm = self._replicas.norm()
-        # The averaged gradients tell of every rank's loss and outputs, too, and so all ranks skip the same steps.
-        flag = odd = nonfinite(norm)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * (_SPIKED_RATE if "spike" in struck else 1.0)
-        if self._progress.ceiling < math.inf:
-            odd = torch.maximum(flag, (norm > self._progress.ceiling).to(flag.dtype))
-        skip_if(self._optimizer, odd, clipping(norm, self._config.clip_norm))
         if self._checkpoints is not None:
             # Until here nothing of what a checkpoint that is being taken copies has changed.
             self._checkpoints.settle()
-        self._optimizer.step()
+        # The averaged gradients tell of every rank's loss and outputs, too, and so all ranks skip the same steps.
+        told, flag = clipped_step(self._optimizer, norm, self._config.clip_norm, self._progress.ceiling)
         if "diverge" in struck:
             self._parameters[0].data.view(-1)[0] += _MOVED
         monitor.mark("optimizer")
-        signals.add(loss, norm, flag)
-        return loss, norm
+        signals.add(loss, told, flag)
+        return loss, told
 
     def _after_step(self) -> str | None:
         """Reads flags and takes a checkpoint where they are due; gives the reason where the guard stops the run."""

@@ -25,7 +25,7 @@ from training.lineage import Lineage, code_revision
 from training.nodes import Nodes
 from training.openlineage import LineageEvents, LineageSink, rows_dataset
 from training.outcome import ModelRegistry, TrainOutcome
-from training.parallel_config import ParallelConfig
+from training.parameter_server.form import Form
 from training.reference import Beside, HeldOut, reference_body
 from training.slices import slice_scores, surely_worse
 from training.steps import Done, Steps
@@ -71,8 +71,9 @@ class Making:
     held_out: float
     gate: Gate
     ranks: int = 1
-    parallel: ParallelConfig | None = None
+    parallel: Form | None = None
     nodes: Nodes | None = None
+    push_url: str | None = None
     rival: Rival | None = None
     approval: Approval = field(default_factory=Approval)
     lineage_url: str = ""
@@ -229,6 +230,7 @@ def _trained(making: Making, rows: pa.Table, monitor: TrainingMonitor, steps: St
             ranks=making.ranks,
             parallel=making.parallel,
             nodes=making.nodes,
+            push_url=making.push_url,
         )
         fresh.append(candidate)
         count = sum(parameter.numel() for parameter in candidate.network.parameters())

@@ -55,9 +55,7 @@ class Nodes:
         if self.count < 1 or not 0 <= self.index < self.count:
             raise ValueError(f"node {self.index} of {self.count}: nodes are numbered from 0")
         if not self.host or not 0 < self.port < 65536:
-            raise ValueError(
-                f"the rendezvous is {self.host}:{self.port}: give HOST:PORT, of a port that is free on node 0"
-            )
+            raise ValueError(f"the rendezvous is {self.host}:{self.port}: {_RENDEZVOUS}")
         if self.silence <= 0 or self.patience <= 0:
             raise ValueError(f"silence is {self.silence} s and patience {self.patience} s: both must be above 0")
 
@@ -105,6 +103,13 @@ class Meeting(Protocol):
     def completed(self, attempt: int) -> bool:
         """Tells that this node's ranks got to their end; whether those of all did."""
 
+    def shared(self, body: bytes) -> list[bytes]:
+        """Shows the other nodes what this one has to show; gives what they showed last, as far as can be heard."""
+
+    @property
+    def others(self) -> int:
+        """Nodes besides this one."""
+
     def close(self, over: Over) -> None:
         """Tells the others that nothing follows."""
 
@@ -124,6 +129,13 @@ class Alone:
 
     def completed(self, attempt: int) -> bool:
         return True
+
+    def shared(self, body: bytes) -> list[bytes]:
+        return []
+
+    @property
+    def others(self) -> int:
+        return 0
 
     def close(self, over: Over) -> None:
         pass
@@ -184,6 +196,13 @@ class Leader:
 
     def completed(self, attempt: int) -> bool:
         return _done(self._store, attempt, self._nodes)
+
+    def shared(self, body: bytes) -> list[bytes]:
+        return _shared(self._store, self._nodes, body)
+
+    @property
+    def others(self) -> int:
+        return self._nodes.count - 1
 
     def close(self, over: Over) -> None:
         """Answers whoever still asks, for some seconds: the store ends with this process."""
@@ -288,6 +307,16 @@ class Follower:
         except RuntimeError:
             return False  # `ended` tells it
 
+    def shared(self, body: bytes) -> list[bytes]:
+        try:
+            return _shared(self._connected(), self._nodes, body)
+        except RuntimeError:
+            return []  # `ended` tells it
+
+    @property
+    def others(self) -> int:
+        return self._nodes.count - 1
+
     def close(self, over: Over) -> None:
         self._over.set()
 
@@ -356,11 +385,14 @@ class _Patience:
         )
 
 
-def meeting_of(nodes: Nodes | None, folder: Path) -> Meeting:
-    """The meeting of a supervisor that is the only one, leads or follows. NodesError where it cannot lead."""
-    if nodes is None or nodes.count == 1:
+def meeting_of(nodes: Nodes, folder: Path, said: Mapping[str, Any] | None = None) -> Meeting:
+    """The meeting of a supervisor that is the only one, leads (and tells what is `said`) or follows.
+
+    NodesError where it cannot lead.
+    """
+    if nodes.count == 1:
         return Alone()
-    return Leader(nodes, folder) if nodes.index == 0 else Follower(nodes, folder)
+    return Leader(nodes, folder, said) if nodes.index == 0 else Follower(nodes, folder)
 
 
 def _store(nodes: Nodes, *, serves: bool) -> Any:
@@ -386,6 +418,12 @@ def _read_end(store: Any, attempt: int) -> End | None:
 def _done(store: Any, attempt: int, nodes: Nodes) -> bool:
     store.set(f"done/{attempt}/{nodes.index}", "1")
     return bool(store.check([f"done/{attempt}/{index}" for index in range(nodes.count)]))
+
+
+def _shared(store: Any, nodes: Nodes, body: bytes) -> list[bytes]:
+    store.set(f"shown/{nodes.index}", body)
+    keys = [f"shown/{index}" for index in range(nodes.count) if index != nodes.index]
+    return [store.get(key) for key in keys if store.check([key])]
 
 
 def _listed(indices: list[int]) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import httpx
 import torch
 
 from training.steps import StepRecord
@@ -67,6 +66,9 @@ class LineageSink:
             except OSError as error:
                 _log.warning("the lineage was not written to %s: %s", self.path, error)
         if self.url:
+            # Most trainings tell no server: they do not wait for its client.
+            import httpx
+
             url = self.url if urlsplit(self.url).path.strip("/") else self.url.rstrip("/") + ENDPOINT
             try:
                 httpx.post(url, json=event, timeout=self.timeout).raise_for_status()

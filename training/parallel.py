@@ -15,21 +15,19 @@ from torch import nn
 
 from observability.metrics import Metrics
 from observability.training import TrainingMonitor
+from training import sharding
 from training.checkpoint import CheckpointError, CheckpointStore
 from training.data import Rows
 from training.faults import Faults
 from training.guards.record import RECORD, GuardRecord
 from training.loop import Trainer, TrainResult
-from training.nodes import Follower, Leader, Nodes, NodesError
+from training.nodes import Follower, Nodes, NodesError, meeting_of
 from training.parallel_config import ParallelConfig
 from training.pipeline import stages_of
 from training.ranks import Rank
 from training.replicas import Replicas
 from training.retention import Retention
-from training.sharded_checkpoint import ShardedCheckpointStore
-from training.spread import Spread
 from training.supervisor import Limits, RunResult, Supervisor
-from training.tensor_plan import plan_of, styles
 from training.train_config import TrainConfig
 
 _TARGET, _PREPARE = "training.parallel:fit_rank", "training.parallel:prepare"
@@ -75,7 +73,7 @@ def fit_in_ranks(
     if not config.checkpoint_every:
         raise ValueError("checkpoint_every is 0: ranks that are started anew need a checkpoint to go on from")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / _WORK, network, rows)
+    write_work(folder, network, rows)
     arguments = {
         "config": asdict(config),
         "model": model,
@@ -83,7 +81,6 @@ def fit_in_ranks(
         "folder": str(folder),
         "parallel": None if parallel is None else parallel.to_json(),
     }
-    several = nodes is not None and nodes.count > 1
     said = {"world_size": world_size, "model": model, "run": run, "arguments": arguments}
     supervisor = Supervisor(
         _TARGET,
@@ -97,7 +94,7 @@ def fit_in_ranks(
         limits=limits,
         echo=echo,
         nodes=nodes,
-        meeting=Leader(nodes, folder, said) if nodes is not None and several else None,
+        meeting=None if nodes is None else meeting_of(nodes, folder, said),
     )
     ended = supervisor.run()
     if ended.outcome != "completed":
@@ -145,10 +142,10 @@ def follow_in_ranks(
 
 
 def prepare(folder: str, **_: Any) -> dict[str, Any]:
-    """Reads what all ranks share, once, before they are forked."""
-    # Our own file of a moment ago, in a folder of the run's owner; a module is nothing without its class.
-    work = torch.load(Path(folder) / _WORK, weights_only=False)
-    return {"network": work["network"], "rows": work["rows"]}
+    """Loads and reads what all ranks share, once, before they are forked."""
+    sharding.load()
+    network, rows = read_work(Path(folder))
+    return {"network": network, "rows": rows}
 
 
 def fit_rank(
@@ -170,7 +167,7 @@ def fit_rank(
     monitor = TrainingMonitor(model, run=rank.run, ring=ring, device=chosen.device, machine_seconds=0)
     with monitor, rank.group(ring=ring):
         if dist.is_initialized():
-            replicas: Replicas = Spread(form or ParallelConfig(data=rank.world_size), chosen.device)
+            replicas: Replicas = sharding.Spread(form or ParallelConfig(data=rank.world_size), chosen.device)
         else:
             replicas = Replicas()
         store = _store(Path(folder), form)
@@ -190,19 +187,27 @@ def check_form(network: nn.Module, parallel: ParallelConfig, world_size: int) ->
     """FormError where the form fits neither the number of ranks nor the network; no group needs to be open."""
     parallel.check(world_size)
     if parallel.tensor > 1:
-        styles(network, plan_of(network, parallel.plan))
+        sharding.styles(network, sharding.plan_of(network, parallel.plan))
     if parallel.pipeline > 1:
         stages_of(network, parallel)
 
 
-def _store(folder: Path, parallel: ParallelConfig | None) -> CheckpointStore | ShardedCheckpointStore:
+def _store(folder: Path, parallel: ParallelConfig | None) -> CheckpointStore | sharding.ShardedCheckpointStore:
     place = folder / _CHECKPOINTS
-    return CheckpointStore(place, retention=Retention()) if parallel is None else ShardedCheckpointStore(place)
+    return CheckpointStore(place, retention=Retention()) if parallel is None else sharding.ShardedCheckpointStore(place)
 
 
-def _write(path: Path, network: nn.Module, rows: Rows) -> None:
-    """Writes what only we read, for our eyes alone."""
+def write_work(folder: Path, network: nn.Module, rows: Rows) -> None:
+    """Writes what the processes of a run are to train, for our eyes alone."""
+    path = folder / _WORK
     partial = path.with_suffix(".partial")
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         torch.save({"network": network, "rows": rows}, file)
     partial.replace(path)
+
+
+def read_work(folder: Path) -> tuple[nn.Module, Rows]:
+    """What `write_work` wrote."""
+    # Our own file of a moment ago, in a folder of the run's owner; a module is nothing without its class.
+    work = torch.load(folder / _WORK, weights_only=False)
+    return work["network"], work["rows"]

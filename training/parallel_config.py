@@ -17,6 +17,22 @@ class FormError(ValueError):
     """A parallel form that does not fit the ranks or the network; the message says what would."""
 
 
+def read_form(form: type, text: str) -> dict[str, Any]:
+    """The fields of a form, texts and whole numbers, in `name=value,name=value`. FormError names what is wrong."""
+    known = {field.name: str if isinstance(field.default, str) else int for field in fields(form)}
+    said: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in known:
+            raise FormError(f"{part!r} in a parallel form: write NAME=VALUE, where NAME is one of {', '.join(known)}")
+        if name in said:
+            raise FormError(f"{name} is given twice in {text!r}")
+        if known[name] is int and not value.isdigit():
+            raise FormError(f"{name} is {value!r}: it must be a whole number")
+        said[name] = known[name](value)
+    return said
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelConfig:
     """Degrees of a device mesh; their product is the number of ranks. All 1 is one process.
@@ -83,20 +99,7 @@ class ParallelConfig:
     @classmethod
     def parse(cls, text: str) -> Self:
         """The form that `name=value,name=value` describes; empty text is one process. FormError names what is wrong."""
-        known = {field.name: str if isinstance(field.default, str) else int for field in fields(cls)}
-        said: dict[str, Any] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
-            name, _, value = (word.strip() for word in part.partition("="))
-            if name not in known:
-                raise FormError(
-                    f"{part!r} in a parallel form: write NAME=VALUE, where NAME is one of {', '.join(known)}"
-                )
-            if name in said:
-                raise FormError(f"{name} is given twice in {text!r}")
-            if known[name] is int and not value.isdigit():
-                raise FormError(f"{name} is {value!r}: it must be a whole number")
-            said[name] = known[name](value)
-        return cls(**said)
+        return cls(**read_form(cls, text))
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Self:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from training.parallel_config import FormError, ParallelConfig
 
@@ -76,6 +75,9 @@ class Pipeline:
         group: dist.ProcessGroup,
         device: torch.device,
     ) -> None:
+        # Half of what importing this package would take, and few runs are pipelines.
+        from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
         self._mark: Mark = unmarked
         self.wall = self.busy = 0.0
         self._losses: list[Tensor] = []

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.guards.nonfinite import clipping, weight_of
+from training.guards.nonfinite import clipping, total_norm, weight_of
 from training.pipeline import Loss, Mark, unmarked
 
 State = dict[str, dict[str, Any]]
@@ -121,16 +121,18 @@ class Replicas:
 
     def clip(self, limit: float) -> Tensor:
         """Scales gradients to a norm of at most `limit`; gives the norm before, equal in all ranks."""
-        norm = self.norm()
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if gradients:
+        told = self.norm()
+        norm = told if isinstance(told, Tensor) else torch.tensor(told)
+        if gradients := self._gradients():
             torch._foreach_div_(gradients, clipping(norm, limit))
         return norm
 
-    def norm(self) -> Tensor:
-        """The norm of all gradients, equal in all ranks."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+    def norm(self) -> Tensor | float:
+        """The norm of all gradients, equal in all ranks: on their device, or a number where that is the host's."""
+        return total_norm(self._gradients())
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks that know the loss, equal in all."""

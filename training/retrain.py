@@ -18,7 +18,7 @@ from training.data import DataError, TabularTask, encode, labelled, predict
 from training.evaluate import Gate
 from training.making import Approval, Making, Rival, make_version
 from training.outcome import ModelRegistry, TrainOutcome
-from training.parallel_config import ParallelConfig
+from training.parameter_server.form import Form
 from training.reference import Beside
 from training.run import supervised
 from training.train_config import TrainConfig
@@ -51,8 +51,9 @@ class RetrainJob:
     gate: Gate = field(default_factory=Gate)
     ranks: int = 1
     """Processes that share out each batch, and are started anew when they die or hang."""
-    parallel: ParallelConfig | None = None
-    """How the network is spread over processes, whose number it gives; None: as replicas over `ranks`."""
+    parallel: Form | None = None
+    """How the network is spread over processes, whose number it gives, or on parameter servers; None: as replicas over
+    `ranks`."""
     approval: Approval = field(default_factory=Approval)
     lineage_url: str = ""
     """Of a server that takes OpenLineage events; they are in `openlineage.jsonl` in `out` in any case."""
@@ -91,6 +92,7 @@ def retrain(
             gate=job.gate,
             ranks=job.ranks,
             parallel=job.parallel,
+            push_url=push_url,
             rival=Rival(
                 champion.version,
                 lambda table: predict(load_program(champion.artifact), encode(job.task, vocabularies, table)),

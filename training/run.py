@@ -22,7 +22,8 @@ from training.loop import RestartRun
 from training.making import Approval, Making, example, make_version, outcome_of, register
 from training.nodes import Nodes
 from training.outcome import ModelRegistry, TrainingStopped, TrainOutcome
-from training.parallel_config import FormError, ParallelConfig
+from training.parallel_config import FormError
+from training.parameter_server.form import Form
 from training.profiling import profiled
 from training.reference import Beside, HeldOut
 from training.steps import run_of
@@ -50,8 +51,9 @@ class TrainJob:
     gate: Gate = field(default_factory=Gate)
     ranks: int = 1
     """Processes that share out each batch, and are started anew when they die or hang."""
-    parallel: ParallelConfig | None = None
-    """How the network is spread over processes, whose number it gives; None: as replicas over `ranks`."""
+    parallel: Form | None = None
+    """How the network is spread over processes, whose number it gives, or on parameter servers; None: as replicas over
+    `ranks`."""
     nodes: Nodes | None = None
     """This machine as node 0 of several, with `ranks` processes on each; the others run `follow_in_ranks`."""
     approval: Approval = field(default_factory=Approval)
@@ -90,6 +92,7 @@ def train(
             ranks=job.ranks,
             parallel=job.parallel,
             nodes=job.nodes,
+            push_url=push_url,
             approval=job.approval,
             lineage_url=job.lineage_url,
         )

@@ -16,6 +16,8 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 
+from training.digests import digest_of
+
 _CHUNK = 1 << 20
 # What the index of a checkpoint is made of. Anything else in it is not loaded: to load a pickle is to run it.
 _INDEX = {
@@ -131,12 +133,3 @@ class _IndexOnly(pickle.Unpickler):
         ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a checkpoint's index")
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits. OSError as `open`."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -35,8 +35,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from training.checkpoint import Checkpoint, CheckpointError, Told, copy_into, sync_folder
+from training.digests import digest_of
 from training.retention import Marks, Retention, kept
-from training.shard_files import Reader, Writer, Written, digest_of
+from training.shard_files import Reader, Writer, Written
 from training.staging import Staging, flat, is_tensors, nested
 
 MANIFEST, STATE = "manifest.json", "state.pt"

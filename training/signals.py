@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from observability.step_ring import DATA_WAIT, DURATION
 from observability.training import TrainingMonitor
 from training.guards.activations import ActivationLook, looking, read_look
 from training.guards.course import Reading
@@ -31,10 +31,8 @@ class Signals:
     ) -> None:
         self._monitor, self._replicas = monitor, replicas
         self._layers, self._looks_every = layers, looks_every if layers else 0
-        self._view, self._read_steps, self._readings = monitor.ring.view(), 0, 0
-        self._losses: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._flags: list[Tensor] = []
+        self._view, self._spent, self._readings = monitor.ring.view(), (0, 0), 0
+        self._kept: list[tuple[Tensor, Tensor | float, Tensor | float]] = []
         self._look: ActivationLook | None = None
 
     def looking(self, step: int) -> AbstractContextManager[ActivationLook | None]:
@@ -44,18 +42,14 @@ class Signals:
         self._look = ActivationLook(tuple(self._layers))
         return looking(self._layers, self._look)
 
-    def add(self, loss: Tensor, norm: Tensor, flag: Tensor) -> None:
-        """Keeps what a step tells, unread."""
-        self._losses.append(loss)
-        self._norms.append(norm)
-        self._flags.append(flag)
+    def add(self, loss: Tensor, norm: Tensor | float, flag: Tensor | float) -> None:
+        """Keeps what a step tells, tensors unread."""
+        self._kept.append((loss, norm, flag))
 
     def read(self, step: int) -> Reading:
         """Fetches what the steps up to `step` left, averaged over ranks."""
-        kept = torch.stack([torch.stack(self._losses), torch.stack(self._norms), torch.stack(self._flags)], dim=1)
-        losses, norms, flags = self._replicas.mean(kept.double().cpu()).T.tolist()
-        for waiting in (self._losses, self._norms, self._flags):
-            waiting.clear()
+        losses, norms, flags = self._replicas.mean(_fetched(self._kept)).T.tolist()
+        self._kept.clear()
         own = self._own()
         look, self._look = self._look, None
         seen = [] if look is None else look.stacked().flatten().tolist()
@@ -78,11 +72,20 @@ class Signals:
 
     def _own(self) -> list[float]:
         """Seconds waited for data, and in all, since the last reading; now and then the bytes in use."""
-        spent = self._view.records(self._read_steps)
-        self._read_steps += len(spent)
+        spent = self._view.spent()
+        own = [(now - before) / 1e9 for now, before in zip(spent, self._spent, strict=True)]
+        self._spent = spent
         self._readings += 1
-        own = [float(spent[:, DATA_WAIT].sum()) / 1e9, float(spent[:, DURATION].sum()) / 1e9]
         if self._readings % _MEMORY_EVERY == 0:
             own.append(float(resident_bytes()))
             own += [float(torch.cuda.memory_allocated())] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
         return own
+
+
+def _fetched(kept: Sequence[tuple[Tensor, Tensor | float, Tensor | float]]) -> Tensor:
+    """What steps told, float64 [steps, 3] on the host; of a device in one copy."""
+    if all(isinstance(one, Tensor) and one.device.type != "cpu" for one in kept[0]):
+        columns = [torch.stack(column) for column in zip(*kept, strict=True)]
+        return torch.stack(columns, dim=1).double().cpu()
+    # Torch itself takes several times as long over a list of lists.
+    return torch.from_numpy(np.array([[float(one) for one in told] for told in kept]))

@@ -81,16 +81,16 @@ def judge_losses(rule: SpikeRule, state: SpikeState, losses: Sequence[float]) ->
             continue
         begin, middle_of = max(0, end - rule.span - rule.history), end - rule.span
         level = median(known[middle_of:end])
-        usual, deviation = _expected(numbers[begin:middle_of])
-        score = (level - usual) / deviation if deviation else math.inf if level > usual else 0.0
+        score, usual = _scored(level, numbers[begin:middle_of], rule.score)
         if score > rule.score:
             found = Spike(number - 2 * rule.span + 1, level, usual, score)
             return SpikeState(known[begin:middle_of], state.count + place - rule.span), found
     return SpikeState(known[-rule.history - rule.span :], state.count + len(finite)), None
 
 
-def _expected(known: NDArray[np.float64]) -> tuple[float, float]:
-    """The level that follows a history, and the robust deviation around it.
+def _scored(level: float, known: NDArray[np.float64], limit: float) -> tuple[float, float]:
+    """How many robust deviations the level is above what follows from a history, and that; 0 for what is not above
+    `limit` of them anyhow.
 
     The line goes through the medians of the two halves, so that a loss that falls does not count its fall as noise.
     """
@@ -99,6 +99,9 @@ def _expected(known: NDArray[np.float64]) -> tuple[float, float]:
     slope = (late - early) / (len(known) / 2)
     # The halves' medians stand at a quarter and at three quarters of the history.
     start = early - slope * len(known) / 4
-    deviation = spread(known - start - slope * np.arange(len(known)), 0.0)
     usual = start + slope * len(known)
-    return usual, max(deviation, _LEAST_SPREAD * abs(late))
+    least = _LEAST_SPREAD * abs(late)
+    if level <= usual + limit * least:
+        return 0.0, usual
+    deviation = max(spread(known - start - slope * np.arange(len(known)), 0.0), least)
+    return (level - usual) / deviation if deviation else math.inf, usual

@@ -179,7 +179,7 @@ class Spread(Replicas):
         for own in self.parameters:
             own.grad = None
 
-    def norm(self) -> Tensor:
+    def norm(self) -> Tensor | float:
         """See `Replicas.norm`; where ranks have different parts this takes one collective of one number."""
         if self.config.fsdp * self.config.tensor * self.config.pipeline == 1:
             return super().norm()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from training.checkpoint import sync_folder
-from training.shard_files import digest_of
+from training.digests import digest_of
 
 FOLDER = "steps"
 _RUN = "run.json"

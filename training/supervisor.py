@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from training.guards.device import DeviceRule, DeviceState, judge_gpu
 from training.guards.finding import Finding
 from training.guards.record import RECORD, GuardRecord, read_record
 from training.ledger import Attempt, AttemptTimes, End, goodput, ledger
+from training.neighbours import Neighbours
 from training.nodes import Meeting, Nodes, Over, Place, meeting_of
 from training.ranks import Rank
 from training.warm import Ended, WarmError, WarmProcess
@@ -195,9 +196,12 @@ class Supervisor:
         times = AttemptTimes(0, Attempt(attempt=place.attempt, began=time.time()))
         watch = Watch(len(self._own), time.monotonic(), self._limits.hang, first=self._own.start)
         stragglers = StragglerWatch(self._limits.straggler)
+        neighbours = Neighbours(place.attempt, 3 * self._limits.straggler.window)
         try:
             warm.fork(ranks, [_environment(rank, self._nodes) for rank in ranks], echo=self._echo)
-            end = self._follow(warm, ranks, watch, stragglers, times, meeting)
+            end = self._follow(
+                warm, ranks, watch, lambda: self._straggling(stragglers, neighbours, meeting), times, meeting
+            )
         except WarmError as error:
             end = meeting.tell(place.attempt, End("warm", reason=str(error)))
         # With the rings of ranks that died before the first look.
@@ -218,7 +222,7 @@ class Supervisor:
         warm: WarmProcess,
         ranks: list[Rank],
         watch: Watch,
-        stragglers: StragglerWatch,
+        straggling: Callable[[], Straggler | None],
         times: AttemptTimes,
         meeting: Meeting,
     ) -> End:
@@ -238,7 +242,7 @@ class Supervisor:
                 if elsewhere := meeting.ended(attempt):
                     self._kill(warm)
                     return elsewhere
-                end = self._trouble(warm, ranks, watch, stragglers)
+                end = self._trouble(warm, ranks, watch, straggling)
             if end is not None:
                 end = meeting.tell(attempt, end)
                 self._kill(warm)
@@ -252,14 +256,16 @@ class Supervisor:
         ended += warm.ends(_AFTERMATH_SECONDS)
         return _failed(ranks, min((one for one in ended if one.status), key=lambda one: one.status > 0))
 
-    def _trouble(self, warm: WarmProcess, ranks: list[Rank], watch: Watch, stragglers: StragglerWatch) -> End | None:
+    def _trouble(
+        self, warm: WarmProcess, ranks: list[Rank], watch: Watch, straggling: Callable[[], Straggler | None]
+    ) -> End | None:
         """The end of the attempt where the ranks of this node, or this node itself, ask for one."""
         attempt = ranks[0].attempt
         if self._told:
             return End("told", reason="told to stop")
         if end := self._machine_trouble(attempt):
             return end
-        if (found := self._straggling(stragglers)) and (end := self._slowed(found, attempt)):
+        if (found := straggling()) and (end := self._slowed(found, attempt)):
             return end
         if hang := watch.hang(time.monotonic()):
             return End("hang", hang.rank, self._autopsy(warm, ranks, hang))
@@ -303,15 +309,20 @@ class Supervisor:
                     return End("device", reason=one.reason)
         return None
 
-    def _straggling(self, watch: StragglerWatch) -> Straggler | None:
-        """Compares the ranks' own work, and shows how slow each is."""
-        if len(self._agent.ranks) < len(self._own) or len(self._own) < 2:
+    def _straggling(self, watch: StragglerWatch, neighbours: Neighbours, meeting: Meeting) -> Straggler | None:
+        """Compares the own work of all nodes' ranks, and shows how slow each here is; gives one of here."""
+        if len(self._agent.ranks) < len(self._own) or self._world_size < 2:
             return None
-        kept = 3 * self._limits.straggler.window
-        found = watch.look({rank: followed.latest(kept) for rank, followed in self._agent.ranks.items()})
-        for rank, slowdown in watch.slowdown.items():
-            self.metrics[names.TRAINING_RANK_SLOWDOWN].labels(self._model, self._run, str(rank)).set(slowdown)
-        return found
+        records = neighbours.records(self._agent.ranks, meeting)
+        if records is None or len(records) < self._world_size:
+            return None
+        found = watch.look(records)
+        for rank in self._own:
+            if rank in watch.slowdown:
+                slowdown = self.metrics[names.TRAINING_RANK_SLOWDOWN].labels(self._model, self._run, str(rank))
+                slowdown.set(watch.slowdown[rank])
+        # Every node judges the same and each tells of its own ranks.
+        return found if found is not None and found.rank in self._own else None
 
     def _slowed(self, found: Straggler, attempt: int) -> End | None:
         """Tells of a straggler; gives the end of the attempt where that is to follow."""

@@ -451,7 +451,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     ranks: int = 1
     """Processes that share out each batch; one that dies or hangs is started anew from the last checkpoint."""
     parallel: str = ""
-    """How the network is spread over processes, such as `"fsdp=2,tensor=2"`; empty: as replicas over `ranks`."""
+    """How the network is spread over processes, such as `"fsdp=2,tensor=2"`, or on parameter servers,
+    `"servers=2,workers=4"`; empty: as replicas over `ranks`."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: none with one rank, every 100 with several."""
     online_batch_rows: int = 256

@@ -1,8 +1,10 @@
-"""A small tabular task whose truth is known, and a run's monitor without a thread."""
+"""A small tabular task whose truth is known, a run's monitor without a thread, and warm processes made by a fork."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from observability import TrainingMonitor
+from tests.training.forks import ForkedZygote
 from training import Encoding, TabularTask
 
 torch.set_num_threads(1)
@@ -69,3 +72,9 @@ def make_table():
 def monitor() -> Iterator[TrainingMonitor]:
     with TrainingMonitor("tiny", run="test", drain_seconds=0) as monitor:
         yield monitor
+
+
+@pytest.fixture(autouse=True)
+def _forked_zygotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm processes that this process starts are forks; those of the processes that tests start are none."""
+    monkeypatch.setattr("training.warm.subprocess", SimpleNamespace(Popen=ForkedZygote, DEVNULL=subprocess.DEVNULL))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.guards import GuardState, judge, nonfinite, skip_if
+from training.guards import GuardState, clipped_step, judge, nonfinite, skip_if, total_norm, weight_of
 
 
 @settings(deadline=None)
@@ -53,3 +53,60 @@ def test_a_flagged_step_leaves_weights_moments_and_step_count_alone():
 
     assert torch.equal(weight, before[0])
     assert all(torch.equal(optimizer.state[weight][name], value) for name, value in before[1].items())
+
+
+@given(
+    st.lists(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=5), min_size=1, max_size=4),
+    st.floats(0.1, 1e5),
+    st.floats(0.1, 1e5),
+)
+@settings(deadline=None)
+def test_a_step_is_clipped_or_left_out_as_gradients_clipped_by_torch_say(
+    values: list[list[float]], limit: float, ceiling: float
+):
+    ours, theirs = ([torch.nn.Parameter(torch.ones(len(one))) for one in values] for _ in range(2))
+    for weights in (ours, theirs):
+        for weight, one in zip(weights, values, strict=True):
+            weight.grad = torch.tensor(one)
+    told = total_norm([weight.grad for weight in ours])
+    # Plain gradient descent, in which a factor of the gradient shows.
+    found, flag = clipped_step(torch.optim.SGD(ours, lr=0.1, fused=True), told, limit, ceiling)
+    norm = torch.nn.utils.clip_grad_norm_(theirs, limit).item()
+    if not found > ceiling:
+        torch.optim.SGD(theirs, lr=0.1).step()
+
+    assert flag == 0.0
+    assert found == pytest.approx(norm, rel=1e-5)
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5 * max(1.0, limit))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_left_out_and_told(bad: float):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    weight.grad = torch.tensor([1.0, bad, 1.0])
+
+    _, flag = clipped_step(optimizer, total_norm([weight.grad]), 1.0)
+
+    assert flag == 1.0
+    assert torch.equal(weight, torch.ones(3))
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("outputs", "loss", "weight"),
+    [
+        ([1.0, 2.0], 0.5, 1.0),
+        ([3e38, 3e38], 0.5, 1.0),  # a sum that is infinite, of numbers that are not
+        ([1.0, float("-inf")], 0.5, float("nan")),
+        ([1.0, 2.0], float("inf"), float("nan")),
+    ],
+)
+def test_a_backward_pass_begins_with_nothing_where_outputs_or_loss_are_not_finite(
+    outputs: list[float], loss: float, weight: float
+):
+    begun = weight_of(torch.tensor(outputs, requires_grad=True), torch.tensor(loss))
+
+    assert begun is not None
+    assert torch.equal(begun, torch.tensor(weight)) or (begun.isnan() and weight != weight)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,30 +12,32 @@ from typing import TypeVar
 
 import pytest
 
-from tests.training.test_supervisor import ROOT, undisturbed, weights
-from tests.training.toy_node import supervisor_of
+from observability.names import PHASES
+from observability.rank_agent import Followed
+from observability.step_ring import RingOwner, StepRing
+from tests.training.forks import forked
+from tests.training.test_supervisor import undisturbed, weights
+from tests.training.toy_node import other_node, supervisor_of
 from training.faults import Fault, Faults
+from training.guards import read_record
 from training.ledger import End
-from training.nodes import Follower, Leader, Nodes, NodesError, Over, Place
+from training.neighbours import Neighbours, packed
+from training.nodes import Alone, Follower, Leader, Nodes, NodesError, Over, Place
 
 LIMIT_SECONDS = 240.0
 Result = TypeVar("Result")
 
 
 class Node:
-    """A node's supervisor in a process of its own, whose words are kept in files."""
+    """The supervisor of node 1 in a process of its own, which says in a file how it ended."""
 
     def __init__(self, folder: Path, port: int, arguments: dict[str, object]) -> None:
-        self.said, self.log = folder / "1.out", folder / "1.log"
-        with self.said.open("a") as out, self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.training.toy_node", folder, str(port), json.dumps(arguments)],
-                stdout=out, stderr=log, cwd=ROOT,
-            )  # fmt: skip
+        self.said = folder / "1.out"
+        self.process = forked(other_node, folder, port, arguments, self.said)
 
     def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.process.kill()
+        self.process.join()
 
 
 def until(there: Callable[[Path], bool], path: Path) -> None:
@@ -70,7 +69,8 @@ def test_a_run_over_two_nodes_survives_the_death_of_ranks_on_either_and_of_a_nod
         until(lambda _: "node 1 of 2 not there" in caplog.text, tmp_path)
         other = Node(tmp_path, port, arguments)
         ended = result()
-        assert other.process.wait(LIMIT_SECONDS) == 0
+        other.process.join(LIMIT_SECONDS)
+        assert other.process.exitcode == 0
     finally:
         other.kill()
     assert weights(tmp_path) == pytest.approx(undisturbed(60), rel=1e-6)
@@ -105,6 +105,45 @@ def test_the_end_that_is_told_first_is_that_of_both_nodes_and_the_last_word_is_h
     assert not leader.completed(8)
     leader.close(Over("failed", "no more"))
     assert answers() == [Place(7, "127.0.0.1", port), Over("failed", "no more")]
+
+
+def test_nodes_show_each_other_the_latest_steps_of_their_ranks_and_no_earlier_attempts(
+    tmp_path: Path, port: int
+) -> None:
+    leader, follower = Leader(of(port, 0), tmp_path), Follower(of(port, 1), tmp_path)
+    rings = {rank: StepRing.in_memory(RingOwner(rank=rank)) for rank in (0, 1)}
+    for rank, ring in rings.items():
+        for step in range(7):
+            ring.write(step, step * 1000, 10 + rank, 4, [rank] * len(PHASES))
+    here, there = ({rank: Followed(tmp_path, rings[rank].view(), rings[rank].view().now())} for rank in rings)
+
+    assert follower.shared(packed({1: rings[1].view().records()}, attempt=2)) == []
+    assert list(Neighbours(3, 5).records(here, leader)) == [0]
+    shown = Neighbours(2, 5)
+    found = shown.records(here, leader)
+    seen = Neighbours(2, 5).records(there, follower)
+
+    assert shown.records(here, leader) is None  # too soon
+    assert [one.tolist() for one in found.values()] == [rings[rank].view().records().tolist() for rank in rings]
+    assert {rank: one.tolist() for rank, one in seen.items()} == {rank: one.tolist() for rank, one in found.items()}
+    assert list(Neighbours(2, 5).records(here, Alone())) == [0]
+
+
+@pytest.mark.slow
+def test_a_slow_rank_is_named_by_its_node_though_it_is_the_only_one_there(tmp_path: Path, port: int) -> None:
+    slow = Faults((Fault("slow", rank=1, step=0, attempt=-1, seconds=0.03, steps=1000),))
+    arguments = {"steps": 150, "every": 150, "faults": slow.to_json()}
+    other = Node(tmp_path, port, arguments)
+    try:
+        ended = supervisor_of(0, tmp_path, port, arguments).run()
+        other.process.join(LIMIT_SECONDS)
+        assert other.process.exitcode == 0
+    finally:
+        other.kill()
+
+    found, _ = read_record(tmp_path / "guards.jsonl")
+    assert ended.outcome == "completed"
+    assert {(one["guard"], one["rank"]) for one in found} == {("straggler", 1)}
 
 
 def test_a_leading_node_that_is_gone_is_named_and_found_again_when_it_is_back(tmp_path: Path, port: int) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from observability import Metrics
 from observability.metrics import exposition
 from tests.training.toy_servers import STEPS, Scored, batch, trained_synchronously, work
-from training import CheckpointStore
+from training import CheckpointStore, TrainConfig
+from training.data import encode_rows, fit
 from training.faults import Fault, Faults, flip_bit
 from training.parameter_server import (
     Client,
@@ -32,12 +33,15 @@ from training.parameter_server import (
     Replica,
     Rule,
     Server,
+    ServersForm,
     Shard,
     ShardError,
     Terms,
     snapshot,
 )
+from training.parameter_server.fitting import fit_on_servers
 from training.parameter_server.wire import Message, WireError, decode, encode
+from training.replicas import log_loss
 
 
 class Servers:
@@ -349,3 +353,32 @@ def test_processes_over_gloo_survive_the_kill_of_a_server_and_of_a_worker(networ
 
     assert (exact.server_restarts, exact.worker_restarts, exact.given_up) == (1, 1, ())
     assert all(torch.equal(exact.parameters[name], value) for name, value in reference.items())
+
+
+@pytest.mark.slow
+def test_a_tabular_network_is_fitted_though_a_server_and_a_worker_are_killed(task, make_table, tmp_path: Path):
+    table = make_table()
+    encoding = fit(task, table)
+    torch.manual_seed(1)
+    network = task.network(encoding)
+    rows = encode_rows(task, encoding.vocabularies, table)
+    before = log_loss(network.eval().logits(*rows.inputs), rows.labels).item() / len(rows)
+    metrics = Metrics()
+
+    result = fit_on_servers(
+        network,
+        rows,
+        TrainConfig(epochs=3, batch_size=100, learning_rate=0.02),
+        ServersForm(servers=2, workers=2, staleness=3, checkpoint_every=8),
+        folder=tmp_path,
+        model="tiny",
+        run="r",
+        metrics=metrics,
+        faults=Faults((Fault("kill", rank=0, step=20), Fault("kill", rank=2, step=10))),
+    )
+
+    assert (result.server_restarts, result.worker_restarts, result.given_up) == (1, 1, ())
+    assert log_loss(network.eval().logits(*rows.inputs), rows.labels).item() / len(rows) < before - 0.05
+    page = exposition(metrics)[0].decode()
+    assert 'training_rank_step{model="tiny",rank="1",run="r"} 59.0' in page
+    assert 'training_rank_phase_seconds{model="tiny",phase="communication",rank="0",run="r"}' in page

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +16,7 @@ from torch import nn
 
 from observability import names
 from observability.metrics import Metrics
+from tests.training.forks import forked
 from training.callables import resolve
 from training.faults import Fault, Faults
 from training.ledger import CAUSES, Attempt
@@ -28,7 +26,6 @@ from training.watch import HangLimits
 from training.zygote import ForkError, check_forkable
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 
 
 def supervisor(
@@ -141,23 +138,20 @@ def test_a_run_is_given_up_when_it_gets_nowhere(ended: list[tuple[str, str, int]
     assert bool(found) == bool(said)
 
 
+def supervise(folder: Path) -> None:
+    """A run without an end, in a process of its own."""
+    supervisor(folder, steps=1_000_000).run()
+
+
 def test_a_run_goes_on_after_its_supervisor_was_killed(tmp_path: Path) -> None:
-    script = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
-from training.supervisor import Supervisor
-Supervisor("tests.training.toy_run:fit", world_size=2, folder=Path({str(tmp_path)!r}), model="toy", echo=None,
-           arguments={{"steps": 1_000_000, "every": 10}}).run()
-"""
-    process = subprocess.Popen([sys.executable, "-c", script])
+    process = forked(supervise, tmp_path)
     until = time.monotonic() + 240
     while not list((tmp_path / "checkpoints").glob("*.ckpt")):
         assert time.monotonic() < until, "no checkpoint came"
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     until = time.monotonic() + 120
     while ranks := _ranks_of(tmp_path):
         assert time.monotonic() < until, f"ranks {ranks} outlived their supervisor"

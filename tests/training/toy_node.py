@@ -1,10 +1,10 @@
-"""The supervisor of one of two nodes, each with one rank of the toy run; as a script, that of node 1."""
+"""The supervisor of one of two nodes, each with one rank of the toy run; and a process of node 1."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ def supervisor_of(index: int, folder: Path, port: int, arguments: Mapping[str, A
     )  # fmt: skip
 
 
-def main(folder: str, port: str, arguments: str) -> None:
-    """Runs the node's ranks; prints how it ended."""
+def other_node(folder: Path, port: int, arguments: Mapping[str, Any], said: Path) -> None:
+    """Runs the ranks of node 1; adds to the file how it ended, and all else that it says to one beside it."""
+    with said.with_suffix(".log").open("a") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
     logging.basicConfig(level=logging.WARNING)
-    result = supervisor_of(1, Path(folder), int(port), json.loads(arguments)).run()
-    print(json.dumps({"outcome": result.outcome}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    result = supervisor_of(1, folder, port, arguments).run()
+    with said.open("a") as file:
+        file.write(json.dumps({"outcome": result.outcome}))

@@ -38,7 +38,7 @@ def settings_file(tmp_path: Path) -> Path:
     own = champion(tmp_path / "artifact")
     registry.register("line", own.artifact, lineage={}, profile=None, metrics={})
     told = {"time": 0.0, "release": None, "version": 1, "reason": "", "actor": "test"}
-    PolicyStore(registry.engine).save(Policy("line", generation=1, stable=1), "promote", **told)
+    PolicyStore(registry.database).save(Policy("line", generation=1, stable=1), "promote", **told)
     write(settings.lake, rows(2000, slope=3.0))
     return file
 

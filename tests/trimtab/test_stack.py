@@ -101,9 +101,9 @@ def test_a_service_that_cannot_start_is_reported_with_its_log(tmp_path: Path) ->
     stack = Stack.prepare(settings)
     stack.settings_file.write_text("[nonsense]\n")
     try:
-        stack.start(["alerts"])
+        stack.start(["serving"])
         with pytest.raises(StackError, match="nonsense"):
-            stack.wait_ready(["alerts"], timeout=240)
+            stack.wait_ready(["serving"], timeout=240)
     finally:
         stack.stop()
 

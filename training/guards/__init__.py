@@ -10,11 +10,13 @@ from training.guards.memory import Leak, LeakRule, MemoryState, judge_memory
 from training.guards.nonfinite import (
     GuardDecision,
     GuardState,
+    clipped_step,
     clipping,
     guarded_step,
     judge,
     nonfinite,
     skip_if,
+    total_norm,
     weight_of,
 )
 from training.guards.plateau import Plateau, PlateauRule, PlateauState, judge_plateau
@@ -55,6 +57,7 @@ __all__ = [
     "StarvationRule",
     "StarvationState",
     "checksums",
+    "clipped_step",
     "clipping",
     "guarded_step",
     "judge",
@@ -71,5 +74,6 @@ __all__ = [
     "read_record",
     "respond",
     "skip_if",
+    "total_norm",
     "weight_of",
 ]

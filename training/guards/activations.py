@@ -103,19 +103,42 @@ def judge_activations(
     return after, tuple(found)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerBounds:
+    """What is kept of a layer's outputs, on their device: the least and the greatest value of each unit `[units]` over
+    `rows` rows, and the root mean square of all."""
+
+    low: Tensor
+    high: Tensor
+    rms: Tensor
+    rows: int
+
+
 @dataclass(frozen=True, slots=True)
 class ActivationLook:
-    """The numbers of one look at these layers, on the device, by layer; what gave nothing to measure is missing."""
+    """One look at these layers; what gave nothing to measure is missing in `values`."""
 
     layers: tuple[str, ...]
-    values: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, LayerBounds] = field(default_factory=dict)
 
     def stacked(self) -> Tensor:
-        """float32 [layers, 2], dead share and root mean square; NaN for what is missing."""
-        nothing = torch.full((2,), math.nan)
-        if self.values:
-            nothing = nothing.to(next(iter(self.values.values())).device)
-        return torch.stack([self.values.get(layer, nothing) for layer in self.layers])
+        """float32 [layers, 2] on the device, dead share and root mean square; NaN for what is missing."""
+        if not self.values:
+            return torch.full((len(self.layers), 2), math.nan)
+        seen = list(self.values.values())
+        # The units of all layers at once: one operator takes as long for many as for few.
+        low, high = torch.cat([one.low for one in seen]), torch.cat([one.high for one in seen])
+        # A ReLU that never fires and a sigmoid that is always at its end have no slope, so that nothing is learned.
+        dead = high - low <= 1e-6 * torch.maximum(high.abs(), low.abs())
+        parts = torch.split(dead, [len(one.low) for one in seen])
+        shares = [
+            part.mean(dtype=torch.float32) if one.rows > 1 else torch.zeros_like(one.rms)
+            for part, one in zip(parts, seen, strict=True)
+        ]
+        found = torch.stack([torch.stack(shares), torch.stack([one.rms for one in seen])], dim=1)
+        told = torch.full((len(self.layers), 2), math.nan, device=low.device)
+        told[[self.layers.index(layer) for layer in self.values]] = found
+        return told
 
 
 def judged_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -135,7 +158,7 @@ def looking(layers: Mapping[str, nn.Module], into: ActivationLook | None = None)
     def hook(name: str, channels_second: bool) -> Any:
         def take(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1 and output.numel():
-                found.values[name] = _measured(output.detach(), channels_second)
+                found.values[name] = _bounds(output.detach(), channels_second)
 
         return take
 
@@ -150,17 +173,12 @@ def looking(layers: Mapping[str, nn.Module], into: ActivationLook | None = None)
             handle.remove()
 
 
-def _measured(output: Tensor, channels_second: bool) -> Tensor:
-    """Share of units that give one value for all rows, and the root mean square; float32 [2]."""
+def _bounds(output: Tensor, channels_second: bool) -> LayerBounds:
     units = output.movedim(1, -1) if (channels_second or output.dim() > 3) else output
     rows = units.reshape(-1, units.shape[-1])
-    low, high = rows.amin(0), rows.amax(0)
-    # A ReLU that never fires and a sigmoid that is always at its end have no slope, so that nothing is learned there.
-    dead = (high - low) <= 1e-6 * torch.maximum(high.abs(), low.abs())
-    if len(rows) < 2:
-        dead = torch.zeros_like(dead)
     size = torch.linalg.vector_norm(rows, dtype=torch.promote_types(rows.dtype, torch.float32)).float()
-    return torch.stack([dead.float().mean(), size / math.sqrt(rows.numel())])
+    # Not `aminmax`, which takes twice as long as both where it goes down columns.
+    return LayerBounds(rows.amin(0), rows.amax(0), size / math.sqrt(rows.numel()), len(rows))
 
 
 def read_look(layers: Sequence[str], values: Sequence[Sequence[float]]) -> dict[str, LayerLook]:

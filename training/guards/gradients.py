@@ -67,8 +67,10 @@ def judge_norms(
     All are held against one ceiling, which a training loop can compare on the device. Norms that are not finite are
     another guard's, and zeros tell nothing. An exploded norm joins the history too: a level that stays becomes usual.
     """
-    limit = ceiling(rule, history)
     known = [(position, norm) for position, norm in enumerate(norms) if math.isfinite(norm) and norm > 0]
+    # The ceiling is at least `factor` times the median, and so it is not worth its price where no norm comes near.
+    near = history and known and max(norm for _, norm in known) > rule.factor * min(history)
+    limit = ceiling(rule, history) if near else math.inf
     above = [(position, norm) for position, norm in known if norm > limit]
     found = None
     if above:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,13 +48,30 @@ def weight_of(outputs: Any, loss: Tensor | None = None) -> Tensor | None:
     gradients tell of it. None, which means 1, where there is neither a loss nor floating-point outputs.
     """
     told = loss.detach() if loss is not None and loss.requires_grad else loss
-    if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.numel():
+    seen = outputs if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.numel() else None
+    if told is None and seen is None:
+        return None
+    if all(one is None or one.device.type == "cpu" for one in (told, seen)):
+        # The host need not wait for itself, and one number is all it makes.
+        weight = 1.0 if all(one is None or _is_finite(one) for one in (told, seen)) else math.nan
+        like = seen if told is None else told
+        assert like is not None
+        return torch.full(() if told is None else told.shape, weight, dtype=like.dtype)
+    if seen is not None:
         # Not their sum, which may be infinite though they are not: masked logits are as low as numbers go.
-        lowest, highest = torch.aminmax(outputs.detach())
+        lowest, highest = torch.aminmax(seen.detach())
         middle = lowest + highest
         told = middle.float() if told is None and middle.itemsize < 4 else middle if told is None else told + middle
+    assert told is not None
     # One less nothing, but for what is not finite, of which nothing is no number.
-    return None if told is None else torch.rsub(told, 1.0, alpha=0)
+    return torch.rsub(told, 1.0, alpha=0)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Whether all values, which the host has, are finite."""
+    # A sum is finite only where all are; not the other way round, see `weight_of`.
+    total = values.sum() if values.dim() else values
+    return math.isfinite(total.item()) or bool(torch.isfinite(values).all())
 
 
 def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor, divisor: Tensor | None = None) -> None:
@@ -72,6 +90,49 @@ def clipping(norm: Tensor, limit: float) -> Tensor:
     A fused optimizer that divides by it saves a pass through all gradients.
     """
     return torch.clamp_min(norm if limit == 1.0 else norm / limit, 1.0).to(torch.float32)
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer, norm: Tensor | float, limit: float, ceiling: float = math.inf
+) -> tuple[Tensor | float, Tensor | float]:
+    """Takes a *fused* optimizer's step with the gradients of that norm clipped to `limit`; gives norm and flag.
+
+    The flag is 1 where the norm is not finite. Then, and where the norm is above `ceiling`, weights, moments and step
+    count stay as they are. On a device that is decided there. On a CPU the host has the norm already: it takes no step
+    where it must not, gives plain numbers, and tells the optimizer to divide only where the norm is above the limit.
+    """
+    if isinstance(norm, float) or norm.device.type == "cpu":
+        known = norm if isinstance(norm, float) else norm.item()
+        is_finite = math.isfinite(known)
+        optimizer.found_inf = None  # type: ignore[attr-defined]
+        optimizer.grad_scale = torch.tensor(known / limit) if known > limit else None  # type: ignore[attr-defined]
+        if is_finite and not known > ceiling:
+            optimizer.step()
+        return known, 0.0 if is_finite else 1.0
+    flag = odd = nonfinite(norm)
+    if ceiling < math.inf:
+        odd = torch.maximum(flag, (norm > ceiling).to(flag.dtype))
+    skip_if(optimizer, odd, clipping(norm, limit))
+    optimizer.step()
+    return norm, flag
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor | float:
+    """The 2-norm of all gradients together: on their device, or a number where that is the host's.
+
+    `torch.nn.utils.get_total_norm` gives the same and takes twice as long: it sorts them by device and type first.
+    """
+    if not gradients:
+        return 0.0
+    norms = torch._foreach_norm(list(gradients))
+    if norms[0].device.type == "cpu":
+        # A few numbers are sooner added by the host than by an operator.
+        return math.hypot(*[norm.item() for norm in norms])
+    try:
+        total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return total
+    except RuntimeError:  # they lie on several devices
+        return torch.nn.utils.get_total_norm(gradients)
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from training.parameter_server.client import Client, GradientError, Replica, ServersLost, snapshot
 from training.parameter_server.cluster import Cluster, ClusterError, ClusterResult, WorkerContext
+from training.parameter_server.form import Form, ServersForm, form_of
 from training.parameter_server.gloo import GlooConnect, GlooLink, GlooServer
 from training.parameter_server.layout import Layout, LayoutError, Part, Table
 from training.parameter_server.links import Connect, Link, LinkLost, LocalLink
@@ -15,6 +16,7 @@ __all__ = [
     "ClusterError",
     "ClusterResult",
     "Connect",
+    "Form",
     "GlooConnect",
     "GlooLink",
     "GlooServer",
@@ -29,6 +31,7 @@ __all__ = [
     "Replica",
     "Rule",
     "Server",
+    "ServersForm",
     "ServersLost",
     "Shard",
     "ShardError",
@@ -36,5 +39,6 @@ __all__ = [
     "Table",
     "Terms",
     "WorkerContext",
+    "form_of",
     "snapshot",
 ]

@@ -252,7 +252,7 @@ def _plan(asked: Mapping[str, float | int | str]) -> Plan:
 
 def _start(registry: Registry, task: TabularTask) -> tuple[Champion, Setup, Profile | None]:
     """The stable version, what clients need of it, and its reference profile's features."""
-    policy = PolicyStore(registry.engine).load(task.model)
+    policy = PolicyStore(registry.database).load(task.model)
     if policy is None or policy.stable is None:
         fail(f"{task.model} has no stable version to begin from: trimtab train {task.model}, then promote it")
     try:

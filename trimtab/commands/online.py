@@ -40,7 +40,7 @@ def run_online(
 ) -> None:
     """Learns until it is told to stop (SIGINT, SIGTERM), or until the lake has no more; ends the command on errors."""
     start_logging("online", settings)
-    policy = PolicyStore(registry.engine).load(task.model)
+    policy = PolicyStore(registry.database).load(task.model)
     if policy is None or policy.stable is None:
         fail(f"{task.model} has no stable version to begin from: trimtab train {task.model}, then promote it")
     torch.set_num_threads(settings.serving.torch_threads)

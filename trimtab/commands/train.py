@@ -25,7 +25,8 @@ from training.making import Approval
 from training.nodes import Nodes, NodesError
 from training.outcome import TrainOutcome
 from training.parallel import follow_in_ranks
-from training.parallel_config import FormError, ParallelConfig
+from training.parallel_config import FormError
+from training.parameter_server import Form, ServersForm, form_of
 from training.reference import Beside
 from training.retrain import Champion, RetrainJob
 from training.retrain import retrain as run_retrain
@@ -52,7 +53,8 @@ _SLICES = 5
 @click.option(
     "--parallel",
     metavar="FORM",
-    help="How the network is spread over processes: degrees of data, fsdp, tensor and pipeline, as in fsdp=2,tensor=2.",
+    help="How the network is spread over processes: degrees of data, fsdp, tensor and pipeline, as in fsdp=2,tensor=2; "
+    "or on parameter servers, as in servers=2,workers=4,staleness=3.",
 )
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines that train together, each with --ranks.")
 @click.option("--node-rank", type=click.IntRange(min=0), default=0, help="Which of them this is; 0 leads.")
@@ -93,6 +95,9 @@ def train(
     The version is registered only if it beats the base rate of the held-out groups; exit status 2 if it does not.
     With several ranks, one that is killed or hangs is started anew from the last checkpoint.
 
+    On parameter servers, a server or worker that is killed is started anew, and nobody else stops; the rate stays the
+    settings' and there is no weight decay.
+
     With several nodes, run the command on each of them, with another --node-rank; all need the data folder of node 0.
     Node 0 reads the rows, evaluates and registers; the others only lend it their processes.
 
@@ -117,6 +122,8 @@ def train(
     torch.set_num_threads(settings.serving.torch_threads)
     form = _form(ranks, chosen.parallel if parallel is None else parallel)
     ranks = ranks or chosen.ranks
+    if isinstance(form, ServersForm) and place is not None:
+        fail(f"the parallel form {form}: parameter servers run on one node; leave out --nodes")
     if profile is not None and (ranks > 1 or form is not None or place is not None):
         fail("--profile looks at one process: leave out --parallel and --nodes, and give --ranks 1")
     config = _config(model, chosen)
@@ -160,7 +167,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
     """
     chosen = model_settings(settings, model)
     registry = registry_of(settings)
-    policy = PolicyStore(registry.engine).load(model)
+    policy = PolicyStore(registry.database).load(model)
     if policy is None or policy.stable is None:
         fail(
             f"{model} has no stable version to challenge; promote one first: trimtab models promote {model} --version N"
@@ -216,12 +223,15 @@ def _by_policy(settings: Settings, model: str) -> bool:
     return policy is not None and bool(policy.steps)
 
 
-def _form(ranks: int | None, text: str) -> ParallelConfig | None:
+def _form(ranks: int | None, text: str) -> Form | None:
     if not text:
         return None
     try:
-        form = ParallelConfig.parse(text)
-        if ranks is not None:
+        form = form_of(text)
+        if isinstance(form, ServersForm):
+            if ranks is not None:
+                raise FormError("it says how many processes there are: leave out --ranks")
+        elif ranks is not None:
             form.check(ranks)
     except FormError as error:
         fail(f"the parallel form {text!r}: {error}")

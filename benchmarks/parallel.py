@@ -1,12 +1,14 @@
 """Parallel forms of a training on gloo: their loss curves, replicas' throughput, the pipeline's bubble, saving's stall.
 
-    python benchmarks/parallel.py [curves] [speed] [bubble] [stall]
+    python benchmarks/parallel.py [curves] [speed] [bubble] [stall] [servers]
     torchrun --nproc-per-node 2 benchmarks/parallel.py torchrun fsdp=2
 
 - curves: 100 steps in each form, on 2 and 4 processes; the largest distance to one process's losses.
 - speed: samples a second of two replicas and of one process, one thread each, in turns; the communication that DDP
   measured in each rank, and how much of it was hidden behind the backward pass.
 - bubble: stages that sleep, so that the machine's cores do not matter, against (p - 1) / (v m + p - 1).
+- servers: samples a second of two workers on two parameter servers, by staleness, against one process and against two
+  replicas of the same network by DDP, and by processor time of a worker; how far ahead workers were, at most.
 - stall: how long `put` and `settle` keep a training from going on, as a share of what the writing takes.
 """
 
@@ -30,8 +32,9 @@ from torch import Tensor, nn
 
 from tests.training.toy_forms import curve
 from training.parallel_config import ParallelConfig
+from training.parameter_server import Cluster, Layout, Replica, Rule, Terms, WorkerContext
 from training.ranks import Rank
-from training.replicas import Replicas
+from training.replicas import Replicas, log_loss
 from training.sharded_checkpoint import ShardedCheckpointStore
 from training.spread import Spread
 from training.supervisor import Limits, Supervisor
@@ -51,6 +54,7 @@ FORMS = {
     ),
 }  # fmt: skip
 ROWS, WIDTH, ROUNDS, STEPS = 1024, 512, 6, 3
+WARM_STEPS, SERVED_STEPS = 3, 30
 
 
 def ranks(target: str, world_size: int, **arguments: Any) -> list[Any]:
@@ -160,6 +164,56 @@ def speed() -> dict[str, Any]:
         ),
         "ranks": hidden,
     }
+
+
+def on_servers(context: WorkerContext, folder: str) -> None:
+    """A worker of `servers`."""
+    torch.set_num_threads(1)
+    network, client = wide(), context.client
+    replica, ahead = Replica(network, client), [0]
+    inputs = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(context.number))
+    labels, cpu, began = (inputs[:, 0] > 0).float(), 0.0, 0.0
+    while (step := client.clock) < WARM_STEPS + SERVED_STEPS:
+        if step == WARM_STEPS:
+            cpu, began = time.process_time(), time.time()
+        replica.refresh()
+        ahead.append(client.ahead)
+        log_loss(network(inputs), labels).div(ROWS).backward()  # type: ignore[no-untyped-call]
+        replica.push()
+    said = {"cpu": time.process_time() - cpu, "began": began, "ended": time.time(), "waited": client.waited}
+    (Path(folder) / f"{context.number}.json").write_text(json.dumps({**said, "ahead": max(ahead)}))
+
+
+def served(staleness: int) -> dict[str, Any]:
+    """Two workers and two servers."""
+    with tempfile.TemporaryDirectory() as place:
+        network, workers = wide(), 2
+        Cluster(
+            "benchmarks.parallel:on_servers", dict(network.named_parameters()), Layout.of(network, 2),
+            folder=Path(place), model="parallel", workers=workers, rule=Rule(learning_rate=1e-3),
+            terms=Terms(staleness=staleness, checkpoint_every=1000), arguments={"folder": place}, restarts=0,
+        ).run()  # fmt: skip
+        said = [json.loads((Path(place) / f"{number}.json").read_text()) for number in range(workers)]
+    seconds = max(one["ended"] for one in said) - min(one["began"] for one in said)
+    return {
+        "samples_s": round(workers * ROWS * SERVED_STEPS / seconds, 1),
+        "samples_cpu_s": round(ROWS * SERVED_STEPS / statistics.mean(one["cpu"] for one in said), 1),
+        "waited_share": round(statistics.mean(one["waited"] for one in said) / seconds, 3),
+        "ahead_at_most": max(one["ahead"] for one in said),
+        "bound": staleness,
+    }
+
+
+def servers() -> dict[str, Any]:
+    """Parameter servers against one process and against DDP."""
+    compared = speed()
+    found: dict[str, Any] = {name: compared[name] for name in ("alone_samples_s", "together_samples_s")}
+    for staleness in (0, 1, 4):
+        one = served(staleness)
+        one["to_one_process"] = round(one["samples_s"] / compared["alone_samples_s"], 3)
+        one["to_ddp"] = round(one["samples_s"] / compared["together_samples_s"], 3)
+        found[f"staleness {staleness}"] = one
+    return found
 
 
 class _Sleep(torch.autograd.Function):
@@ -294,7 +348,7 @@ def main() -> None:
     if sys.argv[1:2] == ["torchrun"]:
         under_torchrun(sys.argv[2])
         return
-    known = {"curves": curves, "speed": speed, "bubble": bubble, "stall": stall}
+    known = {"curves": curves, "speed": speed, "bubble": bubble, "stall": stall, "servers": servers}
     wanted = sys.argv[1:] or list(known)
     if unknown := [name for name in wanted if name not in known]:
         raise SystemExit(f"there is no part {unknown[0]!r}; there are: {', '.join(known)}")

@@ -109,6 +109,16 @@ def costs(load: str) -> Goal:
     return Goal(f"{load}: cpu off / ours", 0.95, lambda one: one[load, "off"].cpu / one[load, "ours"].cpu)
 
 
+def tail(load: str) -> Goal:
+    """How much longer p99 is than the median, beside the same of the bare protocol: what the machine does to both."""
+
+    def beside(one: Round) -> float:
+        ours, bare = one[load, "ours"], one[load, "bare"]
+        return (ours.p99 / ours.p50) / (bare.p99 / bare.p50)
+
+    return Goal(f"{load}: p99/p50, ours / bare", 1.0, beside, True)
+
+
 def above_model(load: str) -> Goal:
     """Milliseconds of a lone client's median above one row's time in the model."""
     return Goal(f"{load}: p50 - model, ms", 0.2, lambda one: one[load, "ours"].p50 - one[load, "model"].p50, True)
@@ -125,6 +135,7 @@ GOALS = (
         Goal(f"{name}: p99 / p50", 2.5, lambda one, name=name: one[name, "ours"].p99 / one[name, "ours"].p50, True)  # type: ignore[misc]
         for name in ("json-row", "binary-row")
     ),
+    tail("json-row"), tail("binary-row"),
 )  # fmt: skip
 
 

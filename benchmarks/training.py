@@ -1,30 +1,37 @@
-"""What recording a training costs: a bare loop beside ours with everything on, and beside other frameworks' ways.
+"""What recording a training costs: ours with everything on beside loops that nobody watches, and others' ways.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py
 
-One small network learns on the CPU, about two milliseconds a step. Every round takes one step of each way, in a drawn
-order, on a network of its own; the processor time of the thread that trains is compared with the bare step's of the
-same round, so that other work on the machine hits all alike. What other threads take is printed besides.
+One small network learns on the CPU, some milliseconds a step. Every round takes one step of each way, in a drawn order,
+on a network of its own; the processor time of the thread that trains is compared with the other steps' of the same
+round, so that other work on the machine hits all alike. What other threads take is printed besides.
 
-`ours` is TrainingMonitor in a file that other processes read, five phases, and all guards: flags on the device,
-outputs, gradients, activations every 100 steps, a reading every 20 that all judge, the drain, the machine's samples.
-Its optimizer clips on its way through the gradients, which a bare loop could do as well: one of them does.
+`ours` is TrainingMonitor in a file that other processes read, five phases, and all guards: losses, outputs and
+gradients that are not finite, activations every 100 steps, a reading every 20 that all judge, the drain, the machine's
+samples. It needs the gradients' norm, by which it clips as well. Three bare loops are what it can be held against:
+
+- one that clips by torch's `clip_grad_norm_` and looks at loss and norm every 20 steps, as people write it;
+- one that clips by the norm as cheaply as ours does, which leaves the price of watching alone;
+- one that neither takes a norm nor clips nor logs, where the whole norm is counted as ours.
+
 Lightning's is the update of its own `Throughput` with the loss read each step, torchtitan's its own structured logger
 with a span a phase: both from their packages where these are installed. Composer's SpeedMonitor and NaNMonitor are
-re-enacted: wall times in a window, and the loss asked each step whether it is a number.
+re-enacted: wall times in a window, and the loss asked each step whether it is a number. All of these clip as the first.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,19 +42,19 @@ if not __package__:
 
 from observability import TrainingMonitor
 from observability.step_ring import StepRing
-from training.guards import Course, Rules, clipping, judge_reading, nonfinite, skip_if, weight_of
+from training.guards import Course, Rules, clipped_step, judge_reading, total_norm, weight_of
 from training.guards.activations import judged_layers
 from training.replicas import Replicas
 from training.signals import Signals
 
-WIDTH, ROWS, READ_EVERY, LOOK_EVERY, BATCHES = 256, 64, 20, 100, 64
+WIDTH, ROWS, READ_EVERY, LOOK_EVERY, BATCHES, LIMIT = 256, 64, 20, 100, 64, 1.0
 Mark = Callable[[str], None]
 
 
 class Bare:
-    """The loop itself: forward, backward, clipping, fused AdamW."""
+    """The loop itself: forward, backward, clipping, fused AdamW, and now and then a look at loss and norm."""
 
-    name = "bare"
+    name = "bare: clips, logs"
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -57,12 +64,15 @@ class Bare:
         # Not one batch alone: once that is learned by heart, gradients are so small that processors take longer.
         self.batches = torch.randn(BATCHES, 2, ROWS, WIDTH)
         self.number = 0
+        self.logged: Any = None
 
     def step(self) -> None:
         """One step."""
-        self.learn(lambda phase: None)
+        loss, norm = self.learn(lambda phase: None)
+        if self.number % READ_EVERY == 0:
+            self.logged = loss.item(), float(norm)
 
-    def learn(self, mark: Mark) -> tuple[Tensor, Tensor]:
+    def learn(self, mark: Mark) -> tuple[Tensor, Tensor | float]:
         """The work of a step, which all ways have in common; gives loss and gradient norm."""
         x, y = self.batch()
         mark("data_wait")
@@ -71,8 +81,7 @@ class Bare:
         self.optimizer.zero_grad()
         loss.backward()
         mark("backward")
-        norm = self.clipped()
-        self.optimizer.step()
+        norm = self.updated()
         mark("optimizer")
         self.number += 1
         return loss, norm
@@ -82,35 +91,56 @@ class Bare:
         x, y = self.batches[self.number % BATCHES]
         return x, y
 
-    def clipped(self) -> Tensor:
-        """Clips the gradients; gives their norm."""
-        return nn.utils.clip_grad_norm_(self.parameters, 1.0)
+    def updated(self) -> Tensor | float:
+        """Clips the gradients and changes the weights; gives the gradients' norm."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, LIMIT)
+        self.optimizer.step()
+        return norm
+
+    def norm(self) -> Tensor | float:
+        """The gradients' norm as ours takes it."""
+        return total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
 
     def close(self) -> None:
         """Ends what runs beside."""
 
 
-class Folded(Bare):
-    """The bare loop with our way to clip: the optimizer does it on its way through the gradients."""
+class Frugal(Bare):
+    """The bare loop with our way to clip: the optimizer divides, where the norm is above the limit."""
 
-    name = "bare, clipped by the optimizer"
+    name = "bare: clips as cheaply as ours, logs"
 
-    def clipped(self) -> Tensor:
-        """The norm; the optimizer is told what to divide by."""
-        norm = nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
-        self.optimizer.grad_scale = clipping(norm, 1.0)  # type: ignore[attr-defined]
+    def updated(self) -> Tensor | float:
+        """See `Bare.updated`."""
+        norm = self.norm()
+        self.optimizer.grad_scale = torch.tensor(norm) if norm > LIMIT else None  # type: ignore[attr-defined]
+        self.optimizer.step()
         return norm
+
+
+class Nothing(Bare):
+    """Forward, backward, fused AdamW."""
+
+    name = "bare: neither clips nor logs"
+
+    def step(self) -> None:
+        """One step."""
+        self.learn(lambda phase: None)
+
+    def updated(self) -> Tensor | float:
+        """Changes the weights; there is no norm."""
+        self.optimizer.step()
+        return math.nan
 
 
 class Ours(Bare):
     """Everything on."""
 
     name = "ours, everything on"
-    folds = True
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        ring = StepRing.create(folder / f"{type(self).__name__}.ring", model="bench", run="r")
+        ring = StepRing.create(folder / "ours.ring", model="bench", run="r")
         self.monitor = TrainingMonitor("bench", run="r", ring=ring)
         self.signals = Signals(self.monitor, Replicas(), judged_layers(self.network), LOOK_EVERY)
         self.course, self.rules = Course(), Rules()
@@ -130,13 +160,7 @@ class Ours(Bare):
         detached = loss.detach()
         loss.backward(weight_of(outputs, detached))
         monitor.mark("backward")
-        if self.folds:
-            norm = nn.utils.get_total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
-        else:
-            norm = self.clipped()
-        flag = nonfinite(norm)
-        skip_if(self.optimizer, flag, clipping(norm, 1.0) if self.folds else None)
-        self.optimizer.step()
+        norm, flag = clipped_step(self.optimizer, self.norm(), LIMIT)
         monitor.mark("optimizer")
         self.signals.add(detached, norm, flag)
         self.number += 1
@@ -150,17 +174,10 @@ class Ours(Bare):
         self.monitor.close()
 
 
-class Unfolded(Ours):
-    """Everything on, and gradients clipped as the bare loop does it: what watching alone costs."""
-
-    name = "ours, everything on, clipped as in the bare loop"
-    folds = False
-
-
 class RecordOnly(Bare):
     """The monitor alone: marks and records, without the guards' flags and readings."""
 
-    name = "ours, records only"
+    name = "ours, records only, clips as the bare one"
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +207,7 @@ class Lightning(Bare):
         self.throughput.update(
             time=time.perf_counter() - self.began, batches=self.number, samples=self.number * ROWS, lengths=None
         )
-        self.logged = {"loss": loss.item(), "norm": norm.item(), **self.throughput.compute()}
+        self.logged = {"loss": loss.item(), "norm": float(norm), **self.throughput.compute()}
 
 
 class Composer(Bare):
@@ -214,7 +231,7 @@ class Composer(Bare):
             elapsed = self.walls[-1] - self.walls[0]
             rate = (self.counts[-1] - self.counts[0]) / elapsed
             self.logged = {"throughput/batches_per_sec": 100 / elapsed, "throughput/samples_per_sec": rate}
-        self.losses = {"loss/train/total": loss.item(), "norm": norm.item()}
+        self.losses = {"loss/train/total": loss.item(), "norm": float(norm)}
 
 
 class Torchtitan(Bare):
@@ -238,16 +255,18 @@ class Torchtitan(Bare):
             self.optimizer.zero_grad()
             loss.backward()
         with self.logger.log_trace_span("optimizer"):
-            norm = self.clipped()
-            self.optimizer.step()
+            norm = self.updated()
         self.number += 1
-        self.logger.log_trace_scalar({"loss": loss.item(), "norm": norm.item()})
+        self.logger.log_trace_scalar({"loss": loss.item(), "norm": float(norm)})
 
 
-def ways(folder: Path) -> list[Bare]:
-    """All that can be compared here; a peer whose package is missing is told of and left out."""
-    found: list[Bare] = [Bare(), Bare(), Folded(), RecordOnly(), Ours(folder), Unfolded(folder), Composer()]
-    found[1].name = "bare once more (what the method cannot tell apart)"
+def ways(folder: Path, peers: bool) -> list[Bare]:
+    """The bare loops, ours, and with `peers` all else; a peer whose package is missing is told of and left out."""
+    found: list[Bare] = [Bare(), Frugal(), Nothing(), Ours(folder)]
+    if not peers:
+        return found
+    found += [Bare(), RecordOnly(), Composer()]
+    found[4].name = "the first once more (what the method cannot tell apart)"
     for make in (Lightning, lambda: Torchtitan(folder)):
         try:
             found.append(make())
@@ -261,10 +280,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--alone", action="store_true", help="only ours and the bare loops")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        compared = ways(Path(name))
+        compared = ways(Path(name), not chosen.alone)
         for way in compared:
             stack.callback(way.close)
         draw, taken = random.Random(chosen.seed), np.zeros((chosen.rounds, len(compared)))
@@ -278,12 +298,25 @@ def main() -> None:
                 compared[place].step()
                 taken[index, place] = time.thread_time_ns() - began
         beside = (time.process_time_ns() - whole) - (time.thread_time_ns() - own)
-    bare = np.median(taken[:, 0])
-    print(f"{chosen.rounds} rounds, bare step {bare / 1e6:.3f} ms of processor time (median)")
-    for place, way in enumerate(compared):
-        more, low, high = extra(taken[:, place] - taken[:, 0], draw)
-        print(f"{way.name:52} {more / 1e3:8.1f} us  {more / bare:7.2%}  [{low / bare:.2%}, {high / bare:.2%}]")
+    table(compared, taken, draw)
+    print("\nours, everything on, against")
+    for place in range(3):
+        print(line(compared[place].name, taken, 3, place, draw))
     print(f"other threads (drain, machine): {beside / chosen.rounds / 1e3:.1f} us a round of {len(compared)} steps")
+
+
+def table(compared: Sequence[Bare], taken: np.ndarray, draw: random.Random) -> None:
+    """Every way against the first."""
+    print(f"{len(taken)} rounds, bare step {np.median(taken[:, 0]) / 1e6:.3f} ms of processor time (median)")
+    for place, way in enumerate(compared):
+        print(line(way.name, taken, place, 0, draw))
+
+
+def line(name: str, taken: np.ndarray, place: int, base: int, draw: random.Random) -> str:
+    """What one way's steps take beyond another's, in microseconds, and as a share of theirs with its 95 % interval."""
+    bare = np.median(taken[:, base])
+    more, low, high = extra(taken[:, place] - taken[:, base], draw)
+    return f"{name:56} {more / 1e3:8.1f} us  {more / bare:7.2%}  [{low / bare:.2%}, {high / bare:.2%}]"
 
 
 def extra(differences: np.ndarray, draw: random.Random) -> tuple[float, float, float]:

@@ -45,8 +45,7 @@ def write_artifact(
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.export.save(export(network, _example_inputs(task, vocabularies, example)), folder / PROGRAM)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    save_file(unshared(network.state_dict()), folder / WEIGHTS)
     inputs = [{"name": name, "datatype": "BYTES", "categories": list(vocabularies[name])} for name in task.categorical]
     manifest = {
         "format": "torch.export",
@@ -59,6 +58,18 @@ def write_artifact(
     }
     (folder / MANIFEST).write_bytes(canonical(manifest))
     return Artifact(folder, _sha256(canonical(manifest)))
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own: safetensors takes no two that share it, as tied weights do."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if place in seen else own
+        seen.add(place)
+    return found
 
 
 def export(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:

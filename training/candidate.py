@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from observability import TrainingMonitor
+from training.artifact import unshared
 from training.checkpoint import CheckpointStore
 from training.data import DataError, Encoding, Rows, TabularTask, encode_rows, fit, predict
 from training.guards.policy import GuardPolicy
 from training.guards.record import RECORD, GuardRecord
 from training.loop import Trainer, TrainResult
+from training.network_check import check_for_servers, check_network
 from training.nodes import Nodes
 from training.outcome import TrainingStopped
 from training.parallel import ParallelError, fit_in_ranks
@@ -71,7 +73,9 @@ def fit_candidate(
     if weights is not None and warm:
         start_from(network, weights)
     encoded = encode_rows(task, encoding.vocabularies, rows)
+    check_network(network, len(encoded), config.batch_size, _shares(ranks, parallel, nodes))
     if isinstance(parallel, ServersForm):
+        check_for_servers(network)
         _on_servers(network, encoded, config, monitor, out, parallel, push_url)
         return Candidate(network.eval(), encoding.vocabularies, "warm" if warm else "new")
     if ranks > 1 or parallel is not None or nodes is not None:
@@ -82,6 +86,13 @@ def fit_candidate(
     if result.outcome == "stopped":
         raise TrainingStopped(result.reason)
     return Candidate(network.cpu().eval(), encoding.vocabularies, "warm" if warm else "new")
+
+
+def _shares(ranks: int, parallel: Form | None, nodes: Nodes | None) -> int:
+    """Processes that share out a batch."""
+    if isinstance(parallel, ServersForm):
+        return parallel.workers
+    return parallel.shares if parallel is not None else ranks * (nodes.count if nodes else 1)
 
 
 def _in_ranks(
@@ -167,8 +178,7 @@ def predicted(task: TabularTask, candidate: Candidate, table: pa.Table) -> HeldO
 def write_candidate(folder: Path, candidate: Candidate) -> list[Path]:
     """Keeps a candidate; gives the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in candidate.network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    save_file(unshared(candidate.network.state_dict()), folder / WEIGHTS)
     said = {"start": candidate.start, "vocabularies": {name: list(one) for name, one in candidate.vocabularies.items()}}
     (folder / VOCABULARIES).write_text(json.dumps(said), encoding="utf-8")
     return [folder / WEIGHTS, folder / VOCABULARIES]

@@ -46,6 +46,10 @@ class Checkpoint:
         """
         copy_into(tensors, self.state[name], f"{self.path}: {name}")
 
+    def names(self, name: str) -> set[str]:
+        """The names that the state has under `name`."""
+        return set(self.state.get(name, ()))
+
     def tensors(self, name: str) -> dict[str, Any]:
         """All tensors under a name, each whole."""
         found: dict[str, Any] = self.state[name]

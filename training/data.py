@@ -87,11 +87,37 @@ class Split:
     held_out: pa.Table
 
 
-def labelled(task: TabularTask, table: pa.Table) -> pa.Table:
-    """The rows whose label is known. DataError if a column of the task is missing."""
-    missing = [name for name in (*task.features, task.label, task.group) if name not in table.column_names]
+def plain(task: TabularTask, table: pa.Table) -> pa.Table:
+    """The table with texts as texts and numbers as numbers, however Arrow or pandas keep them.
+
+    DataError if a column of the task is missing, there twice, or of a kind that it cannot be.
+    """
+    wanted = (*task.features, task.label, task.group)
+    missing = [name for name in wanted if name not in table.column_names]
     if missing:
-        raise DataError(f"column {missing[0]!r} is missing: {task.model} needs {', '.join(task.features)}")
+        raise DataError(f"column {missing[0]!r} is missing: {task.model} needs {', '.join(wanted)}")
+    for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        if name not in wanted:
+            continue
+        if table.column_names.count(name) > 1:
+            raise DataError(f"column {name!r} is there twice: rename one of them")
+        if pa.types.is_dictionary(column.type):  # a categorical of pandas
+            column = pc.cast(column, column.type.value_type)
+        kind = column.type
+        if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+            column = pc.cast(column, pa.string())
+        elif name in task.categorical and not (pa.types.is_string(kind) or pa.types.is_null(kind)):
+            raise DataError(f"column {name!r} is {kind}: a categorical column must hold text; convert it to text")
+        if name == task.label or name in task.numeric:
+            _check_numbers(name, column)
+        if column is not table.column(place):
+            table = table.set_column(place, name, column)
+    return table
+
+
+def labelled(task: TabularTask, table: pa.Table) -> pa.Table:
+    """The rows whose label is known, `plain`. DataError as there."""
+    table = plain(task, table)
     label = pc.cast(table.column(task.label), pa.float64())
     return table.filter(pc.fill_null(pc.is_finite(label), False))
 
@@ -153,6 +179,13 @@ def predict(network: nn.Module, inputs: tuple[Tensor, ...], size: int = 16_384) 
             part = network(*(column[first : first + size] for column in inputs))
             parts.append(part.double().cpu().numpy())
     return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _check_numbers(name: str, column: pa.ChunkedArray) -> None:
+    try:
+        pc.cast(column, pa.float64())
+    except pa.ArrowException as error:
+        raise DataError(f"column {name!r} is {column.type} and cannot be read as numbers: {error}") from None
 
 
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

@@ -25,7 +25,7 @@ from training.nodes import Follower, Nodes, NodesError, meeting_of
 from training.parallel_config import ParallelConfig
 from training.pipeline import stages_of
 from training.ranks import Rank
-from training.replicas import Replicas
+from training.replicas import Replicas, take_whole
 from training.retention import Retention
 from training.supervisor import Limits, RunResult, Supervisor
 from training.train_config import TrainConfig
@@ -102,7 +102,7 @@ def fit_in_ranks(
     newest = _store(folder, parallel).newest()
     if newest is None:
         raise CheckpointError(f"{folder / _CHECKPOINTS} holds no checkpoint that verifies, though the run completed")
-    network.load_state_dict(newest.tensors("network"))
+    take_whole(network, newest.tensors("network"))
     result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     result["losses"] = tuple((int(step), float(loss)) for step, loss in result["losses"])
     return TrainResult(**result), ended

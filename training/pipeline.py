@@ -61,7 +61,23 @@ def stages_of(network: nn.Module, config: ParallelConfig) -> list[Stage]:
             f"(pipeline {config.pipeline} x {config.num_chunks} a rank): lower the degree or cut it into more"
         )
     bounds = [round(index * len(pieces) / wanted) for index in range(wanted + 1)]
-    return [Stage(pieces[first:end]) for first, end in itertools.pairwise(bounds)]
+    stages = [Stage(pieces[first:end]) for first, end in itertools.pairwise(bounds)]
+    _check_untied(network, stages)
+    return stages
+
+
+def _check_untied(network: nn.Module, stages: Sequence[Stage]) -> None:
+    """FormError where stages have a trained parameter in common: each would step a copy of its own."""
+    names = {id(value): name for name, value in network.named_parameters()}
+    homes: dict[int, int] = {}
+    for number, stage in enumerate(stages):
+        for value in stage.parameters():
+            home = homes.setdefault(id(value), number)
+            if home != number and value.requires_grad:
+                raise FormError(
+                    f"{names.get(id(value), 'a parameter')} belongs to stages {home} and {number} of the pipeline, "
+                    "which would step it apart: give them weights of their own, or take another form"
+                )
 
 
 class Pipeline:

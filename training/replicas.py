@@ -23,6 +23,8 @@ class Filling(Protocol):
 
     def fill(self, name: str, tensors: Mapping[str, Any]) -> None: ...
 
+    def names(self, name: str) -> set[str]: ...
+
 
 def log_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The sum over rows of the log loss of a binary classifier's log odds."""
@@ -184,6 +186,11 @@ class Replicas:
     def restore(self, checkpoint: Filling, optimizer: torch.optim.Optimizer) -> None:
         """Takes weights, buffers and the optimizer's state from a checkpoint, whatever form wrote it."""
         _begin(optimizer)
+        # What never had a gradient has no moments, as in the run that was cut off.
+        known = checkpoint.names("optimizer")
+        for name, _, own in self._optimized():
+            if name not in known:
+                optimizer.state.pop(own, None)
         for name, tensors in self.state(optimizer).items():
             checkpoint.fill(name, tensors)
 
@@ -215,6 +222,15 @@ def held(network: nn.Module, within: Sequence[nn.Module] | None = None) -> list[
                 seen.add(id(value))
                 found.append((f"{prefix}.{local}" if prefix else local, module, local))
     return found
+
+
+def take_whole(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads what a checkpoint holds of a whole network, in which tied weights have one name. RuntimeError as torch's
+    where something is missing or has another shape."""
+    known = {id(getattr(module, local)): name for name, module, local in held(network)}
+    tied = network.state_dict(keep_vars=True)
+    names = {name: known.get(id(value), name) for name, value in tied.items()}
+    network.load_state_dict({name: tensors[own] for name, own in names.items() if own in tensors})
 
 
 def _begin(optimizer: torch.optim.Optimizer) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from observability import Metrics, TrainingMonitor, push
 from training.artifact import write_artifact
 from training.candidate import Candidate
-from training.data import DataError, TabularTask, labelled
+from training.data import DataError, TabularTask, labelled, plain
 from training.evaluate import Gate
 from training.lineage import Lineage
 from training.loop import RestartRun
@@ -83,7 +83,7 @@ def train(
         making = Making(
             task=job.task,
             rows=labelled(job.task, job.table),
-            reference=job.table,
+            reference=plain(job.task, job.table),
             source=job.source,
             out=job.out,
             config=job.config,

@@ -60,11 +60,23 @@ class ShardedCheckpoint(Checkpoint):
         if wanted:
             self._load(wanted, alone=self.group is None)
 
+    def names(self, name: str) -> set[str]:
+        """See `Checkpoint.names`."""
+        if name in self.state:
+            return set(self.state[name])
+        return {key.split("/")[1] for key in self._index() if key.startswith(f"{name}/")}
+
+    def _index(self) -> Mapping[str, Any]:
+        try:
+            return Reader(self.path).read_metadata().state_dict_metadata
+        except (OSError, pickle.UnpicklingError, EOFError) as error:
+            raise CheckpointError(f"{self.path} has no index that can be read: {error}") from error
+
     def tensors(self, name: str) -> dict[str, Any]:
         """All tensors under a name, each whole, in this process alone."""
         if name in self.state:
             return cast("dict[str, Any]", self.state[name])
-        known = Reader(self.path).read_metadata().state_dict_metadata
+        known = self._index()
         found: dict[str, Any] = {
             key: torch.empty(kind.size, dtype=kind.properties.dtype)
             for key, kind in known.items()

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.backward_end import BackwardEnd
 from training.compression import average, bucket_mb, compress
-from training.parallel_config import DIMENSIONS, ParallelConfig
+from training.parallel_config import DIMENSIONS, FormError, ParallelConfig
 from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
 from training.replicas import Called, Replicas, held, log_loss
 from training.tensor_plan import plan_of, styles
@@ -115,7 +115,9 @@ class Spread(Replicas):
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = self.mesh["fsdp"] if config.data == 1 else self.mesh["data", "fsdp"]
         for block in _blocks(module):
-            fully_shard(block, mesh=mesh)
+            # Weights that are tied over blocks are gathered with the whole, where all that use them are.
+            if not _shares(block, module):
+                fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
         return module
 
@@ -125,22 +127,24 @@ class Spread(Replicas):
 
     def learn(
         self, inputs: Sequence[Tensor], targets: Tensor, total: int, *, spoil: float = 1.0, mark: Mark | None = None
-    ) -> Tensor:
+    ) -> Tensor | float:
         """See `Replicas.learn`. Ranks of a pipeline without its last stage give the loss that they heard of last."""
         if self.pipeline is None:
             following = mark if self._backward_end is None or mark is None else self._backward_end.following(mark)
-            found = super().learn(inputs, targets, total, spoil=spoil, mark=following)
+            found: Tensor | float = super().learn(inputs, targets, total, spoil=spoil, mark=following)
+            if self.replicated is not None:
+                self._check_used()
         else:
             self.zero_grad()
             factor = self.shares / total * spoil
-            found = self.pipeline.learn(
+            told = self.pipeline.learn(
                 [_filled(column, self._rows) for column in inputs],
                 _filled(targets, self._rows),
                 len(targets),
                 lambda outputs, wanted: self._loss(outputs, wanted) * factor,
                 mark or unmarked,
             )
-            found = found if self.pipeline.tells else self._known
+            found = told if self.pipeline.tells else self._known
             if self._averaged:
                 average(self._averaged, self.mesh["data"].get_group(), config=self.config)
                 (mark or unmarked)("communication")
@@ -150,6 +154,17 @@ class Spread(Replicas):
                 own.data = _local(parameter)
                 own.grad = None if parameter.grad is None else _local(cast(DTensor, parameter.grad))
         return found
+
+    def _check_used(self) -> None:
+        """FormError where a parameter has no gradient: DDP would wait for it, and says only numbers of parameters."""
+        if any(one.grad is None for one in self.parameters):
+            unused = [name for name, one, own in self._optimized() if own.grad is None]
+            some = ", ".join(unused[:4]) + (" …" if len(unused) > 4 else "")
+            raise FormError(
+                f"the loss does not depend on {some}, whose gradients "
+                "replicas would wait for: remove what is not used, freeze it with requires_grad_(False), or take "
+                "another form (fsdp)"
+            )
 
     @property
     def is_whole(self) -> bool:
@@ -196,7 +211,8 @@ class Spread(Replicas):
         parts = self.config.pipeline
         if isinstance(parameter, DTensor):
             for index, placement in enumerate(parameter.placements):
-                parts *= parameter.device_mesh.size(index) if placement.is_shard() else 1
+                # What is divided twice along one dimension has a placement for which `is_shard` is false.
+                parts *= 1 if placement.is_replicate() else parameter.device_mesh.size(index)
         return parts / self.world_size
 
     def mean(self, values: Tensor) -> Tensor:
@@ -254,6 +270,13 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
         if next(child.children(), None) is not None and next(child.parameters(), None) is not None
     ]
     return [block for block in reversed(found) if not isinstance(block, nn.ModuleList)]
+
+
+def _shares(block: nn.Module, within: nn.Module) -> bool:
+    """Whether a block has a parameter that something outside of it has, too."""
+    inside, own = {id(one) for one in block.modules()}, {id(value) for value in block.parameters()}
+    outside = (one for one in within.modules() if id(one) not in inside)
+    return any(id(value) in own for one in outside for value in one._parameters.values())
 
 
 def _without(

@@ -83,11 +83,24 @@ def styles(network: nn.Module, plan: Plan, within: Mapping[str, nn.Module] | Non
         if isinstance(style, str) and style not in STYLES:
             raise FormError(f"the plan divides {pattern!r} by {style!r}: it is one of {', '.join(STYLES)}")
         for name in fitting:
+            _check_untied(network, name, every[name])
             if within is None or name in within:
                 found[name] = STYLES[style]() if isinstance(style, str) else style
     if not plan:
         raise FormError(f"the plan names no module, so that nothing would be divided; there are: {_some(every)}")
     return found
+
+
+def _check_untied(network: nn.Module, name: str, module: nn.Module) -> None:
+    """FormError where a module that is divided shares a weight: dividing it would part it from the other."""
+    own = {id(value) for value in module.parameters()}
+    inside = {id(one) for one in module.modules()}
+    for other, one in network.named_modules():
+        if id(one) not in inside and (tied := [key for key, value in one._parameters.items() if id(value) in own]):
+            raise FormError(
+                f"the plan divides {name!r}, which shares a weight with {other!r} ({tied[0]}): tied layers cannot be "
+                "divided; leave them out of the plan"
+            )
 
 
 def _some(modules: Mapping[str, nn.Module]) -> str:

@@ -14,9 +14,13 @@ import multiprocessing
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import uvicorn

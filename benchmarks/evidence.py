@@ -7,6 +7,7 @@ in `benchmarks.evidence_simulation`.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -55,6 +56,7 @@ def release(propensities: tuple[float, ...], *, latency: bool) -> ReleaseState:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{'microseconds (limit ' + str(LIMIT_MICROSECONDS) + ')':<52}{'1 weight':>10}{'5 weights':>10}")
     states = [release(weights, latency=True) for weights in (CONSTANT, RAMP)]
     bare = [release(weights, latency=False) for weights in (CONSTANT, RAMP)]

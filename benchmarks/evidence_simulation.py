@@ -7,11 +7,16 @@ documented rules of other tools do on the same traffic. The formulae are those o
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 from scipy.special import gammaln
@@ -415,4 +420,6 @@ def main(canaries: int = 10_000) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(argument) for argument in sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("canaries", type=int, nargs="?", default=10_000, help="hours of harmless canaries (10,000)")
+    main(parser.parse_args().canaries)

@@ -11,9 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime as dt
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import pyarrow as pa

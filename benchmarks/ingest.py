@@ -16,6 +16,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,12 +24,15 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import httpx
 import numpy as np
 import psutil
 import pyarrow as pa
-from query import make_series, sample_time
 
+from benchmarks.query import make_series, sample_time
 from collectors.store import Matcher, Scrape, Store
 
 HOUR_MS = 3_600_000

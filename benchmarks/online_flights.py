@@ -10,18 +10,22 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import time
 from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 
 from observability import TrainingMonitor
+from training.candidate import fit_candidate
 from training.data import encode_rows, labelled, predict
 from training.evaluate import clustered_mean, row_log_loss, student_t_quantile
 from training.online import OnlineConfig, OnlineLearner
-from training.run import fit_candidate
 from training.train_config import TrainConfig
 from trimtab.demo.flights import GROUP, load_flights
 from trimtab.demo.model import flight_delay_task

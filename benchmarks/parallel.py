@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -345,13 +346,15 @@ def under_torchrun(form: str) -> None:
 
 def main() -> None:
     """Prints one JSON object."""
-    if sys.argv[1:2] == ["torchrun"]:
-        under_torchrun(sys.argv[2])
-        return
     known = {"curves": curves, "speed": speed, "bubble": bubble, "stall": stall, "servers": servers}
-    wanted = sys.argv[1:] or list(known)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(known)}; all of them if none is named")
+    wanted = parser.parse_args().parts or list(known)
+    if wanted[0] == "torchrun" and len(wanted) == 2:
+        under_torchrun(wanted[1])
+        return
     if unknown := [name for name in wanted if name not in known]:
-        raise SystemExit(f"there is no part {unknown[0]!r}; there are: {', '.join(known)}")
+        parser.error(f"there is no part {unknown[0]!r}; there are: {', '.join(known)}")
     print(json.dumps({name: known[name]() for name in wanted}, indent=2))
 
 

@@ -233,11 +233,11 @@ def test_the_client_gives_the_engines_own_values(client: PrometheusClient, store
 def test_the_client_raises_the_servers_reason_or_says_that_nobody_answers(client: PrometheusClient) -> None:
     with pytest.raises(QueryError, match="parse error") as wrong:
         client.instant("sum(")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    with PrometheusClient(nobody) as lost, pytest.raises(QueryError, match="running") as away:
-        lost.instant("1")
+    with socket.socket() as held:  # bound and not listening: nobody else comes to answer there
+        held.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{held.getsockname()[1]}"
+        with PrometheusClient(nobody) as lost, pytest.raises(QueryError, match="running") as away:
+            lost.instant("1")
 
     assert wrong.value.kind == "bad_data"
     assert away.value.kind == "unavailable"

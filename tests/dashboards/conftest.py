@@ -36,12 +36,12 @@ def empty_stack() -> Iterator[FakeStack]:
 
 
 @pytest.fixture
-def nobody() -> DashboardConfig:
-    """URLs at which nobody listens."""
+def nobody() -> Iterator[DashboardConfig]:
+    """URLs at which nobody listens, and nobody can as long as the test runs."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    return DashboardConfig(query_url=url, alerts_url=url, serving_url=url)
+        yield DashboardConfig(query_url=url, alerts_url=url, serving_url=url)
 
 
 @pytest.fixture

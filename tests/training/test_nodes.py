@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from training.guards import read_record
 from training.ledger import End
 from training.neighbours import Neighbours, packed
 from training.nodes import Alone, Follower, Leader, Nodes, NodesError, Over, Place
+from trimtab.ports import free_port
 
 LIMIT_SECONDS = 240.0
 Result = TypeVar("Result")
@@ -50,9 +50,8 @@ def until(there: Callable[[Path], bool], path: Path) -> None:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+    """Where the nodes meet; nodes that are killed must find it free again."""
+    return free_port()
 
 
 @pytest.mark.slow

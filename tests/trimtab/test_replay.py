@@ -34,18 +34,23 @@ def flights(rows: int, flying_hours: float = 0.0) -> Sample:
 
 @dataclass
 class Server:
-    """A model server and a collector's label intake in one; `refuse` are the statuses of the next label posts."""
+    """A model server and a collector's label intake in one; `refuse` are the statuses of the next label posts.
+
+    Answers come `delay` seconds late.
+    """
 
     requests: list[dict[str, Any]] = field(default_factory=list)
     traced: list[str] = field(default_factory=list)
     labels: list[dict[str, Any]] = field(default_factory=list)
     refuse: list[int] = field(default_factory=list)
     status: Callable[[int], int] = lambda number: 200
+    delay: float = 0.0
 
     async def infer(self, request: Request) -> Response:
         number = len(self.requests)
         self.requests.append(await request.json())
         self.traced += [value for name, value in request.headers.items() if name == "traceparent"]
+        await asyncio.sleep(self.delay)
         body = {"outputs": [{"name": "p", "datatype": "FP32", "shape": [1], "data": [0.5]}], "error": "broken"}
         headers = {"x-trimtab-version": "1", "x-trimtab-arm": "stable"}
         return JSONResponse(body, self.status(number), headers=headers)
@@ -91,6 +96,18 @@ async def test_a_label_comes_only_once_the_replay_is_past_the_arrival(served: An
     assert due == {row: float(row % 2) for row in due}
     assert due
     assert max(due) < 26
+
+
+async def test_what_is_answered_after_the_last_request_was_sent_has_its_label(
+    served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trimtab.demo.replay.LABEL_INTERVAL_SECONDS", 0.01)
+    server = Server(delay=0.3)
+
+    replay = await replayed(served(server.app), flights(20))
+
+    assert sorted(int(label["id"].split("-")[1]) for label in server.labels) == list(range(20))
+    assert replay.labels_sent == 20
 
 
 async def test_labels_that_a_busy_collector_turned_away_are_sent_again(served: Any) -> None:

@@ -151,7 +151,8 @@ class Replay:
         return self.tally.summary() | {"labels": self.labels_sent, "last_flight_day": self.day}
 
     async def run(self, stop: asyncio.Event) -> None:
-        labels = asyncio.create_task(self._send_labels(stop))
+        answered = asyncio.Event()
+        labels = asyncio.create_task(self._send_labels(answered))
         start = time.time()
         while not stop.is_set() and not self.finished and not labels.done():
             due = start + self._next / self._rate
@@ -162,6 +163,7 @@ class Replay:
             self._next += 1
         if self._outstanding:
             await asyncio.wait(self._outstanding, timeout=10.0)
+        answered.set()
         await labels
 
     def _send(self, row: int, due: float) -> None:
@@ -193,10 +195,11 @@ class Replay:
             return None
         return f"00-{self._random.getrandbits(128):032x}-{self._random.getrandbits(64):016x}-01"
 
-    async def _send_labels(self, stop: asyncio.Event) -> None:
+    async def _send_labels(self, answered: asyncio.Event) -> None:
+        """Posts labels until all that was sent is answered: what is answered last has labels, too."""
         async with httpx.AsyncClient(timeout=5.0) as http:
             while True:
-                ending = stop.is_set() or self.finished
+                ending = answered.is_set()
                 self._collect_labels()
                 while self._ready_labels:
                     body = self._ready_labels[:2000]

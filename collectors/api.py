@@ -262,14 +262,17 @@ class Collector:
     def _replay(self, times: Mapping[str, ModelTime], now: float) -> None:
         """Reads back what a restart needs of the lake: the rows of windows not closed yet, and labels to wait for."""
         floor = now - self.config.replay_seconds
+        since: dict[str, float] = {}
         for model in models_of(self.config.lake):
             known = times.get(model) or ModelTime(math.inf, floor)
-            for table in tables_since(self.config.lake, "events", model, min(known.closed_until, floor)):
+            since[model] = min(known.closed_until, floor)
+            self.measures.scoring.seal(model, since[model])
+            for table in tables_since(self.config.lake, "events", model, since[model]):
                 self.measures.replay(table, known)
         for batch in self.log.profiles(min([floor, *(known.closed_until for known in times.values())])):
             self.measures.replay_profile(batch, times.get(batch.model) or ModelTime(math.inf, floor))
         for model in models_of(self.config.lake, "labels"):
-            for table in tables_since(self.config.lake, "labels", model, floor):
+            for table in tables_since(self.config.lake, "labels", model, since.get(model, floor)):
                 self.measures.scoring.replay_labels(table)
 
     def _measure_again(self, kind: Signal, content: Content, position: int) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ import sqlalchemy as sa
 
 from collectors.database import BATCHES, EVENT_LOG, PROFILES, SEGMENTS
 from collectors.journal import Journal
-from collectors.profiles import ProfileBatch
+from collectors.profiles import MOST_SECONDS, ProfileBatch
 from observability.events import BadBatch, from_ipc, label_batch, to_ipc, validate_events, validate_labels
 from observability.lake import write_events, write_labels
 
@@ -38,6 +39,8 @@ Measured = Callable[[Signal, Content, int], None]
 # Rows of one segment: bounds the memory of a compaction.
 SEGMENT_ROWS = 250_000
 SEGMENT_BATCHES = 5_000
+# A folder is `version=` and the name, and file systems allow 255 bytes.
+MAX_NAME_BYTES = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ def read_batch(signal: Signal, body: bytes) -> Batch:
         validate_events(table)
     else:
         validate_labels(table)
+    _check_names(table, "model", *(["version"] if signal == "events" else []))
     return Batch(signal, body, table)
 
 
@@ -83,10 +87,30 @@ def read_json_labels(body: bytes, now: float) -> Batch:
         raise BadBatch(f"the body is not a JSON list of labels: {error}") from error
     if not rows:
         raise BadBatch("the list of labels is empty: send at least one")
-    times = np.array([round(_unix_seconds(row.time, now) * 1e9) for row in rows], dtype=np.int64)
+    times = np.array([_nanoseconds(row, now) for row in rows], dtype=np.int64)
     ids, models, labels = [row.id for row in rows], [row.model for row in rows], [row.label for row in rows]
-    batch = label_batch(ids, models, labels, times)
-    return Batch("labels", to_ipc(batch), pa.Table.from_batches([batch]))
+    table = pa.Table.from_batches([label_batch(ids, models, labels, times)])
+    _check_names(table, "model")
+    return Batch("labels", to_ipc(table.to_batches()), table)
+
+
+def _check_names(table: pa.Table, *columns: str) -> None:
+    """Raises BadBatch for a name that no folder of the lake can have: it would hold up all that comes behind it."""
+    for column in columns:
+        for name in table.column(column).unique().to_pylist():
+            size = len(quote(name, safe=""))
+            if not 0 < size <= MAX_NAME_BYTES:
+                raise BadBatch(
+                    f"column {column!r} has a name of {size} bytes (percent-encoded), {name[:40]!r}: "
+                    f"it names a folder, which takes 1 to {MAX_NAME_BYTES}"
+                )
+
+
+def _nanoseconds(row: _JsonLabel, now: float) -> int:
+    seconds = _unix_seconds(row.time, now)
+    if not abs(seconds) <= MOST_SECONDS:
+        raise BadBatch(f"label {row.id!r} has the time {row.time}: times reach from the year 1678 to 2261")
+    return round(seconds * 1e9)
 
 
 def _unix_seconds(time: float | datetime | None, now: float) -> float:

@@ -21,7 +21,7 @@ from collectors.quality.aside import KeptAside
 from collectors.references import ClosedWindows
 from collectors.releases import ReleaseLabels
 from collectors.replay import predictions_with_ids
-from collectors.scores import Scored
+from collectors.scores import LARGEST, Scored
 from collectors.scrape import next_tick
 from collectors.signals import Signals
 from collectors.spans import SpanStore
@@ -131,7 +131,7 @@ class Housekeeping:
             rows = read_labelled(self.lake, window.model, since=window.start, until=until, versions=versions)
             predictions, labels = predictions_of(rows), rows.column("label").to_numpy()
             if predictions is not None:
-                known = np.isfinite(predictions) & np.isfinite(labels)
+                known = (np.abs(predictions) <= LARGEST) & (np.abs(labels) <= LARGEST)
                 self.measures.scoring.score_again(window, Scored.of(predictions[known], labels[known]))
 
     def prune(self) -> None:

@@ -229,7 +229,8 @@ class Measures:
 
     def _check(self, parts: Sequence[Part], *, counted: bool) -> None:
         """Checks rows against their schemas; those replayed after a restart were counted before it."""
-        observed = [self.quality.observe(part.model, part.version, part.events) for part in parts]
+        until = self._clock() + self.settings.windows.future_seconds
+        observed = [self.quality.observe(part.model, part.version, part.events, until) for part in parts]
         if counted:
             self._count([found for found in observed if found is not None])
         else:

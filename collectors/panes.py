@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from collectors.drift.bins import Counts
+from collectors.pane_rows import added, by_value, joined, texts_of
 from collectors.profiles import EVENTS, Source, merged_into
 from observability import names
 from observability.columns import CategoricalColumn, Column, ProfileError
@@ -198,46 +199,53 @@ class Pane:
             self._unsliced_rows += sum(table.num_rows for table in waiting)
 
     def _joined(self, tables: list[pa.Table]) -> list[pa.Table]:
-        """The tables as few as they can be; where events need not carry every column, those alike in that."""
-        alike: dict[frozenset[str], list[pa.Table]] = {}
-        for table in tables:
-            alike.setdefault(frozenset(table.schema.names) if self._source.columns else frozenset(), []).append(table)
-        return [joined for group in alike.values() for joined in _joined(group)]
+        """The tables as few as they can be; those alike in the columns that a column's absence means something of."""
+        telling = self._source.columns | frozenset(self._slicing.columns)
+        return joined(tables, lambda table: frozenset(table.schema.names) & telling)
 
     def _profile(self, table: pa.Table) -> None:
-        """Adds rows to the profile; rows that do not fit the reference are left out of it."""
-        try:
-            self.profile = _updated(self.profile, table, self._source) if self.profile is not None else None
-        except (pa.ArrowException, ProfileError) as error:
-            logger.warning("rows of %s version %s do not fit its reference: %s", self.model, self.version, error)
+        """Adds rows to the profile. A column of another type has no value in them; the other columns do."""
+        assert self.profile is not None
+        self.profile, strange = added(self.profile, table, self._source)
+        if strange:
+            what = ", ".join(strange)
+            logger.warning("%s version %s: no value of %s is of its reference's kind", self.model, self.version, what)
 
     def _fold_slices(self) -> None:
         unsliced, self._unsliced, self._unsliced_rows = self._unsliced, [], 0
         for table in self._joined(unsliced):
             for column in self._slicing.columns:
-                if column in table.schema.names:
-                    self._fold_column(column, table)
+                self._fold_column(column, table)
 
     def _fold_column(self, column: str, table: pa.Table) -> None:
+        """Adds rows to the slices of a column. Rows that come without it lack a value where the reference knows it."""
         reference = self._reference.columns.get(column) if self._reference else None
-        known = frequent_values(reference, self._slicing.values)
+        if column not in table.schema.names and (reference is None or column in self._source.columns):
+            return
         # All numeric columns together cost a hundred times each by itself: that is kept of whole windows.
         plain = replace(self._reference, joint=None) if self._reference and self._reference.joint else self._reference
         parts = self.slices.setdefault(column, {})
-        for value, rows in _by_value(table, column, known):
+        values = texts_of(table, column)
+        frequent = frequent_values(reference, self._slicing.values)
+        known = self._first_values(parts, values) if frequent is None else frequent
+        for value, rows in by_value(table, values, known, MISSING, OTHER):
             part = parts.get(value)
             if part is None:
                 part = parts[value] = Pane(self.model, self.version, self.start, self.end)
             # No profile is divided by slices: what the events do carry is counted in them.
             part.add(rows, plain, source=Source(self._source.columns - set(rows.schema.names)))
             part.folded()
-        if known is None:
-            self._pool(parts)
+        if frequent is None:
+            self._pool(parts, known)
 
-    def _pool(self, parts: dict[str, Pane]) -> None:
-        """Keeps the first values in the alphabet: which those are does not depend on the order in which rows came."""
-        surplus = sorted(value for value in parts if value not in (MISSING, OTHER))[self._slicing.values :]
-        for value in surplus:
+    def _first_values(self, parts: dict[str, Pane], values: pa.Array) -> frozenset[str]:
+        """The first in the alphabet of the values so far: which those are does not depend on the order of rows."""
+        found = {*parts, *values.unique().drop_null().to_pylist()} - {MISSING, OTHER}
+        return frozenset(sorted(found)[: self._slicing.values])
+
+    def _pool(self, parts: dict[str, Pane], known: frozenset[str]) -> None:
+        """Adds up the slices of values that are not `known` any more."""
+        for value in sorted(parts.keys() - known - {MISSING, OTHER}):
             part = parts.pop(value)
             if OTHER in parts:
                 parts[OTHER].absorb(part)
@@ -300,58 +308,6 @@ def frequent_values(column: Column | None, most: int) -> frozenset[str] | None:
     counts = column.counts[: len(column.categories)]
     order = np.argsort(-counts, kind="stable")[:most]
     return frozenset(str(column.categories[position]) for position in order)
-
-
-def _updated(profile: Profile, table: pa.Table, source: Source) -> Profile:
-    """The profile with the rows of events added, in the columns that come with events."""
-    if not source.columns:
-        return profile.updated(table)
-    joint = None if source.joint or not _whole(profile, table) else profile.joint
-    distinct = profile.distinct
-    own = {name: column for name, column in profile.columns.items() if name not in source.columns}
-    sketches = None if distinct is None else {name: distinct[name] for name in own}
-    part = Profile(own, joint, sketches).updated(table)
-    return Profile(
-        {**profile.columns, **part.columns},
-        profile.joint if joint is None else part.joint,
-        None if distinct is None else {**distinct, **(part.distinct or {})},
-        profile.left_out,
-    )
-
-
-def _whole(profile: Profile, table: pa.Table) -> bool:
-    """Whether rows have all columns of the joint part: half of a row says nothing of how columns go together."""
-    return profile.joint is not None and set(profile.joint.columns) <= set(table.schema.names)
-
-
-def _joined(tables: list[pa.Table]) -> list[pa.Table]:
-    """The tables as one, or as they are when their types do not go together."""
-    if len(tables) < 2:
-        return tables
-    try:
-        return [pa.concat_tables(tables, promote_options="default")]
-    except pa.ArrowException:
-        return tables
-
-
-def _by_value(table: pa.Table, column: str, known: frozenset[str] | None) -> list[tuple[str, pa.Table]]:
-    """The rows of each slice; a value that is not `known` belongs to `other`."""
-    texts = table.column(column).cast(pa.utf8()).combine_chunks()
-    encoded = pc.dictionary_encode(texts)
-    labels = [value if known is None or value in known else OTHER for value in encoded.dictionary.to_pylist()]
-    names_, position = np.unique(np.array([*labels, MISSING], object).astype(str), return_inverse=True)
-    codes = position[pc.fill_null(encoded.indices, len(labels)).to_numpy(zero_copy_only=False)]
-    order = np.argsort(codes, kind="stable")
-    if len(codes) and codes[order[0]] == codes[order[-1]]:
-        return [(str(names_[codes[0]]), table)]
-    ordered = table.take(pa.array(order))
-    ends = np.searchsorted(codes[order], np.arange(len(names_)), side="right")
-    starts = np.concatenate([[0], ends[:-1]])
-    return [
-        (str(name), ordered.slice(start, end - start))
-        for name, start, end in zip(names_, starts.tolist(), ends.tolist(), strict=True)
-        if end > start
-    ]
 
 
 def _value_counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:

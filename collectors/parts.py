@@ -44,7 +44,11 @@ def parts_of(events: pa.Table) -> list[Part]:
 def predictions_of(events: pa.Table) -> Floats | None:
     """The first prediction column of a batch of events as float64, NaN where it failed; None if it has no numbers."""
     for name in events.schema.names:
-        if name.startswith(PREDICTION) and not pa.types.is_string(events.schema.field(name).type):
+        if name.startswith(PREDICTION) and _is_number(events.schema.field(name).type):
             values = events.column(name).cast(pa.float64())
             return np.asarray(pc.fill_null(values, math.nan).to_numpy(), np.float64)
     return None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))

@@ -15,7 +15,7 @@ import pyarrow as pa
 from collectors.drift.bins import Counts
 from collectors.parts import Part, parts_of
 from collectors.routed import Routing
-from collectors.scores import LabelledRow, LabelledWindows, classification_scores, regression_scores
+from collectors.scores import LabelledRow, LabelledWindows, classification_scores, regression_scores, scorable
 from collectors.windows import LATENCY_EDGES, Key, Pane
 
 Floats = npt.NDArray[np.float64]
@@ -147,8 +147,8 @@ class LabelJoin:
         columns = (labels.column("model"), labels.column("id"), labels.column("label"))
         times = labels.column("time").cast(pa.int64()).to_pylist()
         for model, id_, label, time in zip(*(column.to_pylist() for column in columns), times, strict=True):
-            if label is None or not math.isfinite(label):
-                continue
+            # What is no number takes back the labels before it, as it does for readers of the lake.
+            label = label if label is not None and math.isfinite(label) else math.inf
             if self._join(model, id_, label, time):
                 matched[model] = matched.get(model, 0) + 1
             else:
@@ -165,7 +165,7 @@ class LabelJoin:
         """Predictions and labels that the scores of a version are made of, in order of (time, id)."""
         state = self._versions.get((model, version))
         rows = self._latest(state) if state else []
-        pairs = [(row[1], row[2]) for _, row in rows if math.isfinite(row[1])]
+        pairs = [(row[1], row[2]) for _, row in rows]
         array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
         return np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
 
@@ -188,9 +188,9 @@ class LabelJoin:
         if self.windows is not None:
             self.windows.put(*key, (id_,), (LabelledRow(at, prediction, label, time),))
         old = state.labelled.get(id_)
-        if math.isfinite(prediction) and (old is None or (time, label) >= (old[3], old[2])):
+        if old is None or (time, label) >= (old[3], old[2]):
             state.labelled[id_] = (at, prediction, label, time)
-        if self._sink is not None and routing is not None and math.isfinite(prediction):
+        if self._sink is not None and routing is not None and scorable(prediction, label):
             self._tell(self._sink, key, id_, routing, prediction, label)
         if len(state.labelled) > 2 * self.settings.scored_rows:
             state.labelled = dict(self._latest(state))
@@ -221,7 +221,8 @@ class LabelJoin:
         return found
 
     def _latest(self, state: _Version) -> list[tuple[str, tuple[int, float, float, int]]]:
-        ordered = sorted(state.labelled.items(), key=lambda item: (item[1][0], item[0]))
+        known = [item for item in state.labelled.items() if scorable(item[1][1], item[1][2])]
+        ordered = sorted(known, key=lambda item: (item[1][0], item[0]))
         return ordered[-self.settings.scored_rows :]
 
     def _wait(self, model: str, id_: str, label: float, time: int) -> None:
@@ -249,5 +250,10 @@ def _remember(known: OrderedDict[str, _Predicted], ids: list[str], rows: list[_P
         known.update(zip(ids, rows, strict=True))
         return
     for id_, row in zip(ids, rows, strict=True):
-        if id_ not in known or row[0] < known[id_][0]:
+        if id_ not in known or _first(row) < _first(known[id_]):
             known[id_] = row
+
+
+def _first(row: _Predicted) -> tuple[int, float]:
+    """Of two predictions at one time the smaller comes first, one that failed last: whichever arrived first."""
+    return row[0], row[1] if scorable(row[1]) else math.inf

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -82,6 +83,12 @@ class Scoring:
                 for model, rows in found.items() if counted else ():
                     self._signals.metrics[names.LABEL_ROWS].labels(model, matched).inc(rows)
             self._labelled(labels)
+
+    def seal(self, model: str, before: float) -> None:
+        """Says that a restart reads no rows of a model before a time: its older windows are scored from the lake."""
+        with self._lock:
+            if math.isfinite(before):
+                self.scored.seal(model, before)
 
     def replay_labels(self, labels: pa.Table) -> None:
         """Takes in labels of the lake after a restart."""

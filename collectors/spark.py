@@ -184,6 +184,8 @@ def clear_error(error: Exception, name: str) -> ValueError:
         return SparkError(
             f"the file {broken[1]} cannot be read: it is damaged, or something else; take it out of {name}"
         )
+    if clash := re.search(r'Failed to merge incompatible data types "(.+?)" and "(.+?)"', text):
+        return SparkError(f"the files of {name} have a column as {clash[1]} in one and as {clash[2]} in another")
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return SparkError(f"Spark cannot read {name}: {first}")
 

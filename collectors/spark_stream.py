@@ -31,6 +31,7 @@ from observability.profile import Profile
 # So many batches are kept apart; then all but the last are added up into one file.
 KEPT_BATCHES = 100
 _MERGED = "merged.json"
+_SCHEMA = "schema.json"
 Windows = dict[datetime | None, Profile]
 
 
@@ -53,13 +54,15 @@ def stream_profiles(
     each window of that column (start in UTC; rows without a time, and all rows without `time`, are under None). With
     `every` ("10 seconds") it goes on until stopped, else it ends when it has what is there. Start it again with the
     same `checkpoint` and `sink` to go on, also after a crash: no row is counted twice. Files must come into the folder
-    whole (move them in). Columns are those of the files that are there at the start, or `schema`.
+    whole (move them in). Columns are those of the files that are there at the start, or `schema`. Started again where
+    a file has come whose types do not go with the others', or that is damaged, it keeps the columns of its last start;
+    the stream itself ends with an error at a file that cannot be read so, and goes on once that is replaced.
 
     Raises SparkError where there are neither, where `time` or all of the reference's columns are not in the files, and
     where `sink` belongs to another checkpoint.
     """
     with settings(session, READING):
-        schema = schema or _schema(session, str(folder))
+        schema = schema or _schema(session, str(folder), Path(sink) / _SCHEMA)
         frame = session.readStream.schema(schema).option("recursiveFileLookup", "true")
         frame = frame.options(**({} if max_files is None else {"maxFilesPerTrigger": max_files})).parquet(str(folder))
         present = [name for name in reference.columns if name in frame.columns]
@@ -68,6 +71,7 @@ def stream_profiles(
         if time is not None and time not in frame.columns:
             raise SparkError(f"the files in {folder} have no column {time!r} for the time: {', '.join(frame.columns)}")
         Path(sink).mkdir(parents=True, exist_ok=True)
+        _keep(Path(sink) / _SCHEMA, schema if isinstance(schema, str) else schema.json())
         work = _Batch(reference, present, time, window_seconds, Path(sink))
         writer = frame.writeStream.foreachBatch(work).option("checkpointLocation", str(checkpoint))
         return (writer.trigger(processingTime=every) if every else writer.trigger(availableNow=True)).start()
@@ -159,14 +163,34 @@ def _starts(times: pa.Array, width: int) -> pa.Array:
     return pc.multiply(pc.subtract(whole, below), width)
 
 
-def _schema(session: Any, folder: str) -> Any:
+def _schema(session: Any, folder: str, kept: Path) -> Any:
+    """The columns of all files; those of the last start where a file that came since does not go with the others."""
     try:
         return session.read.option("mergeSchema", "true").option("recursiveFileLookup", "true").parquet(folder).schema
     except Exception as error:
         if not type(error).__module__.startswith(("pyspark", "py4j")):
             raise
+        if kept.exists():
+            return _kept(kept)
         found = clear_error(error, folder)
         raise SparkError(f"{found}; to start before there are files, give their schema") from error
+
+
+def _kept(path: Path) -> Any:
+    from pyspark.sql.types import StructType
+
+    text = path.read_text()
+    return StructType.fromJson(json.loads(text)) if text.startswith("{") else text
+
+
+def _keep(path: Path, text: str) -> None:
+    """The whole text or none of it, also when the machine stops."""
+    unfinished = path.with_suffix(".unfinished")
+    with unfinished.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
 
 
 def _add(total: Windows, windows: Mapping[datetime | None, Profile]) -> None:
@@ -207,14 +231,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, stream: str, number: int, windows: Windows) -> None:
-    """The whole file or none of it, also when the machine stops."""
     ordered = sorted(windows.items(), key=lambda item: "" if item[0] is None else item[0].isoformat())
     bodies = [
         [None if start is None else start.isoformat(), json.loads(profile.to_json())] for start, profile in ordered
     ]
-    unfinished = path.with_suffix(".unfinished")
-    with unfinished.open("w") as file:
-        json.dump({"stream": stream, "batch": number, "windows": bodies}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    _keep(path, json.dumps({"stream": stream, "batch": number, "windows": bodies}))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from collectors.pane_rows import joined
 from collectors.quality.aside import KeptRow
 from collectors.quality.duplicates import RecentRows, row_hashes
 from collectors.quality.schema import Schema, SchemaEdit
@@ -75,12 +75,16 @@ class QualityMonitor:
         edit = self.edits.get(model)
         return inferred.edited(edit) if edit is not None else inferred
 
-    def observe(self, model: str, version: str, events: pa.Table) -> Observed | None:
-        """Takes in a version's rows; what they break is told once enough of them wait, or by `checked`."""
+    def observe(self, model: str, version: str, events: pa.Table, until: float = math.inf) -> Observed | None:
+        """Takes in a version's rows; what they break is told once enough of them wait, or by `checked`.
+
+        Rows later than `until` (unix seconds) come of a wrong clock: they are checked, but do not make the data young.
+        """
         if not events.num_rows:
             return None
-        latest = pc.max(events.column("time").cast(pa.int64())).as_py()
-        self._volume(model).row_at(latest / NANOSECONDS)
+        times = events.column("time").cast(pa.int64()).to_numpy() / NANOSECONDS
+        if len(believed := times[times <= until]):
+            self._volume(model).row_at(float(believed.max()))
         waiting = self._waiting.setdefault((model, version), [])
         waiting.append(events)
         if sum(table.num_rows for table in waiting) < CHECKED_ROWS:
@@ -98,11 +102,12 @@ class QualityMonitor:
 
     def _check(self, model: str, version: str, waiting: list[pa.Table]) -> Observed:
         counts: Counter[tuple[str, str]] = Counter()
-        for events in _joined(waiting):
+        schema = self.schema(model, version)
+        for events in _joined(waiting, schema):
             features = [name for name in events.schema.names if name.startswith(FEATURE)]
             if features:
                 self._recent.setdefault((model, version), RecentRows()).add(row_hashes(events, features))
-            found = check(events, self.schema(model, version))
+            found = check(events, schema)
             kept = [row for violation in found for row in _kept(model, version, events, violation)]
             if kept:
                 self.keep(kept)
@@ -142,12 +147,14 @@ class QualityMonitor:
         return self._volumes.setdefault(model, Volume())
 
 
-def _joined(tables: list[pa.Table]) -> list[pa.Table]:
-    """The tables as one; as they are where a column changed its type between them."""
-    try:
-        return [pa.concat_tables(tables, promote_options="default").combine_chunks()]
-    except pa.ArrowException:
+def _joined(tables: list[pa.Table], schema: Schema) -> list[pa.Table]:
+    """The tables as few as they can be without a change of what they break: those of the same columns and types.
+
+    A value is unique in its batch, so that batches stay apart where one has to be.
+    """
+    if any(rules.unique for rules in schema.columns.values()):
         return tables
+    return [table.combine_chunks() for table in joined(tables, lambda table: frozenset(table.schema.names))]
 
 
 def _kept(model: str, version: str, events: pa.Table, violation: Violation) -> list[KeptRow]:

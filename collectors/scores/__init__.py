@@ -5,7 +5,7 @@ from collectors.scores.cells import CELLS, ScoreError, score_counts
 from collectors.scores.estimated import Estimate, PerformanceEstimator
 from collectors.scores.histogram import Confusion, Score, ScoreHistogram
 from collectors.scores.monitor import MonitorSettings, Performance, PerformanceMonitor
-from collectors.scores.regression import RegressionSums
+from collectors.scores.regression import LARGEST, RegressionSums, scorable
 from collectors.scores.rows import classification_scores, regression_scores
 from collectors.scores.scored import Scored
 from collectors.scores.slices import Slice, SliceSettings, drifted_slices, worst_slices
@@ -13,6 +13,7 @@ from collectors.scores.windows import LabelledRow, LabelledWindow, LabelledWindo
 
 __all__ = [
     "CELLS",
+    "LARGEST",
     "Confusion",
     "Estimate",
     "LabelledRow",
@@ -33,6 +34,7 @@ __all__ = [
     "classification_scores",
     "drifted_slices",
     "regression_scores",
+    "scorable",
     "score_counts",
     "worst_slices",
 ]

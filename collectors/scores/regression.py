@@ -22,6 +22,11 @@ _FORMAT = 1
 LARGEST = 1e75
 
 
+def scorable(*values: float) -> bool:
+    """Whether the values are all finite and not beyond what a score can hold."""
+    return all(abs(value) <= LARGEST for value in values)
+
+
 @dataclass(frozen=True, slots=True)
 class RegressionSums:
     """Rows, and exact sums of prediction p, label y, error e = p - y and their powers.

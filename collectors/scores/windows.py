@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from collectors.scores.regression import LARGEST
+from collectors.scores.regression import scorable
 from collectors.scores.scored import Scored
 
 NANOSECONDS = 1_000_000_000
@@ -35,7 +35,10 @@ class LabelledRow:
     label_time: int
 
     def merged(self, other: LabelledRow) -> LabelledRow:
-        """The row of an id that came twice: its earliest prediction and its latest label, whichever came first."""
+        """The row of an id that came twice: its earliest prediction and its latest label, whichever came first.
+
+        Of two predictions at one time it is the smaller, and one that failed only where both did.
+        """
         first = min((self.time, self.prediction), (other.time, other.prediction))
         last = max((self.label_time, self.label), (other.label_time, other.label))
         return LabelledRow(*first, last[1], last[0])
@@ -75,17 +78,27 @@ class LabelledWindows:
         self._versions: dict[tuple[str, str], _Version] = {}
         self._changed: set[LabelledWindow] = set()
         self._stale: set[LabelledWindow] = set()
+        self._sealed: dict[str, int] = {}
 
     def put(self, model: str, version: str, ids: Iterable[str], rows: Iterable[LabelledRow]) -> None:
-        """Adds labelled predictions of a version; those that are not finite, or beyond 1e75, are left out."""
-        state = self._versions.setdefault((model, version), _Version())
+        """Adds labelled predictions of a version; those that are not finite, or beyond 1e75, take part in no score."""
+        state = self._version(model, version)
         for id_, row in zip(ids, rows, strict=True):
-            if abs(row.prediction) <= LARGEST and abs(row.label) <= LARGEST:
-                self._put(model, version, state, id_, row)
+            if not scorable(row.prediction):
+                row = replace(row, prediction=math.inf)
+            self._put(model, version, state, id_, row)
         if state.waiting >= _FOLD_ROWS:
             self._fold(state)
         if len(state.rows) > self._kept_rows:
             self._seal(state)
+
+    def seal(self, model: str, before: float) -> None:
+        """Says that not all rows of a model before a time (unix seconds) will come: what does come makes its window
+        stale, and no window is scored by a part of its rows."""
+        self._sealed[model] = math.ceil(before / self.window_seconds)
+        for (name, _), state in self._versions.items():
+            if name == model:
+                self._forget(state, self._sealed[model])
 
     def keys(self) -> list[tuple[str, str]]:
         """The (model, version) pairs that have windows."""
@@ -120,13 +133,19 @@ class LabelledWindows:
 
         From here on its rows are not known: a further one makes it stale.
         """
-        state = self._versions.setdefault((window.model, window.version), _Version())
+        state = self._version(window.model, window.version)
         number = self._number(window)
         if number >= state.sealed:
             self._fold(state)
             self._forget(state, number + 1)
         self._set(state, number, scored)
         self._changed.add(self._window(window.model, window.version, number))
+
+    def _version(self, model: str, version: str) -> _Version:
+        state = self._versions.get((model, version))
+        if state is None:
+            state = self._versions[model, version] = _Version(sealed=self._sealed.get(model, -math.inf))
+        return state
 
     def _put(self, model: str, version: str, state: _Version, id_: str, row: LabelledRow) -> None:
         old = state.rows.get(id_)
@@ -145,6 +164,8 @@ class LabelledWindows:
     def _wait(
         self, model: str, version: str, state: _Version, into: dict[int, list[LabelledRow]], row: LabelledRow
     ) -> None:
+        if not scorable(row.prediction, row.label):
+            return
         number = row.time // self._nanoseconds
         into.setdefault(number, []).append(row)
         state.waiting += 1

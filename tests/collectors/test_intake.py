@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -18,7 +19,7 @@ from collectors.drift import DriftThresholds
 from collectors.events import EventLog, read_batch, read_json_labels
 from collectors.journal import Journal, JournalClosed
 from observability import names
-from observability.events import label_batch, to_ipc
+from observability.events import event_batch, label_batch, to_ipc
 from observability.lake import read_events, read_labels
 from observability.profile import Profile
 
@@ -51,6 +52,28 @@ def test_events_reach_the_lake_and_the_windows(collector: Any, clock: Any, event
     collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
     (window,) = collector.query.get("/api/drift/delay").json()["windows"]
     assert (window["rows"], window["start"], window["version"]) == (100, T0, "1")
+
+
+def test_predictions_that_are_vectors_lose_no_row(collector: Any, clock: Any) -> None:
+    batch = event_batch(
+        ids=[f"v/{row}" for row in range(20)],
+        time_ns=round(T0 * 1e9),
+        model="delay",
+        version="1",
+        features={},
+        predictions={"vector": np.zeros((20, 3)), "p": 0.5},
+    )
+
+    post(collector, batch)
+    labels = [{"id": f"v/{row}", "model": "delay", "label": row % 2} for row in range(20)]
+    collector.intake.post("/v1/labels", json=labels).raise_for_status()
+    clock.advance(60)
+    collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
+
+    assert [window["rows"] for window in collector.query.get("/api/drift/delay").json()["windows"]] == [20]
+    collector.settled(lambda: collector.query.get("/api/performance/delay").json()["windows"])
+    (window,) = collector.query.get("/api/performance/delay").json()["windows"]
+    assert window["labelled_rows"] == 20
 
 
 def test_a_batch_sent_again_is_acknowledged_and_has_no_second_effect(collector: Any, events: Events) -> None:
@@ -101,6 +124,31 @@ def test_labels_come_as_arrow_or_json_and_make_scores(collector: Any, clock: Any
     assert len(read_labels(collector.collector.config.lake, "delay")) == 4
     assert collector.intake.post("/v1/labels", json=[{"id": 3}]).status_code == 400
     assert collector.intake.post("/v1/labels", json=[]).status_code == 400
+
+
+@pytest.mark.parametrize("time", [1e10, 1e300, -1e10, "9999-12-31T00:00:00Z", "0001-01-01T00:00:00"])
+def test_a_label_of_a_time_that_none_can_be_is_refused_with_the_reason(collector: Any, time: Any) -> None:
+    answer = collector.intake.post("/v1/labels", json=[{"id": "a", "model": "delay", "label": 1, "time": time}])
+
+    assert answer.status_code == 400
+    assert "times reach from the year 1678 to 2261" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["m" * 300, "\u00e9" * 100, ""])
+def test_a_name_that_no_folder_can_have_is_refused_before_it_holds_up_the_lake(
+    collector: Any, events: Events, name: str
+) -> None:
+    refused = [
+        post(collector, events(1, model=name)),
+        post(collector, events(1, version=name)),
+        post(collector, label_batch(["a"], name, [1.0], round(T0 * 1e9)), path="/v1/labels"),
+        collector.intake.post("/v1/labels", json=[{"id": "a", "model": name, "label": 1}]),
+    ]
+    post(collector, events(5))
+
+    assert [answer.status_code for answer in refused] == [400] * 4
+    assert "names a folder" in refused[0].json()["error"]
+    assert len(lake_ids(collector)) == 5
 
 
 def test_a_reference_is_kept_and_drift_is_measured_against_it(
@@ -179,6 +227,39 @@ def test_a_label_of_a_prediction_that_memory_forgot_is_joined_from_the_lake(
         housekeeping = collector.collector.housekeeping()
         housekeeping.look_up()
         collector.settled(lambda: len(collector.collector.measures.scoring.join.labelled("delay", "1")[0]) == 1)
+
+
+def test_a_label_that_comes_after_a_restart_makes_the_score_of_all_its_window(
+    config: Any, clock: Any, events: Events, start: Any
+) -> None:
+    def label(collector: Any, first: int, until: int) -> None:
+        labels = [{"id": f"old/{row}", "model": "delay", "label": row % 2} for row in range(first, until)]
+        collector.intake.post("/v1/labels", json=labels).raise_for_status()
+        collector.settled(lambda: collector.collector.measurer.waiting() == 0)
+
+    def labelled(collector: Any) -> list[int]:
+        return [w["labelled_rows"] for w in collector.query.get("/api/performance/delay?version=1").json()["windows"]]
+
+    with start(config, clock) as collector:
+        post(collector, events(40, prefix="old"))
+        label(collector, 0, 30)
+        assert labelled(collector) == [30]
+        # A prediction beyond every score must not keep others from being scored.
+        huge = events(1, prefix="huge")
+        place = huge.schema.get_field_index("prediction.p")
+        post(collector, huge.set_column(place, huge.schema.field(place), pa.array([1e80])))
+        collector.intake.post("/v1/labels", json=[{"id": "huge/0", "model": "delay", "label": 1}]).raise_for_status()
+        clock.advance(60)
+        collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
+    clock.advance(25 * 3600)
+
+    with start(config, clock) as collector:
+        label(collector, 30, 32)
+        housekeeping = collector.collector.housekeeping()
+        housekeeping.look_up()
+        collector.settled(lambda: collector.collector.measurer.waiting() == 0)
+        housekeeping.rescore()
+        assert labelled(collector) == [32]
 
 
 def test_a_crash_between_lake_and_log_doubles_nothing(collector: Any, events: Events) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sklearn import metrics
 
 from collectors.parts import predictions_of
 from collectors.performance import JoinSettings, LabelJoin, latency_quantile, scores
+from collectors.scores import LabelledWindows
 from collectors.windows import latency_counts
 from observability.events import label_batch
 from observability.lake import read_labelled, write_events, write_labels
@@ -143,6 +145,55 @@ def test_a_failed_prediction_is_not_scored(events: Events) -> None:
 
     assert joined.matched == {"delay": 4}
     assert join.labelled("delay", "1")[0].tolist() == [0.1, 0.9]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_an_id_that_comes_twice_has_its_first_answer_and_its_last_label_in_any_order(
+    events: Events, order: tuple[int, ...]
+) -> None:
+    def answered(prediction: float | None, seconds: float) -> pa.Table:
+        rows = table(events(2, time_s=T0 + seconds))
+        place = rows.schema.get_field_index("prediction.p")
+        return rows.set_column(place, "prediction.p", pa.array([prediction, 0.75], pa.float64()))
+
+    windows = LabelledWindows()
+    join = LabelJoin(windows=windows)
+    # The first request failed and was sent again; the second's label was taken back by one that is no number.
+    parts = [
+        lambda: join.add_predictions(answered(None, 0)),
+        lambda: join.add_predictions(answered(0.25, 1)),
+        lambda: join.add_labels(labels_for(["r/0", "r/1"], [1.0, 1.0])),
+        lambda: join.add_labels(labels_for(["r/1"], [math.nan], [T0 + 90])),
+    ]
+    for position in order:
+        parts[position]()
+
+    assert join.labelled("delay", "1")[0].tolist() == []
+    assert windows.merged(windows.windows("delay", "1")).rows == 0
+
+
+def test_predictions_at_one_time_are_told_apart_in_any_order(events: Events) -> None:
+    found = []
+    for seeds in ((1, 2), (2, 1)):
+        join = LabelJoin()
+        for seed in seeds:
+            join.add_predictions(table(events(20, seed=seed)))
+        join.add_labels(labels_for([f"r/{i}" for i in range(20)], [1.0] * 20))
+        found.append(join.labelled("delay", "1")[0].tolist())
+
+    assert found[0] == found[1]
+
+
+def test_numbers_beyond_every_score_spoil_no_other(events: Events) -> None:
+    rows = table(events(3))
+    place = rows.schema.get_field_index("prediction.p")
+    windows = LabelledWindows()
+    join = LabelJoin(windows=windows)
+    join.add_predictions(rows.set_column(place, "prediction.p", pa.array([1e80, 0.5, 0.25])))
+    join.add_labels(labels_for(["r/0", "r/1", "r/2"], [1.0, -1e90, 1.0]))
+
+    assert join.labelled("delay", "1")[0].tolist() == [0.25]
+    assert windows.merged(windows.windows("delay", "1")).rows == 1
 
 
 def test_memory_is_bounded(events: Events) -> None:

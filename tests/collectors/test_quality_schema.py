@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,50 @@ def test_batches_whose_types_differ_are_checked_one_by_one() -> None:
 
     assert observed.counts[("feature.temp", "type")] == 1
     assert monitor.checked() == []
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_what_is_broken_does_not_depend_on_which_batches_wait_together(together: bool) -> None:
+    monitor = QualityMonitor(60.0, lambda _: None)
+    monitor.set_reference("m", "1", reference())
+    monitor.edit("m", SchemaEdit.from_json(b'{"columns": {"feature.carrier": {"unique": true, "categories": null}}}'))
+    stamp = pa.array([0] * 3, pa.timestamp("ns", "UTC"))
+    shared = {"time": stamp, "feature.temp": [50.0] * 3, "feature.night": [True] * 3}
+    carriers = pa.array(["AA", "DL", "UA"])
+    batches = [
+        pa.table({"id": list("abc"), **shared, "feature.carrier": carriers}),
+        pa.table({"id": list("def"), **shared, "feature.carrier": carriers, "feature.new": [1.0] * 3}),
+    ]
+    found: Counter[tuple[str, str]] = Counter()
+    for batch in batches:
+        monitor.observe("m", "1", batch)
+        if not together:
+            found.update({key: n for observed in monitor.checked() for key, n in observed.counts.items()})
+    found.update({key: n for observed in monitor.checked() for key, n in observed.counts.items()})
+
+    assert found == {("feature.new", "unexpected"): 3}
+
+
+def test_a_feature_that_no_schema_names_is_unexpected_only_where_it_came() -> None:
+    monitor = QualityMonitor(60.0, lambda _: None)
+    monitor.set_reference("m", "1", reference())
+    stamp = pa.array([0] * 3, pa.timestamp("ns", "UTC"))
+    shared = {"time": stamp, "feature.temp": [50.0] * 3, "feature.carrier": ["AA"] * 3, "feature.night": [True] * 3}
+    monitor.observe("m", "1", pa.table({"id": list("abc"), **shared}))
+    monitor.observe("m", "1", pa.table({"id": list("def"), **shared, "feature.new": [1.0] * 3}))
+
+    (observed,) = monitor.checked()
+
+    assert observed.counts == {("feature.new", "unexpected"): 3}
+
+
+def test_rows_of_a_wrong_clock_do_not_make_the_data_young() -> None:
+    monitor = QualityMonitor(60.0, lambda _: None)
+    for seconds in (100, 9_000_000):
+        stamp = pa.array([seconds * 1_000_000_000], pa.timestamp("ns", "UTC"))
+        monitor.observe("m", "1", pa.table({"id": ["a"], "time": stamp}), until=400.0)
+
+    assert monitor.age("m", 150.0) == 50
 
 
 def test_an_edit_outlives_the_process_and_the_version(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_volume_and_age_are_metrics(collector: Any, clock: Any, events: Callable
         post(collector, events(rows, prefix=f"w{window}", time_s=NOW + 10 * window, seed=window), f"w{window}")
         clock.advance(10)
     post(collector, events(20, prefix="end", time_s=NOW + 75, seed=6), "end")
+    post(collector, events(3, prefix="wrong", time_s=NOW + 9e8, model="ahead"), "wrong")
     clock.advance(10)
 
     def ratio() -> float:
@@ -118,6 +119,8 @@ def test_volume_and_age_are_metrics(collector: Any, clock: Any, events: Callable
 
     assert next(iter(collector.values("quality_latest_row_age_limit_seconds", clock.now).values())) == 100
     assert next(iter(collector.values("quality_latest_row_age_seconds", clock.now).values())) >= 0
+    # Rows of a wrong clock do not make the data young.
+    assert math.isnan(collector.collector.measures.quality.age("ahead", clock.now))
 
     def duplicated() -> float:
         return next(iter(collector.values("quality_duplicated_rows_ratio", clock.now).values()), 0.0)

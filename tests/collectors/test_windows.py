@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collectors.windows import Pane, Windows, WindowSettings, latency_counts, merge_panes
+from collectors.windows import Pane, Slicing, Windows, WindowSettings, latency_counts, merge_panes
 from observability.profile import Profile
 
 T0 = 1_363_000_000.0
@@ -177,19 +177,76 @@ def test_a_pane_survives_json(events: Events) -> None:
     assert again.faults() == 25
 
 
-def test_a_batch_that_does_not_fit_the_reference_spoils_no_other(events: Events) -> None:
+def test_a_column_of_another_type_spoils_no_other_column_and_no_other_batch(events: Events) -> None:
     rows = table(events(50))
     windows = Windows(SETTINGS)
     windows.set_reference("delay", "1", Profile.of(rows))
     text = rows.set_column(rows.schema.get_field_index("feature.x"), "feature.x", pa.array(["?"] * 50))
-    windows.add(text, now=T0)
-    windows.add(rows, now=T0)
+    # Whether text reads like numbers must not depend on which batches come together.
+    numbers = rows.set_column(rows.schema.get_field_index("feature.x"), "feature.x", pa.array(["1.5"] * 50))
+    for batch in (text, rows, numbers):
+        windows.add(batch, now=T0)
 
     (pane,) = windows.advance(T0 + 100)
 
-    assert pane.rows == 100
+    assert pane.rows == 150
     assert pane.profile is not None
-    assert pane.profile.rows == 50
+    found = {name: (column.count, column.missing) for name, column in pane.profile.columns.items()}
+    assert found == {"feature.x": (50, 100), "feature.carrier": (150, 0), "prediction.p": (150, 0)}
+
+
+def test_a_slice_column_of_vectors_loses_no_window(events: Events) -> None:
+    rows = table(events(50))
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(100)), 2)
+    windows = Windows(SETTINGS, Slicing(columns=("feature.carrier",)))
+    windows.add(rows.set_column(rows.schema.get_field_index("feature.carrier"), "feature.carrier", vectors), now=T0)
+    windows.add(table(events(30, model="other")), now=T0)
+
+    panes = {pane.model: pane for pane in windows.advance(T0 + 100)}
+
+    assert {model: pane.rows for model, pane in panes.items()} == {"delay": 50, "other": 30}
+    assert {value: part.rows for value, part in panes["delay"].slices["feature.carrier"].items()} == {"missing": 50}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_slices_do_not_depend_on_which_batches_come_together(events: Events, known: bool) -> None:
+    with_, without = table(events(50)), table(events(20)).drop_columns(["feature.carrier"])
+    found = []
+    for apart in (False, True):
+        windows = Windows(SETTINGS, Slicing(columns=("feature.carrier",), values=2))
+        if known:
+            windows.set_reference("delay", "1", Profile.of(with_))
+        windows.add(with_, now=T0)
+        if apart:
+            windows.open_panes()[0].folded()
+        windows.add(without, now=T0)
+        (pane,) = windows.advance(T0 + 100)
+        found.append({value: part.rows for value, part in pane.slices["feature.carrier"].items()})
+
+    assert found[0] == found[1]
+    assert sum(found[0].values()) == (70 if known else 50)
+
+
+def test_many_values_of_a_slice_column_take_no_pane_each(events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table(events(3_000))
+    # A text that is long and first must not make room for one as long for every other value.
+    texts = pa.array(["a" * 1_000_000, *(f"v{row:05}" for row in range(2_999))])
+    windows = Windows(SETTINGS, Slicing(columns=("feature.carrier",), values=2))
+    made = []
+    really = Pane.__init__
+
+    def counted(self: Pane, *arguments: object) -> None:
+        made.append(self)
+        really(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pane, "__init__", counted)
+    windows.add(rows.set_column(rows.schema.get_field_index("feature.carrier"), "feature.carrier", texts), now=T0)
+
+    (pane,) = windows.advance(T0 + 100)
+
+    parts = pane.slices["feature.carrier"]
+    assert {value[:6]: part.rows for value, part in parts.items()} == {"aaaaaa": 1, "v00000": 1, "other": 2_998}
+    assert len(made) == 4
 
 
 def test_a_new_reference_starts_the_open_windows_profile_anew(events: Events) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor, nn  # noqa: E402
 from observability.native import library  # noqa: E402
 from observability.probe import Probe, profile_of_tensors  # noqa: E402
 from observability.probe_kernels import count_with_numpy, count_with_torch  # noqa: E402
+from observability.probe_state import views_of  # noqa: E402
 from observability.profile import Profile  # noqa: E402
 
 Step = Callable[[], object]
@@ -110,14 +111,15 @@ def whole_tensors(rows: int, rounds: int) -> None:
         reference = Profile.of(pa.table({"x": column[:100_000]}))
         probe = Probe(reference, ["x"])
         tensor, table = torch.from_numpy(column), pa.table({"x": column})
-        edges = probe.edges_float32 if kind == np.float32 else probe.edges
-        state = edges.numpy(), probe.counts.numpy(), probe.moments.numpy()
+        counts, moments, edges, edges_float32 = views_of(probe.state, 1, probe._width)
+        looked_up = edges_float32 if kind == np.float32 else edges
+        state = looked_up.numpy(), counts.numpy(), moments.numpy()
         steps: dict[str, Step] = {
             "torch: profile_of_tensors": lambda r=reference, t=tensor: profile_of_tensors(r, {"x": t}),  # type: ignore[misc]
             "  its numpy kernel": lambda t=tensor, s=state: count_with_numpy(t.unsqueeze(0).numpy(), *s),  # type: ignore[misc]
             "numpy: Profile.updated": lambda r=reference, t=table: r.empty().updated(t),  # type: ignore[misc]
-            "torch's own operators": lambda t=tensor, e=edges, p=probe: count_with_torch(  # type: ignore[misc]
-                t[: rows // 8].unsqueeze(0), e, p.counts, p.moments, p.tables, p.waiting, p.filled
+            "torch's own operators": lambda t=tensor, p=probe: count_with_torch(  # type: ignore[misc]
+                t[: rows // 8].unsqueeze(1), p.state, p._width
             ),
             "limit: numpy.sort": lambda c=column: np.sort(c),  # type: ignore[misc]
         }

@@ -69,77 +69,6 @@ static void unlock_all(void) {
 
 __attribute__((constructor)) static void start(void) { pthread_atfork(0, 0, unlock_all); }
 
-/* A probe's memory. `waiting` holds up to `capacity` rows that are not counted yet, `filled` says how many. */
-struct trimtab_probe {
-    int64_t columns, width, capacity;
-    const float *tables;
-    int64_t *counts;
-    double *moments;
-    float *waiting;
-    int64_t *filled;
-};
-
-static void count_waiting(const struct trimtab_probe *probe) {
-    count_float(probe->waiting, *probe->filled, probe->columns, probe->tables, probe->width, probe->counts,
-                probe->moments);
-    *probe->filled = 0;
-}
-
-/* Adds [rows, columns] that lie without gaps: a small batch only joins those that wait. */
-void trimtab_probe_add(const struct trimtab_probe *probe, const float *values, int64_t rows) {
-    atomic_flag *lock = locked(probe->counts);
-    if (rows > probe->capacity / 2 || (rows >= ENOUGH_ROWS && probe->columns >= ENOUGH_COLUMNS)) {
-        count_float(values, rows, probe->columns, probe->tables, probe->width, probe->counts, probe->moments);
-    } else {
-        if (*probe->filled + rows > probe->capacity)
-            count_waiting(probe);
-        memcpy(probe->waiting + *probe->filled * probe->columns, values,
-               (size_t)(rows * probe->columns) * sizeof(float));
-        *probe->filled += rows;
-    }
-    unlock(lock);
-}
-
-/* The same of columns that lie apart, each without gaps. */
-void trimtab_probe_add_columns(const struct trimtab_probe *probe, const float *const *columns, int64_t rows) {
-    const int64_t width = probe->columns;
-    atomic_flag *lock = locked(probe->counts);
-    for (int64_t start = 0, n; start < rows; start += n) {
-        if (*probe->filled == probe->capacity)
-            count_waiting(probe);
-        n = probe->capacity - *probe->filled;
-        n = n < rows - start ? n : rows - start;
-        float *to = probe->waiting + *probe->filled * width;
-        for (int64_t column = 0; column < width; column++)
-            for (int64_t row = 0; row < n; row++)
-                to[row * width + column] = columns[column][start + row];
-        *probe->filled += n;
-    }
-    unlock(lock);
-}
-
-/* Counts what waits; of a copy that nobody adds to. */
-void trimtab_probe_count_waiting(const struct trimtab_probe *probe) {
-    atomic_flag *lock = locked(probe->counts);
-    count_waiting(probe);
-    unlock(lock);
-}
-
-/* Adds values that lie anywhere, of either type, to counts that others add to as well. */
-void trimtab_add_float(const float *values, int64_t columns, int64_t rows, int64_t column_stride, int64_t row_stride,
-                       const float *tables, int64_t width, int64_t *counts, double *moments) {
-    atomic_flag *lock = locked(counts);
-    trimtab_count_float(values, columns, rows, column_stride, row_stride, tables, width, counts, moments);
-    unlock(lock);
-}
-
-void trimtab_add_double(const double *values, int64_t columns, int64_t rows, int64_t column_stride,
-                        int64_t row_stride, const double *tables, int64_t width, int64_t *counts, double *moments) {
-    atomic_flag *lock = locked(counts);
-    trimtab_count_double(values, columns, rows, column_stride, row_stride, tables, width, counts, moments);
-    unlock(lock);
-}
-
 /* Adds codes: those outside the list are code 0, negative ones are missing: the last of the `width` cells. */
 void trimtab_add_codes(const int64_t *codes, int64_t num_rows, int64_t row_stride, int64_t size, int64_t width,
                        int64_t *counts, const void *key) {
@@ -158,3 +87,5 @@ void trimtab_copy(int64_t pieces, const void *const *from, void *const *to, cons
         memcpy(to[piece], from[piece], (size_t)bytes[piece]);
     unlock(lock);
 }
+
+#include "count_probe.h"

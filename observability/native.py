@@ -29,23 +29,28 @@ _POINTER = ctypes.c_void_p
 _ARGUMENTS = {"p": _POINTER, "n": ctypes.c_int64, "d": ctypes.c_double, "o": ctypes.py_object}
 _TALLY = dict.fromkeys(("trimtab_tally_float", "trimtab_tally_double"), "pnpnppp")
 _COUNT = {
-    "trimtab_add_float": "pnnnnpnpp",
-    "trimtab_add_double": "pnnnnpnpp",
     "trimtab_add_codes": "pnnnnpp",
     "trimtab_tables_float": "pnnp",
     "trimtab_tables_double": "pnnp",
     "trimtab_tables_size_float": "nn",
     "trimtab_tables_size_double": "nn",
-    "trimtab_probe_add": "ppn",
+    "trimtab_probe_count": "ppnnnn",
     "trimtab_probe_add_columns": "ppn",
     "trimtab_probe_count_waiting": "p",
     "trimtab_copy": "npppp",
 }
-_FUNCTIONS = {"count": _COUNT, "tally": _TALLY, "offer": {"trimtab_offer": "oppnno"}}
+_FUNCTIONS = {
+    "count": _COUNT,
+    "tally": _TALLY,
+    "offer": {"trimtab_offer": "oppnno"},
+    "dispatch": {"trimtab_register": "pp"},
+}
 _RESULTS: dict[str, type] = {
     "trimtab_tables_size_float": ctypes.c_int64,
     "trimtab_tables_size_double": ctypes.c_int64,
     "trimtab_offer": ctypes.py_object,
+    "trimtab_probe_count": ctypes.c_int,
+    "trimtab_register": ctypes.c_int32,
 }
 # What includes Python's own headers, which not every machine has.
 _WITH_HEADERS = ("offer",)

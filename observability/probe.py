@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -18,23 +19,14 @@ from torch.nn.modules import module
 
 from observability.cells import Counts, Floats, ProfileError
 from observability.native import library
-from observability.probe_kernels import (
-    NUM_MOMENTS,
-    NUM_SPECIAL,
-    count,
-    count_codes,
-    count_codes_on_cpu,
-    count_with_numpy,
-)
+from observability.probe_kernels import count, count_codes, count_codes_on_cpu, count_waiting, exact
 from observability.probe_layout import ProbeLayout
-from observability.probe_memory import ProbeMemory, copied_on_cpu, tables_of, waiting_of
+from observability.probe_memory import ProbeMemory, copied_on_cpu
 from observability.probe_readback import ReadBack
+from observability.probe_state import NUM_MOMENTS, NUM_SPECIAL, Views, forget, state_of, views_of
 from observability.profile import Profile
 
-_COUNTED = ("counts", "moments", "codes")
-_MEMORY = ("counts", "moments", "tables", "waiting", "filled")
-_LOOKED_UP = ("edges", "edges_float32", "tables")
-_EXACT = ("edges", "edges_float32", "moments", "waiting")
+_BUFFERS = ("state", "codes")
 # Hooks on every module; the two are never replaced.
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS, _GLOBAL_PRE_HOOKS = module._global_forward_hooks, module._global_forward_pre_hooks
@@ -57,14 +49,8 @@ class Probe(nn.Module):
     GPU is called from one stream at a time; on the CPU, any number of threads may call it at once.
     """
 
-    edges: Tensor
-    edges_float32: Tensor
-    tables: Tensor
-    counts: Tensor
-    moments: Tensor
+    state: Tensor
     codes: Tensor
-    waiting: Tensor
-    filled: Tensor
 
     def __init__(
         self,
@@ -78,52 +64,44 @@ class Probe(nn.Module):
         self._layout = ProbeLayout.of(reference, names, categories or {}, nan_is_missing)
         self._read_back = ReadBack()
         self._memory: ProbeMemory | None = None
+        # Whole numbers, since a compiled graph checks each item of a list at each call.
+        self._num_columns, self._num_numeric = len(self._layout.names), len(self._layout.numeric)
         # Columns of a matrix that is counted as it lies; none where some are codes.
-        self._direct = 0 if self._layout.coded else len(self._layout.names)
+        self._direct = 0 if self._layout.coded else self._num_columns
+        edges = self._layout.edges()
+        self._width = edges[0].shape[1]
         # Buffers made in inference mode could not be updated outside it.
         with torch.inference_mode(False):
-            edges, edges_float32 = (torch.from_numpy(array) for array in self._layout.edges())
-            rows, width = edges.shape
-            self.register_buffer("edges", edges, persistent=False)
-            self.register_buffer("edges_float32", edges_float32, persistent=False)
-            self.register_buffer("counts", torch.zeros(rows, width + NUM_SPECIAL, dtype=torch.int64), persistent=False)
-            self.register_buffer("moments", torch.zeros(rows, NUM_MOMENTS, dtype=torch.float64), persistent=False)
+            self.register_buffer("state", state_of(*edges), persistent=False)
             shape = len(self._layout.sizes), max(self._layout.sizes, default=0) + 1
             self.register_buffer("codes", torch.zeros(shape, dtype=torch.int64), persistent=False)
-            self.register_buffer("tables", tables_of(edges, edges_float32), persistent=False)
-            for name, tensor in zip(("waiting", "filled"), waiting_of(rows), strict=True):
-                self.register_buffer(name, tensor, persistent=False)
-        self.reset()
 
     def __call__(self, *inputs: Tensor) -> Any:
         """`forward`, after the hooks if there are any; the usual batch of the usual model is taken before them."""
-        memory = self._memory
-        if memory is not None and not _in_a_trace() and memory.offer(inputs):
-            return inputs[0]
+        if not _in_a_trace():
+            memory = self._memory
+            if memory is not None and memory.offer(inputs):
+                return inputs[0]
         return super().__call__(*inputs)
 
     def forward(self, *inputs: Tensor) -> Any:
         """Counts `inputs` and returns them: the tensor where there is one, else the tuple."""
         if not torch.compiler.is_compiling() and self._counted_at_once(inputs):
             return inputs[0] if len(inputs) == 1 else inputs
-        layout = self._layout
-        columns: Sequence[Tensor] = ()
-        if len(inputs) == 1 and len(layout.names) == len(layout.numeric) > 1:
-            numbers = _exact(self._matrix(inputs[0]).t())
-        else:
-            columns = self._columns(inputs)
-            numbers = _stacked([columns[place] for place in layout.numeric])
-        if layout.numeric:
-            edges = self.edges_float32 if numbers.dtype == torch.float32 else self.edges
-            count(numbers, edges, self.counts, self.moments, self.tables, self.waiting, self.filled)
-        if layout.coded:
+        if self._direct and len(inputs) == 1:
+            count(self._matrix(inputs[0]), self.state, self._width)
+            return inputs[0]
+        layout, columns = self._layout, self._columns(inputs)
+        if self._num_numeric:
+            count(_stacked([columns[place] for place in layout.numeric]), self.state, self._width)
+        if not self._direct:
             count_codes([columns[place] for place in layout.coded], layout.sizes, layout.booleans, self.codes)
         return inputs[0] if len(inputs) == 1 else inputs
 
     def _counted_at_once(self, inputs: tuple[Tensor, ...]) -> bool:
         """Counts a tensor a column, numbers in float32; and sees to it that the next batch finds its memory."""
-        if self._memory is None or self._memory.counts is not self._buffers["counts"]:
-            self._memory = ProbeMemory.of(*(getattr(self, name) for name in _MEMORY))
+        if self._memory is None or self._memory.state is not self._buffers["state"]:
+            self._memory = ProbeMemory.of(self._num_numeric, self.state)
             if self._memory is not None:
                 hooks = [getattr(self, name) for name in _HOOKS]
                 self._memory.offered_by([*hooks, _GLOBAL_HOOKS, _GLOBAL_PRE_HOOKS], self._buffers, self._direct)
@@ -156,29 +134,25 @@ class Probe(nn.Module):
         Each call returns what the call before had asked for, once the device has passed that point. On the CPU it is
         `profile`.
         """
-        if not self.counts.is_cuda:
+        if not self.state.is_cuda:
             return self.profile()
-        found = self._read_back.latest(self._state())
+        found = self._read_back.latest((*self._views()[:2], self.codes))
         return self._layout.empty() if found is None else self._layout.profile(*(tensor.numpy() for tensor in found))
 
     def profile_in(self, model: nn.Module, path: str = "") -> Profile:
         """What the copy of this probe at `path` in `model` has counted: a program from `torch.export`, say."""
         buffers = dict(model.named_buffers())
         prefix = f"{path}." if path else ""
-        wanted = dict.fromkeys((*_COUNTED, *_MEMORY, *_LOOKED_UP))
-        if missing := [prefix + name for name in wanted if prefix + name not in buffers]:
+        if missing := [prefix + name for name in _BUFFERS if prefix + name not in buffers]:
             raise KeyError(f"the module has no buffers {', '.join(missing)}: is there a probe at {path!r}?")
-        return self._profile({name: buffers[prefix + name] for name in wanted})
+        return self._profile({name: buffers[prefix + name] for name in _BUFFERS})
 
     def reset(self) -> None:
         """Forgets what has been counted, on the device and in its order."""
         self._count_waiting()
         with torch.no_grad():
-            self.counts.zero_()
+            forget(self._views())
             self.codes.zero_()
-            self.moments.zero_()
-            self.moments[:, 3].fill_(torch.inf)
-            self.moments[:, 4].fill_(-torch.inf)
         self._read_back = ReadBack()
 
     def extra_repr(self) -> str:
@@ -186,23 +160,21 @@ class Probe(nn.Module):
 
     def _profile(self, buffers: Mapping[str, Tensor | None]) -> Profile:
         """What is counted and what waits in these buffers."""
-        counts, moments, codes, waiting, filled = copied_on_cpu(
-            [_there(buffers, name) for name in (*_COUNTED, "waiting", "filled")]
-        )
-        memory = counts, moments, _there(buffers, "tables").cpu(), waiting, filled
-        _count_waiting(memory, _there(buffers, "edges_float32").cpu())
+        state, codes = copied_on_cpu([_there(buffers, name) for name in _BUFFERS])
+        count_waiting(state, self._width)
+        counts, moments, *_ = views_of(state, self._num_numeric, self._width)
         return self._layout.profile(counts.numpy(), moments.numpy(), codes.numpy())
 
     def _count_waiting(self) -> None:
-        if type(self.counts) is Tensor and self.counts.is_cpu:
-            _count_waiting(tuple(getattr(self, name) for name in _MEMORY), self.edges_float32)
+        if type(self.state) is Tensor and self.state.is_cpu:
+            count_waiting(self.state, self._width)
 
-    def _state(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.counts, self.moments, self.codes
+    def _views(self) -> Views:
+        return views_of(self.state, self._num_numeric, self._width)
 
     def _columns(self, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
         """The columns as tensors of shape [rows]."""
-        if len(inputs) != len(self._layout.names):
+        if len(inputs) != self._num_columns:
             return self._matrix(*inputs).unbind(1)
         columns = [tensor.detach().reshape(-1) for tensor in inputs]
         if any(len(column) != len(columns[0]) for column in columns):
@@ -211,7 +183,7 @@ class Probe(nn.Module):
 
     def _matrix(self, *inputs: Tensor) -> Tensor:
         """The one input as a tensor of shape [rows, columns]."""
-        num_columns = len(self._layout.names)
+        num_columns = self._num_columns
         if len(inputs) != 1 or inputs[0].ndim == 0 or inputs[0].shape[-1] != num_columns:
             shapes = ", ".join(str(list(tensor.shape)) for tensor in inputs)
             raise ValueError(
@@ -220,15 +192,10 @@ class Probe(nn.Module):
         return inputs[0].detach().reshape(-1, num_columns)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Probe:
-        """Moves to another device, but not to another type: `half()` would round the edges and the moments."""
+        """Moves to another device; no other type is taken, as the state is made of whole numbers."""
         self._count_waiting()
         self._memory = None
-        exact = {name: self._buffers[name] for name in _EXACT}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in exact.items():
-            after = self._buffers[name]
-            if before is not None and after is not None and after.dtype != before.dtype:
-                self._buffers[name] = before.to(after.device)
         self._read_back = ReadBack()
         return self
 
@@ -269,8 +236,7 @@ def ignored_by_ddp(model: nn.Module) -> None:
     It would copy the first process's counts over those of all others; profiles are summed when they are read.
     """
     probes = [name for name, module in model.named_modules() if isinstance(module, Probe)]
-    buffers = dict.fromkeys((*_COUNTED, *_MEMORY, *_LOOKED_UP))
-    ignored = [f"{name}.{buffer}".lstrip(".") for name in probes for buffer in buffers]
+    ignored = [f"{name}.{buffer}".lstrip(".") for name in probes for buffer in _BUFFERS]
     # What torch's own `_set_params_and_buffers_to_ignore_for_model` sets.
     known: list[str] = getattr(model, "_ddp_params_and_buffers_to_ignore", [])
     model._ddp_params_and_buffers_to_ignore = [*known, *ignored]  # type: ignore[assignment]
@@ -278,38 +244,24 @@ def ignored_by_ddp(model: nn.Module) -> None:
 
 def _whole(layout: ProbeLayout, columns: list[Tensor]) -> tuple[Counts, Floats, Counts]:
     """Counts, moments and codes of whole columns, each where it lies, some millions of rows at a time."""
-    probe_edges = layout.edges()
-    rows, width = probe_edges[0].shape
-    counts = torch.zeros(rows, width + NUM_SPECIAL, dtype=torch.int64)
-    moments = torch.tensor([0.0, 0.0, 0.0, torch.inf, -torch.inf], dtype=torch.float64).repeat(rows, 1)
+    edges, edges_float32 = layout.edges()
+    rows, width = edges.shape
+    counts, moments = np.zeros((rows, width + NUM_SPECIAL), np.int64), np.zeros((rows, NUM_MOMENTS))
     codes = torch.zeros(len(layout.sizes), max(layout.sizes, default=0) + 1, dtype=torch.int64)
-    nothing = torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64)
     for row, place in enumerate(layout.numeric):
-        device = columns[place].device
-        of_column = [torch.from_numpy(array[row : row + 1]) for array in probe_edges]
-        edges, tables = [tensor.to(device) for tensor in of_column], tables_of(*of_column).to(device)
-        state = counts[row : row + 1].to(device), moments[row : row + 1].to(device)
+        state = state_of(edges[row : row + 1], edges_float32[row : row + 1]).to(columns[place].device)
         for values in columns[place].split(_CHUNK_ROWS):  # type: ignore[no-untyped-call]
-            exact = _exact(values).unsqueeze(0)
-            count(exact, edges[exact.dtype == torch.float32], *state, tables, *nothing)
-        counts[row], moments[row] = state[0][0].cpu(), state[1][0].cpu()
+            count(exact(values).unsqueeze(1), state, width)
+        state = state.cpu()
+        count_waiting(state, width)
+        views = views_of(state, 1, width)
+        counts[row], moments[row] = views.counts[0].numpy(), views.moments[0].numpy()
     for row, place in enumerate(layout.coded):
         found = codes[row : row + 1].to(columns[place].device)
         for values in columns[place].split(_CHUNK_ROWS):  # type: ignore[no-untyped-call]
             count_codes([values], layout.sizes[row : row + 1], layout.booleans[row : row + 1], found)
         codes[row] = found[0].cpu()
-    return counts.numpy(), moments.numpy(), codes.numpy()
-
-
-def _count_waiting(memory: tuple[Tensor, ...], edges: Tensor) -> None:
-    """Counts what waits in a probe's memory (as named in `_MEMORY`) on the CPU."""
-    counts, moments, _, waiting, filled = memory
-    if native := ProbeMemory.of(*memory):
-        native.count_waiting()
-    elif rows := int(filled):
-        # A copy from where there is C code.
-        count_with_numpy(waiting[:rows].t().numpy(), edges.numpy(), counts.numpy(), moments.numpy())
-        filled.zero_()
+    return counts, moments, codes.numpy()
 
 
 def _there(buffers: Mapping[str, Tensor | None], name: str) -> Tensor:
@@ -334,18 +286,9 @@ def _arrow(values: Tensor, kind: str) -> pa.Array:
     return pa.array(numbers.numpy())
 
 
-def _exact(values: Tensor) -> Tensor:
-    """`values` in a type that the kernels count: float32 where it holds them exactly, else float64."""
-    if values.dtype in (torch.float32, torch.float64):
-        return values
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values.double()
-
-
 def _stacked(columns: list[Tensor]) -> Tensor:
-    """The columns as one tensor [columns, rows] of a type that the kernels count."""
-    if not columns:
-        return torch.empty(0, 0)
-    exact = [_exact(column) for column in columns]
-    if any(column.dtype != exact[0].dtype for column in exact):
-        exact = [column.double() for column in exact]
-    return exact[0].unsqueeze(0) if len(exact) == 1 else torch.stack(exact)
+    """The columns as one tensor [rows, columns] of a type that the kernels count."""
+    numbers = [exact(column) for column in columns]
+    if any(column.dtype != numbers[0].dtype for column in numbers):
+        numbers = [column.double() for column in numbers]
+    return numbers[0].unsqueeze(1) if len(numbers) == 1 else torch.stack(numbers).t()

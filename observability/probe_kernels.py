@@ -1,16 +1,16 @@
-"""What a Probe does to its counts, as two torch operators: C or numpy on the CPU, torch's own operators elsewhere.
+"""What a Probe does to its counts, as torch operators: C or numpy on the CPU, torch's own operators elsewhere.
 
 As operators they are one call each in the graphs that `torch.compile` and `torch.export` make. Neither waits for the
 device nor lets a shape depend on a value, so that CUDA graphs can hold them, too.
 
-`values` has shape [columns, rows], `edges` [columns, width] in the same type, ascending and filled up with +inf: a
-value's cell is the number of edges not above it. A row of `counts` (int64) is the `width` cells, then +inf, -inf, NaN,
-zeros; a row of `moments` (float64) is count, mean, M2, minimum, maximum.
+`values` has shape [rows, columns] and any real type; `state` is what `probe_state.py` lays out for columns of `width`
+edges each, ascending and filled up with +inf: a value's cell is the number of edges not above it. A row of counts
+(int64) is the `width` cells, then +inf, -inf, NaN, zeros; a row of moments (float64) is count, mean, M2, minimum,
+maximum.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,28 +21,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from observability.cells import Counts, Floats
-from observability.native import brief_calls
-from observability.probe_memory import addresses, library_for, lock_of
+from observability.native import brief_calls, library
+from observability.probe_dispatch import registered_in_c
+from observability.probe_memory import library_for, lock_of
+from observability.probe_state import has_tables, rows_waiting, set_waiting, views_of
 
-NUM_SPECIAL = 4
-NUM_MOMENTS = 5
 # A sort is fastest while its block is in the cache.
 _BLOCK = 16_384
 # Neighbouring rows count into cells of their own, so that few atomic additions meet on a GPU.
 _REPLICAS = 16
+# As in `count_probe.h`.
+_KINDS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 # Up to the first are the negative infinities; zeros; from the last two on are the positive infinities, and NaN.
 _ASKED = np.array([-np.inf, 0.0, np.inf, np.nan], np.float32)
 
 
-def count(
-    values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, filled: Tensor
-) -> None:
-    """Adds `values` [columns, rows] to `counts` and `moments`, in place.
-
-    The last three are the memory of the C code, on the CPU alone: see `probe_memory.py`.
-    """
-    torch.ops.trimtab.count.default(values, edges, counts, moments, tables, waiting, filled)
+def count(values: Tensor, state: Tensor, width: int) -> None:
+    """Adds `values` [rows, columns] to the counts and moments in `state`, in place."""
+    torch.ops.trimtab.count.default(values, state, width)
 
 
 def count_codes(columns: list[Tensor], sizes: list[int], booleans: list[bool], counts: Tensor) -> None:
@@ -54,14 +51,15 @@ def count_codes(columns: list[Tensor], sizes: list[int], booleans: list[bool], c
     torch.ops.trimtab.count_codes.default(columns, sizes, booleans, counts)
 
 
-def count_with_torch(
-    values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, filled: Tensor
-) -> None:
-    """`count` in torch's own operators, for any device."""
+def count_with_torch(values: Tensor, state: Tensor, width: int) -> None:
+    """`count` in torch's own operators, for any device; counts nothing that waits in the state."""
+    values = exact(values).t()
     num_columns, num_rows = values.shape
+    counts, moments, *both = views_of(state, num_columns, width)
+    edges = both[values.dtype == torch.float32]
     if num_rows == 0:
         return
-    width, cells = edges.shape[1], counts.shape[1]
+    cells = counts.shape[1]
     # Scalars reach the device as arguments of a kernel; `torch.where` would copy them, which no CUDA graph allows.
     nan, not_finite = torch.isnan(values), ~torch.isfinite(values)
     cell = torch.searchsorted(edges, values.contiguous(), right=True)
@@ -108,29 +106,40 @@ def count_codes_with_torch(columns: list[Tensor], sizes: list[int], booleans: li
         row.scatter_add_(0, codes, torch.ones((), dtype=row.dtype, device=row.device).expand(codes.shape))
 
 
-def count_on_cpu(
-    values: Tensor, edges: Tensor, counts: Tensor, moments: Tensor, tables: Tensor, waiting: Tensor, filled: Tensor
-) -> None:
-    """`count` in C where it could be compiled, else in numpy. Small float32 batches only join those that wait."""
-    columns, rows = values.shape
+def count_on_cpu(values: Tensor, state: Tensor, width: int) -> None:
+    """`count` in C where it could be compiled, else in numpy. Small batches only join those that wait."""
+    rows, columns = values.shape
     if not rows or not columns:
         return
-    brief = brief_calls()
-    if brief is None or not tables.numel():
-        with lock_of(counts):
-            count_with_numpy(values.numpy(), edges.numpy(), counts.numpy(), moments.numpy())
+    if values.dtype not in _KINDS:
+        values = values.double()
+    if brief_calls() is not None and has_tables(state):
+        library_for(values.numel()).trimtab_probe_count(
+            state.data_ptr(), values.data_ptr(), _KINDS[values.dtype], rows, *values.stride()
+        )
         return
-    by_column, by_row = values.stride()
-    if values.dtype == torch.float32 and len(waiting) and by_column == 1 and by_row == columns:
-        probe = addresses(counts, moments, tables, waiting, filled)
-        library_for(values.numel(), brief).trimtab_probe_add(ctypes.addressof(probe), values.data_ptr(), rows)
+    with lock_of(state):
+        _add_with_numpy(exact(values), state, width)
+
+
+def count_waiting(state: Tensor, width: int) -> None:
+    """Counts what waits in a state on the CPU, which may be of a machine that had C code."""
+    native = library()
+    if not has_tables(state):
         return
-    single = values.dtype == torch.float32
-    native = library_for(values.numel(), brief)
-    (native.trimtab_add_float if single else native.trimtab_add_double)(
-        values.data_ptr(), columns, rows, by_column, by_row, tables[0 if single else 1].data_ptr(), edges.shape[1],
-        counts.data_ptr(), moments.data_ptr(),
-    )  # fmt: skip
+    if native is not None:
+        native.trimtab_probe_count_waiting(state.data_ptr())
+        return
+    with lock_of(state):
+        _add_with_numpy(rows_waiting(state), state, width)
+        set_waiting(state, 0)
+
+
+def exact(values: Tensor) -> Tensor:
+    """`values` in a type that all kernels count: float32 where it holds them exactly, else float64."""
+    if values.dtype in (torch.float32, torch.float64):
+        return values
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values.double()
 
 
 def count_codes_on_cpu(columns: list[Tensor], sizes: list[int], booleans: list[bool], counts: Tensor) -> None:
@@ -156,7 +165,7 @@ def count_codes_on_cpu(columns: list[Tensor], sizes: list[int], booleans: list[b
 def count_with_numpy(
     values: NDArray[np.floating], edges: NDArray[np.floating], counts: Counts, moments: Floats
 ) -> None:
-    """`count` in numpy: blocks are sorted, and the few edges looked up in them."""
+    """`count` of [columns, rows] in numpy: blocks are sorted, and the few edges looked up in them."""
     width = edges.shape[1]
     for column, bounds, row, moment in zip(values, edges, counts, moments, strict=True):
         for start in range(0, len(column), _BLOCK):
@@ -169,6 +178,13 @@ def count_with_numpy(
             if len(finite):
                 row[:width] += np.diff(finite.searchsorted(bounds, "left"), prepend=0)
                 _add_moments(finite.astype(np.float64), moment)
+
+
+def _add_with_numpy(values: Tensor, state: Tensor, width: int) -> None:
+    """`count_with_numpy` of float32 or float64 values [rows, columns] and a state."""
+    counts, moments, *both = views_of(state, values.shape[1], width)
+    edges = both[values.dtype == torch.float32]
+    count_with_numpy(values.t().numpy(), edges.numpy(), counts.numpy(), moments.numpy())
 
 
 def _add_moments(finite: Floats, moments: Floats) -> None:
@@ -185,24 +201,22 @@ def _add_moments(finite: Floats, moments: Floats) -> None:
     moments[3:] = min(moments[3], minimum), max(moments[4], maximum)
 
 
-def _nothing(*arguments: Tensor | Sequence[Tensor] | Sequence[int] | Sequence[bool]) -> None:
+def _nothing(*arguments: Tensor | Sequence[Tensor] | Sequence[int] | Sequence[bool] | int) -> None:
     """Neither returns anything, so that there is no shape to tell."""
 
 
 # Not `torch.library.custom_op`: its wrapper takes 24 microseconds a call, this 3.5.
 _OPERATORS: Any = torch.library.Library("trimtab", "FRAGMENT")  # type: ignore[no-untyped-call]
-_OPERATORS.define(
-    "count(Tensor values, Tensor edges, Tensor(a!) counts, Tensor(b!) moments, Tensor tables, Tensor(c!) waiting, "
-    "Tensor(d!) filled) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_OPERATORS.define(
-    "count_codes(Tensor[] columns, int[] sizes, bool[] booleans, Tensor(a!) counts) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_OPERATORS.impl("count", count_on_cpu, "CPU")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+_OPERATORS.define("count(Tensor values, Tensor(a!) state, int width) -> ()", tags=_TAGS)
+_OPERATORS.define("count_codes(Tensor[] columns, int[] sizes, bool[] booleans, Tensor(a!) counts) -> ()", tags=_TAGS)
+# What the kernel in C leaves to Python: states made without C code.
+_OPERATORS.define("count_in_python(Tensor values, Tensor(a!) state, int width) -> ()", tags=_TAGS)
+if not registered_in_c():
+    _OPERATORS.impl("count", count_on_cpu, "CPU")
 _OPERATORS.impl("count", count_with_torch, "CompositeExplicitAutograd")
 _OPERATORS.impl("count_codes", count_codes_on_cpu, "CPU")
 _OPERATORS.impl("count_codes", count_codes_with_torch, "CompositeExplicitAutograd")
-torch.library.register_fake("trimtab::count", _nothing, lib=_OPERATORS)
-torch.library.register_fake("trimtab::count_codes", _nothing, lib=_OPERATORS)
+_OPERATORS.impl("count_in_python", count_on_cpu, "CPU")
+for _name in ("count", "count_codes", "count_in_python"):
+    torch.library.register_fake(f"trimtab::{_name}", _nothing, lib=_OPERATORS)

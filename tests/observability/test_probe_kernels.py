@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,10 +17,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from observability import native, probe_kernels
+from observability import native
 from observability.columns import NumericColumn
 from observability.probe import Probe, profile_of_tensors
-from observability.probe_kernels import count_codes_on_cpu, count_codes_with_torch, count_on_cpu, count_with_torch
+from observability.probe_dispatch import registered_in_c
+from observability.probe_kernels import (
+    count,
+    count_codes_on_cpu,
+    count_codes_with_torch,
+    count_on_cpu,
+    count_with_torch,
+)
+from observability.probe_state import rows_waiting
 from observability.profile import Profile
 
 Kernel = Callable[[Tensor, Probe], None]
@@ -27,34 +36,30 @@ EXACT = ("missing", "nan", "positive_infinite", "negative_infinite", "zeros", "m
 TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
 
-def memory(probe: Probe, values: Tensor) -> tuple[Tensor, ...]:
-    edges = probe.edges_float32 if values.dtype == torch.float32 else probe.edges
-    return edges, probe.counts, probe.moments, probe.tables
-
-
-NO_ROOM = torch.zeros(0, 1), torch.zeros(1, dtype=torch.int64)
-
-
 def in_c(values: Tensor, probe: Probe) -> None:
-    count_on_cpu(values, *memory(probe, values), *NO_ROOM)
+    count_on_cpu(values.t(), probe.state, probe._width)
+
+
+def in_the_operator(values: Tensor, probe: Probe) -> None:
+    count(values.t(), probe.state, probe._width)
 
 
 def waiting(values: Tensor, probe: Probe) -> None:
     """Row by row, so that most wait until they are read."""
     for row in values.t().split(1):
-        count_on_cpu(row.contiguous().t(), *memory(probe, values), probe.waiting, probe.filled)
+        count_on_cpu(row.contiguous(), probe.state, probe._width)
 
 
 def in_numpy(values: Tensor, probe: Probe) -> None:
-    edges, counts, moments, _ = memory(probe, values)
-    probe_kernels.count_with_numpy(values.numpy(), edges.numpy(), counts.numpy(), moments.numpy())
+    with no_compiler():
+        count_on_cpu(values.t(), probe.state, probe._width)
 
 
 def in_torch(values: Tensor, probe: Probe) -> None:
-    count_with_torch(values, *memory(probe, values), *NO_ROOM)
+    count_with_torch(values.t(), probe.state, probe._width)
 
 
-KERNELS: list[Kernel] = [in_c, waiting, in_numpy, in_torch]
+KERNELS: list[Kernel] = [in_c, in_the_operator, waiting, in_numpy, in_torch]
 
 
 def assert_same(found: Profile, wanted: Profile) -> None:
@@ -93,9 +98,8 @@ def cases(draw: st.DrawFn) -> tuple[list[float], Tensor]:
 def test_every_kernel_counts_what_the_profile_counts(kernel: Kernel, case: tuple[list[float], Tensor]) -> None:
     reference = Profile.of(pa.table({"x": case[0]}))
     probe = Probe(reference, ["x"])
-    values = case[1].float() if case[1].dtype in (torch.float16, torch.bfloat16) else case[1]
 
-    for part in (values[:7], values[7:]):
+    for part in (case[1][:7], case[1][7:]):
         kernel(part.unsqueeze(0), probe)
 
     wanted = reference.empty().updated(pa.table({"x": pa.array(case[1].double().numpy())}))
@@ -183,6 +187,57 @@ def test_a_machine_without_a_compiler_has_no_library() -> None:
         with no_compiler(found):
             assert native.library() is None
             assert native.brief_calls() is None
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_every_number_of_half_the_bits_is_counted_as_its_float32(kind: torch.dtype, flushed: bool) -> None:
+    values = torch.arange(-(2**15), 2**15).to(torch.int16).view(kind)
+    wanted_of = values.float()
+    reference = Profile.of(pa.table({"x": np.concatenate([np.geomspace(1e-40, 6e4, 500), [-5e-8, 0.0, 3e-8, -1.0]])}))
+    probe, wanted = Probe(reference, ["x"]), Probe(reference, ["x"])
+
+    torch.set_flush_denormal(flushed and kind == torch.float16)
+    try:
+        count(values.unsqueeze(1), probe.state, probe._width)
+        found = rows_waiting(probe.state).clone() if native.library() else None
+        probe.profile()
+    finally:
+        torch.set_flush_denormal(False)
+    count(wanted_of.unsqueeze(1), wanted.state, wanted._width)
+
+    if found is not None:
+        bits = [
+            numbers.masked_fill(numbers.isnan(), torch.nan).view(torch.int32) for numbers in (found[:, 0], wanted_of)
+        ]
+        assert torch.equal(*bits)
+    assert_same(probe.profile(), wanted.profile())
+
+
+def test_a_torch_without_its_plain_functions_leaves_the_kernel_to_python() -> None:
+    assert not registered_in_c(("library_init_impl", "no_such_function"))
+    with no_compiler():
+        assert not registered_in_c()
+
+
+def test_a_state_made_without_a_compiler_is_counted_by_the_operator_with_one() -> None:
+    reference = Profile.of(pa.table({"x": np.linspace(-2, 2, 50), "y": np.linspace(0, 9, 50)}))
+    values = torch.randn(300, 2, generator=torch.Generator().manual_seed(3))
+    with no_compiler():
+        probe = Probe(reference, ["x", "y"])
+    before = sys.getrefcount(values), values._use_count()
+
+    for part in (values, values.half(), values.double(), values.t().contiguous().t()):
+        count(part, probe.state, probe._width)
+    count(values[:0], probe.state, probe._width)
+
+    assert (sys.getrefcount(values), values._use_count()) == before
+    there = Probe(reference, ["x", "y"])
+    for part in (values, values.half(), values.double(), values.t().contiguous().t()):
+        count(part, there.state, there._width)
+    assert (sys.getrefcount(values), values._use_count()) == before
+    assert_same(probe.profile(), there.profile())
+    assert there.profile().rows == 1200
 
 
 @st.composite
@@ -276,7 +331,7 @@ def test_rows_that_wait_are_counted_once_whoever_reads_them() -> None:
     probe = Probe(reference, ["x", "y"])
     values = torch.randn(40, 2)
     probe(values)
-    waited = int(probe.filled)
+    waited = len(rows_waiting(probe.state))
 
     again = pickle.loads(pickle.dumps(probe))
     twice = copy.deepcopy(probe)

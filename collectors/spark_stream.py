@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from collectors.spark import (
     READING,
     PartitionProfile,
     SparkError,
+    Types,
     as_time,
     batches_of,
     clear_error,
@@ -32,6 +34,8 @@ from observability.profile import Profile
 KEPT_BATCHES = 100
 _MERGED = "merged.json"
 _SCHEMA = "schema.json"
+# Times of nanoseconds are plain numbers to Spark, and so are then those of other files, whatever they count.
+_FILE = "`file that the row is of`"
 Windows = dict[datetime | None, Profile]
 
 
@@ -72,7 +76,11 @@ def stream_profiles(
             raise SparkError(f"the files in {folder} have no column {time!r} for the time: {', '.join(frame.columns)}")
         Path(sink).mkdir(parents=True, exist_ok=True)
         _keep(Path(sink) / _SCHEMA, schema if isinstance(schema, str) else schema.json())
-        work = _Batch(reference, present, time, window_seconds, Path(sink))
+        clocks = [name for name in present if reference.columns[name].kind == "datetime"] + ([time] if time else [])
+        numbered = any(frame.schema[name].dataType.typeName() == "long" for name in clocks)
+        if numbered:
+            frame = frame.selectExpr("*", f"_metadata.file_path AS {_FILE}")
+        work = _Batch(reference, present, time, window_seconds, Path(sink), numbered)
         writer = frame.writeStream.foreachBatch(work).option("checkpointLocation", str(checkpoint))
         return (writer.trigger(processingTime=every) if every else writer.trigger(availableNow=True)).start()
 
@@ -103,11 +111,12 @@ class _Batch:
     """What the driver does with each micro-batch."""
 
     def __init__(
-        self, reference: Profile, names: list[str], time: str | None, window_seconds: float, sink: Path
+        self, reference: Profile, names: list[str], time: str | None, window_seconds: float, sink: Path, numbered: bool
     ) -> None:
-        self._empty, self._names, self._sink, self._time = reference.empty(), names, sink, time
+        self._empty, self._sink, self._time = reference.empty(), sink, time
         layout = self._empty.to_json()
-        self._work = _WindowProfiles(layout, names, window_seconds) if time else PartitionProfile(layout, names, {})
+        self._columns = [*map(quoted, names), *([quoted(time)] if time else []), *([_FILE] if numbered else [])]
+        self._work = _StreamProfiles(layout, names, time, window_seconds, numbered)
 
     def __call__(self, frame: Any, number: int) -> None:
         session = frame.sparkSession
@@ -118,9 +127,8 @@ class _Batch:
             raise SparkError(f"{self._sink} holds the profiles of another checkpoint: give this stream its own sink")
         if merged and number <= merged["batch"]:
             return
-        columns = [*self._names, *([self._time] if self._time else [])]
-        with settings(session, batches_of(len(columns))):
-            numbered = frame.selectExpr(*(f"{quoted(name)} AS c{place}" for place, name in enumerate(columns)))
+        with settings(session, batches_of(len(self._columns))):
+            numbered = frame.selectExpr(*(f"{name} AS c{place}" for place, name in enumerate(self._columns)))
             rows = numbered.mapInArrow(self._work, self._work.schema).collect()
         windows: Windows = {}
         for row in rows:
@@ -131,26 +139,62 @@ class _Batch:
         _compact(self._sink, stream)
 
 
-class _WindowProfiles(PartitionProfile):
-    """A profile a window of a partition; the time is the column after the named ones."""
+class _StreamProfiles(PartitionProfile):
+    """A profile a window of a partition, or one of all its rows.
+
+    Behind the named columns comes the time, if there is one, then the row's file, where times come as plain numbers.
+    """
 
     schema = "window bigint, profile binary"
 
-    def __init__(self, layout: bytes, names: list[str], seconds: float) -> None:
+    def __init__(self, layout: bytes, names: list[str], time: str | None, seconds: float, numbered: bool) -> None:
         super().__init__(layout, names, {})
-        self._width = round(seconds * 1e6)
+        self._time, self._width, self._numbered = time, round(seconds * 1e6), numbered
+        self._known: dict[str, Types] = {}
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         empty = Profile.from_json(self._layout)
         found: dict[int | None, Profile] = {}
         for batch in batches:
-            starts = _starts(as_time(batch.column(len(self._names)), None, "datetime"), self._width)
-            table = self.named(empty, batch)
-            for start in pc.unique(starts).to_pylist():
-                chosen = pc.is_null(starts) if start is None else pc.fill_null(pc.equal(starts, start), False)
-                found[start] = found.get(start, empty).updated(table.filter(chosen))
+            for part, types in self._by_file(batch):
+                self._types = types
+                table = self.named(empty, part)
+                for start, rows in self._by_window(part, table):
+                    found[start] = found.get(start, empty).updated(rows)
         bodies = [profile.to_json() for profile in found.values()]
         yield pa.record_batch({"window": pa.array(list(found), pa.int64()), "profile": pa.array(bodies, pa.binary())})
+
+    def _by_window(self, part: pa.RecordBatch, table: pa.Table) -> Iterator[tuple[int | None, pa.Table]]:
+        if self._time is None:
+            yield None, table
+            return
+        times = as_time(part.column(len(self._names)), self._types.get(self._time), "datetime")
+        starts = _starts(times, self._width)
+        for start in pc.unique(starts).to_pylist():
+            chosen = pc.is_null(starts) if start is None else pc.fill_null(pc.equal(starts, start), False)
+            yield start, table.filter(chosen)
+
+    def _by_file(self, batch: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, Types]]:
+        """The rows of each file, and what its times count."""
+        if not self._numbered:
+            yield batch, {}
+            return
+        files = batch.column(batch.num_columns - 1)
+        for file in pc.unique(files).to_pylist():
+            if file not in self._known:
+                self._known[file] = _times_of(file)
+            yield batch.filter(pc.equal(files, file)), self._known[file]
+
+
+def _times_of(file: str) -> Types:
+    """The columns of times in a Parquet file of this machine; of another, nanoseconds are taken for granted."""
+    import pyarrow.parquet as pq
+
+    where = urlsplit(file)
+    if where.scheme not in ("", "file"):
+        return {}
+    schema = pq.read_schema(unquote(where.path))
+    return {field.name: field.type for field in schema if pa.types.is_timestamp(field.type)}
 
 
 def _starts(times: pa.Array, width: int) -> pa.Array:

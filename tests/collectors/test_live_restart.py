@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import deque
 from collections.abc import Callable
@@ -22,8 +23,9 @@ from collectors.drift import DriftThresholds
 from collectors.drift_views import drift_view
 from collectors.events import Batch
 from collectors.measure import Measures
+from collectors.performance_views import performance_view
 from collectors.references import Reference
-from observability.events import event_batch, to_ipc
+from observability.events import event_batch, label_batch, to_ipc
 from observability.lake import read_events
 from observability.profile import Profile
 
@@ -91,9 +93,9 @@ class Site:
     def measurer(self) -> Any:
         return self.collector.measurer
 
-    def accept(self, batch: pa.RecordBatch, name: str) -> bool:
+    def accept(self, batch: pa.RecordBatch, name: str, kind: Any = "events") -> bool:
         table = pa.Table.from_batches([batch])
-        return self.collector.log.accept(Batch("events", to_ipc(batch), table), name).result().duplicate
+        return self.collector.log.accept(Batch(kind, to_ipc(batch), table), name).result().duplicate
 
     def kill(self) -> None:
         old = self.folder / str(self.lives)
@@ -228,3 +230,98 @@ def test_any_order_split_and_kill_gives_the_same_windows(data: st.DataObject, st
     assert sum(pane[2] for pane in expected[0]) == ROWS
     assert killed[0] == expected[0]
     assert killed[1] == expected[1]
+
+
+def odd(batch: pa.RecordBatch, how: str) -> pa.RecordBatch:
+    """The batch as a sender that is not like the others would send it."""
+    rows = batch.num_rows
+    if how == "without x":
+        return batch.drop_columns(["feature.x"])
+    if how == "without origin":
+        return batch.drop_columns(["feature.origin"])
+    if how == "text":
+        return replaced(batch, "feature.x", pa.array(["1.5" if row % 2 else "?" for row in range(rows)]))
+    if how == "vectors":
+        return replaced(batch, "feature.origin", pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * rows)), 2))
+    if how == "failed":
+        return replaced(batch, "prediction.p", pa.nulls(rows, pa.float64()))
+    if how == "more":
+        return batch.append_column("feature.more", pa.array([True] * rows))
+    return batch
+
+
+def replaced(batch: pa.RecordBatch, name: str, values: pa.Array) -> pa.RecordBatch:
+    return batch.set_column(batch.schema.get_field_index(name), name, values)
+
+
+def performance(site: Site) -> list[Any]:
+    site.collector.housekeeping().look_up()
+    site.measurer.step(10**6)
+    site.collector.housekeeping().rescore()
+    windows = performance_view(site.collector.measures, "m", None, 500)["windows"]
+    return [(w["version"], w["start"], w["rows"], w["labelled_rows"], w["scores"]) for w in windows]
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=6,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_odd_batches_and_labels_in_any_order_give_what_one_ordered_delivery_gives(
+    data: st.DataObject, stepped: None, clock: Any
+) -> None:
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    rows = rows_of(generator, ROWS)
+    reference = Profile.of(pa.Table.from_batches([batch_of(rows_of(generator, 500), np.arange(500), "r")]))
+    cuts = sorted(data.draw(st.sets(st.integers(1, ROWS - 1), min_size=3, max_size=10)))
+    kinds = ("plain", "without x", "without origin", "text", "vectors", "failed", "more")
+    sent: list[tuple[str, Any, pa.RecordBatch]] = []
+    for number, chosen in enumerate(np.split(np.arange(ROWS), cuts)):
+        name = f"b{number}"
+        sent.append((name, "events", odd(batch_of(rows, chosen, name), data.draw(st.sampled_from(kinds)))))
+        for again in range(data.draw(st.integers(0, 2))):  # labels that contradict each other: the latest counts
+            ids = [f"{name}/{row}" for row in range(len(chosen)) if generator.random() < 0.6]
+            ids += [f"unknown/{number}"]
+            times = np.round((T0 + 100 + again + generator.random(len(ids))) * 1e9).astype(np.int64)
+            values = generator.choice([0.0, 1.0, math.nan], len(ids), p=[0.5, 0.45, 0.05])
+            sent.append((f"{name} labels {again}", "labels", label_batch(ids, "m", values, times)))
+    order = data.draw(st.permutations(sent))
+
+    found = []
+    with TemporaryDirectory() as folder:
+        for delivery in (order, sent):
+            clock.now = T0 + SPAN
+            site = Site(Path(folder) / str(len(found)), clock)
+            learn(site, reference)
+            for place, (name, kind, batch) in enumerate(delivery):
+                assert site.accept(batch, name, kind) is False
+                if delivery is sent:
+                    continue
+                for step in data.draw(st.lists(st.sampled_from(STEPS), max_size=3)):
+                    if step == "measure":
+                        site.measurer.step(1)
+                    elif step == "all":
+                        site.measurer.step(10**6)
+                    elif step == "tick":
+                        site.collector.measures.tick()
+                    elif step == "wait":
+                        clock.advance(3)
+                    elif step == "compact":
+                        site.collector.log.compact()
+                    elif step == "again":  # also with other content
+                        again, kind, _ = order[data.draw(st.integers(0, place))]
+                        other = data.draw(st.sampled_from([item[2] for item in sent if item[1] == kind]))
+                        assert site.accept(other, again, kind) is True
+                    else:
+                        site.kill()
+            panes, windows = site.finish()
+            found.append((panes, windows, performance(site)))
+            site.end()
+
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == found[1][1]
+    assert found[0][2] == found[1][2]
+    assert sum(pane[2] for pane in found[0][0]) == ROWS

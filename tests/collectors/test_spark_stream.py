@@ -105,6 +105,30 @@ def test_late_rows_amend_their_window(tmp_path: Path, spark: Any) -> None:
     }
 
 
+def test_files_of_other_types_that_came_keep_no_stream_from_starting_again(tmp_path: Path, spark: Any) -> None:
+    reference = Profile.of(rows(99).select(["x", "kind"]))
+    folder, sink = tmp_path / "in", tmp_path / "sink"
+    first, single, micros = rows(1), rows(2), rows(3)
+    single = single.set_column(0, "x", single["x"].cast(pa.float32()))
+    # What the first file's nanoseconds make of its schema must not make others of these.
+    micros = micros.set_column(2, "time", micros["time"].cast(pa.timestamp("us"), safe=False))
+
+    def run(name: str, table: pa.Table) -> None:
+        put(folder, name, table)
+        stream_profiles(spark, folder, reference, tmp_path / "c", sink, time="time").awaitTermination()
+
+    run("a", first)
+    run("b c", single)
+    with pytest.raises(SparkError, match="as (DOUBLE|FLOAT) in one and as"):
+        stream_profiles(spark, folder, reference, tmp_path / "c2", tmp_path / "s2")
+    run("d", micros)
+
+    found = profiles_of_stream(sink)
+    assert list(found) == [datetime.fromtimestamp(START, UTC)]
+    whole = reference.empty().updated(first).updated(single).updated(micros)
+    assert counts_of(profile_of_stream(sink)) == counts_of(whole)
+
+
 @pytest.mark.timeout(600)
 def test_a_killed_process_is_continued(tmp_path: Path, spark: Any) -> None:
     reference = Profile.of(rows(99).select(["x", "kind"]))

@@ -96,6 +96,6 @@ def _floats(array: pa.Array) -> pa.Array:
         return array
     if pa.types.is_duration(kind) or pa.types.is_time(kind):
         whole = array.cast(pa.int32() if pa.types.is_time32(kind) else pa.int64())
-        seconds = np.asarray(whole.cast(pa.float64()).to_numpy(zero_copy_only=False)) / _SECONDS[kind.unit]
+        seconds = np.asarray(whole.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)) / _SECONDS[kind.unit]
         return pa.array(seconds, mask=np.asarray(array.is_null()) if array.null_count else None)
     return array.cast(pa.float64(), safe=False)

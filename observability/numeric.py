@@ -162,7 +162,7 @@ class NumericColumn(Numbers):
             raise ProfileError(f"{len(edges)} edges need {len(edges) + 1} counts, there are {len(counts)}")
         if not (np.isfinite(edges).all() and (edges[1:] > edges[:-1]).all()):
             raise ProfileError("edges are finite numbers in ascending order")
-        return NumericColumn(edges, counts, **scalars(value))
+        return NumericColumn(edges, counts, **_ranged(scalars(value), int(counts.sum())))
 
 
 def scalars(value: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +173,15 @@ def scalars(value: dict[str, Any]) -> dict[str, Any]:
         if isinstance(number, bool) or not isinstance(number, int | float | str) or math.isnan(float(number)):
             raise ProfileError(f"{name} is a number, not {number!r}")
         found[name] = float(number)
+    if found["m2"] < 0:
+        raise ProfileError(f"m2 is a sum of squares, not {found['m2']}")
+    return found
+
+
+def _ranged(found: dict[str, Any], count: int) -> dict[str, Any]:
+    """The same. ProfileError where values have no range."""
+    if count and not found["minimum"] <= found["maximum"]:
+        raise ProfileError(f"the minimum {found['minimum']} is above the maximum {found['maximum']}")
     return found
 
 

@@ -27,6 +27,7 @@ _COMPARED = 200
 _SIGNS = (",", ";", "\t", "|")
 _QUOTED = re.compile(r'"[^"]*"')
 _NUMBERS = (r"[+-]?\d+,\d+", r"[+-]?\d*\.\d+")
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}
 _CONVERSION = re.compile(r"In CSV column #(\d+):.*conversion error to ([^:]+):", re.DOTALL)
 
 
@@ -34,7 +35,7 @@ def read_csv(path: Path) -> pa.Table:
     """The whole file. InputError when it is not a table, or not UTF-8."""
     try:
         dialect = dialect_of(path)
-        table = csv.read_csv(path, parse_options=_parse(dialect), convert_options=_convert(dialect, {}))
+        table = csv.read_csv(_stream(path), parse_options=_parse(dialect), convert_options=_convert(dialect, {}))
     except UnicodeDecodeError as error:
         raise _not_utf8(path) from error
     except pa.ArrowException as error:
@@ -82,10 +83,19 @@ def scan_csv(path: Path, schema: pa.Schema, columns: Sequence[str]) -> Iterator[
 def _opened(path: Path, types: dict[str, pa.DataType], columns: Sequence[str] | None = None) -> csv.CSVStreamingReader:
     dialect = dialect_of(path)
     return csv.open_csv(
-        path,
+        _stream(path),
         read_options=csv.ReadOptions(block_size=BLOCK_BYTES),
         parse_options=_parse(dialect),
         convert_options=_convert(dialect, types, columns),
+    )
+
+
+def _stream(path: Path) -> pa.NativeFile:
+    """The file's bytes, unpacked by what they begin with: its name may say something else."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return pa.input_stream(
+        str(path), compression=next((_PACKED[one] for one in _PACKED if start.startswith(one)), None)
     )
 
 
@@ -100,7 +110,7 @@ class Dialect:
 def dialect_of(path: Path) -> Dialect:
     """How the file is written, by its first lines: by the sign that divides all alike, and the header most."""
     tabs = ".tsv" in path.suffixes or ".tab" in path.suffixes
-    with pa.input_stream(str(path), compression="detect") as file:
+    with _stream(path) as file:
         text = bytes(file.read(_SNIFFED)).decode("utf-8", "replace")
     lines = [_QUOTED.sub("", line) for line in text.splitlines()[:_LINES] if line]
     # The last line may be cut, and a field of several lines makes lines that are none.
@@ -167,7 +177,7 @@ def _check_closed(path: Path, last: pa.Table | pa.RecordBatch) -> None:
     if field is None or "\n" not in field:
         return
     end = b""
-    with pa.input_stream(str(path), compression="detect") as file:
+    with _stream(path) as file:
         while block := bytes(file.read(BLOCK_BYTES)):
             end = (end + block)[-_COMPARED:]
     # A field that is closed has a quotation mark behind it.
@@ -183,8 +193,11 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if "straddles" in text:
         return InputError(f"{path} has a row of many megabytes: is a quotation mark left open in it?")
     with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return _not_utf8(path)
+        start = file.read(_SNIFFED)
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return _not_utf8(path)
+    if b"\0" in start:
+        return InputError(f"{path} is no CSV file: it holds zero bytes, which text in UTF-8 has not")
     if "Empty CSV file" in text:
         return InputError(f"{path} is empty: it has no header line")
     if "invalid UTF8" in text:
@@ -196,7 +209,7 @@ def _not_utf8(path: Path) -> InputError:
     """Says which byte is wrong and where, by reading the file once more."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, line = 0, 1
-    with pa.input_stream(str(path), compression="detect") as file:
+    with _stream(path) as file:
         while block := file.read(BLOCK_BYTES):
             held = len(decoder.getstate()[0])
             try:

@@ -41,6 +41,7 @@ _MAGIC: dict[bytes, Format] = {b"PAR1": "parquet", b"ARRO": "arrow", b"FEA1": "a
 _CSV_GROWTH = 2.0
 _UNPACKED = 5.0
 _BUFFER = 1 << 18
+_LONGEST_NAME = 255
 
 
 def source_of_path(path: str | Path, *, in_memory: int) -> Source:
@@ -69,6 +70,10 @@ def files_of(path: str | Path) -> list[Path]:
     """The files that a path or pattern means, in order. InputError when there are none."""
     text = str(path)
     here = Path(path)
+    if not text:
+        raise InputError("a path is empty: name a file, a folder or a pattern")
+    if len(here.name.encode()) > _LONGEST_NAME:
+        raise InputError(f"{text[:40]}… is longer than the name of a file can be")
     if here.is_dir():
         found = sorted(file for file in here.rglob("*") if file.is_file() and _is_data(file.relative_to(here)))
         files = [file for file in found if _suffix(file) in FORMATS and _suffix(file) != ".json"]

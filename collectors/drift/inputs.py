@@ -47,7 +47,7 @@ def _opened(data: Data, name: str) -> Source | Profile:
     if hasattr(data, "iloc") and hasattr(data, "columns"):
         return Source.of_table(name, _of_pandas(name, data))
     if hasattr(data, "__arrow_c_stream__"):
-        return Source.of_table(name, pa.table(data))
+        return Source.of_table(name, _of_stream(name, data))
     raise InputError(
         f"{name} is a {type(data).__name__}: give a table (Arrow, pandas, a mapping of arrays), a path, or a profile"
     )
@@ -81,8 +81,18 @@ def _of_dataset(name: str, data: Any) -> Source:
     return Source(name, data.schema, rows, rows * width, scan, lambda columns: data.to_table(columns=list(columns)))
 
 
+def _of_stream(name: str, data: Any) -> pa.Table:
+    """What speaks Arrow's C stream interface: a polars frame, a relation of DuckDB. A series is no table."""
+    try:
+        return pa.table(data)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(f"{name}, a {type(data).__name__}, cannot be read as a table: {error}") from error
+
+
 def _of_mapping(name: str, data: Mapping[str, Any]) -> pa.Table:
-    arrays = {column: _array(name, str(column), values) for column, values in data.items()}
+    arrays = {str(column): _array(name, str(column), values) for column, values in data.items()}
+    if len(arrays) < len(data):
+        raise InputError(f"{name} has more than one column of a name: {', '.join(map(repr, data))}")
     lengths = {column: len(values) for column, values in arrays.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{column} {length}" for column, length in lengths.items())
@@ -101,6 +111,8 @@ def _array(name: str, column: str, values: Any) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
     dimensions = getattr(values, "ndim", 1)
+    if hasattr(values, "detach"):
+        values = _of_tensor(values)
     if dimensions == 2:
         return pa.array(list(values))
     if dimensions != 1 or not hasattr(values, "__iter__"):
@@ -120,6 +132,12 @@ def _array(name: str, column: str, values: Any) -> pa.Array | pa.ChunkedArray:
         return pa.array([None if _is_missing(value) else str(value) for value in values], pa.string())
     except (TypeError, ValueError) as error:
         raise InputError(f"column {column!r} of {name} cannot be read: {error}") from error
+
+
+def _of_tensor(values: Any) -> Any:
+    """A tensor's numbers, wherever they lie; numpy has no bfloat16, of which float32 has every number."""
+    values = values.detach().cpu()
+    return (values.float() if "bfloat16" in str(values.dtype) else values).numpy()
 
 
 def _labelled(found: pa.DictionaryArray, values: Any) -> pa.DictionaryArray:

@@ -60,6 +60,13 @@ def as_truths(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.is_valid(texts), truths, pa.scalar(None, pa.bool_()))
 
 
+def are_truths(values: pa.ChunkedArray | pa.Array, *, words: bool = False) -> bool:
+    """Whether numbers are all 0 or 1, and texts all say true or false (with `words` not by 0 and 1), in any case."""
+    texts = pc.utf8_lower(pc.utf8_trim_whitespace(as_text(values).drop_null().unique()))
+    known = (_TRUE[1], _FALSE[1]) if words else (*_TRUE, *_FALSE)
+    return bool(pc.all(pc.is_in(texts, pa.array(known)), min_count=0).as_py())
+
+
 def named_type(kind: pa.DataType) -> str:
     """A type in messages: text is called text, however it is kept."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -89,7 +96,10 @@ def agreed_kind(types: Sides[pa.DataType]) -> tuple[str | None, str]:
     """The kind that both sides can be compared as, or None and the reason why not."""
     kinds = Sides(kind_of(types.reference), kind_of(types.current))
     if kinds.reference is None or kinds.current is None:
-        return None, str(kind_of_type(types.reference if kinds.reference is None else types.current))
+        why = str(kind_of_type(types.reference if kinds.reference is None else types.current))
+        known = types.reference if kinds.reference is not None else types.current
+        same = kinds.reference == kinds.current or pa.types.is_null(known)
+        return None, why if same else f"{_changed(types)}; {why}"
     if kinds.reference == kinds.current:
         return kinds.reference, ""
     # A side without any value is of the other side's kind.
@@ -102,7 +112,11 @@ def agreed_kind(types: Sides[pa.DataType]) -> tuple[str | None, str]:
         return "numeric", ""
     if pair == {"boolean", "categorical"}:
         return "categorical", ""
-    return None, (
+    return None, _changed(types)
+
+
+def _changed(types: Sides[pa.DataType]) -> str:
+    return (
         f"the type changed: {named_type(types.reference)} in the reference, "
         f"{named_type(types.current)} in the current table"
     )

@@ -285,6 +285,12 @@ def _outside(cells: Sides[Column]) -> tuple[str, ...]:
     sample = [*before.strangers.values(), *now.strangers.values()]
     few = listed <= max((1 - MOSTLY_DISTINCT) * rows, len(before.categories) / MOSTLY_DISTINCT)
     identifier = few and MOSTLY_DISTINCT * sum(sample) <= len(sample) and rows >= MANY_ROWS
+    unseen = 1 - listed / rows if rows else 0.0
+    if unseen > MANY_NEW and not identifier:
+        return (
+            f"{unseen:.0%} of the values are none of the {len(before.categories)} categories that a profile lists: of "
+            "those it sees only what becomes frequent, rows would tell more",
+        )
     return _newcomers(0, now.count, identifier)
 
 

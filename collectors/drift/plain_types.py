@@ -1,7 +1,7 @@
 """Arrow's other ways to keep a column, as the ones that everything here reads.
 
-Polars hands text over as string views; a dictionary may itself hold nulls; equal values may be kept once a run. Neither
-is known to all of Arrow's own functions.
+Polars hands text over as string views; a dictionary may itself hold nulls; equal values may be kept once a run; an
+extension (JSON, a tensor) is a name for another type. None of these is known to all of Arrow's own functions.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def with_plain_types(source: Source) -> Source:
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """The type that values of `kind` are read in."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
     if pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if pa.types.is_string_view(kind):
@@ -65,6 +67,8 @@ def _is_odd(chunk: pa.Array) -> bool:
 
 
 def _plain(chunk: pa.Array) -> pa.Array:
+    if isinstance(chunk, pa.ExtensionArray):
+        return _plain(chunk.storage)
     kind = plain_type(chunk.type)
     if pa.types.is_run_end_encoded(chunk.type):
         return _plain(pc.run_end_decode(chunk))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from collectors.drift.comparison import Sides
-from collectors.drift.kinds import agreed_kind, checked_kinds, comparable_columns, kind_of, named_type
+from collectors.drift.kinds import agreed_kind, are_truths, checked_kinds, comparable_columns, kind_of, named_type
 from collectors.drift.source import InputError, Source
 from observability.profile import Profile
 
@@ -108,9 +108,11 @@ def _default(side: Source | Profile) -> list[str]:
 
 def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> ColumnPlan:
     before, now = sides.reference, sides.current
-    for side in (before, now):
+    for side, across in ((before, now), (now, before)):
         if isinstance(side, Profile) and name not in side.columns:
-            return ColumnPlan(name, None, side.left_out[name])
+            changed = _is_known(across, name)
+            reason = side.left_out[name]
+            return ColumnPlan(name, None, f"the type changed; {reason}" if changed else reason, changed=changed)
     if isinstance(before, Profile):
         kind: str = before.columns[name].kind
         if given is not None and given != kind:
@@ -124,6 +126,10 @@ def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> Col
         current = now.schema.field(name).type
         if _fits(kind, current):
             return ColumnPlan(name, kind)
+        if kind == "numeric" and kind_of(current) == "categorical" and before.columns[name].count:
+            return ColumnPlan(name, kind, parsed=True)
+        if kind == "boolean" and kind_of(current) in ("numeric", "categorical") and _has_truths(now, name, words=False):
+            return ColumnPlan(name, kind)
         reason = f"the type changed: {kind} in the reference, {named_type(current)} in the current table"
         return ColumnPlan(name, None, reason, changed=True)
     if isinstance(now, Profile):
@@ -132,7 +138,18 @@ def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> Col
     if given is not None:
         return ColumnPlan(name, given, given=True)
     agreed, reason = agreed_kind(types)
-    if agreed is None and {kind_of(types.reference), kind_of(types.current)} == {"numeric", "categorical"}:
+    kinds = {kind_of(types.reference), kind_of(types.current)}
+    if agreed == "embedding" and pa.types.is_null(types.reference):
+        # Nothing tells how long the vectors were.
+        found = _has_values(now, name)
+        reason = "the reference has no value" if found else "neither table has a value"
+        return ColumnPlan(name, None, reason, changed=found)
+    if kinds in ({"boolean", "categorical"}, {"numeric", "categorical"}):
+        # Among numbers, texts of numbers are numbers.
+        words = "numeric" in kinds
+        if _has_truths(before, name, words=words) and _has_truths(now, name, words=words):
+            return ColumnPlan(name, "boolean")
+    if agreed is None and kinds == {"numeric", "categorical"}:
         numbers = before if kind_of(types.reference) == "numeric" else now
         # Numbers that are all missing are of the other side's kind: pandas has no other nothing.
         return ColumnPlan(name, "numeric" if _has_numbers(numbers, name) else "categorical", reason, parsed=True)
@@ -146,6 +163,27 @@ def _has_numbers(source: Source, name: str) -> bool:
         if len(values) > values.null_count and len(values) > pc.sum(pc.is_null(values, nan_is_null=True)).as_py():
             return True
     return False
+
+
+def _is_known(side: Source | Profile, name: str) -> bool:
+    """Whether a column is of some kind, and not of nothing but nulls."""
+    if isinstance(side, Profile):
+        return name in side.columns and side.columns[name].count > 0
+    kind = side.schema.field(name).type
+    return kind_of(kind) is not None and not pa.types.is_null(kind)
+
+
+def _has_values(source: Source, name: str) -> bool:
+    return any(len(batch) > batch.column(0).null_count for batch in source.scan([name]))
+
+
+def _has_truths(source: Source, name: str, *, words: bool) -> bool:
+    """Whether a column has truth values and nothing else: 0 and 1, and (of texts with `words` only) true and false."""
+    kind = source.schema.field(name).type
+    if kind_of(kind) == "numeric" and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return False
+    words = words and kind_of(kind) == "categorical"
+    return all(are_truths(batch.column(0), words=words) for batch in source.scan([name])) and _has_values(source, name)
 
 
 def _fits(kind: str, current: pa.DataType) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time as clock
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ import pyarrow as pa
 from collectors.drift.automatic import JudgedColumns, with_threshold
 from collectors.drift.comparison import ColumnComparison, Comparison, Mode, Sides
 from collectors.drift.evidently_method import DRIFT_SHARE
-from collectors.drift.methods import METHODS
+from collectors.drift.methods import METHODS, TESTS
 from collectors.drift.number_block import totals
 from collectors.drift.pairs import EXACT_INTEGERS, ROUNDED, Asked, ColumnPair, Pairs, exact_pair
 from collectors.drift.pairs import profile_pairs as measured_together
@@ -53,6 +54,9 @@ class Options:
             raise InputError(f"there is no method {self.method!r}: known are {', '.join(METHODS)}")
         if self.threshold is not None and not self.threshold > 0:
             raise InputError(f"the threshold must be positive, it is {self.threshold}")
+        if self.threshold is not None and self.threshold >= (1.0 if self.method in TESTS else math.inf):
+            limit = f"of {self.method}, a p-value, must be below 1" if self.method in TESTS else "must be finite"
+            raise InputError(f"the threshold {limit}, it is {self.threshold}")
         if self.alpha is not None and not 0 < self.alpha < 1:
             raise InputError(f"alpha lies between 0 and 1, it is {self.alpha}")
         if self.method == "auto" and self.alpha is not None and self.alpha >= 0.5:

@@ -141,3 +141,14 @@ def test_above_the_only_value_of_the_reference_has_a_name_of_its_own() -> None:
 
     assert drawn is not None
     assert drawn.labels == ("1", "> 1")
+
+
+def test_a_profile_says_that_its_list_is_short() -> None:
+    drawn = np.random.default_rng(8).normal(size=(2, 3_000)) + np.array([[0.0], [1.5]])
+    texts = [{"k": [f"{number:.3f}" for number in side]} for side in drawn]
+
+    found = compare(*texts, mode="profile").columns["k"]
+
+    assert "of the values are none of the 256 categories that a profile lists" in found.reason
+    assert compare(*texts, mode="exact").columns["k"].drifted
+    assert "lists" not in compare(texts[0], texts[0], mode="exact").columns["k"].reason

@@ -221,6 +221,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "other.json": (b"{}", "not a saved profile"),
     "notes.txt": (b"hello", "of no known format"),
     "foreign.csv": (b"p,q\n1,2\n", "no column in common"),
+    "wide_without_mark.csv": ("a,b\n1,x\n".encode("utf-16-le"), "holds zero bytes"),
+    "table.csv": (b"PAR1\0,\n1\0,2,3,4\n", "holds zero bytes"),
 }
 
 
@@ -249,6 +251,8 @@ def test_what_is_not_there_or_no_table_is_told(tmp_path: Path) -> None:
         (pd.DataFrame([[1, 2]], columns=["x", "x"]), "more than one column named 'x'"),
         ({"x": [1, 2], "kind": ["a"]}, "different lengths: x 2, kind 1"),
         (42, "is a int: give a table"),
+        ("", "a path is empty"),
+        ("a" * 5_000, "longer than the name of a file can be"),
     ]
 
     for current, words in cases:
@@ -294,3 +298,11 @@ def test_no_rows_make_no_profile_to_be_saved(tmp_path: Path) -> None:
     for reference in (empty, tmp_path / "empty.parquet"):
         with pytest.raises(InputError, match="no rows"):
             saved_profile(reference)
+
+
+@pytest.mark.parametrize("name", ["T.CSV.GZ", "packed.csv", "plain.csv.gz"])
+def test_packed_csv_is_known_by_its_bytes_and_not_its_name(tmp_path: Path, name: str) -> None:
+    text = b"x,k\n" + b"".join(b"%d,a\n" % number for number in range(100))
+    (tmp_path / name).write_bytes(text if name.startswith("plain") else gzip.compress(text))
+
+    assert compare(tmp_path / name, {"x": range(100)}, columns=["x"]).columns["x"].ks == 0

@@ -384,6 +384,22 @@ def test_a_damaged_profile_is_refused_and_never_a_traceback(data: st.DataObject)
     profile.to_json()
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"m2": -1.0}, "m2 is a sum of squares"),
+        ({"minimum": 5.0, "maximum": -5.0}, "above the maximum"),
+        ({"minimum": "inf", "maximum": "-inf"}, "above the maximum"),
+    ],
+)
+def test_moments_that_no_numbers_have_are_refused(changed: dict[str, Any], told: str) -> None:
+    value = json.loads(Profile.of({"x": [1.0, 2.0]}).to_json())
+    value["columns"]["x"] |= changed
+
+    with pytest.raises(ProfileError, match=told):
+        Profile.from_json(json.dumps(value).encode())
+
+
 def test_deeply_nested_json_is_refused() -> None:
     with pytest.raises(ProfileError):
         Profile.from_json(b'{"format":2,"columns":' + b"[" * 100_000)

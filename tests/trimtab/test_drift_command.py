@@ -213,8 +213,12 @@ def test_the_page_holds_everything_and_loads_nothing(trimtab: Run, tables: dict[
         (("r.csv", "file.arrow", "--window", "1d", "--time", "kind"), "no times to make windows from"),
         (("r.csv", "file.arrow", "--kinds", "code"), "give NAME=KIND"),
         (("r.csv", "file.arrow", "--evidently"), "give --html FILE"),
-        (("r.csv", "file.arrow", "--html", "no/such/folder/x.html"), "No such file"),
-        (("r.csv", "file.arrow", "--save-profile", "no/such/p.json"), "No such file"),
+        (("r.csv", "file.arrow", "--html", "no/such/folder/x.html"), "there is no folder"),
+        (("r.csv", "file.arrow", "--save-profile", "no/such/p.json"), "there is no folder"),
+        (("r.csv", "file.arrow", "--save-profile", "r.csv"), "is one of the tables"),
+        (("r.csv", "file.arrow", "--html", "file.arrow"), "is one of the tables"),
+        (("r.csv", "file.arrow", "--method", "ks", "--threshold", "2"), "a p-value, must be below 1"),
+        (("r.csv", "file.arrow", "--threshold", "inf"), "must be finite"),
     ],
 )
 def test_what_cannot_be_compared_has_a_status_and_a_line_of_its_own(
@@ -254,6 +258,38 @@ def test_progress_is_shown_on_a_terminal_only(tables: dict[str, Path]) -> None:
     assert child.returncode == 1
     assert json.loads(output)["drifted"] is True
     assert b"columns" in shown
+
+
+def test_what_is_written_to_nobody_keeps_its_status(tables: dict[str, Path]) -> None:
+    command = [sys.executable, "-m", "trimtab", "drift", str(tables["r.csv"]), str(tables["file.arrow"])]
+    reading, writing = os.pipe()
+    os.close(reading)
+    gone = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    with Path("/dev/full").open("wb") as full:
+        no_room = subprocess.run([*command, "--json"], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    narrow = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    letters = subprocess.run(command, capture_output=True, env=narrow, timeout=60, check=False)
+
+    assert (gone.returncode, gone.stderr) == (0, b"")
+    assert no_room.returncode == 2
+    assert no_room.stderr.startswith(b"Error: the answer cannot be written: No space left")
+    assert no_room.stderr.count(b"\n") == 1
+    assert (letters.returncode, letters.stderr) == (0, b"")
+    assert letters.stdout.startswith(b"no drift: ")
+
+
+def test_an_interrupted_comparison_is_no_drift(
+    trimtab: Run, tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trimtab.commands.drift.compare", interrupted)
+
+    found = trimtab("drift", tables["r.csv"], tables["moved.parquet"])
+
+    assert (found.exit_code, found.stdout, found.stderr) == (130, "", "Error: interrupted\n")
 
 
 @pytest.mark.slow

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from collectors.drift.compare import compare, saved_profile
+from collectors.drift.comparison import Comparison
 from collectors.drift.methods import METHODS
 from collectors.drift.page import page
 from collectors.drift.source import InputError
@@ -25,6 +27,8 @@ from trimtab.commands.options import fail, with_json
 
 # Where nobody looks, and at most: longer lines are hard to read.
 WIDTH = 120
+# What a shell calls a command that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 @click.command(
@@ -88,10 +92,11 @@ def drift(
     chi_square (Cohen's w, also of one rare_category, or of all new_categories) and embeddings by mmd. The method column
     says by which.
 
-    Exit status 0: no drift; 1: drift; 2: the tables cannot be compared.
+    Exit status 0: no drift; 1: drift; 2: the tables cannot be compared, or the answer not be written; 130: interrupted.
     """
     if evidently and html is None:
         fail("--evidently writes its report beside ours: give --html FILE, too", status=2)
+    _check_writable([path for path in (save_profile, html) if path is not None], (reference, current))
     try:
         with _progress() as report:
             found = compare(
@@ -117,6 +122,9 @@ def drift(
         if evidently and html is not None:
             beside = Path(html).with_suffix(".evidently.html")
             write_evidently_page(reference, current, beside, list(found.columns))
+    except KeyboardInterrupt:
+        # Not 1, which would be drift.
+        fail("interrupted", status=INTERRUPTED)
     except (InputError, NoReport) as error:
         fail(str(error), status=2)
     except (OSError, MemoryError, subprocess.SubprocessError) as error:
@@ -126,13 +134,42 @@ def drift(
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         fail(f"unexpected: {said}; please report it, with what --traceback shows", status=2)
-    if as_json:
-        click.echo(found.json_text(indent=2))
-    else:
-        console = Console()
-        console.width = min(console.width, WIDTH) if sys.stdout.isatty() else WIDTH
-        console.print(rendered(found), soft_wrap=False)
+    _say(found.json_text(indent=2).decode() if as_json else _table(found))
     sys.exit(1 if found.alarms else 0)
+
+
+def _table(found: Comparison) -> str:
+    console = Console()
+    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
+    with console.capture() as capture:
+        console.print(rendered(found), soft_wrap=False)
+    return capture.get().rstrip("\n")
+
+
+def _say(text: str) -> None:
+    """Writes to standard output what its encoding has. A reader that has gone changes no verdict; a full disk does."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        click.echo(text.encode(encoding, "replace").decode(encoding))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            fail(f"the answer cannot be written: {error.strerror or error}", status=2)
+
+
+def _check_writable(paths: Sequence[str], tables: Sequence[str]) -> None:
+    """Ends the command before any work where a file cannot be written, or is one of the tables."""
+    for path in paths:
+        file = Path(path)
+        if not file.parent.is_dir():
+            fail(f"{path} cannot be written: there is no folder {file.parent}", status=2)
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            fail(f"{path} cannot be written: permission denied", status=2)
+        if file.exists() and any(Path(table).exists() and file.samefile(table) for table in tables):
+            fail(f"{path} is one of the tables: it would be overwritten", status=2)
 
 
 def _names(columns: tuple[str, ...]) -> list[str] | None:

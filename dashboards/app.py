@@ -26,6 +26,7 @@ def connect(config: DashboardConfig) -> Sources:
         config.serving_url,
         collector_url=config.collector_url,
         sign=_signer(config.secret_file),
+        patience_seconds=config.patience_seconds,
     )
 
 

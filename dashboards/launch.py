@@ -30,6 +30,7 @@ class DashboardConfig:
     scrape_seconds: float = 5.0  # the slowest scrape interval: rates look back over four of them
     availability_objective: float = 0.999  # share of requests without a fault
     latency_objective_seconds: float = 0.1  # what p99 shall stay below
+    patience_seconds: float = 8.0  # how long an answer may take; a service that takes longer counts as away
     secret_file: Path | None = None  # holds the secret that signs what is asked of alerts and serving
 
     def __post_init__(self) -> None:
@@ -39,8 +40,11 @@ class DashboardConfig:
                 raise ValueError(f"{name} is {url!r}: give a URL that starts with http:// or https://")
         if not 0 < self.availability_objective < 1:
             raise ValueError(f"availability_objective is {self.availability_objective}: give a share between 0 and 1")
-        if self.scrape_seconds <= 0 or self.refresh_seconds < 0 or self.latency_objective_seconds <= 0:
-            raise ValueError("scrape_seconds and latency_objective_seconds must be above 0, refresh_seconds at least 0")
+        for name in ("scrape_seconds", "latency_objective_seconds", "patience_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give more than 0")
+        if self.refresh_seconds < 0:
+            raise ValueError(f"refresh_seconds is {self.refresh_seconds}: give at least 0")
 
 
 def command(config: DashboardConfig) -> list[str]:
@@ -82,6 +86,8 @@ def arguments(config: DashboardConfig) -> list[str]:
         str(config.availability_objective),
         "--latency-objective-seconds",
         str(config.latency_objective_seconds),
+        "--patience-seconds",
+        str(config.patience_seconds),
     ]
     if config.collector_url:
         argv += ["--collector-url", config.collector_url]
@@ -98,8 +104,9 @@ def parse(argv: Sequence[str]) -> DashboardConfig:
     default = DashboardConfig()
     for name in ("query", "collector", "alerts", "serving"):
         parser.add_argument(f"--{name}-url", default=getattr(default, f"{name}_url"))
-    for name in ("refresh-seconds", "scrape-seconds", "availability-objective", "latency-objective-seconds"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(default, name.replace("-", "_")))
+    for name in ("refresh_seconds", "scrape_seconds", "availability_objective", "latency_objective_seconds",
+                 "patience_seconds"):  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=getattr(default, name))
     parser.add_argument("--theme", choices=("light", "dark"), default=default.theme)
     parser.add_argument("--model", default=None)
     parser.add_argument("--secret-file", type=Path, default=None)

@@ -68,7 +68,11 @@ class Refused(SourceError):
 
 
 class Sources:
-    """Reads and asks the services. Answers (and failures) are remembered for `memory_seconds`, then asked again."""
+    """Reads and asks the services. Answers (and failures) are remembered for `memory_seconds`, then asked again.
+
+    A service that has not answered after `patience_seconds` is away; to connect, and to say that it lives, it has a
+    part of that.
+    """
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class Sources:
         collector_url: str | None = None,
         sign: Sign | None = None,
         memory_seconds: float = 1.0,
+        patience_seconds: float = 8.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         query, collector = query_url.rstrip("/"), (collector_url or query_url).rstrip("/")
@@ -91,7 +96,8 @@ class Sources:
             "serving": serving_url.rstrip("/"),
         }
         self._sign, self._memory_seconds, self._clock = sign, memory_seconds, clock
-        self._client = httpx.Client(timeout=httpx.Timeout(8.0, connect=1.0))
+        self._patience_seconds, self._connect_seconds = patience_seconds, patience_seconds / 8
+        self._client = httpx.Client(timeout=httpx.Timeout(patience_seconds, connect=self._connect_seconds))
         self._pool = ThreadPoolExecutor(max_workers=6, thread_name_prefix="sources")
         self._memory: dict[Any, tuple[float, Any]] = {}
         self._lock = threading.Lock()
@@ -248,8 +254,11 @@ class Sources:
         """For each service what is wrong with it, or None."""
 
         def one(service: Service) -> SourceError | None:
+            seconds = self._patience_seconds / 4
             try:
-                self._remembered(("health", service), lambda: self._send(service, "GET", HEALTH[service], timeout=2.0))
+                self._remembered(
+                    ("health", service), lambda: self._send(service, "GET", HEALTH[service], timeout=seconds)
+                )
             except SourceError as problem:
                 return problem
             return None
@@ -305,7 +314,7 @@ class Sources:
         url = self.urls[service]
         request = self._client.build_request(method, url + path, params=parameters, json=body, headers=headers)
         if timeout is not None:
-            request.extensions["timeout"] = httpx.Timeout(timeout, connect=1.0).as_dict()
+            request.extensions["timeout"] = httpx.Timeout(timeout, connect=self._connect_seconds).as_dict()
         if self._sign and service in ("alerts", "serving") and method == "POST":
             request.headers.update(self._sign(request.content))
         try:

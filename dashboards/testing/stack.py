@@ -29,16 +29,21 @@ from dashboards.testing.story import LENGTH, MODEL, Story, drift_answer
 from observability import signing
 
 Handler = Callable[[Request], Response]
+PATIENCE_SECONDS = 240.0
 
 
 class FakeStack:
     """Three servers in one thread; a context manager. `rich=False` is a stack that has seen nothing yet.
 
+    The story is told to its end when it is made. `halted` is a second of it at which the services stand still instead,
+    however long one looks.
+
     With a secret every POST under `/api/v1/` of alerts and serving must be signed, as theirs must be.
     """
 
-    def __init__(self, *, rich: bool = True, now: float | None = None, secret: bytes | None = None) -> None:
-        self.story = Story((time.time() if now is None else now) - LENGTH)
+    def __init__(self, *, rich: bool = True, halted: float | None = None, secret: bytes | None = None) -> None:
+        self.story = Story(time.time() - (LENGTH if halted is None else halted))
+        self._now = time.time if halted is None else lambda: self.story.begin + halted
         self.requests: list[tuple[str, str, Any]] = []
         self.silences: list[dict[str, Any]] = []
         self.actions: list[dict[str, Any]] = []
@@ -84,9 +89,9 @@ class FakeStack:
         return f"http://{host}:{port}"
 
     def config(self, **settings: Any) -> DashboardConfig:
-        """A dashboard that looks at this stack."""
+        """A dashboard that looks at this stack, and that a busy machine does not make believe that it is away."""
         urls = {f"{service}_url": self.url(service) for service in self._sockets}
-        return DashboardConfig(**{**urls, **settings})
+        return DashboardConfig(**{**urls, "patience_seconds": PATIENCE_SECONDS, **settings})
 
     # --- collector --------------------------------------------------------------------------------------------------
     def _query(self) -> Starlette:
@@ -125,7 +130,7 @@ class FakeStack:
         if not self._rich:
             return _error(f"model {request.path_params['model']!r} has no reference yet", 404)
         windows = int(request.query_params.get("windows", 60))
-        return JSONResponse(drift_answer(self.story, time.time(), windows, request.query_params.get("version")))
+        return JSONResponse(drift_answer(self.story, self._now(), windows, request.query_params.get("version")))
 
     def _quality(self, request: Request) -> Response:
         if not self._rich:
@@ -172,22 +177,22 @@ class FakeStack:
         )
 
     def _evidence(self, request: Request) -> Response:
-        return JSONResponse({"releases": records.evidence(self.story, time.time()) if self._rich else [], "error": ""})
+        return JSONResponse({"releases": records.evidence(self.story, self._now()) if self._rich else [], "error": ""})
 
     def _releases(self, request: Request) -> Response:
-        found = release_records.releases(self.story, time.time()) if self._rich else []
+        found = release_records.releases(self.story, self._now()) if self._rich else []
         return JSONResponse({"releases": found, "policies": {}, "version": "1", "error": ""})
 
     def _release(self, request: Request) -> Response:
-        found = release_records.release(self.story, time.time()) if self._rich else None
+        found = release_records.release(self.story, self._now()) if self._rich else None
         return _error("it has no release", 404) if found is None else JSONResponse(found)
 
     async def _decide_release(self, request: Request) -> Response:
         await self._body(request)
-        return JSONResponse(release_records.release(self.story, time.time()))
+        return JSONResponse(release_records.release(self.story, self._now()))
 
     def _episodes(self, request: Request) -> Response:
-        found = release_records.episodes(self.story, time.time()) if self._rich else []
+        found = release_records.episodes(self.story, self._now()) if self._rich else []
         return JSONResponse({"episodes": found})
 
     async def _body(self, request: Request) -> Any:
@@ -241,11 +246,11 @@ class FakeStack:
     def _model(self, request: Request) -> Response:
         if not self._rich:
             return _error("no such model", 404)
-        return JSONResponse(records.policy(self.story, time.time()))
+        return JSONResponse(records.policy(self.story, self._now()))
 
     async def _change(self, request: Request) -> Response:
         await self._body(request)
-        return JSONResponse(records.policy(self.story, time.time()))
+        return JSONResponse(records.policy(self.story, self._now()))
 
 
 def _healthy(request: Request) -> Response:

@@ -14,16 +14,9 @@ from dashboards.launch import APP, DashboardConfig, arguments
 from dashboards.testing import FakeStack
 
 
-@pytest.fixture(scope="session")
-def rich_stack() -> Iterator[FakeStack]:
-    """A stack whose story is told to its end. Tests that change it take their own."""
-    with FakeStack() as stack:
-        yield stack
-
-
 @pytest.fixture
-def changing_stack() -> Iterator[FakeStack]:
-    """A stack of one's own."""
+def rich_stack() -> Iterator[FakeStack]:
+    """A stack whose story has just come to its end: with one for all tests, the last would look at a later hour."""
     with FakeStack() as stack:
         yield stack
 
@@ -50,7 +43,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Callable[[DashboardConfig, str
 
     def open_(config: DashboardConfig, page: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", [str(APP), *arguments(config)])
-        test = AppTest.from_file(str(APP), default_timeout=60)
+        test = AppTest.from_file(str(APP), default_timeout=240)
         test.run()
         return test if page == "overview" else test.switch_page(str(Path("views") / f"{page}.py")).run()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from dashboards.launch import DashboardConfig
 from dashboards.testing import FakeStack
-from dashboards.testing.story import CANARY_3, LENGTH
+from dashboards.testing.story import CANARY_3
 
 Open = Callable[[DashboardConfig, str], AppTest]
 pytestmark = pytest.mark.slow
@@ -120,29 +119,29 @@ def test_a_page_of_a_known_model_claims_nothing_that_it_cannot_know(open_page: O
         assert claim not in words(test)
 
 
-def test_approving_a_waiting_action_goes_through_the_alerts_api(open_page: Open, changing_stack: FakeStack) -> None:
-    test = open_page(changing_stack.config(), "alerts")
+def test_approving_a_waiting_action_goes_through_the_alerts_api(open_page: Open, rich_stack: FakeStack) -> None:
+    test = open_page(rich_stack.config(), "alerts")
 
     test.button(key="approve-4").click().run()
 
-    assert changing_stack.requests == [("POST", "/api/v1/actions/4/approve", {"actor": "dashboard"})]
+    assert rich_stack.requests == [("POST", "/api/v1/actions/4/approve", {"actor": "dashboard"})]
     assert "waits for approval" not in words(test)
 
 
-def test_rejecting_and_expiring_go_through_the_alerts_api(open_page: Open, changing_stack: FakeStack) -> None:
-    test = open_page(changing_stack.config(), "alerts")
+def test_rejecting_and_expiring_go_through_the_alerts_api(open_page: Open, rich_stack: FakeStack) -> None:
+    test = open_page(rich_stack.config(), "alerts")
 
     test.button(key="reject-4").click().run()
     test.button(key="expire-s-active").click().run()
 
-    assert [(method, path) for method, path, _ in changing_stack.requests] == [
+    assert [(method, path) for method, path, _ in rich_stack.requests] == [
         ("POST", "/api/v1/actions/4/reject"),
         ("DELETE", "/api/v2/silence/s-active"),
     ]
 
 
 def test_a_release_in_progress_shows_its_evidence_and_what_it_lacks(open_page: Open) -> None:
-    with FakeStack(now=time.time() + LENGTH - CANARY_3 - 40) as stack:
+    with FakeStack(halted=CANARY_3 + 40) as stack:
         test = open_page(stack.config(), "releases")
 
     assert not test.exception

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 from dashboards.launch import DashboardConfig
 from dashboards.sources import Refused, Sources, Unavailable
 from dashboards.testing import FakeStack
+from dashboards.testing.stack import PATIENCE_SECONDS
 from dashboards.testing.story import MODEL
 from observability import signing
 
@@ -32,7 +34,10 @@ def reader(stack: FakeStack, secret: bytes | None) -> Iterator[Sources]:
     def sign(body: bytes) -> dict[str, str]:
         return {signing.HEADER: signing.sign(secret or b"", body, time.time())}
 
-    sources = Sources(stack.url("query"), stack.url("alerts"), stack.url("serving"), sign=sign if secret else None)
+    sources = Sources(
+        stack.url("query"), stack.url("alerts"), stack.url("serving"), sign=sign if secret else None,
+        patience_seconds=PATIENCE_SECONDS,
+    )  # fmt: skip
     try:
         yield sources
     finally:
@@ -82,7 +87,13 @@ def test_drift_and_traces_come_from_the_collector_while_another_prometheus_answe
     rich_stack: FakeStack, empty_stack: FakeStack
 ) -> None:
     url = rich_stack.url
-    sources = Sources(empty_stack.url("query"), url("alerts"), url("serving"), collector_url=url("query"))
+    sources = Sources(
+        empty_stack.url("query"),
+        url("alerts"),
+        url("serving"),
+        collector_url=url("query"),
+        patience_seconds=PATIENCE_SECONDS,
+    )
 
     assert sources.drift(MODEL)["windows"]
     assert sources.traces()
@@ -94,10 +105,26 @@ def test_drift_and_traces_come_from_the_collector_while_another_prometheus_answe
 def test_a_collector_that_is_away_is_named_once_when_it_answers_queries_too(
     rich_stack: FakeStack, nobody: DashboardConfig
 ) -> None:
-    sources = Sources(nobody.query_url, rich_stack.url("alerts"), rich_stack.url("serving"))
+    sources = Sources(
+        nobody.query_url, rich_stack.url("alerts"), rich_stack.url("serving"), patience_seconds=PATIENCE_SECONDS
+    )
 
     with pytest.raises(Unavailable) as away:
         sources.label_values("model")
     assert away.value.service == "collector"
     assert list(sources.health()) == ["collector", "alerts", "serving"]
     sources.close()
+
+
+def test_a_service_that_does_not_answer_within_the_patience_is_away(rich_stack: FakeStack) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        sources = Sources(url, rich_stack.url("alerts"), rich_stack.url("serving"), patience_seconds=0.4)
+        with pytest.raises(Unavailable, match="no answer in time"):
+            sources.label_values("model")
+        sources.close()
+
+
+def test_a_patience_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="patience_seconds is 0"):
+        DashboardConfig(patience_seconds=0)

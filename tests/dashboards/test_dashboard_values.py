@@ -59,7 +59,13 @@ def test_no_value_is_ever_written_as_nan(value: float) -> None:
 
 def test_the_command_line_carries_the_whole_config() -> None:
     config = DashboardConfig(
-        query_url="http://q:1", collector_url="http://c:1", model="m", theme="dark", port=9, secret_file=Path("/s")
+        query_url="http://q:1",
+        collector_url="http://c:1",
+        model="m",
+        theme="dark",
+        port=9,
+        patience_seconds=3.0,
+        secret_file=Path("/s"),
     )
 
     line = command(config)

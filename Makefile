@@ -1,6 +1,7 @@
 # make demo   the whole loop on real flights, with the dashboard   (ARGS="--headless --json", "--help", …)
 # make test   everything that proves it                            (ARGS="-k drift", JOBS=4, …)
 #             (a slow test that fails has one more try; what failed at the first is told at the end)
+#             (drawn examples are the same every time; ARGS="--hypothesis-profile=explore" draws others)
 # make check  lint, types, the import table and the fast tests
 # make bench  ours, the peer and the limit, measured in one run
 # Each sets up what it needs: a virtual environment in .venv and, where it runs as root on Debian, the servers that the tests talk to.

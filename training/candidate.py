@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from observability import TrainingMonitor
 from training.artifact import unshared
+from training.begun import ALONE, RANKS, SERVERS, way
 from training.checkpoint import CheckpointStore
 from training.data import DataError, Encoding, Rows, TabularTask, encode_rows, fit, predict
 from training.guards.policy import GuardPolicy
@@ -74,14 +75,16 @@ def fit_candidate(
         start_from(network, weights)
     encoded = encode_rows(task, encoding.vocabularies, rows)
     check_network(network, len(encoded), config.batch_size, _shares(ranks, parallel, nodes))
+    world = ranks * (nodes.count if nodes else 1)
+    in_ranks, parallel = way(out, world if not isinstance(parallel, ParallelConfig) else parallel.world_size, parallel)
     if isinstance(parallel, ServersForm):
         check_for_servers(network)
         _on_servers(network, encoded, config, monitor, out, parallel, push_url)
         return Candidate(network.eval(), encoding.vocabularies, "warm" if warm else "new")
-    if ranks > 1 or parallel is not None or nodes is not None:
+    if in_ranks or nodes is not None:
         result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel, nodes)
     else:
-        store = CheckpointStore(out / "checkpoints") if config.checkpoint_every else None
+        store = CheckpointStore(out / ALONE) if config.checkpoint_every else None
         result = Trainer(network, encoded, config, monitor, store, record=GuardRecord(out / RECORD)).run()
     if result.outcome == "stopped":
         raise TrainingStopped(result.reason)
@@ -115,7 +118,7 @@ def _in_ranks(
             world_size=parallel.world_size if parallel is not None else ranks * (nodes.count if nodes else 1),
             parallel=parallel,
             nodes=nodes,
-            folder=out / "ranks",
+            folder=out / RANKS,
             model=monitor.model,
             run=monitor.run,
             metrics=monitor.metrics,
@@ -141,7 +144,7 @@ def _on_servers(
             rows,
             config,
             form,
-            folder=out / "servers",
+            folder=out / SERVERS,
             model=monitor.model,
             run=monitor.run,
             metrics=monitor.metrics,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from observability import TrainingMonitor
 from training.artifact import MANIFEST, write_artifact
+from training.begun import ALONE, RANKS, SERVERS
 from training.blessing import bless
 from training.candidate import Candidate, fit_candidate, predicted, read_candidate, write_candidate
 from training.data import TabularTask, split_recent
@@ -28,11 +29,13 @@ from training.outcome import ModelRegistry, TrainOutcome
 from training.parameter_server.form import Form
 from training.reference import Beside, HeldOut, reference_body
 from training.slices import slice_scores, surely_worse
+from training.steps import FOLDER as STEPS
 from training.steps import Done, Steps
 from training.train_config import TrainConfig
+from training.unchanged import check_same
 from training.validation import digest, validated
 
-EVENTS = "openlineage.jsonl"
+EVENTS, ROWS = "openlineage.jsonl", "rows.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +125,10 @@ def _made(
     known: str,
 ) -> TrainOutcome:
     task, rival, out = making.task, making.rival, making.out
+    if not any((out / name).exists() for name in (ALONE, RANKS, SERVERS)):
+        (out / STEPS / ROWS).unlink(missing_ok=True)
+    # What was begun on some rows is not gone on with on others.
+    check_same(out / STEPS / ROWS, {"rows": known, "held_out": making.held_out}, "rows")
     split = split_recent(making.rows, task.group, making.held_out)
     steps.run(
         "validate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from serving.registry import Registry
 from tests.training.conftest import TinyNet
 from tests.training.toy_network import Line, rows
 from training import DataError, Encoding, Gate, TrainConfig, TrainJob, train
+from training.begun import way
 from training.checkpoint import Checkpoint, CheckpointStore
 from training.data import encode_rows, fit, labelled
 from training.loop import Trainer, TrainResult
@@ -28,6 +30,7 @@ from training.pipeline import stages_of
 from training.replicas import take_whole
 from training.sharded_checkpoint import ShardedCheckpointStore
 from training.tensor_plan import styles
+from training.unchanged import check_same
 
 CONFIG = TrainConfig(epochs=2, batch_size=100, learning_rate=0.02, seed=5, threads=1, checkpoint_every=5)
 GATE = Gate(min_rows=100, min_groups=3)
@@ -282,3 +285,89 @@ def test_a_column_of_another_kind_is_named(name: str, column: pa.Array, words: s
         labelled(task, table.set_column(table.column_names.index(name), name, column))
     with pytest.raises(DataError, match="column 'x' is there twice"):
         labelled(task, table.append_column("x", table["x"]))
+
+
+def test_what_was_begun_on_some_rows_is_not_gone_on_with_on_others(job: TrainJob, registry: Registry) -> None:
+    assert train(job, registry).passed
+    turned = job.table.set_column(1, "x", pc.negate(job.table["x"]))
+
+    outcome = train(replace(job, table=turned), registry)
+
+    assert (outcome.outcome, outcome.version) == ("failed", None)
+    assert "the run began with other rows (rows " in outcome.reason
+    assert outcome.reason.endswith("begin a new run, without --resume")
+    assert train(job, registry).version == 1
+
+
+def begun(out: Path, *names: str) -> Path:
+    """A run's folder with these files."""
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"")
+    return out
+
+
+PLAIN, SHARDS = "ranks/checkpoints/step-000000000010.ckpt", "ranks/checkpoints/step-000000000010/manifest.json"
+ALONE, SERVED = "checkpoints/step-000000000010.ckpt", "servers/server-0/step-000000000010.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("file", "world", "form", "expected"),
+    [
+        ("steps/run.json", 1, None, (False, None)),
+        ("steps/run.json", 2, None, (True, None)),
+        ("steps/run.json", 2, ParallelConfig(fsdp=2), (True, ParallelConfig(fsdp=2))),
+        (PLAIN, 1, None, (True, None)),
+        (PLAIN, 4, ParallelConfig(data=4), (True, None)),
+        (SHARDS, 1, None, (True, ParallelConfig())),
+        (SHARDS, 2, None, (True, ParallelConfig(data=2))),
+        (SHARDS, 2, ParallelConfig(tensor=2), (True, ParallelConfig(tensor=2))),
+        (ALONE, 1, None, (False, None)),
+        (ALONE, 2, None, (True, None)),
+        (SERVED, 1, ServersForm(workers=4), (False, ServersForm(workers=4))),
+    ],
+)
+def test_a_run_goes_on_in_another_form(file: str, world: int, form: Any, expected: Any, tmp_path: Path) -> None:
+    assert way(begun(tmp_path, file), world, form) == expected
+    assert (tmp_path / PLAIN).exists() == (file == PLAIN or (file == ALONE and world == 2))
+
+
+@pytest.mark.parametrize(
+    ("file", "form", "words"),
+    [
+        (PLAIN, ParallelConfig(fsdp=2), "began as plain replicas, whose checkpoints have no parts for fsdp=2"),
+        (ALONE, ParallelConfig(tensor=2), "began as one process, .* resume it with --ranks alone"),
+        (SERVED, None, "began on parameter servers: resume it with --parallel servers="),
+        (SHARDS, ServersForm(), "did not begin on parameter servers"),
+    ],
+)
+def test_a_run_that_another_form_cannot_read_is_not_begun_anew(
+    file: str, form: Any, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(FormError, match=words):
+        way(begun(tmp_path, file), 2, form)
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_ranks_were(job: TrainJob, registry: Registry) -> None:
+    job = replace(job, config=replace(CONFIG, checkpoint_every=5))
+    assert train(replace(job, ranks=2), registry).passed
+    for path in (job.out / "steps" / "train.json", *CheckpointStore(job.out / "ranks" / "checkpoints").paths()[-1:]):
+        path.unlink()
+
+    outcome = train(job, registry)
+
+    assert outcome.passed, outcome.reason
+    ledger = [json.loads(line) for line in (job.out / "ranks" / "ledger.jsonl").read_text().splitlines()]
+    assert [one["resumed"] for one in ledger] == [0, 30]
+
+
+def test_parameter_servers_go_on_with_nothing_but_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "servers" / "settings.json"
+    check_same(path, {"servers": 2, "learning_rate": 0.1}, "settings")
+    check_same(path, {"servers": 2, "learning_rate": 0.1}, "settings")
+
+    with pytest.raises(DataError, match=r"began with other settings \(servers 2 is now 1\): begin a new run"):
+        check_same(path, {"servers": 1, "learning_rate": 0.1}, "settings")
+    path.write_text("{")
+    check_same(path, {"servers": 1}, "settings")

@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import threading
 import time
@@ -74,6 +76,7 @@ class WorkerContext:
 class Cluster:
     """One run of `layout.servers` servers and `workers` workers. What was begun in `folder` is gone on with.
 
+    A cluster is given up, or a worker, when `restarts` in a row came before any server saved anything new.
     `faults` strike processes by rank: servers come first, and their step is the number of updates applied.
     """
 
@@ -121,6 +124,7 @@ class Cluster:
             for number in range(servers + self._workers)
         ]
         running, given_up, restarts, last = set(range(servers, len(members))), list[int](), [0, 0], ""
+        saved, idle = self._saved(), 0
         try:
             self._fork(warm, members)
             while running:
@@ -129,14 +133,17 @@ class Cluster:
                     if is_worker and ended.status == 0:
                         running.discard(ended.rank)
                         continue
-                    last = f"member {ended.rank} ended with status {ended.status}; its log is in {self._folder}"
-                    if sum(restarts) >= self._restarts:
+                    last = self._why(members[ended.rank], ended.status)
+                    if self._saved() > saved:
+                        saved, idle = self._saved(), 0
+                    if idle >= self._restarts:
                         if not is_worker:
-                            raise ClusterError(f"{self._restarts} restarts are used up, and {last}")
+                            raise ClusterError(f"{last}; {idle} restarts in a row saved nothing new")
                         running.discard(ended.rank)
                         given_up.append(ended.rank - servers)
                         continue
                     restarts[is_worker] += 1
+                    idle += 1
                     members[ended.rank] = replace(members[ended.rank], attempt=members[ended.rank].attempt + 1)
                     self._fork(warm, [members[ended.rank]])
             if len(given_up) == self._workers:
@@ -150,6 +157,24 @@ class Cluster:
         finally:
             warm.close()
         return ClusterResult(parameters, restarts[0], restarts[1], tuple(given_up))
+
+    def _saved(self) -> int:
+        """The updates in all servers' newest checkpoints: more of them are progress."""
+        newest: dict[str, int] = {}
+        for path in self._folder.glob("server-*/step-*.ckpt"):
+            newest[path.parent.name] = max(newest.get(path.parent.name, 0), int(path.stem.partition("-")[2]))
+        return sum(newest.values())
+
+    def _why(self, member: Rank, status: int) -> str:
+        """How a server or worker ended, by its own word where it left one."""
+        number, servers = member.rank, self._layout.servers
+        who = f"server {number}" if number < servers else f"worker {number - servers}"
+        if status < 0:
+            return f"{who} was killed by {signal.Signals(-status).name}"
+        with contextlib.suppress(OSError, ValueError):
+            said = json.loads((member.attempt_folder / f"rank-{number}.error.json").read_text(encoding="utf-8"))
+            return f"{who}: {said['type']}: {said['message']}"
+        return f"{who} ended with status {status}; its log is in {member.attempt_folder}"
 
     def _fork(self, warm: WarmProcess, members: Sequence[Rank]) -> None:
         warm.fork(members, [{} for _ in members], echo=None)

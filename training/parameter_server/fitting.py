@@ -28,9 +28,10 @@ from training.parameter_server.rules import Rule
 from training.parameter_server.shard import Terms
 from training.replicas import Called, log_loss
 from training.train_config import TrainConfig
+from training.unchanged import check_same
 
 _LOOK_SECONDS = 1.0
-_RINGS = "rings"
+_RINGS, _SETTINGS = "rings", "settings.json"
 
 
 def fit_on_servers(
@@ -50,14 +51,19 @@ def fit_on_servers(
 
     Servers step at the configuration's rate, which stays: there is no warm-up, and no weight decay. Each worker clips
     its own gradients. Buffers stay as they are. Workers' steps are in `metrics`; servers push theirs to `push_url`.
-    Raises as `Cluster`, and LayoutError where the network has other parameters than float32.
+    Raises as `Cluster`, LayoutError where the network has other parameters than float32, and DataError where `folder`
+    holds a run of other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    layout = Layout.of(network, form.servers)
+    # How many workers there are, and how far apart, may change; what shapes the steps may not.
+    shaping = {name: value for name, value in asdict(config).items() if name not in ("device", "threads")}
+    begun = {**shaping, "servers": form.servers, "rule": form.rule, "parameters": layout.fingerprint}
+    check_same(folder / _SETTINGS, begun, "settings")
     write_work(folder, network, rows)
     cluster = Cluster(
         f"{__name__}:work",
         dict(network.named_parameters()),
-        Layout.of(network, form.servers),
+        layout,
         folder=folder,
         model=model,
         workers=form.workers,

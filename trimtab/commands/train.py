@@ -6,7 +6,8 @@ import importlib
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,10 @@ def train(
         profile=profile,
     )
     metrics = Metrics()
-    with training_progress(metrics, f"training {model}"):
+    with (
+        training_progress(metrics, f"training {model}"),
+        _interrupted(model, job.out.name),
+    ):
         outcome = run_train(
             job,
             registry_of(settings),
@@ -210,6 +214,18 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
         url = f"{settings.serving_url}/api/v1/models/{model}/canary"
         released = call(settings, "POST", url, canary, key=uuid.uuid4().hex)["canary"]
     _end(outcome, as_json, released)
+
+
+@contextmanager
+def _interrupted(model: str, run: str) -> Iterator[None]:
+    """Says how a run that Ctrl-C ended is gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(
+            f"interrupted; the same options and --resume go on with it: trimtab train {model} --resume {run} …",
+            status=130,
+        )
 
 
 def _by_policy(settings: Settings, model: str) -> bool:

@@ -41,7 +41,8 @@ def wilson_interval(successes: float, rows: float, z: float) -> tuple[float, flo
     scale = 1 + z * z / rows
     centre = (share + z * z / (2 * rows)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 the interval ends there; rounding must not leave the share itself outside.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def f1_interval(true_positive: float, wrong: float, z: float) -> tuple[float, float]:

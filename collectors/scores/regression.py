@@ -46,7 +46,7 @@ class RegressionSums:
             raise ScoreError(f"{len(y)} labels for {len(p)} predictions: give one each")
         if len(p) and not (np.abs(p).max() <= LARGEST and np.abs(y).max() <= LARGEST):
             raise ScoreError(f"predictions and labels must be finite and at most {LARGEST:g} in size: leave others out")
-        return cls(len(p), tuple(exact_sum(values) for values in _powers(p, y)))
+        return cls(len(p), tuple(sum(map(exact_sum, parts)) for parts in _powers(p, y)))
 
     def __add__(self, other: RegressionSums) -> RegressionSums:
         if not isinstance(other, RegressionSums):
@@ -76,7 +76,7 @@ class RegressionSums:
             "mae": mean_score(size, e2, n, z),
         }
         square = mean_score(e2, e4, n, z)
-        found["rmse"] = Score(*(math.sqrt(max(0.0, value)) for value in (square.value, square.low, square.high)))
+        found["rmse"] = Score(*map(_root, (square.value, square.low, square.high)))
         total = n * (y2 << UNIT_EXPONENT) - y * y  # n² times the variance of y, in units of 2**-2148
         if total > 0:
             value = 1 - n * (e2 << UNIT_EXPONENT) / total
@@ -120,7 +120,35 @@ class _Stored(msgspec.Struct):
     sums: list[str]
 
 
-def _powers(p: Floats, y: Floats) -> tuple[Floats, ...]:
+def _root(square: float) -> float:
+    return square if math.isnan(square) else math.sqrt(max(0.0, square))
+
+
+def _powers(p: Floats, y: Floats) -> tuple[tuple[Floats, ...], ...]:
+    """The terms of each sum; of squares also what rounding took off, for variances are differences of them."""
     error = p - y
     square = error * error
-    return (p, p * p, y, y * y, y**3, y**4, error, np.abs(error), square, square * square, y * square, y * y * square)
+    y2 = _squares(y)
+    return (
+        (p,),
+        _squares(p),
+        (y,),
+        y2,
+        (y2[0] * y,),
+        (y2[0] * y2[0],),
+        (error,),
+        (np.abs(error),),
+        _squares(error),
+        (square * square,),
+        (y * square,),
+        (y * y * square,),
+    )
+
+
+def _squares(values: Floats) -> tuple[Floats, Floats]:
+    """values² as a rounded and a remaining part, whose sum is exact above 1e-140 (Dekker 1971)."""
+    square = values * values
+    scaled = values * 134_217_729.0
+    high = scaled - (scaled - values)
+    low = values - high
+    return square, ((high * high - square) + 2 * high * low) + low * low

@@ -23,6 +23,7 @@ from collectors.scores import (
 )
 from collectors.scores.cells import CELLS, EDGES, cells_of, edge_index
 from collectors.scores.exact import exact_float, exact_mean, exact_sum
+from collectors.scores.intervals import wilson_interval
 
 Floats = npt.NDArray[np.float64]
 
@@ -183,6 +184,28 @@ def test_one_class_or_constant_labels_leave_out_what_has_no_meaning() -> None:
     assert found["accuracy"].value == 1.0
     assert found["accuracy"].low < 1.0
     assert "r2" not in RegressionSums.of(np.array([1.0, 2.0]), np.ones(2)).scores()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e7])
+def test_r2_is_scikit_learns_however_far_the_labels_are_from_zero(offset: float) -> None:
+    draw = np.random.default_rng(5)
+    labels = offset + draw.normal(size=1_000)
+    predictions = labels + draw.normal(size=1_000)
+    parts = [RegressionSums.of(predictions[part::3], labels[part::3]) for part in range(3)]
+
+    found = sum(parts, RegressionSums()).scores()["r2"].value
+
+    assert found == pytest.approx(metrics.r2_score(labels, predictions), abs=1e-9)
+    assert "r2" not in RegressionSums.of(predictions[:1] / 3, labels[:1] / 3).scores()
+
+
+def test_the_interval_of_one_row_is_unknown_and_no_interval_leaves_out_its_score() -> None:
+    alone = RegressionSums.of(np.array([0.3]), np.array([0.7])).scores()
+    assert math.isnan(alone["rmse"].low)
+    assert math.isnan(alone["rmse"].high)
+    for share in (0.0, 1.0):
+        low, high = wilson_interval(share * 5_000, 5_000, 1.96)
+        assert low <= share <= high
 
 
 def test_perfect_ranks_still_have_an_interval() -> None:

@@ -168,7 +168,7 @@ def assert_alike(client: httpx.Client, webhooks: Any, theirs: str, ours: str, gr
 
 
 SILENCE = {
-    "matchers": [{"name": "a", "value": "b", "isRegex": False}], "startsAt": "2026-11-22T00:00:00Z",
+    "matchers": [{"name": "a", "value": "b", "isRegex": False}], "startsAt": "2020-01-01T00:00:00Z",
     "endsAt": "2036-01-01T00:00:00Z", "createdBy": "ada", "comment": "c",
 }  # fmt: skip
 UNKNOWN = "7d8d5e5e-0000-4000-8000-000000000000"

@@ -37,6 +37,12 @@ class Slow:
                 await asyncio.sleep(0.005)
         assert self.service._residency.status("slow", number).state == "LOADING"
 
+    async def waiting(self) -> None:
+        """Returns when a change waits for its turn behind the one that loads."""
+        async with asyncio.timeout(60):
+            while not self.service._control._turns["slow"]._waiters:
+                await asyncio.sleep(0.005)
+
 
 @pytest.fixture
 async def slow(
@@ -97,7 +103,7 @@ async def test_a_rollback_is_done_while_another_version_loads(slow: Slow, before
     await slow.loading(3)
     # And one that waits behind it, which was there first, too.
     waiting = asyncio.create_task(slow.do("shadow", version=4, fraction=0.1))
-    await asyncio.sleep(0.05)
+    await slow.waiting()
     rollback = await slow.do("rollback", reason="harm")
     answers = await asyncio.gather(overtaken, waiting)
 
@@ -124,7 +130,7 @@ async def test_a_rollback_that_has_nothing_to_take_out_waits_for_what_is_loading
     canary = asyncio.create_task(slow.do("canary", version=2, weight=0.5))
     await slow.loading(2)
     rollback = asyncio.create_task(slow.do("rollback"))
-    await asyncio.sleep(0.05)
+    await slow.waiting()
     assert not rollback.done()
     slow.hold.unlink()
 

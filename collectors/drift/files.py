@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow as pa
 
 from collectors.drift.csv_files import csv_schema, read_csv, scan_csv
+from collectors.drift.hive import dataset_partitioning, folder_types, folder_values, with_folders, with_folders_each
 from collectors.drift.parquet_files import Lane, parquet_lanes
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
 from observability.kinds import is_string
@@ -58,11 +59,11 @@ def source_of_path(path: str | Path, *, in_memory: int) -> Source:
         )
     if kinds == ["profile"]:
         raise InputError(f"{path} has a profile among several files: name one profile by itself")
+    root = Path(path) if Path(path).is_dir() else None
     if kinds == ["csv"]:
-        return _csv_source(str(path), files, in_memory)
+        return _csv_source(str(path), files, in_memory, root)
     if kinds == ["arrow"] and not any("=" in part for file in files for part in file.parts):
         return Source.of_table(str(path), _joined(str(path), [_arrow_table(file) for file in files]))
-    root = Path(path) if Path(path).is_dir() else None
     return _dataset_source(str(path), files, kinds[0], root)
 
 
@@ -123,17 +124,28 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _csv_source(name: str, files: Sequence[Path], in_memory: int) -> Source:
+def _csv_source(name: str, files: Sequence[Path], in_memory: int, root: Path | None) -> Source:
     size = int(sum(_csv_bytes(file) for file in files))
+    folders = [folder_values(file, root) for file in files]
+    types = folder_types(folders)
     if size <= in_memory:
-        return Source.of_table(name, _joined(name, [_guarded(file, read_csv) for file in files]))
+        tables = [with_folders(_guarded(file, read_csv), one, types) for file, one in zip(files, folders, strict=True)]
+        return Source.of_table(name, _joined(name, tables))
     found = [_guarded(file, csv_schema) for file in files]
     schema = unified(name, [schema for schema, _ in found])
     checked_names(name, schema)
+    own = schema
+    for column, kind in types.items():
+        place = schema.get_field_index(column)
+        field = pa.field(column, kind)
+        schema = schema.append(field) if place < 0 else schema.set(place, field)
 
     def scan(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for file in files:
-            yield from scan_csv(file, schema, columns)
+        inside = [column for column in columns if column not in types]
+        for file, one in zip(files, folders, strict=True):
+            # Of a file that is asked for nothing of its own the rows are counted.
+            batches = scan_csv(file, own, inside or own.names[:1])
+            yield from with_folders_each(batches, one, types, columns) if types else batches
 
     return Source(
         name=name,
@@ -184,9 +196,10 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
 
     kind: Any = "ipc" if format_name == "arrow" else "parquet"
     label = {"ipc": "Arrow", "parquet": "Parquet"}[kind]
-    partitioning = ds.HivePartitioning.discover(infer_dictionary=True) if root is not None else None
     paths = [str(file) for file in files]
     try:
+        first = ds.dataset(paths[:1], format=kind).schema if root is not None else pa.schema([])
+        partitioning = dataset_partitioning(files, root, first)
         plain = ds.dataset(paths, format=kind, partitioning=partitioning, partition_base_dir=str(root or ""))
     except (pa.ArrowException, OSError, ValueError) as error:
         _check_first_names(files, kind)

@@ -306,3 +306,39 @@ def test_packed_csv_is_known_by_its_bytes_and_not_its_name(tmp_path: Path, name:
     (tmp_path / name).write_bytes(text if name.startswith("plain") else gzip.compress(text))
 
     assert compare(tmp_path / name, {"x": range(100)}, columns=["x"]).columns["x"].ks == 0
+
+
+@pytest.mark.parametrize("in_memory", [1 << 30, 0])
+def test_folders_of_csv_become_columns_too(tmp_path: Path, in_memory: int) -> None:
+    for folder, seed in (("year=2025/of=a%20b", 1), ("year=2026/of=__HIVE_DEFAULT_PARTITION__", 2)):
+        (tmp_path / folder).mkdir(parents=True)
+        pyarrow.csv.write_csv(table(seed=seed), tmp_path / folder / "t.csv")
+
+    source = source_of_path(tmp_path, in_memory=in_memory)
+
+    assert source.columns == ["x", "kind", "n", "year", "of"]
+    assert source.read(["of", "year"]).to_pydict() == {
+        "of": ["a b"] * 400 + [None] * 400,
+        "year": [2025] * 400 + [2026] * 400,
+    }
+    assert source.read(["year", "x"]).column("x").to_pylist() == [
+        *table(seed=1).column("x").to_pylist(), *table(seed=2).column("x").to_pylist()
+    ]  # fmt: skip
+    assert source.rows == 800
+    assert len(compare(tmp_path, tmp_path, by="year").values) == 2
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "csv"])
+@pytest.mark.parametrize("values", [[1, 2], ["a", "b"]])
+def test_a_folders_column_may_be_in_its_files_too(tmp_path: Path, ending: str, values: list[Any]) -> None:
+    for value in values:
+        (tmp_path / f"k={value}").mkdir()
+        rows = table().append_column("k", pa.array([value] * 400))
+        WRITERS[f"t.{ending}"](rows, tmp_path / f"k={value}" / f"t.{ending}")
+
+    for mode in ("exact", "profile"):
+        found = compare(tmp_path, tmp_path, mode=mode)  # type: ignore[arg-type]
+        assert found.rows.reference == 800
+        assert found.columns["k"].type == ("numeric" if values == [1, 2] else "categorical")
+        assert not found.drifted
+    assert [part.label for part in compare(tmp_path, tmp_path, by="k").values] == [str(value) for value in values]

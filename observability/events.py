@@ -12,6 +12,7 @@ from observability import names
 from observability.event_names import FEATURE as FEATURE
 from observability.event_names import MEDIA_TYPE as MEDIA_TYPE
 from observability.event_names import PREDICTION as PREDICTION
+from observability.laid_columns import laid
 
 ARMS = ("stable", "canary", "hold_back", "shadow", "forced")
 """Who answered: `hold_back` is the version before, beside a promoted one; `forced` if the caller named the version or a
@@ -122,6 +123,9 @@ def ipc_buffer(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> pa.Buffer:
 def ipc_pieces(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> list[memoryview]:
     """The same in pieces that are to be sent behind each other: columns stay where they are, and must not change."""
     several = _of_one_schema(batches)
+    pieces = laid(several)
+    if pieces is not None:
+        return pieces
     kept = _Pieces()
     _write_stream(pa.PythonFile(kept, "w"), several)
     return kept.pieces

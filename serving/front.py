@@ -390,8 +390,10 @@ class Front:
         self._kept_bytes += size
         if self._settling is None:
             self._settling = asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self.settle)
-        elif self._ended >= _SETTLE_CALLS or self._kept_bytes >= _SETTLE_BYTES:
-            self._settle(_MANY_CALLS)
+        elif self._kept_bytes >= _SETTLE_BYTES:
+            self.settle()
+        elif self._ended >= _SETTLE_CALLS:
+            self._count(_MANY_CALLS)
 
     def _head(self, head: bytes, header_length: int | None, cache: str, extra: bytes) -> bytes:
         """Header lines of an answer; made once for all of a kind."""
@@ -438,20 +440,12 @@ class Front:
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
-        self._settle(1)
-
-    def _settle(self, least: int) -> None:
-        """As `settle`, but calls that are fewer than `least` wait for more: a group costs as much as many calls."""
-        self._ended = self._kept_bytes = 0
-        self._signals.flush()
+        self._count(1)
+        self._kept_bytes = 0
         for account in self._accounts.values():
-            account.flush()
-            if len(account.calls) >= least:
-                calls, account.calls = account.calls, []
-                self._recorder.put(calls)
             if account.served:
                 served, account.served = account.served, []
-                requests = sum(len(run.requests) for run in served)
+                requests = sum(run.requests for run in served)
                 first, self._number = self._number, self._number + requests
                 self._recorder.put_served(account.model, account.choice, served, first)
         # A shortcut to a version that is gone would keep it in memory until the model's next request.
@@ -463,6 +457,19 @@ class Front:
             self._accounts.clear()
             for model in list(self._express):
                 self._forget(model)
+
+    def _count(self, least: int) -> None:
+        """Counts calls, and records them where they are `least` at least: a group costs as much as many calls.
+
+        What the shortcut answered is recorded by runs, which fill up meanwhile.
+        """
+        self._ended = 0
+        self._signals.flush()
+        for account in self._accounts.values():
+            account.flush()
+            if len(account.calls) >= least:
+                calls, account.calls = account.calls, []
+                self._recorder.put(calls)
 
     def _log_failure(self, call: Call, error: ServingError) -> None:
         second, logged = self._failures_logged

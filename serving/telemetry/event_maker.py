@@ -57,7 +57,7 @@ class EventMaker:
         first = group.first
         for run in group.served:
             self._sink.put(self._form(group, run).events(run, first, anchor.unix_ns / 1e9 - anchor.clock))
-            first += len(run.requests)
+            first += run.requests
 
     def close(self) -> None:
         """Sends what waits, as far as it goes."""

@@ -48,29 +48,27 @@ class Memory:
 
 
 class Column:
-    """Rows of one tensor, batch behind batch in one block that has room for so many."""
+    """Rows of one tensor, batch behind batch in one block that has room for so many; `rows` are taken in."""
+
+    __slots__ = ("_all", "_block", "rows", "shape")
 
     def __init__(self, memory: Memory, shape: Sequence[int], kind: np.dtype[np.generic], rows: int) -> None:
         self.shape = tuple(shape)
-        self.kind = kind
-        self._row_bytes = prod(shape) * kind.itemsize
-        self._block = memory.take(rows * self._row_bytes)
+        self._block = memory.take(rows * prod(shape) * kind.itemsize)
+        self._all: Array = np.ndarray((rows, *shape), kind, self._block)
         self.rows = 0
 
     def free(self, rows: int) -> Array:
-        """The next rows, whatever is in them; they are part of the column when it `grow`s."""
-        return np.ndarray((rows, *self.shape), self.kind, self._block, self.rows * self._row_bytes)
-
-    def grow(self, rows: int) -> None:
-        """Takes so many of the next rows in."""
-        self.rows += rows
+        """The next rows, whatever is in them; they are part of the column once `rows` counts them."""
+        return self._all[self.rows : self.rows + rows]
 
     def add(self, values: Array) -> None:
         """Copies further rows."""
-        self.free(len(values))[:] = values
-        self.grow(len(values))
+        end = self.rows + len(values)
+        self._all[self.rows : end] = values
+        self.rows = end
 
     def array(self) -> Array:
         """All rows, not copied unless they are few: those must not keep a whole block from being used again."""
-        found: Array = np.ndarray((self.rows, *self.shape), self.kind, self._block)
+        found = self._all[: self.rows]
         return found if 2 * found.nbytes >= self._block.nbytes else found.copy()

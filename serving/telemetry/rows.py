@@ -13,21 +13,18 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from observability.events import TIME
 from observability.native import compiled
 from serving.protocol.tensors import Array
 from serving.telemetry.memory import Bytes, Memory
-from serving.telemetry.runs import Run
+from serving.telemetry.runs import Floats, Integers, Run
 
 # Digits of a number that are copied from a table.
 _DIGITS = 4
 # Columns begin at whole multiples of so many bytes, as Arrow advises.
 _ALIGNMENT = 64
-Integers = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +39,8 @@ class Rows:
 
 @cache
 def native() -> CDLL | None:
-    """The compiled functions; None where there is no compiler."""
-    return compiled(
-        Path(__file__).with_name("rows.c"), ("trimtab_event_ids", "pnnpnpp"), ("trimtab_event_times", "pppndpp"),
-        ("trimtab_event_values", "pnnp"),
-    )  # fmt: skip
+    """The compiled function; None where there is no compiler."""
+    return compiled(Path(__file__).with_name("rows.c"), ("trimtab_event_rows", "pnndpppnnpppppn"))
 
 
 def written(run: Run, prefix: bytes, first: int, unix: float, memory: Memory) -> Rows:
@@ -54,28 +48,36 @@ def written(run: Run, prefix: bytes, first: int, unix: float, memory: Memory) ->
 
     `unix` is what has to be added to the clock of calls for unix time, seconds.
     """
-    requests = np.frombuffer(run.requests, np.int64)
-    arrived, done = np.frombuffer(run.arrived), np.frombuffer(run.done)
+    requests, arrived, done = run.told()
+    outputs = [output.reshape(run.column.rows, -1) for output in run.outputs]
     library = native()
     if library is None:
         times, latencies = _times(requests, arrived, done, unix)
-        return Rows(row_ids(prefix, first, requests), times, latencies, _values(run, None, memory))
+        return Rows(row_ids(prefix, first, requests), times, latencies, [_values(output.T) for output in outputs])
     rows, most = run.column.rows, int(requests.max(initial=1))
     longest = len(prefix) + 1 + len(str(first + len(requests)))
     if most > 1 or requests.min(initial=1) < 1:
         longest += 1 + len(str(most))
-    text, offsets, times, latencies = _columns(
-        memory, (np.uint8, rows * longest), (np.int32, rows + 1), (np.int64, rows), (np.float64, rows)
-    )
-    library.trimtab_event_ids(
-        prefix, len(prefix), first, requests.ctypes.data, len(requests), offsets.ctypes.data, text.ctypes.data
-    )
-    library.trimtab_event_times(
-        requests.ctypes.data, arrived.ctypes.data, done.ctypes.data, len(requests), unix, times.ctypes.data,
-        latencies.ctypes.data,
+    kinds = (np.uint8, rows * longest), (np.int32, rows + 1), (np.int64, rows), (np.float64, rows)
+    # Of single floats, which are written as doubles.
+    singles = [(np.float64, output.size) if output.dtype == np.float32 else (np.float64, 0) for output in outputs]
+    text, offsets, times, latencies, *columns = _columns(memory, *kinds, *singles)
+    told = [
+        (values.ctypes.data if len(flat) else 0, values.shape[1], flat.ctypes.data)
+        for values, flat in zip(outputs, columns, strict=True)
+    ]
+    places = np.array(told, np.int64)
+    library.trimtab_event_rows(
+        prefix, len(prefix), first, unix, requests.ctypes.data, arrived.ctypes.data, done.ctypes.data, len(requests),
+        rows, offsets.ctypes.data, text.ctypes.data, times.ctypes.data, latencies.ctypes.data, places.ctypes.data,
+        len(places),
     )  # fmt: skip
     ids = pa.Array.from_buffers(pa.utf8(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text[: offsets[-1]])])
-    return Rows(ids, pa.array(times).view(TIME), pa.array(latencies), _values(run, library, memory))
+    values = [
+        _values(flat.reshape(output.shape[::-1]) if len(flat) else output.T)
+        for output, flat in zip(outputs, columns, strict=True)
+    ]
+    return Rows(ids, pa.array(times).view(TIME), pa.array(latencies), values)
 
 
 def _columns(memory: Memory, *kinds: tuple[type[np.generic], int]) -> list[Array]:
@@ -95,19 +97,9 @@ def _times(requests: Integers, arrived: Floats, done: Floats, unix: float) -> tu
     return pa.array(times).view(TIME), pa.array(latencies)
 
 
-def _values(run: Run, library: CDLL | None, memory: Memory) -> list[list[pa.Array]]:
-    """Every output's values, one column a value."""
-    found = []
-    for output in run.outputs:
-        values = output.reshape(run.column.rows, -1)
-        if library is None or values.dtype != np.float32:
-            columns = np.ascontiguousarray(values.T, np.float64)
-        else:
-            (flat,) = _columns(memory, (np.float64, values.size))
-            library.trimtab_event_values(values.ctypes.data, *values.shape, flat.ctypes.data)
-            columns = flat.reshape(values.shape[::-1])
-        found.append([pa.array(column) for column in columns])
-    return found
+def _values(columns: Array) -> list[pa.Array]:
+    """An output's values, [values, rows], one column a value."""
+    return [pa.array(column) for column in np.ascontiguousarray(columns, np.float64)]
 
 
 def row_ids(prefix: bytes, first: int, requests: Integers) -> pa.Array:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from math import prod
+
+import numpy as np
+import numpy.typing as npt
 
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import WIRE_TYPES, Array
@@ -12,15 +14,18 @@ from serving.telemetry.memory import Column, Memory
 
 # Of a run's tensors: about what is recorded together.
 _BYTES = 4 * 1024 * 1024
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 class Run:
     """Batches of one signature, whose first input is recorded: each tensor's rows in one block.
 
     The signature is here because the version may be gone when this is recorded. Times are seconds of the lanes' clock.
+    The event loop does as little here as can be: what is known of requests is put together when it is recorded.
     """
 
-    __slots__ = ("_given", "_limit", "_memory", "_outputs", "arrived", "column", "done", "requests", "signature")
+    __slots__ = ("_batches", "_given", "_limit", "_memory", "_outputs", "column", "requests", "signature")
 
     def __init__(self, memory: Memory, signature: Signature, rows: int = 1) -> None:
         """With room for `rows` rows at least."""
@@ -31,10 +36,9 @@ class Run:
         self._outputs: list[Column] = []
         self.signature = signature
         self.column = Column(memory, shape, kind, self._limit)
-        # A value a request: its rows, its arrival, when it was answered.
-        self.requests = array("q")
-        self.arrived = array("d")
-        self.done = array("d")
+        # How many there are.
+        self.requests = 0
+        self._batches: list[tuple[bytes, bytes, float]] = []
 
     def fits(self, rows: int) -> bool:
         """Whether there is room for so many rows."""
@@ -60,16 +64,21 @@ class Run:
         elif any(one.shape[1:] != known.shape for one, known in zip(outputs, self._outputs, strict=True)):
             return False
         if column is self._given:
-            self.column.grow(len(column))
+            self.column.rows += len(column)
         else:
             self.column.add(column)
         self._given = None
         for values, known in zip(outputs, self._outputs, strict=True):
             known.add(values)
-        self.requests.frombytes(requests)
-        self.arrived.frombytes(arrived)
-        self.done.extend([done] * (len(self.requests) - len(self.done)))
+        self._batches.append((requests, arrived, done))
+        self.requests += len(arrived) // 8
         return True
+
+    def told(self) -> tuple[Integers, Floats, Floats]:
+        """A value a request: its rows, its arrival, when it was answered."""
+        requests, arrived, done = zip(*self._batches, strict=True)
+        counts = [len(batch) // 8 for batch in arrived]
+        return np.frombuffer(b"".join(requests), np.int64), np.frombuffer(b"".join(arrived)), np.repeat(done, counts)
 
     @property
     def outputs(self) -> list[Array]:

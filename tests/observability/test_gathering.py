@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from observability.events import event_batch, ipc_pieces, to_ipc
+from observability.events import event_batch, from_ipc, ipc_pieces, to_ipc
 from observability.gathering import GatheringConnection
 
 
@@ -65,6 +65,75 @@ def test_a_receiver_that_takes_nothing_is_given_up_in_time() -> None:
         with pytest.raises(TimeoutError):
             post(connection, (memoryview(bytes(64 << 20)),))
         connection.close()
+
+
+def batch_of(rows: int) -> pa.RecordBatch:
+    """Every kind of column that events have, with nulls and without."""
+    numbers = np.arange(float(rows))
+    texts = pa.array([None if k % 3 == 1 else "é" * (k % 5) for k in range(rows)], pa.utf8())
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(4 * rows, dtype=np.float32)), 4)
+    return event_batch(
+        ids=[f"i-{k}" for k in range(rows)], time_ns=5, model="m", version="1",
+        features={"x": numbers, "t": texts, "v": vectors, "b": pa.array([True, None, False] * rows)[:rows]},
+        predictions={"y": numbers * 2, "none": None, "some": pa.array(numbers, mask=numbers % 2 > 0)},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", [(1,), (8, 9), (900, 64, 1)])
+def test_pieces_are_a_stream_of_the_same_batches(sizes: tuple[int, ...]) -> None:
+    batches = [batch_of(rows) for rows in sizes]
+
+    body = b"".join(ipc_pieces(batches))
+
+    read = list(pa.ipc.open_stream(body))
+    for made, batch in zip(read, batches, strict=True):
+        made.validate(full=True)
+        assert made.equals(batch)
+    assert from_ipc(body).schema.equals(batches[0].schema)
+    assert len(body) <= len(to_ipc(batches))
+
+
+def test_pieces_that_lie_plainly_are_found_without_arrows_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = batch_of(900)
+    monkeypatch.setattr(pa, "PythonFile", None)
+
+    pieces = ipc_pieces([batch, batch])
+
+    address = batch.column("feature.v").values.buffers()[1].address
+    assert sum(np.frombuffer(piece, np.uint8).ctypes.data == address for piece in pieces if piece.nbytes) == 2
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[1.0], [2.0, 3.0]], pa.list_(pa.float64())),
+        pa.array(["a", "b"]).dictionary_encode(),
+        pa.array(["x", "a", "b"])[1:],
+        pa.array([True, False, True])[1:],
+        pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0])[1:3], 1),
+        pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0]), 1)[1:],
+        pa.nulls(2),
+        pa.array(["a", "b"], pa.large_utf8()),
+        pa.array([b"a", None], pa.binary()),
+        pa.array([b"a", None], pa.binary(1)),
+        pa.array([1, None], pa.decimal128(5)),
+        pa.array(["aa", None], pa.string_view()),
+    ],
+    ids=str,
+)
+def test_what_does_not_lie_plainly_is_told_too(column: pa.Array) -> None:
+    batch = pa.RecordBatch.from_arrays([pa.array([1.0, 2.0]), column], ["one", "other"])
+
+    (read,) = pa.ipc.open_stream(b"".join(ipc_pieces(batch)))
+
+    read.validate(full=True)
+    assert read.equals(batch)
+
+
+def test_a_batch_without_rows_is_a_stream_too() -> None:
+    batch = batch_of(3).slice(0, 0)
+
+    assert pa.ipc.open_stream(b"".join(ipc_pieces(batch))).read_all().schema.equals(batch.schema)
 
 
 def test_pieces_of_a_batch_are_the_stream_itself() -> None:

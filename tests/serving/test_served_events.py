@@ -109,7 +109,8 @@ def test_a_batch_of_other_outputs_needs_a_run_of_its_own() -> None:
     assert run.add(column, [np.zeros((2, 2)), np.zeros(2)], one, arrived, 2.0)
     assert not run.add(column, [np.zeros((2, 5)), np.zeros(2)], one, arrived, 2.0)
     assert run.column.rows == 2
-    assert len(run.requests) == len(run.arrived) == len(run.done) == 1
+    assert run.requests == 1
+    assert [told.tolist() for told in run.told()] == [[2], [1.0], [2.0]]
 
 
 def test_wide_outputs_make_a_run_shorter() -> None:

@@ -240,6 +240,22 @@ async def test_events_outlive_the_version_that_answered(loop: Loop, monkeypatch:
 
 
 @pytest.mark.slow
+async def test_answers_are_counted_often_and_recorded_together(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.front._SETTLE_SECONDS", 3600.0)
+    monkeypatch.setattr("serving.front._SETTLE_CALLS", 4)
+    served: list[Any] = []
+    monkeypatch.setattr(loop.service._recorder, "put_served", lambda *given: served.append(given))
+    x = drawn(24, seed=6)
+    assert [await loop.post(x[row : row + 1], binary=True) for row in range(24)] == [200] * 24
+
+    assert not served
+    loop.service._front.settle()
+    ((_, _, (run,), _),) = served
+    # The others went the general way.
+    assert 8 < run.requests <= 24
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 async def test_the_collector_compares_vectors_with_the_reference_of_their_version(loop: Loop, shift: float) -> None:
     await seen(lambda: loop.collector.measures.against("vectors", "1") is not None)

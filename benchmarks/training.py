@@ -3,15 +3,17 @@
     OMP_NUM_THREADS=1 python benchmarks/training.py
 
 One small network learns on the CPU, some milliseconds a step. Every round takes one step of each way, in a drawn order,
-on a network of its own; the processor time of the thread that trains is compared with the other steps' of the same
-round, so that other work on the machine hits all alike. What other threads take is printed besides.
+all on the same network, since where its memory lies alone makes some percent; the processor time of the thread that
+trains is compared with the other steps' of the same round, so that other work on the machine hits all alike. What other
+threads take is printed besides.
 
 `ours` is TrainingMonitor in a file that other processes read, five phases, and all guards: losses, outputs and
 gradients that are not finite, activations every 100 steps, a reading every 20 that all judge, the drain, the machine's
-samples. It needs the gradients' norm, by which it clips as well. Three bare loops are what it can be held against:
+samples. It needs the gradients' norm, by which it clips as well. Four bare loops are what it can be held against:
 
 - one that clips by torch's `clip_grad_norm_` and looks at loss and norm every 20 steps, as people write it;
-- one that clips by the norm as cheaply as ours does, which leaves the price of watching alone;
+- one that clips as cheaply as torch's own operators can: the norm tensor by tensor, the optimizer divides;
+- one that clips by our own norm, too, which leaves the price of watching alone;
 - one that neither takes a norm nor clips nor logs, where the whole norm is counted as ours.
 
 Lightning's is the update of its own `Throughput` with the loss read each step, torchtitan's its own structured logger
@@ -42,7 +44,7 @@ if not __package__:
 
 from observability import TrainingMonitor
 from observability.step_ring import StepRing
-from training.guards import Course, Rules, clipped_step, judge_reading, total_norm, weight_of
+from training.guards import Course, Rules, begin, clipped_step, gradient_norm, judge_reading
 from training.guards.activations import judged_layers
 from training.replicas import Replicas
 from training.signals import Signals
@@ -51,10 +53,8 @@ WIDTH, ROWS, READ_EVERY, LOOK_EVERY, BATCHES, LIMIT = 256, 64, 20, 100, 64, 1.0
 Mark = Callable[[str], None]
 
 
-class Bare:
-    """The loop itself: forward, backward, clipping, fused AdamW, and now and then a look at loss and norm."""
-
-    name = "bare: clips, logs"
+class Work:
+    """What all ways train."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -63,6 +63,17 @@ class Bare:
         self.parameters = list(self.network.parameters())
         # Not one batch alone: once that is learned by heart, gradients are so small that processors take longer.
         self.batches = torch.randn(BATCHES, 2, ROWS, WIDTH)
+
+
+class Bare:
+    """The loop itself: forward, backward, clipping, fused AdamW, and now and then a look at loss and norm."""
+
+    name = "bare: clips, logs"
+
+    def __init__(self, work: Work) -> None:
+        self.network, self.optimizer, self.parameters, self.batches = (
+            work.network, work.optimizer, work.parameters, work.batches,
+        )  # fmt: skip
         self.number = 0
         self.logged: Any = None
 
@@ -93,22 +104,24 @@ class Bare:
 
     def updated(self) -> Tensor | float:
         """Clips the gradients and changes the weights; gives the gradients' norm."""
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         norm = nn.utils.clip_grad_norm_(self.parameters, LIMIT)
         self.optimizer.step()
         return norm
-
-    def norm(self) -> Tensor | float:
-        """The gradients' norm as ours takes it."""
-        return total_norm([weight.grad for weight in self.parameters if weight.grad is not None])
 
     def close(self) -> None:
         """Ends what runs beside."""
 
 
 class Frugal(Bare):
-    """The bare loop with our way to clip: the optimizer divides, where the norm is above the limit."""
+    """The bare loop where the optimizer divides, if the norm is above the limit."""
 
-    name = "bare: clips as cheaply as ours, logs"
+    name = "bare: clips as cheaply as torch can, logs"
+
+    def norm(self) -> float:
+        """The gradients' norm."""
+        norms = torch._foreach_norm([weight.grad for weight in self.parameters if weight.grad is not None])
+        return math.hypot(*[norm.item() for norm in norms])
 
     def updated(self) -> Tensor | float:
         """See `Bare.updated`."""
@@ -116,6 +129,16 @@ class Frugal(Bare):
         self.optimizer.grad_scale = torch.tensor(norm) if norm > LIMIT else None  # type: ignore[attr-defined]
         self.optimizer.step()
         return norm
+
+
+class OurNorm(Frugal):
+    """The same by our own norm."""
+
+    name = "bare: clips by our norm, logs"
+
+    def norm(self) -> float:
+        """The gradients' norm as ours takes it."""
+        return float(gradient_norm(self.parameters))
 
 
 class Nothing(Bare):
@@ -129,6 +152,7 @@ class Nothing(Bare):
 
     def updated(self) -> Tensor | float:
         """Changes the weights; there is no norm."""
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
         return math.nan
 
@@ -138,8 +162,8 @@ class Ours(Bare):
 
     name = "ours, everything on"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, work: Work, folder: Path) -> None:
+        super().__init__(work)
         ring = StepRing.create(folder / "ours.ring", model="bench", run="r")
         self.monitor = TrainingMonitor("bench", run="r", ring=ring)
         self.signals = Signals(self.monitor, Replicas(), judged_layers(self.network), LOOK_EVERY)
@@ -152,22 +176,25 @@ class Ours(Bare):
         x, y = self.batch()
         monitor.mark("data_wait")
         monitor.mark("host_to_device")
-        with self.signals.looking(self.number):
+        if self.signals.due(self.number):
+            with self.signals.looking():
+                outputs = self.network(x)
+        else:
             outputs = self.network(x)
         loss = nn.functional.mse_loss(outputs, y)
         monitor.mark("forward")
         self.optimizer.zero_grad()
-        detached = loss.detach()
-        loss.backward(weight_of(outputs, detached))
+        told, begun = begin(outputs, loss)
+        loss.backward(begun)
         monitor.mark("backward")
-        norm, flag = clipped_step(self.optimizer, self.norm(), LIMIT)
+        norm, flag = clipped_step(self.optimizer, gradient_norm(self.parameters), LIMIT)
         monitor.mark("optimizer")
-        self.signals.add(detached, norm, flag)
+        self.signals.add(told, norm, flag)
         self.number += 1
         if self.number % READ_EVERY == 0:
             self.course, found = judge_reading(self.rules, self.course, self.signals.read(self.number))
             assert not found, found
-        monitor.end(ROWS, loss=detached, gradient_norm=norm, learning_rate=1e-4)
+        monitor.end(ROWS, loss=told, gradient_norm=norm, learning_rate=1e-4)
 
     def close(self) -> None:
         """Ends the thread."""
@@ -179,8 +206,8 @@ class RecordOnly(Bare):
 
     name = "ours, records only, clips as the bare one"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
         self.monitor = TrainingMonitor("bench", run="r", drain_seconds=0)
 
     def step(self) -> None:
@@ -195,8 +222,8 @@ class Lightning(Bare):
 
     name = "Lightning's Throughput"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
         from lightning_fabric.utilities.throughput import Throughput
 
         self.throughput, self.began = Throughput(), time.perf_counter()
@@ -215,8 +242,8 @@ class Composer(Bare):
 
     name = "Composer's SpeedMonitor and NaNMonitor (re-enacted)"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
         self.walls: deque[float] = deque(maxlen=101)
         self.counts: deque[int] = deque(maxlen=101)
 
@@ -239,8 +266,8 @@ class Torchtitan(Bare):
 
     name = "torchtitan's structured logger"
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, work: Work, folder: Path) -> None:
+        super().__init__(work)
         from torchtitan.observability import structured_logger
 
         self.logger = structured_logger
@@ -262,12 +289,13 @@ class Torchtitan(Bare):
 
 def ways(folder: Path, peers: bool) -> list[Bare]:
     """The bare loops, ours, and with `peers` all else; a peer whose package is missing is told of and left out."""
-    found: list[Bare] = [Bare(), Frugal(), Nothing(), Ours(folder)]
+    work = Work()
+    found: list[Bare] = [Bare(work), Frugal(work), OurNorm(work), Nothing(work), Ours(work, folder), Bare(work)]
+    found[5].name = "the first once more (what the method cannot tell apart)"
     if not peers:
         return found
-    found += [Bare(), RecordOnly(), Composer()]
-    found[4].name = "the first once more (what the method cannot tell apart)"
-    for make in (Lightning, lambda: Torchtitan(folder)):
+    found += [RecordOnly(work), Composer(work)]
+    for make in (lambda: Lightning(work), lambda: Torchtitan(work, folder)):
         try:
             found.append(make())
         except Exception as error:
@@ -300,8 +328,8 @@ def main() -> None:
         beside = (time.process_time_ns() - whole) - (time.thread_time_ns() - own)
     table(compared, taken, draw)
     print("\nours, everything on, against")
-    for place in range(3):
-        print(line(compared[place].name, taken, 3, place, draw))
+    for place in range(4):
+        print(line(compared[place].name, taken, 4, place, draw))
     print(f"other threads (drain, machine): {beside / chosen.rounds / 1e3:.1f} us a round of {len(compared)} steps")
 
 

@@ -29,7 +29,7 @@ from observability import names
 from observability.device_timer import DeviceTimer
 from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
-from observability.step_clock import step_clock
+from observability.step_clock import PlainClock, step_clock
 from observability.step_ring import StepRing
 from observability.training_report import TrainingReport
 
@@ -82,14 +82,14 @@ class TrainingMonitor:
         self.ring = StepRing.in_memory(capacity=capacity) if ring is None else ring
         self._view, self._steps = self.ring.view(), step_clock(self.ring, clock)
         if self._timer is None:
-            # Straight there: a frame of Python less at each mark.
+            # Straight there: a frame of Python less at each mark, and generators less where a step or phase is a block.
             self.start, self.mark = self._steps.start, self._steps.mark  # type: ignore[method-assign, assignment]
-        self._latest: tuple[Any, Any, float | None] = (None, None, None)
+            self.entering, self.end = self._steps.entering, self._steps.end  # type: ignore[method-assign, assignment]
+            if not isinstance(self._steps, PlainClock):
+                self.step, self.phase = self._steps.block, self._steps.phase  # type: ignore[method-assign, assignment]
         self._draining = threading.Lock()
         self._report = TrainingReport(self.metrics, model, run, clock(), flops_per_sample, peak_flops)
         self.machine: Machine | None = None
-        # Called when a step has ended, such as by a profiler that counts steps.
-        self.after_step: Callable[[], object] | None = None
         self._machine_seconds = machine_seconds
         self._closed = threading.Event()
         self._thread = (
@@ -97,6 +97,15 @@ class TrainingMonitor:
         )
         if self._thread is not None:
             self._thread.start()
+
+    @property
+    def after_step(self) -> Callable[[], object] | None:
+        """Called when a step has ended, such as by a profiler that counts steps."""
+        return self._steps.after_step
+
+    @after_step.setter
+    def after_step(self, told: Callable[[], object] | None) -> None:
+        self._steps.after_step = told
 
     def resumed(self, step: int) -> None:
         """Says that the next step is number `step`, counted from 0: a run that goes on from a checkpoint."""
@@ -129,13 +138,9 @@ class TrainingMonitor:
         tokens: int = 0,
     ) -> None:
         """Ends a step of `samples` samples. `loss` and `gradient_norm` may be tensors; they are not read here."""
-        self._steps.end(samples, tokens)
         if self._timer is not None:
             self._timer.end()
-        # A tuple, since making a class of its own costs as much as the whole record.
-        self._latest = _detached(loss), _detached(gradient_norm), learning_rate
-        if self.after_step is not None:
-            self.after_step()
+        self._steps.end(samples, loss=loss, gradient_norm=gradient_norm, learning_rate=learning_rate, tokens=tokens)
 
     @contextmanager
     def step(self, samples: int = 0) -> Iterator[Step]:
@@ -197,7 +202,7 @@ class TrainingMonitor:
     def drain(self) -> None:
         """Folds what the loop recorded since the last time into the metrics. Cheap; any thread may call it."""
         with self._draining:
-            now, latest = self._view.now(), self._latest
+            now, latest = self._view.now(), self._steps.latest
             records = self._view.records(self._report.num_steps, now.num_steps)
             self._report.steps(records, self._timer is not None)
             if self._timer is not None:
@@ -232,8 +237,3 @@ class TrainingMonitor:
                 self.drain()
             except Exception:  # a monitor that fails must not end the training, nor stop monitoring
                 _log.exception("the training metrics of %s could not be drained", self.model)
-
-
-def _detached(value: Any) -> Any:
-    """A tensor without its graph: the reference must not keep the step's activations alive."""
-    return value.detach() if getattr(value, "requires_grad", False) else value

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -173,7 +174,7 @@ class Trainer:
 
     def _step(
         self, inputs: Iterable[Tensor], labels: Tensor, rate: float, struck: Collection[str]
-    ) -> tuple[Tensor, Tensor | float]:
+    ) -> tuple[Tensor | float, Tensor | float]:
         """One step on one batch; gives loss and gradient norm, both still on the device where there is one."""
         device, monitor, signals = self._config.device, self._monitor, self._signals
         *mine, own_labels = self._replicas.share((*inputs, labels))
@@ -181,8 +182,12 @@ class Trainer:
         wanted = own_labels.to(device, non_blocking=True)
         monitor.mark("host_to_device")
         spoil = math.nan if "nan" in struck else _EXPLODED if "explode" in struck else 1.0
-        with signals.looking(self._progress.step):
-            loss = self._replicas.learn(on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
+        learn = partial(self._replicas.learn, on_device, wanted, len(labels), spoil=spoil, mark=monitor.mark)
+        if signals.due(self._progress.step):
+            with signals.looking():
+                loss = learn()
+        else:
+            loss = learn()
         norm = self._replicas.norm()
         for group in self._optimizer.param_groups:
             group["lr"] = rate * (_SPIKED_RATE if "spike" in struck else 1.0)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from training.guards.nonfinite import clipping, total_norm, weight_of
+from training.guards.nonfinite import begin, clipping, gradient_norm
 from training.pipeline import Loss, Mark, unmarked
 
 State = dict[str, dict[str, Any]]
@@ -99,8 +99,9 @@ class Replicas:
 
     def learn(
         self, inputs: Sequence[Tensor], targets: Tensor, total: int, *, spoil: float = 1.0, mark: Mark | None = None
-    ) -> Tensor:
-        """Forward and backward on this rank's share of a batch of `total` rows; gives the loss of the share.
+    ) -> Tensor | float:
+        """Forward and backward on this rank's share of a batch of `total` rows; gives the loss of the share, a number
+        where the host has it.
 
         Gradients, summed or averaged as the form has it, are those of the mean loss over the whole batch. `spoil` is a
         factor of the loss, for faults on purpose. `mark` is told the phase that has ended.
@@ -110,8 +111,7 @@ class Replicas:
         loss = self._loss(outputs, targets) * (self.shares / total * spoil)
         mark("forward")
         self.zero_grad()
-        found = loss.detach()
-        begun = weight_of(outputs, found)
+        found, begun = begin(outputs, loss)
         loss.backward(None if begun is None else begun.to(loss.dtype))  # type: ignore[no-untyped-call]
         mark("backward")
         return found
@@ -131,7 +131,7 @@ class Replicas:
 
     def norm(self) -> Tensor | float:
         """The norm of all gradients, equal in all ranks: on their device, or a number where that is the host's."""
-        return total_norm(self._gradients())
+        return gradient_norm(self.parameters)
 
     def _gradients(self) -> list[Tensor]:
         return [parameter.grad for parameter in self.parameters if parameter.grad is not None]

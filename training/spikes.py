@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from statistics import median
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from observability.native import extension
 from training.robust import middle, spread
 
 # Where losses barely vary, a rise of this share of their level is still no spike.
@@ -73,9 +77,22 @@ def judge_losses(rule: SpikeRule, state: SpikeState, losses: Sequence[float]) ->
     found does not depend on how many losses come at a time.
     """
     finite = [(number, loss) for number, loss in enumerate(losses) if math.isfinite(loss)]
-    known, first = (*state.losses, *(loss for _, loss in finite)), len(state.losses)
-    numbers = np.array(known)
-    for place, (number, _) in enumerate(finite, 1):
+    known = (*state.losses, *(loss for _, loss in finite))
+    count, are_quiet = state.count + len(finite), _are_quiet()
+    if are_quiet is not None and are_quiet(
+        known, count, len(finite), rule.span, rule.history, rule.least, rule.score, _LEAST_SPREAD
+    ):
+        return SpikeState(known[-rule.history - rule.span :], count), None
+    found = _first_spike(rule, state, known, [number for number, _ in finite])
+    return found or (SpikeState(known[-rule.history - rule.span :], count), None)
+
+
+def _first_spike(
+    rule: SpikeRule, state: SpikeState, known: tuple[float, ...], fresh: Sequence[int]
+) -> tuple[SpikeState, Spike] | None:
+    """Goes through what is known; `fresh` are the numbers of the losses that came after those of `state`."""
+    numbers, first = np.array(known), len(state.losses)
+    for place, number in enumerate(fresh, 1):
         end = first + place
         if (state.count + place) % rule.span or end < rule.least + rule.span:
             continue
@@ -85,7 +102,14 @@ def judge_losses(rule: SpikeRule, state: SpikeState, losses: Sequence[float]) ->
         if score > rule.score:
             found = Spike(number - 2 * rule.span + 1, level, usual, score)
             return SpikeState(known[begin:middle_of], state.count + place - rule.span), found
-    return SpikeState(known[-rule.history - rule.span :], state.count + len(finite)), None
+    return None
+
+
+@cache
+def _are_quiet() -> Callable[..., bool] | None:
+    """The compiled look at losses, of which most hold no spike; None where it cannot be had."""
+    made = extension(Path(__file__).with_suffix(".c"))
+    return None if made is None else cast(Callable[..., bool], made.are_quiet)
 
 
 def _scored(level: float, known: NDArray[np.float64], limit: float) -> tuple[float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,7 +130,7 @@ def test_the_loss_is_kept_without_its_graph_and_read_only_in_the_drain(monitor: 
     monitor.start()
     monitor.end(1, loss=loss)
 
-    assert monitor._latest[0].grad_fn is None
+    assert monitor._steps.latest[0].grad_fn is None
     assert value(monitor, names.TRAINING_LOSS) is None
     monitor.drain()
     assert value(monitor, names.TRAINING_LOSS) == 3
@@ -267,3 +269,87 @@ def test_on_cuda_the_phases_add_up_to_the_work() -> None:
 
     assert phase(monitor, "forward")[0] == 20
     assert value(monitor, names.TRAINING_LOSS) == pytest.approx(2048)
+
+
+@pytest.fixture(params=["compiled where it can be", "in Python"])
+def real(request: pytest.FixtureRequest) -> Iterator[TrainingMonitor]:
+    clock = time.perf_counter_ns if request.param.startswith("compiled") else lambda: time.perf_counter_ns()
+    with TrainingMonitor("delay", run="r", drain_seconds=0, clock=clock) as made:
+        yield made
+
+
+def test_blocks_record_a_step_its_phases_and_what_it_says_of_itself(real: TrainingMonitor) -> None:
+    loss = (torch.ones(1, requires_grad=True) * 3).sum()
+    with real.step(samples=4) as step:
+        with real.phase("forward"):
+            pass
+        with real.phase("backward"):
+            assert real.ring.view().now().phase == "backward"
+        assert real.ring.view().now().phase == "after backward"
+        step.samples, step.tokens, step.loss = step.samples + 1, 70, loss
+        step.gradient_norm, step.learning_rate = torch.tensor(2.0), 0.5
+    (record,) = real.ring.view().records()
+    now = real.ring.view().now()
+    real.drain()
+
+    assert (now.num_steps, now.num_samples, now.num_tokens) == (1, 5, 70)
+    assert [place for place, spent in enumerate(record[4:]) if spent] == [
+        names.PHASES.index(phase) for phase in ("forward", "backward")
+    ]
+    assert getattr(real._steps.latest[0], "grad_fn", None) is None
+    shown = real.ring.view().now()
+    assert (shown.loss, shown.gradient_norm, shown.learning_rate) == (3.0, 2.0, 0.5)
+
+
+def test_blocks_that_raise_are_not_recorded_and_those_of_no_phase_are_refused(real: TrainingMonitor) -> None:
+    with pytest.raises(RuntimeError, match="enough"), real.step(4), real.phase("forward"):
+        raise RuntimeError("enough")
+    with pytest.raises(KeyError, match="lunch"), real.step(4), real.phase("lunch"):
+        pass
+    with real.step(), real.phase("backward"):
+        pass
+    with pytest.raises(TypeError):
+        real.step(4, 5)
+    with pytest.raises(TypeError):
+        real.step(rows=4)
+    with pytest.raises(TypeError):
+        real.end(4, rows=2)
+
+    (record,) = real.ring.view().records()
+    assert record[3] == 0
+    assert not record[4 + names.PHASES.index("forward")]
+
+
+def test_a_loss_keeps_no_graph_whatever_it_is(real: TrainingMonitor) -> None:
+    weight = torch.ones(2, requires_grad=True)
+    for loss in (weight.sum(), weight * 2, 0.5, 1, None, "a word"):
+        real.start()
+        real.end(samples=1, loss=loss, gradient_norm=weight.sum(), tokens=2)
+        kept = real._steps.latest[0]
+        assert getattr(kept, "grad_fn", None) is None
+        assert isinstance(loss, torch.Tensor) or kept == loss
+    assert float(real._steps.latest[1]) == 2.0
+    real.start()
+    real.end(1)
+    real.drain()
+
+
+def test_who_asks_is_called_after_every_step_and_may_stop_it(real: TrainingMonitor) -> None:
+    seen: list[int] = []
+    real.after_step = lambda: seen.append(real.ring.view().now().num_steps)
+    for _ in range(2):
+        with real.step(1):
+            pass
+    assert real.after_step is not None
+    real.after_step = None
+    real.start()
+    real.end(1)
+
+    assert seen == [1, 2]
+
+    def failing() -> None:
+        raise RuntimeError("enough")
+
+    real.after_step = failing
+    with pytest.raises(RuntimeError, match="enough"), real.step(1):
+        pass

@@ -168,7 +168,7 @@ def test_of_two_replicas_that_differ_none_is_blamed() -> None:
 def seen(network: nn.Module, inputs: torch.Tensor) -> dict:
     with looking(judged_layers(network)) as look:
         network(inputs)
-    return read_look(look.layers, look.stacked().tolist())
+    return read_look(look.layers, look.read())
 
 
 def test_dead_units_and_growing_activations_are_found_on_real_layers() -> None:

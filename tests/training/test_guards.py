@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.guards import GuardState, clipped_step, judge, nonfinite, skip_if, total_norm, weight_of
+from training.guards import GuardState, begin, clipped_step, judge, nonfinite, skip_if, total_norm, weight_of
 
 
 @settings(deadline=None)
@@ -95,18 +97,35 @@ def test_a_step_that_is_not_finite_is_left_out_and_told(bad: float):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "loss", "weight"),
+    ("outputs", "loss", "is_finite"),
     [
-        ([1.0, 2.0], 0.5, 1.0),
-        ([3e38, 3e38], 0.5, 1.0),  # a sum that is infinite, of numbers that are not
-        ([1.0, float("-inf")], 0.5, float("nan")),
-        ([1.0, 2.0], float("inf"), float("nan")),
+        ([1.0, 2.0], 0.5, True),
+        ([3e38, 3e38], 0.5, True),  # a sum that is infinite, of numbers that are not
+        ([1.0, float("-inf")], 0.5, False),
+        ([1.0, float("nan")], 0.5, False),
+        ([1.0, 2.0], float("inf"), False),
     ],
 )
-def test_a_backward_pass_begins_with_nothing_where_outputs_or_loss_are_not_finite(
-    outputs: list[float], loss: float, weight: float
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_backward_pass_begins_with_no_number_where_outputs_or_loss_are_not_finite(
+    outputs: list[float], loss: float, is_finite: bool, dtype: torch.dtype, strided: bool
 ):
-    begun = weight_of(torch.tensor(outputs, requires_grad=True), torch.tensor(loss))
+    if dtype == torch.float16 and max(outputs) > 65504:
+        pytest.skip("no such number of this type")
+    given = torch.tensor([outputs, outputs], dtype=dtype, requires_grad=True)
+    seen, begun_loss = given.T if strided else given, torch.tensor(loss, dtype=dtype, requires_grad=True)
 
-    assert begun is not None
-    assert torch.equal(begun, torch.tensor(weight)) or (begun.isnan() and weight != weight)
+    begun = weight_of(seen, begun_loss)
+    told, also = begin(seen, begun_loss)
+
+    assert told == loss
+    for one in (begun, also):
+        assert (one is None) == is_finite
+        assert one is None or (one.isnan().all() and one.shape == begun_loss.shape and one.dtype == dtype)
+
+
+def test_a_loss_with_outputs_of_no_floating_point_or_none_at_all_begins_as_usual():
+    for outputs in (None, torch.tensor([1, 2]), [torch.ones(2)], torch.ones(0)):
+        assert begin(outputs, torch.tensor(0.5)) == (0.5, None)
+    assert math.isnan(float(begin(None, torch.tensor(math.nan))[1]))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from observability import TrainingMonitor, names
 from tests.training.toy_network import line, rows
@@ -16,7 +18,7 @@ from training.checkpoint import CheckpointStore
 from training.data import predict
 from training.faults import Fault, Faults
 from training.loop import Trainer, TrainResult
-from training.spikes import SpikeRule, SpikeState, judge_losses
+from training.spikes import SpikeRule, SpikeState, _are_quiet, _first_spike, judge_losses
 from training.train_config import TrainConfig
 
 CONFIG = TrainConfig(
@@ -30,6 +32,48 @@ def falling(steps: int, seed: int, noise: float = 0.1) -> list[float]:
     level = 0.5 + 2.0 * np.exp(-np.arange(steps) / 300)
     found: list[float] = (level * (1 + noise * generator.standard_t(4, steps))).tolist()
     return found
+
+
+@pytest.mark.skipif(_are_quiet() is None, reason="there is no compiler")
+@given(
+    seed=st.integers(0, 10_000),
+    rule=st.sampled_from(
+        [SpikeRule(), SpikeRule(score=2.0, history=50, least=12), SpikeRule(score=3.0, history=41, least=9, span=4)]
+    ),
+    steps=st.integers(1, 300),
+    fresh=st.integers(0, 40),
+    kind=st.sampled_from(["noise", "rise", "flat", "two values", "spike"]),
+)
+def test_what_is_passed_over_as_quiet_holds_no_spike(
+    seed: int, rule: SpikeRule, steps: int, fresh: int, kind: str
+) -> None:
+    generator = np.random.default_rng(seed)
+    losses = 1 + 0.1 * generator.standard_t(4, steps)
+    if kind == "rise":
+        losses += 0.01 * np.arange(steps)
+    elif kind == "flat":
+        losses[:] = 1.0
+    elif kind == "two values":
+        losses = generator.integers(0, 2, steps).astype(float)
+    elif kind == "spike":
+        losses[steps - min(steps, fresh) :] += generator.uniform(0, 3)
+    fresh, count = min(fresh, steps), int(generator.integers(steps, steps + 50))
+    state = SpikeState(tuple(losses[: steps - fresh].tolist()), count - fresh)
+    known = (*state.losses, *losses[steps - fresh :].tolist())
+
+    quiet = _are_quiet()(known, count, fresh, rule.span, rule.history, rule.least, rule.score, 1e-3)
+    found = _first_spike(rule, state, known, range(fresh))
+
+    assert quiet == (found is None)
+
+
+def test_losses_that_are_none_or_too_few_are_refused() -> None:
+    if (are_quiet := _are_quiet()) is None:
+        return
+    with pytest.raises(TypeError):
+        are_quiet(("high",) * 80, 80, 60, 5, 200, 50, 6.0, 1e-3)
+    with pytest.raises(ValueError, match="fresh"):
+        are_quiet((1.0,), 80, 60, 5, 200, 50, 6.0, 1e-3)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20])

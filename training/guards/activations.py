@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.guards.host_tensors import host_tensors
+
 _CHANNELS_SECOND = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm,
@@ -116,15 +118,23 @@ class LayerBounds:
 
 @dataclass(frozen=True, slots=True)
 class ActivationLook:
-    """One look at these layers; what gave nothing to measure is missing in `values`."""
+    """One look at these layers; what gave nothing to measure is missing in `values` and `known`."""
 
     layers: tuple[str, ...]
     values: dict[str, LayerBounds] = field(default_factory=dict)
+    known: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Dead share and root mean square of what the host has seen at once."""
 
-    def stacked(self) -> Tensor:
-        """float32 [layers, 2] on the device, dead share and root mean square; NaN for what is missing."""
-        if not self.values:
-            return torch.full((len(self.layers), 2), math.nan)
+    def read(self) -> list[tuple[float, float]]:
+        """Dead share and root mean square of each of `layers`, on the host; NaN for what is missing."""
+        found = dict.fromkeys(self.layers, (math.nan, math.nan)) | self.known
+        if self.values:
+            told = self._stacked().tolist()
+            found |= {layer: (dead, rms) for layer, (dead, rms) in zip(self.values, told, strict=True)}
+        return list(found.values())
+
+    def _stacked(self) -> Tensor:
+        """float32 [values, 2] on the device."""
         seen = list(self.values.values())
         # The units of all layers at once: one operator takes as long for many as for few.
         low, high = torch.cat([one.low for one in seen]), torch.cat([one.high for one in seen])
@@ -135,10 +145,7 @@ class ActivationLook:
             part.mean(dtype=torch.float32) if one.rows > 1 else torch.zeros_like(one.rms)
             for part, one in zip(parts, seen, strict=True)
         ]
-        found = torch.stack([torch.stack(shares), torch.stack([one.rms for one in seen])], dim=1)
-        told = torch.full((len(self.layers), 2), math.nan, device=low.device)
-        told[[self.layers.index(layer) for layer in self.values]] = found
-        return told
+        return torch.stack([torch.stack(shares), torch.stack([one.rms for one in seen])], dim=1)
 
 
 def judged_layers(network: nn.Module) -> dict[str, nn.Module]:
@@ -153,12 +160,16 @@ def judged_layers(network: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def looking(layers: Mapping[str, nn.Module], into: ActivationLook | None = None) -> Iterator[ActivationLook]:
     """Looks at what these layers give while the block runs. Layers that run several times count the last time."""
-    found = into or ActivationLook(tuple(layers))
+    found, made = into or ActivationLook(tuple(layers)), host_tensors()
 
     def hook(name: str, channels_second: bool) -> Any:
         def take(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 1 and output.numel():
-                found.values[name] = _bounds(output.detach(), channels_second)
+                known = None if made is None else made.look(output, _units(output, channels_second))
+                if known is None:
+                    found.values[name] = _bounds(output.detach(), channels_second)
+                else:
+                    found.known[name] = known
 
         return take
 
@@ -173,8 +184,13 @@ def looking(layers: Mapping[str, nn.Module], into: ActivationLook | None = None)
             handle.remove()
 
 
+def _units(output: Tensor, channels_second: bool) -> int:
+    """The dimension that counts a layer's units."""
+    return 1 if channels_second or output.dim() > 3 else output.dim() - 1
+
+
 def _bounds(output: Tensor, channels_second: bool) -> LayerBounds:
-    units = output.movedim(1, -1) if (channels_second or output.dim() > 3) else output
+    units = output.movedim(_units(output, channels_second), -1)
     rows = units.reshape(-1, units.shape[-1])
     size = torch.linalg.vector_norm(rows, dtype=torch.promote_types(rows.dtype, torch.float32)).float()
     # Not `aminmax`, which takes twice as long as both where it goes down columns.

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from training.guards.host_tensors import host_tensors
+
 
 @dataclass(frozen=True, slots=True)
 class GuardState:
@@ -45,18 +47,20 @@ def weight_of(outputs: Any, loss: Tensor | None = None) -> Tensor | None:
     """What `loss.backward(…)` is to begin with: 1, and NaN where any of the outputs, or the loss, is not finite.
 
     An output that is infinite may have a finite loss, and an infinite loss finite gradients; begun so, every rank's
-    gradients tell of it. None, which means 1, where there is neither a loss nor floating-point outputs.
+    gradients tell of it. None, which means 1, where the host sees that all are finite, and where there is neither a
+    loss nor floating-point outputs.
     """
     told = loss.detach() if loss is not None and loss.requires_grad else loss
     seen = outputs if isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.numel() else None
     if told is None and seen is None:
         return None
     if all(one is None or one.device.type == "cpu" for one in (told, seen)):
-        # The host need not wait for itself, and one number is all it makes.
-        weight = 1.0 if all(one is None or _is_finite(one) for one in (told, seen)) else math.nan
+        # The host need not wait for itself, and makes nothing where all is well.
+        if (told is None or _is_finite(told)) and (seen is None or _is_finite(seen)):
+            return None
         like = seen if told is None else told
         assert like is not None
-        return torch.full(() if told is None else told.shape, weight, dtype=like.dtype)
+        return torch.full(() if told is None else told.shape, math.nan, dtype=like.dtype)
     if seen is not None:
         # Not their sum, which may be infinite though they are not: masked logits are as low as numbers go.
         lowest, highest = torch.aminmax(seen.detach())
@@ -69,9 +73,28 @@ def weight_of(outputs: Any, loss: Tensor | None = None) -> Tensor | None:
 
 def _is_finite(values: Tensor) -> bool:
     """Whether all values, which the host has, are finite."""
+    made = host_tensors()
+    found = None if made is None else made.is_finite(values)
+    if found is not None:
+        return found
     # A sum is finite only where all are; not the other way round, see `weight_of`.
+    values = values.detach()
     total = values.sum() if values.dim() else values
     return math.isfinite(total.item()) or bool(torch.isfinite(values).all())
+
+
+def begin(outputs: Any, loss: Tensor) -> tuple[Tensor | float, Tensor | None]:
+    """The loss without its graph, a number where it is the host's, and what `loss.backward(…)` is to begin with.
+
+    See `weight_of`. A number costs less than a tensor that is detached.
+    """
+    made = host_tensors()
+    known = None if made is None else made.begin(outputs, loss)
+    if known is not None:
+        return known, None
+    found = loss.detach()
+    begun = weight_of(outputs, found)
+    return found.item() if found.device.type == "cpu" and found.numel() == 1 else found, begun
 
 
 def skip_if(optimizer: torch.optim.Optimizer, flag: Tensor, divisor: Tensor | None = None) -> None:
@@ -120,10 +143,15 @@ def clipped_step(
 def total_norm(gradients: Sequence[Tensor]) -> Tensor | float:
     """The 2-norm of all gradients together: on their device, or a number where that is the host's.
 
-    `torch.nn.utils.get_total_norm` gives the same and takes twice as long: it sorts them by device and type first.
+    `torch.nn.utils.get_total_norm` gives the same and takes twice as long: it sorts them by device and type first. Of
+    what is not finite torch is asked again, since squares of finite numbers in double precision may be infinite.
     """
     if not gradients:
         return 0.0
+    made = host_tensors()
+    known = None if made is None else made.norm(list(gradients))
+    if known is not None and math.isfinite(known):
+        return known
     norms = torch._foreach_norm(list(gradients))
     if norms[0].device.type == "cpu":
         # A few numbers are sooner added by the host than by an operator.
@@ -133,6 +161,15 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor | float:
         return total
     except RuntimeError:  # they lie on several devices
         return torch.nn.utils.get_total_norm(gradients)
+
+
+def gradient_norm(parameters: list[Tensor]) -> Tensor | float:
+    """The `total_norm` of the gradients of these parameters; 0 where none of them has any."""
+    made = host_tensors()
+    known = None if made is None else made.gradient_norm(parameters)
+    if known is not None and math.isfinite(known):
+        return known
+    return total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def guarded_step(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
@@ -173,11 +210,16 @@ def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def judge(state: GuardState, flags: Sequence[bool], limit: int) -> GuardDecision:
     """Goes through the flags of the last steps, oldest first; stops when `limit` steps in a row were skipped."""
     skipped, in_a_row = state.skipped, state.in_a_row
+    if flags and not any(flags):
+        return GuardDecision("continue", _told(skipped), GuardState(skipped, 0), 0)
     for position, flag in enumerate(flags):
         skipped += flag
         in_a_row = in_a_row + 1 if flag else 0
         if in_a_row >= limit:
             reason = f"{in_a_row} steps in a row had a loss or gradient that is not finite"
             return GuardDecision("stop", reason, GuardState(skipped, in_a_row), sum(flags[: position + 1]))
-    reason = f"{skipped} steps skipped" if skipped else "all steps finite"
-    return GuardDecision("continue", reason, GuardState(skipped, in_a_row), sum(flags))
+    return GuardDecision("continue", _told(skipped), GuardState(skipped, in_a_row), sum(flags))
+
+
+def _told(skipped: int) -> str:
+    return f"{skipped} steps skipped" if skipped else "all steps finite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -104,7 +105,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
         self._server.connections.add(self)
         if self._slot is not None:
-            self._slot.opened(self._transport.write)
+            self._slot.opened(self._transport.write, *_socket(self._transport))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
@@ -477,3 +478,11 @@ class Connection(asyncio.Protocol):
     def _last(self) -> float:
         """When the last answer was written."""
         return self._since if self._slot is None else max(self._since, self._slot.since)
+
+
+def _socket(transport: asyncio.Transport) -> tuple[()] | tuple[int, Callable[[], int]]:
+    """A plain transport's file descriptor, and who tells how much it has not sent; nothing of one that encrypts."""
+    found = transport.get_extra_info("socket")
+    if found is None or transport.get_extra_info("sslcontext") is not None:
+        return ()
+    return found.fileno(), transport.get_write_buffer_size

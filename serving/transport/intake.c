@@ -2,18 +2,23 @@
  * before, so the values go from what the connection has read into the batch, and the answer from the batch to the
  * connection. Whatever is not byte for byte of that kind, Python reads. Compiled where there is a compiler; never needed.
  *
+ * Answers go to a connection's socket past its transport while that holds nothing back, and the next requests of those
+ * answered are looked for there, before the event loop finds them. What a socket does not take, the transport sends.
+ *
  * `serving/transport/intake.py` says what may be learned as a form; `serving/express.py` runs the batches.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
-#include <float.h>
-#include <math.h>
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
 #include <structmember.h>
+#include <sys/socket.h>
 #include <time.h>
 
-enum { FORMS = 8, MOMENTS = 6, LONGEST_NUMBER = 64 };
+#include "intake_numbers.h"
+
+enum { FORMS = 8, MOMENTS = 6, MOST_BACK = 256, READ_BYTES = 1 << 16 };
 
 /* A kind of request: `before`, the digits of its content-length, `behind`, `prefix`, its values, `suffix`. */
 struct form {
@@ -42,16 +47,23 @@ typedef struct {
     Py_ssize_t count, rows, held;
     char open, woken;
     PyObject *wake, *spill;
+    char *written, *read; /* an answer on its way out, and what was read */
+    Py_ssize_t written_bytes;
+    struct slot *back[MOST_BACK]; /* those answered last, whose next requests are looked for */
+    int count_back;
+    unsigned skipped;
+    double share; /* of looks that found a request */
 } Intake;
 
-/* A connection's place in an intake. Armed: nothing of the connection is on its way, and a request may be taken. */
+/* A connection's place in an intake. Armed: nothing of the connection is on its way, and a request may be taken.
+ * Clear: nor does its transport hold bytes that are not sent, so that its socket, `fd`, may be used without it. */
 typedef struct slot {
     PyObject_HEAD
-    PyObject *owner, *receive, *write;
+    PyObject *owner, *receive, *write, *unsent;
     Intake *intake;
     double since;
-    char armed, taken, closed;
-    int last;
+    char armed, taken, closed, clear;
+    int last, fd; /* -1 where there is no socket to be used */
 } Slot;
 
 static PyTypeObject IntakeType;
@@ -60,121 +72,6 @@ static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return ((double)t.tv_sec * 1e9 + (double)t.tv_nsec) / 1e9;
-}
-
-/* --- values ---------------------------------------------------------------------------------------------------------- */
-static const long double TENS[] = {1e0L, 1e1L, 1e2L, 1e3L, 1e4L, 1e5L, 1e6L, 1e7L, 1e8L, 1e9L, 1e10L, 1e11L, 1e12L, 1e13L,
-                                   1e14L, 1e15L, 1e16L, 1e17L, 1e18L, 1e19L, 1e20L, 1e21L, 1e22L, 1e23L, 1e24L, 1e25L,
-                                   1e26L, 1e27L};
-
-/* The double nearest to digits * 10^exponent; 0 where this does not find it for certain. */
-static int nearest(uint64_t digits, int exponent, double *value) {
-    if (digits <= (1ULL << 53) && exponent >= -22 && exponent <= 22) {
-        double tens = (double)TENS[exponent < 0 ? -exponent : exponent];
-        *value = exponent < 0 ? (double)digits / tens : (double)digits * tens;
-        return 1;
-    }
-#if LDBL_MANT_DIG == 64
-    if (exponent >= -27 && exponent <= 27) {
-        /* Exact factors, one rounding to 64 bits, one to 53: wrong only where the first ends in the middle of two doubles. */
-        long double found = exponent < 0 ? (long double)digits / TENS[-exponent] : (long double)digits * TENS[exponent];
-        uint64_t mantissa;
-        memcpy(&mantissa, &found, sizeof mantissa);
-        *value = (double)found;
-        return (mantissa & 0x7ff) != 0x400;
-    }
-#endif
-    return 0;
-}
-
-/* A number of JSON at `at`, which a NUL ends at the latest; 0 where there is none, or none that fits. */
-static int number(const char **at, double *value) {
-    const char *p = *at, *start = p;
-    uint64_t digits = 0;
-    int seen = 0, exponent = 0, negative = *p == '-', certain = 1, whole;
-    p += negative;
-    if (*p == '0')
-        p++;
-    else if (*p >= '1' && *p <= '9')
-        for (; *p >= '0' && *p <= '9'; p++, seen++)
-            digits = digits * 10 + (uint64_t)(*p - '0');
-    else
-        return 0;
-    whole = *p != '.' && *p != 'e' && *p != 'E';
-    if (*p == '.') {
-        const char *point = ++p;
-        for (; *p >= '0' && *p <= '9'; p++) {
-            digits = digits * 10 + (uint64_t)(*p - '0');
-            seen += digits != 0;
-        }
-        if (p == point || p - point > 1000)
-            return 0;
-        exponent = -(int)(p - point);
-    }
-    certain = seen <= 19;
-    if (*p == 'e' || *p == 'E') {
-        int sign = 1, power = 0;
-        const char *first;
-        p++;
-        if (*p == '+' || *p == '-')
-            sign = *p++ == '-' ? -1 : 1;
-        for (first = p; *p >= '0' && *p <= '9'; p++)
-            if (power < 10000)
-                power = power * 10 + (*p - '0');
-        if (p == first)
-            return 0;
-        exponent += sign * power;
-    }
-    if (certain && digits == 0) {
-        /* -0 is a whole number, which has one zero only. */
-        *value = negative && !whole ? -0.0 : 0.0;
-    } else if (certain && nearest(digits, exponent, value)) {
-        if (negative)
-            *value = -*value;
-    } else {
-        char text[LONGEST_NUMBER];
-        if (p - start >= LONGEST_NUMBER)
-            return 0;
-        memcpy(text, start, (size_t)(p - start));
-        text[p - start] = 0;
-        *value = PyOS_string_to_double(text, NULL, NULL);
-        if (PyErr_Occurred()) {
-            PyErr_Clear();
-            return 0;
-        }
-    }
-    *at = p;
-    return isfinite(*value);
-}
-
-static const char *blank(const char *p) {
-    while (*p == ' ' || *p == '\n' || *p == '\r' || *p == '\t')
-        p++;
-    return p;
-}
-
-/* `count` numbers between commas; where they end, or NULL. */
-static const char *numbers(const char *p, char letter, Py_ssize_t count, char *into) {
-    double value;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        p = blank(p);
-        if (i) {
-            if (*p != ',')
-                return NULL;
-            p = blank(p + 1);
-        }
-        if (!number(&p, &value))
-            return NULL;
-        if (letter == 'f') {
-            float single = (float)value;
-            if (isinf(single))
-                return NULL;
-            memcpy(into + i * 4, &single, 4);
-        } else {
-            memcpy(into + i * 8, &value, 8);
-        }
-    }
-    return blank(p);
 }
 
 /* --- a request ------------------------------------------------------------------------------------------------------- */
@@ -266,12 +163,15 @@ static PyObject *slot_arm(Slot *s, PyObject *intake) {
         Py_INCREF(intake);
         Py_XSETREF(s->intake, (Intake *)intake);
         s->armed = 1;
+        /* Whoever arms it has written by the transport. */
+        s->clear = 0;
     }
     Py_RETURN_NONE;
 }
 
 static PyObject *slot_disarm(Slot *s, PyObject *unused) {
     s->armed = 0;
+    s->fd = -1;
     Py_CLEAR(s->intake);
     Py_RETURN_NONE;
 }
@@ -290,9 +190,11 @@ static PyObject *slot_release(Slot *s, PyObject *unused) {
 
 static int slot_clear(Slot *s) {
     s->armed = 0;
+    s->fd = -1;
     Py_CLEAR(s->owner);
     Py_CLEAR(s->receive);
     Py_CLEAR(s->write);
+    Py_CLEAR(s->unsent);
     Py_CLEAR(s->intake);
     return 0;
 }
@@ -303,9 +205,18 @@ static PyObject *slot_close(Slot *s, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static PyObject *slot_opened(Slot *s, PyObject *write) {
+/* How the connection writes; where its bytes may go past the transport, its socket and who tells the bytes that wait. */
+static PyObject *slot_opened(Slot *s, PyObject *args) {
+    PyObject *write, *unsent = NULL;
+    int fd = -1;
+    if (!PyArg_ParseTuple(args, "O|iO", &write, &fd, &unsent))
+        return NULL;
     Py_INCREF(write);
     Py_XSETREF(s->write, write);
+    Py_XINCREF(unsent);
+    Py_XSETREF(s->unsent, unsent);
+    s->fd = unsent ? fd : -1;
+    s->clear = 0;
     Py_RETURN_NONE;
 }
 
@@ -313,6 +224,7 @@ static int slot_traverse(Slot *s, visitproc visit, void *arg) {
     Py_VISIT(s->owner);
     Py_VISIT(s->receive);
     Py_VISIT(s->write);
+    Py_VISIT(s->unsent);
     Py_VISIT(s->intake);
     return 0;
 }
@@ -331,6 +243,7 @@ static int slot_init(Slot *s, PyObject *args, PyObject *kwargs) {
     Py_XSETREF(s->owner, owner);
     Py_INCREF(receive);
     Py_XSETREF(s->receive, receive);
+    s->fd = -1;
     return 0;
 }
 
@@ -449,13 +362,20 @@ static char *put(char *at, const char *from, Py_ssize_t size) {
     return at + size;
 }
 
-/* An answer: `head`, the body's length, a blank line, `before`, the rows' values, `after`. */
-static PyObject *answer(PyObject *how, Py_ssize_t from, Py_ssize_t rows) {
+static char *put_number(char *at, Py_ssize_t number) {
+    char digits[24], *first = digits + sizeof digits;
+    do
+        *--first = (char)('0' + number % 10);
+    while (number /= 10);
+    return put(at, first, digits + sizeof digits - first);
+}
+
+/* An answer: `head`, the body's length, a blank line, `before`, the rows' values, `after`. Its size, or -1. */
+static Py_ssize_t answer(Intake *k, PyObject *how, Py_ssize_t from, Py_ssize_t rows) {
     PyObject *head = PyTuple_GET_ITEM(how, 0), *before = PyTuple_GET_ITEM(how, 1), *after = PyTuple_GET_ITEM(how, 2);
-    PyObject *values = PyTuple_GET_ITEM(how, 3), *made;
-    Py_ssize_t size, width = 0, length;
-    char digits[32], *at;
-    int count;
+    PyObject *values = PyTuple_GET_ITEM(how, 3);
+    Py_ssize_t size, width = 0, length, most;
+    char *at;
     if (PyBytes_Check(values)) {
         width = PyLong_AsSsize_t(PyTuple_GET_ITEM(how, 4));
         if (width < 0 || (from + rows) * width > PyBytes_GET_SIZE(values))
@@ -472,11 +392,17 @@ static PyObject *answer(PyObject *how, Py_ssize_t from, Py_ssize_t rows) {
         }
     }
     length = PyBytes_GET_SIZE(before) + size + PyBytes_GET_SIZE(after);
-    count = PyOS_snprintf(digits, sizeof digits, "%zd\r\n\r\n", length);
-    if (!(made = PyBytes_FromStringAndSize(NULL, PyBytes_GET_SIZE(head) + count + length)))
-        return NULL;
-    at = put(PyBytes_AS_STRING(made), PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head));
-    at = put(at, digits, count);
+    most = PyBytes_GET_SIZE(head) + length + 32;
+    if (most > k->written_bytes) {
+        if (!(at = PyMem_Realloc(k->written, (size_t)most))) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        k->written = at;
+        k->written_bytes = most;
+    }
+    at = put(k->written, PyBytes_AS_STRING(head), PyBytes_GET_SIZE(head));
+    at = put(put_number(at, length), "\r\n\r\n", 4);
     at = put(at, PyBytes_AS_STRING(before), PyBytes_GET_SIZE(before));
     if (PyBytes_Check(values))
         at = put(at, PyBytes_AS_STRING(values) + from * width, size);
@@ -487,31 +413,55 @@ static PyObject *answer(PyObject *how, Py_ssize_t from, Py_ssize_t rows) {
                 *at++ = ',';
             at = put(at, PyBytes_AS_STRING(row), PyBytes_GET_SIZE(row));
         }
-    put(at, PyBytes_AS_STRING(after), PyBytes_GET_SIZE(after));
-    return made;
+    return put(at, PyBytes_AS_STRING(after), PyBytes_GET_SIZE(after)) - k->written;
 wrong:
     PyErr_SetString(PyExc_ValueError, "the answers do not fit the batch");
-    return NULL;
+    return -1;
 }
 
-static int written(Slot *s, PyObject *answer, double at) {
-    PyObject *done, *write = s->write;
+/* Whether the connection's socket may be used past its transport. */
+static int past_transport(Slot *s) {
+    if (s->fd >= 0 && !s->clear) {
+        PyObject *waiting = PyObject_CallNoArgs(s->unsent);
+        s->clear = waiting && PyLong_Check(waiting) && PyLong_AsLong(waiting) == 0;
+        Py_XDECREF(waiting);
+        if (PyErr_Occurred())
+            PyErr_WriteUnraisable((PyObject *)s);
+    }
+    return s->fd >= 0 && s->clear;
+}
+
+/* Sends an answer; what the socket does not take at once its transport sends. */
+static int written(Slot *s, const char *answer, Py_ssize_t size, double at) {
+    PyObject *rest, *done, *write = s->write;
     s->taken = 0;
     if (s->closed || !write)
         return 0;
     s->since = at;
     s->armed = s->intake && s->intake->open;
+    if (past_transport(s)) {
+        ssize_t sent = send(s->fd, answer, (size_t)size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent == size)
+            return 0;
+        /* An error the transport will meet, too, and say what becomes of the connection. */
+        answer += sent > 0 ? sent : 0;
+        size -= sent > 0 ? sent : 0;
+    }
+    s->clear = 0;
+    if (!(rest = PyBytes_FromStringAndSize(answer, size)))
+        return -1;
     Py_INCREF(write);
-    done = PyObject_CallOneArg(write, answer);
+    done = PyObject_CallOneArg(write, rest);
     Py_DECREF(write);
+    Py_DECREF(rest);
     Py_XDECREF(done);
     return done ? 0 : -1;
 }
 
 /* Writes the answers of the first `count` requests: `hows` by the place of their tags. They stay until `end`. */
 static PyObject *intake_answer(Intake *k, PyObject *args) {
-    PyObject *hows, *made = NULL;
-    Py_ssize_t count, row = 0;
+    PyObject *hows;
+    Py_ssize_t count, row = 0, size;
     double at = now();
     if (!PyArg_ParseTuple(args, "nO!", &count, &PyTuple_Type, &hows))
         return NULL;
@@ -534,14 +484,13 @@ static PyObject *intake_answer(Intake *k, PyObject *args) {
             PyErr_SetString(PyExc_ValueError, "a form has no answer");
             return NULL;
         }
-        if (!(made = answer(PyTuple_GET_ITEM(hows, e->kind), row, e->rows)))
+        if ((size = answer(k, PyTuple_GET_ITEM(hows, e->kind), row, e->rows)) < 0)
             return NULL;
         row += e->rows;
         Py_INCREF(s);
-        if (written(s, made, at))
+        if (written(s, k->written, size, at))
             PyErr_WriteUnraisable((PyObject *)s);
         Py_DECREF(s);
-        Py_DECREF(made);
     }
     Py_RETURN_NONE;
 }
@@ -574,8 +523,97 @@ static PyObject *intake_end(Intake *k, PyObject *args) {
         memcpy(PyBytes_AS_STRING(arrived) + i * 8, &e->received, 8);
         memcpy(PyBytes_AS_STRING(rows) + i * 8, &number, 8);
     }
+    for (Py_ssize_t i = 0; i < count && k->count_back < MOST_BACK; i++) {
+        Slot *s = k->entries[i].slot;
+        if (s->armed && s->clear && s->fd >= 0) {
+            Py_INCREF(s);
+            k->back[k->count_back++] = s;
+        }
+    }
     removed(k, 0, count);
     return Py_BuildValue("NNN", moments, arrived, rows);
+}
+
+/* What was read of a connection goes the way of all that is read. */
+static void fed(Slot *s, const char *read, Py_ssize_t size) {
+    PyObject *data = PyBytes_FromStringAndSize(read, size), *done = data ? slot_feed(s, data) : NULL;
+    Py_XDECREF(data);
+    Py_XDECREF(done);
+    if (!done) {
+        /* The stream has lost its sense. */
+        PyErr_WriteUnraisable((PyObject *)s);
+        if (s->fd >= 0)
+            shutdown(s->fd, SHUT_RDWR);
+    }
+}
+
+/* Reads what the clients answered last have sent since; how many requests were taken. */
+static Py_ssize_t look(Intake *k) {
+    Slot *asked[MOST_BACK];
+    Py_ssize_t taken = 0;
+    int count = k->count_back;
+    memcpy(asked, k->back, (size_t)count * sizeof *asked);
+    k->count_back = 0;
+    for (int i = 0; i < count; i++) {
+        Slot *s = asked[i];
+        if (k->open && k->count < k->most && s->armed && s->clear && s->intake == k && s->fd >= 0) {
+            ssize_t size = recv(s->fd, k->read, READ_BYTES, MSG_DONTWAIT);
+            if (size > 0) {
+                fed(s, k->read, size);
+                taken += s->taken;
+            } else if (size < 0 && (errno == EAGAIN || errno == EINTR) && k->count_back < MOST_BACK) {
+                k->back[k->count_back++] = s;
+                continue;
+            }
+            /* The end of a stream, or an error: the loop finds it, too. */
+        }
+        Py_DECREF(s);
+    }
+    return taken;
+}
+
+static void forget_back(Intake *k) {
+    while (k->count_back) {
+        Slot *s = k->back[--k->count_back];
+        Py_DECREF(s);
+    }
+}
+
+/* Whether it pays to look: most of those answered before had sent again. Else one look in sixteen finds out. */
+static int pays(Intake *k) {
+    return k->count_back && (k->share >= 0.1 || ++k->skipped % 16 == 0);
+}
+
+static void looked(Intake *k, int asked, Py_ssize_t found) {
+    k->share += 0.1 * ((double)found / asked - k->share);
+}
+
+/* Takes what the clients answered last have sent again by now. */
+static PyObject *intake_look(Intake *k, PyObject *unused) {
+    int asked = k->count_back;
+    if (pays(k))
+        looked(k, asked, look(k));
+    Py_RETURN_NONE;
+}
+
+/* The same until all have, the intake has so many rows, or for so many seconds none has; then it is over for them. */
+static PyObject *intake_gather(Intake *k, PyObject *args) {
+    Py_ssize_t most, found, all = 0;
+    double seconds, last;
+    int asked = k->count_back;
+    if (!PyArg_ParseTuple(args, "nd", &most, &seconds))
+        return NULL;
+    if (pays(k)) {
+        last = now();
+        do {
+            if ((found = look(k)))
+                last = now();
+            all += found;
+        } while (k->count_back && k->rows < most && now() - last < seconds);
+        looked(k, asked, all);
+    }
+    forget_back(k);
+    Py_RETURN_NONE;
 }
 
 /* Gives requests from place `from` to `to` back to Python: [(slot, owner or None, data, received)]. */
@@ -622,6 +660,7 @@ static int intake_clear(Intake *k) {
         Py_CLEAR(k->forms[i].tag);
     }
     k->known = 0;
+    forget_back(k);
     Py_CLEAR(k->wake);
     Py_CLEAR(k->spill);
     return 0;
@@ -640,6 +679,8 @@ static int intake_traverse(Intake *k, visitproc visit, void *arg) {
         Py_VISIT(k->entries[i].slot);
         Py_VISIT(k->entries[i].tag);
     }
+    for (int i = 0; i < k->count_back; i++)
+        Py_VISIT(k->back[i]);
     Py_VISIT(k->wake);
     Py_VISIT(k->spill);
     return 0;
@@ -650,6 +691,8 @@ static void intake_dealloc(Intake *k) {
     intake_clear(k);
     forget(k, 0, k->count);
     PyMem_Free(k->entries);
+    PyMem_Free(k->written);
+    PyMem_Free(k->read);
     PyMem_RawFree(k->values);
     Py_TYPE(k)->tp_free((PyObject *)k);
 }
@@ -673,7 +716,9 @@ static int intake_init(Intake *k, PyObject *args, PyObject *kwargs) {
     }
     k->values = PyMem_RawCalloc((size_t)k->capacity, (size_t)k->row_bytes);
     k->entries = PyMem_Calloc((size_t)k->most, sizeof *k->entries);
-    if (!k->values || !k->entries) {
+    k->read = PyMem_Malloc(READ_BYTES);
+    k->share = 1.0;
+    if (!k->values || !k->entries || !k->read) {
         PyErr_NoMemory();
         return -1;
     }
@@ -690,7 +735,7 @@ static PyMethodDef slot_methods[] = {
     {"arm", (PyCFunction)slot_arm, METH_O, NULL},
     {"disarm", (PyCFunction)slot_disarm, METH_NOARGS, NULL},
     {"release", (PyCFunction)slot_release, METH_NOARGS, NULL},
-    {"opened", (PyCFunction)slot_opened, METH_O, NULL},
+    {"opened", (PyCFunction)slot_opened, METH_VARARGS, NULL},
     {"close", (PyCFunction)slot_close, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -706,6 +751,8 @@ static PyMethodDef intake_methods[] = {
     {"read", (PyCFunction)intake_read, METH_O, NULL},
     {"answer", (PyCFunction)intake_answer, METH_VARARGS, NULL},
     {"end", (PyCFunction)intake_end, METH_VARARGS, NULL},
+    {"gather", (PyCFunction)intake_gather, METH_VARARGS, NULL},
+    {"look", (PyCFunction)intake_look, METH_NOARGS, NULL},
     {"give", (PyCFunction)intake_give, METH_VARARGS, NULL},
     {"slept", (PyCFunction)intake_slept, METH_NOARGS, NULL},
     {"close", (PyCFunction)intake_close, METH_NOARGS, NULL},

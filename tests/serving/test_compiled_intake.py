@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +211,191 @@ def test_answers_go_to_their_requests_and_taking_one_out_moves_the_rows() -> Non
     assert lines[0].declined == [b"later"]
 
 
+class Wire(Line):
+    """A line whose slot may use its socket; the client's end is `client`, and `unsent` is what its transport holds."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.own, self.client = socket.socketpair()
+        self.client.setblocking(False)
+        self.unsent, self.asked = 0, 0
+        self.slot.opened(self.written.append, self.own.fileno(), self._held)
+
+    def _held(self) -> int:
+        self.asked += 1
+        return self.unsent
+
+    def got(self) -> bytes:
+        with suppress(BlockingIOError):
+            return self.client.recv(1 << 20)
+        return b""
+
+    def answered(self, before: bytes = b"<") -> None:
+        """Answers all that was taken."""
+        count, rows, _ = self.intake.batch(8)
+        self.intake.answer(count, ((b"H:", before, b">", [b"a"] * rows, 0),))
+        self.intake.end(count, 1.0, 2.0, 3.0, 4.0)
+
+    def close(self) -> None:
+        self.own.close()
+        self.client.close()
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    line = Wire()
+    line.learn(body([0.5, 1.5, 2.5]))
+    yield line
+    line.close()
+
+
+def test_an_answer_goes_past_a_transport_that_holds_nothing_and_by_one_that_does(wire: Wire) -> None:
+    whole, answer = request(body([0.5, 1.5, 2.5])), b"H:3\r\n\r\n<a>"
+    wire.unsent = 7
+    wire.slot.feed(whole)
+    wire.answered()
+    by_transport = wire.written.copy(), wire.got()
+    wire.unsent = 0
+    for _ in range(3):
+        wire.slot.feed(whole)
+        wire.answered()
+    past = wire.written.copy(), wire.got(), wire.asked
+    wire.slot.arm(wire.intake)
+    wire.unsent = 1
+    wire.slot.feed(whole)
+    wire.answered()
+
+    assert by_transport == ([answer], b"")
+    assert past == ([answer], answer * 3, 2), "asked once, until somebody else may have written"
+    assert (wire.written, wire.got()) == ([answer] * 2, b"")
+
+
+def test_what_the_socket_does_not_take_follows_by_the_transport(wire: Wire) -> None:
+    whole, large = request(body([0.5, 1.5, 2.5])), b"x" * 4_000_000
+    wire.slot.feed(whole)
+    wire.answered(large)
+    first = wire.got()
+    wire.unsent = len(wire.written[0])
+    wire.slot.feed(whole)
+    wire.answered()
+
+    assert 0 < len(first) < len(large)
+    assert len(wire.written) == 2, "the second waits behind the rest of the first"
+    received = first
+    while more := wire.got():
+        received += more
+    assert received + b"".join(wire.written) == b"H:%d\r\n\r\n%ba>H:3\r\n\r\n<a>" % (len(large) + 2, large)
+
+
+def test_a_socket_that_fails_leaves_the_error_to_the_transport(wire: Wire) -> None:
+    wire.slot.feed(request(body([0.5, 1.5, 2.5])))
+    wire.client.close()
+    wire.answered()
+
+    assert wire.written == [b"H:3\r\n\r\n<a>"]
+
+
+def test_a_slot_that_takes_nothing_more_writes_by_its_transport(wire: Wire) -> None:
+    wire.slot.feed(request(body([0.5, 1.5, 2.5])))
+    wire.slot.disarm()
+    wire.answered()
+
+    assert (wire.written, wire.got()) == ([b"H:3\r\n\r\n<a>"], b"")
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_the_next_request_of_who_was_answered_is_found_in_its_socket(wire: Wire, gather: bool) -> None:
+    whole = request(body([0.5, 1.5, 2.5]))
+    seek = partial(wire.intake.gather, 8, 0.0) if gather else wire.intake.look
+    wire.client.send(whole)
+    seek()
+    before = wire.intake.count
+    wire.slot.feed(whole)
+    wire.answered()
+    seek()
+    taken = wire.intake.count
+    wire.answered()
+    wire.client.send(b"GET /")
+    seek()
+    wire.client.send(whole)
+    seek()
+
+    assert (before, taken) == (0, 1), "only who was answered is looked for"
+    assert wire.declined == [b"GET /"], "the rest of what Python reads is the loop's to find"
+    assert wire.intake.count == 0
+
+
+def test_who_has_not_sent_again_is_looked_for_until_the_next_batch(wire: Wire) -> None:
+    whole = request(body([0.5, 1.5, 2.5]))
+    wire.slot.feed(whole)
+    wire.answered()
+    wire.intake.look()
+    wire.client.send(whole)
+    wire.intake.look()
+    found = wire.intake.count
+    wire.answered()
+    wire.intake.gather(8, 0.0)
+    wire.client.send(whole)
+    wire.intake.look()
+
+    assert (found, wire.intake.count) == (1, 0)
+
+
+def test_a_request_that_the_loop_has_brought_is_not_read_twice(wire: Wire) -> None:
+    whole = request(body([0.5, 1.5, 2.5]))
+    wire.slot.feed(whole)
+    wire.answered()
+    wire.slot.feed(whole)
+    wire.client.send(whole)
+    wire.intake.gather(8, 0.0)
+
+    assert (wire.intake.count, wire.declined) == (1, [])
+
+
+def test_the_end_of_a_stream_and_a_full_intake_are_left_to_the_loop() -> None:
+    whole = request(body([0.5, 1.5, 2.5]))
+    line = Wire(most=1)
+    line.learn(body([0.5, 1.5, 2.5]))
+    line.slot.feed(whole)
+    line.answered()
+    other = Line()
+    other.slot.arm(line.intake)
+    other.slot.feed(whole)
+    line.client.send(whole)
+    line.intake.look()
+    full = line.declined.copy(), line.intake.count
+    line.answered()
+    line.slot.feed(line.own.recv(1 << 16))
+    line.answered()
+    line.client.close()
+    line.intake.look()
+    line.own.close()
+
+    assert full == ([], 1)
+    assert line.declined == []
+
+
+def test_it_stops_looking_where_clients_do_not_send_again_at_once(wire: Wire) -> None:
+    whole = request(body([0.5, 1.5, 2.5]))
+    for _ in range(40):
+        wire.slot.feed(whole)
+        wire.answered()
+        wire.intake.gather(8, 0.0)
+    found = []
+    for _ in range(16):
+        wire.slot.feed(whole)
+        wire.answered()
+        wire.client.send(whole)
+        wire.intake.gather(8, 0.0)
+        found.append(wire.intake.count)
+        if not wire.intake.count:
+            wire.slot.feed(wire.own.recv(1 << 16))
+        wire.answered()
+
+    assert sorted(set(found)) == [0, 1]
+    assert found.index(1) > 0
+
+
 async def exchanged(port: int, streams: list[list[bytes]]) -> list[bytes]:
     """What each connection gets for its requests, each sent when the one before is answered."""
 
@@ -267,3 +455,40 @@ async def test_answers_and_counts_are_those_of_the_way_through_python(
     answered = sum(answers.count(b" 200 OK") for answers in (*ours, *again))
     assert f'inference_requests_total{{model="m",outcome="ok",version="1"}} {float(answered)}' in text
     assert 'inference_request_duration_seconds_count{model="m",version="1"} ' in text
+
+
+async def test_a_client_that_reads_late_gets_every_answer_whole_and_in_order(
+    start: Start, registry: Registry, tmp_path: Path
+) -> None:
+    import torch
+
+    class Wide(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.repeat(1, 2000)
+
+    signature = Signature((Input("x", "FP32", shape=(3,)),), (Output("y", shape=(6000,)),))
+    save_artifact(tmp_path / "wide", Wide(), signature, {"x": [[0.1] * 3]})
+    registry.register("m", tmp_path / "wide", lineage={}, profile=None, metrics={})
+    registry.set_alias("m", "stable", 1)
+    service = await start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    wanted = []
+
+    async def answer() -> list[float]:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        found: list[float] = json.loads(await reader.readexactly(length))["outputs"][0]["data"]
+        return found
+
+    for number in range(4):
+        writer.write(request(body([float(number)] * 3)))
+        assert await answer() == [number] * 6000
+    # One by one while the answers wait, which are more than the sockets hold; what comes together Python reads.
+    for number in range(400):
+        writer.write(request(body([float(number)] * 3)))
+        await asyncio.sleep(0)
+        wanted.append(number)
+
+    assert [(await answer())[::5999] for _ in wanted] == [[number] * 2 for number in wanted]
+    writer.close()
+    await writer.wait_closed()

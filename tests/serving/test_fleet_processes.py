@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -21,25 +22,33 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def shared_fleet(tmp_path_factory: pytest.TempPathFactory, artifacts: list[Path]) -> Iterator[Fleet]:
-    """Two fronts and two replicas, for one test after another; none counts as hanging that a busy machine holds up."""
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory, artifacts: list[Path]) -> Iterator[Callable[[], Fleet]]:
+    """Two fronts and two replicas, for one test after another; none counts as hanging that a busy machine holds up.
+
+    After a test that ended it there is another.
+    """
     folder = tmp_path_factory.mktemp("fleet")
-    url = with_versions(folder, artifacts)
-    with running(
-        url, folder, {"drain_notice": 0.5}, replicas=2, fronts=2, ping_interval=0.25, ping_limit=10.0, hang_limit=600.0
-    ) as fleet:
-        yield fleet
+    url, limits = with_versions(folder, artifacts), {"ping_interval": 0.25, "ping_limit": 10.0, "hang_limit": 600.0}
+    fleets: list[Fleet] = []
+    with ExitStack() as stack:
+
+        def living() -> Fleet:
+            if not fleets or fleets[-1].process.poll() is not None:
+                given = running(url, folder, {"drain_notice": 0.5}, replicas=2, fronts=2, **limits)
+                fleets.append(stack.enter_context(given))
+            return fleets[-1]
+
+        yield living
 
 
 @pytest.fixture
-async def fleet(shared_fleet: Fleet) -> AsyncIterator[Fleet]:
+async def fleet(shared_fleet: Callable[[], Fleet]) -> AsyncIterator[Fleet]:
     """The shared fleet with everybody up, and a client for this test."""
-    async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{shared_fleet.port}", trust_env=False, timeout=60
-    ) as client:
-        shared_fleet.http = client
-        await shared_fleet.all_up()
-        yield shared_fleet
+    living = shared_fleet()
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{living.port}", trust_env=False, timeout=60) as client:
+        living.http = client
+        await living.all_up()
+        yield living
 
 
 async def test_killed_processes_cost_no_more_than_their_connections_and_no_counter_goes_backwards(

@@ -88,7 +88,6 @@ def test_services_are_sent_what_alertmanager_sends(
 ) -> None:
     (tmp_path / "own.tmpl").write_text(TEMPLATE)
     text = CONFIGURATION.replace("FOLDER", str(tmp_path))
-    client = httpx.Client(verify=False)
     sides = {"theirs": real_alertmanager, "ours": our_alertmanager}
     urls = {name: start(text.replace("SERVER", f"{webhooks.url}/{name}")) for name, start in sides.items()}
 
@@ -103,21 +102,21 @@ def test_services_are_sent_what_alertmanager_sends(
             key=str,
         )  # fmt: skip
 
-    starts = datetime.now(UTC).replace(microsecond=6000)
-    for count, end in ((11, 3600.0), (9, -1.0)):
-        webhooks.requests.clear()
-        body = posted(starts, end, end)
-        for url in urls.values():
-            assert client.post(f"{url}/api/v2/alerts", json=body).status_code == 200
-        deadline = time.monotonic() + 60
-        while min(len(sent("theirs")), len(sent("ours"))) < count and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.3)
-        theirs, ours = sent("theirs"), sent("ours")
-        assert [each[0] for each in ours] == [each[0] for each in theirs]
-        for mine, other in zip(ours, theirs, strict=True):
-            assert mine == other
-    client.close()
+    with httpx.Client(verify=False) as client:
+        starts = datetime.now(UTC).replace(microsecond=6000)
+        for count, end in ((11, 3600.0), (9, -1.0)):
+            webhooks.requests.clear()
+            body = posted(starts, end, end)
+            for url in urls.values():
+                assert client.post(f"{url}/api/v2/alerts", json=body).status_code == 200
+            deadline = time.monotonic() + 60
+            while min(len(sent("theirs")), len(sent("ours"))) < count and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.3)
+            theirs, ours = sent("theirs"), sent("ours")
+            assert [each[0] for each in ours] == [each[0] for each in theirs]
+            for mine, other in zip(ours, theirs, strict=True):
+                assert mine == other
 
 
 class MailServer(socketserver.ThreadingTCPServer):

@@ -176,6 +176,26 @@ def test_it_survives_compilation_with_changing_batch_sizes(reference: Profile) -
     assert counts_of(model.probe.profile()) == counted(reference, torch.cat(parts))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_compiled_it_counts_what_it_counts_eagerly(reference: Profile, kind: torch.dtype) -> None:
+    probes = [Probe(reference, NAMES) for _ in range(4)]
+    compiled = [torch.compile(probe, fullgraph=True) for probe in probes[:2]]
+    values = torch.cat([rows(300), torch.tensor([[torch.nan, torch.inf, 0.0], [-torch.inf, -0.0, 1e-40]])]).to(kind)
+    apart = tuple(values.t().contiguous())
+
+    with torch.inference_mode():
+        for by_row in (compiled[0], probes[2]):
+            by_row(values)
+        for by_column in (compiled[1], probes[3]):
+            by_column(*apart)
+
+    found = [probe.profile() for probe in probes]
+    assert [counts_of(profile) for profile in found] == 4 * [counted(reference, values)]
+    assert all(profile.rows == 302 for profile in found)
+
+
 def test_it_survives_export_saving_and_loading(reference: Profile) -> None:
     model = Model(reference).eval()
     batch = torch.export.Dim("batch")

@@ -79,6 +79,7 @@ def test_the_walk_sees_a_service_that_is_away(stack: FakeStack, tmp_path: Path) 
 
 
 def test_a_rollback_by_hand_needs_a_reason_and_survives_refreshes(dashboard: str, stack: FakeStack) -> None:
+    stack.requests.clear()
     with browser.open_page() as page:
         page.goto(f"{dashboard}/alerts")
         page.get_by_role("button", name="Roll back").click()

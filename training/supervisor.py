@@ -41,6 +41,7 @@ _STACKS_SECONDS = 1.0
 _END_SECONDS = 30.0
 _KEPT_RINGS = 3
 _MACHINE_SECONDS = 5.0
+_NOTE_SECONDS = 1.0
 LEDGER = "ledger.jsonl"
 
 
@@ -127,6 +128,7 @@ class Supervisor:
         self._told = False
         self._record, self._recorded = GuardRecord(self._folder / RECORD), 0
         self._ledger = self._folder / (LEDGER if self._leads else f"ledger.node-{self._nodes.index}.jsonl")
+        self._note, self._noted = self._ledger.with_suffix(".now.json"), -math.inf
         self.attempts = _earlier(self._ledger)
 
     def run(self) -> RunResult:
@@ -135,6 +137,7 @@ class Supervisor:
         NodesError where another node is missing for longer than `Nodes.patience`.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._take_up()
         if self._meeting is None:
             self._meeting = meeting_of(self._nodes, self._folder)
         warm = self._warm()
@@ -198,6 +201,7 @@ class Supervisor:
         stragglers = StragglerWatch(self._limits.straggler)
         neighbours = Neighbours(place.attempt, 3 * self._limits.straggler.window)
         try:
+            self._keep(times)
             warm.fork(ranks, [_environment(rank, self._nodes) for rank in ranks], echo=self._echo)
             end = self._follow(
                 warm, ranks, watch, lambda: self._straggling(stragglers, neighbours, meeting), times, meeting
@@ -237,6 +241,8 @@ class Supervisor:
                     self._agent.down(one.rank)
                     done.add(one.rank)
                 self._take(times, ranks, watch)
+                if time.monotonic() - self._noted > _NOTE_SECONDS:
+                    self._keep(times)
                 if len(done) == len(ranks) and meeting.completed(attempt):
                     return End("completed")
                 if elsewhere := meeting.ended(attempt):
@@ -373,11 +379,36 @@ class Supervisor:
         if warm.alive:
             raise WarmError(f"ranks {sorted(warm.alive)} could not be killed within {_END_SECONDS:g} s")
 
+    def _keep(self, times: AttemptTimes) -> None:
+        """Notes the attempt as it is now: all that is known of it if this process is killed."""
+        self._noted = time.monotonic()
+        now = times.ended(time.time(), "supervisor", reason="its supervisor ended without a word")
+        partial = self._note.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(now.to_json()), encoding="utf-8")
+            partial.replace(self._note)
+        except OSError as error:  # a full disk must not end a training
+            _log.warning("the attempt could not be noted: %s", error)
+
+    def _take_up(self) -> None:
+        """Writes the attempt of a supervisor that was killed into the ledger, as it was last noted."""
+        try:
+            last = Attempt.from_json(json.loads(self._note.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if all(one.attempt != last.attempt for one in self.attempts):
+            self.attempts.append(last)
+            self._write(last)
+
     def _write(self, attempt: Attempt) -> None:
-        with self._ledger.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(attempt.to_json()) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(attempt.to_json()) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._note.unlink(missing_ok=True)
+        except OSError as error:  # a full disk costs a line, and not the training
+            _log.warning("attempt %d could not be written down: %s", attempt.attempt, error)
 
     def _show(self) -> None:
         wall = ledger(self.attempts)
@@ -443,7 +474,8 @@ def _without_progress(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
     for number, one in enumerate(attempts):
         if one.safe > best:
             best, since = one.safe, number + 1
-    return attempts[since:]
+    # That a supervisor was killed says nothing of what it trained.
+    return [one for one in attempts[since:] if one.cause != "supervisor"]
 
 
 def _earlier(path: Path) -> list[Attempt]:

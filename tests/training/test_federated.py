@@ -342,6 +342,7 @@ def test_updates_that_do_not_fit_are_refused_by_name(tmp_path: Path):
         r"weight is torch.float32 \[2, 5\]": pack_update(Learned({**fit, "weight": torch.zeros(2, 5)}, 1, 0.0)),
         "not finite": pack_update(Learned({**fit, "bias": torch.tensor([float("nan")])}, 1, 0.0)),
         "of 0 rows": pack_update(Learned(fit, 0, 0.0)),
+        "1 to 1000000000000 are believed": pack_update(Learned(fit, 10**400, 0.0)),
     }
     for said, body in wrong.items():
         with pytest.raises(ProtocolError, match=said):

@@ -138,6 +138,11 @@ def test_a_run_is_given_up_when_it_gets_nowhere(ended: list[tuple[str, str, int]
     assert bool(found) == bool(said)
 
 
+def _noted(path: Path) -> int:
+    """Steps in checkpoints, as the supervisor last noted them."""
+    return int(json.loads(path.read_text())["safe"]) if path.exists() else 0
+
+
 def supervise(folder: Path) -> None:
     """A run without an end, in a process of its own."""
     supervisor(folder, steps=1_000_000).run()
@@ -146,8 +151,8 @@ def supervise(folder: Path) -> None:
 def test_a_run_goes_on_after_its_supervisor_was_killed(tmp_path: Path) -> None:
     process = forked(supervise, tmp_path)
     until = time.monotonic() + 240
-    while not list((tmp_path / "checkpoints").glob("*.ckpt")):
-        assert time.monotonic() < until, "no checkpoint came"
+    while not _noted(tmp_path / "ledger.now.json"):
+        assert time.monotonic() < until, "no checkpoint came, or none was noted"
         assert process.is_alive()
         time.sleep(0.02)
     process.kill()
@@ -165,7 +170,23 @@ def test_a_run_goes_on_after_its_supervisor_was_killed(tmp_path: Path) -> None:
     assert result.attempts[-1].resumed == saved
     assert result.attempts[-1].attempt == 1
     assert weights(tmp_path) == undisturbed(saved + 10)
-    assert [json.loads(line)["cause"] for line in (tmp_path / LEDGER).read_text().splitlines()] == ["completed"]
+    attempts = [json.loads(line) for line in (tmp_path / LEDGER).read_text().splitlines()]
+    assert [one["cause"] for one in attempts] == ["supervisor", "completed"]
+    assert attempts[0]["safe"] > 0
+    assert sum(result.wall.values()) == pytest.approx(attempts[1]["ended"] - attempts[0]["began"])
+    assert result.wall["productive"] > 0
+    assert not (tmp_path / "ledger.now.json").exists()
+
+
+def test_a_ledger_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / LEDGER).mkdir()
+    (tmp_path / "ledger.now.partial").mkdir()
+
+    result = supervisor(tmp_path, steps=20, faults=Faults((Fault("kill", 1, 15, 0),))).run()
+
+    assert [one.cause for one in result.attempts] == ["killed", "completed"]
+    assert "attempt 0 could not be written down" in caplog.text
+    assert "the attempt could not be noted" in caplog.text
 
 
 def test_what_cannot_be_forked_or_called_is_refused_before_anything_runs(tmp_path: Path) -> None:

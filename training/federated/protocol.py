@@ -28,6 +28,7 @@ from torch import Tensor
 from training.federated.local import Learned, LocalPlan
 
 CLIENT_HEADER = "X-Trimtab-Client"
+_MOST_ROWS = 10**12
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 State = Literal["train", "wait", "done"]
 
@@ -118,8 +119,8 @@ def unpack_update(body: bytes, shapes: Mapping[str, tuple[int, ...]]) -> Update:
         rows, loss = int(said["rows"]), float(said["loss"])
     except (KeyError, ValueError) as error:
         raise ProtocolError(f"the update does not say its rows and loss: {error}") from error
-    if rows < 1:
-        raise ProtocolError(f"the update is of {rows} rows")
+    if not 1 <= rows <= _MOST_ROWS:
+        raise ProtocolError(f"the update is of {rows} rows: 1 to {_MOST_ROWS} are believed")
     profile = said.get("profile")
     return Update(vector, rows, loss, None if profile is None else profile.encode())
 

@@ -100,10 +100,12 @@ def summary(column: Column) -> dict[str, Any]:
 
 
 def _verdicts(pane: Pane, against: Against, history: History) -> dict[str, ColumnDrift]:
-    """The verdicts on the pane alone: those of its judged window where that is the pane."""
-    window = history.ending(pane)
-    one_pane = window is not None and window.pane is pane and against.pane_calibration is None
-    if window is not None and one_pane and pane.seen >= against.thresholds.min_rows:
+    """The verdicts on the pane alone: those of its judged window where that is always one pane.
+
+    Not where it happens to be one, because the panes before came later: then verdicts would depend on that.
+    """
+    window = history.ending(pane) if history.judged_windows == 1 and against.pane_calibration is None else None
+    if window is not None and pane.seen >= against.thresholds.min_rows:
         return window.verdicts(against)
     if pane.seen < EVIDENCE_ROWS:
         return {}

@@ -125,7 +125,7 @@ class History:
 
     def __init__(self, window_seconds: float, judged_windows: int, keep: int) -> None:
         self._seconds = window_seconds
-        self._judged_windows = judged_windows
+        self.judged_windows = judged_windows
         self._keep = keep
         self._panes: dict[Key, list[Pane]] = {}
         self._judged: dict[Key, list[JudgedWindow]] = {}
@@ -148,7 +148,7 @@ class History:
                 return []
             panes.insert(place, pane)
             judged.insert(place, JudgedWindow([pane]))
-        reach = pane.end + (self._judged_windows - 1) * self._seconds + 1e-6
+        reach = pane.end + (self.judged_windows - 1) * self._seconds + 1e-6
         changed = []
         for position in range(place, len(panes)):
             if panes[position].end > reach:
@@ -186,6 +186,6 @@ class History:
 
     def _recent(self, panes: list[Pane], position: int) -> list[Pane]:
         """The panes of the judged window that ends with the pane at `position`."""
-        first = panes[position].end - self._judged_windows * self._seconds
-        start = max(0, position - self._judged_windows + 1)
+        first = panes[position].end - self.judged_windows * self._seconds
+        start = max(0, position - self.judged_windows + 1)
         return [pane for pane in panes[start : position + 1] if pane.start >= first - 1e-6]

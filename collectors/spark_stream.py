@@ -157,7 +157,7 @@ class _StreamProfiles(PartitionProfile):
         found: dict[int | None, Profile] = {}
         for batch in batches:
             for part, types in self._by_file(batch):
-                self._types = types
+                self._types = dict(types)
                 table = self.named(empty, part)
                 for start, rows in self._by_window(part, table):
                     found[start] = found.get(start, empty).updated(rows)

@@ -149,6 +149,10 @@ def _checked(name: str, rules: ColumnRules) -> ColumnRules:
             raise SchemaError(f"column {name!r} has the bound {bound}: leave it out for none")
     if rules.minimum is not None and rules.maximum is not None and rules.minimum > rules.maximum:
         raise SchemaError(f"column {name!r} has minimum {rules.minimum} above its maximum {rules.maximum}")
+    if rules.type != "numeric" and (rules.minimum is not None or rules.maximum is not None):
+        raise SchemaError(f"column {name!r} is {rules.type}: only a numeric one has a minimum and a maximum")
+    if rules.type != "categorical" and rules.categories is not None:
+        raise SchemaError(f"column {name!r} is {rules.type}: only a categorical one has categories")
     if rules.categories is not None and not rules.categories:
         raise SchemaError(f"column {name!r} allows no category: leave `categories` out to allow any")
     return rules

@@ -114,6 +114,8 @@ def _where(mask: pa.ChunkedArray) -> Rows:
 def _repeated(values: pa.ChunkedArray) -> Rows:
     """The rows whose value came in an earlier row already; missing values repeat nothing."""
     rows = _where(pc.is_valid(values))
+    if pa.types.is_nested(values.type):  # Arrow numbers no lists
+        values = pa.chunked_array([pa.array(list(map(repr, values.to_pylist())), pa.utf8())])
     codes = values.take(pa.array(rows)).dictionary_encode()
     numbers = np.concatenate([np.empty(0, np.int64), *(chunk.indices.to_numpy() for chunk in codes.chunks)])
     _, first = np.unique(numbers, return_index=True)

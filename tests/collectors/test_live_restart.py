@@ -65,8 +65,9 @@ STEPS = ("measure", "all", "tick", "wait", "compact", "again", "kill")
 class Site:
     """A collector on a disk. `kill` leaves what is on the disk at that moment, and starts another one on it."""
 
-    def __init__(self, folder: Path, clock: Any) -> None:
+    def __init__(self, folder: Path, clock: Any, window_seconds: float = 15.0) -> None:
         self.folder = folder
+        self.window_seconds = window_seconds
         self.clock = clock
         self.lives = 0
         self.collector = self._start()
@@ -77,7 +78,7 @@ class Site:
         config = CollectorConfig(
             lake=folder / "lake",
             store_url=f"sqlite:///{folder / 'store.db'}",
-            window_seconds=15.0,
+            window_seconds=self.window_seconds,
             allowed_lateness_seconds=2.0,
             judged_windows=2,
             amend_seconds=500.0,
@@ -275,6 +276,7 @@ def test_odd_batches_and_labels_in_any_order_give_what_one_ordered_delivery_give
 ) -> None:
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     rows = rows_of(generator, ROWS)
+    rows["x"] = rows["x"] + 1.0  # it drifts, so that there is evidence
     reference = Profile.of(pa.Table.from_batches([batch_of(rows_of(generator, 500), np.arange(500), "r")]))
     cuts = sorted(data.draw(st.sets(st.integers(1, ROWS - 1), min_size=3, max_size=10)))
     kinds = ("plain", "without x", "without origin", "text", "vectors", "failed", "more")
@@ -294,7 +296,8 @@ def test_odd_batches_and_labels_in_any_order_give_what_one_ordered_delivery_give
     with TemporaryDirectory() as folder:
         for delivery in (order, sent):
             clock.now = T0 + SPAN
-            site = Site(Path(folder) / str(len(found)), clock)
+            # Half a minute holds rows enough for evidence.
+            site = Site(Path(folder) / str(len(found)), clock, 30.0)
             learn(site, reference)
             for place, (name, kind, batch) in enumerate(delivery):
                 assert site.accept(batch, name, kind) is False
@@ -318,10 +321,12 @@ def test_odd_batches_and_labels_in_any_order_give_what_one_ordered_delivery_give
                     else:
                         site.kill()
             panes, windows = site.finish()
-            found.append((panes, windows, performance(site)))
+            evidence = [site.collector.measures.alarms("m", version)[0] for version in ("1", "2")]
+            found.append((panes, windows, performance(site), evidence))
             site.end()
 
     assert found[0][0] == found[1][0]
     assert found[0][1] == found[1][1]
     assert found[0][2] == found[1][2]
+    assert found[0][3] == found[1][3]
     assert sum(pane[2] for pane in found[0][0]) == ROWS

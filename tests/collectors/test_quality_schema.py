@@ -133,6 +133,10 @@ def test_a_unique_column_names_the_later_rows() -> None:
 
     assert broken(table, schema) == {("feature.id", "unique"): [3, 5]}
 
+    vectors = Schema(columns={"feature.e": ColumnRules(type="embedding", unique=True)})
+    values = pa.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0], None, None], pa.list_(pa.float64(), 2))
+    assert broken(pa.table({"feature.e": values}), vectors) == {("feature.e", "unique"): [2]}
+
 
 def test_an_edit_changes_what_it_names_and_keeps_the_rest() -> None:
     inferred = Schema.inferred(reference())
@@ -182,6 +186,8 @@ def test_an_edit_that_cannot_be_read_says_why(body: bytes, says: str) -> None:
         ({"feature.temp": {"type": "number"}}, "known are numeric"),
         ({"feature.other": {"minimum": 5.0}}, "give its type"),
         ({"feature.carrier": {"categories": []}}, "allows no category"),
+        ({"feature.carrier": {"maximum": 3.0}}, "only a numeric one has a minimum"),
+        ({"feature.temp": {"categories": ["1"]}}, "only a categorical one has categories"),
     ],
 )
 def test_an_edit_that_contradicts_itself_says_so(columns: dict[str, object], says: str) -> None:

@@ -30,6 +30,7 @@ enum {
 #define MARGIN 0x1p-12f
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(WITHOUT_REGISTERS)
 #define IN_REGISTERS count_in_registers
+#define COUNT_PENDING count_pending
 /* So many rows of so many columns are counted as they come: to copy them, and to find them gone cold, takes longer. */
 enum { ENOUGH_ROWS = 192, ENOUGH_COLUMNS = 32 };
 #else

@@ -1,17 +1,43 @@
 /* The part of `count.c` that adds batches to a probe's memory, as `probe_state.py` lays it out: small ones only wait until
  * there are enough rows for a pass. */
 
-/* What a state begins with: numbers of 8 bytes; the last four say at which of these a part begins. */
+/* What a state begins with: numbers of 8 bytes; those from `counts` to `pending` say at which of these a part begins. So
+ * many rows as `unjoined` are counted in `pending` alone: 16 bits for each of PENDING cells of a column, behind its first. */
 struct trimtab_state {
-    int64_t columns, width, capacity, filled, counts, moments, tables, waiting;
+    int64_t columns, width, capacity, filled, counts, moments, tables, waiting, pending, unjoined;
 };
+
+enum { PENDING = 128 };
 
 /* The types of values, as `probe_kernels.py` numbers them. */
 enum { SINGLE, DOUBLE, HALF_PRECISION, BRAIN };
 
 static int64_t *part(struct trimtab_state *s, int64_t at) { return (int64_t *)s + at; }
 
+static void join_pending(struct trimtab_state *s) {
+    if (!s->unjoined)
+        return;
+    uint16_t *pending = (uint16_t *)part(s, s->pending);
+    const int64_t cells = s->width - 1 < PENDING ? s->width - 1 : PENDING;
+    for (int64_t column = 0; column < s->columns; column++) {
+        int64_t *counts = part(s, s->counts) + column * (s->width + 4) + 1;
+        for (int64_t cell = 0; cell < cells; cell++)
+            counts[cell] += pending[column * PENDING + cell];
+    }
+    memset(pending, 0, (size_t)(s->columns * PENDING) * sizeof *pending);
+    s->unjoined = 0;
+}
+
 static void count_singles(struct trimtab_state *s, const float *values, int64_t rows) {
+#ifdef COUNT_PENDING
+    if (s->unjoined + rows > UINT16_MAX)
+        join_pending(s);
+    if (COUNT_PENDING(values, rows, s->columns, (const float *)part(s, s->tables), s->width,
+                      (uint16_t *)part(s, s->pending), part(s, s->counts), (double *)part(s, s->moments))) {
+        s->unjoined += rows;
+        return;
+    }
+#endif
     count_float(values, rows, s->columns, (const float *)part(s, s->tables), s->width, part(s, s->counts),
                 (double *)part(s, s->moments));
 }
@@ -88,8 +114,9 @@ int trimtab_probe_count(void *state, const void *values, int64_t kind, int64_t r
         const float *tables = (const float *)part(s, s->tables) + 2 * trimtab_tables_size_double(columns, s->width);
         trimtab_count_double(values, columns, rows, by_column, by_row, (const double *)(const void *)tables, s->width,
                              part(s, s->counts), (double *)part(s, s->moments));
-    } else if (kind == SINGLE && (rows > s->capacity / 2 ||
-                                  (rows >= ENOUGH_ROWS && columns >= ENOUGH_COLUMNS && by_column == 1 && by_row == columns))) {
+    } else if (kind == SINGLE && rows >= ENOUGH_ROWS && columns >= ENOUGH_COLUMNS && by_column == 1 && by_row == columns) {
+        count_singles(s, values, rows);
+    } else if (kind == SINGLE && rows > s->capacity / 2) {
         trimtab_count_float(values, columns, rows, by_column, by_row, (const float *)part(s, s->tables), s->width,
                             part(s, s->counts), (double *)part(s, s->moments));
     } else {
@@ -119,9 +146,10 @@ void trimtab_probe_add_columns(void *state, const float *const *columns, int64_t
     unlock(lock);
 }
 
-/* Counts what waits, in a state with tables. */
+/* Brings the counts of a state with tables up to what was added. */
 void trimtab_probe_count_waiting(void *state) {
     atomic_flag *lock = locked(state);
     count_all_waiting(state);
+    join_pending(state);
     unlock(lock);
 }

@@ -3,8 +3,9 @@
  * A cell is the number of edges not above the value: 127 of the at most 129 edges are a search tree of seven levels, one
  * register of 16 numbers for the first four of them, one, two and four for the others. What lies beyond the first or the
  * last edge is counted again where there is any. A matrix is turned in blocks of 16 columns, so that 16 values of one
- * column are searched at once. What there is to do once for a column and a block is most of the work for few rows: these
- * are added to the counts themselves, and their moments are taken before they are turned, a lane a column.
+ * column are searched at once. What there is to do once for a column and a block is most of the work for few rows, and the
+ * counts themselves would be a kilobyte a column of memory gone cold: these rows are added to 16 bits a cell, which join the
+ * counts later, and their moments are taken before they are turned, a lane a column.
  */
 #include <immintrin.h>
 
@@ -260,53 +261,59 @@ static void turned_group(const float *values, int64_t rows, int64_t stride, __mm
     }
 }
 
-/* Adds finite values of one column to the cells behind the first. */
+/* Adds finite values of one column, fewer than MANY_ROWS, to the 16-bit cells behind the first. */
 static inline __attribute__((always_inline)) void add_leaves(const float *values, int64_t rows, const float *tree,
-                                                             int64_t *counts) {
+                                                             uint16_t *pending) {
     int32_t at[2][16] __attribute__((aligned(64)));
+    /* Four, so that a cell has 8 bits, and values that follow each other seldom meet in one. */
+    uint8_t found[4][LEAVES] __attribute__((aligned(64)));
     const struct edges edges = loaded(tree);
     const int64_t whole = rows / 16 * 16;
     int now = 0;
     const __m512 zero = no_sign();
+    memset(found, 0, sizeof found);
     _mm512_store_si512(at[0], leaves(_mm512_add_ps(_mm512_loadu_ps(values), zero), &edges));
     /* What was found of 16 values is counted while the next 16 are searched; beyond the rows there is room. */
     for (int64_t row = 16; row <= whole; row += 16, now ^= 1) {
         _mm512_store_si512(at[now ^ 1], leaves(_mm512_add_ps(_mm512_loadu_ps(values + row), zero), &edges));
         const int32_t *before = at[now];
         for (int i = 0; i < 16; i++)
-            counts[before[i]]++;
+            found[i % 4][before[i]]++;
     }
     for (int64_t i = 0; i < rows - whole; i++)
-        counts[at[now][i]]++;
+        found[i % 4][at[now][i]]++;
+    for (int cell = 0; cell < LEAVES; cell++)
+        pending[cell] =
+            (uint16_t)(pending[cell] + found[0][cell] + found[1][cell] + found[2][cell] + found[3][cell]);
 }
 
 /* Asks for the memory of the column that is counted next: what a model does in between leaves it in a slower cache. */
-static inline __attribute__((always_inline)) void wanted(const struct table_float *table, const int64_t *counts,
+static inline __attribute__((always_inline)) void wanted(const struct table_float *table, const uint16_t *pending,
                                                          const double *moments) {
     for (int64_t byte = 0; byte < (int64_t)sizeof table->tree; byte += LINE)
         _mm_prefetch((const char *)table->tree + byte, _MM_HINT_T0);
-    for (int64_t byte = 0; byte < (LEAVES + 2) * (int64_t)sizeof *counts; byte += LINE)
-        _mm_prefetch((const char *)counts + byte, _MM_HINT_T0);
+    for (int64_t byte = 0; byte < LEAVES * (int64_t)sizeof *pending; byte += LINE)
+        _mm_prefetch((const char *)pending + byte, _MM_HINT_T0);
     _mm_prefetch((const char *)moments, _MM_HINT_T0);
 }
 
-/* Counts few rows of at most 16 columns; tables, counts and moments are those of the first of them. */
+/* Counts few rows of at most 16 columns; tables, pending, counts and moments are those of the first of them. */
 static void count_few_rows(const float *values, int64_t rows, int64_t stride, int64_t columns, const float *tables,
-                           int64_t width, int64_t *counts, double *moments) {
+                           int64_t width, uint16_t *pending, int64_t *counts, double *moments) {
     const int64_t units = units_float(width), cells = width + 4;
     float block[16 * TURNED_STRIDE] __attribute__((aligned(64)));
     struct group found;
-    wanted((const struct table_float *)tables, counts, moments);
+    wanted((const struct table_float *)tables, pending, moments);
     turned_group(values, rows, stride, (__mmask16)((1u << columns) - 1), block, &found);
     for (int64_t i = 0; i < columns; i++) {
         const struct table_float *table = (const struct table_float *)(tables + i * units);
         const float *own = block + i * TURNED_STRIDE;
-        wanted((const struct table_float *)(tables + (i + 1) * units), counts + (i + 1) * cells, moments + (i + 1) * 5);
+        wanted((const struct table_float *)(tables + (i + 1) * units), pending + (i + 1) * LEAVES, moments + (i + 1) * 5);
         if (!isfinite(found.sum[i])) {
             counted_in_registers(own, rows, table, width, counts + i * cells, moments + i * 5);
             continue;
         }
-        add_leaves(own, rows, table->tree, counts + i * cells + 1);
+        add_leaves(own, rows, table->tree, pending + i * LEAVES);
         add_outside(own, rows, table, found.low[i], found.high[i], found.nearest[i], width, counts + i * cells);
         const double mean = found.sum[i] / (double)rows, squares = found.squares[i] - found.sum[i] * mean;
         merge_float(moments + i * 5, rows, (double)found.pivot[i] + mean, squares > 0 ? squares : 0,
@@ -327,20 +334,38 @@ static void count_many_rows(const float *values, int64_t rows, int64_t stride, i
                              moments + i * 5);
 }
 
+/* Whether every column has few enough edges. */
+static int all_few(int64_t columns, const float *tables, int64_t width) {
+    for (int64_t column = 0; column < columns; column++)
+        if (!((const struct table_float *)(tables + column * units_float(width)))->few)
+            return 0;
+    return 1;
+}
+
 /* Counts [rows, columns] that lie without gaps; false, and nothing done, where a column has too many edges. */
 static int count_in_registers(const float *values, int64_t rows, int64_t columns, const float *tables, int64_t width,
                               int64_t *counts, double *moments) {
-    const int64_t units = units_float(width);
-    for (int64_t column = 0; column < columns; column++)
-        if (!((const struct table_float *)(tables + column * units))->few)
-            return 0;
+    if (!all_few(columns, tables, width))
+        return 0;
     for (int64_t start = 0; start < rows; start += TURNED_ROWS) {
         const int64_t n = rows - start < TURNED_ROWS ? rows - start : TURNED_ROWS;
         for (int64_t from = 0; from < columns; from += 16)
-            (n < MANY_ROWS && columns >= ENOUGH_COLUMNS ? count_few_rows : count_many_rows)(
-                values + start * columns + from, n, columns, columns - from < 16 ? columns - from : 16,
-                tables + from * units, width, counts + from * (width + 4), moments + from * 5);
+            count_many_rows(values + start * columns + from, n, columns, columns - from < 16 ? columns - from : 16,
+                            tables + from * units_float(width), width, counts + from * (width + 4),
+                            moments + from * 5);
     }
+    return 1;
+}
+
+/* The same of few rows, whose cells join `pending` [columns, LEAVES]. */
+static int count_pending(const float *values, int64_t rows, int64_t columns, const float *tables, int64_t width,
+                         uint16_t *pending, int64_t *counts, double *moments) {
+    if (rows >= MANY_ROWS || columns < ENOUGH_COLUMNS || !all_few(columns, tables, width))
+        return 0;
+    for (int64_t from = 0; from < columns; from += 16)
+        count_few_rows(values + from, rows, columns, columns - from < 16 ? columns - from : 16,
+                       tables + from * units_float(width), width, pending + from * LEAVES, counts + from * (width + 4),
+                       moments + from * 5);
     return 1;
 }
 

@@ -24,7 +24,7 @@ from observability.cells import Counts, Floats
 from observability.native import brief_calls, library
 from observability.probe_dispatch import registered_in_c
 from observability.probe_memory import library_for, lock_of
-from observability.probe_state import has_tables, rows_waiting, set_waiting, views_of
+from observability.probe_state import has_tables, none_waiting, rows_waiting, views_of
 
 # A sort is fastest while its block is in the cache.
 _BLOCK = 16_384
@@ -132,7 +132,7 @@ def count_waiting(state: Tensor, width: int) -> None:
         return
     with lock_of(state):
         _add_with_numpy(rows_waiting(state), state, width)
-        set_waiting(state, 0)
+        none_waiting(state)
 
 
 def exact(values: Tensor) -> Tensor:

@@ -18,9 +18,12 @@ from observability.native import library
 
 NUM_SPECIAL = 4
 NUM_MOMENTS = 5
-# Columns, width, rows that have room, rows that wait; where counts, moments, tables (0: none) and waiting rows begin.
-_HEADER = 8
-_ROOM, _FILLED, _TABLES, _WAITING = 2, 3, 6, 7
+# Columns, width, rows that have room, rows that wait; where counts, moments, tables (0: none), waiting rows and pending
+# cells begin; rows in the latter.
+_HEADER = 16
+_FILLED, _TABLES, _WAITING, _PENDING, _UNJOINED = 3, 6, 7, 8, 9
+# Cells of 16 bits that a column has for counts that join the others later, behind the first cell.
+_PENDING_CELLS = 128
 # Numbers that wait (256 kB), and rows of wide tables: so many share what a pass costs, most of it memory gone cold.
 _WAITING_VALUES, _WAITING_ROWS = 65_536, 64
 _LINE = 8
@@ -49,10 +52,11 @@ def state_of(edges: Floats, edges_float32: NDArray[np.float32]) -> Tensor:
     size = 0 if native is None else native.trimtab_tables_size_double(columns, width)
     rows = max(_WAITING_ROWS, _WAITING_VALUES // columns) if native is not None else 0
     tables_at = _aligned(ends[-1])
-    waiting_at = _aligned(tables_at + 2 * size)
+    pending_at = _aligned(tables_at + 2 * size)
+    waiting_at = pending_at + (columns * _PENDING_CELLS // 4 if size else 0)
     state = torch.zeros(waiting_at + (rows * columns + 1) // 2, dtype=torch.int64)
-    header = [columns, width, rows, 0, _HEADER, ends[0], tables_at if size else 0, waiting_at]
-    state[:_HEADER] = torch.tensor(header)
+    header = [columns, width, rows, 0, _HEADER, ends[0], tables_at if size else 0, waiting_at, pending_at]
+    state[: len(header)] = torch.tensor(header)
     views = views_of(state, columns, width)
     views.edges.copy_(torch.from_numpy(edges))
     views.edges_float32.copy_(torch.from_numpy(edges_float32))
@@ -90,13 +94,21 @@ def has_tables(state: Tensor) -> bool:
 
 def rows_waiting(state: Tensor) -> Tensor:
     """The rows [rows, columns], float32, that are not counted yet, of a state on the CPU."""
-    columns, _, _, filled, *_ = state[:_HEADER].tolist()
+    columns, _, _, filled = state[: _FILLED + 1].tolist()
     values = state[int(state[_WAITING]) :].view(torch.float32)
     return values[: filled * columns].view(filled, columns)
 
 
-def set_waiting(state: Tensor, rows: int) -> None:
-    state[_FILLED] = rows
+def none_waiting(state: Tensor) -> None:
+    """Says that the rows that waited are counted, and joins what C code had counted of others, where there is none."""
+    columns, width = state[:2].tolist()
+    start = int(state[_PENDING])
+    pending = state[start : start + columns * _PENDING_CELLS // 4].numpy().view(np.uint16)
+    cells = min(width - 1, _PENDING_CELLS)
+    counts = views_of(state, columns, width).counts.numpy()
+    counts[:, 1 : 1 + cells] += pending.reshape(columns, _PENDING_CELLS)[:, :cells]
+    pending[:] = 0
+    state[_FILLED] = state[_UNJOINED] = 0
 
 
 def _ends(columns: int, width: int) -> tuple[int, int, int, int]:

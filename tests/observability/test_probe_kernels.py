@@ -325,6 +325,33 @@ def test_references_of_few_and_of_very_many_bins(bins: int) -> None:
     assert_same(probe.profile(), wanted)
 
 
+@pytest.mark.usefixtures("processor")
+def test_batches_of_wide_tables_are_counted_once_however_many_and_whoever_reads_them() -> None:
+    draw = np.random.default_rng(8)
+    shapes = [draw.normal(size=400), draw.integers(0, 3, 400).astype(float), np.full(400, 7.0)]
+    reference = Profile.of(pa.table({f"x{place}": shapes[place % 3] for place in range(40)}))
+    probe = Probe(reference, list(reference.columns))
+    parts = [
+        torch.from_numpy(np.stack([draw.choice(shapes[place % 3] * 1.2, rows) for place in range(40)], 1)).float()
+        for rows in (192, 300, 511, 512, 700, 1000, 250)
+    ]
+    # So many rows of one value that no 16 bits hold them.
+    parts += 140 * [torch.full((500, 40), 7.0)]
+    parts[2][5], parts[3][7] = torch.nan, -torch.inf
+
+    for part in parts:
+        probe(part)
+    with no_compiler():
+        elsewhere = probe.profile()
+
+    whole = torch.cat(parts).double().numpy()
+    table = pa.table({name: whole[:, place] for place, name in enumerate(reference.columns)})
+    assert_same(probe.profile(), reference.empty().updated(table))
+    assert_same(elsewhere, probe.profile())
+    probe.reset()
+    assert probe.profile() == reference.empty()
+
+
 def test_rows_that_wait_are_counted_once_whoever_reads_them() -> None:
     draw = np.random.default_rng(7)
     reference = Profile.of(pa.table({"x": draw.normal(size=500), "y": draw.normal(size=500)}))

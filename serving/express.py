@@ -36,6 +36,8 @@ _MAX_ROWS = 256
 _TURN_SECONDS = 0.005
 # Seconds that requests are held for a lane whose queue is about to be empty, such as behind a traced request.
 _HOLD_SECONDS = 0.005
+# Rows a request from which those that the compiled way took are held there.
+_WIDE_ROWS = 16
 # What the compiled way takes before it is asked for a batch, and the forms of requests that are looked for at once.
 _MAX_TAKEN = 4096
 _MAX_TAKEN_BYTES = 4 * 1024 * 1024
@@ -311,8 +313,9 @@ class Express:
         largest = min(lane.queue.max_rows, _MAX_ROWS)
         sizes = (largest, largest // 2, largest // 4)
         limit = next((limit for limit in sizes if limit and lane.free(min(intake.rows, limit), begun)), 0)
-        if not limit and self._holds(min(intake.rows, max(1, sizes[-1])), begun):
-            # Where they are: read by Python they would take longer than what they wait for.
+        wide = intake.rows >= _WIDE_ROWS * intake.count
+        if not limit and wide and self._holds(min(intake.rows, max(1, sizes[-1])), begun):
+            # Where they are: read by Python they would take longer than what they wait for, which few rows do not.
             asyncio.get_running_loop().call_soon(self.run)
             return True
         self._held_since = None

@@ -310,6 +310,47 @@ async def test_requests_are_held_for_a_queue_that_is_about_to_be_empty_and_not_f
     express.waiting = []
 
 
+async def test_what_the_compiled_way_took_is_held_unread_and_drawn_for_traces_once() -> None:
+    now, free, drawn, served = [0.0], [False], [], []
+    express = Express.__new__(Express)
+    express._held_since, express.traced = None, []
+    express._clock, express._open = (lambda: now[0]), (lambda: True)
+    lane = SimpleNamespace(
+        queue=SimpleNamespace(max_rows=8), free=lambda rows, now: free[0], clears=lambda rows, now: True
+    )
+    express._version = SimpleNamespace(lane=lane)
+    express._deployment = SimpleNamespace(router=None, versions={1: express._version}, cache=None, closing=False)
+    express.router, express._choice = None, SimpleNamespace(version=1)
+    express._traced = lambda count: drawn.append(count) or []
+    express.intake = SimpleNamespace(
+        count=2, rows=40, batch=lambda limit: (2, 40, []) if limit else (0, 0, []), look=lambda: None,
+    )  # fmt: skip
+
+    def serve(count: int, rows: int, tags: Any) -> None:
+        served.append(count)
+        express.intake.count = 0
+
+    express._serve_taken = serve
+    express.run = lambda: None
+
+    express.intake.rows = 2
+    assert not express._run_taken(), "a few rows are read by Python"
+    assert drawn == [2]
+    drawn.clear()
+    express.intake.rows = 40
+    assert express._run_taken()
+    now[0] = 0.004
+    assert express._run_taken()
+    assert not drawn
+    now[0] = 0.006
+    assert not express._run_taken()
+    free[0] = True
+    assert express._run_taken()
+    assert served == [2]
+    # Not while they were held; as they left, and as they were served.
+    assert drawn == [2, 2]
+
+
 def _arrived(moment: float) -> Any:
     return SimpleNamespace(received=moment, answer=None)
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 from collectors.drift.automatic import JudgedColumns, with_threshold
 from collectors.drift.comparison import ColumnComparison, Comparison, Mode, Sides
 from collectors.drift.evidently_method import DRIFT_SHARE
+from collectors.drift.layouts import in_one_layout
 from collectors.drift.methods import METHODS, TESTS
 from collectors.drift.number_block import totals
 from collectors.drift.pairs import EXACT_INTEGERS, ROUNDED, Asked, ColumnPair, Pairs, exact_pair
@@ -90,8 +91,24 @@ def compare_sides(
             raise InputError(f"the {name} has no rows: there is nothing to compare")
     chosen = chosen_mode(sides, mode, options)
     plan = planned(sides, columns, kinds, ignored)
-    work = exact_pairs if chosen == "exact" else profile_pairs
-    return concluded(work(sides, plan, options, progress), plan, rows, chosen, options, started)
+    before, now = sides.reference, sides.current
+    if not isinstance(before, Profile) or not isinstance(now, Profile) or now is before:
+        work = exact_pairs if chosen == "exact" else profile_pairs
+        return concluded(work(sides, plan, options, progress), plan, rows, chosen, options, started)
+    aligned = in_one_layout(Sides(before, now), plan.compared)
+    refused = {name: ColumnPlan(name, None, why) for name, why in aligned.refused.items()}
+    plan = replace(plan, columns=tuple(refused.get(column.name, column) for column in plan.columns))
+    pairs = profile_pairs(Sides(aligned.profiles.reference, aligned.profiles.current), plan, options, progress)
+    return concluded(_noted(pairs, aligned.notes), plan, rows, chosen, options, started)
+
+
+def _noted(pairs: Pairs, notes: Mapping[str, str]) -> Pairs:
+    """The same with something to say of some columns."""
+    others = {
+        name: replace(pair, notes=(*pair.notes, notes[name])) if name in notes else pair
+        for name, pair in pairs.others.items()
+    }
+    return replace(pairs, notes={**pairs.notes, **notes}, others=others)
 
 
 def _rows_of(side: Source | Profile) -> int:

@@ -33,7 +33,7 @@ class HostTensors(Protocol):
         """Whether all values are finite."""
 
     def look(self, output: Tensor, units: int, /) -> tuple[float, float] | None:
-        """Share of the units (dimension `units` counts them) that give the same everywhere, and the root mean square."""
+        """Share of the units (dimension `units` counts them) that give the same everywhere; root mean square of all."""
 
 
 @cache

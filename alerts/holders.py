@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+_TICKS = "t"
+
 
 @cache
 def this_machine() -> str:
@@ -20,9 +22,20 @@ def this_machine() -> str:
     return f"{socket.gethostname()}/{boot}"
 
 
+def _started(pid: int) -> str:
+    """When a process began, in words that do not change while it lives. Raises `psutil.NoSuchProcess`.
+
+    In ticks since the boot where `/proc` has them: the seconds that psutil adds to them move when the clock is set.
+    """
+    try:
+        return _TICKS + Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return f"{psutil.Process(pid).create_time():.2f}"
+
+
 def this_process(number: int) -> str:
     """This process, and within it the holder of a number."""
-    return f"{this_machine()}:{os.getpid()}:{psutil.Process().create_time():.2f}:{number}"
+    return f"{this_machine()}:{os.getpid()}:{_started(os.getpid())}:{number}"
 
 
 def is_dead(holder: str) -> bool:
@@ -31,8 +44,10 @@ def is_dead(holder: str) -> bool:
         host, pid, created, _ = holder.rsplit(":", 3)
         if host != this_machine():
             return False
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(created)) > 0.1 or process.status() == psutil.STATUS_ZOMBIE
+        started = _started(int(pid))
+        if started.startswith(_TICKS) != created.startswith(_TICKS):
+            return False  # written by another release of ours: its term decides
+        return started != created or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
     except (ValueError, psutil.Error):

@@ -55,8 +55,8 @@ class Attempt:
     kept: Spent = field(default_factory=Spent)
     unsafe: Spent = field(default_factory=Spent)
     cause: str = ""
-    """Why it ended: completed, killed, error, hang, node, straggler, device, warm, told, or supervisor (which was killed
-    itself: the attempt is told of as it was a second before); empty while it runs."""
+    """Why it ended: completed, killed, error, hang, node, straggler, device, warm, told, or supervisor (killed itself,
+    and the attempt is told of as it was a second before); empty while it runs."""
     rank: int = -1
     """Which rank ended it; -1 for none in particular."""
     reason: str = ""

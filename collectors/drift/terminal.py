@@ -25,18 +25,20 @@ def rendered(found: Comparison) -> RenderableType:
     pieces: list[RenderableType] = [headline(found), _columns(found), *_reasons(found)]
     for side, names in (("the reference", found.only_in_reference), ("the current table", found.only_in_current)):
         if names:
-            pieces.append(Text(f"Only in {side}: {', '.join(names)}"))
+            pieces.append(Text(f"Only in {side}: {shown(', '.join(names))}"))
     if found.by is not None:
-        pieces += [Text(""), _parts(f"{found.by} (worst first)", found.values)]
+        pieces += [Text(""), _parts(f"{escape(shown(found.by))} (worst first)", found.values)]
         for side, values in (
             ("the reference", found.values_only_in.reference),
             ("the current table", found.values_only_in.current),
         ):
             if values:
-                pieces.append(Text(f"Only in {side}: {', '.join(values[:20])}" + (" …" if len(values) > 20 else "")))
+                pieces.append(
+                    Text(f"Only in {side}: {shown(', '.join(values[:20]))}" + (" …" if len(values) > 20 else ""))
+                )
     if found.time is not None:
-        pieces += [Text(""), _parts(f"window of {found.time}", found.windows)]
-        pieces += [Text(f"{name} has been drifting since {since}") for name, since in found.since.items()]
+        pieces += [Text(""), _parts(f"window of {escape(shown(found.time))}", found.windows)]
+        pieces += [Text(f"{shown(name)} has been drifting since {since}") for name, since in found.since.items()]
     return Group(*pieces)
 
 
@@ -66,7 +68,7 @@ def _columns(found: Comparison) -> Table:
         verdict = Text("DRIFTED" if column.drifted else "-" if not column.judged else "ok")
         verdict.stylize("red" if column.drifted else "green" if column.judged else "dim")
         table.add_row(
-            escape(name) + (f"\n[dim]{column.type}[/]"),
+            escape(shown(name)) + (f"\n[dim]{column.type}[/]"),
             verdict,
             number(column.score),
             number(column.threshold),
@@ -81,11 +83,11 @@ def _columns(found: Comparison) -> Table:
 def _reasons(found: Comparison) -> list[Text]:
     """A line for each column that has more to say than its verdict."""
     said = [(name, _reason(column)) for name, column in found.worst_first]
-    return [Text.assemble((name, "bold"), f": {reason}") for name, reason in said if reason]
+    return [Text.assemble((shown(name), "bold"), shown(f": {reason}")) for name, reason in said if reason]
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return shown(", ".join(names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _reason(column: ColumnComparison) -> str:
@@ -108,10 +110,10 @@ def _parts(name: str, parts: tuple[Part, ...]) -> Table:
         comparison = part.comparison
         worst = [column for column, found in comparison.worst_first if found.drifted]
         table.add_row(
-            escape(part.label),
+            escape(shown(part.label)),
             f"{comparison.rows.current:,}",
             Text("DRIFTED", style="red") if comparison.drifted else Text("ok", style="green"),
-            escape(", ".join(worst[:5]) + (f" and {len(worst) - 5} more" if len(worst) > 5 else "")),
+            escape(shown(", ".join(worst[:5])) + (f" and {len(worst) - 5} more" if len(worst) > 5 else "")),
         )
     if len(parts) > MOST_PARTS:
         table.add_row(f"and {len(parts) - MOST_PARTS} more", "", "", "")
@@ -122,6 +124,11 @@ def missing(column: ColumnComparison) -> str:
     """The missing shares, before and now."""
     before, now = column.missing_share.reference, column.missing_share.current
     return f"{before:.1%} → {now:.1%}" if before or now else "0"
+
+
+def shown(text: str) -> str:
+    """A name from a file without what a terminal would obey, or take for a line's end."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def number(value: float | None) -> str:

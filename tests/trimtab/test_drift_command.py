@@ -279,6 +279,23 @@ def test_what_is_written_to_nobody_keeps_its_status(tables: dict[str, Path]) -> 
     assert letters.stdout.startswith(b"no drift: ")
 
 
+def test_a_name_cannot_steer_the_terminal(trimtab: Run, tmp_path: Path) -> None:
+    names = ["\x1b[31mred", "two\nlines", "[bold]x[/bold]"]
+    for file, names_here in (("r", [*names, "\x1bgone"]), ("c", [*names, "\x1bnew"])):
+        rows = pa.table({name: np.arange(100.0) + (file == "c") * 500 for name in names_here})
+        pyarrow.parquet.write_table(
+            rows.append_column("[b]by", pa.array(["\x1b[2Ja"] * 100)), tmp_path / f"{file}.parquet"
+        )
+
+    found = trimtab("drift", tmp_path / "r.parquet", tmp_path / "c.parquet", "--by", "[b]by")
+
+    assert found.exit_code == 1
+    assert "\x1b" not in found.stdout
+    assert "two\ufffdlines" in found.stdout
+    assert "[bold]x[/bold]" in found.stdout
+    assert "[b]by (worst first)" in found.stdout
+
+
 def test_an_interrupted_comparison_is_no_drift(
     trimtab: Run, tables: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 
 _TICKS = "t"
+_numbers = itertools.count(1)
 
 
 @cache
@@ -33,9 +35,9 @@ def _started(pid: int) -> str:
         return f"{psutil.Process(pid).create_time():.2f}"
 
 
-def this_process(number: int) -> str:
-    """This process, and within it the holder of a number."""
-    return f"{this_machine()}:{os.getpid()}:{_started(os.getpid())}:{number}"
+def this_process() -> str:
+    """A new holder in this process: none that was before has its name, as one would that is named by its `id()`."""
+    return f"{this_machine()}:{os.getpid()}:{_started(os.getpid())}:{next(_numbers)}"
 
 
 def is_dead(holder: str) -> bool:

@@ -132,7 +132,7 @@ class ActionRunner:
         self._give_up_seconds = give_up_seconds
         self._term = term_seconds
         self._at = at
-        self.holder = this_process(id(self))
+        self.holder = this_process()
         self._performer = Performer(engine, self.holder, clock, secret=secret, term_seconds=term_seconds, at=at)
         self._lock = threading.Lock()  # one decision at a time: each must see the one before it
         self._settled: set[str] = set()

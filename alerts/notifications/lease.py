@@ -21,7 +21,7 @@ class Lease:
     def __init__(self, engine: sa.Engine, name: str, *, holder: str = "", term_seconds: float = TERM_SECONDS) -> None:
         self._engine = engine
         self._name = name
-        self._holder = holder or this_process(id(self))
+        self._holder = holder or this_process()
         self._term = term_seconds
         self._expires_at = 0.0
         self._lock = threading.Lock()

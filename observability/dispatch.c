@@ -27,12 +27,15 @@ static struct torch torch;
 static count *counting;
 static int32_t types[4];
 
-static int counted(void *values, void *state) {
+static int counted(void *values, void *state, int64_t width) {
     void *data, *memory;
     int64_t *sizes, *strides;
     int32_t type;
     if (torch.get_data_ptr(values, &data) || torch.get_data_ptr(state, &memory) || torch.get_sizes(values, &sizes) ||
         torch.get_strides(values, &strides) || torch.get_dtype(values, &type))
+        return 0;
+    /* A state begins with its columns and width. Of other values Python says what is wrong. */
+    if (((const int64_t *)memory)[0] != sizes[1] || ((const int64_t *)memory)[1] != width)
         return 0;
     for (int kind = 0; kind < 4; kind++)
         if (type == types[kind])
@@ -43,7 +46,7 @@ static int counted(void *values, void *state) {
 static void count_kernel(uint64_t *stack, uint64_t inputs, uint64_t outputs) {
     void *values = (void *)(uintptr_t)stack[0], *state = (void *)(uintptr_t)stack[1];
     (void)inputs, (void)outputs;
-    if (!counted(values, state)) {
+    if (!counted(values, state, (int64_t)stack[2])) {
         /* Which takes the tensors. */
         torch.call_dispatcher("trimtab::count_in_python", "", stack);
         return;

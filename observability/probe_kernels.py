@@ -107,10 +107,16 @@ def count_codes_with_torch(columns: list[Tensor], sizes: list[int], booleans: li
 
 
 def count_on_cpu(values: Tensor, state: Tensor, width: int) -> None:
-    """`count` in C where it could be compiled, else in numpy. Small batches only join those that wait."""
+    """`count` in C where it could be compiled, else in numpy. Small batches only join those that wait.
+
+    Raises ValueError for a state of other columns or another width: its parts would be read beyond their ends.
+    """
     rows, columns = values.shape
     if not rows or not columns:
         return
+    if state[:2].tolist() != [columns, width]:
+        of_columns, of_width = state[:2].tolist()
+        raise ValueError(f"{columns} columns of {width} edges, and a state of {of_columns} columns of {of_width} edges")
     if values.dtype not in _KINDS:
         values = values.double()
     if brief_calls() is not None and has_tables(state):

@@ -119,7 +119,7 @@ def test_files_of_other_types_that_came_keep_no_stream_from_starting_again(tmp_p
 
     run("a", first)
     run("b c", single)
-    with pytest.raises(SparkError, match="as (DOUBLE|FLOAT) in one and as"):
+    with pytest.raises(SparkError, match=r"as (DOUBLE|FLOAT) in one and as"):
         stream_profiles(spark, folder, reference, tmp_path / "c2", tmp_path / "s2")
     run("d", micros)
 

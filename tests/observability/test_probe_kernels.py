@@ -7,7 +7,7 @@ import math
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import pyarrow as pa
@@ -218,6 +218,25 @@ def test_a_torch_without_its_plain_functions_leaves_the_kernel_to_python() -> No
     assert not registered_in_c(("library_init_impl", "no_such_function"))
     with no_compiler():
         assert not registered_in_c()
+
+
+def test_values_of_other_columns_than_a_states_are_not_counted_anywhere() -> None:
+    reference = Profile.of(pa.table({"x": np.linspace(-2, 2, 50), "y": np.linspace(0, 9, 50)}))
+    probe = Probe(reference, ["x", "y"])
+    before = probe.state.clone()
+
+    with pytest.raises(ValueError, match="3 columns of .* and a state of 2 columns"):
+        count_on_cpu(torch.zeros(9, 3), probe.state, probe._width)
+    count_if_it_fits(torch.zeros(9, 3), probe.state, probe._width)
+    count_if_it_fits(torch.zeros(9, 2), probe.state, probe._width + 1)
+
+    assert torch.equal(probe.state, before)
+
+
+def count_if_it_fits(values: Tensor, state: Tensor, width: int) -> None:
+    """The operator: its C kernel cannot raise, and prints what Python says; without C it raises."""
+    with suppress(ValueError, RuntimeError):
+        count(values, state, width)
 
 
 def test_a_state_made_without_a_compiler_is_counted_by_the_operator_with_one() -> None:

@@ -225,7 +225,7 @@ def test_values_of_other_columns_than_a_states_are_not_counted_anywhere() -> Non
     probe = Probe(reference, ["x", "y"])
     before = probe.state.clone()
 
-    with pytest.raises(ValueError, match="3 columns of .* and a state of 2 columns"):
+    with pytest.raises(ValueError, match=r"3 columns of .* and a state of 2 columns"):
         count_on_cpu(torch.zeros(9, 3), probe.state, probe._width)
     count_if_it_fits(torch.zeros(9, 3), probe.state, probe._width)
     count_if_it_fits(torch.zeros(9, 2), probe.state, probe._width + 1)

@@ -330,7 +330,6 @@ class Express:
             if intake.count and self._clock() > ends:
                 asyncio.get_running_loop().call_soon(self.run)
                 return True
-        intake.look()
         return True
 
     def _serve_taken(self, count: int, rows: int, tags: Sequence[_Asked]) -> None:

@@ -584,19 +584,9 @@ static int pays(Intake *k) {
     return k->count_back && (k->share >= 0.1 || ++k->skipped % 16 == 0);
 }
 
-static void looked(Intake *k, int asked, Py_ssize_t found) {
-    k->share += 0.1 * ((double)found / asked - k->share);
-}
-
-/* Takes what the clients answered last have sent again by now. */
-static PyObject *intake_look(Intake *k, PyObject *unused) {
-    int asked = k->count_back;
-    if (pays(k))
-        looked(k, asked, look(k));
-    Py_RETURN_NONE;
-}
-
-/* The same until all have, the intake has so many rows, or for so many seconds none has; then it is over for them. */
+/* Takes what the clients answered last have sent again, until all have, the intake has so many rows, or for so many
+ * seconds none has; then it is over for them. Once a turn of the loop: looked for more often they would be answered
+ * again and again before those that the loop has yet to find. */
 static PyObject *intake_gather(Intake *k, PyObject *args) {
     Py_ssize_t most, found, all = 0;
     double seconds, last;
@@ -610,7 +600,7 @@ static PyObject *intake_gather(Intake *k, PyObject *args) {
                 last = now();
             all += found;
         } while (k->count_back && k->rows < most && now() - last < seconds);
-        looked(k, asked, all);
+        k->share += 0.1 * ((double)all / asked - k->share);
     }
     forget_back(k);
     Py_RETURN_NONE;
@@ -752,7 +742,6 @@ static PyMethodDef intake_methods[] = {
     {"answer", (PyCFunction)intake_answer, METH_VARARGS, NULL},
     {"end", (PyCFunction)intake_end, METH_VARARGS, NULL},
     {"gather", (PyCFunction)intake_gather, METH_VARARGS, NULL},
-    {"look", (PyCFunction)intake_look, METH_NOARGS, NULL},
     {"give", (PyCFunction)intake_give, METH_VARARGS, NULL},
     {"slept", (PyCFunction)intake_slept, METH_NOARGS, NULL},
     {"close", (PyCFunction)intake_close, METH_NOARGS, NULL},

@@ -303,10 +303,9 @@ def test_a_slot_that_takes_nothing_more_writes_by_its_transport(wire: Wire) -> N
     assert (wire.written, wire.got()) == ([b"H:3\r\n\r\n<a>"], b"")
 
 
-@pytest.mark.parametrize("gather", [False, True])
-def test_the_next_request_of_who_was_answered_is_found_in_its_socket(wire: Wire, gather: bool) -> None:
+def test_the_next_request_of_who_was_answered_is_found_in_its_socket(wire: Wire) -> None:
     whole = request(body([0.5, 1.5, 2.5]))
-    seek = partial(wire.intake.gather, 8, 0.0) if gather else wire.intake.look
+    seek = partial(wire.intake.gather, 8, 0.0)
     wire.client.send(whole)
     seek()
     before = wire.intake.count
@@ -325,20 +324,15 @@ def test_the_next_request_of_who_was_answered_is_found_in_its_socket(wire: Wire,
     assert wire.intake.count == 0
 
 
-def test_who_has_not_sent_again_is_looked_for_until_the_next_batch(wire: Wire) -> None:
+def test_who_has_not_sent_again_is_looked_for_once(wire: Wire) -> None:
     whole = request(body([0.5, 1.5, 2.5]))
     wire.slot.feed(whole)
     wire.answered()
-    wire.intake.look()
-    wire.client.send(whole)
-    wire.intake.look()
-    found = wire.intake.count
-    wire.answered()
     wire.intake.gather(8, 0.0)
     wire.client.send(whole)
-    wire.intake.look()
+    wire.intake.gather(8, 0.0)
 
-    assert (found, wire.intake.count) == (1, 0)
+    assert wire.intake.count == 0, "the loop finds it"
 
 
 def test_a_request_that_the_loop_has_brought_is_not_read_twice(wire: Wire) -> None:
@@ -362,13 +356,13 @@ def test_the_end_of_a_stream_and_a_full_intake_are_left_to_the_loop() -> None:
     other.slot.arm(line.intake)
     other.slot.feed(whole)
     line.client.send(whole)
-    line.intake.look()
+    line.intake.gather(8, 0.0)
     full = line.declined.copy(), line.intake.count
     line.answered()
     line.slot.feed(line.own.recv(1 << 16))
     line.answered()
     line.client.close()
-    line.intake.look()
+    line.intake.gather(8, 0.0)
     line.own.close()
 
     assert full == ([], 1)

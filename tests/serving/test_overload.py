@@ -323,7 +323,7 @@ async def test_what_the_compiled_way_took_is_held_unread_and_drawn_for_traces_on
     express.router, express._choice = None, SimpleNamespace(version=1)
     express._traced = lambda count: drawn.append(count) or []
     express.intake = SimpleNamespace(
-        count=2, rows=40, batch=lambda limit: (2, 40, []) if limit else (0, 0, []), look=lambda: None,
+        count=2, rows=40, batch=lambda limit: (2, 40, []) if limit else (0, 0, [])
     )  # fmt: skip
 
     def serve(count: int, rows: int, tags: Any) -> None:

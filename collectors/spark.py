@@ -50,13 +50,21 @@ def profile_of_lake(
     taken, or a local one on all cores is made and stopped. Raises SparkError for what cannot be read or has none of
     the reference's columns, ProfileError for a column whose values are not of its kind.
     """
-    with _session(session) as spark, _reading(spark, str(path)):
+    with lake_session(session) as spark, _reading(spark, str(path)):
         if (total := _counted_from_files(spark, str(path), reference, format, options)) is not None:
             return total
         total = reference.empty()
         for frame, types in _frames(spark, str(path), format, options):
             total = total + _counted(frame, reference, types, str(path))
         return total
+
+
+def columns_of_lake(path: str | Path, session: Any = None, *, format: str | None = None, **options: Any) -> list[str]:
+    """The names of the columns of the files under `path`. Arguments and errors as in `profile_of_lake`."""
+    with lake_session(session) as spark, _reading(spark, str(path)):
+        return list(
+            dict.fromkeys(name for frame, _ in _frames(spark, str(path), format, options) for name in frame.columns)
+        )
 
 
 def profile_of_frame(frame: Any, reference: Profile) -> Profile:
@@ -80,7 +88,7 @@ def reference_of_lake(
     Bins are the quantiles of a sample of about 262,144 rows, between the exact least and largest value; categories
     are the most frequent of all rows, exactly. `path`, `format`, `options` and errors are those of `profile_of_lake`.
     """
-    with _session(session) as spark, _reading(spark, str(path)):
+    with lake_session(session) as spark, _reading(spark, str(path)):
         frames = _frames(spark, str(path), format, options)
         counts = [frame.count() for frame, _ in frames]
         if not sum(counts):
@@ -122,7 +130,8 @@ def local_session(threads: int | None = None) -> Any:
 
 
 @contextmanager
-def _session(given: Any) -> Iterator[Any]:
+def lake_session(given: Any = None) -> Iterator[Any]:
+    """The session that is given, or the active one, or a local one that is stopped behind."""
     from pyspark.sql import SparkSession
 
     if found := given or SparkSession.getActiveSession():

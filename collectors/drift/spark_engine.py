@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from collectors.drift.csv_files import dialect_of
 from collectors.drift.inputs import read_profile
 from collectors.drift.kinds import checked_kinds
 from collectors.drift.source import InputError
-from collectors.spark import SparkError, profile_of_lake, reference_of_lake
+from collectors.spark import SparkError, columns_of_lake, lake_session, profile_of_lake, reference_of_lake
 from observability.cells import ProfileError
 from observability.profile import Profile
 
@@ -24,24 +25,37 @@ def spark_profiles(
 
     InputError for what is no path, or a table that Spark cannot read.
     """
-    with _explained():
-        before = _reference(reference, columns, kinds)
-        if not isinstance(current, str | Path):
-            raise InputError("the Spark engine reads files: give the current table as a path, or use the numpy engine")
-        return Sides(before, profile_of_lake(current, before.empty(), **_written(current)))
+    if not isinstance(current, str | Path):
+        raise InputError("the Spark engine reads files: give the current table as a path, or use the numpy engine")
+    with _explained(), lake_session() as spark:
+        before = _reference(reference, columns, kinds, spark)
+        written = _written(current)
+        now = profile_of_lake(current, before.empty(), spark, **written)
+        return Sides(before, _as_it_is(now, before, columns, columns_of_lake(current, spark, **written)))
 
 
-def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str] | None) -> Profile:
+def _as_it_is(now: Profile, before: Profile, columns: Sequence[str] | None, there: Sequence[str]) -> Profile:
+    """A profile in the reference's layout, of a table with the columns `there`: it lacks what the table lacks."""
+    if columns is not None:
+        if absent := [name for name in columns if name not in there]:
+            raise InputError(f"column {absent[0]!r} is not in the current table: there are {', '.join(there)}")
+        there = [name for name in there if name in columns]
+    kept = {name: column for name, column in now.columns.items() if name in there}
+    others = {name: before.left_out.get(name, "the reference has no such column") for name in there if name not in kept}
+    return replace(now, columns=kept, left_out=others)
+
+
+def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str] | None, spark: Any) -> Profile:
     if isinstance(data, str | Path) and Path(data).suffix.lower() == ".json":
         data = read_profile(Path(data))
     if not isinstance(data, Profile | str | Path):
         raise InputError("the Spark engine reads files: give the reference as a path, or use the numpy engine")
-    found = data if isinstance(data, Profile) else reference_of_lake(data, **_written(data))
+    found = data if isinstance(data, Profile) else reference_of_lake(data, session=spark, **_written(data))
     given: dict[str, Any] = checked_kinds(kinds, list(found.columns))
     different = {name: kind for name, kind in given.items() if found.columns[name].kind != kind}
     if different and not isinstance(data, Profile):
         every: dict[str, Any] = {name: column.kind for name, column in found.columns.items()}
-        found = reference_of_lake(data, {**every, **given}, **_written(data))
+        found = reference_of_lake(data, {**every, **given}, spark, **_written(data))
     elif different:
         raise InputError(f"the profile has other kinds for {', '.join(different)}")
     known = [*found.columns, *found.left_out]

@@ -166,6 +166,25 @@ def test_the_lake_of_events_and_the_drift_of_two_files(tmp_path: Path, spark: An
     assert not verdict.drifted
 
 
+def test_columns_of_one_side_are_left_out_as_without_spark(tmp_path: Path, spark: Any) -> None:
+    rng = np.random.default_rng(4)
+    before = pa.table({"x": rng.normal(size=400), "gone": rng.normal(size=400), "list": [[1]] * 400})
+    now = pa.table({"x": rng.normal(size=300), "new": rng.normal(size=300), "list": [[2]] * 300})
+    paths = tmp_path / "before.parquet", tmp_path / "now.parquet"
+    for path, table in zip(paths, (before, now), strict=True):
+        pq.write_table(table, path)
+
+    by_spark, here = (compare(*paths, engine=name, mode="profile") for name in ("spark", "numpy"))
+
+    assert (by_spark.only_in_reference, by_spark.only_in_current) == (("gone",), ("new",))
+    assert (here.only_in_reference, here.only_in_current) == (("gone",), ("new",))
+    assert by_spark.columns["x"].threshold == here.columns["x"].threshold
+    assert list(by_spark.columns) == list(here.columns)
+    with pytest.raises(InputError, match="'gone' is not in the current table: there are x, new, list"):
+        compare(*paths, engine="spark", columns=["x", "gone"])
+    assert list(compare(*paths, engine="spark", columns=["x"]).columns) == ["x"]
+
+
 def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path, spark: Any) -> None:
     mixed = tmp_path / "mixed"
     mixed.mkdir()

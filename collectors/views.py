@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -148,8 +149,14 @@ def passed_on(alerts_url: str, path: str) -> Callable[[], Awaitable[Any]]:
 
 
 def _count(request: Request, name: str, default: int, most: int) -> int:
+    """A whole number that the request asks for, at most `most`. HTTPException, status 400, for what is none."""
     text = request.query_params.get(name, "")
-    return min(int(text), most) if text.isdigit() else default
+    if not text:
+        return default
+    if not (text.isascii() and text.isdigit()):
+        body = msgspec.json.encode({"error": f"{name}={text} is no whole number from 0 on"}).decode()
+        raise HTTPException(400, body, {"content-type": "application/json"})
+    return min(int(text), most) if len(text) <= 18 else most
 
 
 def _json(body: Any, status: int = 200) -> Response:

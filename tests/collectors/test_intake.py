@@ -54,6 +54,15 @@ def test_events_reach_the_lake_and_the_windows(collector: Any, clock: Any, event
     assert (window["rows"], window["start"], window["version"]) == (100, T0, "1")
 
 
+@pytest.mark.parametrize(("path", "name"), [("drift/delay", "windows"), ("quality/delay", "limit"), ("logs", "limit")])
+def test_a_number_of_answers_that_is_none_is_named(collector: Any, path: str, name: str) -> None:
+    for wrong in ("abc", "-1", "1.5", "\N{SUPERSCRIPT TWO}"):
+        answer = collector.query.get(f"/api/{path}", params={name: wrong})
+
+        assert (answer.status_code, answer.json()) == (400, {"error": f"{name}={wrong} is no whole number from 0 on"})
+    assert collector.query.get(f"/api/{path}", params={name: "9" * 5000}).status_code == 200
+
+
 def test_predictions_that_are_vectors_lose_no_row(collector: Any, clock: Any) -> None:
     batch = event_batch(
         ids=[f"v/{row}" for row in range(20)],

@@ -212,6 +212,8 @@ def test_labels_alone_roll_a_worse_version_back_and_tell_an_equal_and_a_shifted_
     assert any(worse in ended["reason"] for worse in ("its predictions are worse", "CanaryWorse: ")), ended["reason"]
     for model in ("equal", "shifted"):
         wait_for(lambda model=model: counted(judged(model)) == 520, f"the labels of {model}")
+        # The feeds are asked one after the other: a look may have all labels and no prediction yet.
+        wait_for(lambda model=model: predicted(judged(model)) == 520, f"the predictions of {model}")
         seen = judged(model)
         assert page(model)["canary"]["version"] == 2
         assert seen["evidence"]["quality"]["harm"] < 10.0, seen
@@ -224,3 +226,9 @@ def counted(judgement: dict[str, Any]) -> int:
     """The labels that stand behind a judgement, of both arms."""
     quality = msgspec.json.decode(judgement["replay"]["state"])["quality"] if judgement else None
     return int(quality["candidate"]["labels"] + quality["stable"]["labels"]) if quality else 0
+
+
+def predicted(judgement: dict[str, Any]) -> int:
+    """The predictions that stand behind a judgement, of both arms."""
+    parts = msgspec.json.decode(judgement["replay"]["state"])["predicted"] if judgement else []
+    return int(sum(sum(part["canary"]) + sum(part["stable"]) for part in parts))

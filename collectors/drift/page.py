@@ -11,6 +11,8 @@ from collectors.drift.terminal import headline, missing, number
 
 BARS = 40
 _WIDTH, _HEIGHT = 360, 90
+# About the width of a letter of a label.
+_LETTER = 7
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1d21; --dim: #667; --paper: #fff; --line: #d9dde3; --before: #8a94a6;
   --now: #1f6feb; --bad: #c62828; --good: #2e7d32; }
@@ -90,7 +92,7 @@ def _column(name: str, column: ColumnComparison) -> str:
 
 
 def _picture(drawn: Bars) -> str:
-    """Both histograms over each other, with the first, middle and last label below."""
+    """Both histograms over each other; below each label where they fit, else the first, the middle and the last."""
     count = len(drawn.labels)
     highest = max(float(drawn.shares.reference.max()), float(drawn.shares.current.max()), math.ulp(1.0))
     width = _WIDTH / count
@@ -104,19 +106,20 @@ def _picture(drawn: Bars) -> str:
                     f'<rect class="{style}" x="{place * width:.1f}" y="{_HEIGHT - height:.1f}" '
                     f'width="{max(width - 1, 1):.1f}" height="{height:.1f}"><title>{label}</title></rect>'
                 )
-    shown = dict.fromkeys((0, count // 2, count - 1)) if count > 2 else dict.fromkeys(range(count))
+    fit = width >= _LETTER * max(map(len, drawn.labels))
+    shown = range(count) if fit or count <= 2 else (0, count // 2, count - 1)
     texts = "".join(
-        f'<text x="{(place + 0.5) * width:.1f}" y="{_HEIGHT + 12}" text-anchor="{_anchor(place, count)}">'
+        f'<text x="{(place + 0.5) * width:.1f}" y="{_HEIGHT + 12}" text-anchor="{_anchor(place, count, fit)}">'
         f"{escape(drawn.labels[place][:24])}</text>"
         for place in shown
     )
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 16}" role="img">{"".join(rectangles)}{texts}</svg>'
 
 
-def _anchor(place: int, count: int) -> str:
-    if place == 0:
-        return "start"
-    return "end" if place == count - 1 else "middle"
+def _anchor(place: int, count: int, fit: bool) -> str:
+    if fit or 0 < place < count - 1:
+        return "middle"
+    return "end" if place else "start"
 
 
 def _parts(name: str, parts: tuple[Part, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -187,6 +188,8 @@ def test_the_page_holds_everything_and_loads_nothing(trimtab: Run, tables: dict[
     assert text.startswith("<!doctype html>")
     assert text.index("<h2>x ") < text.index("<h2>kind ")
     assert text.count("<svg") == 4
+    names = text[text.index("<h2>kind ") :].partition("</svg>")[0]
+    assert sorted(re.findall(r"<text[^>]*middle[^>]*>([^<]+)", names)) == ["a", "b"]
     assert "prefers-color-scheme: dark" in text
     assert "By kind, worst first" in text
     assert not {"<script", "src=", "http://", "https://", "@import"} & set(text.split("<style>")[0].split())

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.checkpoint import sync_folder
+from training.checkpoint import write_whole
 from training.digests import digest_of
 
 FOLDER = "steps"
@@ -95,7 +94,7 @@ class Steps:
         except BaseException as error:
             self._tell(lambda one, error=error: one.failed(name, self._clock(), error))  # type: ignore[misc]
             raise
-        _write(self._path(name), asdict(record))
+        write_whole(self._path(name), _text(asdict(record)))
         self._tell(lambda one: one.ended(record))
         return record
 
@@ -129,7 +128,7 @@ def run_of(folder: Path, run: str) -> str:
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run"])
     except (OSError, ValueError, KeyError, TypeError):
-        _write(path, {"run": run})
+        write_whole(path, _text({"run": run}))
         return run
 
 
@@ -137,12 +136,5 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _write(path: Path, said: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(said, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
+def _text(said: Mapping[str, Any]) -> bytes:
+    return json.dumps(said, indent=1).encode()

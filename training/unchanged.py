@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.checkpoint import write_whole
 from training.data import DataError
 
 
@@ -17,13 +17,7 @@ def check_same(path: Path, said: Mapping[str, Any], what: str) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(known, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_whole(path, json.dumps(known).encode())
         return
     other = sorted(name for name in before.keys() | known.keys() if before.get(name) != known.get(name))
     if other:

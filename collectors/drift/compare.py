@@ -66,7 +66,7 @@ def compare(
             )
         counted = spark_profiles(reference, current, columns, kinds)
         sides: Sides[Source | Profile] = Sides(counted.reference, counted.current)
-        columns = kinds = None
+        kinds = None
     else:
         sides = Sides(opened(reference, "the reference"), opened(current, "the current table"))
     show = progress or silent

@@ -31,15 +31,11 @@ def spark_profiles(
         before = _reference(reference, columns, kinds, spark)
         written = _written(current)
         now = profile_of_lake(current, before.empty(), spark, **written)
-        return Sides(before, _as_it_is(now, before, columns, columns_of_lake(current, spark, **written)))
+        return Sides(before, _as_it_is(now, before, columns_of_lake(current, spark, **written)))
 
 
-def _as_it_is(now: Profile, before: Profile, columns: Sequence[str] | None, there: Sequence[str]) -> Profile:
+def _as_it_is(now: Profile, before: Profile, there: Sequence[str]) -> Profile:
     """A profile in the reference's layout, of a table with the columns `there`: it lacks what the table lacks."""
-    if columns is not None:
-        if absent := [name for name in columns if name not in there]:
-            raise InputError(f"column {absent[0]!r} is not in the current table: there are {', '.join(there)}")
-        there = [name for name in there if name in columns]
     kept = {name: column for name, column in now.columns.items() if name in there}
     others = {name: before.left_out.get(name, "the reference has no such column") for name in there if name not in kept}
     return replace(now, columns=kept, left_out=others)

@@ -98,6 +98,21 @@ class Site:
         table = pa.Table.from_batches([batch])
         return self.collector.log.accept(Batch(kind, to_ipc(batch), table), name).result().duplicate
 
+    def work(self, step: str) -> None:
+        """One of STEPS but "again"."""
+        if step == "measure":
+            self.measurer.step(1)
+        elif step == "all":
+            self.measurer.step(10**6)
+        elif step == "tick":
+            self.collector.measures.tick()
+        elif step == "wait":
+            self.clock.advance(3)
+        elif step == "compact":
+            self.collector.log.compact()
+        else:
+            self.kill()
+
     def kill(self) -> None:
         old = self.folder / str(self.lives)
         self.lives += 1
@@ -201,21 +216,11 @@ def test_any_order_split_and_kill_gives_the_same_windows(data: st.DataObject, st
             sent.append((name, batch_of(rows, chosen, name)))
             assert site.accept(sent[-1][1], name) is False
             for step in data.draw(st.lists(st.sampled_from(STEPS), max_size=4)):
-                if step == "measure":
-                    site.measurer.step(1)
-                elif step == "all":
-                    site.measurer.step(10**6)
-                elif step == "tick":
-                    site.collector.measures.tick()
-                elif step == "wait":
-                    clock.advance(3)
-                elif step == "compact":
-                    site.collector.log.compact()
-                elif step == "again":
+                if step == "again":
                     again, batch = sent[data.draw(st.integers(0, len(sent) - 1))]
                     assert site.accept(batch, again) is True
                 else:
-                    site.kill()
+                    site.work(step)
         killed = site.finish()
         stored = read_events(site.collector.config.lake, "m").num_rows
         site.end()
@@ -304,22 +309,12 @@ def test_odd_batches_and_labels_in_any_order_give_what_one_ordered_delivery_give
                 if delivery is sent:
                     continue
                 for step in data.draw(st.lists(st.sampled_from(STEPS), max_size=3)):
-                    if step == "measure":
-                        site.measurer.step(1)
-                    elif step == "all":
-                        site.measurer.step(10**6)
-                    elif step == "tick":
-                        site.collector.measures.tick()
-                    elif step == "wait":
-                        clock.advance(3)
-                    elif step == "compact":
-                        site.collector.log.compact()
-                    elif step == "again":  # also with other content
+                    if step == "again":  # also with other content
                         again, kind, _ = order[data.draw(st.integers(0, place))]
                         other = data.draw(st.sampled_from([item[2] for item in sent if item[1] == kind]))
                         assert site.accept(other, again, kind) is True
                     else:
-                        site.kill()
+                        site.work(step)
             panes, windows = site.finish()
             evidence = [site.collector.measures.alarms("m", version)[0] for version in ("1", "2")]
             found.append((panes, windows, performance(site), evidence))

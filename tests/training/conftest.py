@@ -1,9 +1,10 @@
-"""A small tabular task whose truth is known, a run's monitor without a thread, and warm processes made by a fork."""
+"""A small tabular task of known truth, a registry, a run's monitor without a thread, warm processes made by a fork."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from observability import TrainingMonitor
+from serving.registry import Registry
 from tests.training.forks import ForkedZygote
 from training import Encoding, TabularTask
 
@@ -34,6 +36,13 @@ class TinyNet(nn.Module):
 
     def forward(self, colour: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         return torch.sigmoid(self.logits(colour, x, y, z))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}", tmp_path / "artifacts")
+    yield registry
+    registry.close()
 
 
 @pytest.fixture

@@ -134,13 +134,6 @@ def made(kind: type[nn.Module], seed: int) -> nn.Module:
 
 
 @pytest.fixture
-def registry(tmp_path: Path):
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}", tmp_path / "artifacts")
-    yield registry
-    registry.close()
-
-
-@pytest.fixture
 def job(task: Any, make_table: Any, tmp_path: Path) -> TrainJob:
     return TrainJob(task=task, table=make_table(), source="test", out=tmp_path / "run", config=CONFIG, gate=GATE)
 

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -37,13 +36,6 @@ STEPS = ["validate", "train", "evaluate", "bless", "push"]
 
 class Killed(BaseException):
     """Stands for the end of the process."""
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}", tmp_path / "artifacts")
-    yield registry
-    registry.close()
 
 
 @pytest.fixture

@@ -36,13 +36,6 @@ GATE = Gate(min_rows=100, min_groups=3)
 
 
 @pytest.fixture
-def registry(tmp_path: Path):
-    registry = Registry(f"sqlite:///{tmp_path / 'registry.db'}", tmp_path / "artifacts")
-    yield registry
-    registry.close()
-
-
-@pytest.fixture
 def first_job(task, make_table, tmp_path: Path) -> TrainJob:
     return TrainJob(task=task, table=make_table(), source="test", out=tmp_path / "first", config=CONFIG, gate=GATE)
 

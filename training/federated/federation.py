@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import random
 import threading
 import time
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from observability import Metrics, Profile, names
 from observability.cells import ProfileError
-from training.checkpoint import CheckpointStore
+from training.checkpoint import CheckpointStore, write_whole
 from training.federated.aggregation import Aggregation, clipped, suspicion
 from training.federated.local import LocalPlan
 from training.federated.protocol import (
@@ -216,7 +215,7 @@ class Federation:
                 self._count(client, "invalid")
                 raise
             digest = hashlib.sha256(body).hexdigest()
-            _write(self._updates(current) / f"{client}.{digest}.safetensors", body)
+            write_whole(self._updates(current) / f"{client}.{digest}.safetensors", body)
             current.updates[client] = update
             self.tick()
             return "taken"
@@ -261,7 +260,7 @@ class Federation:
         count = min(len(there), max(self.plan.min_updates, round(len(there) * self.plan.sample)))
         current = _Round(self.round, attempt, sorted(draw.sample(there, count)), now, now + self.plan.deadline_seconds)
         said = {name: getattr(current, name) for name in ("number", "attempt", "asked", "began", "deadline")}
-        _write(self._folder / "round.json", json.dumps(said).encode())
+        write_whole(self._folder / "round.json", json.dumps(said).encode())
         self._round = current
 
     _attempts = 0
@@ -382,19 +381,3 @@ class Federation:
 
 def _seed(seed: int, number: int, word: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {number} {word}".encode()).digest()[:6], "little")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole and durably, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -88,7 +88,7 @@ class Probe(nn.Module):
         """Counts `inputs` and returns them: the tensor where there is one, else the tuple."""
         if not torch.compiler.is_compiling() and self._counted_at_once(inputs):
             return inputs[0] if len(inputs) == 1 else inputs
-        if self._direct and len(inputs) == 1:
+        if self._direct and len(inputs) == 1 < self._num_columns:
             count(self._matrix(inputs[0]), self.state, self._width)
             return inputs[0]
         layout, columns = self._layout, self._columns(inputs)

@@ -114,8 +114,8 @@ def count_on_cpu(values: Tensor, state: Tensor, width: int) -> None:
     rows, columns = values.shape
     if not rows or not columns:
         return
-    if state[:2].tolist() != [columns, width]:
-        of_columns, of_width = state[:2].tolist()
+    of_columns, of_width = state[:2].tolist()
+    if (of_columns, of_width) != (columns, width):
         raise ValueError(f"{columns} columns of {width} edges, and a state of {of_columns} columns of {of_width} edges")
     if values.dtype not in _KINDS:
         values = values.double()

@@ -152,6 +152,20 @@ def test_any_layout_of_a_batch_is_counted_once_by_the_short_way_or_the_long(
     assert (copied.profile().rows, probe.profile().rows) == (len(flat) + 2, 3)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.float16])
+def test_the_one_column_may_come_as_rows_or_as_a_matrix(kind: torch.dtype, rows: int) -> None:
+    probe = Probe(Profile.of(pa.table({"x": np.linspace(-2, 2, 50)})), ["x"])
+    values = torch.linspace(-1, 1, rows, dtype=kind)
+
+    compiled = torch.compile(nn.Sequential(probe, nn.Identity()), backend="eager")
+    for given in (values, values.view(-1, 1), values.repeat(2)[::2][:rows]):
+        assert probe(given) is given
+        compiled(given)
+
+    assert probe.profile().rows == 6 * rows
+
+
 def test_nan_is_missing_where_that_is_what_it_means(reference: Profile) -> None:
     values = rows(50)
     values[:20, 1] = torch.nan

@@ -12,7 +12,7 @@ import pyarrow as pa
 from collectors.pane_rows import joined
 from collectors.quality.aside import KeptRow
 from collectors.quality.duplicates import RecentRows, row_hashes
-from collectors.quality.schema import Schema, SchemaEdit
+from collectors.quality.schema import Schema, SchemaEdit, SchemaError
 from collectors.quality.violations import Violation, check
 from collectors.quality.volume import Volume
 from observability.events import FEATURE
@@ -63,10 +63,12 @@ class QualityMonitor:
         self._inferred[model, version] = replace(schema, columns=columns)
 
     def edit(self, model: str, edit: SchemaEdit) -> None:
-        """Changes the schema of all versions of a model. SchemaError when that contradicts itself."""
-        for (name, _), schema in self._inferred.items():
-            if name == model:
-                schema.edited(edit)
+        """Changes the schema of all versions of a model. SchemaError, and no change, when a part of it fits none."""
+        known = [schema for (name, _), schema in self._inferred.items() if name == model] or [Schema()]
+        unfit = [schema.edited(edit).not_applied for schema in known]
+        for column, why in unfit[-1].items():
+            if all(column in others for others in unfit):
+                raise SchemaError(why)
         self.edits[model] = edit
 
     def schema(self, model: str, version: str) -> Schema:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from collectors.drift.judge import missing_ratio
-from observability.columns import CategoricalColumn, Column, NumericColumn
+from observability.columns import CategoricalColumn, Column, EmbeddingColumn, NumericColumn
 from observability.events import FEATURE
 from observability.profile import Profile
 
@@ -34,6 +34,8 @@ class ColumnRules:
     minimum: float | None = None
     maximum: float | None = None
     categories: tuple[str, ...] | None = None
+    dimensions: int | None = None
+    """Numbers of each vector."""
     unique: bool = False
     """No two rows of a batch hold the same value."""
 
@@ -47,6 +49,8 @@ class Schema:
     """Expected rows a second; None: the median of the windows before."""
     max_age_seconds: float | None = None
     """Age of the latest row at which the data is stale; None: ten times the usual gap between windows."""
+    not_applied: Mapping[str, str] = field(default_factory=dict)
+    """What an edit says of columns that are otherwise in this version's reference, and why that does not hold here."""
 
     @staticmethod
     def inferred(reference: Profile) -> Schema:
@@ -56,22 +60,24 @@ class Schema:
     def edited(self, edit: SchemaEdit) -> Schema:
         """This schema with what the edit names changed; a column that only the edit names is added.
 
-        SchemaError when the outcome contradicts itself.
+        A column for which the edit makes no sense stays as it is and is told in `not_applied`: an edit is older than
+        the versions that come after it, whose columns may be of other types.
         """
-        columns = dict(self.columns)
+        columns, not_applied = dict(self.columns), {}
         for name, change in edit.columns.items():
             if change is None:
                 columns.pop(name, None)
                 continue
-            if name not in columns and "type" not in change:
-                raise SchemaError(f"column {name!r} is not in the reference: give its type, too")
-            base = columns.get(name) or ColumnRules(type=str(change["type"]))
-            columns[name] = _checked(name, replace(base, **change))
+            try:
+                columns[name] = _changed(name, columns.get(name), change)
+            except SchemaError as error:
+                not_applied[name] = str(error)
         return replace(
             self,
             columns=columns,
             rows_per_second=edit.rows_per_second or self.rows_per_second,
             max_age_seconds=edit.max_age_seconds or self.max_age_seconds,
+            not_applied=not_applied,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -80,11 +86,12 @@ class Schema:
             name: {key: value for key, value in msgspec.to_builtins(rules).items() if value is not None}
             for name, rules in self.columns.items()
         }
-        return {
+        body = {
             "columns": columns,
             "rows_per_second": self.rows_per_second,
             "max_age_seconds": self.max_age_seconds,
         }
+        return {**body, "not_applied": dict(self.not_applied)} if self.not_applied else body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +128,7 @@ class _Rules(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     minimum: float | msgspec.UnsetType | None = msgspec.UNSET
     maximum: float | msgspec.UnsetType | None = msgspec.UNSET
     categories: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+    dimensions: int | msgspec.UnsetType | None = msgspec.UNSET
     unique: bool | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -141,6 +149,17 @@ def _given(rules: _Rules) -> dict[str, Any]:
     return given
 
 
+def _changed(name: str, base: ColumnRules | None, change: Mapping[str, Any]) -> ColumnRules:
+    """The rules of a column with what an edit says of it. SchemaError."""
+    if base is None and "type" not in change:
+        raise SchemaError(f"column {name!r} is not in the reference: give its type, too")
+    if base is None or change.get("type", base.type) != base.type:
+        # Bounds and categories that were inferred are those of the other type.
+        required, unique = (base.required, base.unique) if base is not None else (False, False)
+        base = ColumnRules(type=str(change["type"]), required=required, unique=unique)
+    return _checked(name, replace(base, **change))
+
+
 def _checked(name: str, rules: ColumnRules) -> ColumnRules:
     if rules.type not in _TYPES:
         raise SchemaError(f"column {name!r} has the type {rules.type!r}: known are {', '.join(_TYPES)}")
@@ -153,6 +172,8 @@ def _checked(name: str, rules: ColumnRules) -> ColumnRules:
         raise SchemaError(f"column {name!r} is {rules.type}: only a numeric one has a minimum and a maximum")
     if rules.type != "categorical" and rules.categories is not None:
         raise SchemaError(f"column {name!r} is {rules.type}: only a categorical one has categories")
+    if rules.dimensions is not None and (rules.type != "embedding" or rules.dimensions < 1):
+        raise SchemaError(f"column {name!r} is {rules.type}: only vectors have dimensions, of one number at least")
     if rules.categories is not None and not rules.categories:
         raise SchemaError(f"column {name!r} allows no category: leave `categories` out to allow any")
     return rules
@@ -165,6 +186,9 @@ def _inferred(name: str, column: Column) -> ColumnRules:
         return _numeric(column, required)
     if isinstance(column, CategoricalColumn) and column.categories and not column.truncated:
         return ColumnRules(type=column.kind, required=required, categories=column.categories)
+    if isinstance(column, EmbeddingColumn):  # vectors with an infinity are counted with those that have a NaN
+        finite = column.missing == 0
+        return ColumnRules(type=column.kind, required=required, finite=finite, dimensions=column.dimensions)
     return ColumnRules(type=column.kind, required=required)
 
 

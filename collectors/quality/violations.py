@@ -59,6 +59,8 @@ def _column(table: pa.Table, name: str, rules: ColumnRules) -> Iterator[Violatio
         return
     if rules.type == "numeric":
         yield from _numeric(name, rules, values, due)
+    elif rules.type == "embedding":
+        yield from _vectors(name, rules, values, due)
     else:
         yield from _named(name, rules, values, due)
     if rules.unique:
@@ -69,8 +71,9 @@ def _numeric(name: str, rules: ColumnRules, values: pa.ChunkedArray, due: Rows) 
     numbers = _numbers(values)
     low = -math.inf if rules.minimum is None else rules.minimum
     high = math.inf if rules.maximum is None else rules.maximum
+    least, most = float(numbers.min()), float(numbers.max())
     # NaN and infinities show in the extremes, too: one look clears a column that breaks nothing.
-    if low <= numbers.min() and numbers.max() <= high and np.isfinite(numbers.min() + numbers.max()):
+    if low <= least and most <= high and math.isfinite(least) and math.isfinite(most):
         return
     infinite, missing = np.isinf(numbers), np.isnan(numbers)
     if rules.finite:
@@ -78,6 +81,24 @@ def _numeric(name: str, rules: ColumnRules, values: pa.ChunkedArray, due: Rows) 
     yield from _some(name, "range", np.flatnonzero(((numbers < low) | (numbers > high)) & ~infinite))
     if rules.required:
         yield from _some(name, "required", due[missing[due]])
+
+
+def _vectors(name: str, rules: ColumnRules, values: pa.ChunkedArray, due: Rows) -> Iterator[Violation]:
+    """A vector of another length is of another type; one with a NaN is missing, as it is in a profile."""
+    valid = _where(pc.is_valid(values))
+    lengths = pc.list_value_length(values).to_numpy()[valid].astype(np.int64)
+    if rules.dimensions is not None:
+        yield from _some(name, "type", valid[lengths != rules.dimensions])
+    numbers = pc.list_flatten(values).to_numpy()
+    ends = np.cumsum(lengths)
+    odd = np.flatnonzero(~np.isfinite(numbers))
+    owner = valid[np.searchsorted(ends, odd, side="right")]
+    infinite = np.isinf(numbers[odd])
+    if rules.finite:
+        yield from _some(name, "finite", np.unique(owner[infinite]))
+    if rules.required:
+        missing = np.concatenate([_where(pc.is_null(values)), owner[~infinite]])
+        yield from _some(name, "required", np.intersect1d(missing, due))
 
 
 def _named(name: str, rules: ColumnRules, values: pa.ChunkedArray, due: Rows) -> Iterator[Violation]:

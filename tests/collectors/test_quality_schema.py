@@ -187,14 +187,18 @@ def test_an_edit_that_cannot_be_read_says_why(body: bytes, says: str) -> None:
         ({"feature.other": {"minimum": 5.0}}, "give its type"),
         ({"feature.carrier": {"categories": []}}, "allows no category"),
         ({"feature.carrier": {"maximum": 3.0}}, "only a numeric one has a minimum"),
+        ({"feature.temp": {"dimensions": 3}}, "only vectors have dimensions"),
         ({"feature.temp": {"categories": ["1"]}}, "only a categorical one has categories"),
     ],
 )
 def test_an_edit_that_contradicts_itself_says_so(columns: dict[str, object], says: str) -> None:
-    edit = SchemaEdit.from_json(json.dumps({"columns": columns}).encode())
+    monitor = QualityMonitor(60.0, lambda _: None)
+    monitor.set_reference("m", "1", reference())
 
     with pytest.raises(SchemaError, match=says):
-        Schema.inferred(reference()).edited(edit)
+        monitor.edit("m", SchemaEdit.from_json(json.dumps({"columns": columns}).encode()))
+
+    assert monitor.schema("m", "1") == Schema.inferred(reference())
 
 
 @given(

@@ -1,0 +1,88 @@
+"""Vectors against a schema, and edits of schemas that some versions cannot keep."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from collectors.quality import ColumnRules, QualityMonitor, Schema, SchemaEdit, SchemaError, check
+from observability.profile import Profile
+
+
+def reference() -> Profile:
+    generator = np.random.default_rng(1)
+    return Profile.of(
+        pa.table(
+            {
+                "feature.temp": generator.uniform(10.0, 90.0, 2_000),
+                "feature.gust": pa.array([None, *generator.normal(0, 1, 1_999)]),
+                "feature.carrier": generator.choice(["AA", "DL"], 2_000),
+                "feature.night": generator.random(2_000) < 0.3,
+                "prediction.p": generator.random(2_000),
+            }
+        )
+    )
+
+
+def vectors(rows: list[list[float] | None], length: int, kind: pa.DataType) -> pa.Array:
+    return pa.array(rows, pa.list_(kind, length))
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_vectors_are_checked_for_their_length_missing_numbers_and_infinities(kind: pa.DataType) -> None:
+    known = Profile.of(pa.table({"feature.v": vectors([[1.0, 2.0]] * 1_500, 2, kind)}))
+    schema = Schema.inferred(known)
+    given: list[list[float] | None] = [[0.0, 1.0], None, [np.nan, 1.0], [np.inf, -np.inf], [1.0, np.inf], [2.0, 0.0]]
+    sliced = pa.table({"feature.v": vectors([[9.0, 9.0], *given], 2, kind)}).slice(1)
+
+    found = {item.rule: item.rows.tolist() for item in check(sliced, schema)}
+    longer = check(pa.table({"feature.v": vectors([[1.0, 2.0, 3.0], None], 3, kind)}), schema)
+
+    assert schema.columns["feature.v"].dimensions == 2
+    assert found == {"required": [1, 2], "finite": [3, 4]}
+    assert {item.rule: item.rows.tolist() for item in longer} == {"type": [0], "required": [1]}
+
+
+def test_infinities_of_both_signs_are_looked_at_without_bounds() -> None:
+    schema = Schema(columns={"feature.x": ColumnRules(type="numeric")})
+
+    found = check(pa.table({"feature.x": [-np.inf, 0.0, np.inf]}), schema)
+
+    assert [(item.rule, item.rows.tolist()) for item in found] == [("finite", [0, 2])]
+
+
+def test_an_edit_of_the_type_leaves_out_what_was_inferred_of_the_other_one() -> None:
+    edit = SchemaEdit.from_json(b'{"columns": {"feature.temp": {"type": "categorical"}}}')
+
+    rules = Schema.inferred(reference()).edited(edit).columns["feature.temp"]
+
+    assert (rules.type, rules.minimum, rules.maximum, rules.required) == ("categorical", None, None, True)
+
+
+def test_an_edit_that_no_version_can_keep_is_refused_before_there_is_a_version() -> None:
+    monitor = QualityMonitor(60.0, lambda _: None)
+
+    with pytest.raises(SchemaError, match="give its type"):
+        monitor.edit("m", SchemaEdit.from_json(b'{"columns": {"feature.temp": {"minimum": 3}}}'))
+
+    assert monitor.schema("m", "1") == Schema()
+
+
+def test_an_edit_that_a_later_version_cannot_keep_leaves_that_version_its_own_rules() -> None:
+    monitor = QualityMonitor(60.0, lambda _: None)
+    monitor.set_reference("m", "1", reference())
+    monitor.edit("m", SchemaEdit.from_json(b'{"columns": {"feature.temp": {"minimum": 3}}, "max_age_seconds": 7}'))
+    monitor.set_reference("m", "2", Profile.of(pa.table({"feature.temp": ["warm", "cold"] * 1_000})))
+    stamp = pa.array([0] * 2, pa.timestamp("ns", "UTC"))
+    monitor.observe("m", "2", pa.table({"id": ["a", "b"], "time": stamp, "feature.temp": ["warm", "odd"]}))
+
+    (observed,) = monitor.checked()
+    schema = monitor.schema("m", "2")
+
+    assert observed.counts == {("feature.temp", "categories"): 1}
+    assert schema.columns == Schema.inferred(Profile.of(pa.table({"feature.temp": ["warm", "cold"] * 1_000}))).columns
+    assert "only a numeric one has a minimum" in schema.to_json()["not_applied"]["feature.temp"]
+    # What fits one of the versions is no mistake.
+    monitor.edit("m", SchemaEdit.from_json(b'{"columns": {"feature.temp": {"categories": ["warm"]}}}'))
+    assert monitor.schema("m", "2").columns["feature.temp"].categories == ("warm",)

@@ -12,15 +12,12 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import observability
 from observability import names
-from observability.event_names import FEATURE, PREDICTION
 from observability.exporter import BufferedExporter
 from observability.metrics import Metrics
 from observability.sinks import BATCH_ID_HEADER, Batch
@@ -28,16 +25,16 @@ from serving.batching.execution import Runnable
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
 from serving.registry import ModelVersion
-from serving.telemetry.columns import names_of
 from serving.telemetry.delivery import Delivery
+from serving.telemetry.tally import Columns, Left, Tally
 
 if TYPE_CHECKING:
-    from observability.columns import Column
     from observability.profile import Profile
 
 
-# Rows of a version that wait to be counted; beyond, the thread does not wait for its time.
-_MOST_ROWS = 65_536
+# Rows of a version that wait to be counted; beyond, the thread does not wait for its time. So many are still in the
+# processor's caches, and what the model writes to next is memory that was just let go.
+_MOST_ROWS = 8_192
 # A version whose reference has not come by then has none.
 _REFERENCE_SECONDS = 60.0
 # While the collector is away so many profiles are kept.
@@ -46,55 +43,6 @@ _SETTLING = (404, 408, 409, 429, 502, 503, 504)
 
 _log = logging.getLogger(__name__)
 _Key = tuple[str, int]
-Left = tuple[Sequence[Array], Sequence[Array]]
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns of a reference a version's inputs and outputs are, by name: their places."""
-
-    inputs: Mapping[str, int]
-    outputs: Mapping[str, tuple[int, int]]
-    """Place of the output, and of the value in its row."""
-    categories: Mapping[str, tuple[str, ...]]
-
-    @staticmethod
-    def of(reference: Profile, signature: Signature) -> Columns:
-        """Those that a probe counts: numbers, codes of listed categories, true and false.
-
-        Vectors stay with the events: what is kept of one costs microseconds a row, which the collector has, not the
-        server.
-        """
-        inputs: dict[str, int] = {}
-        outputs: dict[str, tuple[int, int]] = {}
-        categories: dict[str, tuple[str, ...]] = {}
-        for place, column in enumerate(signature.inputs):
-            name = FEATURE + column.name
-            known = reference.columns.get(name)
-            if known is None or column.shape or not _codes_tell(known, column.categories):
-                continue
-            kind = "categorical" if column.categories is not None else "numeric"
-            if known.kind == kind or (known.kind == "boolean" and column.datatype == "BOOL"):
-                inputs[name] = place
-                if column.categories is not None:
-                    categories[name] = column.categories
-        for place, output in enumerate(signature.outputs):
-            width = 0 if -1 in output.shape else int(np.prod(output.shape))
-            for value, name in enumerate(names_of(output.name, width)):
-                known = reference.columns.get(PREDICTION + name)
-                if known is not None and known.kind == "numeric":
-                    outputs[PREDICTION + name] = place, value
-        return Columns(inputs, outputs, categories)
-
-    @property
-    def names(self) -> list[str]:
-        return [*self.inputs, *self.outputs]
-
-
-def _codes_tell(known: Column, categories: Sequence[str] | None) -> bool:
-    """Whether a model's codes say which category a text is: one that it has no code for must not be the reference's."""
-    texts = getattr(known, "categories", None)
-    return categories is None or texts is None or set(texts) <= set(categories)
 
 
 class Counter:
@@ -103,17 +51,18 @@ class Counter:
     def __init__(self, full: threading.Event) -> None:
         self.active = True
         self.begun = time.monotonic()
-        self.columns: Columns | None = None
         self.reference: Profile | None = None
-        self.counted: Profile | None = None
+        self._tally: Tally | None = None
         self._full = full
         self._rows = 0
+        self._inputs = True
         self._left: deque[Left] = deque()
 
     def add(self, columns: Sequence[Array], outputs: Sequence[Array]) -> None:
         """Leaves a batch to be counted: columns [rows, …] in the order of the inputs, and the outputs' rows."""
         if self.active:
-            self._left.append((columns, outputs))
+            # Inputs of which nothing is counted are let go: their memory is used again.
+            self._left.append((columns if self._inputs else (), outputs))
             self._rows += len(columns[0])
             if self._rows >= _MOST_ROWS:
                 self._full.set()
@@ -121,23 +70,25 @@ class Counter:
     def expect(self, reference: Profile, columns: Columns) -> None:
         """Sets by what batches are counted from now on."""
         self.reference = observability.Profile({name: reference.columns[name] for name in columns.names})
-        self.columns, self.counted, self.active = columns, None, bool(columns.names)
+        self._tally, self.active = Tally(self.reference, columns), bool(columns.names)
+        self._inputs = bool(columns.inputs)
 
     def count(self) -> None:
         """Counts what was left."""
         left: list[Left] = []
         while self._left:
-            left.append(self._left.popleft())
+            batch = self._left.popleft()
+            # One that was left while a reference without inputs was in force lacks what another one counts.
+            if batch[0] or not self._inputs:
+                left.append(batch)
         self._rows = 0
-        if self.reference is None or self.columns is None or not left:
-            return
-        found = _profile(self.reference, self.columns, left)
-        self.counted = found if self.counted is None else self.counted + found
+        if self._tally is not None and left:
+            self._tally.add(left)
 
     def take(self) -> Profile | None:
         """What has been counted since the last call; None when there is nothing."""
         self.count()
-        taken, self.counted = self.counted, None
+        taken = None if self._tally is None else self._tally.take()
         return taken if taken is not None and taken.rows else None
 
     def give_up(self) -> None:
@@ -145,19 +96,6 @@ class Counter:
         if self.reference is None:
             self.active = False
             self._left.clear()
-
-
-def _profile(reference: Profile, columns: Columns, left: Sequence[Left]) -> Profile:
-    import torch
-
-    tensors = {
-        name: torch.from_numpy(np.concatenate([inputs[place] for inputs, _ in left]))
-        for name, place in columns.inputs.items()
-    }
-    for name, (place, value) in columns.outputs.items():
-        parts = [outputs[place].reshape(len(outputs[place]), -1)[:, value] for _, outputs in left]
-        tensors[name] = torch.from_numpy(np.concatenate(parts))
-    return observability.profile_of_tensors(reference, tensors, categories=columns.categories)
 
 
 class Counted:

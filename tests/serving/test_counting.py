@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +22,8 @@ from observability.events import from_ipc
 from observability.profile import Profile
 from serving import Input, Output, Registry, Service, ServingConfig, Signature, save_artifact
 from serving.batching.padding import Padded
-from serving.telemetry.counting import Columns, Counted, Counter
+from serving.telemetry.counting import Counted, Counter
+from serving.telemetry.tally import Columns
 
 SIGNATURE = Signature(
     (
@@ -120,6 +122,48 @@ def test_batches_are_counted_as_their_rows_would_be_and_padding_is_not() -> None
     assert counts(found) == counts(without_vectors(wanted))
     assert found.rows == 37
     assert counter.take() is None
+
+
+def test_outputs_are_counted_alike_in_whatever_type_a_model_gives_them() -> None:
+    reference = Profile.of(table(rows(2000, 0, ["AA", "UA"])))
+    counter = Counter(threading.Event())
+    counter.expect(reference, Columns.of(reference, SIGNATURE))
+    parts = [rows(size, seed) for seed, size in enumerate([5, 9, 4], start=1)]
+    for given, kind in zip(parts, (np.float32, np.float64, np.float32), strict=True):
+        columns = columns_of(given)
+        counter.add(columns, [output.astype(kind) for output in Plain().run(columns)])
+        counter.count()
+
+    found = counter.take()
+    assert found is not None
+    wanted = reference.empty().updated(pa.concat_tables([table(given) for given in parts]))
+    assert counts(found) == counts(without_vectors(wanted))
+    assert counter.take() is None
+
+
+def test_inputs_of_which_nothing_is_counted_are_let_go_at_once() -> None:
+    made = table(rows(2000, 0)).select(["prediction.score", "prediction.both.0"])
+    reference = Profile.of(made)
+    counter = Counter(threading.Event())
+    counter.expect(reference, Columns.of(reference, SIGNATURE))
+    columns = columns_of(rows(5, 1))
+    outputs = Plain().run(columns)
+    counter.add(columns, outputs)
+    gone = weakref.ref(columns[0])
+    del columns
+
+    assert gone() is None
+    found = counter.take()
+    assert found is not None
+    assert found.rows == 5
+    # Another reference may count inputs: of batches that were kept without them nothing can be said.
+    counter.add(columns_of(rows(3, 2)), outputs)
+    whole = Profile.of(table(rows(2000, 0, ["AA", "UA"])))
+    counter.expect(whole, Columns.of(whole, SIGNATURE))
+    counter.add(columns_of(rows(5, 1)), outputs)
+    found = counter.take()
+    assert found is not None
+    assert found.rows == 5
 
 
 def test_only_columns_that_tensors_can_hold_are_counted() -> None:

@@ -66,15 +66,6 @@ def alarm_values(key: Key, columns: Iterable[str], raised: Collection[str], evid
     return [*values, Value(names.DRIFT_EVIDENCE, version, evidence)]
 
 
-def skew_values(key: Key, verdicts: Mapping[str, ColumnDrift]) -> list[Value]:
-    """How much of a version's first judged window differs from what it was trained on; nothing while none is judged."""
-    judged = [verdict for verdict in verdicts.values() if verdict.reason in ("drifted", "within_threshold")]
-    if not judged:
-        return []
-    skewed = sum(differs(verdict) for verdict in judged) / len(judged)
-    return [Value(names.TRAINING_SERVING_SKEW, {"model": key[0], "version": key[1]}, skewed)]
-
-
 def differs(verdict: ColumnDrift) -> bool:
     """Whether a column differs by the calibrated rule, however far: more than chance, and enough to matter."""
     return verdict.score >= verdict.threshold or verdict.missing_changed

@@ -18,7 +18,6 @@ from collectors.computed import (
     duplicate_values,
     joint_values,
     pane_values,
-    skew_values,
     slice_values,
     traffic_values,
 )
@@ -33,13 +32,14 @@ from collectors.releases import ReleaseLabels, ReleasePredictions
 from collectors.scores import PerformanceEstimator
 from collectors.scoring import Scoring
 from collectors.signals import Signals
+from collectors.skew import FirstWindow, Skew
 from collectors.unsaved import Keep, Unsaved
 from collectors.windows import Added, Key, ModelTime, Pane, Windows
 from observability import names
 from observability.profile import Profile
 
 Clock = Callable[[], float]
-EVIDENCE, ESTIMATOR, RELEASES = "evidence", "estimator", "releases"
+EVIDENCE, ESTIMATOR, RELEASES, SKEW = "evidence", "estimator", "releases", "skew"
 # Predictions are rows found in the lake, for the label join alone.
 Kind = Literal["events", "labels", "profiles", "predictions"]
 Content: TypeAlias = pa.Table | ProfileBatch
@@ -80,7 +80,7 @@ class Measures:
         self._history = History(seconds, settings.judged_windows, kept)
         self._evidence = Evidence(settings.alarm_windows, settings.amendable().amend_seconds)
         self._against: dict[Key, Against] = {}
-        self._skew: dict[Key, list[Value]] = {}
+        self._skew = Skew()
         self._active_at: dict[tuple[str, ...], float] = {}
         self._amended_at = -1e18
 
@@ -100,9 +100,10 @@ class Measures:
                 reference.pane_calibration,
                 reference.seasonal,
             )
+            self._skew.set_reference(key, profile)
             if old is not None and old.profile != profile:
                 self._evidence.forget(key)
-                self._skew.pop(key, None)
+                self._look_for_skew(key)
 
     def against(self, model: str, version: str) -> Against | None:
         """What the windows of a version are judged against; None without a reference."""
@@ -113,6 +114,11 @@ class Measures:
         """The evidence of a version's windows together (an alarm at `alarm_windows`), and the alarms that stand."""
         with self._lock:
             return self._evidence.standing((model, version))
+
+    def first_window(self, model: str, version: str) -> FirstWindow | None:
+        """What the first window of a version that could be judged says of training–serving skew."""
+        with self._lock:
+            return self._skew.first_window((model, version))
 
     def reference(self, model: str, version: str) -> Profile | None:
         with self._lock:
@@ -162,6 +168,9 @@ class Measures:
                 self._history.put(pane)
             self.windows.restore(standing.times, panes, now)
             self._evidence.restore({key[1:]: body for key, body in standing.states.items() if key[0] == EVIDENCE})
+            self._skew.restore({key[1:]: body for key, body in standing.states.items() if key[0] == SKEW})
+            for known in self._history.versions():
+                self._look_for_skew(known)
             for (kind, model, version), body in standing.states.items():
                 if kind == ESTIMATOR:
                     self.scoring.set_estimator((model, version), PerformanceEstimator.from_json(body), kept=True)
@@ -252,9 +261,12 @@ class Measures:
         if not panes:
             return
         for pane in panes:
-            self._history.put(pane)
-            self._evidence.put(pane, self._against.get((pane.model, pane.version)), self._history)
+            key = (pane.model, pane.version)
+            changed, against = self._history.put(pane), self._against.get(key)
+            self._evidence.put(pane, against, self._history)
+            self._skew.look(key, changed, against)
         self._unsaved.add(panes, {(EVIDENCE, *key): state for key, state in self._evidence.take_changed().items()})
+        self._unsaved.add((), {(SKEW, *key): state for key, state in self._skew.take_changed().items()})
         for key in dict.fromkeys((pane.model, pane.version) for pane in panes):
             self._publish(key, now)
         self._settle()
@@ -291,20 +303,14 @@ class Measures:
         values = pane_values(latest.last, latest.pane, self.windows.reference(*key), verdicts)
         values += slice_values(latest.pane, latest.slice_verdicts(against))
         values += joint_values(key, latest.joint(against))
-        values += self._evidence.values(key) + self._skew_values(key, against)
+        values += self._evidence.values(key) + self._skew.values(key)
         values += duplicate_values(key, self.quality.duplicated_ratio(*key))
         self._signals.publish(("pane", *key), values)
         self._active_at["pane", *key] = now
 
-    def _skew_values(self, key: Key, against: Against | None) -> list[Value]:
-        """What the first windows of a version said of it: they are looked at until one could be judged."""
-        known = self._skew.get(key)
-        if known is None:
-            for window in self._history.judged(key, self.settings.history_windows):
-                if values := skew_values(key, window.verdicts(against)):
-                    known = self._skew[key] = values
-                    break
-        return known or []
+    def _look_for_skew(self, key: Key) -> None:
+        """Looks at all windows of a version that are kept."""
+        self._skew.look(key, self._history.judged(key, self.settings.history_windows), self._against.get(key))
 
     def _apply(self, kind: Kind, content: Content, counted: bool) -> None:
         now = self._clock()

@@ -463,6 +463,11 @@ TRAINING_SERVING_SKEW = _gauge(
     "Share of the columns that differ from the training data in the first judged window of the version.",
     "model", "version",
 )  # fmt: skip
+TRAINING_SERVING_SKEWED = _gauge(
+    "training_serving_skew_detected",
+    "1 for a column that differs from the training data in the first judged window of the version.",
+    "model", "version", "column",
+)  # fmt: skip
 DRIFT_SLICE_COLUMNS = _gauge(
     "drift_slice_columns_ratio",
     "Share of the feature columns that drifted in the rows of a slice: those with this value in the slice's column.",

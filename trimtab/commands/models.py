@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from collectors.references import Reference
+from observability.columns import ProfileError
 from serving.errors import ServingError
 from serving.registry import ModelVersion, Registry
 from trimtab.commands.optimize import optimize
@@ -79,16 +81,32 @@ def show(model: str, settings: Settings) -> None:
 def register(model: str, artifact: Path, lineage: Path | None, profile: Path | None, settings: Settings) -> None:
     """Add the artifact folder as a new immutable version."""
     try:
-        version = registry(settings).register(
+        reference = read_reference(profile) if profile else None
+        known = registry(settings)
+        version = known.register(
             model,
             artifact,
             lineage=json.loads(lineage.read_text()) if lineage else {},
-            profile=profile.read_bytes() if profile else None,
+            profile=reference,
             metrics={},
         )
+        kept = known.profile(model, version.version)
     except (ServingError, ValueError, OSError) as error:
         fail(str(error))
+    if reference is not None and kept != reference:
+        before = "another profile" if kept else "no profile"
+        fail(f"{model} {version.version} is this artifact already and was registered with {before}: it stays so")
     click.echo(f"{model} {version.version} {version.digest}")
+
+
+def read_reference(path: Path) -> bytes:
+    """The bytes of a reference profile. ValueError when the collector could not read them."""
+    body = path.read_bytes()
+    try:
+        Reference.from_json(body)
+    except ProfileError as error:
+        raise ValueError(f"{path} is no reference profile: {error}") from error
+    return body
 
 
 @models.command(epilog="Example: trimtab models canary flights 2 --weight 0.1")

@@ -3,10 +3,11 @@
     python benchmarks/serving.py [--seconds 3] [--rounds 3] [--only LOAD] [--peers-python PYTHON] [--json]
 
 The model is an MLP 64-256-256-8 on one thread, with one FP32 input [-1, 64]. `ours` has everything on: events to a
-collector that discards them (a process of its own), traces at 1 %, series; `off` has no collector and no traces (the
-series are always counted). The limits are a do-nothing asyncio Protocol (uvloop, httptools), raw ASGI on uvicorn, both
-of one constant answer, and the model alone in this process. The peers (mosec with orjson, LitServe, FastAPI without
-batches) are run by `--peers-python`, where that has them. All get the same bytes from wrk with one thread.
+collector that has the kernel discard them (a process of its own), traces at 1 %, series; `off` has no collector and no
+traces (the series are always counted). The limits are a do-nothing asyncio Protocol (uvloop, httptools), raw ASGI on
+uvicorn, both of one constant answer, and the model alone in this process. The peers (mosec with orjson, LitServe,
+FastAPI without batches) are run by `--peers-python`, where that has them. All get the same bytes from wrk with one
+thread.
 
 Ratios are of the same round, and their medians are what counts: absolute figures move with whatever else the machine
 does. Processor time is that of the server's processes, a request.
@@ -333,7 +334,7 @@ def started(stack: ExitStack, folder: Path, peers_python: str | None) -> dict[st
     def start(program: str, *arguments: str, python: str = sys.executable, option: Sequence[str] = ()) -> Server:
         return stack.enter_context(running(python, program, *arguments, port_option=option))
 
-    discarding = start("bare.py", "EMPTY")
+    discarding = start("discarding.py")
     own = [url, str(folder / "artifacts")]
     servers = {"ours": start("ours.py", *own, discarding.url), "off": start("ours.py", *own)}
     limits = {"bare": start("bare.py"), "uvicorn": start("uvicorn_constant.py")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry.trace import SpanContext
@@ -79,6 +80,38 @@ class Call(Pending):
             self.outcome = result.outcome
         else:
             self.outcome, self.outputs = "ok", result
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A request of the shortcut whose trace is kept: what counters and the recorder read of a call that was answered.
+
+    Times are seconds of the lanes' clock; `values` and `outputs` are its rows of the batch's.
+    """
+
+    id: str
+    model: str
+    choice: Choice
+    signature: Signature
+    values: Sequence[Array]
+    outputs: Sequence[Array]
+    rows: int
+    batch_rows: int
+    arrived: float
+    queued: float
+    started: float
+    ended: float
+    done: float
+    span: SpanContext
+    company: Sequence[SpanContext]
+    outcome: str = "ok"
+    parent: None = None
+    unit: None = None
+    attributes: None = None
+    drawn: bool = True
+
+
+Told = Call | Traced
 
 
 def _nobody_waits(_call: Call, _result: Result) -> None:

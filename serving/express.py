@@ -1,8 +1,9 @@
 """The shortcut of the usual request: those read in one turn of the event loop are read, run and answered in one loop.
 
 It takes what needs no decision: one float input of fixed shape, a policy that sends everything to one version, no
-deadline, no trace, a lane with nothing in it whose batches are short enough for the event loop. Whatever else turns up,
-and every request of a batch that the model does not answer well, goes the general way, which says what is wrong.
+deadline, no caller's trace, a lane with nothing in it whose batches are short enough for the event loop. Whatever else
+turns up, and every request of a batch that the model does not answer well, goes the general way, which says what is
+wrong. So does a request whose trace is kept, unless the compiled way took it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serving import v2
+from serving.calls import Traced
 from serving.protocol.outputs import Outputs
 from serving.protocol.signature import packer
 from serving.protocol.tensors import WIRE_TYPES, Array, FloatTensor
@@ -28,6 +30,8 @@ from serving.transport.exchange import Exchange
 from serving.transport.intake import Form, binary_form, json_form, native
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
+
     from serving.router import Choice
     from serving.versions.deployment import Deployment, Version
 
@@ -67,6 +71,7 @@ class Express:
         memory: Memory | None,
         open: Callable[[], bool],
         traced: Callable[[int], Sequence[int]],
+        root: Callable[[], tuple[str, SpanContext]],
         body_limit: int,
     ) -> None:
         self.router = deployment.router
@@ -81,7 +86,9 @@ class Express:
         self._memory = memory
         self._kept: Run | None = None
         self._open = open
+        # Which of so many requests are traced; the id of such a one, and its span.
         self._traced = traced
+        self._root = root
         self._model = version.loaded.model
         # Of what is answered here; the lane's own model counts by itself.
         self._counter = getattr(version.lane.model, "counter", None)
@@ -319,12 +326,12 @@ class Express:
             asyncio.get_running_loop().call_soon(self.run)
             return True
         self._held_since = None
-        for place in self._traced(intake.count):
-            self.traced += self._given_back(place, place + 1)
         ends = begun + _TURN_SECONDS
         while intake.count:
             batch = intake.batch(limit)
             if batch is None or not batch[0]:
+                for place in self._traced(intake.count):
+                    self.traced += self._given_back(place, place + 1)
                 return False
             self._serve_taken(*batch)
             if intake.count and self._clock() > ends:
@@ -333,7 +340,7 @@ class Express:
         return True
 
     def _serve_taken(self, count: int, rows: int, tags: Sequence[_Asked]) -> None:
-        clock, intake = self._clock, self.intake
+        clock, intake, traced = self._clock, self.intake, self._traced(count)
         column = self._rows(rows)
         intake.read(column)
         started, worked = clock(), time.thread_time()
@@ -345,18 +352,54 @@ class Express:
         ended, worked = clock(), time.thread_time() - worked
         hows = self._hows(Outputs(outputs, rows), tags) if good else None
         if hows is None:
-            for exchange in list(self._given_back(0, count)):
+            for place in traced:
+                self.traced += self._given_back(place, place + 1)
+            for exchange in list(self._given_back(0, count - len(traced))):
                 self._leave(exchange)
             return
         encoded = clock()
         intake.answer(count, hows)
         moments, arrived, counts = intake.end(count, started, ended, encoded, done := clock())
-        self._account.moments.frombytes(moments)
-        self._account.ok += count
-        if self._memory is not None:
-            self._record(self._memory, column, outputs, counts, arrived, done)
+        if traced:
+            self._tell(traced, column, outputs, counts, moments)
+        else:
+            self._account.moments.frombytes(moments)
+            self._account.ok += count
+            if self._memory is not None:
+                self._record(self._memory, column, outputs, counts, arrived, done)
         self._ended(count, column.nbytes)
         self._ran(column, outputs, started, ended, worked)
+
+    def _tell(
+        self, traced: Sequence[int], column: Array, outputs: Sequence[Array], requests: bytes, moments: bytes
+    ) -> None:
+        """Counts and records a batch some of whose requests have their trace kept: those are told one by one."""
+        rows, times = np.frombuffer(requests, np.int64), np.frombuffer(moments).reshape(len(requests) // 8, -1)
+        ends = np.cumsum(rows)
+        named = [self._root() for _ in traced]
+        company = [span for _, span in named]
+        for place, (id, span) in zip(traced, named, strict=True):
+            arrived, queued, started, ended, encoded, done = times[place].tolist()
+            own = slice(ends[place] - rows[place], ends[place])
+            call = Traced(
+                id, self._deployment.model, self._choice, self._signature, [column[own].copy()],
+                [output[own].copy() for output in outputs], int(rows[place]), len(column), arrived, queued, started,
+                ended, done, span, company,
+            )  # fmt: skip
+            self._account.add_traced(call, encoded)
+        others = np.ones(len(rows), bool)
+        others[list(traced)] = False
+        if not others.any():
+            return
+        times = times[others]
+        self._account.moments.frombytes(times.tobytes())
+        self._account.ok += len(times)
+        if self._memory is not None:
+            left, arrivals = np.repeat(others, rows), np.ascontiguousarray(times[:, 0])
+            told = [output[left] for output in outputs]
+            self._record(
+                self._memory, column[left], told, rows[others].tobytes(), arrivals.tobytes(), float(times[0, -1])
+            )
 
     def _rows(self, rows: int) -> Array:
         """Where the values of so many rows go."""

@@ -206,7 +206,8 @@ class Front:
         return Express(
             deployment, choice, version, account, general=partial(self._take, deployment=deployment), ended=self._noted,
             head=self._plain_head, clock=self._clock, memory=self._recorder.memory if self._records else None,
-            open=lambda: self.open and self.callers is None, traced=self._traced_of, body_limit=self._body_limit,
+            open=lambda: self.open and self.callers is None, traced=self._traced_of, root=self._root,
+            body_limit=self._body_limit,
         )  # fmt: skip
 
     def _plain_head(self, version: Version, choice: Choice, header_length: int | None) -> bytes:
@@ -222,6 +223,10 @@ class Front:
             place += self._next_traced()
         self._until_traced = place - requests
         return found[::-1]
+
+    def _root(self) -> tuple[str, SpanContext]:
+        """The id of a request whose trace is kept, and its span."""
+        return f"{self._instance}-{self._next()}", self._tracing.root()
 
     def _next_traced(self) -> int:
         """Requests until one's trace is kept, 1 at least: as if each were drawn by itself."""

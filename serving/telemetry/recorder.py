@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind
 from observability import names
 from observability.metrics import Metrics
 from observability.tracing import Tracing
-from serving.calls import Call
+from serving.calls import Told
 from serving.router import Choice
 from serving.telemetry.columns import Anchor, ServedGroup
 from serving.telemetry.memory import Memory
@@ -24,7 +24,7 @@ from serving.telemetry.runs import Run
 class Events(Protocol):
     """Makes events of what was answered and sends them; `serving.telemetry.event_maker.EventMaker` is one."""
 
-    def put(self, calls: Sequence[Call], anchor: Anchor) -> None:
+    def put(self, calls: Sequence[Told], anchor: Anchor) -> None:
         """Calls of one version and arm that ended together."""
 
     def put_served(self, group: ServedGroup, anchor: Anchor) -> None:
@@ -52,11 +52,11 @@ class Recorder:
         self._metrics = metrics
         # For the rows that events are made of.
         self.memory = Memory()
-        self._groups: queue.Queue[tuple[Sequence[Call] | ServedGroup, Anchor] | None] = queue.Queue(max_groups)
+        self._groups: queue.Queue[tuple[Sequence[Told] | ServedGroup, Anchor] | None] = queue.Queue(max_groups)
         self._thread = threading.Thread(target=self._work, name="trimtab-recorder", daemon=True)
         self._thread.start()
 
-    def put(self, calls: Sequence[Call]) -> None:
+    def put(self, calls: Sequence[Told]) -> None:
         """Records calls of one version and arm that ended together."""
         try:
             self._groups.put_nowait((calls, Anchor(time.perf_counter(), time.time_ns())))
@@ -102,7 +102,7 @@ class Recorder:
         if self._events is not None:
             self._events.close()
 
-    def _record(self, calls: Sequence[Call], anchor: Anchor) -> None:
+    def _record(self, calls: Sequence[Told], anchor: Anchor) -> None:
         if self._events is not None:
             self._events.put(calls, anchor)
         for call in calls:
@@ -117,7 +117,7 @@ class Recorder:
         self._metrics[names.TELEMETRY_DROPPED].labels("events", reason).inc()
         self._metrics[names.TELEMETRY_DROPPED_ROWS].labels("events", reason).inc(rows)
 
-    def _trace(self, call: Call, anchor: Anchor) -> None:
+    def _trace(self, call: Told, anchor: Anchor) -> None:
         record, parent = self._tracing.record, call.span
         model = {"model": call.model, "version": str(call.choice.version)}
         attributes: dict[str, Any] = {
@@ -139,5 +139,5 @@ class Recorder:
         record(names.SPAN_MODEL, started, finished, batch, model, error=error)
 
 
-def _rows(calls: Sequence[Call]) -> int:
+def _rows(calls: Sequence[Told]) -> int:
     return sum(call.rows for call in calls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from training.parameter_server.cluster import ClusterError
 from training.parameter_server.fitting import fit_on_servers
 from training.parameter_server.form import Form, ServersForm
 from training.parameter_server.layout import LayoutError
+from training.profiling import profiled
 from training.reference import HeldOut
 from training.supervisor import Limits
 from training.train_config import TrainConfig
@@ -60,10 +62,12 @@ def fit_candidate(
     parallel: Form | None = None,
     nodes: Nodes | None = None,
     push_url: str | None = None,
+    profile: Path | None = None,
 ) -> Candidate:
     """Trains a network on `rows`. With `weights` (and their vocabularies) it starts warm, if they fit.
 
     Means and deviations always come from `rows`: standardising follows the season, the parameters carry over.
+    Some steps are written to `profile`, but those of workers of parameter servers.
     """
     encoding = fit(task, rows)
     warm = weights is not None and vocabularies is not None
@@ -82,10 +86,12 @@ def fit_candidate(
         _on_servers(network, encoded, config, monitor, out, parallel, push_url)
         return Candidate(network.eval(), encoding.vocabularies, "warm" if warm else "new")
     if in_ranks or nodes is not None:
-        result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel, nodes)
+        result = _in_ranks(network, encoded, config, monitor, out, ranks, parallel, nodes, profile)
     else:
         store = CheckpointStore(out / ALONE) if config.checkpoint_every else None
-        result = Trainer(network, encoded, config, monitor, store, record=GuardRecord(out / RECORD)).run()
+        trainer = Trainer(network, encoded, config, monitor, store, record=GuardRecord(out / RECORD))
+        with nullcontext() if profile is None else profiled(monitor, profile):
+            result = trainer.run()
     if result.outcome == "stopped":
         raise TrainingStopped(result.reason)
     return Candidate(network.cpu().eval(), encoding.vocabularies, "warm" if warm else "new")
@@ -107,6 +113,7 @@ def _in_ranks(
     ranks: int,
     parallel: ParallelConfig | None,
     nodes: Nodes | None,
+    profile: Path | None,
 ) -> TrainResult:
     saving = config if config.checkpoint_every else replace(config, checkpoint_every=RANKS_CHECKPOINT_EVERY)
     monitor.machine = None  # the supervisor samples the processes that train
@@ -123,6 +130,7 @@ def _in_ranks(
             run=monitor.run,
             metrics=monitor.metrics,
             limits=limits_of(config.guards),
+            profile=profile,
         )
     except ParallelError as error:
         raise TrainingStopped(str(error)) from error

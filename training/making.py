@@ -80,6 +80,7 @@ class Making:
     rival: Rival | None = None
     approval: Approval = field(default_factory=Approval)
     lineage_url: str = ""
+    profile: Path | None = None
 
 
 def make_version(
@@ -238,6 +239,7 @@ def _trained(making: Making, rows: pa.Table, monitor: TrainingMonitor, steps: St
             parallel=making.parallel,
             nodes=making.nodes,
             push_url=making.push_url,
+            profile=making.profile,
         )
         fresh.append(candidate)
         count = sum(parameter.numel() for parameter in candidate.network.parameters())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from training.loop import Trainer, TrainResult
 from training.nodes import Follower, Nodes, NodesError, meeting_of
 from training.parallel_config import ParallelConfig
 from training.pipeline import stages_of
+from training.profiling import of_rank, profiled
 from training.ranks import Rank
 from training.replicas import Replicas, take_whole
 from training.retention import Retention
@@ -57,6 +59,7 @@ def fit_in_ranks(
     echo: int | None = 0,
     parallel: ParallelConfig | None = None,
     nodes: Nodes | None = None,
+    profile: Path | None = None,
 ) -> tuple[TrainResult, RunResult]:
     """Trains `network` in place, in `world_size` processes that survive kills and hangs.
 
@@ -80,6 +83,7 @@ def fit_in_ranks(
         "faults": (faults or Faults()).to_json(),
         "folder": str(folder),
         "parallel": None if parallel is None else parallel.to_json(),
+        "profile": None if profile is None else str(profile.absolute()),
     }
     said = {"world_size": world_size, "model": model, "run": run, "arguments": arguments}
     supervisor = Supervisor(
@@ -157,6 +161,7 @@ def fit_rank(
     faults: Sequence[Mapping[str, Any]],
     folder: str,
     parallel: Mapping[str, Any] | None = None,
+    profile: str | None = None,
 ) -> None:
     """What a rank does: see `fit_in_ranks`. A script that `torchrun` started calls it with `Rank.of(os.environ, …)`."""
     form = None if parallel is None else ParallelConfig.from_json(parallel)
@@ -175,12 +180,19 @@ def fit_rank(
         planned = Faults.from_json(faults)
         trainer = Trainer(network, rows, chosen, monitor, store, replicas, planned, rank.attempt, record)
         ring.state("running")
-        result = trainer.run()
+        with _profiled(monitor, profile, rank):
+            result = trainer.run()
         ring.state("completed")
     if rank.rank == 0:
         partial = Path(folder) / f"{_RESULT}.partial"
         partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
         partial.replace(Path(folder) / _RESULT)
+
+
+def _profiled(monitor: TrainingMonitor, profile: str | None, rank: Rank) -> AbstractContextManager[None]:
+    if profile is None:
+        return nullcontext()
+    return profiled(monitor, of_rank(Path(profile), rank.rank), f"rank {rank.rank} of {rank.world_size}")
 
 
 def check_form(network: nn.Module, parallel: ParallelConfig, world_size: int) -> None:

@@ -1,38 +1,233 @@
-"""Some steps of a run by torch's own profiler, as a file that Perfetto and chrome://tracing open."""
+"""Some steps of a run by torch's own profiler, as a file that Perfetto and chrome://tracing open.
+
+Steps and phases of the monitor are a row of their own in it, above the operations of the threads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gzip
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from observability.training import TrainingMonitor
+from observability.training import Step, TrainingMonitor
 
 # Steps that are passed over (allocators and caches fill), that only warm the profiler, and that are recorded.
 WAIT, WARM_UP, RECORDED = 3, 1, 20
 
+# The time that torch's times are counted from, in the beginning of its trace, and where its list of events ends.
+_BASE, _HEAD_BYTES = re.compile(rb'"baseTimeNanoseconds": (\d+)'), 1 << 20
+_END, _TAIL_BYTES = re.compile(rb'\s*\],\s*"traceName"[^\]]*\}\s*$'), 1 << 16
+# Of the row of phases; no thread has it.
+_ROW = 0
+_log = logging.getLogger(__name__)
+
 
 @contextmanager
-def profiled(monitor: TrainingMonitor, path: Path) -> Iterator[None]:
-    """Records `RECORDED` steps of what the monitor watches into `path`, a Chrome trace as JSON.
+def profiled(monitor: TrainingMonitor, path: Path, label: str = "") -> Iterator[None]:
+    """Records `RECORDED` steps of what the monitor watches into `path`, a Chrome trace as JSON (`.gz`: compressed).
 
-    A run that ends before is recorded as far as it went; one of at most `WAIT + WARM_UP` steps leaves no file.
+    A run that ends before is recorded as far as it went; one of at most `WAIT + WARM_UP` steps leaves no file, nor does
+    a disk that is full: both cost a warning, and the run goes on. Steps after the recorded ones cost nothing more.
+    `label` names the process in the trace, such as one rank of several. OSError where there can be no such file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(ProfilerActivity.CUDA)
-    with profile(
-        activities=activities,
-        schedule=schedule(wait=WAIT, warmup=WARM_UP, active=RECORDED, repeat=1),
-        on_trace_ready=lambda done: done.export_chrome_trace(str(path)),
-        acc_events=True,
-    ) as profiler:
-        monitor.after_step = profiler.step
+    path.unlink(missing_ok=True)  # what an earlier run left must not be taken for this one's
+    window = _Window(monitor, path, label)
+    try:
+        yield
+    finally:
+        window.close()
+
+
+def of_rank(path: Path, rank: int) -> Path:
+    """The file of one rank of several: `steps.json` becomes `steps.rank-1.json`."""
+    name, dot, kind = path.name.partition(".")
+    return path.with_name(f"{name}.rank-{rank}{dot}{kind}")
+
+
+class _Window:
+    """The profiler over some steps of a monitor, from `WAIT` steps on until they are recorded or `close` says so."""
+
+    def __init__(self, monitor: TrainingMonitor, path: Path, label: str) -> None:
+        self._monitor, self._path, self._label = monitor, path, label
+        self._steps, self._open = 0, True
+        self._phases = _Phases(monitor)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        self._profiler = profile(
+            activities=activities,
+            schedule=schedule(wait=WAIT, warmup=WARM_UP, active=RECORDED, repeat=1),
+            on_trace_ready=self._write,
+            acc_events=True,
+        )
+        self._profiler.start()
+        monitor.after_step = self._stepped
+
+    def _stepped(self) -> None:
+        self._steps += 1
+        if self._steps == WAIT + WARM_UP + RECORDED:
+            # To write takes long, where nothing is heard of this process.
+            self._monitor.entering("checkpoint")
+        self._profiler.step()
+        if self._steps == WAIT + WARM_UP:
+            self._phases.begin()
+        if self._steps == WAIT + WARM_UP + RECORDED:
+            self.close()
+
+    def close(self) -> None:
+        """Leaves the monitor as it was; a second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        self._monitor.after_step = None
+        self._phases.end()
+        self._profiler.stop()
+        if self._steps <= WAIT + WARM_UP:
+            _log.warning(
+                "%s was not written: of %d steps none was left, the profiler passes over the first %d",
+                self._path, self._steps, WAIT + WARM_UP,
+            )  # fmt: skip
+
+    def _write(self, done: Any) -> None:
+        """Writes what was recorded, beside its place first: a trace that is cut off does not open."""
+        self._phases.end()
+        if self._steps <= WAIT + WARM_UP:
+            return
+        bare, partial = (self._path.with_name(f".{self._path.name}.{what}") for what in ("torch.json", "partial"))
         try:
-            yield
+            done.export_chrome_trace(str(bare))
+            _joined(bare, partial, self._phases.events(self._label), packed=self._path.suffix == ".gz")
+            partial.replace(self._path)
+        except (OSError, ValueError, RuntimeError) as error:  # a profile is not worth the run
+            free = shutil.disk_usage(self._path.parent).free
+            _log.warning("%s was not written: %s (%d bytes are free there)", self._path, error, free)
         finally:
-            monitor.after_step = None
+            for left in (bare, bare.with_name(f"{bare.name}.tmp"), partial):
+                left.unlink(missing_ok=True)
+
+
+class _Phases:
+    """Steps and phases as they are marked on a monitor between `begin` and `end`, in nanoseconds of one clock."""
+
+    def __init__(self, monitor: TrainingMonitor) -> None:
+        self._monitor = monitor
+        self._before: dict[str, Any] = {}
+        self._slices: list[tuple[str, int, int]] = []
+        self._step = self._since = 0
+
+    def begin(self) -> None:
+        """Listens to the marks from now on."""
+        monitor: Any = self._monitor
+        # The compiled clock's blocks do not pass by the monitor's own `start` and `end`.
+        wraps: dict[str, Callable[[Any], Any]] = {
+            "start": self._start, "mark": self._mark, "end": self._end, "phase": self._phase
+        }  # fmt: skip
+        if "step" in vars(monitor):
+            wraps["step"] = self._block
+        for name, wrap in wraps.items():
+            self._before[name] = vars(monitor).get(name)
+            setattr(monitor, name, wrap(getattr(monitor, name)))
+
+    def end(self) -> None:
+        """Leaves the monitor's methods as they were; a second call does nothing."""
+        monitor: Any = self._monitor
+        for name, before in self._before.items():
+            delattr(monitor, name) if before is None else setattr(monitor, name, before)
+        self._before = {}
+
+    def events(self, label: str) -> list[dict[str, Any]]:
+        """The row as events of a trace; times are Unix microseconds."""
+        process, offset = os.getpid(), time.time_ns() - time.perf_counter_ns()
+        named = {"thread_name": {"name": "steps and phases"}, "thread_sort_index": {"sort_index": -1}}
+        if label:
+            named["process_name"] = {"name": label}
+        found: list[dict[str, Any]] = [
+            {"ph": "M", "name": name, "pid": process, "tid": _ROW, "args": said} for name, said in named.items()
+        ]
+        for name, since, until in self._slices:
+            said = {"ph": "X", "cat": "trimtab", "name": name, "pid": process, "tid": _ROW}
+            found.append(said | {"ts": (since + offset) / 1e3, "dur": (until - since) / 1e3})
+        return found
+
+    def _ended_step(self) -> None:
+        number = self._monitor.ring.view().now().step
+        self._slices.append((f"step {number}", self._step, time.perf_counter_ns()))
+
+    def _start(self, inner: Callable[[], None]) -> Callable[[], None]:
+        def start() -> None:
+            self._step = self._since = time.perf_counter_ns()
+            inner()
+
+        return start
+
+    def _mark(self, inner: Callable[[str], None]) -> Callable[[str], None]:
+        def mark(phase: str) -> None:
+            inner(phase)
+            now = time.perf_counter_ns()
+            self._slices.append((phase, self._since, now))
+            self._since = now
+
+        return mark
+
+    def _end(self, inner: Callable[..., None]) -> Callable[..., None]:
+        def end(*told: Any, **said: Any) -> None:
+            self._ended_step()  # before what is told of the end, which may write all this
+            inner(*told, **said)
+
+        return end
+
+    def _block(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @contextmanager
+        def step(samples: int = 0) -> Iterator[Step]:
+            self._step = time.perf_counter_ns()
+            with inner(samples) as one:
+                yield one
+                self._ended_step()
+
+        return step
+
+    def _phase(self, inner: Callable[[str], Any]) -> Callable[[str], Any]:
+        @contextmanager
+        def phase(name: str) -> Iterator[None]:
+            since = time.perf_counter_ns()
+            with inner(name):
+                yield
+            self._since = time.perf_counter_ns()
+            self._slices.append((name, since, self._since))
+
+        return phase
+
+
+def _joined(bare: Path, to: Path, events: list[dict[str, Any]], *, packed: bool) -> None:
+    """Copies torch's trace with our events behind its own, without reading it whole. ValueError where it is cut off."""
+    if not bare.exists():
+        raise ValueError("torch could not write it")
+    size = bare.stat().st_size
+    with bare.open("rb") as source, gzip.open(to, "wb") if packed else to.open("wb") as target:
+        base = _BASE.search(source.read(_HEAD_BYTES))
+        source.seek(max(0, size - _TAIL_BYTES))
+        end = _END.search(tail := source.read())
+        if end is None:
+            raise ValueError("torch wrote no whole trace")
+        origin = int(base[1]) / 1e3 if base else 0.0
+        ours = [one | {"ts": one["ts"] - origin} if "ts" in one else one for one in events]
+        source.seek(0)
+        _copy(source, target, size - len(tail) + end.start())
+        target.write(b"".join(b",\n" + json.dumps(one).encode() for one in ours) + tail[end.start() :])
+
+
+def _copy(source: BinaryIO, target: BinaryIO | gzip.GzipFile, size: int) -> None:
+    while size:
+        part = source.read(min(size, 1 << 20))
+        target.write(part)
+        size -= len(part)

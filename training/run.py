@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from training.nodes import Nodes
 from training.outcome import ModelRegistry, TrainingStopped, TrainOutcome
 from training.parallel_config import FormError
 from training.parameter_server.form import Form
-from training.profiling import profiled
 from training.reference import Beside, HeldOut
 from training.steps import run_of
 from training.train_config import TrainConfig
@@ -60,7 +59,7 @@ class TrainJob:
     lineage_url: str = ""
     """Of a server that takes OpenLineage events; they are in `openlineage.jsonl` in `out` in any case."""
     profile: Path | None = None
-    """Where some steps are written as torch's profiler saw them; of one process only."""
+    """Where some steps are written as torch's profiler saw them; of ranks a file each (`profiling.of_rank`)."""
 
 
 def train(
@@ -95,9 +94,9 @@ def train(
             push_url=push_url,
             approval=job.approval,
             lineage_url=job.lineage_url,
+            profile=job.profile,
         )
-        with nullcontext() if job.profile is None else profiled(monitor, job.profile):
-            return make_version(making, registry, monitor, run, beside, joint)
+        return make_version(making, registry, monitor, run, beside, joint)
 
     return supervised(learn, job.task.model, metrics, push_url, run, job.config.device, job.out)
 

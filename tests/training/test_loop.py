@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from observability import TrainingMonitor, exposition, names
 from training import CheckpointStore, ResumeError, TrainConfig, Trainer
 from training.data import encode_rows, fit, predict
-from training.profiling import profiled
 from training.train_config import learning_rate
 
 CONFIG = TrainConfig(epochs=3, batch_size=100, learning_rate=0.02, report_every=1, seed=5)
@@ -56,19 +54,6 @@ def test_a_run_of_at_most_so_many_steps_ends_there_in_any_epoch(make_trainer, tm
 
     assert (result.outcome, result.steps) == ("completed", min(limit, 60))
     assert CheckpointStore(tmp_path).newest().step == min(limit, 60)
-
-
-def test_some_steps_are_written_as_the_profiler_saw_them(make_trainer, monitor: TrainingMonitor, tmp_path: Path):
-    trainer, *_ = make_trainer(dataclasses.replace(CONFIG, max_steps=30))
-
-    with profiled(monitor, tmp_path / "trace" / "steps.json"):
-        trainer.run()
-
-    events = json.loads((tmp_path / "trace" / "steps.json").read_text())["traceEvents"]
-    steps = {event["name"] for event in events if event["name"].startswith("ProfilerStep#")}
-    assert steps == {f"ProfilerStep#{number}" for number in range(4, 24)}
-    assert any(event["name"] == "aten::addmm" for event in events)
-    assert monitor.after_step is None
 
 
 def test_equal_seeds_give_equal_weights_to_the_bit_and_other_seeds_do_not(make_trainer):

@@ -68,7 +68,8 @@ _SLICES = 5
     "--profile",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write some steps as torch's profiler sees them, for https://ui.perfetto.dev.",
+    help="Write some steps as torch's profiler sees them, for https://ui.perfetto.dev; of ranks a file each, as in "
+    "FILE.rank-0.json.",
 )
 @click.option(
     "--online", is_flag=True, help="Learn from the lake's labelled events as they come, from the stable version."
@@ -125,8 +126,13 @@ def train(
     ranks = ranks or chosen.ranks
     if isinstance(form, ServersForm) and place is not None:
         fail(f"the parallel form {form}: parameter servers run on one node; leave out --nodes")
-    if profile is not None and (ranks > 1 or form is not None or place is not None):
-        fail("--profile looks at one process: leave out --parallel and --nodes, and give --ranks 1")
+    if profile is not None and isinstance(form, ServersForm):
+        fail("--profile looks at steps that all processes take together: leave it out with parameter servers")
+    if profile is not None:
+        try:
+            profile.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            fail(f"--profile {profile}: {error}")
     config = _config(model, chosen)
     job = TrainJob(
         task=load_callable(chosen.task)(),
@@ -155,8 +161,8 @@ def train(
             beside=reference_beside(settings, chosen),
             joint=chosen.joint_reference,
         )
-    if profile is not None and not profile.exists():
-        click.echo(f"{profile} was not written: the run took no more steps than the profiler passes over", err=True)
+    if profile is not None and "train" in outcome.resumed:
+        click.echo(f"{profile} was not written: the run had taken all of its steps before", err=True)
     _end(outcome, as_json)
 
 

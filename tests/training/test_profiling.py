@@ -1,0 +1,182 @@
+"""A trace of some steps: whole, with the monitor's phases where torch's operations are, and at no price afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from observability import TrainingMonitor
+from observability.step_clock import PlainClock
+from tests.training.toy_network import line, rows
+from training.faults import disk_full
+from training.loop import Trainer
+from training.parallel import fit_in_ranks
+from training.profiling import RECORDED, WAIT, WARM_UP, of_rank, profiled
+from training.train_config import TrainConfig
+
+BEFORE = WAIT + WARM_UP
+CONFIG = TrainConfig(epochs=5, batch_size=101, report_every=1, checkpoint_every=10, max_steps=30, threads=1)
+PHASES = ("data_wait", "host_to_device", "forward", "backward", "optimizer")
+
+
+def trainer(monitor: TrainingMonitor, steps: int = 30) -> Trainer:
+    return Trainer(line(), rows(), dataclasses.replace(CONFIG, max_steps=steps), monitor)
+
+
+def events(path: Path) -> list[dict]:
+    return json.loads(path.read_text())["traceEvents"]
+
+
+def ours(found: list[dict]) -> list[dict]:
+    return [one for one in found if one.get("cat") == "trimtab"]
+
+
+def lies_in(inner: dict, outer: dict, slack: float = 0.0) -> bool:
+    """Whether a slice is within another, so far as two clocks that are set by each other can tell."""
+    ends = inner["ts"] + inner["dur"], outer["ts"] + outer["dur"]
+    return outer["ts"] - slack <= inner["ts"] and ends[0] <= ends[1] + slack
+
+
+def monitor_with(clock: type | None, monkeypatch: pytest.MonkeyPatch) -> TrainingMonitor:
+    if clock is not None:
+        monkeypatch.setattr("observability.training.step_clock", clock)
+    return TrainingMonitor("toy", run="r", drain_seconds=0)
+
+
+def test_steps_are_written_as_the_profiler_saw_them_and_phases_above_them(
+    monitor: TrainingMonitor, tmp_path: Path
+) -> None:
+    with profiled(monitor, tmp_path / "trace" / "steps.json"):
+        trainer(monitor).run()
+
+    found = events(tmp_path / "trace" / "steps.json")
+    steps = {one["name"] for one in found if one["name"].startswith("ProfilerStep#")}
+    assert steps == {f"ProfilerStep#{number}" for number in range(BEFORE, BEFORE + RECORDED)}
+    assert any(one["name"] == "aten::addmm" for one in found)
+    named = Counter(one["name"] for one in ours(found))
+    assert {phase: named[phase] for phase in PHASES} == dict.fromkeys(PHASES, RECORDED)
+    whole = [one for one in ours(found) if one["name"].startswith("step ")]
+    assert [one["name"] for one in whole] == [f"step {number}" for number in range(BEFORE, BEFORE + RECORDED)]
+    assert all(any(lies_in(one, step, 0.01) for step in whole) for one in ours(found))
+    # Both clocks were set by the same one: what torch saw of an optimizer lies in the phase of that name.
+    optimizers = [one for one in ours(found) if one["name"] == "optimizer"]
+    seen = [one for one in found if one["name"].startswith("Optimizer.step")]
+    assert len(seen) == RECORDED
+    assert all(any(lies_in(one, phase, 100.0) for phase in optimizers) for one in seen)
+    threads = {(one["pid"], one["tid"]) for one in found if one["ph"] == "X" and isinstance(one["pid"], int)}
+    assert threads == {(one["pid"], one["tid"]) for one in found if one["name"] == "thread_name"}
+
+
+@pytest.mark.parametrize("clock", [None, PlainClock])
+def test_steps_and_phases_as_blocks_are_seen_with_and_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: type | None
+) -> None:
+    with monitor_with(clock, monkeypatch) as monitor, profiled(monitor, tmp_path / "steps.json"):
+        monitor.resumed(1000)
+        for _ in range(BEFORE + 3):
+            with monitor.step(samples=2) as step:
+                for phase in ("forward", "backward", "forward", "backward"):
+                    with monitor.phase(phase):
+                        torch.ones(2)
+                step.loss = 1.0
+
+    found = [one["name"] for one in ours(events(tmp_path / "steps.json"))]
+    assert found == [
+        name for number in range(3) for name in (*("forward", "backward") * 2, f"step {1000 + BEFORE + number}")
+    ]
+
+
+@pytest.mark.parametrize("clock", [None, PlainClock])
+def test_after_the_last_step_that_is_written_the_monitor_is_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: type | None
+) -> None:
+    with monitor_with(clock, monkeypatch) as monitor:
+        before = dict(vars(monitor))
+        with profiled(monitor, tmp_path / "steps.json"):
+            for _ in range(BEFORE + RECORDED):
+                monitor.start()
+                assert monitor.after_step is not None
+                monitor.end(1)
+
+            assert monitor.after_step is None
+            assert vars(monitor) == before
+            assert not torch.autograd.profiler._is_profiler_enabled
+            assert len(ours(events(tmp_path / "steps.json"))) == RECORDED
+
+
+@pytest.mark.parametrize("steps", [1, BEFORE])
+def test_a_run_that_the_profiler_passes_over_leaves_no_file_not_even_an_old_one(
+    monitor: TrainingMonitor, tmp_path: Path, caplog: pytest.LogCaptureFixture, steps: int
+) -> None:
+    (tmp_path / "steps.json").write_text("of an earlier run")
+
+    with profiled(monitor, tmp_path / "steps.json"):
+        trainer(monitor, steps).run()
+
+    assert list(tmp_path.iterdir()) == []
+    assert f"of {steps} steps none was left, the profiler passes over the first {BEFORE}" in caplog.text
+
+
+def test_a_run_that_is_interrupted_while_it_is_recorded_leaves_what_was_recorded(
+    monitor: TrainingMonitor, tmp_path: Path
+) -> None:
+    def interrupted() -> None:
+        with profiled(monitor, tmp_path / "steps.json.gz"):
+            for number in range(BEFORE + 5):
+                monitor.start()
+                if number == BEFORE + 2:
+                    raise KeyboardInterrupt
+                monitor.mark("forward")
+                monitor.end(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    found = json.loads(gzip.decompress((tmp_path / "steps.json.gz").read_bytes()))["traceEvents"]
+    assert [one["name"] for one in ours(found)] == ["forward", f"step {BEFORE}", "forward", f"step {BEFORE + 1}"]
+    assert monitor.after_step is None
+
+
+@pytest.mark.parametrize("part", [0.02, 1.01])
+def test_a_full_disk_costs_the_trace_and_not_the_run(
+    monitor: TrainingMonitor, tmp_path: Path, caplog: pytest.LogCaptureFixture, part: float
+) -> None:
+    """It is full while torch writes, and while our events are put to torch's."""
+    with profiled(monitor, tmp_path / "steps.json"):
+        trainer(monitor).run()
+    size = len((tmp_path / "steps.json").read_bytes())
+    bare = size - sum(len(json.dumps(one)) + 2 for one in ours(events(tmp_path / "steps.json")))
+
+    with disk_full(int(bare * part)), profiled(monitor, tmp_path / "steps.json"):
+        result = trainer(monitor).run()
+
+    assert (result.outcome, result.steps) == ("completed", 30)
+    assert list(tmp_path.iterdir()) == []
+    assert "steps.json was not written: " in caplog.text
+
+
+def test_a_file_of_a_rank_has_its_number_before_its_kind() -> None:
+    names = [of_rank(Path("a.b/steps.json.gz"), 3), of_rank(Path("steps"), 0)]
+
+    assert names == [Path("a.b/steps.rank-3.json.gz"), Path("steps.rank-0")]
+
+
+@pytest.mark.slow
+def test_every_rank_of_several_writes_its_own_steps_with_their_communication(tmp_path: Path) -> None:
+    fit_in_ranks(
+        line(), rows(), CONFIG, world_size=2, folder=tmp_path / "run", model="toy", run="r", echo=None,
+        profile=tmp_path / "steps.json",
+    )  # fmt: skip
+
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["run", "steps.rank-0.json", "steps.rank-1.json"]
+    for rank in range(2):
+        found = events(of_rank(tmp_path / "steps.json", rank))
+        assert {one["args"]["name"] for one in found if one["name"] == "process_name"} >= {f"rank {rank} of 2"}
+        assert sum(one["name"] == "communication" for one in ours(found)) == RECORDED
+        assert any(one["name"] == "gloo:all_reduce" for one in found)

@@ -49,6 +49,8 @@ class Schema:
     """Expected rows a second; None: the median of the windows before."""
     max_age_seconds: float | None = None
     """Age of the latest row at which the data is stale; None: ten times the usual gap between windows."""
+    unchecked: frozenset[str] = frozenset()
+    """Columns that an edit stopped checking: they may come, with anything in them."""
     not_applied: Mapping[str, str] = field(default_factory=dict)
     """What an edit says of columns that are otherwise in this version's reference, and why that does not hold here."""
 
@@ -77,6 +79,7 @@ class Schema:
             columns=columns,
             rows_per_second=edit.rows_per_second or self.rows_per_second,
             max_age_seconds=edit.max_age_seconds or self.max_age_seconds,
+            unchecked=frozenset(name for name, change in edit.columns.items() if change is None),
             not_applied=not_applied,
         )
 
@@ -91,7 +94,8 @@ class Schema:
             "rows_per_second": self.rows_per_second,
             "max_age_seconds": self.max_age_seconds,
         }
-        return {**body, "not_applied": dict(self.not_applied)} if self.not_applied else body
+        told = {"unchecked": sorted(self.unchecked), "not_applied": dict(self.not_applied)}
+        return body | {name: what for name, what in told.items() if what}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

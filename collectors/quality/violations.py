@@ -36,11 +36,11 @@ def check(table: pa.Table, schema: Schema) -> list[Violation]:
     if not table.num_rows:
         return []
     found = [violation for name, rules in schema.columns.items() for violation in _column(table, name, rules)]
-    everything = np.arange(table.num_rows)
+    everything, named = np.arange(table.num_rows), schema.columns.keys() | schema.unchecked
     strangers = [
         name
         for name in table.schema.names
-        if name.startswith((FEATURE, PREDICTION)) and name not in schema.columns and schema.columns
+        if name.startswith((FEATURE, PREDICTION)) and name not in named and schema.columns
     ]
     return found + [Violation(name, "unexpected", everything) for name in strangers]
 

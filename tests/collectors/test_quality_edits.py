@@ -86,3 +86,13 @@ def test_an_edit_that_a_later_version_cannot_keep_leaves_that_version_its_own_ru
     # What fits one of the versions is no mistake.
     monitor.edit("m", SchemaEdit.from_json(b'{"columns": {"feature.temp": {"categories": ["warm"]}}}'))
     assert monitor.schema("m", "2").columns["feature.temp"].categories == ("warm",)
+
+
+def test_a_column_that_an_edit_stops_checking_is_not_unexpected() -> None:
+    edit = SchemaEdit.from_json(b'{"columns": {"feature.night": null, "feature.new": null}}')
+    schema = Schema.inferred(reference()).edited(edit)
+    table = pa.table({"feature.temp": [50.0], "feature.carrier": ["AA"], "feature.night": ["?"], "feature.new": [1.0]})
+
+    assert check(table, schema) == []
+    assert schema.to_json()["unchecked"] == ["feature.new", "feature.night"]
+    assert [item.rule for item in check(table.append_column("feature.newer", [[2.0]]), schema)] == ["unexpected"]

@@ -47,7 +47,7 @@ def drift_view(
         "versions": versions,
         "reference": reference,
         "alarms": [alarm for name in versions for alarm in alarms_json(measures, model, name)],
-        "skew": [found.to_json(name) for name in versions if (found := measures.first_window(model, name)) is not None],
+        "skew": [first.to_json(name) for name in versions if (first := measures.first_window(model, name)) is not None],
         "windows": windows[-limit:] if limit else [],
     }
 

@@ -19,19 +19,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serving import v2
-from serving.calls import Traced
 from serving.protocol.outputs import Outputs
 from serving.protocol.signature import packer
 from serving.protocol.tensors import WIRE_TYPES, Array, FloatTensor
 from serving.telemetry.accounts import Account
-from serving.telemetry.memory import Memory
-from serving.telemetry.runs import Run
+from serving.telemetry.batches import Batches
 from serving.transport.exchange import Exchange
 from serving.transport.intake import Form, binary_form, json_form, native
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import SpanContext
-
     from serving.router import Choice
     from serving.versions.deployment import Deployment, Version
 
@@ -68,10 +64,9 @@ class Express:
         ended: Callable[[int, int], None],
         head: Callable[[Version, Choice, int | None], bytes],
         clock: Callable[[], float],
-        memory: Memory | None,
+        batches: Batches,
         open: Callable[[], bool],
         traced: Callable[[int], Sequence[int]],
-        root: Callable[[], tuple[str, SpanContext]],
         body_limit: int,
     ) -> None:
         self.router = deployment.router
@@ -83,12 +78,10 @@ class Express:
         self._ended = ended
         self._head = head
         self._clock = clock
-        self._memory = memory
-        self._kept: Run | None = None
+        self._batches = batches
         self._open = open
-        # Which of so many requests are traced; the id of such a one, and its span.
+        # Places, the last first, of those of so many requests whose trace is kept.
         self._traced = traced
-        self._root = root
         self._model = version.loaded.model
         # Of what is answered here; the lane's own model counts by itself.
         self._counter = getattr(version.lane.model, "counter", None)
@@ -361,69 +354,16 @@ class Express:
         intake.answer(count, hows)
         moments, arrived, counts = intake.end(count, started, ended, encoded, done := clock())
         if traced:
-            self._tell(traced, column, outputs, counts, moments)
+            self._batches.add_traced(traced, column, outputs, counts, moments)
         else:
-            self._account.moments.frombytes(moments)
-            self._account.ok += count
-            if self._memory is not None:
-                self._record(self._memory, column, outputs, counts, arrived, done)
+            self._batches.add(column, outputs, counts, arrived, moments, done)
         self._ended(count, column.nbytes)
         self._ran(column, outputs, started, ended, worked)
 
-    def _tell(
-        self, traced: Sequence[int], column: Array, outputs: Sequence[Array], requests: bytes, moments: bytes
-    ) -> None:
-        """Counts and records a batch some of whose requests have their trace kept: those are told one by one."""
-        rows, times = np.frombuffer(requests, np.int64), np.frombuffer(moments).reshape(len(requests) // 8, -1)
-        ends = np.cumsum(rows)
-        named = [self._root() for _ in traced]
-        company = [span for _, span in named]
-        for place, (id, span) in zip(traced, named, strict=True):
-            arrived, queued, started, ended, encoded, done = times[place].tolist()
-            own = slice(ends[place] - rows[place], ends[place])
-            call = Traced(
-                id, self._deployment.model, self._choice, self._signature, [column[own].copy()],
-                [output[own].copy() for output in outputs], int(rows[place]), len(column), arrived, queued, started,
-                ended, done, span, company,
-            )  # fmt: skip
-            self._account.add_traced(call, encoded)
-        others = np.ones(len(rows), bool)
-        others[list(traced)] = False
-        if not others.any():
-            return
-        times = times[others]
-        self._account.moments.frombytes(times.tobytes())
-        self._account.ok += len(times)
-        if self._memory is not None:
-            left, arrivals = np.repeat(others, rows), np.ascontiguousarray(times[:, 0])
-            told = [output[left] for output in outputs]
-            self._record(
-                self._memory, column[left], told, rows[others].tobytes(), arrivals.tobytes(), float(times[0, -1])
-            )
-
     def _rows(self, rows: int) -> Array:
         """Where the values of so many rows go."""
-        if self._memory is None:
-            return np.empty((rows, *self._input.shape), self._kind)
-        return self._open_run(self._memory, rows).place(rows)
-
-    def _open_run(self, memory: Memory, rows: int) -> Run:
-        """The run that the next batch belongs to: one that has room, and that the recorder has not got."""
-        served, run = self._account.served, self._kept
-        if run is None or not run.fits(rows) or (run.requests and (not served or served[-1] is not run)):
-            run = self._kept = Run(memory, self._signature, rows)
-        return run
-
-    def _record(
-        self, memory: Memory, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
-    ) -> None:
-        """Keeps for the recorder what a batch was given and answered."""
-        run = self._open_run(memory, len(column))
-        if not run.add(column, outputs, requests, arrived, done):
-            run = self._kept = Run(memory, self._signature, len(column))
-            run.add(column, outputs, requests, arrived, done)
-        if not self._account.served or self._account.served[-1] is not run:
-            self._account.served.append(run)
+        kept = self._batches.rows(rows)
+        return np.empty((rows, *self._input.shape), self._kind) if kept is None else kept
 
     def _hows(self, batch: Outputs, tags: Sequence[_Asked]) -> tuple[Any, ...] | None:
         """How each kind of request is answered: header, what stands before and after the values, they, bytes a row."""
@@ -465,13 +405,11 @@ class Express:
         moments: tuple[float, float, float, float, float],
     ) -> None:  # fmt: skip
         begun, started, ended, encoded, done = moments
-        decoding, extend = started - begun, self._account.extend
+        decoding, times = started - begun, array("d")
         for exchange in taken:
             # Read after it had waited: the two stages change places, which their times do not show.
             received = exchange.received
-            extend((received, received + decoding, started, ended, encoded, done))
-        self._account.ok += len(taken)
-        if self._memory is not None:
-            requests, arrived = array("q", [one[0] for one in asked]), array("d", [one.received for one in taken])
-            self._record(self._memory, column, outputs, requests.tobytes(), arrived.tobytes(), done)
+            times.extend((received, received + decoding, started, ended, encoded, done))
+        requests, arrived = array("q", [one[0] for one in asked]), array("d", [one.received for one in taken])
+        self._batches.add(column, outputs, requests.tobytes(), arrived.tobytes(), times.tobytes(), done)
         self._ended(len(taken), column.nbytes)

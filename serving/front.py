@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +28,8 @@ from serving.router import Choice, Router
 from serving.routing.traffic import FORCED
 from serving.shadow import Mirror
 from serving.telemetry.accounts import Account
+from serving.telemetry.batches import Batches
+from serving.telemetry.draws import Draws
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Version
@@ -108,11 +108,7 @@ class Front:
         self._instance = instance
         self._number = 1
         self._clock = clock
-        self._draw = draw or random.Random().random  # the host's seeds stay its own
-        self._sampled = tracing.sample_ratio
-        self._trace_limit = trace_limit
-        self._traces, self._traces_since = 0, 0.0
-        self._until_traced = self._next_traced() - 1
+        self._draws = Draws(tracing.sample_ratio, trace_limit, clock, draw)
         self._records = recorder.records_all
         self._express: dict[str, Express | _Detour] = {}
         self._heads: dict[tuple[bytes, int | None, str, bytes], bytes] = {}
@@ -138,15 +134,8 @@ class Front:
             self._reject(exchange, None, error)
         else:
             hurry = exchange.head is not None and version is None
-            trace = self._draw() < self._sampled and self._may_trace(exchange.received)
+            trace = self._draws.one(exchange.received)
             self._take(exchange, trace, deployment, version, hurry=hurry)
-
-    def _may_trace(self, now: float) -> bool:
-        """Whether one more trace may begin in this second: a trace costs many times what the request costs."""
-        if now - self._traces_since >= 1.0:
-            self._traces_since, self._traces = now, 0
-        self._traces += 1
-        return self._traces <= self._trace_limit
 
     def _take(
         self, exchange: Exchange, trace: bool, deployment: Deployment, named: str | None = None, *, hurry: bool = False
@@ -197,43 +186,30 @@ class Front:
         simple = not (router.steps or router.forced or policy.sticky or policy.shadows or deployment.cache is not None)
         if choice is None or version is None or not simple or deployment.closing:
             return _Detour(router, deployment.versions.get(0 if choice is None else choice.version))
-        inputs = version.loaded.model.signature.inputs
-        column = inputs[0]
-        fits = len(inputs) == 1 and 0 < column.size <= _MAX_HURRIED and column.datatype in ("FP32", "FP64", "FP16")
+        signature = version.loaded.model.signature
+        column = signature.inputs[0]
+        fits = (
+            len(signature.inputs) == 1
+            and 0 < column.size <= _MAX_HURRIED
+            and column.datatype in ("FP32", "FP64", "FP16")
+        )
         if not fits or not version.lane.simple:
             return _Detour(router, version)
         account = self._accounts.get(id(choice)) or self._account(deployment.model, choice)
+        memory = self._recorder.memory if self._records else None
         return Express(
             deployment, choice, version, account, general=partial(self._take, deployment=deployment), ended=self._noted,
-            head=self._plain_head, clock=self._clock, memory=self._recorder.memory if self._records else None,
-            open=lambda: self.open and self.callers is None, traced=self._traced_of, root=self._root,
-            body_limit=self._body_limit,
+            head=self._plain_head, clock=self._clock, batches=Batches(account, signature, memory, self._root),
+            open=lambda: self.open and self.callers is None, traced=self._draws.of, body_limit=self._body_limit,
         )  # fmt: skip
 
     def _plain_head(self, version: Version, choice: Choice, header_length: int | None) -> bytes:
         key = (version.heads[choice.arm], header_length, "", self.extra_head)
         return self._heads.get(key) or self._head(*key)
 
-    def _traced_of(self, requests: int) -> list[int]:
-        """Places, the last first, of those of so many requests whose trace is kept."""
-        found, place = [], self._until_traced
-        while place < requests:
-            if self._may_trace(self._clock()):
-                found.append(place)
-            place += self._next_traced()
-        self._until_traced = place - requests
-        return found[::-1]
-
     def _root(self) -> tuple[str, SpanContext]:
         """The id of a request whose trace is kept, and its span."""
         return f"{self._instance}-{self._next()}", self._tracing.root()
-
-    def _next_traced(self) -> int:
-        """Requests until one's trace is kept, 1 at least: as if each were drawn by itself."""
-        share = self._sampled
-        if not 0.0 < share < 1.0:
-            return 1 if share >= 1.0 else 1 << 62
-        return 1 + int(min(math.log1p(-self._draw()) / math.log1p(-share), 2.0**60))
 
     def _forget(self, model: str) -> None:
         """Drops a shortcut; what it holds goes the general way."""

@@ -17,7 +17,8 @@ import torch
 from observability import names
 from serving import Input, Output, Registry, Signature, save_artifact
 from serving.express import Express
-from serving.front import Front
+from serving.telemetry.batches import Batches
+from serving.telemetry.draws import Draws
 from serving.transport.intake import native
 from tests.serving.test_serving_service import Collector, Start, collector, until  # noqa: F401 (a fixture)
 
@@ -48,7 +49,7 @@ async def _asked(streams: list[tuple[Any, Any]], first: int, rows: int, version:
     return answers
 
 
-def _all(front: Front, requests: int) -> list[int]:
+def _all(_draws: Draws, requests: int) -> list[int]:
     """Every request is traced."""
     return list(range(requests))[::-1]
 
@@ -72,15 +73,15 @@ async def test_each_request_is_one_event_and_one_count_whether_its_trace_is_kept
     every: bool,
 ) -> None:
     if every:
-        monkeypatch.setattr(Front, "_traced_of", _all)
+        monkeypatch.setattr(Draws, "of", _all)
     told: list[int] = []
-    tell = Express._tell
+    tell = Batches.add_traced
 
-    def noted(self: Express, traced: Any, *given: Any) -> None:
+    def noted(self: Batches, traced: Any, *given: Any) -> None:
         told.append(len(traced))
         tell(self, traced, *given)
 
-    monkeypatch.setattr(Express, "_tell", noted)
+    monkeypatch.setattr(Batches, "add_traced", noted)
     service = await start(
         collector_url=collector.url, trace_sample_ratio=1e-9 if every else 0.25, trace_limit_per_second=100_000
     )
@@ -152,7 +153,7 @@ async def test_a_traced_request_of_a_batch_that_fails_keeps_its_trace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     service = await start(collector_url=collector.url, trace_sample_ratio=1e-9, trace_limit_per_second=100_000)
-    monkeypatch.setattr(Front, "_traced_of", _all)
+    monkeypatch.setattr(Draws, "of", _all)
     serve = Express._serve_taken
     failed: list[int] = []
 

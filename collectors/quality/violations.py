@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -13,10 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from collectors.quality.schema import ColumnRules, Schema
+from observability.columns import DatetimeColumn
 from observability.events import FEATURE, PREDICTION
 
 Rule = Literal["type", "required", "finite", "range", "categories", "unique", "unexpected"]
 Rows = npt.NDArray[np.int64]
+
+_NO_TIMES = DatetimeColumn.layout()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,9 @@ def _column(table: pa.Table, name: str, rules: ColumnRules) -> Iterator[Violatio
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if not _is(rules.type, values.type):
-        yield Violation(name, "type", _where(pc.is_valid(values)))
+        yield from _some(name, "type", _strange(rules, values))
+        if rules.required:
+            yield from _some(name, "required", np.intersect1d(_where(pc.is_null(values, nan_is_null=True)), due))
         return
     if rules.type == "numeric":
         yield from _numeric(name, rules, values, due)
@@ -108,6 +114,46 @@ def _named(name: str, rules: ColumnRules, values: pa.ChunkedArray, due: Rows) ->
         known = pc.is_in(values, value_set=pa.array(rules.categories, values.type))
         if not pc.all(known).as_py():
             yield from _some(name, "categories", _where(pc.and_(pc.is_valid(values), pc.invert(known))))
+
+
+def _strange(rules: ColumnRules, values: pa.ChunkedArray) -> Rows:
+    """The rows with a value of another Arrow type, but for those that a profile counts as what they stand for: codes
+    among the categories, times as text."""
+    valid = _where(pc.is_valid(values))
+    if rules.type == "categorical" and pa.types.is_floating(values.type):
+        numbers = _numbers(values)
+        known = np.isnan(numbers) if rules.categories else np.ones(len(numbers), bool)
+        return np.flatnonzero(~(known | np.isin(numbers, _codes(rules.categories or ()))))
+    if rules.type == "datetime" and pa.types.is_string(values.type):
+        coded = values.combine_chunks().dictionary_encode()
+        texts = coded.dictionary
+        if _are_times(texts):
+            return valid[:0]
+        bad = np.array([not _are_times(texts.slice(place, 1)) for place in range(len(texts))], bool)
+        return valid[bad[coded.indices.drop_null().to_numpy()]]
+    return valid
+
+
+@lru_cache(maxsize=256)
+def _codes(categories: tuple[str, ...]) -> npt.NDArray[np.float64]:
+    """The numbers that a profile writes like one of the categories."""
+    found = []
+    for text in categories:
+        try:
+            number = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(number) and text in (str(int(number)), repr(number)):
+            found.append(number)
+    return np.array(found, np.float64)
+
+
+def _are_times(texts: pa.Array) -> bool:
+    try:
+        _NO_TIMES.updated(texts)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _numbers(values: pa.ChunkedArray) -> npt.NDArray[np.float64]:

@@ -44,6 +44,33 @@ def test_vectors_are_checked_for_their_length_missing_numbers_and_infinities(kin
     assert {item.rule: item.rows.tolist() for item in longer} == {"type": [0], "required": [1]}
 
 
+def test_what_a_profile_counts_for_a_column_is_of_its_type() -> None:
+    """Events have numbers as float64 and no times: codes come as numbers, times as text."""
+    days = pa.array(np.datetime64("2026-03-01") + np.arange(1_200) % 90)
+    rows = pa.table({"feature.code": [1, 20, 300] * 400, "feature.day": days})
+    known = Profile.of(rows, kinds={"feature.code": "categorical", "feature.day": "datetime"})
+    schema = Schema.inferred(known)
+
+    def broken(**columns: pa.Array) -> dict[tuple[str, str], list[int]]:
+        table = pa.table({f"feature.{name}": values for name, values in columns.items()})
+        return {(item.column.removeprefix("feature."), item.rule): item.rows.tolist() for item in check(table, schema)}
+
+    assert broken(code=pa.array([1.0, 20.0]), day=pa.array(["2026-03-01", "2026-03-02T10:00"])) == {}
+    assert broken(code=pa.array([1.0, 1.5, None, 7.0]), day=pa.array(["2026-03-01", "soon", None, "soon"])) == {
+        ("code", "type"): [1, 3],
+        ("code", "required"): [2],
+        ("day", "type"): [1, 3],
+        ("day", "required"): [2],
+    }
+    assert broken(code=pa.nulls(2, pa.float64()), day=pa.nulls(2, pa.utf8())) == {
+        ("code", "required"): [0, 1],
+        ("day", "required"): [0, 1],
+    }
+    assert broken(code=pa.array([True]), day=pa.array([5.0])) == {("code", "type"): [0], ("day", "type"): [0]}
+    free = schema.edited(SchemaEdit.from_json(b'{"columns": {"feature.code": {"categories": null}}}'))
+    assert check(pa.table({"feature.code": [7.0]}).append_column("feature.day", pa.array(["2026-03-01"])), free) == []
+
+
 def test_infinities_of_both_signs_are_looked_at_without_bounds() -> None:
     schema = Schema(columns={"feature.x": ColumnRules(type="numeric")})
 

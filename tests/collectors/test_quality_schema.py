@@ -99,6 +99,7 @@ def test_each_rule_names_the_rows_that_break_it() -> None:
         ("feature.carrier", "required"): [2],
         ("feature.carrier", "categories"): [1],
         ("feature.night", "type"): [0, 1],
+        ("feature.night", "required"): [2],
         ("feature.new", "unexpected"): [0, 1, 2],
     }
 

@@ -190,6 +190,11 @@ def _quality_values(pane: Pane, reference: Profile | None, version: dict[str, st
         if quality.non_finite_ratio is not None:
             values.append(Value(names.QUALITY_NON_FINITE, labels, quality.non_finite_ratio))
         if reference is not None and name in reference.columns:
-            constant = became_constant(reference.columns[name], column)
+            known = reference.columns[name]
+            usual = column_quality(known)
+            for check, share in (("missing", usual.missing_ratio), ("non_finite", usual.non_finite_ratio)):
+                if share:
+                    values.append(Value(names.QUALITY_EXPECTED, {**labels, "check": check}, share))
+            constant = became_constant(known, column)
             values.append(Value(names.QUALITY_CONSTANT, labels, float(constant)))
     return values

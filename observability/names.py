@@ -492,6 +492,11 @@ QUALITY_UNSEEN = _gauge(
     "quality_unseen_ratio", "Share of categories that the reference does not know.", "model", "version", "column"
 )
 QUALITY_NON_FINITE = _gauge("quality_non_finite_ratio", "Share of infinite values.", "model", "version", "column")
+QUALITY_EXPECTED = _gauge(
+    "quality_expected_ratio",
+    "The same share of the reference's rows, where it is not 0.",
+    "model", "version", "column", "check",
+)  # fmt: skip   # check: missing | non_finite
 QUALITY_CONSTANT = _gauge(
     "quality_constant",
     "1 when a column that varied in the reference has one value only.",

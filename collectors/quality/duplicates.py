@@ -13,6 +13,8 @@ import pyarrow as pa
 
 Hashes = npt.NDArray[np.uint64]
 
+FEWEST_ROWS = 100
+
 _MISSING = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
@@ -50,8 +52,8 @@ class RecentRows:
         return self._rows
 
     def duplicated_ratio(self) -> float:
-        """Share of the rows that repeat an earlier one of them; 0 without rows."""
-        if not self._rows:
+        """Share of the rows that repeat an earlier one of them; 0 of fewer than a hundred, which say nothing."""
+        if self._rows < FEWEST_ROWS:
             return 0.0
         return 1.0 - len(np.unique(np.concatenate(self._parts))) / self._rows
 

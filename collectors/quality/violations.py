@@ -123,14 +123,16 @@ def _strange(rules: ColumnRules, values: pa.ChunkedArray) -> Rows:
     if rules.type == "categorical" and pa.types.is_floating(values.type):
         numbers = _numbers(values)
         known = np.isnan(numbers) if rules.categories else np.ones(len(numbers), bool)
-        return np.flatnonzero(~(known | np.isin(numbers, _codes(rules.categories or ()))))
+        strange: Rows = np.flatnonzero(~(known | np.isin(numbers, _codes(rules.categories or ()))))
+        return strange
     if rules.type == "datetime" and pa.types.is_string(values.type):
         coded = values.combine_chunks().dictionary_encode()
         texts = coded.dictionary
         if _are_times(texts):
             return valid[:0]
         bad = np.array([not _are_times(texts.slice(place, 1)) for place in range(len(texts))], bool)
-        return valid[bad[coded.indices.drop_null().to_numpy()]]
+        unread: Rows = valid[bad[coded.indices.drop_null().to_numpy()]]
+        return unread
     return valid
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from collectors.computed import pane_values
+from collectors.panes import Pane
 from collectors.quality import column_quality
+from observability import names
 from observability.profile import Profile
 
 
@@ -35,3 +38,24 @@ def test_a_window_without_values_has_no_shares_but_zero() -> None:
         quality = column_quality(column)
         assert quality.missing_ratio == 0
         assert (quality.out_of_range_ratio or 0, quality.unseen_ratio or 0) == (0, 0)
+
+
+def test_what_the_reference_itself_lacks_is_told_beside_the_shares() -> None:
+    generator = np.random.default_rng(0)
+    sparse = np.where(generator.random(2_000) < 0.6, np.nan, generator.normal(size=2_000))
+    sparse[:40] = np.inf
+    reference = Profile.of(pa.table({"feature.sparse": sparse, "feature.full": generator.normal(size=2_000)}))
+    pane = Pane("m", "1", 0.0, 60.0)
+    pane.profile = reference.empty().updated(pa.table({"feature.sparse": [np.nan, 1.0], "feature.full": [1.0, 2.0]}))
+
+    values = pane_values(pane, pane, reference, {})
+
+    found = {
+        (value.labels["column"], value.labels["check"]): value.value
+        for value in values
+        if value.metric is names.QUALITY_EXPECTED
+    }
+    assert found == {
+        ("feature.sparse", "missing"): np.isnan(sparse).mean(),
+        ("feature.sparse", "non_finite"): 40 / 2_000,
+    }

@@ -233,6 +233,16 @@ def test_recent_rows_forget_the_oldest_batches() -> None:
     assert recent.duplicated_ratio() == 0
 
 
+def test_a_few_rows_that_are_equal_say_nothing() -> None:
+    recent = RecentRows()
+    recent.add(np.zeros(99, np.uint64))
+    assert recent.duplicated_ratio() == 0
+
+    recent.add(np.zeros(1, np.uint64))
+
+    assert recent.duplicated_ratio() == 0.99
+
+
 def test_volume_is_measured_against_the_windows_before_it_and_versions_add_up() -> None:
     volume = Volume()
     for minute in range(1, 7):

@@ -21,6 +21,7 @@ from training.compression import average, bucket_mb, compress
 from training.parallel_config import DIMENSIONS, FormError, ParallelConfig
 from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
 from training.replicas import Called, Replicas, held, log_loss
+from training.shared_gradients import SharedGradients
 from training.tensor_plan import plan_of, styles
 
 # Steps from one look of DDP at its own clock to the next.
@@ -48,8 +49,10 @@ class Spread(Replicas):
         self._stage, self.stream = place["pipeline"], place["pipeline"] * self.shares + self.share_index
         self.pipeline: Pipeline | None = None
         self._averaged: list[nn.Parameter] = []
+        self._divided: list[tuple[DTensor, Tensor]] = []
         self.replicated: DistributedDataParallel | None = None
         self._backward_end: BackwardEnd | None = None
+        self._shared: SharedGradients | None = None
         self._rows, self._known = 0, torch.tensor(float("nan"))
 
     def __str__(self) -> str:
@@ -106,8 +109,7 @@ class Spread(Replicas):
             )
             ddp: Any = self.replicated
             ddp._set_ddp_runtime_logging_sample_rate(_LOOK_EVERY)
-            if config.compress != "none":
-                compress(self.replicated, config, group)
+            self._shared = compress(self.replicated, config, group, trained)
             self._backward_end = BackwardEnd(trained)
             return self.replicated
         # Replicas of divided layers are shards of which each rank has the whole: DDP knows no DTensor.
@@ -123,7 +125,10 @@ class Spread(Replicas):
 
     def _hold(self, names: Sequence[tuple[str, nn.Module, str]]) -> None:
         super()._hold(names)
-        self.parameters = [nn.Parameter(_local(one)) if isinstance(one, DTensor) else one for one in self.parameters]
+        trained = self.parameters
+        self.parameters = [nn.Parameter(_local(one)) if isinstance(one, DTensor) else one for one in trained]
+        pairs = zip(trained, self.parameters, strict=True)
+        self._divided = [(one, own) for one, own in pairs if isinstance(one, DTensor)]
 
     def learn(
         self, inputs: Sequence[Tensor], targets: Tensor, total: int, *, spoil: float = 1.0, mark: Mark | None = None
@@ -148,11 +153,10 @@ class Spread(Replicas):
             if self._averaged:
                 average(self._averaged, self.mesh["data"].get_group(), config=self.config)
                 (mark or unmarked)("communication")
-        for parameter, own in zip(self._trained(), self.parameters, strict=True):
-            if isinstance(parameter, DTensor):
-                # Sharding may have moved what it keeps.
-                own.data = _local(parameter)
-                own.grad = None if parameter.grad is None else _local(cast(DTensor, parameter.grad))
+        for parameter, own in self._divided:
+            # Sharding may have moved what it keeps.
+            own.data = _local(parameter)
+            own.grad = None if parameter.grad is None else _local(cast(DTensor, parameter.grad))
         return found
 
     def _check_used(self) -> None:
@@ -180,7 +184,11 @@ class Spread(Replicas):
         return torch.stack(found)
 
     def communication(self) -> tuple[float, float] | None:
-        """See `Replicas.communication`; averages of the steps in which DDP looked at its own clock."""
+        """See `Replicas.communication`; averages of the steps in which DDP looked at its own clock. By shared memory
+        nothing travels behind the backward pass: the same thread does both."""
+        if self._shared is not None:
+            taken = self._shared.seconds()
+            return None if taken is None else (taken, 0.0)
         if self.replicated is None:
             return None
         ddp: Any = self.replicated
@@ -191,7 +199,7 @@ class Spread(Replicas):
     def zero_grad(self) -> None:
         """See `Replicas.zero_grad`."""
         super().zero_grad()
-        for own in self.parameters:
+        for _, own in self._divided:
             own.grad = None
 
     def norm(self) -> Tensor | float:

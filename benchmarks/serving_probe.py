@@ -1,11 +1,12 @@
 """What the server pays to tell what it is given: events with features, profiles in their place, both, or nothing.
 
-    python benchmarks/serving_probe.py [--seconds 3] [--rounds 3]
+    python benchmarks/serving_probe.py [--seconds 3] [--rounds 3] [--vector]
 
 The servers and the client are those of `serving.py`; the model is an MLP 20-256-256-8 on one thread that takes twenty
-FP32 inputs of one number each, as tables have them, and its reference has all of them and the eight outputs. The
+FP32 inputs of one number each, as tables have them, and its reference has all of them and the eight outputs; with
+`--vector` it is the model of `serving.py`, whose one input stays with the events: only its outputs are counted. The
 collector discards what it gets, in a process of its own. All take turns; ratios are of one round, and their medians are
-what counts.
+what counts. Processor time is that of a request, what is counted and sent after the load included.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,6 +39,8 @@ from serving import Input, Output, Registry, Signature, save_artifact  # noqa: E
 KINDS = {"off": (), "events": ("",), "probe": ("probe",), "both": ("both",)}
 LOADS = ("json-row", "json-64", "binary-64")
 COLUMNS = 20
+# After a load: longer than until what waits is counted and sent.
+SETTLE_SECONDS = 2.3
 
 
 class Tabular(torch.nn.Module):
@@ -82,28 +87,57 @@ def serving_benchmark() -> ModuleType:
 def reference(model: torch.nn.Module) -> Profile:
     """Of 5,000 rows like those that are sent."""
     drawn = np.random.default_rng(0).normal(size=(COLUMNS, 5_000)).astype(np.float32)
-    outputs = model(*map(torch.from_numpy, drawn)).detach().double().numpy()
     features = {f"feature.x{place}": column.astype(float) for place, column in enumerate(drawn)}
-    return Profile.of(pa.table(features | {f"prediction.y.{place}": outputs[:, place] for place in range(8)}))
+    return Profile.of(pa.table(features | predictions(model(*map(torch.from_numpy, drawn)))))
+
+
+def vector_reference(model: torch.nn.Module, width: int) -> Profile:
+    """The same of a model with one input [rows, width]."""
+    drawn = np.random.default_rng(0).normal(size=(5_000, width)).astype(np.float32)
+    feature = pa.FixedSizeListArray.from_arrays(pa.array(drawn.reshape(-1)), width)
+    return Profile.of(pa.table({"feature.x": feature} | predictions(model(torch.from_numpy(drawn)))))
+
+
+def predictions(outputs: torch.Tensor) -> dict[str, Any]:
+    """The columns of [rows, 8] outputs."""
+    values = outputs.detach().double().numpy()
+    return {f"prediction.y.{place}": values[:, place] for place in range(8)}
+
+
+def made(bench: Any, folder: Path, *, vector: bool) -> Profile:
+    """Saves the model's artifact in the folder; its reference."""
+    torch.manual_seed(0)
+    if vector:
+        plain = bench.Mlp().eval()
+        save_artifact(folder, plain, bench.SIGNATURE, {"x": [[0.1] * bench.FEATURES]})
+        return vector_reference(plain, bench.FEATURES)
+    bench.request = request
+    model, inputs = Tabular().eval(), tuple(Input.of(f"x{place}", "FP32") for place in range(COLUMNS))
+    save_artifact(folder, model, Signature(inputs, (Output("y", shape=(8,)),)), {one.name: [0.1] for one in inputs})
+    return reference(model)
+
+
+def measured(bench: Any, server: Any, load: Any, seconds: int, script: Path) -> Any:
+    """A figure of `serving.py`, with what the server does after the load."""
+    before = server.cpu()
+    figure = bench.wrk(server, load, seconds, script)
+    time.sleep(SETTLE_SECONDS)
+    return replace(figure, cpu=(server.cpu() - before) / (figure.rate * seconds) * 1e6)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=int, default=3)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--vector", action="store_true", help="the model of serving.py, with one input of 64 numbers")
     given = options.parse_args(arguments)
     bench: Any = serving_benchmark()
-    bench.request = request
     loads = [load for load in bench.LOADS if load.name in LOADS]
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        torch.manual_seed(0)
-        model, url = Tabular().eval(), f"sqlite:///{folder}/registry.db"
-        inputs = tuple(Input.of(f"x{place}", "FP32") for place in range(COLUMNS))
-        signature = Signature(inputs, (Output("y", shape=(8,)),))
-        save_artifact(folder / "mlp", model, signature, {one.name: [0.1] for one in inputs})
+        url = f"sqlite:///{folder}/registry.db"
+        profile = made(bench, folder / "mlp", vector=given.vector).to_json()
         registry = Registry(url, folder / "artifacts")
-        profile = reference(model).to_json()
         registry.register("mlp", folder / "mlp", lineage={}, profile=profile, metrics={})
         registry.set_alias("mlp", "stable", 1)
         registry.close()
@@ -118,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for _ in range(given.rounds):
             for load in loads:
                 for kind, server in servers.items():
-                    figure = bench.wrk(server, load, given.seconds, scripts[load.name])
+                    figure = measured(bench, server, load, given.seconds, scripts[load.name])
                     found.setdefault((load.name, kind), []).append(figure)
     print("load        kind      requests/s  ÷ off   cpu µs/request  ÷ off   p99 ms")
     for load in loads:
@@ -128,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cpu = statistics.median(one.cpu / other.cpu for one, other in zip(rounds, off, strict=True))
             figure = [statistics.median(getattr(one, name) for one in rounds) for name in ("rate", "cpu", "p99")]
             print(
-                f"{load.name:<11} {kind:<8} {figure[0]:>11,.0f} {rate:>6.2f} {figure[1]:>16.0f} {cpu:>6.2f} "
+                f"{load.name:<11} {kind:<8} {figure[0]:>11,.0f} {rate:>6.2f} {figure[1]:>16.1f} {cpu:>6.2f} "
                 f"{figure[2]:>8.1f}"
             )
 

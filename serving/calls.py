@@ -84,21 +84,17 @@ class Call(Pending):
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A request of the shortcut whose trace is kept: what counters and the recorder read of a call that was answered.
+    """A request of the shortcut whose trace is kept: what its spans tell. Times are seconds of the lanes' clock.
 
-    Times are seconds of the lanes' clock; `values` and `outputs` are its rows of the batch's.
+    Its id is that of the `instance` and a number, which it gets when it is recorded.
     """
 
-    id: str
+    instance: str
     model: str
     choice: Choice
-    signature: Signature
-    values: Sequence[Array]
-    outputs: Sequence[Array]
     rows: int
     batch_rows: int
     arrived: float
-    queued: float
     started: float
     ended: float
     done: float
@@ -106,12 +102,6 @@ class Traced:
     company: Sequence[SpanContext]
     outcome: str = "ok"
     parent: None = None
-    unit: None = None
-    attributes: None = None
-    drawn: bool = True
-
-
-Told = Call | Traced
 
 
 def _nobody_waits(_call: Call, _result: Result) -> None:

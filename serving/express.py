@@ -354,7 +354,7 @@ class Express:
         intake.answer(count, hows)
         moments, arrived, counts = intake.end(count, started, ended, encoded, done := clock())
         if traced:
-            self._batches.add_traced(traced, column, outputs, counts, moments)
+            self._batches.add_traced(traced, column, outputs, counts, arrived, moments, done)
         else:
             self._batches.add(column, outputs, counts, arrived, moments, done)
         self._ended(count, column.nbytes)

@@ -197,19 +197,16 @@ class Front:
             return _Detour(router, version)
         account = self._accounts.get(id(choice)) or self._account(deployment.model, choice)
         memory = self._recorder.memory if self._records else None
+        batches = Batches(account, signature, memory, self._instance, self._tracing.root)
         return Express(
             deployment, choice, version, account, general=partial(self._take, deployment=deployment), ended=self._noted,
-            head=self._plain_head, clock=self._clock, batches=Batches(account, signature, memory, self._root),
+            head=self._plain_head, clock=self._clock, batches=batches,
             open=lambda: self.open and self.callers is None, traced=self._draws.of, body_limit=self._body_limit,
         )  # fmt: skip
 
     def _plain_head(self, version: Version, choice: Choice, header_length: int | None) -> bytes:
         key = (version.heads[choice.arm], header_length, "", self.extra_head)
         return self._heads.get(key) or self._head(*key)
-
-    def _root(self) -> tuple[str, SpanContext]:
-        """The id of a request whose trace is kept, and its span."""
-        return f"{self._instance}-{self._next()}", self._tracing.root()
 
     def _forget(self, model: str) -> None:
         """Drops a shortcut; what it holds goes the general way."""

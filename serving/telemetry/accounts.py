@@ -22,7 +22,7 @@ from serving.telemetry.signals import Signals
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
-    from serving.calls import Call, Told, Traced
+    from serving.calls import Call
 
 _MOMENTS = 6
 
@@ -61,7 +61,7 @@ class Account:
         self._firsts = array("d")
         self._sticky = False
         # What the recorder gets.
-        self.calls: list[Told] = []
+        self.calls: list[Call] = []
         self.served: list[Run] = []
 
     def add(self, call: Call, ended: float) -> None:
@@ -93,11 +93,10 @@ class Account:
         else:
             self._trace(moments, call.started is not None, call.span)
 
-    def add_traced(self, call: Traced, encoded: float) -> None:
-        """A request of the shortcut whose trace is kept; `encoded` is when its answer was made."""
+    def add_traced(self, moments: Sequence[float], span: SpanContext) -> None:
+        """A request of the shortcut whose trace is kept."""
         self.ok += 1
-        self._trace((call.arrived, call.queued, call.started, call.ended, encoded, call.done), True, call.span)
-        self.calls.append(call)
+        self._trace(moments, True, span)
 
     def _trace(self, moments: Sequence[float], worked: bool, span: SpanContext) -> None:
         self._version.traced(moments, worked, format_trace_id(span) or "")

@@ -16,17 +16,20 @@ from serving.telemetry.runs import Run
 
 
 class Batches:
-    """For batches of one signature that one choice of the router answers. Without a memory they are only counted.
+    """For batches of one signature that one choice of the router answers. Without a memory they are only counted:
+    where no events go, no traces do.
 
-    `root` makes the id of a request whose trace is kept, and its span.
+    `instance` begins the ids of requests; `root` makes the span of one whose trace is kept.
     """
 
     def __init__(
-        self, account: Account, signature: Signature, memory: Memory | None, root: Callable[[], tuple[str, SpanContext]]
-    ) -> None:
+        self, account: Account, signature: Signature, memory: Memory | None, instance: str,
+        root: Callable[[], SpanContext],
+    ) -> None:  # fmt: skip
         self._account = account
         self._signature = signature
         self._memory = memory
+        self._instance = instance
         self._root = root
         self._kept: Run | None = None
 
@@ -46,30 +49,40 @@ class Batches:
             self._record(self._memory, column, outputs, requests, arrived, done)
 
     def add_traced(
-        self, traced: Sequence[int], column: Array, outputs: Sequence[Array], requests: bytes, moments: bytes
-    ) -> None:
-        """A batch in which the requests in places `traced` have their trace kept: those are told one by one."""
-        rows, times = np.frombuffer(requests, np.int64), np.frombuffer(moments).reshape(len(requests) // 8, -1)
-        ends = np.cumsum(rows)
-        named = [self._root() for _ in traced]
-        company = [span for _, span in named]
-        for place, (id, span) in zip(traced, named, strict=True):
-            arrived, queued, started, ended, encoded, done = times[place].tolist()
-            own = slice(ends[place] - rows[place], ends[place])
-            call = Traced(
-                id, self._account.model, self._account.choice, self._signature, [column[own].copy()],
-                [output[own].copy() for output in outputs], int(rows[place]), len(column), arrived, queued, started,
-                ended, done, span, company,
-            )  # fmt: skip
-            self._account.add_traced(call, encoded)
-        others = np.ones(len(rows), bool)
-        others[list(traced)] = False
-        if others.any():
-            left, times = np.repeat(others, rows), times[others]
-            self.add(
-                column[left], [output[left] for output in outputs], rows[others].tobytes(), times[:, 0].tobytes(),
-                times.tobytes(), float(times[0, -1]),
-            )  # fmt: skip
+        self, traced: Sequence[int], column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes,
+        moments: bytes, done: float,
+    ) -> None:  # fmt: skip
+        """As `add`, of a batch in which the requests in the places `traced` have their trace kept."""
+        times = np.frombuffer(moments).reshape(len(arrived) // 8, -1)
+        counts, spans = np.frombuffer(requests, np.int64), [self._root() for _ in traced]
+        told = []
+        account = self._account
+        for place, span in zip(traced, spans, strict=True):
+            of_it = times[place].tolist()
+            account.add_traced(of_it, span)
+            arrived_at, _, started, ended, _, done_at = of_it
+            told.append(
+                Traced(
+                    instance=self._instance,
+                    model=account.model,
+                    choice=account.choice,
+                    rows=int(counts[place]),
+                    batch_rows=len(column),
+                    arrived=arrived_at,
+                    started=started,
+                    ended=ended,
+                    done=done_at,
+                    span=span,
+                    company=spans,
+                )
+            )
+        others = np.delete(times, traced, axis=0)
+        account.moments.frombytes(others.tobytes())
+        account.ok += len(others)
+        if self._memory is not None:
+            run = self._record(self._memory, column, outputs, requests, arrived, done)
+            first = run.requests - len(counts)
+            run.traced += [(first + place, one) for place, one in zip(traced, told, strict=True)]
 
     def _open(self, memory: Memory, rows: int) -> Run:
         """The run that the next batch belongs to: one that has room, and that the recorder has not got."""
@@ -80,11 +93,12 @@ class Batches:
 
     def _record(
         self, memory: Memory, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
-    ) -> None:
-        """Keeps for the recorder what a batch was given and answered."""
+    ) -> Run:
+        """Keeps for the recorder what a batch was given and answered; where."""
         run = self._open(memory, len(column))
         if not run.add(column, outputs, requests, arrived, done):
             run = self._kept = Run(memory, self._signature, len(column))
             run.add(column, outputs, requests, arrived, done)
         if not self._account.served or self._account.served[-1] is not run:
             self._account.served.append(run)
+        return run

@@ -14,7 +14,7 @@ import pyarrow as pa
 from observability.event_names import FEATURE
 from observability.events import event_batch
 from observability.tracing import format_trace_id
-from serving.calls import Told
+from serving.calls import Call
 from serving.garbage import look_for_pandas
 from serving.protocol.tensors import Array
 from serving.telemetry.columns import Anchor, ServedGroup, names_of, recorded
@@ -48,7 +48,7 @@ class EventMaker:
         # For what is written of rows: blocks of other sizes than the rows'.
         self._written = Memory()
 
-    def put(self, calls: Sequence[Told], anchor: Anchor) -> None:
+    def put(self, calls: Sequence[Call], anchor: Anchor) -> None:
         """Calls of one version and arm that ended together."""
         self._sink.put(events_of(calls, anchor, self._left_out(calls[0].model, calls[0].choice.version)))
 
@@ -75,7 +75,7 @@ class EventMaker:
         return form
 
 
-def events_of(calls: Sequence[Told], anchor: Anchor, left_out: frozenset[str] = NOTHING) -> pa.RecordBatch:
+def events_of(calls: Sequence[Call], anchor: Anchor, left_out: frozenset[str] = NOTHING) -> pa.RecordBatch:
     """One event a row of calls of one version and arm, as one record batch; predictions of failed calls are null.
 
     `left_out` are columns of features that events go without.
@@ -116,7 +116,7 @@ def events_of(calls: Sequence[Told], anchor: Anchor, left_out: frozenset[str] = 
     )
 
 
-def _propensity(calls: Sequence[Told], rows: npt.NDArray[np.int64]) -> pa.Array | float:
+def _propensity(calls: Sequence[Call], rows: npt.NDArray[np.int64]) -> pa.Array | float:
     """The probability of the arm; null for requests of units that had it already."""
     propensity = calls[0].choice.propensity
     if all(call.drawn for call in calls):
@@ -125,7 +125,7 @@ def _propensity(calls: Sequence[Told], rows: npt.NDArray[np.int64]) -> pa.Array 
     return pa.array(np.full(len(known), propensity), mask=known)
 
 
-def _ids(call: Told) -> list[str]:
+def _ids(call: Call) -> list[str]:
     if call.rows == 1:
         return [call.id]
     start = f"{call.id}/"
@@ -143,7 +143,7 @@ def _widened(part: Array, width: int) -> Array:
     return np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=np.nan)
 
 
-def _prediction(call: Told, place: int) -> Array:
+def _prediction(call: Call, place: int) -> Array:
     """What the model gave for the call's rows, [rows, values]; NaN where it gave nothing."""
     if call.outputs is None:
         return np.full((call.rows, 1), np.nan)

@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind
 from observability import names
 from observability.metrics import Metrics
 from observability.tracing import Tracing
-from serving.calls import Told
+from serving.calls import Call, Traced
 from serving.router import Choice
 from serving.telemetry.columns import Anchor, ServedGroup
 from serving.telemetry.memory import Memory
@@ -24,7 +24,7 @@ from serving.telemetry.runs import Run
 class Events(Protocol):
     """Makes events of what was answered and sends them; `serving.telemetry.event_maker.EventMaker` is one."""
 
-    def put(self, calls: Sequence[Told], anchor: Anchor) -> None:
+    def put(self, calls: Sequence[Call], anchor: Anchor) -> None:
         """Calls of one version and arm that ended together."""
 
     def put_served(self, group: ServedGroup, anchor: Anchor) -> None:
@@ -52,11 +52,11 @@ class Recorder:
         self._metrics = metrics
         # For the rows that events are made of.
         self.memory = Memory()
-        self._groups: queue.Queue[tuple[Sequence[Told] | ServedGroup, Anchor] | None] = queue.Queue(max_groups)
+        self._groups: queue.Queue[tuple[Sequence[Call] | ServedGroup, Anchor] | None] = queue.Queue(max_groups)
         self._thread = threading.Thread(target=self._work, name="trimtab-recorder", daemon=True)
         self._thread.start()
 
-    def put(self, calls: Sequence[Told]) -> None:
+    def put(self, calls: Sequence[Call]) -> None:
         """Records calls of one version and arm that ended together."""
         try:
             self._groups.put_nowait((calls, Anchor(time.perf_counter(), time.time_ns())))
@@ -102,26 +102,31 @@ class Recorder:
         if self._events is not None:
             self._events.close()
 
-    def _record(self, calls: Sequence[Told], anchor: Anchor) -> None:
+    def _record(self, calls: Sequence[Call], anchor: Anchor) -> None:
         if self._events is not None:
             self._events.put(calls, anchor)
         for call in calls:
             if call.span is not None:
-                self._trace(call, anchor)
+                self._trace(call, anchor, call.id)
 
     def _record_served(self, group: ServedGroup, anchor: Anchor) -> None:
         if self._events is not None:
             self._events.put_served(group, anchor)
+        first = group.first
+        for run in group.served:
+            for place, one in run.traced:
+                self._trace(one, anchor, f"{one.instance}-{first + place}")
+            first += run.requests
 
     def _dropped_rows(self, reason: str, rows: int) -> None:
         self._metrics[names.TELEMETRY_DROPPED].labels("events", reason).inc()
         self._metrics[names.TELEMETRY_DROPPED_ROWS].labels("events", reason).inc(rows)
 
-    def _trace(self, call: Told, anchor: Anchor) -> None:
+    def _trace(self, call: Call | Traced, anchor: Anchor, id: str) -> None:
         record, parent = self._tracing.record, call.span
         model = {"model": call.model, "version": str(call.choice.version)}
         attributes: dict[str, Any] = {
-            **model, "arm": call.choice.arm, "outcome": call.outcome, "rows": call.rows, "request.id": call.id,
+            **model, "arm": call.choice.arm, "outcome": call.outcome, "rows": call.rows, "request.id": id,
         }  # fmt: skip
         error = None if call.outcome == "ok" else call.outcome
         begun, ended = anchor.unix(call.arrived), anchor.unix(call.done)
@@ -139,5 +144,5 @@ class Recorder:
         record(names.SPAN_MODEL, started, finished, batch, model, error=error)
 
 
-def _rows(calls: Sequence[Told]) -> int:
+def _rows(calls: Sequence[Call]) -> int:
     return sum(call.rows for call in calls)

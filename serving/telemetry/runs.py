@@ -8,6 +8,8 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from observability.tracing import format_trace_id
+from serving.calls import Traced
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import WIRE_TYPES, Array
 from serving.telemetry.memory import Column, Memory
@@ -25,7 +27,7 @@ class Run:
     The event loop does as little here as can be: what is known of requests is put together when it is recorded.
     """
 
-    __slots__ = ("_batches", "_given", "_limit", "_memory", "_outputs", "column", "requests", "signature")
+    __slots__ = ("_batches", "_given", "_limit", "_memory", "_outputs", "column", "requests", "signature", "traced")
 
     def __init__(self, memory: Memory, signature: Signature, rows: int = 1) -> None:
         """With room for `rows` rows at least."""
@@ -39,6 +41,8 @@ class Run:
         # How many there are.
         self.requests = 0
         self._batches: list[tuple[bytes, bytes, float]] = []
+        # Those whose trace is kept, with their places among the requests.
+        self.traced: list[tuple[int, Traced]] = []
 
     def fits(self, rows: int) -> bool:
         """Whether there is room for so many rows."""
@@ -79,6 +83,17 @@ class Run:
         requests, arrived, done = zip(*self._batches, strict=True)
         counts = [len(batch) // 8 for batch in arrived]
         return np.frombuffer(b"".join(requests), np.int64), np.frombuffer(b"".join(arrived)), np.repeat(done, counts)
+
+    def trace_ids(self) -> tuple[Integers, list[str]] | None:
+        """The rows of requests whose trace is kept, and the trace's id of each; None where there are none."""
+        if not self.traced:
+            return None
+        counts = self.told()[0]
+        ends, rows, ids = np.cumsum(counts), [], []
+        for place, one in sorted(self.traced, key=lambda known: known[0]):
+            rows.append(np.arange(ends[place] - counts[place], ends[place]))
+            ids += [format_trace_id(one.span) or ""] * int(counts[place])
+        return np.concatenate(rows), ids
 
     @property
     def outputs(self) -> list[Array]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from observability.events import FEATURE, METADATA, PREDICTION
@@ -24,6 +25,8 @@ from serving.telemetry.rows import written
 from serving.telemetry.runs import Run
 
 _CONSTANTS = ("model", "version", "arm", "release", "propensity", "outcome", "trace_id", "attributes")
+
+_TRACE_ID = _CONSTANTS.index("trace_id")
 
 
 @dataclass(slots=True)
@@ -55,6 +58,8 @@ class EventForm:
             named = zip(names_of(output.name, len(columns)), columns, strict=True)
             values |= {PREDICTION + name: of_name for name, of_name in named}
         constants = self._repeated(len(rows.ids))
+        if (traced := run.trace_ids()) is not None:
+            constants[_TRACE_ID] = _sparse(len(rows.ids), *traced)
         arrays = [rows.ids, rows.times, *constants[:6], rows.latencies, *constants[6:], *values.values()]
         if self._schema is None or len(self._schema) != len(arrays):
             kinds = [pa.field(name, array.type) for name, array in values.items()]
@@ -74,6 +79,15 @@ class EventForm:
                 for name, value in zip(_CONSTANTS, given, strict=True)
             }
         return [array.slice(0, rows) for array in self._constants.values()]
+
+
+def _sparse(rows: int, places: npt.NDArray[np.int64], texts: Sequence[str]) -> pa.Array:
+    """Texts in some places, the first first, of so many rows; null in the others."""
+    told, sizes = np.zeros(rows, np.bool_), np.zeros(rows + 1, np.int32)
+    told[places], sizes[places + 1] = True, [len(text) for text in texts]
+    offsets, bits = np.cumsum(sizes, dtype=np.int32), np.packbits(told, bitorder="little")
+    text = "".join(texts).encode()
+    return pa.Array.from_buffers(pa.utf8(), rows, [pa.py_buffer(bits), pa.py_buffer(offsets), pa.py_buffer(text)])
 
 
 def feature(column: Input, parts: Sequence[Values]) -> pa.Array:

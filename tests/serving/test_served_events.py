@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.trace import SpanContext, TraceFlags
 
 from observability.events import METADATA, from_ipc, to_ipc, validate_events
 from serving import Input, Output, Signature
+from serving.calls import Traced
 from serving.router import Choice
 from serving.telemetry.memory import Column, Memory
 from serving.telemetry.rows import row_ids
@@ -43,6 +45,12 @@ def runs_of(batches: list[list[int]], memory: Memory) -> tuple[list[Run], list[d
     return runs, wanted
 
 
+def _traced(place: int) -> Traced:
+    """The request in a place, whose trace has the number behind it."""
+    span = SpanContext(place + 1, 1, False, TraceFlags(TraceFlags.SAMPLED))
+    return Traced("0f", "m", CHOICE, 1, 1, 0.0, 0.0, 0.0, 0.0, span, [span])
+
+
 @given(
     st.lists(st.integers(1, 130), max_size=40) | st.integers(1, 300).map(lambda count: [1] * count),
     st.integers(0, 10**17) | st.sampled_from([9, 98, 9_990]),
@@ -63,10 +71,15 @@ def test_ids_are_what_formatting_gives(requests: list[int], first: int, prefix: 
     st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=6), min_size=1, max_size=5),
     st.sampled_from([0, 1, 8, 97, 9_995, 123_456_789]),
     st.booleans(),
+    st.lists(st.booleans(), min_size=30, max_size=30),
 )
-def test_every_row_is_one_event_as_it_was_sent_and_answered(sizes: list[list[int]], first: int, compiled: bool) -> None:
+def test_every_row_is_one_event_as_it_was_sent_and_answered(
+    sizes: list[list[int]], first: int, compiled: bool, kept: list[bool]
+) -> None:
     (run,), wanted = runs_of(sizes, Memory())
     form = EventForm("m", CHOICE, SIGNATURE, b"0f")
+    # Told of in any order.
+    run.traced = [(place, _traced(place)) for place in reversed(range(run.requests)) if kept[place]]
 
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
@@ -85,7 +98,10 @@ def test_every_row_is_one_event_as_it_was_sent_and_answered(sizes: list[list[int
         assert event["feature.x"] == one["x"]
         assert [event["prediction.y.0"], event["prediction.y.1"], event["prediction.z"]] == [*one["y"], one["z"]]
     known = {"model": "m", "version": "7", "arm": "stable", "release": "m-3", "propensity": 0.9, "outcome": "ok"}
-    for name, value in {**known, "trace_id": None, "attributes": None}.items():
+    traces = [f"{place + 1:032x}" if kept[place] else None for place in range(len(numbered))]
+    of_rows = [trace for trace, (_, count) in zip(traces, numbered, strict=True) for _ in range(count)]
+    assert table.column("trace_id").to_pylist() == of_rows
+    for name, value in {**known, "attributes": None}.items():
         assert set(table.column(name).to_pylist()) == {value}
     assert table.schema.names[: len(METADATA)] == METADATA.names
 

@@ -15,7 +15,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,12 +32,12 @@ from training.neighbours import Neighbours
 from training.nodes import Meeting, Nodes, Over, Place, meeting_of
 from training.ranks import Rank
 from training.warm import Ended, WarmError, WarmProcess
-from training.watch import Hang, HangLimits, Straggler, StragglerRule, StragglerWatch, Watch
+from training.watch import HangLimits, Straggler, StragglerRule, StragglerWatch, Watch
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _AFTERMATH_SECONDS = 0.02
-_STACKS_SECONDS = 1.0
+_STACKS_SECONDS, _STILL_SECONDS, _OTHERS_SECONDS = 1.0, 0.1, 0.5
 _END_SECONDS = 30.0
 _KEPT_RINGS = 3
 _MACHINE_SECONDS = 5.0
@@ -81,6 +81,15 @@ class RunResult:
     attempts: tuple[Attempt, ...]
     wall: Mapping[str, float]
     goodput: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """What one attempt's ranks are compared with, and how: they, and those of other nodes."""
+
+    stragglers: StragglerWatch
+    neighbours: Neighbours
+    meeting: Meeting
 
 
 class Supervisor:
@@ -154,8 +163,9 @@ class Supervisor:
                 if self._leads and (found := self._over(attempt)):
                     over = found
                     return self._result(over)
-                self.metrics[names.TRAINING_RESTARTS].labels(self._model, attempt.cause).inc()
-                _log.warning("attempt %d ended (%s); the next begins", attempt.attempt, attempt.reason)
+                if attempt.cause != "completed":  # else node 0 has the last word, and a node that follows waits for it
+                    self.metrics[names.TRAINING_RESTARTS].labels(self._model, attempt.cause).inc()
+                    _log.warning("attempt %d ended (%s); the next begins", attempt.attempt, attempt.reason)
                 if attempt.cause == "warm":
                     warm.close()
                     warm = self._warm()
@@ -199,13 +209,11 @@ class Supervisor:
         times = AttemptTimes(0, Attempt(attempt=place.attempt, began=time.time()))
         watch = Watch(len(self._own), time.monotonic(), self._limits.hang, first=self._own.start)
         stragglers = StragglerWatch(self._limits.straggler)
-        neighbours = Neighbours(place.attempt, 3 * self._limits.straggler.window)
+        neighbours = Neighbours(place.attempt, 3 * self._limits.straggler.window, node=self._nodes.index)
         try:
             self._keep(times)
             warm.fork(ranks, [_environment(rank, self._nodes) for rank in ranks], echo=self._echo)
-            end = self._follow(
-                warm, ranks, watch, lambda: self._straggling(stragglers, neighbours, meeting), times, meeting
-            )
+            end = self._follow(warm, ranks, watch, _Others(stragglers, neighbours, meeting), times)
         except WarmError as error:
             end = meeting.tell(place.attempt, End("warm", reason=str(error)))
         # With the rings of ranks that died before the first look.
@@ -226,13 +234,12 @@ class Supervisor:
         warm: WarmProcess,
         ranks: list[Rank],
         watch: Watch,
-        straggling: Callable[[], Straggler | None],
+        others: _Others,
         times: AttemptTimes,
-        meeting: Meeting,
     ) -> End:
         """Watches the ranks to the end of the attempt, which is the same on all nodes; none of them runs afterwards."""
         done: set[int] = set()
-        attempt = ranks[0].attempt
+        attempt, meeting = ranks[0].attempt, others.meeting
         while True:
             ended = list(warm.ends(_POLL_SECONDS))
             end = self._died(warm, ranks, ended)
@@ -246,11 +253,16 @@ class Supervisor:
                 if len(done) == len(ranks) and meeting.completed(attempt):
                     return End("completed")
                 if elsewhere := meeting.ended(attempt):
+                    if elsewhere.cause == "hang":
+                        self._stacks(warm, ranks)
                     self._kill(warm)
                     return elsewhere
-                end = self._trouble(warm, ranks, watch, straggling)
+                end = self._trouble(warm, ranks, watch, others)
             if end is not None:
                 end = meeting.tell(attempt, end)
+                if end.cause == "hang" and meeting.others:
+                    # The ranks of other nodes fall with these: their stacks are taken before that.
+                    time.sleep(_OTHERS_SECONDS)
                 self._kill(warm)
                 return end
 
@@ -262,19 +274,19 @@ class Supervisor:
         ended += warm.ends(_AFTERMATH_SECONDS)
         return _failed(ranks, min((one for one in ended if one.status), key=lambda one: one.status > 0))
 
-    def _trouble(
-        self, warm: WarmProcess, ranks: list[Rank], watch: Watch, straggling: Callable[[], Straggler | None]
-    ) -> End | None:
+    def _trouble(self, warm: WarmProcess, ranks: list[Rank], watch: Watch, others: _Others) -> End | None:
         """The end of the attempt where the ranks of this node, or this node itself, ask for one."""
         attempt = ranks[0].attempt
         if self._told:
             return End("told", reason="told to stop")
         if end := self._machine_trouble(attempt):
             return end
-        if (found := straggling()) and (end := self._slowed(found, attempt)):
+        if (found := self._straggling(others, watch)) and (end := self._slowed(found, attempt)):
             return end
-        if hang := watch.hang(time.monotonic()):
-            return End("hang", hang.rank, self._autopsy(warm, ranks, hang))
+        if hang := watch.hang(time.monotonic(), others.neighbours.far()):
+            reason = f"{hang.reason}{self._stacks(warm, ranks)}"
+            _log.error("%s", reason)
+            return End("hang", hang.rank, reason)
         return None
 
     def _take(self, times: AttemptTimes, ranks: list[Rank] | None = None, watch: Watch | None = None) -> None:
@@ -315,18 +327,18 @@ class Supervisor:
                     return End("device", reason=one.reason)
         return None
 
-    def _straggling(self, watch: StragglerWatch, neighbours: Neighbours, meeting: Meeting) -> Straggler | None:
+    def _straggling(self, others: _Others, watch: Watch) -> Straggler | None:
         """Compares the own work of all nodes' ranks, and shows how slow each here is; gives one of here."""
-        if len(self._agent.ranks) < len(self._own) or self._world_size < 2:
+        if self._world_size < 2:
             return None
-        records = neighbours.records(self._agent.ranks, meeting)
+        records = others.neighbours.records(self._agent.ranks, others.meeting, watch.far())
         if records is None or len(records) < self._world_size:
             return None
-        found = watch.look(records)
+        found, compared = others.stragglers.look(records), others.stragglers.slowdown
         for rank in self._own:
-            if rank in watch.slowdown:
+            if rank in compared:
                 slowdown = self.metrics[names.TRAINING_RANK_SLOWDOWN].labels(self._model, self._run, str(rank))
-                slowdown.set(watch.slowdown[rank])
+                slowdown.set(compared[rank])
         # Every node judges the same and each tells of its own ranks.
         return found if found is not None and found.rank in self._own else None
 
@@ -356,18 +368,19 @@ class Supervisor:
             if line["guard"] == "loss_spike":
                 self.metrics[names.TRAINING_SPIKES].labels(self._model).inc()
 
-    def _autopsy(self, warm: WarmProcess, ranks: list[Rank], hang: Hang) -> str:
-        """Has every rank write its stacks, which are kept in the attempt's folder; says which could not."""
+    def _stacks(self, warm: WarmProcess, ranks: list[Rank]) -> str:
+        """Has every rank write its stacks, which are kept in the attempt's folder; says where, and which could not."""
         warm.signal(signal.SIGUSR1)
         stacks = {rank.rank: rank.attempt_folder / f"rank-{rank.rank}.stacks" for rank in ranks}
-        limit = time.monotonic() + _STACKS_SECONDS
-        while time.monotonic() < limit and not all(_filled(stacks[rank]) for rank in warm.alive):
+        limit, sizes, since = time.monotonic() + _STACKS_SECONDS, dict[int, int](), time.monotonic()
+        # They come thread by thread, the main one last: what still grows is not whole.
+        while (now := time.monotonic()) < limit and not (all(sizes.values()) and now > since + _STILL_SECONDS):
+            before, sizes = sizes, {rank: _size(stacks[rank]) for rank in warm.alive}
+            since = since if sizes == before else now
             time.sleep(0.02)
-        silent = [str(rank) for rank in warm.alive if not _filled(stacks[rank])]
+        silent = [str(rank) for rank in warm.alive if not _size(stacks[rank])]
         said = f"; no stacks of rank {', '.join(silent)} ({_state(warm.alive, silent)})" if silent else ""
-        reason = f"{hang.reason}{said}; stacks lie in {ranks[0].attempt_folder}"
-        _log.error("%s", reason)
-        return reason
+        return f"{said}; stacks lie in {ranks[0].attempt_folder}"
 
     def _kill(self, warm: WarmProcess) -> None:
         """Kills all ranks and waits until they are gone."""
@@ -491,8 +504,8 @@ def _earlier(path: Path) -> list[Attempt]:
     return found
 
 
-def _filled(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size > 0
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _state(processes: Mapping[int, int], ranks: list[str]) -> str:

@@ -17,6 +17,8 @@ _FEW_STEPS = 20
 # In these the ranks wait for each other, or one does what the others need not.
 _TOGETHER = ("communication", "checkpoint", "evaluation")
 _OWN = [FIRST_PHASE + index for index, name in enumerate(PHASES) if name not in _TOGETHER]
+Far = tuple[int, int]
+"""How far a rank is: collectives that it has begun, and its step."""
 _NOTHING = RingNow(0, 0, "starting", "", 0, -1, -1, -2, -2, 0, math.nan, math.nan, math.nan)
 
 
@@ -80,17 +82,28 @@ class Watch:
             slow = float(np.quantile(latest[:, DURATION], 0.99)) / 1e9 if len(latest) >= _FEW_STEPS else 0.0
             self.seen[rank] = Seen(now, time, slow)
 
-    def hang(self, time: float) -> Hang | None:
-        """The rank that hangs at `time`, or None. Those that wait for one that is at work do not hang."""
-        working = {rank: seen for rank, seen in self.seen.items() if seen.now.state not in ("completed", "failed")}
+    def far(self) -> dict[int, Far]:
+        """How far the ranks are that are not at their end."""
+        return {rank: _far(seen.now) for rank, seen in self._working().items()}
+
+    def _working(self) -> dict[int, Seen]:
+        return {rank: seen for rank, seen in self.seen.items() if seen.now.state not in ("completed", "failed")}
+
+    def hang(self, time: float, elsewhere: Mapping[int, Far] | None = None) -> Hang | None:
+        """The rank that hangs at `time`, or None. Those that wait for one that is at work do not hang.
+
+        Where a rank of another node is less far (`elsewhere`), these wait for it, and who watches it is to tell.
+        """
+        working, others = self._working(), elsewhere or {}
         if not working:
             return None
         # Those who wait for each other are all idle; the one to blame is the one that is least far.
         rank = min(working, key=lambda one: (*_far(working[one].now), working[one].since, one))
         seen = working[rank]
-        if time - seen.since <= self._limit(seen):
+        if time - seen.since <= self._limit(seen) or any(far < _far(seen.now) for far in others.values()):
             return None
-        return Hang(rank, time - seen.since, _reason(rank, seen, working, time))
+        far = {**others, **{one: _far(other.now) for one, other in working.items()}}
+        return Hang(rank, time - seen.since, _reason(rank, seen, far, time))
 
     def _limit(self, seen: Seen) -> float:
         if seen.now.phase in _PAUSES:
@@ -217,18 +230,18 @@ def _life(now: RingNow) -> tuple[object, ...]:
     return now.num_steps, now.state, now.step, now.since_ns, now.phase, now.checkpoint, now.enqueued, now.completed
 
 
-def _far(now: RingNow) -> tuple[int, int]:
+def _far(now: RingNow) -> Far:
     return now.enqueued, now.step
 
 
-def _reason(rank: int, seen: Seen, working: Mapping[int, Seen], time: float) -> str:
+def _reason(rank: int, seen: Seen, ranks: Mapping[int, Far], time: float) -> str:
     now = seen.now
     if now is _NOTHING:
         return f"rank {rank} has shown nothing for {time - seen.since:.1f} s since it was started"
     where = f"in {now.phase}" if now.phase and not now.phase.startswith("after") else now.phase or "at the start"
     text = f"rank {rank} shows no life for {time - seen.since:.1f} s: {where} of step {now.step}"
-    waiting = [one for one, other in working.items() if _far(other.now) > _far(now)]
+    waiting = sorted(one for one, far in ranks.items() if far > _far(now))
     if waiting and now.enqueued >= 0:
-        most = max(working[one].now.enqueued for one in waiting)
+        most = max(ranks[one][0] for one in waiting)
         text += f"; it has begun {now.enqueued} collectives, rank {waiting[0]} waits in number {most}"
     return text

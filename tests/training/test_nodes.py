@@ -16,12 +16,13 @@ from observability.rank_agent import Followed
 from observability.step_ring import RingOwner, StepRing
 from tests.training.forks import forked
 from tests.training.test_supervisor import undisturbed, weights
-from tests.training.toy_node import other_node, supervisor_of
+from tests.training.toy_node import NEVER, other_node, supervisor_of
 from training.faults import Fault, Faults
 from training.guards import read_record
 from training.ledger import End
 from training.neighbours import Neighbours, packed
 from training.nodes import Alone, Follower, Leader, Nodes, NodesError, Over, Place
+from training.watch import HangLimits
 from trimtab.ports import free_port
 
 LIMIT_SECONDS = 240.0
@@ -31,9 +32,9 @@ Result = TypeVar("Result")
 class Node:
     """The supervisor of node 1 in a process of its own, which says in a file how it ended."""
 
-    def __init__(self, folder: Path, port: int, arguments: dict[str, object]) -> None:
+    def __init__(self, folder: Path, port: int, arguments: dict[str, object], hang: HangLimits = NEVER) -> None:
         self.said = folder / "1.out"
-        self.process = forked(other_node, folder, port, arguments, self.said)
+        self.process = forked(other_node, folder, port, arguments, self.said, hang)
 
     def kill(self) -> None:
         self.process.kill()
@@ -128,6 +129,26 @@ def test_nodes_show_each_other_the_latest_steps_of_their_ranks_and_no_earlier_at
     assert list(Neighbours(2, 5).records(here, Alone())) == [0]
 
 
+def test_nodes_show_each_other_how_far_their_ranks_are_until_they_fall_silent(tmp_path: Path, port: int) -> None:
+    leader, follower = Leader(of(port, 0), tmp_path), Follower(of(port, 1), tmp_path)
+    now = [0.0]
+    here, there = (Neighbours(2, 5, lambda: now[0], node=node) for node in range(2))
+    there.records({}, follower, {2: (60, 59), 3: (61, 60)})
+    here.records({}, leader, {0: (61, 60)})
+
+    assert (here.far(), there.far()) == ({2: (60, 59), 3: (61, 60)}, {})
+    for _ in range(3):
+        now[0] += 1.0
+        there.records({}, follower, {2: (70, 69)})
+        here.records({}, leader, {0: (71, 70)})
+    assert (here.far(), there.far()) == ({2: (70, 69)}, {0: (71, 70)})
+    # The other's supervisor stands still: its ranks may be anywhere.
+    for _ in range(4):
+        now[0] += 1.0
+        here.records({}, leader, {0: (71, 70)})
+    assert here.far() == {}
+
+
 @pytest.mark.slow
 def test_a_slow_rank_is_named_by_its_node_though_it_is_the_only_one_there(tmp_path: Path, port: int) -> None:
     slow = Faults((Fault("slow", rank=1, step=0, attempt=-1, seconds=0.03, steps=1000),))
@@ -143,6 +164,33 @@ def test_a_slow_rank_is_named_by_its_node_though_it_is_the_only_one_there(tmp_pa
     found, _ = read_record(tmp_path / "guards.jsonl")
     assert ended.outcome == "completed"
     assert {(one["guard"], one["rank"]) for one in found} == {("straggler", 1)}
+
+
+@pytest.mark.slow
+def test_of_ranks_on_two_nodes_the_one_that_did_not_come_is_named_and_all_stacks_are_kept(
+    tmp_path: Path, port: int
+) -> None:
+    """Both nodes' ranks are idle for as long, and the node of the one that waits looks as often."""
+    faults = Faults((Fault("hang", rank=1, step=35, attempt=0),))
+    arguments = {"steps": 50, "every": 10, "faults": faults.to_json()}
+    hang = HangLimits(step=2.0, first=300.0)
+    other = Node(tmp_path, port, arguments, hang)
+    try:
+        ended = supervisor_of(0, tmp_path, port, arguments, hang).run()
+        other.process.join(LIMIT_SECONDS)
+        assert other.process.exitcode == 0
+    finally:
+        other.kill()
+
+    first = ended.attempts[0]
+    assert [one.cause for one in ended.attempts] == ["hang", "completed"]
+    assert first.rank == 1
+    assert first.reason.startswith("rank 1 shows no life for ")
+    assert "rank 0 waits in number " in first.reason
+    stacks = [(tmp_path / "attempt-0000" / f"rank-{rank}.stacks").read_text() for rank in range(2)]
+    assert "faults.py" in stacks[1]
+    assert "toy_run.py" in stacks[0]
+    assert "faults.py" not in stacks[0]
 
 
 def test_a_leading_node_that_is_gone_is_named_and_found_again_when_it_is_back(tmp_path: Path, port: int) -> None:

@@ -59,6 +59,19 @@ def test_ranks_that_wait_for_one_that_saves_do_not_hang() -> None:
     assert hang.rank == 0
 
 
+def test_ranks_that_wait_for_one_of_another_node_leave_it_to_that_node_to_tell() -> None:
+    found = watch(step=3)
+    for rank in range(2):
+        found.look(rank, replace(IDLE, step=7, num_steps=7, enqueued=15), steps(0.01), 1.0)
+
+    assert found.far() == {0: (15, 7), 1: (15, 7)}
+    assert found.hang(5.0, {2: (14, 7), 3: (16, 8)}) is None
+    hang = found.hang(5.0, {2: (15, 7), 3: (16, 8)})
+    assert hang is not None
+    assert hang.rank == 0
+    assert "begun 15 collectives, rank 3 waits in number 16" in hang.reason
+
+
 def test_slow_steps_get_more_time_and_ended_ranks_are_left_alone() -> None:
     found = watch(step=3, factor=5)
     for rank in range(2):

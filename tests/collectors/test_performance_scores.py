@@ -199,6 +199,37 @@ def test_r2_is_scikit_learns_however_far_the_labels_are_from_zero(offset: float)
     assert "r2" not in RegressionSums.of(predictions[:1] / 3, labels[:1] / 3).scores()
 
 
+@pytest.mark.parametrize("offset", [1e4, -1e6, 1e7, 1e9])
+def test_the_interval_of_r2_is_the_same_however_far_the_labels_are_from_zero(offset: float) -> None:
+    draw = np.random.default_rng(5)
+    # Whole multiples of 2**-20, which labels of a billion can still hold.
+    labels, noise = (np.round(draw.normal(size=(2, 1_000)) * 2**20) / 2**20).tolist()
+    near = RegressionSums.of(np.add(labels, noise), np.array(labels)).scores()["r2"]
+    parts = [
+        RegressionSums.of(np.add(labels, noise)[part::3] + offset, np.array(labels)[part::3] + offset)
+        for part in range(3)
+    ]
+
+    far = sum(parts, RegressionSums()).scores()["r2"]
+
+    assert near.high - near.low > 0.1
+    assert (far.low, far.high) == pytest.approx((near.low, near.high), abs=1e-7)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 0.5), (3.0, 0.3), (7.0, 1.0)])
+def test_the_interval_of_r2_holds_the_truth_as_often_as_it_says(mean: float, deviation: float) -> None:
+    """Also where predictions are far worse than the mean: -8 and -49."""
+    draw = np.random.default_rng(8)
+    truth = 1 - (mean**2 + deviation**2)
+    held = 0
+    for _ in range(600):
+        labels = 1e6 + draw.normal(size=400)
+        found = RegressionSums.of(labels + draw.normal(mean, deviation, 400), labels).scores()["r2"]
+        held += found.low <= truth <= found.high
+
+    assert 0.92 <= held / 600 <= 0.98
+
+
 def test_the_interval_of_one_row_is_unknown_and_no_interval_leaves_out_its_score() -> None:
     alone = RegressionSums.of(np.array([0.3]), np.array([0.7])).scores()
     assert math.isnan(alone["rmse"].low)

@@ -97,6 +97,19 @@ class Tied(nn.Module):
         return self.second(torch.relu(self.first(values)))
 
 
+class Layers(nn.Module):
+    """Linear layers of rows and of vectors, with and without a bias, one whose weight is read otherwise, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.bare, self.read = nn.Linear(6, 40), nn.Linear(40, 5, bias=False), nn.Linear(5, 5)
+        self.vectors, self.large = nn.Linear(1, 4), nn.Linear(5, 600_000 // 5)
+
+    def forward(self, values: Tensor) -> tuple[Tensor, ...]:
+        inner = torch.relu(self.bare(torch.relu(self.rows(values))))
+        return self.read(inner) @ self.read.weight, self.vectors(values.unsqueeze(2)), self.large(inner).sum(1)
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ...]]]] = {
     "attention": (Attention, lambda rows: (torch.randint(0, 50, (rows, 7)),)),
     "convolution": (Convolution, lambda rows: (torch.randn(rows, 3, 8, 8),)),
@@ -104,6 +117,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ..
     "constants": (Constants, lambda rows: (torch.randn(rows), torch.randint(0, 3, (rows,)))),
     "kept": (Kept, lambda rows: (torch.randn(rows, 6),)),
     "tied": (Tied, lambda rows: (torch.randn(rows, 6),)),
+    "layers": (Layers, lambda rows: (torch.randn(rows, 6),)),
 }
 
 
@@ -114,6 +128,24 @@ def archived(module: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
         exported = torch.export.export(module.eval(), inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
         torch.export.save(exported, buffer)
     return buffer.getvalue()
+
+
+def test_weights_of_linear_layers_are_laid_out_where_nothing_else_reads_them() -> None:
+    content = archived(Layers(), (torch.randn(3, 6),))
+    laid: list[set[str]] = []
+    choose = program._laid_out
+
+    def noted(*given: Any) -> set[str]:
+        laid.append(choose(*given))
+        return laid[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "_laid_out", noted)
+        loaded = archive.load_program(content)
+
+    assert laid == [{"p_rows_weight", "p_bare_weight"}]
+    parameters = sum(parameter.nbytes for parameter in Layers().parameters())
+    assert loaded.nbytes == parameters
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.layer._flat_weights")

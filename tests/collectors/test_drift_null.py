@@ -69,7 +69,8 @@ def test_the_law_of_a_continuous_column_is_cramer_von_mises() -> None:
     for chance in (0.1, 0.05, 0.01, 1e-3, 1e-4, 1e-6):
         at = law.quantile(chance)
         assert law.pvalue(at)[0] == pytest.approx(chance, rel=1e-4)
-        assert cramer_von_mises_sf(at)[0] == pytest.approx(chance, rel=0.08)
+        # Among hundreds of columns the smallest p-value decides.
+        assert cramer_von_mises_sf(at)[0] == pytest.approx(chance, rel=0.035 if chance > 0.005 else 0.005)
 
 
 @given(chance=st.floats(1e-12, 0.4), cells=st.integers(2, 40), seed=st.integers(0, 99))

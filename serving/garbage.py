@@ -7,6 +7,7 @@ interpreter's lock away at each operator, and has to get it back from the thread
 from __future__ import annotations
 
 import gc
+import os
 import sys
 import threading
 from importlib.abc import MetaPathFinder
@@ -25,6 +26,7 @@ def load_torch(threads: int) -> None:
 
     For a process that is this server's own; `threads` is how many torch may use in an operator.
     """
+    _own.set()
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -43,7 +45,6 @@ def settle_down() -> None:
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
     sys.setswitchinterval(_SWITCH_SECONDS)
-    _own.set()
 
 
 def look_for_pandas() -> None:
@@ -61,6 +62,17 @@ def look_for_pandas() -> None:
         pa.scalar(0)
     finally:
         sys.meta_path.remove(_WithoutPandas)
+
+
+def share_memory_with_arrow() -> None:
+    """Has Arrow, which nothing has imported yet, take its memory where Python and torch do.
+
+    Its own allocator keeps 6 MB for what little events need of it; they are made and sent in the same time. A process
+    that is not the server's own is left as it is.
+    """
+    if _own.is_set():
+        # Arrow's C++ asks the environment once; `pyarrow.set_memory_pool` reaches only a part of it.
+        os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 
 
 class _WithoutPandas(MetaPathFinder):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+POOL = "ARROW_DEFAULT_MEMORY_POOL"
 # A registry in SQLite needs no SQLAlchemy, a server without events no Arrow, one that calls nobody no HTTP client.
 HEAVY = ("sqlalchemy", "pyarrow", "httpx", "rich", "pandas", "yaml", "jsonschema", "grpc", "google.protobuf", "torch")
 
@@ -31,3 +33,21 @@ from serving.server import Service
 Service(ServingConfig(registry_url="sqlite:///{tmp_path}/registry.db", artifacts_dir=Path({str(tmp_path)!r}), port=0))
 """
     assert loaded(code) == set()
+
+
+def arrows_pool(code: str) -> str:
+    """Where Arrow's C++ takes its memory after the code, in a fresh interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != POOL}
+    # `repeat` takes it where C++ does unless it is told a pool.
+    tell = f"{code}\nimport pyarrow as pa\nkept = pa.repeat('a', 9)\nprint(pa.system_memory_pool().bytes_allocated())"
+    done = subprocess.run(
+        [sys.executable, "-c", tell], cwd=ROOT, check=True, capture_output=True, text=True, env=environment
+    )
+    return "system" if int(done.stdout.splitlines()[-1]) > 0 else "its own"
+
+
+def test_a_servers_own_process_has_one_allocator_and_others_are_left_alone() -> None:
+    share = "from serving.garbage import load_torch, share_memory_with_arrow\n"
+
+    assert arrows_pool(f"{share}load_torch(1)\nshare_memory_with_arrow()") == "system"
+    assert arrows_pool(f"{share}share_memory_with_arrow()") == "its own"

@@ -13,13 +13,20 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from training.ranks import Rank
+
+# A warm process that is killed while it prepares is started anew so often: nothing is lost with it yet.
+_STARTS = 3
 
 
 class WarmError(RuntimeError):
     """The warm process could not prepare, or has gone; the message carries what it said."""
+
+
+class _Killed(WarmError):
+    """It ended by SIGKILL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +49,32 @@ class WarmProcess:
         environment: Mapping[str, str] | None = None,
         patience: float = 300.0,
     ) -> None:
+        said = {"target": target, "prepare": prepare, "arguments": dict(arguments), "path": sys.path}
+        self._ranks: dict[int, tuple[int, int]] = {}
+        for left in reversed(range(_STARTS)):
+            try:
+                self._start(said, environment or {}, patience)
+                return
+            except _Killed:
+                self.close()
+                if not left:
+                    raise
+            except BaseException:
+                self.close()
+                raise
+
+    def _start(self, said: Mapping[str, Any], environment: Mapping[str, str], patience: float) -> None:
         ours, theirs = socket.socketpair()
         self._line, self._read = ours, b""
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "training.zygote", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 stdin=subprocess.DEVNULL,
             )
-        self._ranks: dict[int, tuple[int, int]] = {}
-        said = {"target": target, "prepare": prepare, "arguments": dict(arguments), "path": sys.path}
-        try:
-            self._line.sendall(json.dumps(said).encode() + b"\n")
-            self._await_ready(target, patience)
-        except BaseException:
-            self.close()
-            raise
+        self._send(said)
+        self._await_ready(said["target"], patience)
 
     def _await_ready(self, target: str, patience: float) -> None:
         for answer in self._heard(patience):
@@ -72,7 +88,7 @@ class WarmProcess:
         for rank, environment in zip(ranks, environments, strict=True):
             told = {**asdict(rank), "folder": str(rank.folder.absolute())}
             asked = {"fork": {"rank": told, "environment": dict(environment), "log": rank.rank != echo}}
-            self._line.sendall(json.dumps(asked).encode() + b"\n")
+            self._send(asked)
         waiting = {rank.rank for rank in ranks}
         for answer in self._heard(60.0):
             if "forked" in answer:
@@ -119,6 +135,17 @@ class WarmProcess:
             os.close(handle)
         self._ranks = {}
 
+    def _send(self, said: Mapping[str, Any]) -> None:
+        try:
+            self._line.sendall(json.dumps(said).encode() + b"\n")
+        except ConnectionError:
+            self._gone()
+
+    def _gone(self) -> NoReturn:
+        status = self._process.wait()
+        kind = _Killed if status == -signal.SIGKILL else WarmError
+        raise kind(f"the warm process has gone (exit status {status})") from None
+
     def _heard(self, patience: float, *, once: bool = False) -> Iterator[dict[str, Any]]:
         """What the process tells. With `once`, ends after what had come when something came."""
         limit = time.monotonic() + patience
@@ -130,7 +157,10 @@ class WarmProcess:
             ready, _, _ = select.select([self._line], [], [], max(0.0, limit - time.monotonic()))
             if not ready:
                 return
-            received = self._line.recv(65_536)
+            try:
+                received = self._line.recv(65_536)
+            except ConnectionError:  # it had not read all that it was sent
+                received = b""
             if not received:
-                raise WarmError(f"the warm process has gone (exit status {self._process.wait()})")
+                self._gone()
             self._read += received

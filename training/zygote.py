@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import fcntl
 import inspect
 import json
 import os
@@ -24,6 +25,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -93,6 +95,7 @@ class Zygote:
             self._read += received
         line, _, self._read = self._read.partition(b"\n")
         said = json.loads(line)
+        self._end_with_the_other_end()
         sys.path[:0] = [path for path in said["path"] if path not in sys.path]
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
         try:
@@ -107,25 +110,37 @@ class Zygote:
         except Exception as error:  # whatever the user's code raises is told to whoever started us
             self._tell(failed=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
             return False
+        fcntl.fcntl(self._line, fcntl.F_SETFL, fcntl.fcntl(self._line, fcntl.F_GETFL) & ~os.O_ASYNC)
         self._tell(ready=True)
         return True
+
+    def _end_with_the_other_end(self) -> None:
+        """Has the kernel end this process when the supervisor goes while it prepares, and hears nothing: that may take
+        minutes. Until it is ready nobody sends anything, and so only the other end's closing sends SIGIO."""
+        fcntl.fcntl(self._line, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self._line, fcntl.F_SETFL, fcntl.fcntl(self._line, fcntl.F_GETFL) | os.O_ASYNC)
+        with suppress(BlockingIOError):
+            if not self._line.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                os._exit(FAILED)
 
     def _fork(self, asked: Mapping[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        child = os.fork()
+        parent, child = os.getpid(), os.fork()
         if child:
             self._tell(forked=asked["rank"]["rank"], pid=child)
         else:
             self._line.close()
-            self._run(asked)
+            self._run(asked, parent)
 
-    def _run(self, asked: Mapping[str, Any]) -> NoReturn:
+    def _run(self, asked: Mapping[str, Any], parent: int) -> NoReturn:
         """The life of a rank; it never returns into the zygote's loop."""
         status = FAILED
         rank = Rank(**{**asked["rank"], "folder": Path(asked["rank"]["folder"])})
         try:
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it was killed before it could take this process along
+                os._exit(FAILED)
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGCHLD, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)

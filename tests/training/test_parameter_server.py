@@ -356,6 +356,47 @@ def test_processes_over_gloo_survive_the_kill_of_a_server_and_of_a_worker(networ
 
 
 @pytest.mark.slow
+def test_a_cluster_goes_on_when_the_process_that_forked_all_is_killed(network: Scored, tmp_path: Path):
+    layout = Layout.of(network, 2, tables=["items.weight"])
+    found = Cluster(
+        "tests.training.toy_servers:work_until_the_warm_process_is_killed",
+        state(network),
+        layout,
+        folder=tmp_path,
+        model="toy",
+        workers=2,
+        rule=Rule(learning_rate=0.1),
+        terms=Terms(checkpoint_every=1),
+    ).run()
+
+    assert (found.server_restarts, found.worker_restarts, found.given_up) == (2, 2, ())
+    assert not torch.equal(found.parameters["items.weight"], state(network)["items.weight"])
+
+
+def test_a_server_without_a_checkpoint_takes_no_step_before_all_that_began_have_pushed_it(network: Scored):
+    layout = Layout.of(network, 1)
+    now = [0.0]
+    shard = Shard(
+        layout.part(state(network), 0), Rule(), Terms(lease_seconds=9.0), expected=("a", "b"), clock=lambda: now[0]
+    )
+    gradient = Gradient(torch.ones(layout.dense_size))
+    shard.enter("a", 0)
+    shard.push("a", 0, gradient)
+    assert shard.updates == 0
+
+    shard.enter("b", 0)
+    assert shard.push("b", 0, gradient).outcome == "applied"
+    assert shard.updates == 1
+
+    # Whoever never comes is waited for a lease long.
+    shard.push("a", 1, gradient)
+    assert shard.updates == 1
+    now[0] = 10.0
+    shard.status("a")
+    assert shard.updates == 2
+
+
+@pytest.mark.slow
 def test_a_tabular_network_is_fitted_though_a_server_and_a_worker_are_killed(task, make_table, tmp_path: Path):
     table = make_table()
     encoding = fit(task, table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterable
 
 import torch
@@ -59,6 +61,16 @@ def work(
 def work_in_process(context: WorkerContext) -> None:
     """The same in a process of its own, where faults may strike."""
     work(context.client, context.number, context.workers, before=context.strike)
+
+
+def work_until_the_warm_process_is_killed(context: WorkerContext) -> None:
+    """The same; in the first attempt worker 0 kills the process that all were forked from."""
+
+    def before(step: int) -> None:
+        if (context.number, context.attempt, step) == (0, 0, 10):
+            os.kill(os.getppid(), signal.SIGKILL)
+
+    work(context.client, context.number, context.workers, before=before)
 
 
 def trained_synchronously(network: Scored, rule: Rule, workers: int, steps: int = STEPS) -> dict[str, Tensor]:

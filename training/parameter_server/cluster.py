@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,12 +33,14 @@ from training.faults import Faults
 from training.parameter_server.client import Client, snapshot
 from training.parameter_server.gloo import GlooConnect, GlooServer
 from training.parameter_server.layout import Layout, Table
+from training.parameter_server.links import LinkLost
 from training.parameter_server.rules import Rule
 from training.parameter_server.server import Server
 from training.parameter_server.shard import Shard, Terms
 from training.ranks import Rank
-from training.warm import WarmProcess
+from training.warm import Ended, WarmError, WarmProcess
 
+_log = logging.getLogger(__name__)
 PUSH_SECONDS = 2.0
 _START = "start"
 
@@ -118,17 +121,28 @@ class Cluster:
     def run(self) -> ClusterResult:
         """Trains until every worker has returned or was given up. Raises ClusterError, WarmError or ValueError."""
         servers = self._layout.servers
-        warm = WarmProcess(f"{__name__}:member", self._said, prepare=f"{__name__}:prepared")
         members = [
             Rank(rank=number, world_size=servers + self._workers, port=self._store.port, folder=self._folder)
             for number in range(servers + self._workers)
         ]
         running, given_up, restarts, last = set(range(servers, len(members))), list[int](), [0, 0], ""
-        saved, idle = self._saved(), 0
+        saved, idle, parameters, unheard = self._saved(), 0, None, 0
+        warm, waiting = self._warm(running), list(range(len(members)))
         try:
-            self._fork(warm, members)
-            while running:
-                for ended in warm.ends(0.2):
+            while parameters is None:
+                try:
+                    self._fork(warm, [members[number] for number in waiting])
+                    waiting = []
+                    gone = list(warm.ends(0.2))
+                except WarmError as error:
+                    # All that it forked go with it.
+                    _log.warning("%s: all servers and workers begin anew", error)
+                    warm.close()
+                    warm = self._warm(running)
+                    gone = [Ended(number, -signal.SIGKILL) for number in (*range(servers), *sorted(running))]
+                    waiting = []
+                died = 0
+                for ended in gone:
                     is_worker = ended.rank >= servers
                     if is_worker and ended.status == 0:
                         running.discard(ended.rank)
@@ -143,20 +157,38 @@ class Cluster:
                         given_up.append(ended.rank - servers)
                         continue
                     restarts[is_worker] += 1
-                    idle += 1
+                    # Those that went together count once.
+                    died = 1
                     members[ended.rank] = replace(members[ended.rank], attempt=members[ended.rank].attempt + 1)
-                    self._fork(warm, [members[ended.rank]])
-            if len(given_up) == self._workers:
-                raise ClusterError(f"no worker got to the end; {last}")
-            parameters = snapshot(self._layout, GlooConnect(self._store))
+                    waiting.append(ended.rank)
+                idle += died
+                if len(given_up) == self._workers:
+                    raise ClusterError(f"no worker got to the end; {last}")
+                if not running and not waiting:
+                    parameters, unheard = self._collected(unheard)
             warm.signal(signal.SIGTERM)
             until = time.monotonic() + 10.0
-            while warm.alive and time.monotonic() < until:
-                for _ in warm.ends(0.2):
-                    pass
+            with contextlib.suppress(WarmError):
+                while warm.alive and time.monotonic() < until:
+                    for _ in warm.ends(0.2):
+                        pass
         finally:
             warm.close()
         return ClusterResult(parameters, restarts[0], restarts[1], tuple(given_up))
+
+    def _collected(self, unheard: int) -> tuple[dict[str, Tensor] | None, int]:
+        """What the servers hold; None where one of them has just died, and how often in a row that was so."""
+        try:
+            return snapshot(self._layout, GlooConnect(self._store)), 0
+        except LinkLost as error:
+            if unheard >= self._restarts:
+                raise ClusterError(f"{error}, after {unheard} times") from error
+            _log.warning("%s; asked again", error)
+            return None, unheard + 1
+
+    def _warm(self, running: Iterable[int]) -> WarmProcess:
+        said = {**self._said, "running": sorted(rank - self._layout.servers for rank in running)}
+        return WarmProcess(f"{__name__}:member", said, prepare=f"{__name__}:prepared")
 
     def _saved(self) -> int:
         """The updates in all servers' newest checkpoints: more of them are progress."""
@@ -202,21 +234,25 @@ def member(rank: Rank, **said: Any) -> None:
         _serve(rank, layout, store, terms, faults, said)
         return
     number = rank.rank - layout.servers
-    client = Client(layout, GlooConnect(store, silence_seconds=terms.lease_seconds), f"worker-{number:04d}")
-    if not rank.attempt:
-        _meet(store, said["workers"])
+    client = Client(layout, GlooConnect(store, silence_seconds=terms.lease_seconds), _name(number))
     client.enter()
+    _meet(store, number, said["running"])
     resolve(said["work"])(
         WorkerContext(client, number, said["workers"], rank.attempt, faults, rank.rank), **said["given"]
     )
     client.leave()
 
 
-def _meet(store: Any, workers: int) -> None:
-    """Waits until all workers are started (not for those that come later): they begin with the same step."""
-    store.add("started", 1)
+def _name(worker: int) -> str:
+    """By which servers know a worker."""
+    return f"worker-{worker:04d}"
+
+
+def _meet(store: Any, number: int, running: Sequence[int]) -> None:
+    """Waits until all workers have entered (not for those that come later): they begin with the same step."""
+    store.add(f"entered/{number}", 1)
     until = time.monotonic() + 30.0
-    while store.add("started", 0) < workers and time.monotonic() < until:
+    while not all(store.add(f"entered/{one}", 0) for one in running) and time.monotonic() < until:
         time.sleep(0.01)
 
 
@@ -231,6 +267,7 @@ def _serve(rank: Rank, layout: Layout, store: Any, terms: Terms, faults: Faults,
         terms,
         store=CheckpointStore(rank.folder / f"server-{rank.rank}"),
         fingerprint=f"{layout.fingerprint}-{rank.rank}",
+        expected=[_name(number) for number in said["running"]],
     )
     metrics = Metrics()
     server = Server(shard, model=said["model"], number=rank.rank, metrics=metrics)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,12 @@ class _Member:
 
 
 class Shard:
-    """The state of one server; any thread may ask. With `store` it goes on from the newest checkpoint that verifies."""
+    """The state of one server; any thread may ask. With `store` it goes on from the newest checkpoint that verifies.
+
+    `expected` are the workers of a beginning: where no checkpoint names others, a step is not taken before they have
+    pushed it, or were silent for a lease. Else the first to reach a server that was started anew would take the steps
+    that it lacks alone.
+    """
 
     def __init__(
         self,
@@ -113,6 +118,7 @@ class Shard:
         *,
         store: CheckpointStore | None = None,
         fingerprint: str = "",
+        expected: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._terms, self._store, self._fingerprint, self._now = terms, store, fingerprint, clock
@@ -130,6 +136,8 @@ class Shard:
         self._durable: dict[str, int] = {}
         self.saves = {"ok": 0, "failed": 0}
         self.restored = self._restore()
+        if not self.restored:
+            self._members = {worker: _Member(0, self._now() + terms.lease_seconds) for worker in expected}
 
     @property
     def updates(self) -> int:

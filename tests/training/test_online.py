@@ -8,8 +8,10 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,8 +21,9 @@ from torch import nn
 
 from observability import Metrics, Profile
 from observability.metrics import exposition
-from tests.training.toy_stream import CONFIG, TASK, Line, champion, rows, session, write, write_label
+from tests.training.toy_stream import CONFIG, START, TASK, Line, champion, rows, session, write, write_label
 from training import CheckpointStore, DataError, Encoding, TabularTask
+from training.faults import disk_full
 from training.online import (
     Excess,
     Faded,
@@ -98,6 +101,35 @@ def test_too_late_labels_are_left_and_neighbours_may_be_awaited(tmp_path: Path):
     with pytest.raises(DataError, match=r"no feature\.z"):
         replace(stream, task=TabularTask(**{**_fields(TASK), "numeric": ("x", "y", "z")})).read(Position())
     assert len(LabelledStream(task=TASK, lake=tmp_path / "none").read(Position())) == 0
+
+
+def test_an_event_of_a_clock_that_is_ahead_waits_and_makes_no_other_too_late(tmp_path: Path):
+    now = [START + 200.0]
+    stream = LabelledStream(task=TASK, lake=tmp_path, lateness=50.0, delay=10.0, clock=lambda: now[0])
+    write(tmp_path, rows(100))
+    write(tmp_path, {**rows(1, first=5000), "time": [START + 86_400]})
+    first = stream.read(Position())
+    position = stream.after(Position(), first)
+    write(tmp_path, rows(100, first=100))
+
+    # The delay is counted from the newest that has come, not from the one that waits.
+    assert (len(first), position.newest) == (90, (START + 89) * 1_000_000_000)
+    second = stream.read(position)
+    assert len(second) == 100
+    now[0] += 86_400
+    assert len(stream.read(stream.after(position, second))) == 1 + 9
+
+
+def test_what_lies_at_the_edge_of_the_lateness_does_not_come_again_by_a_rounding_of_its_time(tmp_path: Path):
+    stream, newest = LabelledStream(task=TASK, lake=tmp_path, lateness=10.0), START * 1_000_000_000 + 123_456_789
+    given_rows = rows(301)
+    times = [newest, *(newest - 10_000_000_000 - nanoseconds for nanoseconds in range(300))]
+    write(tmp_path, given_rows, times_ns=times)
+    read = stream.read(Position())
+
+    again = stream.read(stream.after(Position(), read))
+
+    assert (len(read), len(again)) == (301, 0)
 
 
 def _fields(task: TabularTask) -> dict[str, object]:
@@ -185,7 +217,74 @@ def test_bounds_are_students_and_drift_is_a_rise_only():
     assert any(found["rose"][101:110])
 
 
+def test_the_scores_of_a_session_are_those_of_one_batch_of_all_that_was_tested(tmp_path: Path):
+    """Of a stream that stops and goes on, whose labels come late and in no order, and of events that are unknown."""
+    given_rows, draw = rows(400, slope=3.0), np.random.default_rng(3)
+    order = draw.permutation(400)
+    write(tmp_path / "lake", given_rows, sorted(order[:200].tolist()))
+    write_label(tmp_path / "lake", {"id": ["nobody"], "label": [1.0]}, [0])
+    one = session(tmp_path / "out", tmp_path / "lake", champion(tmp_path / "own"))
+    seen: list[tuple[pa.Table, Any]] = []
+
+    def keep(batch: pa.Table, done: Any) -> None:
+        seen.append((batch, done))
+
+    learned = [one.learn(tested=keep), one.learn(drain=True, tested=keep)]
+    for at in (order[200:310], order[150:310], order[310:]):  # some labels come twice
+        write_label(tmp_path / "lake", given_rows, at.tolist())
+        learned.append(one.learn(drain=True, tested=keep))
+
+    assert (learned[:2], sum(learned)) == ([200, 0], 400)
+    assert sorted(time for batch, _ in seen for time in batch.column(TIME).to_pylist()) == [
+        time * 1_000_000_000 for time in given_rows["time"]
+    ]
+    labels = np.concatenate([batch.column("label").to_numpy() for batch, _ in seen])
+    for who, scores in (("online", one.learner.online), ("champion", one.learner.champion)):
+        answers = np.concatenate([getattr(done, who) for _, done in seen])
+        whole = Prequential.empty(CONFIG.fading).added(labels, answers)
+        assert scores.rows == whole.rows == 400
+        assert scores.log_loss.mean == pytest.approx(whole.log_loss.mean, rel=1e-12)
+        assert scores.accuracy.mean == pytest.approx(whole.accuracy.mean, rel=1e-12)
+
+
+def test_a_full_disk_costs_checkpoints_until_it_is_free_and_is_told_at_the_end(tmp_path: Path, own):
+    write(tmp_path / "lake", rows(400))
+    metrics = Metrics()
+    one = session(tmp_path / "out", tmp_path / "lake", own, metrics=metrics)
+    with disk_full(100):
+        learned = one.learn(drain=True)
+        assert "File too large" in one.unsaved
+        with pytest.raises(OSError, match="File too large"):
+            learn_online(one, until_idle=True)
+
+    assert (learned, learn_online(one, until_idle=True), one.unsaved) == (400, 0, "")
+    assert 'training_checkpoints_total{model="line",outcome="failed"} 3.0' in exposition(metrics)[0].decode()
+    again = session(tmp_path / "out", tmp_path / "lake", own)
+    assert (again.learned, again.learn(drain=True)) == (400, 0)
+
+
 # --- the learner ------------------------------------------------------------------------------------------------------
+def test_rows_that_no_learner_could_use_are_left_out_and_do_not_take_it_back():
+    (inputs, labels), clean = batches(2, slope=3.0, seed=1)
+    learner, other = OnlineLearner(line(1.0), CONFIG), OnlineLearner(line(1.0), CONFIG)
+    bad_inputs, bad_labels = [column.clone() for column in inputs], labels.clone()
+    bad_inputs[0][3], bad_inputs[1][4], bad_labels[5], bad_labels[6] = float("inf"), float("-inf"), 7.0, -1.0
+    left = [3, 4, 5, 6]
+    kept = [row for row in range(len(labels)) if row not in left]
+
+    done = learner.step(tuple(bad_inputs), bad_labels)
+    same = other.step(tuple(column[kept] for column in inputs), labels[kept])
+    nothing = learner.step(tuple(column[left] for column in bad_inputs), bad_labels[left])
+    learner.step(*clean)
+    other.step(*clean)
+
+    assert (done.outcome, np.flatnonzero(~done.usable).tolist(), same.usable.all()) == ("learned", left, True)
+    assert (nothing.outcome, nothing.rolled_back, nothing.usable.any()) == ("skipped", "", False)
+    assert (learner.rollbacks, learner.batches, other.batches) == (0, 3, 2)
+    assert learner.online == other.online
+    torch.testing.assert_close(learner.frozen(), other.frozen(), rtol=0, atol=0)
+
+
 def test_a_learner_that_was_led_astray_goes_back_to_its_good_state():
     config = OnlineConfig(batch_rows=50, learning_rate=0.05, good_every=5, publish_every=0, drift_boost=1.0)
     learner = OnlineLearner(line(1.0), config)

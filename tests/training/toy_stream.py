@@ -70,9 +70,11 @@ def rows(count: int, slope: float = 1.5, seed: int = 0, first: int = 0) -> dict[
     }
 
 
-def write(lake: Path, given: dict[str, list], labels: list[int] | None = None) -> None:
+def write(
+    lake: Path, given: dict[str, list], labels: list[int] | None = None, times_ns: list[int] | None = None
+) -> None:
     """Writes events, and the labels of the rows at `labels` (all by default)."""
-    times = np.array(given["time"], np.int64) * 1_000_000_000
+    times = np.array(given["time"], np.int64) * 1_000_000_000 if times_ns is None else np.array(times_ns)
     batch = event_batch(
         ids=given["id"],
         time_ns=times,

@@ -71,6 +71,9 @@ class Tested:
     outcome: Literal["learned", "skipped"]
     rolled_back: Literal["", "worse", "not_finite"]
     drifted: bool
+    usable: npt.NDArray[np.bool_]
+    """`[rows]`: what was judged and learned by; the rest has labels other than 0 and 1, features without bounds, or
+    makes the champion itself give no number."""
 
 
 class OnlineLearner:
@@ -101,12 +104,31 @@ class OnlineLearner:
 
     def step(self, inputs: tuple[Tensor, ...], labels: Tensor) -> Tested:
         """Tests on a batch, judges, then trains on it; inputs as the network takes them, labels float32 `[rows]`."""
-        online, champion = self._probabilities(self.network, inputs), self._probabilities(self._champion, inputs)
+        every, rival = self._probabilities(self.network, inputs), self._probabilities(self._champion, inputs)
         truth = labels.double().numpy()
+        # A row that no learner could make anything of says nothing of this one.
+        usable = np.isfinite(rival) & np.isin(truth, (0.0, 1.0)) & ~_infinite(inputs)
+        if not usable.all():
+            kept = torch.from_numpy(np.flatnonzero(usable))
+            inputs, labels, truth = tuple(column[kept] for column in inputs), labels[kept], truth[usable]
+        self.batches += 1
+        online, champion = every[usable], rival[usable]
+        if not len(truth):
+            return Tested(every, rival, "skipped", "", False, usable)
         if not np.isfinite(online).all():
             self._roll_back()
-            self.batches += 1
-            return Tested(champion, champion, "skipped", "not_finite", False)
+            return Tested(rival, rival, "skipped", "not_finite", False, usable)
+        drifted = self._judge(truth, online, champion)
+        if self.excess.evidence > self.config.patience:
+            self._roll_back()
+            return Tested(every, rival, "skipped", "worse", drifted, usable)
+        self._note_good()
+        learned = self._train(inputs, labels)
+        self.rate += 0.1 * (self.config.learning_rate - self.rate)
+        return Tested(every, rival, "learned" if learned else "skipped", "", drifted, usable)
+
+    def _judge(self, truth: Vector, online: Vector, champion: Vector) -> bool:
+        """Takes a batch's answers into scores and evidence; gives whether the loss has drifted."""
         losses, rival = row_log_loss(truth, online), row_log_loss(truth, champion)
         self.online, self.champion = self.online.added(truth, online), self.champion.added(truth, champion)
         difference = float((losses - rival).mean())
@@ -115,14 +137,7 @@ class OnlineLearner:
         self._drift, drifted = self._drift.added(float(losses.mean()))
         if drifted:
             self.rate = self.config.learning_rate * self.config.drift_boost
-        self.batches += 1
-        if self.excess.evidence > self.config.patience:
-            self._roll_back()
-            return Tested(online, champion, "skipped", "worse", drifted)
-        self._note_good()
-        learned = self._train(inputs, labels)
-        self.rate += 0.1 * (self.config.learning_rate - self.rate)
-        return Tested(online, champion, "learned" if learned else "skipped", "", drifted)
+        return drifted
 
     def frozen(self) -> dict[str, Tensor]:
         """Parameters and buffers as they are, copied."""
@@ -210,3 +225,9 @@ class OnlineLearner:
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self._trained.items()}
+
+
+def _infinite(inputs: tuple[Tensor, ...]) -> npt.NDArray[np.bool_]:
+    """`[rows]`: which of them have a number without bounds, such as makes a probability of 1 and a gradient of none."""
+    found = torch.stack([column.isinf().reshape(len(column), -1).any(1) for column in inputs]).any(0)
+    return cast(npt.NDArray[np.bool_], found.numpy())

@@ -87,6 +87,8 @@ class OnlineSession:
         self.position = Position()
         self.learned = 0
         """Rows learned from, over all runs."""
+        self.unsaved = ""
+        """Why the latest of what was learned is in no checkpoint; empty where it is in one."""
         self._pending: _Pending | None = None
         self.outcomes: list[TrainOutcome] = []
         """Of the candidates judged since this session began."""
@@ -109,14 +111,23 @@ class OnlineSession:
             self._learn(batch, tested)
             taken += len(batch)
             if self.learner.batches - saved >= self.job.save_every:
-                self.save()
+                self._keep()
                 saved = self.learner.batches
         if taken and self.learner.batches > saved:
-            self.save()
+            self._keep()
         return taken
 
+    def _keep(self) -> None:
+        """Saves; a disk that is full costs the checkpoint and not what is learned."""
+        try:
+            self.save()
+        except OSError as error:
+            self.unsaved = str(error)
+            self.metrics[names.TRAINING_CHECKPOINTS].labels(self.job.task.model, "failed").inc()
+            _log.warning("what %s learned was not saved: %s", self.job.task.model, error)
+
     def save(self) -> None:
-        """Writes learner, position and pending candidate as one checkpoint."""
+        """Writes learner, position and pending candidate as one checkpoint. OSError where it cannot be written."""
         pending: dict[str, Any] | None = None
         if self._pending is not None:
             table = pa.concat_tables(self._pending.rows) if self._pending.rows else None
@@ -136,6 +147,7 @@ class OnlineSession:
             "pending": pending,
         }
         self._store.save(self.learned, state)
+        self.unsaved = ""
 
     # --- one batch ----------------------------------------------------------------------------------------------------
     def _learn(self, batch: pa.Table, tested: Callable[[pa.Table, Tested], object] | None) -> None:
@@ -147,7 +159,7 @@ class OnlineSession:
         self._show(len(batch), late, done)
         if tested is not None:
             tested(batch, done)
-        self._consider(batch)
+        self._consider(batch.filter(pa.array(done.usable)))
 
     def _consider(self, batch: pa.Table) -> None:
         """Hands the batch to the candidate that waits, or makes one of the learner as it is now."""
@@ -160,7 +172,7 @@ class OnlineSession:
             if len(table) >= enough and groups >= self.job.gate.min_groups:
                 self.outcomes.append(self._judge(self._pending, table))
                 self._pending = None
-                self.save()
+                self._keep()
         elif config.publish_every and self.learner.batches % config.publish_every == 0:
             self._pending = _Pending(self.learner.batches, self.learner.frozen())
 
@@ -202,7 +214,14 @@ class OnlineSession:
 
     def _show(self, rows: int, late: int, done: Tested) -> None:
         model, metrics, learner = self.job.task.model, self.metrics, self.learner
-        (self._learned if done.outcome == "learned" else self._skipped).inc(rows)
+        usable = int(done.usable.sum())
+        (self._learned if done.outcome == "learned" else self._skipped).inc(usable)
+        if usable < rows:
+            self._skipped.inc(rows - usable)
+            _log.warning(
+                "%d of %d events of %s are left out: labels other than 0 and 1, or features that give no number",
+                rows - usable, rows, model,
+            )  # fmt: skip
         if late:
             metrics[names.ONLINE_LATE].labels(model).inc(late)
         for who, scores in (("online", learner.online), ("champion", learner.champion)):
@@ -266,7 +285,7 @@ def learn_online(
 ) -> int:
     """Learns as events come, until `stop` says so; with `until_idle` until the lake has no more, to its last row.
 
-    Gives the rows learned.
+    Gives the rows learned. OSError where the last of them cannot be saved.
     """
     learned = 0
     while not stop():
@@ -276,6 +295,8 @@ def learn_online(
             break
         if not rows:
             sleep(idle_seconds)
+    if session.unsaved:
+        session.save()
     return learned
 
 

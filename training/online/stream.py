@@ -7,7 +7,8 @@ at most `lateness` older than the newest that was taken: the position knows whic
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,10 @@ class LabelledStream:
     """Events within so long of the newest labelled one wait for the labels of their neighbours."""
     since: float | None = None
     """Event time (unix seconds) from which events are wanted at all."""
+    ahead: float = 300.0
+    """How far an event's time may lie beyond the clock; later ones wait until then: a sender whose clock is wrong must
+    not make all others' events too late."""
+    clock: Callable[[], float] = time.time
 
     def read(self, position: Position) -> pa.Table:
         """What is there now beyond a position: the task's columns, ID and TIME (nanoseconds), in order of time.
@@ -81,10 +86,12 @@ class LabelledStream:
         columns[TIME] = events.column("time").cast(pa.int64())
         rows = pa.table(columns)
         rows = labelled(self.task, rows.filter(pc.is_valid(rows.column(self.task.group))))
-        wanted = ~np.isin(rows.column(ID).to_numpy(), position.taken)
         times = rows.column(TIME).to_numpy()
-        if len(times) and self.delay:
-            wanted &= times <= times.max() - round(self.delay * 1e9)
+        # To the nanosecond: what the position has forgotten must not come again by a rounding of seconds.
+        wanted = (times >= position.newest - self._lateness) & (times <= round((self.clock() + self.ahead) * 1e9))
+        if wanted.any() and self.delay:
+            wanted &= times <= times[wanted].max() - round(self.delay * 1e9)
+        wanted &= ~np.isin(rows.column(ID).to_numpy(), position.taken)
         return rows.filter(pa.array(wanted))
 
     def after(self, position: Position, rows: pa.Table) -> Position:

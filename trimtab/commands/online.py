@@ -83,6 +83,8 @@ def run_online(
                 signal.signal(number, handler)
     except (DataError, ArtifactError, RegistryError, CheckpointError, BadBatch, ValueError) as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"what was learned could not be written to {out}: {error}; run it again, from where it was saved")
     push(settings.intake_url, _JOB, metrics, grouping={"instance": task.model})
     learner = session.learner
     said = {

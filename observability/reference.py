@@ -16,7 +16,7 @@ from observability.cells import Floats, Kind, ProfileError
 from observability.columns import Column, NumericColumn, free_column, reference_column
 from observability.events import FEATURE, PREDICTION
 from observability.joint import MAX_COLUMNS, Joint
-from observability.kinds import KINDS, is_free_text, kind_of_type
+from observability.kinds import KINDS, is_free_text, is_string, kind_of_type
 from observability.scout import Scout
 from observability.tables import Rows, Stream
 
@@ -102,7 +102,7 @@ def _scouted(
                 continue
             values = piece.column(name)
             if name not in scouts:
-                refined = _refined(kind, values, kinds)
+                refined = _refined(kind, _as_declared(values, stream.schema.field(name).type), kinds)
                 scouts[name] = Scout(refined, stream.rows or 0, together)
             scout = scouts[name]
             fitted(name, scout.kind, values.type, lambda s=scout, v=values, o=start: s.add(v, o))  # type: ignore[misc]
@@ -121,7 +121,8 @@ def free_layout(source: Rows | Stream, kinds: Mapping[str, Kind] | None) -> Layo
         nothing = {name: pa.chunked_array([], types[name]) for name in source.names}
 
         def read(name: str) -> pa.ChunkedArray:
-            return first.column(name) if first is not None and name in first.names else nothing[name]
+            found = first.column(name) if first is not None and name in first.names else nothing[name]
+            return _as_declared(found, types[name])
 
         return free_layout(Rows(source.names, 0, read), kinds)
     chosen, left_out = _chosen(source.names, lambda name: source.column(name).type, kinds)
@@ -191,8 +192,18 @@ def _chosen(
     return chosen, left_out
 
 
+def _as_declared(values: pa.ChunkedArray, declared: pa.DataType) -> pa.ChunkedArray:
+    """The values as texts where the table says that they are: Parquet's own dictionaries are read for all text."""
+    if is_string(declared) and pa.types.is_dictionary(values.type):
+        return values.cast(values.type.value_type)
+    return values
+
+
 def _refined(kind: Kind, values: pa.ChunkedArray, kinds: Mapping[str, Kind] | None) -> Kind:
-    return "text" if kinds is None and kind == "categorical" and is_free_text(values) else kind
+    try:
+        return "text" if kinds is None and kind == "categorical" and is_free_text(values) else kind
+    except UnicodeDecodeError:  # told with the column's name by what counts it
+        return kind
 
 
 def _floats(values: pa.ChunkedArray, length: int) -> Floats:

@@ -20,6 +20,8 @@ from observability.kinds import is_string
 # A piece of a stream takes about so many bytes, in so many rows.
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, (4_096, 65_536)
 
+_PARQUET = (".parquet", ".pq")
+
 Data = Any
 """pa.Table, pa.RecordBatch, pa.RecordBatchReader (updates only), a pyarrow.dataset.Dataset, a pandas.DataFrame, arrays
 or lists by name, a path of Parquet (file, folder or pattern), or what speaks Arrow's C stream interface (polars)."""
@@ -184,8 +186,10 @@ def _files(path: str | Path) -> list[Path]:
     if given.is_dir():
         found: Iterable[Path] = (
             file
-            for file in given.rglob("*.parquet")
-            if not any(part.startswith(("_", ".")) for part in file.relative_to(given).parts)
+            for file in given.rglob("*")
+            if file.suffix.lower() in _PARQUET
+            and file.is_file()
+            and not any(part.startswith(("_", ".")) for part in file.relative_to(given).parts)
         )
     elif given.exists():
         found = [given]
@@ -193,7 +197,7 @@ def _files(path: str | Path) -> list[Path]:
         found = (Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
     files = sorted(found)
     if not files:
-        raise ProfileError(f"there is no Parquet at {path}: give a file, a folder of *.parquet, or a pattern")
+        raise ProfileError(f"there is no Parquet at {path}: give a file, a folder of *.parquet or *.pq, or a pattern")
     return files
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from collectors.drift.comparison import Comparison, Mode, Sides
+from collectors.drift.encoding import told_encoding
 from collectors.drift.inputs import Data, opened
 from collectors.drift.methods import ALIASES
 from collectors.drift.parts import duration_ms, since_when
@@ -70,14 +71,15 @@ def compare(
     else:
         sides = Sides(opened(reference, "the reference"), opened(current, "the current table"))
     show = progress or silent
-    found = compare_sides(sides, mode, options, columns, kinds, show, started)
-    if by is not None:
-        values, only = compare_values(sides, by, found.mode, options, columns, kinds, show, given=mode is not None)
-        found = replace(found, by=by, values=values, values_only_in=only, seconds=clock.perf_counter() - started)
-    if width is not None and time is not None:
-        windows = compare_windows(sides, time, width, options, columns, kinds, show)
-        since, seconds = since_when(windows), clock.perf_counter() - started
-        found = replace(found, time=time, windows=windows, since=since, seconds=seconds)
+    with told_encoding(sides):
+        found = compare_sides(sides, mode, options, columns, kinds, show, started)
+        if by is not None:
+            values, only = compare_values(sides, by, found.mode, options, columns, kinds, show, given=mode is not None)
+            found = replace(found, by=by, values=values, values_only_in=only, seconds=clock.perf_counter() - started)
+        if width is not None and time is not None:
+            windows = compare_windows(sides, time, width, options, columns, kinds, show)
+            since, seconds = since_when(windows), clock.perf_counter() - started
+            found = replace(found, time=time, windows=windows, since=since, seconds=seconds)
     return found
 
 
@@ -91,12 +93,13 @@ def saved_profile(
     if not opened_reference.rows:
         raise InputError(f"{opened_reference.name} has no rows: there is nothing to make bins and categories from")
     sides: Sides[Source | Profile] = Sides(opened_reference, opened_reference)
-    plan = planned(sides, columns, kinds)
-    if not plan.compared:
-        told = "; ".join(f"{column.name!r}: {column.reason}" for column in plan.columns[:5])
-        raise InputError(f"no column of {opened_reference.name} can be profiled: {told}")
-    left_out = {column.name: column.reason for column in plan.columns if column.kind is None}
-    return replace(profiles_of(sides, plan, silent).reference, left_out=left_out).to_json()
+    with told_encoding(sides):
+        plan = planned(sides, columns, kinds)
+        if not plan.compared:
+            told = "; ".join(f"{column.name!r}: {column.reason}" for column in plan.columns[:5])
+            raise InputError(f"no column of {opened_reference.name} can be profiled: {told}")
+        left_out = {column.name: column.reason for column in plan.columns if column.kind is None}
+        return replace(profiles_of(sides, plan, silent).reference, left_out=left_out).to_json()
 
 
 def _window(window: str | None, time: str | None) -> int | None:

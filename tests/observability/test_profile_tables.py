@@ -85,6 +85,37 @@ def test_every_source_gives_the_same_counts(flights: pa.Table, parquet: Path) ->
     assert counted(reference.empty().updated(str(parquet), threads=2)) == counted(reference)
 
 
+def test_free_text_in_files_is_text_and_not_categories(tmp_path: Path) -> None:
+    words = np.random.default_rng(2).choice(["kalt", "naß", "grau", "windig"], (3_000, 7))
+    table = pa.table({"note": [" ".join(row) for row in words], "word": words[:, 0]})
+    pq.write_table(table, tmp_path / "notes.parquet")
+    in_memory = Profile.of(table)
+    assert [column.kind for column in in_memory.columns.values()] == ["text", "categorical"]
+
+    assert counted(Profile.of(tmp_path / "notes.parquet")) == counted(in_memory)
+    free = Profile.without_reference(tmp_path / "notes.parquet")
+    assert [column.kind for column in free.columns.values()] == ["text", "categorical"]
+
+
+def test_text_that_is_not_utf_8_is_told_by_its_column() -> None:
+    offsets = pa.py_buffer(np.arange(901, dtype=np.int32))
+    latin_1 = pa.Array.from_buffers(pa.utf8(), 900, [None, offsets, pa.py_buffer(b"\xfc" * 900)])
+
+    for values in (latin_1, latin_1.dictionary_encode()):
+        with pytest.raises(ProfileError, match=r"column 'ort' of type .* utf-8"):
+            Profile.of(pa.table({"ort": values}))
+
+
+def test_a_folder_is_all_of_its_parquet_however_it_is_named(tmp_path: Path) -> None:
+    table = pa.table({"x": np.arange(100.0)})
+    (tmp_path / "spark.parquet").mkdir()
+    for name in ("a.parquet", "B.PARQUET", "c.pq", "spark.parquet/part-0.snappy.parquet"):
+        pq.write_table(table, tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no Parquet")
+
+    assert Profile.of(tmp_path).columns["x"].rows == 400
+
+
 def test_a_reference_from_files_is_that_of_the_table(flights: pa.Table, parquet: Path) -> None:
     in_memory = Profile.of(flights, joint=True, threads=2)
 

@@ -102,7 +102,7 @@ def test_text_that_is_not_utf_8_is_told_by_its_column() -> None:
     latin_1 = pa.Array.from_buffers(pa.utf8(), 900, [None, offsets, pa.py_buffer(b"\xfc" * 900)])
 
     for values in (latin_1, latin_1.dictionary_encode()):
-        with pytest.raises(ProfileError, match=r"column 'ort' of type .* utf-8"):
+        with pytest.raises(ProfileError, match=r"column 'ort' of type .*utf-8"):
             Profile.of(pa.table({"ort": values}))
 
 

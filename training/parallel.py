@@ -149,6 +149,7 @@ def prepare(folder: str, **_: Any) -> dict[str, Any]:
     """Loads and reads what all ranks share, once, before they are forked."""
     sharding.load()
     network, rows = read_work(Path(folder))
+    rows.digest  # noqa: B018 - taken here, once for all ranks of all attempts
     return {"network": network, "rows": rows}
 
 

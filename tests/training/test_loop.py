@@ -100,6 +100,23 @@ def test_checkpoints_of_other_settings_are_refused_with_the_remedy(make_trainer,
         make_trainer(dataclasses.replace(CONFIG, learning_rate=0.03), tmp_path)[0].run()
 
 
+@pytest.mark.parametrize("altered", ["labels", "a feature", "a missing value"])
+def test_checkpoints_of_other_rows_are_refused_though_number_and_labels_add_up(
+    make_trainer, tmp_path: Path, altered: str
+):
+    make_trainer(CONFIG, tmp_path)[0].run()
+    trainer, _, rows = make_trainer(CONFIG, tmp_path)
+    if altered == "labels":
+        rows.labels.copy_(rows.labels.flip(0))
+    elif altered == "a feature":
+        rows.inputs[1][17] += 1e-3
+    else:
+        rows.inputs[2][17] = math.nan if rows.inputs[2][17].isfinite() else 0.0
+
+    with pytest.raises(ResumeError, match="other settings, data or network"):
+        trainer.run()
+
+
 def test_a_poisoned_row_costs_its_steps_and_spoils_no_weight(make_trainer, monitor: TrainingMonitor):
     trainer, network, _ = make_trainer(poison=[17])
 

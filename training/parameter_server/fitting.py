@@ -58,6 +58,7 @@ def fit_on_servers(
     # How many workers there are, and how far apart, may change; what shapes the steps may not.
     shaping = {name: value for name, value in asdict(config).items() if name not in ("device", "threads")}
     begun = {**shaping, "servers": form.servers, "rule": form.rule, "parameters": layout.fingerprint}
+    begun["data"] = rows.digest
     check_same(folder / _SETTINGS, begun, "settings")
     write_work(folder, network, rows)
     cluster = Cluster(

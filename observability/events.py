@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,9 @@ from observability import names
 from observability.event_names import FEATURE as FEATURE
 from observability.event_names import MEDIA_TYPE as MEDIA_TYPE
 from observability.event_names import PREDICTION as PREDICTION
-from observability.laid_columns import laid
+from observability.laid_columns import LaidRows, laid
 
+Batches: TypeAlias = pa.RecordBatch | LaidRows | Sequence[pa.RecordBatch | LaidRows]
 ARMS = ("stable", "canary", "hold_back", "shadow", "forced")
 """Who answered: `hold_back` is the version before, beside a promoted one; `forced` if the caller named the version or a
 header did. A variant of an experiment is `ab:NAME`.
@@ -104,14 +105,14 @@ def label_batch(ids: Any, model: Any, labels: Any, time_ns: Any) -> pa.RecordBat
     return pa.RecordBatch.from_arrays(arrays, schema=LABELS)
 
 
-def to_ipc(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> bytes:
+def to_ipc(batches: Batches) -> bytes:
     """The batches as one Arrow IPC stream; columns that some lack are null there. BadBatch if types clash."""
     return ipc_buffer(batches).to_pybytes()  # type: ignore[no-any-return]
 
 
-def ipc_buffer(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> pa.Buffer:
+def ipc_buffer(batches: Batches) -> pa.Buffer:
     """The same, not copied: a large body takes the interpreter's lock for as long as its copy takes."""
-    several = _of_one_schema(batches)
+    several = _arrow(_of_one_schema(batches))
     # A stream that grows copies what it holds, and touches new memory, each time.
     counted = pa.MockOutputStream()
     _write_stream(counted, several)
@@ -120,14 +121,14 @@ def ipc_buffer(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> pa.Buffer:
     return buffer
 
 
-def ipc_pieces(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> list[memoryview]:
+def ipc_pieces(batches: Batches) -> list[memoryview]:
     """The same in pieces that are to be sent behind each other: columns stay where they are, and must not change."""
     several = _of_one_schema(batches)
     pieces = laid(several)
     if pieces is not None:
         return pieces
     kept = _Pieces()
-    _write_stream(pa.PythonFile(kept, "w"), several)
+    _write_stream(pa.PythonFile(kept, "w"), _arrow(several))
     return kept.pieces
 
 
@@ -151,13 +152,18 @@ class _Pieces:
         """The pieces are read later."""
 
 
-def _of_one_schema(batches: pa.RecordBatch | Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    several = [batches] if isinstance(batches, pa.RecordBatch) else list(batches)
+def _of_one_schema(batches: Batches) -> list[pa.RecordBatch | LaidRows]:
+    several = [batches] if isinstance(batches, (pa.RecordBatch, LaidRows)) else list(batches)
     if not several:
         raise BadBatch("there is no batch to write: an Arrow stream needs a schema")
-    if any(batch.schema != several[0].schema for batch in several):
-        several = _unified(several)
+    schema = several[0].schema
+    if any(batch.schema is not schema and batch.schema != schema for batch in several):
+        several = _unified(_arrow(several))
     return several
+
+
+def _arrow(batches: Sequence[pa.RecordBatch | LaidRows]) -> list[pa.RecordBatch]:
+    return [batch.arrow() if isinstance(batch, LaidRows) else batch for batch in batches]
 
 
 def _write_stream(sink: pa.NativeFile, batches: Sequence[pa.RecordBatch]) -> None:

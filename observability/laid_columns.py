@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +26,42 @@ _HEAD_BYTES = _HEAD.size - 8
 _TEXT = pa.utf8()
 
 
-def laid(batches: Sequence[pa.RecordBatch]) -> list[memoryview] | None:
+@dataclass(frozen=True, slots=True)
+class LaidRows:
+    """A record batch that is only to be sent, by its buffers: making Arrow's of them takes longer than sending it.
+
+    `schema_message` is the schema as a stream begins with it; `nodes` are values and nulls of each array, `buffers`
+    each array's as Arrow has them (an empty one where there is no null), all of bytes.
+    """
+
+    schema: pa.Schema
+    schema_message: memoryview
+    num_rows: int
+    nodes: Sequence[int]
+    buffers: Sequence[memoryview]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def arrow(self) -> pa.RecordBatch:
+        """The same as Arrow has it, copied."""
+        pieces = [self.schema_message, *_message(self.num_rows, self.nodes, self.buffers), _END]
+        return pa.ipc.open_stream(b"".join(pieces)).read_next_batch()
+
+
+def laid(batches: Sequence[pa.RecordBatch | LaidRows]) -> list[memoryview] | None:
     """The stream of batches of one schema as pieces behind each other; None where a column is not of a plain kind.
 
     Plain are numbers, times, true and false, texts, and lists of a fixed size of numbers, from their arrays' start on.
     """
-    pieces = [memoryview(batches[0].schema.serialize())]
+    first = batches[0]
+    pieces = [first.schema_message if isinstance(first, LaidRows) else memoryview(first.schema.serialize())]
     for batch in batches:
+        if isinstance(batch, LaidRows):
+            pieces += _message(batch.num_rows, batch.nodes, batch.buffers)
+            continue
         nodes: list[int] = []
         buffers: list[memoryview] = []
         if not batch.num_rows or not all(_lay(column, nodes, buffers) for column in batch.columns):
@@ -58,6 +88,15 @@ def _message(rows: int, nodes: Sequence[int], buffers: Sequence[memoryview]) -> 
         if buffer.nbytes % 8:
             pieces.append(_ZEROS[: -buffer.nbytes % 8])
     return pieces
+
+
+def lay(column: pa.Array) -> tuple[list[int], list[memoryview]]:
+    """An array's nodes and buffers. Raises ValueError where it is not plain."""
+    nodes: list[int] = []
+    buffers: list[memoryview] = []
+    if not _lay(column, nodes, buffers):
+        raise ValueError(f"an array of {column.type} cannot be laid out")
+    return nodes, buffers
 
 
 def _lay(column: pa.Array, nodes: list[int], buffers: list[memoryview]) -> bool:

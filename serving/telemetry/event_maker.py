@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from observability.event_names import FEATURE
 from observability.events import event_batch
+from observability.laid_columns import LaidRows
 from observability.tracing import format_trace_id
 from serving.calls import Call
 from serving.garbage import look_for_pandas
@@ -31,7 +32,7 @@ LeftOut = Callable[[str, int], frozenset[str]]
 class EventSink(Protocol):
     """Where event batches go; `observability.EventExporter` is one."""
 
-    def put(self, item: pa.RecordBatch) -> None: ...
+    def put(self, item: pa.RecordBatch | LaidRows) -> None: ...
 
     def close(self, timeout: float) -> object: ...
 

@@ -13,14 +13,15 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from observability.events import TIME
 from observability.native import compiled
 from serving.protocol.tensors import Array
 from serving.telemetry.memory import Bytes, Memory
 from serving.telemetry.runs import Floats, Integers, Run
 
+Integers32 = npt.NDArray[np.int32]
 # Digits of a number that are copied from a table.
 _DIGITS = 4
 # Columns begin at whole multiples of so many bytes, as Arrow advises.
@@ -29,12 +30,22 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The columns, one value a row each; `values` in the order of outputs, one column a value of theirs."""
+    """The columns, one value a row each: ids as Arrow has texts, times in unix nanoseconds, latencies in seconds.
 
-    ids: pa.Array
-    times: pa.Array
-    latencies: pa.Array
-    values: list[list[pa.Array]]
+    `values` are in the order of outputs, each [values a row, rows] of doubles.
+    """
+
+    offsets: Integers32
+    text: Bytes
+    times: Integers
+    latencies: Floats
+    values: list[Floats]
+
+    @property
+    def ids(self) -> pa.Array:
+        """The ids as an array of Arrow's."""
+        buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.text)]
+        return pa.Array.from_buffers(pa.utf8(), len(self.offsets) - 1, buffers)
 
 
 @cache
@@ -52,8 +63,12 @@ def written(run: Run, prefix: bytes, first: int, unix: float, memory: Memory) ->
     outputs = [output.reshape(run.column.rows, -1) for output in run.outputs]
     library = native()
     if library is None:
-        times, latencies = _times(requests, arrived, done, unix)
-        return Rows(row_ids(prefix, first, requests), times, latencies, [_values(output.T) for output in outputs])
+        # Whole microseconds: beyond them the sum of two clocks as floats says nothing.
+        times = ((np.repeat(done, requests) + unix) * 1e6).astype(np.int64) * 1000
+        return Rows(
+            *row_ids(prefix, first, requests), times, np.repeat(done - arrived, requests),
+            [np.ascontiguousarray(output.T, np.float64) for output in outputs],
+        )  # fmt: skip
     rows, most = run.column.rows, int(requests.max(initial=1))
     longest = len(prefix) + 1 + len(str(first + len(requests)))
     if most > 1 or requests.min(initial=1) < 1:
@@ -72,12 +87,11 @@ def written(run: Run, prefix: bytes, first: int, unix: float, memory: Memory) ->
         rows, offsets.ctypes.data, text.ctypes.data, times.ctypes.data, latencies.ctypes.data, places.ctypes.data,
         len(places),
     )  # fmt: skip
-    ids = pa.Array.from_buffers(pa.utf8(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text[: offsets[-1]])])
     values = [
-        _values(flat.reshape(output.shape[::-1]) if len(flat) else output.T)
+        flat.reshape(output.shape[::-1]) if len(flat) else np.ascontiguousarray(output.T, np.float64)
         for output, flat in zip(outputs, columns, strict=True)
     ]
-    return Rows(ids, pa.array(times).view(TIME), pa.array(latencies), values)
+    return Rows(offsets, text[: offsets[-1]], times, latencies, values)
 
 
 def _columns(memory: Memory, *kinds: tuple[type[np.generic], int]) -> list[Array]:
@@ -90,20 +104,10 @@ def _columns(memory: Memory, *kinds: tuple[type[np.generic], int]) -> list[Array
     return [np.ndarray(length, kind, block, place) for (kind, length), place in zip(kinds, places, strict=True)]
 
 
-def _times(requests: Integers, arrived: Floats, done: Floats, unix: float) -> tuple[pa.Array, pa.Array]:
-    latencies = np.repeat(done - arrived, requests)
-    # Whole microseconds: beyond them the sum of two clocks as floats says nothing.
-    times = ((np.repeat(done, requests) + unix) * 1e6).astype(np.int64) * 1000
-    return pa.array(times).view(TIME), pa.array(latencies)
-
-
-def _values(columns: Array) -> list[pa.Array]:
-    """An output's values, [values, rows], one column a value."""
-    return [pa.array(column) for column in np.ascontiguousarray(columns, np.float64)]
-
-
-def row_ids(prefix: bytes, first: int, requests: Integers) -> pa.Array:
-    """`PREFIX-NUMBER` of each request from the `first` number on, with `/ROW` behind it where it has several rows."""
+def row_ids(prefix: bytes, first: int, requests: Integers) -> tuple[Integers32, Bytes]:
+    """Offsets and text of the ids: `PREFIX-NUMBER` of each request from the `first` number on, with `/ROW` behind it
+    where it has several rows.
+    """
     parts: list[Array] = []
     lengths: list[Array] = []
     ends = [*(np.flatnonzero(np.diff(requests)) + 1).tolist(), len(requests)]
@@ -117,8 +121,7 @@ def row_ids(prefix: bytes, first: int, requests: Integers) -> pa.Array:
     widths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
     offsets = np.zeros(len(widths) + 1, np.int32)
     np.cumsum(widths, out=offsets[1:])
-    text = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-    return pa.Array.from_buffers(pa.utf8(), len(widths), [None, pa.py_buffer(offsets), pa.py_buffer(text)])
+    return offsets, np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
 def _runs(first: int, count: int) -> Iterator[tuple[int, int, int]]:

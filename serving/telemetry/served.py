@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from observability.events import FEATURE, METADATA, PREDICTION
+from observability.laid_columns import LaidRows, lay
 from serving.protocol.signature import Input, Signature, Values
 from serving.protocol.tensors import WIRE_TYPES, Array
 from serving.router import Choice
@@ -25,8 +26,10 @@ from serving.telemetry.rows import written
 from serving.telemetry.runs import Run
 
 _CONSTANTS = ("model", "version", "arm", "release", "propensity", "outcome", "trace_id", "attributes")
-
 _TRACE_ID = _CONSTANTS.index("trace_id")
+_NOTHING = memoryview(b"")
+# The nodes and buffers of one column.
+_Laid = tuple[Sequence[int], Sequence[memoryview]]
 
 
 @dataclass(slots=True)
@@ -41,32 +44,51 @@ class EventForm:
     """Columns of features that events go without."""
     memory: Memory = field(default_factory=Memory)
     _schema: pa.Schema | None = None
-    _constants: dict[str, pa.Array] = field(default_factory=dict)
+    _schema_message: memoryview = _NOTHING
+    _constants: list[pa.Array] = field(default_factory=list)
     _capacity: int = 0
+    _laid: list[_Laid] = field(default_factory=list)
+    _laid_rows: int = -1
 
-    def events(self, run: Run, first: int, unix: float) -> pa.RecordBatch:
+    def events(self, run: Run, first: int, unix: float) -> LaidRows:
         """One event a row of a run whose first request has the number `first`.
 
         `unix` is what has to be added to the clock of calls for unix time, seconds.
         """
         rows = written(run, self.prefix, first, unix, self.memory)
-        values: dict[str, pa.Array] = {}
-        column = self.signature.inputs[0]
-        if recorded(column) and FEATURE + column.name not in self.left_out:
-            values[FEATURE + column.name] = feature(column, [run.column.array()])
-        for output, columns in zip(self.signature.outputs, rows.values, strict=True):
-            named = zip(names_of(output.name, len(columns)), columns, strict=True)
-            values |= {PREDICTION + name: of_name for name, of_name in named}
-        constants = self._repeated(len(rows.ids))
+        count = run.column.rows
+        constants = self._repeated(count)
         if (traced := run.trace_ids()) is not None:
-            constants[_TRACE_ID] = _sparse(len(rows.ids), *traced)
-        arrays = [rows.ids, rows.times, *constants[:6], rows.latencies, *constants[6:], *values.values()]
-        if self._schema is None or len(self._schema) != len(arrays):
-            kinds = [pa.field(name, array.type) for name, array in values.items()]
-            self._schema = pa.schema([*METADATA, *kinds])
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+            constants = [*constants]
+            constants[_TRACE_ID] = lay(_sparse(count, *traced))
+        columns: list[_Laid] = [
+            ((count, 0), (_NOTHING, _bytes(rows.offsets), _bytes(rows.text))), _numbers(rows.times), *constants[:6],
+            _numbers(rows.latencies), *constants[6:],
+        ]  # fmt: skip
+        column = self.signature.inputs[0]
+        told = recorded(column) and FEATURE + column.name not in self.left_out
+        if told:
+            columns.append(_feature(column, run.column.array()))
+        columns += [_numbers(values) for of_output in rows.values for values in of_output]
+        if self._schema is None or len(self._schema) != len(columns):
+            self._schema = self._columns(told, [len(of_output) for of_output in rows.values])
+            self._schema_message = memoryview(self._schema.serialize())
+        nodes = [number for of_column, _ in columns for number in of_column]
+        buffers = [buffer for _, of_column in columns for buffer in of_column]
+        return LaidRows(self._schema, self._schema_message, count, nodes, buffers)
 
-    def _repeated(self, rows: int) -> list[pa.Array]:
+    def _columns(self, told: bool, widths: Sequence[int]) -> pa.Schema:
+        """The schema, with the input if it is `told` and so many values of each output."""
+        fields: list[pa.Field] = [*METADATA]
+        column = self.signature.inputs[0]
+        if told:
+            value = pa.float64() if column.datatype == "FP64" or not column.shape else pa.float32()
+            fields.append(pa.field(FEATURE + column.name, pa.list_(value, column.size) if column.shape else value))
+        for output, width in zip(self.signature.outputs, widths, strict=True):
+            fields += [pa.field(PREDICTION + name, pa.float64()) for name in names_of(output.name, width)]
+        return pa.schema(fields)
+
+    def _repeated(self, rows: int) -> list[_Laid]:
         """The columns of `_CONSTANTS`, in the order of METADATA."""
         if rows > self._capacity:
             self._capacity = max(1024, 1 << (rows - 1).bit_length())
@@ -74,11 +96,29 @@ class EventForm:
             given: tuple[Any, ...] = (
                 self.model, str(choice.version), choice.arm, choice.release, choice.propensity, "ok", None, None,
             )  # fmt: skip
-            self._constants = {
-                name: pa.repeat(pa.scalar(value, METADATA.field(name).type), self._capacity)
+            self._constants = [
+                pa.repeat(pa.scalar(value, METADATA.field(name).type), self._capacity)
                 for name, value in zip(_CONSTANTS, given, strict=True)
-            }
-        return [array.slice(0, rows) for array in self._constants.values()]
+            ]
+        if rows != self._laid_rows:
+            self._laid, self._laid_rows = [lay(array.slice(0, rows)) for array in self._constants], rows
+        return self._laid
+
+
+def _bytes(values: Array) -> memoryview:
+    return values.data.cast("B") if values.size else _NOTHING
+
+
+def _numbers(values: Array) -> _Laid:
+    return (len(values), 0), (_NOTHING, _bytes(values))
+
+
+def _feature(column: Input, values: Array) -> _Laid:
+    """The float input of the shortcut, as `feature` has it."""
+    if not column.shape:
+        return _numbers(values.astype(np.float64).reshape(-1))
+    values = values.astype(np.float64 if column.datatype == "FP64" else np.float32, copy=False).reshape(-1)
+    return (len(values) // column.size, 0, len(values), 0), (_NOTHING, _NOTHING, _bytes(values))
 
 
 def _sparse(rows: int, places: npt.NDArray[np.int64], texts: Sequence[str]) -> pa.Array:

@@ -109,7 +109,8 @@ def make_version(
     try:
         outcome = _made(making, registry, monitor, run, beside, joint, Steps(making.out, [events]), known)
     except BaseException as error:
-        events.finished(time.time(), "failed", f"{type(error).__name__}: {error}", None)
+        ended = "failed" if isinstance(error, Exception) else "aborted"
+        events.finished(time.time(), ended, f"{type(error).__name__}: {error}", None)
         raise
     events.finished(time.time(), outcome.outcome, outcome.reason, outcome.version)
     return outcome

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import platform
 import traceback
 import uuid
@@ -28,6 +29,7 @@ ENDPOINT = "/api/v1/lineage"
 # Namespace of the run ids: a run that goes on has the ids that it began with.
 _RUNS = uuid.uuid5(uuid.NAMESPACE_URL, PRODUCER)
 _SPEC = "https://openlineage.io/spec/facets"
+_MOST_MISSED = 2
 _log = logging.getLogger(__name__)
 EventType = Literal["START", "COMPLETE", "FAIL", "ABORT"]
 
@@ -55,9 +57,14 @@ class LineageSink:
     url: str = ""
     """Of a server that speaks OpenLineage, such as http://marquez:5000; without a path, /api/v1/lineage."""
     timeout: float = 5.0
+    _missed: list[str] = field(default_factory=list, init=False, repr=False)
 
     def send(self, event: Mapping[str, Any]) -> None:
-        """Appends to the file, posts to the endpoint."""
+        """Appends to the file, posts to the endpoint, but not to one that failed twice in a row: a run waits for it.
+
+        Numbers that are not finite, of which JSON has none, are null.
+        """
+        event = _finite(event)
         if self.path is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +72,18 @@ class LineageSink:
                     file.write(json.dumps(event, allow_nan=False) + "\n")
             except OSError as error:
                 _log.warning("the lineage was not written to %s: %s", self.path, error)
-        if self.url:
+        if self.url and len(self._missed) < _MOST_MISSED:
             # Most trainings tell no server: they do not wait for its client.
             import httpx
 
             url = self.url if urlsplit(self.url).path.strip("/") else self.url.rstrip("/") + ENDPOINT
             try:
                 httpx.post(url, json=event, timeout=self.timeout).raise_for_status()
+                self._missed.clear()
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                _log.warning("the lineage was not taken by %s: %s", url, error)
+                self._missed.append(str(error))
+                last = "; it is not asked again by this run" if len(self._missed) == _MOST_MISSED else ""
+                _log.warning("the lineage was not taken by %s: %s%s", url, error, last)
 
 
 class LineageEvents:
@@ -103,12 +113,13 @@ class LineageEvents:
         self._emit("START", None, time, inputs=[self._source])
 
     def finished(self, time: float, outcome: str, reason: str, version: int | None) -> None:
-        """The whole run ends: completed, rejected or failed."""
+        """The whole run ends: completed, rejected, failed, or aborted by somebody."""
         facets = {"trimtab_outcome": _facet("trimtab", {"outcome": outcome, "reason": reason, "version": version})}
-        if outcome == "failed":
+        kind: EventType = {"failed": "FAIL", "aborted": "ABORT"}.get(outcome, "COMPLETE")  # type: ignore[assignment]
+        if kind != "COMPLETE":
             facets["errorMessage"] = _error(reason, None)
         outputs = [] if version is None else [self._version(version)]
-        self._emit("FAIL" if outcome == "failed" else "COMPLETE", None, time, facets, [self._source], outputs)
+        self._emit(kind, None, time, facets, [self._source], outputs)
 
     def began(self, name: str, time: float) -> None:
         """See `StepObserver`."""
@@ -245,3 +256,12 @@ def _error(message: str, error: BaseException | None) -> dict[str, Any]:
     if error is not None:
         said["stackTrace"] = "".join(traceback.format_exception(error))
     return _facet("1-0-1/ErrorMessageRunFacet", said)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for each number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -112,7 +113,8 @@ def supervised(
 ) -> TrainOutcome:
     """Runs `learn` under a monitor; an error becomes a failed outcome. Counts the outcome and pushes the metrics."""
     began = time.time()
-    run = run_of(out, run or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began)))
+    # Two runs that begin in one second must not be one to those who watch or keep lineage.
+    run = run_of(out, run or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(began))}-{uuid.uuid4().hex[:6]}")
     metrics = metrics or Metrics()
     watched = TrainingMonitor(model, run=run, metrics=metrics, device=device)
     with _pushing(push_url, model, metrics), watched as monitor:

@@ -253,6 +253,50 @@ def test_events_tell_of_data_code_and_parents_and_reach_an_endpoint(job: TrainJo
     assert written[-1]["outputs"][0]["facets"]["version"]["datasetVersion"] == "1"
 
 
+def test_a_run_that_is_interrupted_is_aborted_and_two_of_one_second_are_two(
+    job: TrainJob, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def register(self, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.run.time.strftime", lambda *_: "20240101T000000Z")
+    with pytest.raises(KeyboardInterrupt):
+        train(job, Interrupted())  # type: ignore[arg-type]
+    other = replace(job, out=job.out.with_name("other"))
+    assert train(other, registry).passed
+
+    first, second = events(job), events(other)
+    assert [event["eventType"] for event in first[-2:]] == ["ABORT", "ABORT"]
+    assert first[-1]["job"]["name"] == "train.tiny"
+    assert not {event["run"]["runId"] for event in first} & {event["run"]["runId"] for event in second}
+    ended = [event["run"]["runId"] for event in first if event["eventType"] != "START"]
+    assert sorted(ended) == sorted(event["run"]["runId"] for event in first if event["eventType"] == "START")
+
+
+def test_what_is_not_finite_is_null_in_lineage_and_costs_neither_event_nor_run(
+    job: TrainJob, registry: Registry
+) -> None:
+    config = replace(job.config, clip_norm=math.inf)
+
+    outcome = train(replace(job, config=config), registry)
+
+    written = events(job)
+    assert outcome.passed, outcome.reason
+    assert [event["eventType"] for event in written].count("START") * 2 == len(written)
+    assert written[0]["run"]["facets"]["trimtab_run"]["config"]["clip_norm"] is None
+
+
+def test_an_endpoint_that_fails_twice_is_not_waited_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    sink = LineageSink(None, "http://127.0.0.1:1/x", timeout=1.0)
+    with caplog.at_level(logging.WARNING):
+        for number in range(5):
+            sink.send({"a": number})
+
+    assert len(caplog.messages) == 2
+    assert "it is not asked again by this run" in caplog.messages[1]
+
+
 def test_lineage_that_nobody_takes_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):

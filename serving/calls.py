@@ -34,8 +34,11 @@ class Call(Pending):
         deadline: float | None,
         on_finish: Callable[[Call, Result], None],
         exchange: Any = None,
+        values: Sequence[Values] | None = None,
     ) -> None:
-        values = request.values(signature)
+        """`values` are those of the request for this signature, where they are known."""
+        if values is None:
+            values = request.values(signature)
         super().__init__(values, request.rows, arrived, deadline)
         if signature.ragged:
             self.bucket = signature.key(values)
@@ -67,9 +70,13 @@ class Call(Pending):
         self.signature = signature
         self.choice = choice
 
-    def copied(self, choice: Choice, signature: Signature) -> Call:
-        """The same request for another version, for nobody to wait for. Raises InvalidRequest when it does not fit."""
-        copy = Call(self.request, self.model, choice, signature, self.arrived, None, _nobody_waits)
+    def copied(self, choice: Choice, signature: Signature, *, alike: bool = False) -> Call:
+        """The same request for another version, for nobody to wait for. Raises InvalidRequest when it does not fit.
+
+        `alike` says that its signature equals this one's: the values are the same then, too.
+        """
+        values = self.values if alike else None
+        copy = Call(self.request, self.model, choice, signature, self.arrived, None, _nobody_waits, values=values)
         copy.id, copy.attributes = self.id, self.attributes
         return copy
 

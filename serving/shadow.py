@@ -24,6 +24,7 @@ from serving.batching.execution import execute
 from serving.calls import Call
 from serving.errors import ServingError
 from serving.models import LoadedModel
+from serving.protocol.signature import Signature
 from serving.router import Choice
 from serving.routing.backlog import probe
 from serving.routing.disagreement import Disagreement, Pair, compare
@@ -296,9 +297,13 @@ def _shadow(
     begun = time.thread_time()
     copies: list[Call] = []
     answered: list[Call] = []
+    # By identity, as calls of one version share theirs: its outputs' names, and whether the shadow takes the same.
+    known: dict[int, tuple[tuple[str, ...], bool]] = {}
     for call in calls:
+        if id(call.signature) not in known:
+            known[id(call.signature)] = _names(call.signature), call.signature == model.signature
         try:
-            copies.append(call.copied(choice, model.signature))
+            copies.append(call.copied(choice, model.signature, alike=known[id(call.signature)][1]))
             answered.append(call)
         except ServingError as error:
             # The shadow may take other inputs than the answering version: no matter to the client.
@@ -306,7 +311,7 @@ def _shadow(
     groups: dict[Hashable, list[int]] = defaultdict(list)
     for place, copy in enumerate(copies):
         groups[copy.bucket].append(place)
-    names = [output.name for output in model.signature.outputs]
+    names = _names(model.signature)
     pairs: dict[int, list[Pair]] = defaultdict(list)
     failed = 0
     for places in groups.values():
@@ -320,7 +325,11 @@ def _shadow(
             if isinstance(result, ServingError):
                 failed += 1
             elif call.outputs is not None:
-                known = [output.name for output in call.signature.outputs]
-                pairs[call.choice.version].append(Pair(known, call.outputs, names, result))
+                told = known[id(call.signature)][0]
+                pairs[call.choice.version].append(Pair(told, call.outputs, names, result))
     found = {number: compare(group) for number, group in pairs.items()}
     return _Shadowed(copies, found, failed, len(calls) - len(copies), time.thread_time() - begun)
+
+
+def _names(signature: Signature) -> tuple[str, ...]:
+    return tuple(output.name for output in signature.outputs)

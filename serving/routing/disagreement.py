@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,11 @@ from serving.protocol.tensors import Array
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One request's outputs by both versions: `names` and arrays [rows] or [rows, k], in the same order."""
+class Pair(NamedTuple):
+    """One request's outputs by both versions: `names` and arrays [rows] or [rows, k], in the same order.
+
+    A tuple, since there is one for each request of a shadow, made while callers may wait for the interpreter.
+    """
 
     names: Sequence[str]
     answer: Sequence[Array]
@@ -51,7 +54,7 @@ def compare(pairs: Sequence[Pair]) -> Disagreement:
             incomparable += 1
             continue
         shared, answers, shadows = matched
-        groups.setdefault((shared, tuple(a.shape[1:] for a in answers)), []).append((answers, shadows))
+        groups.setdefault((shared, tuple([a.shape[1:] for a in answers])), []).append((answers, shadows))
     parts = [_compare(group) for group in groups.values()]
     return Disagreement(
         np.concatenate([part.absolute for part in parts]) if parts else np.empty(0),
@@ -63,13 +66,14 @@ def compare(pairs: Sequence[Pair]) -> Disagreement:
 
 
 def _matched(pair: Pair) -> tuple[tuple[str, ...], list[Array], list[Array]] | None:
-    if pair.names == pair.shadow_names:
-        shared, answers, shadows = tuple(pair.names), list(pair.answer), list(pair.shadow)
+    names, answer, shadow_names, shadow = pair
+    if names == shadow_names:
+        shared, answers, shadows = tuple(names), list(answer), list(shadow)
     else:
-        shared = tuple(name for name in pair.names if name in pair.shadow_names)
-        answers = [pair.answer[pair.names.index(name)] for name in shared]
-        shadows = [pair.shadow[pair.shadow_names.index(name)] for name in shared]
-    if not shared or any(a.shape != b.shape for a, b in zip(answers, shadows, strict=True)):
+        shared = tuple(name for name in names if name in shadow_names)
+        answers = [answer[names.index(name)] for name in shared]
+        shadows = [shadow[shadow_names.index(name)] for name in shared]
+    if not shared or [a.shape for a in answers] != [b.shape for b in shadows]:
         return None
     return shared, answers, shadows
 

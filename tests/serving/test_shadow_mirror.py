@@ -123,12 +123,13 @@ class Stand:
             ShadowLimits(**given_limits),  # type: ignore[arg-type]
         )
 
-    def answered(self, value: float, name: str = "x", failed: bool = False) -> None:
+    def answered(self, value: float, name: str = "x", failed: bool = False) -> Call:
         body = f'{{"id":"{value}","inputs":[{{"name":"{name}","shape":[1],"datatype":"FP32","data":[{value}]}}]}}'
         signature = Signature((Input.of(name, "FP32"),), (Output("y"),))
         call = Call(parse(body.encode()), "m", Choice(1, "stable", 1.0), signature, 0.0, None, lambda _c, _r: None)
         call.settle(ModelFailed("no") if failed else [np.array([value], np.float32)], 1.0)
         self.mirror.offer(call, self.deployment)
+        return call
 
     async def quiet(self) -> None:
         limit = time.monotonic() + 60
@@ -151,6 +152,16 @@ async def test_every_answer_is_compared_with_every_shadows() -> None:
     assert gaps == {2: [1.0, 2.0, 3.0, 4.0, 5.0], 3: [2.0, 4.0, 6.0, 8.0, 10.0]}
     assert Counter(call.id for call in stand.recorded) == {f"{float(v)}": 2 for v in range(1, 6)}
     assert {call.choice.arm for call in stand.recorded} == {"shadow"}
+
+
+async def test_a_shadow_that_takes_the_same_inputs_gets_the_values_that_were_read_for_the_answer() -> None:
+    stand = Stand(Shadow(2, 1.0))
+    offered = stand.answered(1.0)
+    await stand.quiet()
+    stand.mirror.close()
+
+    assert [call.values for call in stand.recorded] == [offered.values]
+    assert stand.recorded[0].values is offered.values
 
 
 async def test_what_a_shadow_cannot_take_or_fails_is_counted_and_spoils_nothing_else() -> None:

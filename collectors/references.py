@@ -20,6 +20,7 @@ from collectors.profiles import EVENTS, Source
 from collectors.scores import PerformanceEstimator
 from collectors.windows import ModelTime, Pane, same_layout
 from observability.columns import ProfileError
+from observability.events import FEATURE, PREDICTION
 from observability.profile import Profile
 
 StateKey = tuple[str, str, str]
@@ -71,6 +72,18 @@ class Reference:
         source = Source.declared(beside.from_profiles, profile)
         return Reference(profile, calibration, estimator, panes, seasonal, source)
 
+    @staticmethod
+    def given(body: bytes) -> Reference:
+        """The same of a body that is new. ProfileError also when nothing that comes can be compared with it."""
+        found = Reference.from_json(body)
+        names, prefixes = list(found.profile.columns), (FEATURE, PREDICTION)
+        if names and not found.source.columns and not any(name.startswith(prefixes) for name in names):
+            raise ProfileError(
+                f"none of the profile's columns ({', '.join(map(repr, names[:3]))}, …) is named {FEATURE}… or "
+                f"{PREDICTION}… as those of events are: rename the table's columns, and make the profile again"
+            )
+        return found
+
 
 class _Beside(msgspec.Struct):
     calibration: dict[str, Any] | None = None
@@ -89,7 +102,7 @@ class References:
 
     def put(self, model: str, version: str, body: bytes, then: Callable[[Reference], None]) -> Future[None]:
         """Keeps a reference as JSON; `then` gets it after the commit. ProfileError when the body is none."""
-        reference = Reference.from_json(body)
+        reference = Reference.given(body)
         row = {"model": model, "version": version, "profile": body, "updated_at": self._clock()}
         return self._journal.submit(
             lambda connection: replace(connection, REFERENCES, row),

@@ -169,6 +169,12 @@ def test_a_reference_is_kept_and_drift_is_measured_against_it(
         assert put.json() == {"model": "delay", "version": "1"}
         assert collector.intake.put("/v1/references/delay/1", content=b"{}").status_code == 400
         assert collector.intake.get("/v1/references/delay/2").status_code == 404
+        raw = Profile.of(pa.table({"x": [1.0, 2.0], "carrier": ["AA", "DL"]})).to_json()
+        refused = collector.intake.put("/v1/references/delay/2", content=raw)
+        assert refused.status_code == 400
+        assert "none of the profile's columns ('x', 'carrier', …) is named feature.…" in refused.json()["error"]
+        counted_elsewhere = raw[:-1] + b', "from_profiles": true}'
+        assert collector.intake.put("/v1/references/other/1", content=counted_elsewhere).status_code == 200
 
     with start(config, clock) as collector:
         assert Profile.from_json(collector.intake.get("/v1/references/delay/1").content) == reference

@@ -62,6 +62,7 @@ def kept(folder: Path) -> bytes | None:
         b"[]",
         b'{"columns": {}}',
         profile(0)[:200],
+        Profile.of(pa.table({"höhe": [1.0, 2.0]})).to_json(),
         json.dumps({**json.loads(profile(0)), "calibration": {"no": "such"}}).encode(),
     ],
 )

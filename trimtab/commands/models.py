@@ -103,7 +103,7 @@ def read_reference(path: Path) -> bytes:
     """The bytes of a reference profile. ValueError when the collector could not read them."""
     body = path.read_bytes()
     try:
-        Reference.from_json(body)
+        Reference.given(body)
     except ProfileError as error:
         raise ValueError(f"{path} is no reference profile: {error}") from error
     return body

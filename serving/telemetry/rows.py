@@ -54,12 +54,15 @@ def native() -> CDLL | None:
     return compiled(Path(__file__).with_name("rows.c"), ("trimtab_event_rows", "pnndpppnnpppppn"))
 
 
-def written(run: Run, prefix: bytes, first: int, unix: float, memory: Memory) -> Rows:
-    """The columns of a run whose first request has the number `first`; ids begin with `prefix`.
+def written(
+    run: Run, told: tuple[Integers, Floats, Floats], prefix: bytes, first: int, unix: float, memory: Memory
+) -> Rows:
+    """The columns of a run, which `told` of its requests, the first of which has the number `first`; ids begin with
+    `prefix`.
 
     `unix` is what has to be added to the clock of calls for unix time, seconds.
     """
-    requests, arrived, done = run.told()
+    requests, arrived, done = told
     outputs = [output.reshape(run.column.rows, -1) for output in run.outputs]
     library = native()
     if library is None:
@@ -77,15 +80,15 @@ def written(run: Run, prefix: bytes, first: int, unix: float, memory: Memory) ->
     # Of single floats, which are written as doubles.
     singles = [(np.float64, output.size) if output.dtype == np.float32 else (np.float64, 0) for output in outputs]
     text, offsets, times, latencies, *columns = _columns(memory, *kinds, *singles)
-    told = [
+    places = [
         (values.ctypes.data if len(flat) else 0, values.shape[1], flat.ctypes.data)
         for values, flat in zip(outputs, columns, strict=True)
     ]
-    places = np.array(told, np.int64)
+    of_outputs = np.array(places, np.int64)
     library.trimtab_event_rows(
         prefix, len(prefix), first, unix, requests.ctypes.data, arrived.ctypes.data, done.ctypes.data, len(requests),
-        rows, offsets.ctypes.data, text.ctypes.data, times.ctypes.data, latencies.ctypes.data, places.ctypes.data,
-        len(places),
+        rows, offsets.ctypes.data, text.ctypes.data, times.ctypes.data, latencies.ctypes.data, of_outputs.ctypes.data,
+        len(of_outputs),
     )  # fmt: skip
     values = [
         flat.reshape(output.shape[::-1]) if len(flat) else np.ascontiguousarray(output.T, np.float64)

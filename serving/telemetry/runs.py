@@ -84,11 +84,13 @@ class Run:
         counts = [len(batch) // 8 for batch in arrived]
         return np.frombuffer(b"".join(requests), np.int64), np.frombuffer(b"".join(arrived)), np.repeat(done, counts)
 
-    def trace_ids(self) -> tuple[Integers, list[str]] | None:
-        """The rows of requests whose trace is kept, and the trace's id of each; None where there are none."""
+    def trace_ids(self, counts: Integers) -> tuple[Integers, list[str]] | None:
+        """The rows of requests whose trace is kept, and the trace's id of each; None where there are none.
+
+        `counts` are the rows of each request, as they are `told`.
+        """
         if not self.traced:
             return None
-        counts = self.told()[0]
         ends, rows, ids = np.cumsum(counts), [], []
         for place, one in sorted(self.traced, key=lambda known: known[0]):
             rows.append(np.arange(ends[place] - counts[place], ends[place]))

@@ -45,20 +45,19 @@ class EventForm:
     memory: Memory = field(default_factory=Memory)
     _schema: pa.Schema | None = None
     _schema_message: memoryview = _NOTHING
-    _constants: list[pa.Array] = field(default_factory=list)
     _capacity: int = 0
     _laid: list[_Laid] = field(default_factory=list)
-    _laid_rows: int = -1
 
     def events(self, run: Run, first: int, unix: float) -> LaidRows:
         """One event a row of a run whose first request has the number `first`.
 
         `unix` is what has to be added to the clock of calls for unix time, seconds.
         """
-        rows = written(run, self.prefix, first, unix, self.memory)
+        told_of = run.told()
+        rows = written(run, told_of, self.prefix, first, unix, self.memory)
         count = run.column.rows
         constants = self._repeated(count)
-        if (traced := run.trace_ids()) is not None:
+        if (traced := run.trace_ids(told_of[0])) is not None:
             constants = [*constants]
             constants[_TRACE_ID] = lay(_sparse(count, *traced))
         columns: list[_Laid] = [
@@ -96,13 +95,11 @@ class EventForm:
             given: tuple[Any, ...] = (
                 self.model, str(choice.version), choice.arm, choice.release, choice.propensity, "ok", None, None,
             )  # fmt: skip
-            self._constants = [
-                pa.repeat(pa.scalar(value, METADATA.field(name).type), self._capacity)
+            self._laid = [
+                lay(pa.repeat(pa.scalar(value, METADATA.field(name).type), self._capacity))
                 for name, value in zip(_CONSTANTS, given, strict=True)
             ]
-        if rows != self._laid_rows:
-            self._laid, self._laid_rows = [lay(array.slice(0, rows)) for array in self._constants], rows
-        return self._laid
+        return [_first(of_column, self._capacity, rows) for of_column in self._laid]
 
 
 def _bytes(values: Array) -> memoryview:
@@ -111,6 +108,17 @@ def _bytes(values: Array) -> memoryview:
 
 def _numbers(values: Array) -> _Laid:
     return (len(values), 0), (_NOTHING, _bytes(values))
+
+
+def _first(constant: _Laid, capacity: int, rows: int) -> _Laid:
+    """The first rows of a column that is the same in all `capacity` rows."""
+    (_, nulls), (valid, *others) = constant
+    kept = [valid[: (rows + 7) // 8]]
+    if len(others) == 2:
+        kept.append(others.pop(0)[: 4 * (rows + 1)])
+    # Texts, or numbers: all equally long.
+    kept.append(others[0][: others[0].nbytes // capacity * rows])
+    return (rows, rows if nulls else 0), kept
 
 
 def _feature(column: Input, values: Array) -> _Laid:

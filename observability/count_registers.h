@@ -3,9 +3,8 @@
  * A cell is the number of edges not above the value: 127 of the at most 129 edges are a search tree of seven levels, one
  * register of 16 numbers for the first four of them, one, two and four for the others. What lies beyond the first or the
  * last edge is counted again where there is any. A matrix is turned in blocks of 16 columns, so that 16 values of one
- * column are searched at once. What there is to do once for a column and a block is most of the work for few rows, and the
- * counts themselves would be a kilobyte a column of memory gone cold: these rows are added to 16 bits a cell, which join the
- * counts later, and their moments are taken before they are turned, a lane a column.
+ * column are searched at once. The counts themselves would be a kilobyte a column of memory gone cold: a block's rows are
+ * added to 16 bits a cell, which join the counts later, and their moments are taken before they are turned, a lane a column.
  */
 #include <immintrin.h>
 
@@ -14,12 +13,16 @@ enum {
     LINE = 64,
     /* Rows of the turned block lie so far apart that they do not meet in the cache. */
     TURNED_STRIDE = TURNED_ROWS + 16,
-    /* Below, rows are few. */
-    MANY_ROWS = 512,
+    /* So many rows are counted in cells of 8 bits at a time. */
+    FEW_ROWS = 512,
     /* Leaves of the tree; behind them the cell of what is no finite number, and room to a full register. */
     LEAVES = 128,
     NOWHERE = LEAVES,
     HISTOGRAM = LEAVES + 16,
+    /* Values of a column that are searched at once: one search waits for itself most of the time. */
+    TOGETHER = 64,
+    /* Of `_mm512_range_ps`: the number nearer to zero, without its sign. */
+    NEARER = 0xa,
 };
 
 /* 16 values of one column at a time: what their moments are made of. */
@@ -76,8 +79,8 @@ static inline __attribute__((always_inline)) struct edges loaded(const float *tr
 
 /* How many of the tree's edges are not above each of 16 values. No value is -0. */
 static inline __attribute__((always_inline)) __m512i leaves(__m512 values, const struct edges *e) {
-    __m512i node = descended(_mm512_set1_epi32(1), values, e->root);
-    const __mmask16 left = _mm512_test_epi32_mask(node, _mm512_set1_epi32(1));
+    const __mmask16 left = _mm512_cmp_ps_mask(values, e->root, _CMP_LT_OQ);
+    __m512i node = _mm512_mask_blend_epi32(left, _mm512_set1_epi32(2), _mm512_set1_epi32(3));
     node = descended(node, values, _mm512_permutexvar_ps(node, e->of[0]));
     node = descended(node, values, _mm512_permutexvar_ps(node, e->of[0]));
     node = descended(node, values, _mm512_permutexvar_ps(node, e->of[0]));
@@ -240,13 +243,16 @@ static void turned_group(const float *values, int64_t rows, int64_t stride, __mm
     for (int64_t row = 0; row < rows; row += 16) {
         const int64_t end = row + 16 < rows ? row + 16 : rows;
         for (int64_t i = row; i < end; i++) {
-            const __m512 value = _mm512_maskz_loadu_ps(columns, values + i * stride);
+            const float *from = values + i * stride;
+            const __m512 value = _mm512_maskz_loadu_ps(columns, from);
             /* The next group's. */
-            _mm_prefetch((const char *)(values + i * stride) + LINE, _MM_HINT_T0);
+            _mm_prefetch((const char *)from + LINE, _MM_HINT_T0);
             low = _mm512_min_ps(low, value), high = _mm512_max_ps(high, value);
-            nearest = _mm512_min_ps(nearest, _mm512_abs_ps(value));
+            nearest = _mm512_range_ps(nearest, value, NEARER);
             for (int half = 0; half < 2; half++) {
-                const __m512d deviation = _mm512_sub_pd(HALF(value, half), pivot[half]);
+                /* Read once more: to bring the second half to the front needs what turns the rows, too. */
+                const __m512d wide = _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)(columns >> 8 * half), from + 8 * half));
+                const __m512d deviation = _mm512_sub_pd(wide, pivot[half]);
                 sums[half] = _mm512_add_pd(sums[half], deviation);
                 squares[half] = _mm512_fmadd_pd(deviation, deviation, squares[half]);
             }
@@ -261,30 +267,48 @@ static void turned_group(const float *values, int64_t rows, int64_t stride, __mm
     }
 }
 
-/* Adds finite values of one column, fewer than MANY_ROWS, to the 16-bit cells behind the first. */
-static inline __attribute__((always_inline)) void add_leaves(const float *values, int64_t rows, const float *tree,
-                                                             uint16_t *pending) {
-    int32_t at[2][16] __attribute__((aligned(64)));
+/* What a group of columns is turned and counted in. */
+struct scratch {
+    float block[16 * TURNED_STRIDE];
     /* Four, so that a cell has 8 bits, and values that follow each other seldom meet in one. */
-    uint8_t found[4][LEAVES] __attribute__((aligned(64)));
+    uint8_t found[4][LEAVES];
+    int32_t at[2][TOGETHER];
+} __attribute__((aligned(64)));
+
+/* Writes down the leaves of TOGETHER values. */
+static inline __attribute__((always_inline)) void searched(const float *values, const struct edges *e, __m512 zero,
+                                                           int32_t *at) {
+    __m512i found[TOGETHER / 16];
+#pragma GCC unroll 4
+    for (int i = 0; i < TOGETHER / 16; i++)
+        found[i] = leaves(_mm512_add_ps(_mm512_loadu_ps(values + 16 * i), zero), e);
+#pragma GCC unroll 4
+    for (int i = 0; i < TOGETHER / 16; i++)
+        _mm512_store_si512(at + 16 * i, found[i]);
+}
+
+/* Adds finite values of one column, at most FEW_ROWS, to the 16-bit cells behind the first. */
+static inline __attribute__((always_inline)) void add_leaves(const float *values, int64_t rows, const float *tree,
+                                                             struct scratch *s, uint16_t *pending) {
     const struct edges edges = loaded(tree);
-    const int64_t whole = rows / 16 * 16;
-    int now = 0;
     const __m512 zero = no_sign();
-    memset(found, 0, sizeof found);
-    _mm512_store_si512(at[0], leaves(_mm512_add_ps(_mm512_loadu_ps(values), zero), &edges));
-    /* What was found of 16 values is counted while the next 16 are searched; beyond the rows there is room. */
-    for (int64_t row = 16; row <= whole; row += 16, now ^= 1) {
-        _mm512_store_si512(at[now ^ 1], leaves(_mm512_add_ps(_mm512_loadu_ps(values + row), zero), &edges));
-        const int32_t *before = at[now];
-        for (int i = 0; i < 16; i++)
-            found[i % 4][before[i]]++;
+    int64_t row = 0;
+    int now = 0;
+    memset(s->found, 0, sizeof s->found);
+    searched(values, &edges, zero, s->at[0]);
+    /* What was found of some values is counted while the next are searched; beyond the rows there is room. */
+    for (; row + TOGETHER < rows; row += TOGETHER, now ^= 1) {
+        searched(values + row + TOGETHER, &edges, zero, s->at[now ^ 1]);
+        const int32_t *before = s->at[now];
+#pragma GCC unroll 64
+        for (int i = 0; i < TOGETHER; i++)
+            s->found[i % 4][before[i]]++;
     }
-    for (int64_t i = 0; i < rows - whole; i++)
-        found[i % 4][at[now][i]]++;
+    for (int64_t i = 0; i < rows - row; i++)
+        s->found[i % 4][s->at[now][i]]++;
     for (int cell = 0; cell < LEAVES; cell++)
-        pending[cell] =
-            (uint16_t)(pending[cell] + found[0][cell] + found[1][cell] + found[2][cell] + found[3][cell]);
+        pending[cell] = (uint16_t)(pending[cell] + s->found[0][cell] + s->found[1][cell] + s->found[2][cell] +
+                                   s->found[3][cell]);
 }
 
 /* Asks for the memory of the column that is counted next: what a model does in between leaves it in a slower cache. */
@@ -297,23 +321,23 @@ static inline __attribute__((always_inline)) void wanted(const struct table_floa
     _mm_prefetch((const char *)moments, _MM_HINT_T0);
 }
 
-/* Counts few rows of at most 16 columns; tables, pending, counts and moments are those of the first of them. */
+/* Counts at most FEW_ROWS rows of at most 16 columns; tables, pending, counts and moments are those of the first of them. */
 static void count_few_rows(const float *values, int64_t rows, int64_t stride, int64_t columns, const float *tables,
                            int64_t width, uint16_t *pending, int64_t *counts, double *moments) {
     const int64_t units = units_float(width), cells = width + 4;
-    float block[16 * TURNED_STRIDE] __attribute__((aligned(64)));
+    struct scratch scratch;
     struct group found;
     wanted((const struct table_float *)tables, pending, moments);
-    turned_group(values, rows, stride, (__mmask16)((1u << columns) - 1), block, &found);
+    turned_group(values, rows, stride, (__mmask16)((1u << columns) - 1), scratch.block, &found);
     for (int64_t i = 0; i < columns; i++) {
         const struct table_float *table = (const struct table_float *)(tables + i * units);
-        const float *own = block + i * TURNED_STRIDE;
+        const float *own = scratch.block + i * TURNED_STRIDE;
         wanted((const struct table_float *)(tables + (i + 1) * units), pending + (i + 1) * LEAVES, moments + (i + 1) * 5);
         if (!isfinite(found.sum[i])) {
             counted_in_registers(own, rows, table, width, counts + i * cells, moments + i * 5);
             continue;
         }
-        add_leaves(own, rows, table->tree, pending + i * LEAVES);
+        add_leaves(own, rows, table->tree, &scratch, pending + i * LEAVES);
         add_outside(own, rows, table, found.low[i], found.high[i], found.nearest[i], width, counts + i * cells);
         const double mean = found.sum[i] / (double)rows, squares = found.squares[i] - found.sum[i] * mean;
         merge_float(moments + i * 5, rows, (double)found.pivot[i] + mean, squares > 0 ? squares : 0,
@@ -321,7 +345,7 @@ static void count_few_rows(const float *values, int64_t rows, int64_t stride, in
     }
 }
 
-/* The same of many rows, at most TURNED_ROWS. */
+/* The same of at most TURNED_ROWS, without such cells. */
 static void count_many_rows(const float *values, int64_t rows, int64_t stride, int64_t columns, const float *tables,
                             int64_t width, int64_t *counts, double *moments) {
     const int64_t units = units_float(width), cells = width + 4;
@@ -357,15 +381,19 @@ static int count_in_registers(const float *values, int64_t rows, int64_t columns
     return 1;
 }
 
-/* The same of few rows, whose cells join `pending` [columns, LEAVES]. */
+/* The same, whose cells join `pending` [columns, LEAVES]; false, too, of few columns, which gain nothing by it, and of more
+ * rows than the 16 bits of a cell hold. */
 static int count_pending(const float *values, int64_t rows, int64_t columns, const float *tables, int64_t width,
                          uint16_t *pending, int64_t *counts, double *moments) {
-    if (rows >= MANY_ROWS || columns < ENOUGH_COLUMNS || !all_few(columns, tables, width))
+    if (rows > UINT16_MAX || columns < ENOUGH_COLUMNS || !all_few(columns, tables, width))
         return 0;
-    for (int64_t from = 0; from < columns; from += 16)
-        count_few_rows(values + from, rows, columns, columns - from < 16 ? columns - from : 16,
-                       tables + from * units_float(width), width, pending + from * LEAVES, counts + from * (width + 4),
-                       moments + from * 5);
+    for (int64_t start = 0, n; start < rows; start += n) {
+        n = rows - start < FEW_ROWS ? rows - start : FEW_ROWS;
+        for (int64_t from = 0; from < columns; from += 16)
+            count_few_rows(values + start * columns + from, n, columns, columns - from < 16 ? columns - from : 16,
+                           tables + from * units_float(width), width, pending + from * LEAVES,
+                           counts + from * (width + 4), moments + from * 5);
+    }
     return 1;
 }
 

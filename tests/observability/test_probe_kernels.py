@@ -356,6 +356,7 @@ def test_batches_of_wide_tables_are_counted_once_however_many_and_whoever_reads_
     ]
     # So many rows of one value that no 16 bits hold them.
     parts += 140 * [torch.full((500, 40), 7.0)]
+    parts.append(torch.full((70_000, 40), 7.0))
     parts[2][5], parts[3][7] = torch.nan, -torch.inf
 
     for part in parts:

@@ -136,6 +136,9 @@ class StepRing:
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         with partial.open("w+b") as file:
             file.truncate(_size(capacity))
+            if hasattr(os, "posix_fallocate"):
+                # On a disk that is full this is an error that says so; a page that cannot be had later is a SIGBUS.
+                os.posix_fallocate(file.fileno(), 0, _size(capacity))
             ring = cls(mmap.mmap(file.fileno(), _size(capacity)), owner, capacity)
         partial.replace(path)
         return ring

@@ -19,6 +19,7 @@ from observability.training import TrainingMonitor
 from training import sharding
 from training.checkpoint import CheckpointError, CheckpointStore
 from training.data import Rows
+from training.disk import fullness
 from training.faults import Faults
 from training.guards.record import RECORD, GuardRecord
 from training.loop import Trainer, TrainResult
@@ -105,7 +106,9 @@ def fit_in_ranks(
         raise ParallelError(ended.reason, ended)
     newest = _store(folder, parallel).newest()
     if newest is None:
-        raise CheckpointError(f"{folder / _CHECKPOINTS} holds no checkpoint that verifies, though the run completed")
+        raise CheckpointError(
+            f"{folder / _CHECKPOINTS} holds no checkpoint that verifies, though the run completed{fullness(folder)}"
+        )
     take_whole(network, newest.tensors("network"))
     result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     result["losses"] = tuple((int(step), float(loss)) for step, loss in result["losses"])

@@ -17,6 +17,7 @@ from observability import Metrics, TrainingMonitor, push
 from training.artifact import write_artifact
 from training.candidate import Candidate
 from training.data import DataError, TabularTask, labelled, plain
+from training.disk import fullness
 from training.evaluate import Gate
 from training.lineage import Lineage
 from training.loop import RestartRun
@@ -130,6 +131,8 @@ def supervised(
         except Exception as error:  # a job ends with an outcome, whatever happens: alerts and callers wait for it
             _log.exception("training of %s failed", model)
             outcome = TrainOutcome(model=model, run=run, outcome="failed", reason=f"{type(error).__name__}: {error}")
+        if outcome.outcome == "failed" and (full := fullness(out)) and "; the disk of " not in outcome.reason:
+            outcome = replace(outcome, reason=outcome.reason + full)
         monitor.finished(outcome.outcome)
     return _timed(outcome, time.time() - began)
 

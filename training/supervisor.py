@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from observability import names
 from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
 from observability.rank_agent import RankAgent
+from training.disk import fullness
 from training.guards.device import DeviceRule, DeviceState, judge_gpu
 from training.guards.finding import Finding
 from training.guards.record import RECORD, GuardRecord, read_record
@@ -272,7 +273,8 @@ class Supervisor:
             return None
         # A rank that dies takes others with it, by errors of theirs: the one that was killed is the cause.
         ended += warm.ends(_AFTERMATH_SECONDS)
-        return _failed(ranks, min((one for one in ended if one.status), key=lambda one: one.status > 0))
+        end = _failed(ranks, min((one for one in ended if one.status), key=lambda one: one.status > 0))
+        return replace(end, reason=end.reason + fullness(self._folder))
 
     def _trouble(self, warm: WarmProcess, ranks: list[Rank], watch: Watch, others: _Others) -> End | None:
         """The end of the attempt where the ranks of this node, or this node itself, ask for one."""

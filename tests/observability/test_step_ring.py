@@ -118,6 +118,14 @@ for step in range(1000):
     assert view.records()[-1, NUMBER] == 36
 
 
+def test_a_ring_has_all_of_its_disk_from_the_beginning(tmp_path: Path) -> None:
+    """A page of a file that cannot be had when it is written kills the process, and nothing says why."""
+    StepRing.create(tmp_path / "rank-0.ring", model="m", run="r")
+
+    found = (tmp_path / "rank-0.ring").stat()
+    assert found.st_blocks * 512 >= found.st_size > 100_000
+
+
 def test_a_monitor_that_resumes_numbers_its_steps_on(tmp_path: Path) -> None:
     ring = StepRing.create(tmp_path / "rank-0.ring", model="m", run="r")
     monitor = TrainingMonitor("m", run="r", drain_seconds=0, ring=ring)

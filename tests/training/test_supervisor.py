@@ -148,6 +148,33 @@ def supervise(folder: Path) -> None:
     supervisor(folder, steps=1_000_000).run()
 
 
+def test_a_full_disk_is_named_as_the_cause_in_the_ledger_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt ends otherwise, as processes do whose pages cannot be had."""
+    monkeypatch.setattr("training.disk._LEAST_BYTES", 1 << 62)
+    faults = Faults((Fault("kill", 0, 3, 0), Fault("error", 1, 3, 1), Fault("kill", 1, 3, 2)))
+
+    ended = supervisor(tmp_path, steps=5, faults=faults).run()
+
+    full = f"; the disk of {tmp_path} is full: less than 1 MiB is left"
+    assert (ended.outcome, len(ended.attempts)) == ("failed", 3)
+    assert ended.reason == f"rank 1 was killed by SIGKILL{full}; 3 attempts in a row saved nothing new"
+    written = [json.loads(line)["reason"] for line in (tmp_path / LEDGER).read_text().splitlines()]
+    assert all(reason.endswith(full) for reason in written)
+
+
+def test_ranks_that_are_gone_before_there_is_a_handle_of_them_have_ended_as_others_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(process: int) -> int:
+        raise ProcessLookupError(process)
+
+    monkeypatch.setattr("training.warm.os.pidfd_open", gone)
+
+    assert supervisor(tmp_path, steps=10).run().outcome == "completed"
+
+
 def test_a_run_goes_on_after_its_supervisor_was_killed(tmp_path: Path) -> None:
     process = forked(supervise, tmp_path)
     until = time.monotonic() + 240

@@ -30,6 +30,7 @@ from training import (
 from training.artifact import ArtifactError, load_program, read_manifest
 from training.candidate import start_from
 from training.data import encode
+from training.faults import disk_full
 
 CONFIG = TrainConfig(epochs=6, batch_size=100, learning_rate=0.02, seed=5)
 GATE = Gate(min_rows=100, min_groups=3)
@@ -70,6 +71,19 @@ def fill(tmp_path: Path):
         return tmp_path / "lake"
 
     return write
+
+
+def test_a_failure_on_a_full_disk_says_that_it_is_full(
+    first_job: TrainJob, registry: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("training.disk._LEAST_BYTES", 1 << 62)
+    assert train(replace(first_job, out=first_job.out / "kept"), registry).reason.endswith("within the tolerance of 0")
+
+    with disk_full(300):
+        outcome = train(first_job, registry)
+
+    assert outcome.outcome == "failed"
+    assert outcome.reason.endswith(f"; the disk of {first_job.out} is full: less than 1 MiB is left")
 
 
 def test_a_first_version_is_registered_with_lineage_profile_and_scores(first_job: TrainJob, registry: Registry):

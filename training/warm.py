@@ -19,6 +19,8 @@ from training.ranks import Rank
 
 # A warm process that is killed while it prepares is started anew so often: nothing is lost with it yet.
 _STARTS = 3
+# In place of the handle of a process that was gone before it could be had.
+_GONE = -1
 
 
 class WarmError(RuntimeError):
@@ -93,7 +95,7 @@ class WarmProcess:
         for answer in self._heard(60.0):
             if "forked" in answer:
                 # A handle of the process, so that no signal ever reaches another one with the same number.
-                self._ranks[answer["forked"]] = answer["pid"], os.pidfd_open(answer["pid"])
+                self._ranks[answer["forked"]] = answer["pid"], _handle(answer["pid"])
                 waiting.discard(answer["forked"])
             else:
                 self._early = [*self._early, answer]
@@ -109,7 +111,7 @@ class WarmProcess:
         for answer in (*early, *self._heard(patience, once=True)):
             for rank, (process, handle) in list(self._ranks.items()):
                 if process == answer.get("ended"):
-                    os.close(handle)
+                    _closed(handle)
                     del self._ranks[rank]
                     yield Ended(rank, answer["status"])
 
@@ -121,7 +123,7 @@ class WarmProcess:
     def signal(self, number: int, ranks: Sequence[int] | None = None) -> None:
         """Sends a signal to these ranks, or to all."""
         for rank, (_, handle) in self._ranks.items():
-            if ranks is None or rank in ranks:
+            if handle != _GONE and (ranks is None or rank in ranks):
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(handle, number)
 
@@ -132,7 +134,7 @@ class WarmProcess:
         self._process.kill()
         self._process.wait()
         for _, handle in self._ranks.values():
-            os.close(handle)
+            _closed(handle)
         self._ranks = {}
 
     def _send(self, said: Mapping[str, Any]) -> None:
@@ -164,3 +166,15 @@ class WarmProcess:
             if not received:
                 self._gone()
             self._read += received
+
+
+def _handle(process: int) -> int:
+    try:
+        return os.pidfd_open(process)
+    except ProcessLookupError:  # it died at once, and was taken leave of; that is heard next
+        return _GONE
+
+
+def _closed(handle: int) -> None:
+    if handle != _GONE:
+        os.close(handle)

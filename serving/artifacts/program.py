@@ -40,8 +40,8 @@ _FRESH = ("torch.ops.aten.linear.default", "torch.ops.aten.addmm.default")
 _RELU = "torch.ops.aten.relu.default"
 _LINEAR = "torch.ops.aten.linear.default"
 # Values of a linear layer's weight up to which it is laid out anew: those that fit the caches take 0.5 to 0.9 of their
-# time then, larger ones up to 1.4 of it.
-_MOST_LAID_OUT = 512 * 1024
+# time then, of two rows up to 1.3 of it; larger ones up to 1.9 with two threads.
+_MOST_LAID_OUT = 256 * 1024
 # It compares types that the program fixes, at the price of an operator for each conversion.
 _DROPPED = "torch.ops.aten._assert_tensor_metadata.default"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from collectors.drift.judge import missing_ratio
-from observability.columns import CategoricalColumn, Column, NumericColumn
+from observability.columns import CategoricalColumn, Column, NumericColumn, TextColumn
 
 # A window of fewer values may well be all alike.
 CONSTANT_ROWS = 50
@@ -35,7 +35,11 @@ def became_constant(reference: Column, window: Column) -> bool:
     if window.count < CONSTANT_ROWS or not reference.count or reference.counts.max() > CONSTANT_SHARE * reference.count:
         return False
     if isinstance(window, NumericColumn):
-        return window.minimum == window.maximum
+        return window.minimum == window.maximum and not (window.positive_infinite or window.negative_infinite)
+    if isinstance(window, TextColumn):  # texts of one length need not be one text
+        return all(part.minimum == part.maximum for part in window.parts.values())
+    if isinstance(window, CategoricalColumn) and not window.counts[: len(window.categories)].any():
+        return len(window.strangers) == 1  # what is outside the list shares a cell
     return int(np.count_nonzero(window.counts)) == 1
 
 

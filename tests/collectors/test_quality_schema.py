@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -267,6 +268,28 @@ def test_a_window_says_when_a_column_became_constant() -> None:
 
     assert constant == ["feature.temp", "feature.carrier", "feature.night"]
     assert not became_constant(known.columns["feature.temp"], few.columns["feature.temp"])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "constant"),
+    [
+        ("number", [np.inf] * 20 + [3.0] * 60, False),
+        ("number", [np.nan] * 20 + [3.0] * 60, True),
+        ("category", ["new"] * 60, True),
+        ("category", ["new", "newer"] * 30, False),
+        ("category", ["new", "a"] * 30, False),
+        ("note", ["ab cd ef", "gh ij klm no"] * 30, False),
+        ("note", ["ab cd ef gh"] * 60, True),
+    ],
+)
+def test_constant_is_a_column_of_one_value_and_not_of_one_cell(name: str, values: list[Any], constant: bool) -> None:
+    notes = [f"{'word ' * (row % 9 + 2)}{row}" for row in range(1_000)]
+    table = pa.table({"number": np.arange(1_000.0), "category": ["a", "b"] * 500, "note": notes})
+    known = Profile.of(table)
+    window = known.columns[name].empty().updated(pa.array(values))
+
+    assert known.columns["note"].kind == "text"
+    assert became_constant(known.columns[name], window) is constant
 
 
 def test_the_monitor_counts_all_and_keeps_some_once(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ class Rows:
             found = hashlib.sha256()
             for column in (*self.inputs, self.labels):
                 found.update(f"{column.dtype} {list(column.shape)}".encode())
-                found.update(column.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+                found.update(column.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
             self._digest.append(found.hexdigest())
         return self._digest[0]
 

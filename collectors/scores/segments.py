@@ -44,7 +44,7 @@ def segmented(
     Text, booleans and whole numbers of few values are categories, other numbers are binned, all else is left out;
     `kinds` overrides that. Raises ScoreError for columns of unequal length or without rows.
     """
-    table = _table(rows)
+    table = table_of(rows)
     if not table.num_rows:
         raise ScoreError("there are no rows to look for segments in")
     found = []
@@ -58,7 +58,8 @@ def segmented(
     return found
 
 
-def _table(rows: Rows) -> pa.Table:
+def table_of(rows: Rows) -> pa.Table:
+    """The rows as Arrow. ScoreError for names that occur twice and for columns of unequal length."""
     if isinstance(rows, pa.Table):
         names = rows.column_names
         if len(set(names)) < len(names):

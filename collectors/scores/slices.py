@@ -15,7 +15,8 @@ import pyarrow as pa
 from collectors.drift.fdr import benjamini_hochberg
 from collectors.drift.laws import normal_sf
 from collectors.scores.cells import Counts, ScoreError
-from collectors.scores.segments import Kind, Rows, Segmented, segmented, together, words_of
+from collectors.scores.regression import LARGEST
+from collectors.scores.segments import Kind, Rows, Segmented, segmented, table_of, together, words_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -250,7 +251,7 @@ def _moments(values: Floats) -> Moments:
 
 def _pooled(reference: Rows, current: Rows) -> tuple[int, pa.Table]:
     """Both sides' rows under the columns that both have, the reference's first, and how many those are."""
-    first, second = (rows if isinstance(rows, pa.Table) else pa.table(dict(rows)) for rows in (reference, current))
+    first, second = table_of(reference), table_of(current)
     names = [name for name in first.column_names if name in second.column_names]
     if not names:
         raise ScoreError("reference and current rows have no column in common")
@@ -285,3 +286,5 @@ def _check(columns: Sequence[Segmented], errors: Floats) -> None:
         raise ScoreError(f"{len(errors)} errors for {len(columns[0].codes)} rows: give one each")
     if not np.isfinite(errors).all():
         raise ScoreError("errors must be finite: leave out rows whose error is not known")
+    if len(errors) and np.abs(errors).max() > LARGEST:
+        raise ScoreError(f"errors are at most {LARGEST:g} in size: leave larger ones out")

@@ -184,6 +184,12 @@ def test_what_cannot_be_searched_is_said() -> None:
         worst_slices({"a": [1, 2, 3]}, np.zeros(2))
     with pytest.raises(ScoreError, match="unequal length"):
         worst_slices({"a": [1, 2, 3], "b": [1]}, np.zeros(3))
+    with pytest.raises(ScoreError, match="at most 1e"):
+        worst_slices({"a": ["x", "y"] * 100}, np.repeat([1.0, 1e300], 100))
+    with pytest.raises(ScoreError, match="columns of unequal length"):
+        drifted_slices({"a": [1.0, 2.0]}, {"a": [1.0, 2.0], "b": [1.0]})
+    with pytest.raises(ScoreError, match="names occur twice"):
+        drifted_slices({"a": [1.0]}, pa.Table.from_arrays([pa.array([1.0]), pa.array([2.0])], names=["a", "a"]))
     with pytest.raises(ScoreError, match="finite"):
         worst_slices({"a": [1, 2]}, np.array([0.0, np.nan]))
     with pytest.raises(ScoreError, match="no rows"):

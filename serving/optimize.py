@@ -137,6 +137,10 @@ def _lower(module: torch.fx.GraphModule, *, int8: bool) -> None:
     layers = [node for node in _linears(module) if _get(module, node.args[1]).numel() >= SMALLEST_LAYER]
     if not layers:
         raise ArtifactError(f"the model has no linear layer of {SMALLEST_LAYER} weights or more: nothing to gain")
+    if not int8:
+        layers = [node for node in layers if _get(module, node.args[1]).element_size() > 2]
+        if not layers:
+            raise ArtifactError("the model's linear layers have 16 bits a weight already: bf16 gains nothing")
     for place, node in enumerate(layers):
         weight, bias = _get(module, node.args[1]), _bias(node)
         given = None if bias is None else _get(module, bias)
@@ -151,6 +155,9 @@ def _lower(module: torch.fx.GraphModule, *, int8: bool) -> None:
 
 def _int8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Module:
     import torch
+
+    # Of a layer in another type only what comes in and goes out is of that type: 16 bits do not hold the scales.
+    weight, bias = weight.float(), None if bias is None else bias.float()
 
     class Int8Linear(torch.nn.Module):
         """x W^T + b with int8 weights (one scale an output) and int8 inputs (one scale a row), summed in int32."""
@@ -168,10 +175,12 @@ def _int8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Mo
 
         def forward(self, values: torch.Tensor) -> torch.Tensor:
             rows = values if values.dim() == 2 else values.flatten(0, -2)
+            rows = rows if rows.dtype is torch.float32 else rows.float()
             # A NaN or an infinity makes its own row's step NaN or infinite, and so the row's outputs.
             step = rows.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
             products = torch._int_mm((rows / step).round().to(torch.int8), self.weight)
             outputs = torch.addcmul(self.bias, products * step, self.scale)
+            outputs = outputs if values.dtype is torch.float32 else outputs.to(values.dtype)
             return outputs if values.dim() == 2 else outputs.reshape(*values.shape[:-1], -1)
 
     return Int8Linear()
@@ -181,7 +190,7 @@ def _bf16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Mo
     import torch
 
     class Bf16Linear(torch.nn.Module):
-        """x W^T + b in bfloat16; what comes in and goes out is float32."""
+        """x W^T + b in bfloat16; what goes out is of the type that comes in."""
 
         weight: torch.Tensor
         bias: torch.Tensor | None
@@ -193,7 +202,7 @@ def _bf16_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Mo
 
         def forward(self, values: torch.Tensor) -> torch.Tensor:
             outputs = torch.nn.functional.linear(values.to(torch.bfloat16), self.weight, self.bias)
-            return outputs.to(torch.float32)
+            return outputs.to(values.dtype)
 
     return Bf16Linear()
 

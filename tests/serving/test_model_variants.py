@@ -69,6 +69,36 @@ def test_lower_precision_stays_near_takes_less_memory_and_takes_any_number_of_ro
         )
 
 
+class Inside(torch.nn.Module):
+    """Computes in another type than float32, which only comes in and goes out."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        first, last = torch.nn.Linear(8, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+        self.kind, self.layers = kind, torch.nn.Sequential(first, torch.nn.ReLU(), last).to(kind)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x.to(self.kind)).float().sum(1)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_layers_of_another_type_than_float32_keep_it_around_them(
+    kind: torch.dtype, sample: Sample, tmp_path: Path
+) -> None:
+    save_artifact(tmp_path / "original", Inside(kind), SIGNATURE, {"x": [[0.5] * 8]})
+    recipes = {"int8": Recipe(int8=True), "bf16": Recipe(bf16=True)}
+    if kind is torch.bfloat16:
+        with pytest.raises(ArtifactError, match="16 bits a weight already"):
+            make_variant(tmp_path / "original", tmp_path / "none", recipes.pop("bf16"), sample)
+
+    expected = outputs(tmp_path / "original", sample.columns[0])
+    for name, recipe in recipes.items():
+        make_variant(tmp_path / "original", tmp_path / name, recipe, sample)
+        found = outputs(tmp_path / name, sample.columns[0])
+        np.testing.assert_allclose(found, expected, atol=0.02 * np.ptp(expected))
+
+
 def test_an_outlier_in_a_batch_changes_nothing_for_its_neighbours(
     original: Path, sample: Sample, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import fcntl
 import inspect
 import json
 import os
@@ -25,7 +24,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,7 +93,6 @@ class Zygote:
             self._read += received
         line, _, self._read = self._read.partition(b"\n")
         said = json.loads(line)
-        self._end_with_the_other_end()
         sys.path[:0] = [path for path in said["path"] if path not in sys.path]
         torch.set_num_threads(1)  # a pool of threads does not survive a fork
         try:
@@ -110,18 +107,8 @@ class Zygote:
         except Exception as error:  # whatever the user's code raises is told to whoever started us
             self._tell(failed=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
             return False
-        fcntl.fcntl(self._line, fcntl.F_SETFL, fcntl.fcntl(self._line, fcntl.F_GETFL) & ~os.O_ASYNC)
         self._tell(ready=True)
         return True
-
-    def _end_with_the_other_end(self) -> None:
-        """Has the kernel end this process when the supervisor goes while it prepares, and hears nothing: that may take
-        minutes. Until it is ready nobody sends anything, and so only the other end's closing sends SIGIO."""
-        fcntl.fcntl(self._line, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(self._line, fcntl.F_SETFL, fcntl.fcntl(self._line, fcntl.F_GETFL) | os.O_ASYNC)
-        with suppress(BlockingIOError):
-            if not self._line.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                os._exit(FAILED)
 
     def _fork(self, asked: Mapping[str, Any]) -> None:
         sys.stdout.flush()
@@ -194,7 +181,11 @@ def main(number: str) -> None:
     # Whoever started us may be killed: then nobody is left to watch the ranks.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with socket.socket(fileno=int(number)) as line:
-        Zygote(line).serve()
+        # It may have been killed while this process still imported.
+        closed = select.poll()
+        closed.register(line, 0)
+        if not closed.poll(0):
+            Zygote(line).serve()
     # Ranks that still run are told by the kernel: our end is theirs.
     os._exit(0)
 

@@ -1,10 +1,9 @@
-"""What a warm process is asked to prepare by tests: to be killed once, and never to end."""
+"""What a warm process is asked to prepare by tests: to be killed once, or always."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ def killed_always(folder: str) -> dict[str, Any]:
     with (Path(folder) / "times").open("a") as file:
         file.write("x")
     os.kill(os.getpid(), signal.SIGKILL)
-    return {}
-
-
-def endless(folder: str) -> dict[str, Any]:
-    """Says that it has begun."""
-    (Path(folder) / "begun").touch()
-    time.sleep(3600)
     return {}
 
 

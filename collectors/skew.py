@@ -82,10 +82,14 @@ class Skew:
 
     def look(self, key: Key, windows: Iterable[JudgedWindow], against: Against | None) -> None:
         """Looks at windows that are new or were amended, oldest first: the earliest that can be judged is the one."""
-        for window in windows if against is not None else ():
+        if against is None:
+            return
+        for window in windows:
             known = self._found.get(key)
             if known is not None and window.last.end > known.end:
                 return
+            if window.pane.seen < against.thresholds.min_rows:
+                continue  # no column of it can be judged, and a version may have hundreds of such windows
             columns = _judged(window.verdicts(against))
             if columns:
                 pane, digest = window.pane, self._digests[key]

@@ -191,6 +191,9 @@ def test_nothing_is_said_of_a_version_without_a_reference_or_of_too_few_rows() -
     stranger = rows(1).set_column(3, "version", pa.array(["8"] * ROWS))
     take_in(measures, clock, stranger, 1)
     take_in(measures, clock, rows(2, count=40), 2)
+    # Of these one column is missing beyond doubt, and of the other nothing is known.
+    take_in(measures, clock, rows(3, count=80, columns=("größe",)), 3)
+    take_in(measures, clock, rows(4, count=40), 4)
 
     assert ratio(measures) is None
     assert measures.first_window("kauf", "8") is None

@@ -130,17 +130,8 @@ class Cluster:
         warm, waiting = self._warm(running), list(range(len(members)))
         try:
             while parameters is None:
-                try:
-                    self._fork(warm, [members[number] for number in waiting])
-                    waiting = []
-                    gone = list(warm.ends(0.2))
-                except WarmError as error:
-                    # All that it forked go with it.
-                    _log.warning("%s: all servers and workers begin anew", error)
-                    warm.close()
-                    warm = self._warm(running)
-                    gone = [Ended(number, -signal.SIGKILL) for number in (*range(servers), *sorted(running))]
-                    waiting = []
+                warm, gone = self._turn(warm, [members[number] for number in waiting], running)
+                waiting = []
                 died = 0
                 for ended in gone:
                     is_worker = ended.rank >= servers
@@ -175,6 +166,18 @@ class Cluster:
         finally:
             warm.close()
         return ClusterResult(parameters, restarts[0], restarts[1], tuple(given_up))
+
+    def _turn(self, warm: WarmProcess, members: Sequence[Rank], running: set[int]) -> tuple[WarmProcess, list[Ended]]:
+        """Starts the members and waits a little; gives who has ended since. All end with the warm process that forked
+        them, in whose place there is then another one."""
+        try:
+            self._fork(warm, members)
+            return warm, list(warm.ends(0.2))
+        except WarmError as error:
+            _log.warning("%s: all servers and workers begin anew", error)
+            warm.close()
+            everybody = (*range(self._layout.servers), *sorted(running))
+            return self._warm(running), [Ended(number, -signal.SIGKILL) for number in everybody]
 
     def _collected(self, unheard: int) -> tuple[dict[str, Tensor] | None, int]:
         """What the servers hold; None where one of them has just died, and how often in a row that was so."""

@@ -287,6 +287,12 @@ static inline __attribute__((always_inline)) void searched(const float *values, 
         _mm512_store_si512(at + 16 * i, found[i]);
 }
 
+static inline __attribute__((always_inline)) void added(uint8_t found[4][LEAVES], const int32_t *at, int values) {
+#pragma GCC unroll 64
+    for (int i = 0; i < values; i++)
+        found[i % 4][at[i]]++;
+}
+
 /* Adds finite values of one column, at most FEW_ROWS, to the 16-bit cells behind the first. */
 static inline __attribute__((always_inline)) void add_leaves(const float *values, int64_t rows, const float *tree,
                                                              struct scratch *s, uint16_t *pending) {
@@ -299,13 +305,13 @@ static inline __attribute__((always_inline)) void add_leaves(const float *values
     /* What was found of some values is counted while the next are searched; beyond the rows there is room. */
     for (; row + TOGETHER < rows; row += TOGETHER, now ^= 1) {
         searched(values + row + TOGETHER, &edges, zero, s->at[now ^ 1]);
-        const int32_t *before = s->at[now];
-#pragma GCC unroll 64
-        for (int i = 0; i < TOGETHER; i++)
-            s->found[i % 4][before[i]]++;
+        added(s->found, s->at[now], TOGETHER);
     }
-    for (int64_t i = 0; i < rows - row; i++)
-        s->found[i % 4][s->at[now][i]]++;
+    /* The usual batch ends with a full turn, too. */
+    if (rows - row == TOGETHER)
+        added(s->found, s->at[now], TOGETHER);
+    else
+        added(s->found, s->at[now], (int)(rows - row));
     for (int cell = 0; cell < LEAVES; cell++)
         pending[cell] = (uint16_t)(pending[cell] + s->found[0][cell] + s->found[1][cell] + s->found[2][cell] +
                                    s->found[3][cell]);

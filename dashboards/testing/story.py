@@ -532,7 +532,22 @@ def drift_answer(story: Story, now: float, num_windows: int, version: str | None
         "reference": {column: reference_column(column) for column in _COLUMNS},
         "windows": windows,
         "alarms": drift_alarms(story) if version in (None, "1") else [],
+        "skew": first_windows(story) if version in (None, "1") else [],
     }
+
+
+def first_windows(story: Story) -> list[dict[str, Any]]:
+    """What the first judged window of version 1 said: serving leaves one column out more often than training did."""
+    same = {"score": 0.01, "threshold": 0.03, "missing_ratio": 0.0, "reference_missing_ratio": 0.0}
+    columns = {
+        "feature.dest": same
+        | {"differs": True, "score": 0.02, "missing_ratio": 0.31, "reference_missing_ratio": 0.004},
+        **{name: same | {"differs": False} for name in _COLUMNS if name != "feature.dest"},
+    }
+    start = story.begin + SERVED_1
+    return [
+        {"version": "1", "start": start, "end": start + 60, "rows": 610, "ratio": 1 / len(columns), "columns": columns}
+    ]
 
 
 def drift_alarms(story: Story) -> list[dict[str, Any]]:

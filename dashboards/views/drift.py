@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboards import charts, queries, readings, shell
+from dashboards import charts, queries, readings, shell, skew
 from dashboards import format as fmt
 from dashboards.charts import Line
 from dashboards.distances import busiest, drift_matrix, joint_series, joint_words, newest_judged, verdict_words
@@ -37,6 +37,10 @@ def body(view: shell.View) -> None:
         _drift(view, every, versions)
         with shell.card("alarms", "Drift alarms", "columns whose windows together are evidence of a lasting change"):
             _alarms(view, report.get("alarms") or ())
+        if firsts := report.get("skew") or ():
+            detail = f"the first window of each version that could be judged; {skew.judged(firsts)}"
+            with shell.card("skew", "Training–serving skew", detail):
+                _skew(view, firsts)
     else:
         shell.empty(
             "No drift window is closed yet",
@@ -217,6 +221,14 @@ def _alarms(view: shell.View, alarms: Sequence[Mapping[str, Any]]) -> None:
         numeric=(3,),
         tight=(0, 1, 2),
     )
+
+
+def _skew(view: shell.View, firsts: Sequence[Mapping[str, Any]]) -> None:
+    body = skew.rows(firsts, view.zone)
+    if body:
+        shell.rows(skew.HEADINGS, body, numeric=(3,), tight=(0, 1, 2))
+    else:
+        shell.empty("Serving makes its data as training did", "No column of a version's first window differed.")
 
 
 def alarm_words(alarm: Mapping[str, Any]) -> str:

@@ -41,6 +41,8 @@ def charts(test: AppTest) -> int:
                 "1 840 labelled rows",
                 "origin EWR",
                 "37.1 ± 10.9 → 78.4 ± 8.2",
+                "Training–serving skew",
+                "0.4 % → 31 %",
             ),
         ),
         ("quality", 3, ("outside the range", "1 204", "PUT /v1/schemas/flight_delay")),

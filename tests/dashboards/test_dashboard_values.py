@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboards import DashboardConfig, command, distances, grafana, journal, queries, readings
+from dashboards import DashboardConfig, command, distances, grafana, journal, queries, readings, skew
 from dashboards import format as fmt
 from dashboards.distances import joint_series, joint_words
 from dashboards.distributions import compare
@@ -295,6 +295,20 @@ def test_grafana_panels_ask_the_given_source_in_valid_promql_and_do_not_overlap(
             assert panel["datasource"]["uid"] == "my-uid"
             for target in panel["targets"]:
                 promql_parser.parse(target["expr"].replace("$__rate_interval", "1m"))
+
+
+def test_skew_names_the_columns_that_differ_and_escapes_them() -> None:
+    column = {"differs": True, "score": None, "threshold": None, "missing_ratio": 1.0, "reference_missing_ratio": 0.0}
+    first = {"version": "2", "start": 0.0, "end": 60.0, "rows": 50, "columns": {"feature.<b>": column}}
+    same = {**first, "version": "3", "columns": {"feature.a": {**column, "differs": False}}}
+
+    ((name, version, when, distance, missing),) = skew.rows([first, same], UTC)
+
+    assert (name, version, missing) == ("&lt;b&gt;", "v2", "0 % → 100 %")
+    assert when.endswith("50 rows")
+    assert distance.count("–") == 2
+    assert skew.judged([first, same]) == "v2: 1 columns, v3: 1 columns"
+    assert not skew.rows([same], UTC)
 
 
 def test_an_alarm_of_missing_values_is_told_as_one() -> None:

@@ -38,7 +38,7 @@ from training.watch import HangLimits, Straggler, StragglerRule, StragglerWatch,
 _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _AFTERMATH_SECONDS = 0.02
-_STACKS_SECONDS, _STILL_SECONDS, _OTHERS_SECONDS = 1.0, 0.1, 0.5
+_STACKS_SECONDS, _STILL_SECONDS, _OTHERS_SECONDS, _CAUSE_SECONDS = 1.0, 0.1, 0.5, 1.0
 _END_SECONDS = 30.0
 _KEPT_RINGS = 3
 _MACHINE_SECONDS = 5.0
@@ -260,7 +260,7 @@ class Supervisor:
                     return elsewhere
                 end = self._trouble(warm, ranks, watch, others)
             if end is not None:
-                end = meeting.tell(attempt, end)
+                end = _agreed(meeting, attempt, end)
                 if end.cause == "hang" and meeting.others:
                     # The ranks of other nodes fall with these: their stacks are taken before that.
                     time.sleep(_OTHERS_SECONDS)
@@ -434,6 +434,16 @@ class Supervisor:
     def _result(self, over: Over) -> RunResult:
         wall = ledger(self.attempts)
         return RunResult(over.outcome, over.reason, tuple(self.attempts), wall, goodput(wall))
+
+
+def _agreed(meeting: Meeting, attempt: int, end: End) -> End:
+    """The end that was told first. An error waits a moment: it may follow from a death that another node will tell."""
+    until = time.monotonic() + _CAUSE_SECONDS
+    while end.cause == "error" and meeting.others and time.monotonic() < until:
+        if elsewhere := meeting.ended(attempt):
+            return elsewhere
+        time.sleep(_AFTERMATH_SECONDS)
+    return meeting.tell(attempt, end)
 
 
 def _asks_to_stop(cause: str, limits: Limits) -> bool:

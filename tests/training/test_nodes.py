@@ -22,6 +22,7 @@ from training.guards import read_record
 from training.ledger import End
 from training.neighbours import Neighbours, packed
 from training.nodes import Alone, Follower, Leader, Nodes, NodesError, Over, Place
+from training.supervisor import _agreed
 from training.watch import HangLimits
 from trimtab.ports import free_port
 
@@ -53,6 +54,33 @@ def until(there: Callable[[Path], bool], path: Path) -> None:
 def port() -> int:
     """Where the nodes meet; nodes that are killed must find it free again."""
     return free_port()
+
+
+class Told(Alone):
+    """A meeting with another node, which ends the attempt at its `hears`-th look, or never."""
+
+    others = 1
+
+    def __init__(self, hears: int) -> None:
+        self.looks, self.hears = 0, hears
+
+    def ended(self, attempt: int) -> End | None:
+        self.looks += 1
+        return End("killed", 1, "rank 1 was killed") if self.looks == self.hears else None
+
+
+def test_an_error_is_not_the_cause_where_another_node_tells_of_a_death_right_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.supervisor._CAUSE_SECONDS", 0.2)
+    error, killed = End("error", 0, "connection closed by peer"), End("killed", 0, "rank 0 was killed")
+
+    assert _agreed(Told(hears=3), 1, error).rank == 1
+    assert _agreed(Told(hears=0), 1, error) == error
+    # Nothing else waits, nor does whoever is alone.
+    assert _agreed(waits_not := Told(hears=1), 1, killed) == killed
+    assert not waits_not.looks
+    assert _agreed(Alone(), 1, error) == error
 
 
 @pytest.mark.slow

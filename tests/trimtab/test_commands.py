@@ -287,12 +287,17 @@ def test_a_short_training_is_looked_into(
     begin = ("train", "line", "--max-steps", "6", "--profile", trace, "--settings", chosen)
 
     found = trimtab(*begin, "--json")
-    refused = trimtab(*begin, "--ranks", "2")
+    both = trimtab(*begin, "--ranks", "2", "--json")
+    servers = trimtab(*begin, "--parallel", "servers=1,workers=2")
 
     assert json.loads(found.stdout)["outcome"] in ("completed", "rejected"), found.output
     assert {e["name"] for e in json.loads(trace.read_text())["traceEvents"]} >= {"ProfilerStep#4", "ProfilerStep#5"}
-    assert refused.exit_code == 1
-    assert "--profile looks at one process" in refused.stderr
+    assert json.loads(both.stdout)["outcome"] in ("completed", "rejected"), both.output
+    for rank in range(2):
+        steps = json.loads((tmp_path / f"steps.rank-{rank}.json").read_text())["traceEvents"]
+        assert {e["name"] for e in steps} >= {"ProfilerStep#4", "ProfilerStep#5"}
+    assert servers.exit_code == 1
+    assert "--profile looks at steps that all processes take together" in servers.stderr
 
 
 def test_what_follows_a_guards_finding_is_set_for_each_model(

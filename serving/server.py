@@ -281,7 +281,7 @@ class Service:
                 await self._restore(model)
             except ServingError as error:
                 _log.error("%s cannot be served: %s", model, error)
-                self.deployments.setdefault(model, self._make(model))
+                self.deployments.setdefault(model, self._make(model)).trouble = str(error)
         self._front.open = True
         self.health.state = "ready"
         self._recorder.prepare()

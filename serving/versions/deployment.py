@@ -91,6 +91,8 @@ class Deployment:
         self.guards: set[int] = set()
         self.leaving: dict[int, str] = {}
         self.used: dict[int, float] = {}
+        # Why the stable version could not be loaded at the start; nothing once one was.
+        self.trouble = ""
         # Set while the whole model is taken out: it takes no requests.
         self.closing = False
         self.missing: Callable[[int], ServingError] = self._unknown
@@ -122,6 +124,7 @@ class Deployment:
             Choice(number, FORCED, 1.0),
         )
         self.versions[number] = version
+        self.trouble = ""
         self._signals.loaded(self.model, number, loaded.model.digest, loaded.seconds)
         return version
 
@@ -135,7 +138,8 @@ class Deployment:
             return self._pinned(named)
         choice = self.router.choose(unit, headers=headers)
         if choice is None or choice.version not in self.versions:
-            raise Unavailable(f"model {self.model!r} has no version ready; promote one or wait until it is loaded")
+            why = f": {self.trouble}" if self.trouble else "; promote one or wait until it is loaded"
+            raise Unavailable(f"model {self.model!r} has no version ready{why}")
         return choice, self.versions[choice.version]
 
     def switch(self, policy: Policy, *, move: bool = False) -> list[int]:

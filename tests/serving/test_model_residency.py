@@ -188,6 +188,17 @@ async def test_a_version_that_cannot_fit_is_refused_and_nothing_goes_for_it(four
     assert "memory budget" in states["3"][1]
 
 
+@pytest.mark.usefixtures("only_weights")
+async def test_requests_are_told_why_a_stable_version_was_not_loaded_at_the_start(four: Registry, start: Start) -> None:
+    service = await start(models=("wide",), memory_budget_bytes=4 * MEGABYTE)
+
+    status, error = await ask(service)
+
+    assert status == 503
+    assert "no version ready: the version needs 8" in error
+    assert "raise memory_budget_bytes" in error
+
+
 async def test_a_version_that_nobody_loaded_is_not_loaded_by_a_request(four: Registry, start: Start) -> None:
     service = await start(models=("wide",))
 

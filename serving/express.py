@@ -207,6 +207,10 @@ class Express:
                 self._account.others["cancelled"] += 1
                 continue
             head = exchange.head
+            if head is not None and head.memo is None:
+                # The compiled way took it, and gave it back: nobody has read a header of this length before.
+                self._leave(exchange)
+                continue
             found = self._read(exchange.body) if head is None or head.memo.header_length is None else self._binary(
                 exchange.body, head.memo.header_length
             )  # fmt: skip

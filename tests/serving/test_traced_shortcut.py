@@ -180,3 +180,31 @@ async def test_a_traced_request_of_a_batch_that_fails_keeps_its_trace(
     first = {event["feature.x"][0]: event["trace_id"] for event in collector.events}
     assert sorted(first) == list(range(5 * CLIENTS))
     assert len({first[number] for number in range(4 * CLIENTS, 5 * CLIENTS)} - {None}) == CLIENTS
+
+
+@pytest.mark.skipif(native() is None, reason="without a compiler there is no compiled way")
+@pytest.mark.usefixtures("summing")
+async def test_what_the_compiled_way_gives_back_is_answered_though_its_length_was_never_met(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await start()
+    spilled: list[int] = []
+
+    def spills(self: Express) -> bool:
+        spilled.append(self.intake.count)
+        return False
+
+    streams = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(CLIENTS)]
+    try:
+        for turn in range(4):
+            await _asked(streams, turn * CLIENTS, 1, "")
+        monkeypatch.setattr(Express, "_run_taken", spills)
+        async with asyncio.timeout(60):
+            answers = await _asked(streams, 10_000_000, 1, "")
+    finally:
+        for _, writer in streams:
+            writer.close()
+
+    assert sum(spilled) > 0
+    assert [status for status, _ in answers] == [200] * CLIENTS
+    assert [data[1] for _, data in answers] == list(range(10_000_000, 10_000_000 + CLIENTS))

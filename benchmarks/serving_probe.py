@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         registry.register("mlp", folder / "mlp", lineage={}, profile=profile, metrics={})
         registry.set_alias("mlp", "stable", 1)
         registry.close()
-        discarding = stack.enter_context(bench.running(sys.executable, "bare.py", "EMPTY"))
+        discarding = stack.enter_context(bench.running(sys.executable, "discarding.py"))
         servers = {}
         for kind, more in KINDS.items():
             collector = (discarding.url, *filter(None, more)) if more else ()

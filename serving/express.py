@@ -139,6 +139,11 @@ class Express:
             else:
                 yield exchange
 
+    def _give_back_traced(self, places: Sequence[int]) -> None:
+        """Has those that the compiled way took in these places, the last first, go the general way with their trace."""
+        for place in places:
+            self.traced += self._given_back(place, place + 1)
+
     def good(self, deployment: Deployment) -> bool:
         """Whether the shortcut still leads where the policy does."""
         return (
@@ -327,8 +332,7 @@ class Express:
         while intake.count:
             batch = intake.batch(limit)
             if batch is None or not batch[0]:
-                for place in self._traced(intake.count):
-                    self.traced += self._given_back(place, place + 1)
+                self._give_back_traced(self._traced(intake.count))
                 return False
             self._serve_taken(*batch)
             if intake.count and self._clock() > ends:
@@ -349,8 +353,7 @@ class Express:
         ended, worked = clock(), time.thread_time() - worked
         hows = self._hows(Outputs(outputs, rows), tags) if good else None
         if hows is None:
-            for place in traced:
-                self.traced += self._given_back(place, place + 1)
+            self._give_back_traced(traced)
             for exchange in list(self._given_back(0, count - len(traced))):
                 self._leave(exchange)
             return

@@ -1,4 +1,4 @@
-"""A do-nothing protocol on uvloop and httptools: `bare.py PORT [EMPTY]` answers every request with one constant."""
+"""A do-nothing protocol on uvloop and httptools: `bare.py PORT` answers every request with one constant."""
 
 import asyncio
 import sys
@@ -7,8 +7,7 @@ import httptools
 import uvloop
 from constants import BODY, HEAD
 
-ANSWERED = BODY if len(sys.argv) < 3 else b"{}"
-ANSWER = HEAD % len(ANSWERED) + ANSWERED
+ANSWER = HEAD % len(BODY) + BODY
 
 
 class Nothing(asyncio.Protocol):

@@ -35,10 +35,9 @@ _DIRECT = {
     "linear.default": "_C._nn.linear", "addmm.default": "addmm", "matmul.default": "matmul", "relu.default": "relu",
     "sigmoid.default": "sigmoid", "tanh.default": "tanh", "gelu.default": "_C._nn.gelu", "silu.default": "_C._nn.silu",
 }  # fmt: skip
+_LINEAR, _RELU = "torch.ops.aten.linear.default", "torch.ops.aten.relu.default"
 # Operators whose result is new memory, which a relu that is its only use may write to.
-_FRESH = ("torch.ops.aten.linear.default", "torch.ops.aten.addmm.default")
-_RELU = "torch.ops.aten.relu.default"
-_LINEAR = "torch.ops.aten.linear.default"
+_FRESH = (_LINEAR, "torch.ops.aten.addmm.default")
 # Values of a linear layer's weight up to which it is laid out anew: those that fit the caches take 0.5 to 0.9 of their
 # time then, of two rows up to 1.3 of it; larger ones up to 1.9 with two threads.
 _MOST_LAID_OUT = 256 * 1024

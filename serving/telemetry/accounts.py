@@ -93,6 +93,11 @@ class Account:
         else:
             self._trace(moments, call.started is not None, call.span)
 
+    def add_many(self, moments: bytes) -> None:
+        """Requests that ended with a batch's outputs, by the moments of each, as doubles."""
+        self.moments.frombytes(moments)
+        self.ok += len(moments) // (_MOMENTS * self.moments.itemsize)
+
     def add_traced(self, moments: Sequence[float], span: SpanContext) -> None:
         """A request of the shortcut whose trace is kept."""
         self.ok += 1

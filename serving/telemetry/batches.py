@@ -39,14 +39,12 @@ class Batches:
 
     def add(
         self, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, moments: bytes, done: float
-    ) -> None:
-        """A batch that was answered. `requests` are the rows of each as int64, `arrived` a double, `moments` the six of
-        an account.
+    ) -> Run | None:
+        """A batch that was answered, and where it is kept. `requests`: the rows of each as int64; `arrived`: a double;
+        `moments` the six of an account, of those that are counted together.
         """
-        self._account.moments.frombytes(moments)
-        self._account.ok += len(arrived) // 8
-        if self._memory is not None:
-            self._record(self._memory, column, outputs, requests, arrived, done)
+        self._account.add_many(moments)
+        return None if self._memory is None else self._record(self._memory, column, outputs, requests, arrived, done)
 
     def add_traced(
         self, traced: Sequence[int], column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes,
@@ -77,10 +75,8 @@ class Batches:
                 )
             )
         others = np.delete(times, traced, axis=0)
-        account.moments.frombytes(others.tobytes())
-        account.ok += len(others)
-        if self._memory is not None:
-            run = self._record(self._memory, column, outputs, requests, arrived, done)
+        run = self.add(column, outputs, requests, arrived, others.tobytes(), done)
+        if run is not None:
             first = run.requests - len(counts)
             run.traced += [(first + place, one) for place, one in zip(traced, told, strict=True)]
 

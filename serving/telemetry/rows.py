@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from observability.native import compiled
 from serving.protocol.tensors import Array
@@ -40,12 +39,6 @@ class Rows:
     times: Integers
     latencies: Floats
     values: list[Floats]
-
-    @property
-    def ids(self) -> pa.Array:
-        """The ids as an array of Arrow's."""
-        buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.text)]
-        return pa.Array.from_buffers(pa.utf8(), len(self.offsets) - 1, buffers)
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from serving.batching.execution import not_finite
 from serving.batching.pending import Result, State
 from serving.calls import Call
 from serving.errors import Cancelled, Expired, ServingError
@@ -214,10 +215,17 @@ class ResponseCache:
         del self._flights[flight.key]
         followers = list(flight.followers)
         if ours and not isinstance(result, ServingError):
-            self.entries.put(flight.key, result, self._clock())
+            # Answers are kept for whatever outputs others ask for.
+            whole = not not_finite(result, None, call.signature)
+            if whole:
+                self.entries.put(flight.key, result, self._clock())
             for follower in followers:
                 flight.leave(follower)
-                _answer(follower, result)
+                if whole or not not_finite(result, follower.wanted, call.signature):
+                    _answer(follower, result)
+                else:
+                    follower.cache = "miss"
+                    self._alone(flight, follower)
             return
         # The leader failed, or a rollback took its version away: each follower now has its own chance.
         for follower in followers:

@@ -42,6 +42,7 @@ class Call(Pending):
         super().__init__(values, request.rows, arrived, deadline)
         if signature.ragged:
             self.bucket = signature.key(values)
+        self.wanted = request.outputs
         self.request = request
         self.model = model
         self.choice = choice

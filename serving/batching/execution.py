@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,9 @@ from serving.errors import Expired, InvalidRequest, ModelFailed, NonFinite, NonF
 from serving.protocol.outputs import Outputs, Rows
 from serving.protocol.signature import Signature, Values
 from serving.protocol.tensors import Array
+
+# What a batch needs of a request, as it was when the batch began: its values, rows, and the outputs that it asks for.
+_Request = tuple[Sequence[Values], int, "Container[str] | None"]
 
 
 class Runnable(Protocol):
@@ -47,7 +50,7 @@ def execute(model: Runnable, requests: Sequence[Pending], max_rows: int, clock: 
     fitting: list[int] = []
     # Between the closing of the batch and its start a deadline may pass, and a client leave.
     live = [p for p in requests if p.state is not State.DONE and (p.deadline is None or p.deadline > started)]
-    results = _run(model, [(p.values, p.rows) for p in live], max_rows, fitting) if live else []
+    results = _run(model, [(p.values, p.rows, p.wanted) for p in live], max_rows, fitting) if live else []
     ended, worked = clock(), time.thread_time() - worked
     if len(live) < len(requests):
         found = dict(zip(map(id, live), results, strict=True))
@@ -56,12 +59,10 @@ def execute(model: Runnable, requests: Sequence[Pending], max_rows: int, clock: 
     return Executed(tuple(results), started, ended, min(fitting, default=0), own)
 
 
-def _run(
-    model: Runnable, requests: Sequence[tuple[Sequence[Values], int]], max_rows: int, fitting: list[int]
-) -> list[Result]:
+def _run(model: Runnable, requests: Sequence[_Request], max_rows: int, fitting: list[int]) -> list[Result]:
     try:
-        outputs = _outputs(model, model.signature.columns([values for values, _ in requests]), max_rows, fitting)
-        total = sum(rows for _, rows in requests)
+        outputs = _outputs(model, model.signature.columns([values for values, _, _ in requests]), max_rows, fitting)
+        total = sum(rows for _, rows, _ in requests)
         if any(len(output) != total for output in outputs):
             raise ModelFailed(f"the model gave {[len(output) for output in outputs]} rows for {total}")
     except Exception as error:
@@ -99,40 +100,43 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "allocate memory" in text)
 
 
-def _split(
-    outputs: Sequence[Array], requests: Sequence[tuple[Sequence[Values], int]], signature: Signature
-) -> list[Result]:
+def _split(outputs: Sequence[Array], requests: Sequence[_Request], signature: Signature) -> list[Result]:
     finite = all(np.isfinite(output).all() for output in outputs)
     results: list[Result] = []
     start = 0
     if finite and not signature.lengths:
         batch = Outputs(outputs, len(outputs[0]))
-        for _, count in requests:
+        for _, count, _ in requests:
             results.append(Rows(batch, start, start + count))
             start += count
         return results
-    for values, count in requests:
+    for values, count, wanted in requests:
         parts = [output[start : start + count] for output in outputs]
         if signature.lengths:
             parts = signature.cut(parts, values)
-        if finite or all(np.isfinite(part).all() for part in parts):
-            results.append(parts)
-        else:
-            results.append(_non_finite(parts, values, signature))
+        bad = [] if finite else not_finite(parts, wanted, signature)
+        results.append(_non_finite(bad, values, signature) if bad else parts)
         start += count
     return results
 
 
-def _non_finite(parts: Sequence[Array], values: Sequence[Values], signature: Signature) -> NonFinite:
+def not_finite(parts: Sequence[Array], wanted: Container[str] | None, signature: Signature) -> list[str]:
+    """Where the outputs that a request asks for are NaN or infinite, three places of each at most; nothing where they
+    are finite. What it does not ask for may be anything.
+    """
+    return [
+        f"{output.name} of row {int(row)}"
+        for output, part in zip(signature.outputs, parts, strict=True)
+        if (wanted is None or output.name in wanted) and not np.isfinite(part).all()
+        for row in np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))[:3]
+    ]
+
+
+def _non_finite(bad: Sequence[str], values: Sequence[Values], signature: Signature) -> NonFinite:
     """Whose fault it is: NaN and infinity in the request's own inputs, or the model's."""
     for column, part in zip(signature.inputs, values, strict=True):
         if column.codes is None and not np.isfinite(column.joined([part])).all():
             return NonFiniteInput(
                 f"input {column.name!r} holds NaN or infinity (or null), of which the model makes no finite output"
             )
-    bad = [
-        f"{output.name} of row {int(row)}"
-        for output, part in zip(signature.outputs, parts, strict=True)
-        for row in np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))[:3]
-    ]
     return NonFinite(f"the model's output is NaN or infinite: {', '.join(bad)}")

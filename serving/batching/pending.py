@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Pending:
 
     __slots__ = (
         "arrived", "batch_rows", "bucket", "bytes", "caller", "company", "deadline", "ended", "expected", "key", "lane",
-        "priority", "promised", "queued", "rows", "span", "started", "state", "values",
+        "priority", "promised", "queued", "rows", "span", "started", "state", "values", "wanted",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,7 @@ class Pending:
         self.priority = priority
         self.bytes = bytes
         self.bucket = bucket
+        self.wanted: Container[str] | None = None  # names of the outputs that are asked for; None: all
         self.caller: str | None = None
         self.state = State.QUEUED
         self.lane: Any = None  # the lane that has it now; a rollback moves it

@@ -31,7 +31,8 @@ class Disagreement:
     """Of the pairs that can be compared: largest differences by request, and rows whose largest output is another.
 
     `absolute` is max |a - b|, `relative` is max |a - b| / max(|a|, |b|) (0 for 0 beside 0, at most 2). `ranked_rows`
-    are those that have an output of at least two values; `other_rows` of them have another first choice.
+    are those that have an output of at least two values; `other_rows` of them have another first choice. A place where
+    either value is NaN or infinite, which only outputs that nobody asked for may hold, counts as no difference.
     """
 
     absolute: Floats
@@ -89,6 +90,9 @@ def _compare(group: Sequence[tuple[list[Array], list[Array]]]) -> Disagreement:
         b = np.concatenate([shadows[place] for _, shadows in group]).reshape(total, -1).astype(np.float64)
         if a.shape[1] == 0:
             continue
+        known = np.isfinite(a) & np.isfinite(b)
+        if not known.all():
+            a, b = np.where(known, a, 0.0), np.where(known, b, 0.0)
         gap = np.abs(a - b)
         size = np.maximum(np.abs(a), np.abs(b))
         absolute = np.maximum(absolute, gap.max(axis=1))

@@ -4,7 +4,20 @@
 #include <math.h>
 #include <stdint.h>
 
-/* Scores, and the sums, squares, cubes and largest of the law's weights: `null.py`, `_test`. `found` is (5, columns). */
+/* The two largest eigenvalues by Rayleigh and Ritz: `null.py`, `_largest`. Moments and squares are of the vectors 00, 01, 11. */
+static void two_largest(const double moments[3], const double squares[3], double *largest, double *next) {
+    const double unit = moments[0] > 0 ? moments[0] : 1.0, part = moments[1] / unit, own = moments[2] - part * moments[1];
+    const double first = squares[0] / unit, across = squares[1] - part * squares[0];
+    double second = 0, between = 0;
+    if (own > 1e-9 * moments[2]) {
+        second = (squares[2] - part * (2.0 * squares[1] - part * squares[0])) / own;
+        between = across * across / (unit * own);
+    }
+    const double middle = (first + second) / 2, radius = sqrt((first - second) * (first - second) / 4 + between);
+    *largest = middle + radius, *next = middle > radius ? middle - radius : 0.0;
+}
+
+/* Scores, and the sums, squares, cubes and two largest of the law's weights: `null.py`, `_test`. `found` is (6, columns). */
 void trimtab_ordered_test(int64_t columns, int64_t cells, const int64_t *reference, const int64_t *window, double *found) {
     for (int64_t column = 0; column < columns; column++, reference += cells, window += cells) {
         int64_t rows = 0, others = 0, before = 0, now = 0;
@@ -13,7 +26,7 @@ void trimtab_ordered_test(int64_t columns, int64_t cells, const int64_t *referen
         const double share = 1.0 / (double)(rows ? rows : 1), other_share = 1.0 / (double)(others ? others : 1);
         const double pooled_share = 1.0 / (double)(rows + others ? rows + others : 1);
         double squared = 0, first = 0, products = 0, squares = 0, cubes = 0, earlier = 0, pairs = 0, thirds = 0;
-        double total = 0, left_total = 0;
+        double totals[2] = {0}, left_totals[2] = {0};
         for (int64_t cell = 0; cell + 1 < cells; cell++) {
             before += reference[cell], now += window[cell];
             const double weight = (double)(reference[cell] + reference[cell + 1]) * (0.5 * share);
@@ -26,24 +39,31 @@ void trimtab_ordered_test(int64_t columns, int64_t cells, const int64_t *referen
             products += above * earlier;
             thirds += above * (pairs + 3.0 * both * earlier);
             earlier += below, pairs += triples;
-            total += weight * (pooled - pooled * pooled), left_total += pooled * weight * (pooled - pooled * pooled);
+            const double even = weight * (pooled - pooled * pooled), odd = even * (1.0 - 2.0 * pooled);
+            totals[0] += even, left_totals[0] += pooled * even;
+            totals[1] += odd, left_totals[1] += pooled * odd;
         }
-        double moment = 0, image_squares = 0, running = 0, left = 0;
+        double moments[3] = {0}, image_squares[3] = {0}, running[2] = {0}, left[2] = {0};
         before = now = 0;
         for (int64_t cell = 0; cell + 1 < cells; cell++) {
             before += reference[cell], now += window[cell];
             const double weight = (double)(reference[cell] + reference[cell + 1]) * (0.5 * share);
-            const double pooled = (double)(before + now) * pooled_share, vector = weight * (pooled - pooled * pooled);
-            running += vector, left += pooled * vector;
-            const double image = pooled * (total - running - left_total) + left;
-            moment += image * vector, image_squares += image * image * weight;
+            const double pooled = (double)(before + now) * pooled_share, even = weight * (pooled - pooled * pooled);
+            const double vectors[2] = {even, even * (1.0 - 2.0 * pooled)};
+            double images[2];
+            for (int i = 0; i < 2; i++) {
+                running[i] += vectors[i], left[i] += pooled * vectors[i];
+                images[i] = pooled * (totals[i] - running[i] - left_totals[i]) + left[i];
+            }
+            moments[0] += images[0] * vectors[0], moments[1] += images[0] * vectors[1], moments[2] += images[1] * vectors[1];
+            image_squares[0] += images[0] * images[0] * weight, image_squares[1] += images[0] * images[1] * weight;
+            image_squares[2] += images[1] * images[1] * weight;
         }
-        const double second = 2.0 * products + squares, largest = image_squares / (moment > 0 ? moment : 1.0);
+        two_largest(moments, image_squares, found + 4 * columns + column, found + 5 * columns + column);
         found[column] = rows && others ? sqrt(squared) : 0.0;
         found[columns + column] = first;
-        found[2 * columns + column] = second;
+        found[2 * columns + column] = 2.0 * products + squares;
         found[3 * columns + column] = thirds + cubes;
-        found[4 * columns + column] = largest < sqrt(second) ? largest : sqrt(second);
     }
 }
 

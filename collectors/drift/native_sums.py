@@ -34,12 +34,12 @@ def native_sums() -> ctypes.CDLL | None:
 
 
 def ordered_sums(reference: Counts, window: Counts) -> Floats | None:
-    """`null.ordered_test` of `(columns, cells)` counts: scores and the law's four rows; None without a compiler."""
+    """`null.ordered_test` of `(columns, cells)` counts: scores and the law's five rows; None without a compiler."""
     native = native_sums()
     if native is None or not reference.size:
         return None
     first, second = (np.ascontiguousarray(counts, np.int64) for counts in (reference, window))
-    found = np.empty((5, len(first)))
+    found = np.empty((6, len(first)))
     native.trimtab_ordered_test(*first.shape, first.ctypes.data, second.ctypes.data, found.ctypes.data)
     return found
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
 from collectors.drift.bins import Counts, Floats
-from collectors.drift.laws import chi2_sf, normal_isf, normal_sf
+from collectors.drift.laws import chi2_sf
 from collectors.drift.native_sums import ordered_sums
 from observability.numeric import edges_of_sorted
 
@@ -24,10 +23,14 @@ from observability.numeric import edges_of_sorted
 FEW_ORDERED = 10.0
 # Cells worked on at once: some ten arrays of so many numbers fit into a second-level cache.
 CACHED = 16_384
-# Quantiles are kept for so many degrees of freedom up to the most; between two of them they are a line to 1e-6.
-KNOTS, MOST_DEGREES = 512, 4.0
-# Each brings the tail's quantile ten times nearer where it counts.
-STEPS = 7
+# Newton's, on the logarithm of the tail, which is nearly a line.
+STEPS = 6
+# Squared cosines of so many angles: the mean over them is exact to 1e-9 of it where a probability is above 1e-12.
+_COSINES = np.cos((np.arange(12) + 0.5) * (math.pi / 24))[:, None] ** 2
+# Of exponents, so that no logarithm is of 0; and in place of a statistic that cannot vary.
+_FARTHEST, _TINIEST = 700.0, 1e-300
+# Of two vectors one whose own part is a smaller share is the other.
+_ALONG = 1e-9
 
 
 def effective_rows(window_rows: float, reference_rows: float) -> float:
@@ -38,12 +41,14 @@ def effective_rows(window_rows: float, reference_rows: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class NullLaw:
-    """`Σ λ_k χ²₁` for many columns at once, by the eigenvalues' power sums and the largest: arrays `(columns,)`.
+    """`Σ λ_k χ²₁` for many columns at once, by the eigenvalues' power sums and the two largest: arrays `(columns,)`.
 
-    The body of the law is a chi-square that is shifted and scaled to three cumulants (Hall 1983; Buckley & Eagleson
-    1988); the tail is Zolotarev's (1961) with the next term of its series, `Π_{k>1} (1 − λ_k/λ_1)^(−1/2) ·
-    P(χ²₁ > x/λ_1) · (1 + ρ/2x)`, `ρ = Σ_{k>1} λ_k / (1 − λ_k/λ_1)`. The larger of both is taken: of a column without
-    ties 0.999 to 1.032 times the exact probability from 0.1 down to 1e-5, of any within a tenth of it down to 1e-4.
+    The tail is the first of Smirnov's (1936) alternating integrals, `(1/π) ∫ exp(−xu/2) Π |1 − λ_k u|^(−1/2) du/u`
+    between `1/λ_1` and `1/λ_2`; what the others take from it is less than a fiftieth of it from one half down and soon
+    nothing. With `1/u = λ_1 cos²φ + λ_2 sin²φ` it is a mean over φ, however near the two largest are to each other, and
+    of the rest three terms of the logarithm's power series are known. Above one half it is a chi-square, shifted and
+    scaled to three cumulants (Hall 1983; Buckley & Eagleson 1988). 0.98 to 1.02 times the exact probability from 0.1
+    down to 1e-5, whatever the cells.
     """
 
     first: Floats
@@ -53,71 +58,47 @@ class NullLaw:
     third: Floats
     """`Σ λ³`: an eighth of its third cumulant."""
     largest: Floats
+    next_largest: Floats
 
     def __getitem__(self, chosen: Counts | slice) -> NullLaw:
-        return NullLaw(self.first[chosen], self.second[chosen], self.third[chosen], self.largest[chosen])
+        parts = (self.first, self.second, self.third, self.largest, self.next_largest)
+        return NullLaw(*(part[chosen] for part in parts))
 
     def pvalue(self, statistic: Floats) -> Floats:
         """`P(T >= statistic)`, one a column; 1 for a column that cannot vary (all rows in one cell)."""
-        varies, rate, degrees = self._body()
-        body = chi2_sf(np.maximum((statistic - self.first) * rate + degrees, 0.0), degrees)
-        scale, factor, further = self._tail()
-        tail = 2 * factor * (1 + further / np.maximum(statistic, scale)) * normal_sf(np.sqrt(statistic / scale))
-        return np.where(varies, np.minimum(np.maximum(body, tail), 1.0), 1.0)
-
-    def quantile(self, pvalue: float) -> Floats:
-        """The statistic that is exceeded with probability `pvalue` below one half: the inverse of `pvalue`."""
-        varies, rate, degrees = self._body()
-        body = (_chi2_isf(pvalue, degrees) - degrees) / rate + self.first
-        scale, factor, further = self._tail()
-        tail = np.asarray(np.inf)
-        for _ in range(STEPS):
-            chance = pvalue / (factor * (1 + further / np.maximum(tail, scale)))
-            tail = scale * normal_isf(np.minimum(chance, 1.0) / 2) ** 2
-        return np.where(varies, np.maximum(body, tail), 0.0)
-
-    def _body(self) -> tuple[np.typing.NDArray[np.bool_], Floats, Floats]:
         varies = self.third > 0
         second, third = np.where(varies, self.second, 1.0), np.where(varies, self.third, 1.0)
         rate = second / third
-        return varies, rate, second * rate * rate
+        degrees = second * rate * rate
+        tail, _ = self._tail(statistic)
+        body = chi2_sf(np.maximum((statistic - self.first) * rate + degrees, 0.0), degrees)
+        return np.where(varies, np.where(tail < 0.5, tail, np.maximum(body, 0.5)), 1.0)
 
-    def _tail(self) -> tuple[Floats, Floats, Floats]:
-        """`λ_1`, the product, and `ρ/2`, in place of logarithm and fraction three terms of their power series."""
-        scale = np.where(self.largest > 0, self.largest, 1.0)
-        # −½ Σ_{k>1} log(1 − λ_k/λ_1) = ½ Σ_m (Σ λ^m / λ_1^m − 1) / m, and so on.
-        first, second, third = (
-            np.maximum(power_sum / scale**m - 1.0, 0.0)
-            for m, power_sum in enumerate((self.first, self.second, self.third), 1)
-        )
-        return scale, np.exp(first / 2 + second / 4 + third / 6), scale * (first + second + third) / 2
+    def quantile(self, pvalue: float) -> Floats:
+        """The statistic that is exceeded with probability `pvalue` below one half: the inverse of `pvalue`."""
+        found = np.maximum(self.first, _TINIEST)
+        goal = math.log(pvalue)
+        for _ in range(STEPS):
+            # The logarithm is convex: after the first step the quantile is neared from below.
+            chance, density = self._tail(found)
+            found = np.maximum(found + (np.log(chance) - goal) * chance / density, found / 8)
+        return np.where(self.third > 0, found, 0.0)
 
-
-def _chi2_isf(pvalue: float, degrees: Floats) -> Floats:
-    """Chi-square's quantile at one level for many degrees of freedom: interpolated in their usual range, 1 … 4."""
-    knots, values = _quantiles(pvalue)
-    usual = degrees <= knots[-1]
-    found = np.interp(degrees, knots, values)
-    return found if usual.all() else np.where(usual, found, _newton(pvalue, np.where(usual, 1.0, degrees)))
-
-
-@lru_cache(maxsize=64)
-def _quantiles(pvalue: float) -> tuple[Floats, Floats]:
-    """Few levels are asked for, again and again: from window to window, and of each part of a table."""
-    knots = np.geomspace(1 - 1e-9, MOST_DEGREES, KNOTS)
-    return knots, _newton(pvalue, knots)
-
-
-def _newton(pvalue: float, degrees: Floats) -> Floats:
-    third, half = 2 / (9 * degrees), degrees / 2
-    gamma = np.array([math.lgamma(value) for value in half])
-    # Wilson & Hilferty (1931), then Newton's steps on ln P.
-    x = np.maximum(degrees * (1 - third + np.sqrt(third) * normal_isf(pvalue)) ** 3, 1e-3)
-    for _ in range(3):
-        chance = chi2_sf(x, degrees)
-        density = np.exp((half - 1) * np.log(x / 2) - x / 2 - gamma) / 2
-        x = np.maximum(x + (np.log(chance) - math.log(pvalue)) * chance / density, x / 4)
-    return np.asarray(x, np.float64)
+    def _tail(self, statistic: Floats) -> tuple[Floats, Floats]:
+        """The tail's probability, and its density; both 1 for a column that cannot vary."""
+        varies = self.largest > 0
+        top, after = np.where(varies, self.largest, 1.0), np.where(varies, self.next_largest, 1.0)
+        unit = top * _COSINES + after * (1.0 - _COSINES)
+        # −½ Σ_{k>2} log(1 − λ_k u) = ½ Σ_m u^m Σ λ^m / m; none of them is above the second largest.
+        power_sum = np.maximum(self.first - self.largest - self.next_largest, 0.0)
+        exponent = (power_sum - statistic) / unit
+        for m, whole in ((2, self.second), (3, self.third)):
+            beside = np.maximum(whole - self.largest**m - self.next_largest**m, 0.0)
+            power_sum = np.minimum(beside, power_sum * self.next_largest)
+            exponent += power_sum / (m * unit**m)
+        chance = np.exp(np.clip(exponent / 2, -_FARTHEST, _FARTHEST))
+        density = np.where(varies, (chance / unit).mean(axis=0) / 2, 1.0)
+        return np.where(varies, chance.mean(axis=0), 1.0), density
 
 
 def edge_weights(reference: Counts) -> Floats:
@@ -135,7 +116,7 @@ def ordered_test(reference: Counts, window: Counts) -> tuple[Floats, NullLaw]:
     `0.303 d` for a shift of a normal column by a small `d` standard deviations; 0 where a side has no rows.
 
     The power sums are traces of powers of the bridge's covariance, whose entries are products `H_j (1 − H_k)`, so that
-    running sums do; the largest eigenvalue comes from the power method's first steps.
+    running sums do; the two largest eigenvalues are Ritz' from what the covariance makes of two vectors.
     """
     sums_of = ordered_sums(reference, window)
     if sums_of is not None:
@@ -144,12 +125,12 @@ def ordered_test(reference: Counts, window: Counts) -> tuple[Floats, NullLaw]:
     # Cells by columns: sums over cells are then sums of whole rows.
     first, second = np.ascontiguousarray(reference.T), np.ascontiguousarray(window.T)
     parts = [_test(first[:, at : at + step], second[:, at : at + step]) for at in range(0, len(reference), step)]
-    scores, *sums = np.concatenate(parts, axis=1) if parts else np.zeros((5, 0))
+    scores, *sums = np.concatenate(parts, axis=1) if parts else np.zeros((6, 0))
     return scores, NullLaw(*sums)
 
 
 def _test(reference: Counts, window: Counts) -> Floats:
-    """Scores and the four rows of a `NullLaw`, of `(cells, columns)` that fit into the processor's cache."""
+    """Scores and the five rows of a `NullLaw`, of `(cells, columns)` that fit into the processor's cache."""
     before, now = np.cumsum(reference, axis=0), np.cumsum(window, axis=0)
     rows, others = before[-1], now[-1]
     held = (rows > 0) & (others > 0)
@@ -186,13 +167,32 @@ def _law(weights: Floats, pooled: Floats) -> tuple[Floats, Floats, Floats, Float
     pairs += both
     pairs *= above
     third = pairs.sum(axis=0) + squares.sum(axis=0)
-    # From the eigenvector of no ties, nearly: one step of the power method, and the ratio of two moments.
-    weighted = weights * (pooled - pooled * pooled)
-    image = _bridge(weighted, pooled)
-    moment = (image * weighted).sum(axis=0)
-    image *= image
-    largest = (image * weights).sum(axis=0) / np.where(moment > 0, moment, 1.0)
-    return first, second, third, np.minimum(largest, np.sqrt(second))
+    return first, second, third, *_largest(weights, pooled)
+
+
+def _largest(weights: Floats, pooled: Floats) -> tuple[Floats, Floats]:
+    """The two largest eigenvalues, by Rayleigh and Ritz over two vectors: those of no ties, nearly.
+
+    What ties make of the eigenvectors is left to one step of the power method. Exact with up to three cells.
+    """
+    even = pooled - pooled * pooled
+    odd = weights * even * (1.0 - 2.0 * pooled)
+    even *= weights
+    images = _bridge(even, pooled), _bridge(odd, pooled)
+    moments = [(images[i] * vector).sum(axis=0) for i, vector in ((0, even), (0, odd), (1, odd))]
+    squares = [(images[i] * images[j] * weights).sum(axis=0) for i, j in ((0, 0), (0, 1), (1, 1))]
+    # The second vector without its part along the first.
+    unit = np.where(moments[0] > 0, moments[0], 1.0)
+    part = moments[1] / unit
+    left = moments[2] - part * moments[1]
+    two = left > _ALONG * moments[2]
+    left = np.where(two, left, 1.0)
+    across = squares[1] - part * squares[0]
+    first = squares[0] / unit
+    second = np.where(two, (squares[2] - part * (2.0 * squares[1] - part * squares[0])) / left, 0.0)
+    between = np.where(two, across * across / (unit * left), 0.0)
+    middle, radius = (first + second) / 2, np.sqrt((first - second) ** 2 / 4 + between)
+    return middle + radius, np.maximum(middle - radius, 0.0)
 
 
 def _bridge(vector: Floats, pooled: Floats) -> Floats:

@@ -38,7 +38,7 @@ from observability.columns import NumericColumn
 from observability.profile import Profile
 
 ROWS = st.integers(12, 600)
-LAW = ("first", "second", "third", "largest")
+LAW = ("first", "second", "third", "largest", "next_largest")
 
 
 def tables(seed: int, rows: int, others: int) -> tuple[Profile, Profile]:

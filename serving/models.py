@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from serving.artifacts.exporting import exported, listed, require_outputs, save_onnx, save_program
 from serving.artifacts.formats import load_call
 from serving.artifacts.manifest import FILES, MANIFEST, canonical, open_artifact
 from serving.errors import ArtifactError
@@ -57,7 +56,7 @@ def save_artifact(
 
         safetensors.torch.save_file({k: v.contiguous() for k, v in module.state_dict().items()}, path)
     elif format == "onnx":
-        _save_onnx(exported(module.eval(), signature, example), path, signature)
+        save_onnx(exported(module.eval(), signature, example), path, signature)
     else:
         save_program(exported(module.eval(), signature, example), path)
     return write_manifest(
@@ -81,71 +80,12 @@ def write_manifest(
         "architecture": architecture,
         "architecture_args": dict(architecture_args or {}),
         **signature.to_json(),
-        "example": {name: _listed(values) for name, values in example.items()},
+        "example": {name: listed(values) for name, values in example.items()},
         "files": {FILES[format]: hashlib.sha256((directory / FILES[format]).read_bytes()).hexdigest()},
         **({"runtime": dict(runtime)} if runtime else {}),
     }
     (directory / MANIFEST).write_bytes(canonical(manifest))
     return hashlib.sha256(canonical(manifest)).hexdigest()
-
-
-def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Writes an exported program as a .pt2 archive."""
-    import torch
-
-    torch.export.save(program, path)
-
-
-def _save_onnx(program: torch.export.ExportedProgram, path: Path, signature: Signature) -> None:
-    import torch
-
-    try:
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ArtifactError("writing ONNX needs onnxscript; install it with: pip install 'trimtab[onnx]'") from error
-    with quiet():
-        torch.onnx.export(
-            program, f=str(path), external_data=False, verbose=False,
-            input_names=[i.name for i in signature.inputs], output_names=[o.name for o in signature.outputs],
-        )  # fmt: skip
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings of torch's own tools about torch's own names."""
-    with warnings.catch_warnings():
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.filterwarnings("ignore", category=category, module=r"(torch|copyreg|onnxscript|onnx_ir)(\.|$)")
-            warnings.filterwarnings("ignore", category=category, message=r".*LeafSpec")
-        yield
-
-
-def exported(
-    module: torch.nn.Module, signature: Signature, example: Mapping[str, Sequence[Any]]
-) -> torch.export.ExportedProgram:
-    """The module as a program for any number of rows."""
-    import torch
-
-    # Two rows at least: torch.export would take a batch of one for a constant.
-    columns = signature.example({name: _listed(values) for name, values in example.items()}, times=2)
-    arguments = tuple(torch.from_numpy(column) for column in columns)
-    batch = torch.export.Dim("batch", min=1)
-    shapes = tuple(
-        {0: batch} | {1 + place: torch.export.Dim.AUTO for place, length in enumerate(column.shape) if length == -1}
-        for column in signature.inputs
-    )
-    return torch.export.export(module, arguments, dynamic_shapes=(shapes,) if _takes_varargs(module) else shapes)
-
-
-def _listed(values: Any) -> list[Any]:
-    """An example's values as JSON has them; arrays and tensors are taken, too."""
-    listed: list[Any] = values.tolist() if hasattr(values, "tolist") else list(values)
-    return listed
-
-
-def _takes_varargs(module: torch.nn.Module) -> bool:
-    code = type(module).forward.__code__
-    return bool(code.co_flags & 0x04)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +120,9 @@ class LoadedModel:
         self._guard = getattr(torch._C, "_InferenceMode", torch.inference_mode)
         self._call = module
         self._changes_inputs = False
+        # What the example shows: the names by which outputs come, and whether some are bfloat16.
+        self._names: list[str] | None = None
+        self._brain = False
 
     @property
     def solo(self) -> bool:
@@ -197,15 +140,41 @@ class LoadedModel:
     def _answered(self, given: Sequence[Any]) -> list[Array]:
         with self._guard(True):
             result = self._call(*given)
+        return self._arrays(result)
+
+    def _arrays(self, result: Any) -> list[Array]:
+        if self._names is not None:
+            result = [result[name] for name in self._names]
         outputs = result if isinstance(result, (tuple, list)) else (result,)
+        if self._brain:
+            # numpy has no bfloat16; every one of its values is a float32.
+            outputs = [output.float() if output.dtype == self._torch.bfloat16 else output for output in outputs]
         kinds = self._kinds if len(outputs) == len(self._kinds) else [None] * len(outputs)
         return [np.asarray(output.numpy(), kind) for output, kind in zip(outputs, kinds, strict=True)]
+
+    def _learn(self, result: Any) -> None:
+        """Sees in which form the outputs come. Raises ArtifactError for a form that is not served."""
+        if isinstance(result, Mapping):
+            require_outputs(result, self.signature)
+            self._names = [output.name for output in self.signature.outputs]
+            result = [result[name] for name in self._names]
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        for place, output in enumerate(outputs):
+            if not isinstance(output, self._torch.Tensor):
+                raise ArtifactError(
+                    f"the model's output {place} is a {type(output).__name__}: give a tensor, a tuple of tensors, or a "
+                    "dict of tensors by the outputs' names"
+                )
+        self._brain = any(output.dtype == self._torch.bfloat16 for output in outputs)
 
     def answer_example(self) -> list[Array]:
         """The outputs for the manifest's example. Raises ArtifactError unless they fit the signature and are finite."""
         columns = self.signature.example(self.manifest["example"])
         given = [self._torch.from_numpy(column) for column in columns]
-        outputs = self._answered(given)
+        with self._guard(True):
+            result = self._call(*given)
+        self._learn(result)
+        outputs = self._arrays(result)
         # Events tell of what was given, and a batch that fails is run again in parts.
         self._changes_inputs = any(one._version for one in given)
         if len(outputs) != len(self.signature.outputs):

@@ -37,6 +37,8 @@ _TARGET = re.compile(
     # Names with two underscores are Python's own attributes of the operators' objects, but for a few operators.
     rf"torch\.ops\.(aten|prims)\.((?!from_file|__)\w+|__(i?and|i?or|i?xor|i?lshift|i?rshift)__)(\.(?!_)\w+)?"
     rf"|_operator\.({_OPERATOR_NAMES})"
+    # Their graphs are in the program, and checked as the rest of it is.
+    r"|torch\.ops\.higher_order\.(cond|while_loop|map_impl|wrap_with_set_grad_enabled|wrap_with_autocast)"
     r"|math\.(ceil|floor|trunc|sqrt)|torch\.sym_(max|min|not|int|float|ite|sum)"
 )
 # fmt: off
@@ -49,6 +51,7 @@ _EXPRESSION_NAMES = frozenset({
 })
 # fmt: on
 _EXPRESSION = re.compile(r"[\w\s()+\-*/<>=!,&|~.]*")
+_GRAPH_NAME = re.compile(r"[a-z]+(_[a-z0-9]+)+", re.ASCII)
 _SYMBOL = re.compile(r"(s|u|zuf)\d+")
 _QUOTED_SYMBOL = re.compile(r"'(s|u|zuf)\d+'")
 _TREE_TYPES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
@@ -208,6 +211,10 @@ def _walk(value: Any) -> None:
                 _require(_plain_expression(str(item)), "expression", item)
             elif key in ("in_spec", "out_spec") and item:
                 _require(_plain_tree(json.loads(item)), "tree", item)
+            elif key == "as_graph":
+                # torch writes the name of a graph within the graph into the Python that it makes of it.
+                _require(_GRAPH_NAME.fullmatch(str(item["name"])) is not None, "graph", item["name"])
+                _walk(item)
             elif key == "metadata" and isinstance(item, dict):
                 value[key] = {}
             elif key != "config":

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from serving.artifacts.program import Program
 from serving.errors import ArtifactError
 from serving.protocol.signature import Signature
+from serving.protocol.tensors import Array
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +26,8 @@ def load_onnx(content: bytes, manifest: Mapping[str, Any]) -> Program:
     """The model as a function of tensors, in the signature's order. Raises ArtifactError.
 
     It is read from memory: a model that keeps weights in other files is refused, since those have no digest.
-    One thread a run unless torch has more; inputs go by name if the names agree, else by order.
+    One thread a run unless torch has more; inputs go by name if the names agree, else by order. A model exported for a
+    fixed number of rows runs once for each so many, the last ones filled up.
     """
     try:
         import onnxruntime
@@ -53,15 +57,42 @@ def _function(session: Any, signature: Signature) -> Callable[..., Any]:
     wanted = [value.name for value in outputs]
     for value in outputs:
         _dtype(value)
+    fixed = _fixed_rows(inputs)
 
     def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         feed = {}
         for (name, dtype, column), tensor in zip(kinds, tensors, strict=True):
             array = tensor.numpy().astype(dtype, copy=False)
             feed[name] = array.reshape(-1, 1) if column and array.ndim == 1 else array
-        return tuple(map(torch.from_numpy, session.run(wanted, feed)))
+        results = session.run(wanted, feed) if fixed is None else _in_parts(session, wanted, feed, fixed)
+        return tuple(map(torch.from_numpy, results))
 
     return call
+
+
+def _fixed_rows(inputs: Sequence[Any]) -> int | None:
+    """The number of rows that the model takes; None where it takes any."""
+    fixed = {value.name: value.shape[0] for value in inputs if value.shape and isinstance(value.shape[0], int)}
+    if len(set(fixed.values())) > 1:
+        raise ArtifactError(f"model.onnx takes batches of {fixed} rows: export it with one dimension for the rows")
+    return next(iter(fixed.values()), None)
+
+
+def _in_parts(session: Any, wanted: Sequence[str], feed: Mapping[str, Array], size: int) -> list[Array]:
+    """The outputs for any number of rows of a model that takes `size`; the last part repeats its last row."""
+    rows = len(next(iter(feed.values())))
+    parts = []
+    for start in range(0, rows, size):
+        count = min(size, rows - start)
+        part = {name: values[start : start + count] for name, values in feed.items()}
+        if count < size:
+            part = {name: np.concatenate([v, np.repeat(v[-1:], size - count, axis=0)]) for name, v in part.items()}
+        results = session.run(wanted, part)
+        for name, result in zip(wanted, results, strict=True):
+            if result.shape[:1] != (size,):
+                raise ArtifactError(f"model.onnx: output {name!r} has shape {list(result.shape)} for {size} rows")
+        parts.append([result[:count] for result in results])
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def _matched(what: str, names: Sequence[str], found: Sequence[Any]) -> list[Any]:

@@ -51,7 +51,9 @@ class Unknown(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """`call` takes the inputs as tensors and gives a tensor or a tuple; `nbytes` is what its weights take in memory."""
+    """`call` takes the inputs as tensors and gives a tensor, a tuple, or a dict by the outputs' names; `nbytes` is what
+    its weights take in memory.
+    """
 
     call: Callable[..., Any]
     nbytes: int
@@ -129,7 +131,7 @@ def build(program: Mapping[str, Any], constants: Mapping[str, torch.Tensor]) -> 
             raise Unknown(f"an output of kind {kind!r}")
         results.append(source.use(_tensor_name(body["arg"])))
     _write_in_place(source)
-    result = results[0] if _single(module) else f"({', '.join(results)},)"
+    result = _result(source, results, _outputs(module))
     return Program(_compiled(source, held, arguments, result), weight_bytes(held.values()))
 
 
@@ -329,8 +331,20 @@ def _tensor_name(argument: Mapping[str, Any]) -> str:
     return str(argument["as_tensor"]["name"])
 
 
-def _single(module: Mapping[str, Any]) -> bool:
-    """Whether the program gives one tensor, not a tuple of them; its inputs must be plain tensors in order."""
+def _result(source: _Source, results: Sequence[str], keys: Sequence[str] | None) -> str:
+    """What the function gives: one tensor, a tuple of them, or a dict."""
+    if keys is None:
+        return results[0]
+    if not keys:
+        return f"({', '.join(results)},)"
+    return f"{{{', '.join(f'{source.constant(key)}: {one}' for key, one in zip(keys, results, strict=True))}}}"
+
+
+def _outputs(module: Mapping[str, Any]) -> Sequence[str] | None:
+    """The keys of a dict of outputs; none of a tuple; None where the program gives one tensor.
+
+    Its inputs must be plain tensors in order.
+    """
     calls = [entry for entry in module["module_call_graph"] if entry["fqn"] == ""]
     if len(calls) != 1 or not calls[0].get("signature"):
         raise Unknown("the program does not say how it is called")
@@ -338,10 +352,13 @@ def _single(module: Mapping[str, Any]) -> bool:
     if not all(_flat(child) for child in taken["children_spec"]):
         raise Unknown("an input that is not a tensor")
     if given["type"] is None:
-        return True
+        return None
+    leaves = all(child["type"] is None for child in given["children_spec"])
+    if given["type"] == "builtins.dict" and given["children_spec"] and leaves:
+        return [str(key) for key in json.loads(given["context"])]
     if not _flat(given):
         raise Unknown("outputs that are not a flat tuple")
-    return False
+    return ()
 
 
 def _flat(spec: Mapping[str, Any]) -> bool:

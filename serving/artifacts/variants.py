@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from serving.artifacts.archive import load_exported
+from serving.artifacts.exporting import exported, quiet, save_program
 from serving.artifacts.formats import built
 from serving.artifacts.manifest import FILES, Artifact, open_artifact
 from serving.errors import ArtifactError
-from serving.models import LoadedModel, exported, load_artifact, quiet, save_program, write_manifest
+from serving.models import LoadedModel, load_artifact, write_manifest
 from serving.optimize import Recipe, transformed
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array

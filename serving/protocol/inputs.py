@@ -19,12 +19,15 @@ from serving.protocol.tensors import WIRE_TYPES, Array, BinaryTensor, Tensor
 # One input's values of one request, in C order: bytes of the model's own type, an array, or a list.
 Values = Sequence[Any] | Array | bytes | memoryview
 
+# A BOOL input that has a shape: a column of flags is a feature as others are, a tensor of them is a mask.
+_MASK = "BOOL[]"
 _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")
 _FLOATS = ("FP16", "FP32", "FP64")
 # What a model gets for a declared datatype.
 _MODEL_TYPES: dict[str, np.dtype[Any]] = {
     **{name: WIRE_TYPES[name] for name in (*_FLOATS, "INT8", "INT16", "INT32", "INT64", "UINT8")},
     "BOOL": np.dtype("<f4"),
+    _MASK: np.dtype("?"),
     "BYTES": np.dtype("<i8"),
 }
 # Wire datatypes that an input takes: numbers go into floats; integers into integers, where they fit.
@@ -41,7 +44,7 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
 }
 _PACKED = {
     "FP16": "e", "FP32": "f", "FP64": "d", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q", "UINT8": "B",
-    "BOOL": "f",
+    "BOOL": "f", _MASK: "?",
 }  # fmt: skip
 # Longer lists are turned into an array: a packer of their length would be made for few.
 _MAX_PACKED = 4096
@@ -65,7 +68,8 @@ class Input:
     """One input of the model, which gets it as one tensor [rows, *shape].
 
     `shape` holds the dimensions behind the rows: () is a column, [n] or [n, 1] on the wire; -1 is a length that may
-    differ from request to request. `categories` turn BYTES into codes: 0 = not in the list, else 1 + position.
+    differ from request to request. `categories` turn BYTES into codes: 0 = not in the list, else 1 + position. A BOOL
+    column reaches the model as float32, BOOL of a shape as torch.bool.
     Raises ArtifactError for an unknown datatype, BYTES without categories, and dimensions that are none.
     """
 
@@ -75,6 +79,7 @@ class Input:
     shape: tuple[int, ...] = ()
     codes: _Codes | None = field(init=False, repr=False, compare=False)
     size: int = field(init=False, repr=False, compare=False)  # values a row; 0 when it varies
+    _kind: str = field(init=False, repr=False, compare=False)  # of what the model gets
     _dtype: np.dtype[Any] = field(init=False, repr=False, compare=False)
     _wanted: list[int] = field(init=False, repr=False, compare=False)  # the dimensions as a tensor has them
 
@@ -93,7 +98,8 @@ class Input:
         codes = None if known is None else _Codes({value: 1 + place for place, value in enumerate(known)})
         object.__setattr__(self, "codes", codes)
         object.__setattr__(self, "size", 0 if -1 in self.shape else prod(self.shape))
-        object.__setattr__(self, "_dtype", _MODEL_TYPES[self.datatype])
+        object.__setattr__(self, "_kind", _MASK if self.datatype == "BOOL" and self.shape else self.datatype)
+        object.__setattr__(self, "_dtype", _MODEL_TYPES[self._kind])
         object.__setattr__(self, "_wanted", list(self.shape))
 
     @staticmethod
@@ -142,7 +148,7 @@ class Input:
             self._check_types(data)
         if self.size and len(data) <= _MAX_PACKED:
             try:
-                return packer(self.datatype, len(data))(*data)
+                return packer(self._kind, len(data))(*data)
             except (struct.error, OverflowError):
                 # A null, or a value that does not fit: the array knows which.
                 pass

@@ -12,8 +12,9 @@ import torch
 from serving import ArtifactError, Input, Output, Registry, Signature, load_artifact, save_artifact
 from serving.artifacts import compilation
 from serving.artifacts.archive import load_exported
+from serving.artifacts.exporting import quiet
 from serving.artifacts.variants import Sample, compare, make_variant, measured, register_variant
-from serving.models import quiet, write_manifest
+from serving.models import write_manifest
 from serving.optimize import Recipe
 
 WIDTH = 128

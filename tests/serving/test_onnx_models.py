@@ -78,6 +78,66 @@ def test_a_given_model_is_taken_as_it_is_with_columns_and_names_of_its_own(tmp_p
     assert total.tolist() == [[11.0], [22.0]]
 
 
+def negated(folder: Path, given: list[int | str], gives: list[int | str]) -> Path:
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["y"])], "negated",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, given)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, gives)],
+    )  # fmt: skip
+    example = {"x": [[float(2 * row + place) for place in range(2)] for row in range(3)]}
+    return made(folder, graph, Signature((Input.of("x", "FP32", shape=(2,)),), (Output("y"),)), example)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_model_made_for_a_fixed_number_of_rows_answers_any_number(tmp_path: Path, size: int) -> None:
+    model = load_artifact(negated(tmp_path, [size, 2], [size, 2]))
+    model.warm_up(8)
+
+    for rows in (1, 3, 4, 9):
+        columns = [np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)]
+        assert model.run(columns)[0].tolist() == (-columns[0]).tolist()
+
+
+def test_a_model_whose_inputs_want_different_numbers_of_rows_is_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["a", "b"], ["y"])], "sum",
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, [1, 2]),
+         helper.make_tensor_value_info("b", TensorProto.FLOAT, [4, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 2])],
+    )  # fmt: skip
+    signature = Signature((Input.of("a", "FP32", shape=(2,)), Input.of("b", "FP32", shape=(2,))), (Output("y"),))
+
+    with pytest.raises(ArtifactError, match="export it with one dimension for the rows"):
+        load_artifact(made(tmp_path, graph, signature, {"a": [1.0, 2.0], "b": [1.0, 2.0]}))
+
+
+def test_outputs_that_do_not_follow_the_rows_of_a_fixed_batch_are_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[0], keepdims=0)], "mean",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+    )  # fmt: skip
+    signature = Signature((Input.of("x", "FP32", shape=(2,)),), (Output("y"),))
+
+    with pytest.raises(ArtifactError, match=r"output 'y' has shape \[2\] for 1 rows"):
+        load_artifact(made(tmp_path, graph, signature, {"x": [1.0, 2.0]}))
+
+
+class Extremes(torch.nn.Module):
+    """A dict of outputs, in another order than a signature may have."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"least": x.amin(1), "most": x.amax(1), "mean": x.mean(1)}
+
+
+def test_outputs_in_a_dict_keep_their_names_in_any_order(tmp_path: Path) -> None:
+    signature = Signature((Input.of("x", "FP32", shape=(3,)),), (Output("most"), Output("least")))
+    save_artifact(tmp_path, Extremes(), signature, {"x": [[1.0, 5.0, 3.0]]}, format="onnx")
+    most, least = load_artifact(tmp_path).run([np.array([[1, 5, 3], [9, 8, 7]], np.float32)])
+
+    assert (most.tolist(), least.tolist()) == ([5.0, 9.0], [1.0, 7.0])
+
+
 def test_what_onnxruntime_cannot_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"\x08\x07not a model")
     save_artifact(tmp_path / "artifact", tmp_path / "broken.onnx", SIGNATURE, EXAMPLE, format="onnx")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from serving import ArtifactError
 from serving.artifacts import archive, program
-from serving.models import quiet
+from serving.artifacts.exporting import quiet
 
 
 class Attention(nn.Module):

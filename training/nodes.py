@@ -2,6 +2,7 @@
 
 They meet in one store, which the supervisor of node 0 serves at the rendezvous. Everything that is said of an attempt
 carries its number, and everything that is asked carries a token of its own: no one hears the ghost of an earlier one.
+A connection to the store that is lost is opened again; a node is gone when it is silent for longer than `silence`.
 The run's folder must be the same on all nodes.
 """
 
@@ -9,20 +10,19 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, Self
+from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
 
 import torch.distributed as dist
 
 from training.ledger import End
+from training.node_store import NodeStore, StoreLost, serve, short
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.05
@@ -31,6 +31,8 @@ _AGAIN_SECONDS = 30.0
 _STORE_SECONDS = 10.0
 _FOLDER_SECONDS = 15.0
 _MEETING = "meeting"
+_ANSWER_SHARE = 0.6
+_Answer = TypeVar("_Answer")
 _RENDEZVOUS = "give HOST:PORT, of a port that is free on node 0"
 
 
@@ -157,12 +159,14 @@ class Leader:
         """`said` is what the others are told before anything else (`told`). NodesError where the port is taken."""
         self._nodes, self._folder = nodes, folder
         try:
-            self._store = _store(nodes, serves=True)
+            self._served = serve(nodes.host, nodes.port)
         except RuntimeError as error:
-            raise NodesError(f"no store can be served on port {nodes.port}: {_short(error)}") from error
+            raise NodesError(f"no store can be served on port {nodes.port}: {short(error)}") from error
         self._heard = {index: _Heard() for index in range(1, nodes.count)}
         self._token = uuid.uuid4().hex
-        self._store.set("said", json.dumps(dict(said or {})))
+        self._store = _reached(nodes)
+        self._served.set(f"meeting/{self._token}", "1")
+        self._served.set("said", json.dumps(dict(said or {})))
 
     def begin(self, number: int) -> Place | Over:
         """See `Meeting.begin`. NodesError when a node is missing for longer than the patience."""
@@ -183,10 +187,10 @@ class Leader:
         return Place(number, *self._at)
 
     def tell(self, attempt: int, end: End) -> End:
-        return _told(self._store, attempt, end)
+        return self._asked(lambda store: _told(store, attempt, end))
 
     def ended(self, attempt: int) -> End | None:
-        if end := _read_end(self._store, attempt):
+        if end := self._asked(lambda store: _read_end(store, attempt)):
             return end
         silent = [index for index in self._heard if self._silence(index) > self._nodes.silence]
         if not silent:
@@ -195,10 +199,10 @@ class Leader:
         return self.tell(attempt, End("node", reason=reason))
 
     def completed(self, attempt: int) -> bool:
-        return _done(self._store, attempt, self._nodes)
+        return self._asked(lambda store: _done(store, attempt, self._nodes))
 
     def shared(self, body: bytes) -> list[bytes]:
-        return _shared(self._store, self._nodes, body)
+        return self._asked(lambda store: _shared(store, self._nodes, body))
 
     @property
     def others(self) -> int:
@@ -215,7 +219,7 @@ class Leader:
                     waiting.discard(index)
                 elif self._silence(index) > self._nodes.silence:
                     waiting.discard(index)
-            read = {index: key for index, key in read.items() if not self._store.check([key])}
+            read = {index: key for index, key in read.items() if self._read(key) is None}
             time.sleep(_LOOK_SECONDS)
 
     @property
@@ -224,24 +228,38 @@ class Leader:
 
     def _silence(self, index: int) -> float:
         """Seconds since the node's last sign of life."""
-        heard, key = self._heard[index], f"beat/{index}"
-        beat = self._store.get(key) if self._store.check([key]) else b""
+        heard, beat = self._heard[index], self._read(f"beat/{index}") or b""
         if beat != heard.beat:
             heard.beat, heard.since = beat, time.monotonic()
         return time.monotonic() - heard.since
 
     def _arrived(self, index: int) -> bool:
         """Whether the node lives and asks for what was not answered yet."""
-        key = f"here/{index}"
-        if self._silence(index) > self._nodes.silence or not self._store.check([key]):
+        if self._silence(index) > self._nodes.silence:
             return False
-        return bool(self._store.get(key) != self._heard[index].answered)
+        return self._read(f"here/{index}") not in (None, self._heard[index].answered)
 
     def _answer(self, index: int, said: Mapping[str, Any]) -> str:
-        token = self._store.get(f"here/{index}")
+        token = self._read(f"here/{index}") or b""
         self._heard[index].answered = token
-        self._store.set(f"go/{token.decode()}", json.dumps(said))
-        return str(token.decode())
+        self._asked(lambda store: store.set(f"go/{token.decode()}", json.dumps(said)))
+        return token.decode()
+
+    def _read(self, key: str) -> bytes | None:
+        """What the store has of this name, if anything."""
+        return self._asked(lambda store: _held(store, key))
+
+    def _asked(self, question: Callable[[Any], _Answer]) -> _Answer:
+        """What the store says. NodesError where this node does not reach its own for as long as `silence`."""
+        since = time.monotonic()
+        while True:
+            try:
+                return self._store.ask(question)
+            except StoreLost as error:
+                if time.monotonic() - since > self._nodes.silence:
+                    at = f"{self._nodes.host}:{self._nodes.port}"
+                    raise NodesError(f"this node does not reach the store that it serves at {at}: {error}") from error
+            time.sleep(_LOOK_SECONDS)
 
 
 class Follower:
@@ -250,7 +268,8 @@ class Follower:
     def __init__(self, nodes: Nodes, folder: Path | None = None) -> None:
         """`folder` is the run's, which `told` may tell where it is not known before."""
         self.folder, self._nodes = folder, nodes
-        self._store: Any = None
+        self._store = _reached(nodes)
+        self._meeting, self._away = "", _Away()
         self._over = threading.Event()
         threading.Thread(target=self._beat, name="node", daemon=True).start()
 
@@ -259,58 +278,72 @@ class Follower:
         lost = _Patience(self._nodes)
         while True:
             try:
-                said: dict[str, Any] = json.loads(self._connected().get("said"))
+                said: dict[str, Any] = json.loads(self._store.ask(lambda store: store.get("said")))
                 return said
-            except RuntimeError as error:
-                self._lose(lost, error)
+            except StoreLost as error:
+                lost.wait(str(error))
 
     def begin(self, number: int) -> Place | Over:
         """See `Meeting.begin`. NodesError when node 0 is away for longer than the patience, or has another folder."""
-        lost = _Patience(self._nodes)
+        lost, token = _Patience(self._nodes), uuid.uuid4().hex
         while True:
             try:
-                answer = self._asked(lost)
-            except RuntimeError as error:
-                self._lose(lost, error)
+                answer = self._asked(lost, token)
+            except StoreLost as error:
+                lost.wait(str(error))
                 continue
             if "over" in answer:
                 self._over.set()
                 return Over(answer["over"], answer["reason"])
             self._check_folder(answer["meeting"])
+            self._meeting, self._away = answer["meeting"], _Away()
             return Place(answer["attempt"], self._nodes.host, self._nodes.port)
 
-    def _asked(self, lost: _Patience) -> dict[str, Any]:
-        store, token = self._connected(), uuid.uuid4().hex
-        store.set(f"here/{self._nodes.index}", token)
-        while not store.check([f"go/{token}"]):
+    def _asked(self, lost: _Patience, token: str) -> dict[str, Any]:
+        """The answer to this token. It is the same one after a lost connection: the answer may have been given."""
+        self._store.ask(lambda store: store.set(f"here/{self._nodes.index}", token))
+        while (said := self._store.ask(lambda store: _held(store, f"go/{token}"))) is None:
             lost.found()
             time.sleep(_LOOK_SECONDS)
-        answer: dict[str, Any] = json.loads(store.get(f"go/{token}"))
-        store.set(f"read/{token}", "1")
+        self._store.ask(lambda store: store.set(f"read/{token}", "1"))
+        answer: dict[str, Any] = json.loads(said)
         return answer
 
     def tell(self, attempt: int, end: End) -> End:
-        try:
-            return _told(self._connected(), attempt, end)
-        except RuntimeError as error:
-            return self._gone(error)
+        while True:
+            found = self._heard(lambda store: _told(store, attempt, end), None)
+            if found is not None:
+                return found
+            time.sleep(_LOOK_SECONDS)
 
     def ended(self, attempt: int) -> End | None:
+        return self._heard(lambda store: _read_end(store, attempt), None)
+
+    def _heard(self, question: Callable[[Any], End | None], otherwise: None) -> End | None:
+        """What the store says; None while it cannot be reached, and the end when that lasts or another one answers."""
+        at = f"node 0 at {self._nodes.host}:{self._nodes.port}"
+        anew = End("node", reason=f"{at} began anew")
+        meeting = f"meeting/{self._meeting}"
         try:
-            return _read_end(self._connected(), attempt)
-        except RuntimeError as error:
-            return self._gone(error)
+            found = self._store.ask(lambda store: question(store) if store.check([meeting]) else anew)
+        except StoreLost as error:
+            self._away.lost(at, error)
+            if self._away.seconds() < self._nodes.silence:
+                return None
+            return End("node", reason=f"{at} is gone: {error}")
+        self._away.back(at)
+        return found
 
     def completed(self, attempt: int) -> bool:
         try:
-            return _done(self._connected(), attempt, self._nodes)
-        except RuntimeError:
+            return self._store.ask(lambda store: _done(store, attempt, self._nodes))
+        except StoreLost:
             return False  # `ended` tells it
 
     def shared(self, body: bytes) -> list[bytes]:
         try:
-            return _shared(self._connected(), self._nodes, body)
-        except RuntimeError:
+            return self._store.ask(lambda store: _shared(store, self._nodes, body))
+        except StoreLost:
             return []  # `ended` tells it
 
     @property
@@ -320,28 +353,12 @@ class Follower:
     def close(self, over: Over) -> None:
         self._over.set()
 
-    def _connected(self) -> Any:
-        if self._store is None:
-            self._store = _store(self._nodes, serves=False)
-        return self._store
-
-    def _gone(self, error: Exception) -> End:
-        self._store = None
-        return End("node", reason=f"node 0 at {self._nodes.host}:{self._nodes.port} is gone: {_short(error)}")
-
-    def _lose(self, lost: _Patience, error: Exception) -> None:
-        self._store = None
-        lost.wait(_short(error))
-
     def _beat(self) -> None:
         """Gives signs of life until the end, by a connection of its own."""
-        store: Any = None
+        store, key = _reached(self._nodes), f"beat/{self._nodes.index}"
         while not self._over.wait(_BEAT_SECONDS):
-            try:
-                store = store or _store(self._nodes, serves=False)
-                store.set(f"beat/{self._nodes.index}", uuid.uuid4().hex)
-            except RuntimeError:
-                store = None
+            with suppress(StoreLost):
+                store.ask(lambda store: store.set(key, uuid.uuid4().hex))
 
     def _check_folder(self, token: str) -> None:
         """NodesError unless the folder holds what node 0 wrote into it."""
@@ -357,6 +374,26 @@ class Follower:
                     "checkpoints; mount the same place on all"
                 )
             time.sleep(_LOOK_SECONDS)
+
+
+class _Away:
+    """Since when the store is not reached, within an attempt."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def lost(self, at: str, error: Exception) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            _log.warning("%s is not reached (%s): the ranks train on while it is tried again", at, error)
+
+    def back(self, at: str) -> None:
+        if self._since is not None:
+            _log.warning("%s is reached again after %.1f s", at, self.seconds())
+        self._since = None
+
+    def seconds(self) -> float:
+        return 0.0 if self._since is None else time.monotonic() - self._since
 
 
 class _Patience:
@@ -395,14 +432,15 @@ def meeting_of(nodes: Nodes, folder: Path, said: Mapping[str, Any] | None = None
     return Leader(nodes, folder, said) if nodes.index == 0 else Follower(nodes, folder)
 
 
-def _store(nodes: Nodes, *, serves: bool) -> Any:
-    if not serves:
-        try:  # torch's own way to the store tries for long, and writes of each try
-            socket.create_connection((nodes.host, nodes.port), 1.0).close()
-        except OSError as error:
-            raise RuntimeError(str(error)) from error
-    limit = timedelta(seconds=_STORE_SECONDS)
-    return dist.TCPStore(nodes.host, nodes.port, None, serves, timeout=limit, wait_for_workers=False)  # type: ignore[attr-defined]
+def _reached(nodes: Nodes) -> NodeStore:
+    # A connection that is dead without a word must be given up, and another be tried, before the node counts as dead.
+    # Not sooner: torch's store asks for the names of addresses, and a resolver that fails keeps everybody for 5 s.
+    return NodeStore(nodes.host, nodes.port, _ANSWER_SHARE * nodes.silence)
+
+
+def _held(store: Any, key: str) -> bytes | None:
+    found: bytes | None = store.get(key) if store.check([key]) else None
+    return found
 
 
 def _told(store: Any, attempt: int, end: End) -> End:
@@ -411,8 +449,8 @@ def _told(store: Any, attempt: int, end: End) -> End:
 
 
 def _read_end(store: Any, attempt: int) -> End | None:
-    key = f"end/{attempt}"
-    return End(*json.loads(store.get(key))) if store.check([key]) else None
+    said = _held(store, f"end/{attempt}")
+    return None if said is None else End(*json.loads(said))
 
 
 def _done(store: Any, attempt: int, nodes: Nodes) -> bool:
@@ -428,7 +466,3 @@ def _shared(store: Any, nodes: Nodes, body: bytes) -> list[bytes]:
 
 def _listed(indices: list[int]) -> str:
     return f"node{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

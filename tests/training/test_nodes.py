@@ -16,11 +16,13 @@ from observability.rank_agent import Followed
 from observability.step_ring import RingOwner, StepRing
 from tests.training.forks import forked
 from tests.training.test_supervisor import undisturbed, weights
+from tests.training.toy_line import Line, end_own
 from tests.training.toy_node import NEVER, other_node, supervisor_of
 from training.faults import Fault, Faults
 from training.guards import read_record
 from training.ledger import End
 from training.neighbours import Neighbours, packed
+from training.node_store import StoreLost
 from training.nodes import Alone, Follower, Leader, Nodes, NodesError, Over, Place
 from training.supervisor import _agreed
 from training.watch import HangLimits
@@ -117,8 +119,8 @@ def _in_thread(call: Callable[[], Result]) -> Callable[[], Result]:
     return pool.submit(call).result
 
 
-def of(port: int, index: int, **more: float) -> Nodes:
-    return Nodes(count=2, index=index, host="127.0.0.1", port=port, **more)  # type: ignore[arg-type]
+def of(port: int, index: int, silence: float = 10.0, patience: float = 60.0) -> Nodes:
+    return Nodes(count=2, index=index, host="127.0.0.1", port=port, silence=silence, patience=patience)
 
 
 def test_the_end_that_is_told_first_is_that_of_both_nodes_and_the_last_word_is_heard(tmp_path: Path, port: int) -> None:
@@ -222,7 +224,7 @@ def test_of_ranks_on_two_nodes_the_one_that_did_not_come_is_named_and_all_stacks
 
 
 def test_a_leading_node_that_is_gone_is_named_and_found_again_when_it_is_back(tmp_path: Path, port: int) -> None:
-    leader, follower = Leader(of(port, 0), tmp_path), Follower(of(port, 1), tmp_path)
+    leader, follower = Leader(of(port, 0), tmp_path), Follower(of(port, 1, silence=0.5), tmp_path)
     begun = _in_thread(lambda: follower.begin(-1))
     assert (leader.begin(3), begun()) == (Place(3, "127.0.0.1", port),) * 2
     del leader  # and with it the store that it serves
@@ -233,6 +235,98 @@ def test_a_leading_node_that_is_gone_is_named_and_found_again_when_it_is_back(tm
     begun = _in_thread(lambda: follower.begin(-1))
     leader = Leader(of(port, 0), tmp_path)
     assert (leader.begin(4), begun()) == (Place(4, "127.0.0.1", port),) * 2
+
+
+def test_a_lost_connection_is_opened_again_and_ends_no_attempt(tmp_path: Path, port: int) -> None:
+    with Line(port) as line:
+        leader, follower = Leader(of(port, 0), tmp_path), Follower(of(line.port, 1), tmp_path)
+        begun = _in_thread(lambda: follower.begin(-1))
+        assert (leader.begin(3).attempt, begun().attempt) == (3, 3)
+        for _ in range(3):
+            line.cut()
+            assert follower.ended(3) is None
+            line.cut()
+            assert follower.shared(b"shown") == []
+            line.cut()
+            assert not follower.completed(3)
+        assert leader.shared(b"also shown") == [b"shown"]
+        assert leader.ended(3) is None
+        first = End("killed", 1, "rank 1 was killed")
+        line.cut()
+        assert follower.tell(3, first) == first
+        # Its own connections, too, may be lost to the node that serves the store.
+        assert end_own(port) >= 1
+        assert leader.ended(3) == first
+
+
+def test_a_connection_that_went_dead_without_a_word_ends_no_attempt(
+    tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a firewall forgets a connection: torch would wait for the answer for a quarter of an hour."""
+    monkeypatch.setattr("training.nodes._ANSWER_SHARE", 0.1)
+    with Line(port) as line:
+        leader, follower = Leader(of(port, 0), tmp_path), Follower(of(line.port, 1), tmp_path)
+        begun = _in_thread(lambda: follower.begin(-1))
+        assert (leader.begin(3).attempt, begun().attempt) == (3, 3)
+        carried = line.carried
+        line.go_dead()
+        assert follower.ended(3) is None
+        until(lambda _: line.carried >= carried + 4, tmp_path)  # its signs of life have a new one, too; each is tried
+        assert follower.ended(3) is None
+        assert leader.ended(3) is None
+
+
+def test_an_answer_that_a_lost_connection_took_along_is_heard_by_the_next(tmp_path: Path, port: int) -> None:
+    with Line(port) as line:
+        leader, follower = Leader(of(port, 0), tmp_path), Follower(of(line.port, 1), tmp_path)
+        ask, lost = follower._store.ask, list[str]()
+
+        def asks(question: Callable[[object], Result]) -> Result:
+            if not lost and leader._heard[1].answered:
+                lost.append("the answer")
+                line.cut()
+                raise StoreLost("Connection reset by peer")
+            return ask(question)
+
+        follower._store.ask = asks  # type: ignore[method-assign, assignment]
+        begun = _in_thread(lambda: follower.begin(-1))
+        assert leader.begin(3).attempt == 3
+        assert begun() == Place(3, "127.0.0.1", line.port)
+        assert lost
+
+
+def test_a_leading_node_that_began_anew_ends_the_attempt_of_before(tmp_path: Path, port: int) -> None:
+    with Line(port) as line:
+        leader, follower = Leader(of(port, 0), tmp_path), Follower(of(line.port, 1), tmp_path)
+        begun = _in_thread(lambda: follower.begin(-1))
+        assert (leader.begin(3).attempt, begun().attempt) == (3, 3)
+        del leader
+        leader = Leader(of(port, 0), tmp_path)
+        line.cut()
+        told = End("node", reason=f"node 0 at 127.0.0.1:{line.port} began anew")
+        assert (follower.ended(3), follower.tell(3, End("error"))) == (told, told)
+        assert leader.ended(3) is None
+
+
+@pytest.mark.slow
+def test_a_run_over_two_nodes_goes_on_in_one_attempt_while_connections_are_lost(tmp_path: Path, port: int) -> None:
+    slow = Faults((Fault("slow", rank=0, step=0, attempt=-1, seconds=0.1, steps=1000),))
+    arguments = {"steps": 60, "every": 10, "faults": slow.to_json()}
+    with Line(port) as line:
+        other = Node(tmp_path, line.port, arguments)
+        result = _in_thread(supervisor_of(0, tmp_path, port, arguments).run)
+        try:
+            for step in (10, 20, 30):
+                until(Path.is_file, tmp_path / "checkpoints" / f"step-{step:012d}.ckpt")
+                line.cut() if step < 30 else line.go_dead()
+            ended = result()
+            other.process.join(LIMIT_SECONDS)
+            assert other.process.exitcode == 0
+        finally:
+            other.kill()
+
+    assert [one.cause for one in ended.attempts] == ["completed"]
+    assert weights(tmp_path) == pytest.approx(undisturbed(60), rel=1e-6)
 
 
 def test_a_leading_node_says_who_does_not_come(tmp_path: Path, port: int) -> None:

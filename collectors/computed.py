@@ -152,12 +152,15 @@ def duplicate_values(key: Key, ratio: float) -> list[Value]:
 
 
 def traffic_values(quality: QualityMonitor, model: str, now: float) -> list[Value]:
-    """How much comes of a model and how old the latest of it is; what is not known yet is left out."""
-    labels = {"model": model}
+    """How much comes of a model and how old the latest of it is; what is not known yet is left out.
+
+    Of a model whose latest row is stale its age is told, and not how many rows there were before.
+    """
+    labels, age, limit = {"model": model}, quality.age(model, now), quality.age_limit(model)
     values = [
-        Value(names.QUALITY_VOLUME, labels, quality.volume_ratio(model)),
-        Value(names.QUALITY_AGE, labels, quality.age(model, now)),
-        Value(names.QUALITY_AGE_LIMIT, labels, quality.age_limit(model)),
+        Value(names.QUALITY_VOLUME, labels, quality.volume_ratio(model, now) if age <= limit else math.nan),
+        Value(names.QUALITY_AGE, labels, age),
+        Value(names.QUALITY_AGE_LIMIT, labels, limit),
     ]
     return [value for value in values if math.isfinite(value.value)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -119,6 +119,8 @@ class LabelJoin:
         self._sink = sink
         self._versions: dict[Key, _Version] = {}
         self._waiting: dict[str, OrderedDict[str, tuple[float, int]]] = {}
+        self._missed: dict[str, OrderedDict[str, None]] = {}
+        self._found_later: Counter[str] = Counter()
 
     def add_predictions(self, events: pa.Table) -> None:
         """Remembers the predictions of a batch of events and joins the labels that came before them."""
@@ -140,8 +142,11 @@ class LabelJoin:
             while len(state.predictions) > self.settings.remembered_rows:
                 state.predictions.popitem(last=False)
 
-    def add_labels(self, labels: pa.Table) -> Joined:
-        """Joins a batch of labels; those without a prediction wait for it."""
+    def add_labels(self, labels: pa.Table, *, counted: bool = True) -> Joined:
+        """Joins a batch of labels; those without a prediction wait for it.
+
+        `take_found_later` tells of those that have found it since, unless they are not `counted`.
+        """
         matched: dict[str, int] = {}
         unmatched: dict[str, list[str]] = {}
         columns = (labels.column("model"), labels.column("id"), labels.column("label"))
@@ -154,7 +159,18 @@ class LabelJoin:
             else:
                 unmatched.setdefault(model, []).append(id_)
             self._wait(model, id_, label, time)
+        if counted:
+            for model, ids in unmatched.items():
+                missed = self._missed.setdefault(model, OrderedDict())
+                missed.update(dict.fromkeys(ids))
+                while len(missed) > self.settings.waiting_labels:
+                    missed.popitem(last=False)
         return Joined(matched, unmatched)
+
+    def take_found_later(self) -> Mapping[str, int]:
+        """Labels that had no prediction when they came and have found one since the last call, by model."""
+        taken, self._found_later = self._found_later, Counter()
+        return taken
 
     def waiting_ids(self, model: str) -> list[str]:
         """Ids of labels that are kept for predictions yet to come, oldest first."""
@@ -238,10 +254,14 @@ class LabelJoin:
         waiting = self._waiting.get(key[0])
         if not waiting:
             return
+        missed = self._missed.get(key[0], OrderedDict())
         for id_ in ids:
             label = waiting.get(id_)
             if label is not None and id_ in state.predictions:
                 self._keep(key, state, id_, state.predictions[id_], *label)
+                if id_ in missed:
+                    del missed[id_]
+                    self._found_later[key[0]] += 1
 
 
 def _remember(known: OrderedDict[str, _Predicted], ids: list[str], rows: list[_Predicted]) -> None:

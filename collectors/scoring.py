@@ -59,6 +59,7 @@ class Scoring:
         """Takes in predictions: the rows of each version."""
         with self._lock:
             self.join.add_parts(parts)
+            self._count_later()
             for part in parts:
                 if part.predictions is not None:
                     times = part.events.column("time").cast(pa.int64()).to_numpy()
@@ -68,12 +69,13 @@ class Scoring:
         """Takes in predictions that were found in the lake, for the join alone."""
         with self._lock:
             self.join.add_predictions(events)
+            self._count_later()
             self._due.update(self.join.versions())
 
     def add_labels(self, labels: pa.Table, *, counted: bool) -> None:
         """Joins labels; those without a prediction in memory are told by `take_unmatched`."""
         with self._lock:
-            joined = self.join.add_labels(labels)
+            joined = self.join.add_labels(labels, counted=counted)
             for model, ids in joined.unmatched.items():
                 waiting = self._unmatched.setdefault(model, [])
                 waiting += ids
@@ -82,6 +84,8 @@ class Scoring:
             for matched, found in (("false", unmatched), ("true", joined.matched)):
                 for model, rows in found.items() if counted else ():
                     self._signals.metrics[names.LABEL_ROWS].labels(model, matched).inc(rows)
+                    # There from the first label on, so that none of its increase is missed.
+                    self._signals.metrics[names.LABEL_ROWS].labels(model, "later").inc(0)
             self._labelled(labels)
 
     def seal(self, model: str, before: float) -> None:
@@ -93,7 +97,7 @@ class Scoring:
     def replay_labels(self, labels: pa.Table) -> None:
         """Takes in labels of the lake after a restart."""
         with self._lock:
-            self.join.add_labels(labels)
+            self.join.add_labels(labels, counted=False)
             self._labelled(labels)
 
     def mark(self, key: Key) -> None:
@@ -155,6 +159,10 @@ class Scoring:
         with self._lock:
             self.scored.replace(window, scored)
             self._due.add((window.model, window.version))
+
+    def _count_later(self) -> None:
+        for model, rows in self.join.take_found_later().items():
+            self._signals.metrics[names.LABEL_ROWS].labels(model, "later").inc(rows)
 
     def _labelled(self, labels: pa.Table) -> None:
         models = set(labels.column("model").unique().to_pylist())

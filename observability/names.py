@@ -569,7 +569,10 @@ QUARANTINED_ROWS = _counter(
     "collector_quarantined_rows_total", "Event rows of sources in quarantine, kept apart.", "model", "source"
 )
 LABEL_ROWS = _counter(
-    "collector_label_rows_total", "Label rows accepted, by whether a prediction was found.", "model", "matched"
+    "collector_label_rows_total",
+    "Label rows accepted, by whether a prediction was found: true, false, or later (of the false, those found since).",
+    "model",
+    "matched",
 )
 AMENDED_ROWS = _counter(
     "collector_amended_rows_total", "Event rows behind the watermark that amended a closed window.", "model", "version"

@@ -144,7 +144,7 @@ def _test(reference: Counts, window: Counts) -> Floats:
     return np.stack([scores, *_law(weights, pooled)])
 
 
-def _law(weights: Floats, pooled: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def _law(weights: Floats, pooled: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     below = weights * pooled
     below *= pooled
     both = weights * pooled

@@ -125,9 +125,9 @@ class QualityMonitor:
         recent = self._recent.get((model, version))
         return recent.duplicated_ratio() if recent else 0.0
 
-    def volume_ratio(self, model: str) -> float:
+    def volume_ratio(self, model: str, now: float = -math.inf) -> float:
         """Rows of the model's last window against what is expected; NaN while nothing can be expected."""
-        return self._volume(model).ratio(self._own(model).rows_per_second)
+        return self._volume(model).ratio(self._own(model).rows_per_second, now)
 
     def age(self, model: str, now: float) -> float:
         """Seconds since the latest row; NaN before the first."""

@@ -242,6 +242,22 @@ def test_a_label_of_a_prediction_that_memory_forgot_is_joined_from_the_lake(
         housekeeping = collector.collector.housekeeping()
         housekeeping.look_up()
         collector.settled(lambda: len(collector.collector.measures.scoring.join.labelled("delay", "1")[0]) == 1)
+        assert counted(collector, names.LABEL_ROWS, "delay", "later") == 1
+
+
+def test_labels_that_come_before_their_predictions_are_counted_as_found_later(collector: Any, events: Events) -> None:
+    labels = [{"id": id_, "model": "delay", "label": 1} for id_ in ("soon/0", "soon/1", "never/0")]
+    collector.intake.post("/v1/labels", json=labels).raise_for_status()
+    collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "false") == 3)
+    assert counted(collector, names.LABEL_ROWS, "delay", "later") == 0
+
+    post(collector, events(2, prefix="soon"))
+
+    collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "later") == 2)
+    # Once each, and again only where a label had to wait again.
+    collector.intake.post("/v1/labels", json=labels[:2]).raise_for_status()
+    collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "true") == 2)
+    assert counted(collector, names.LABEL_ROWS, "delay", "later") == 2
 
 
 def test_a_label_that_comes_after_a_restart_makes_the_score_of_all_its_window(

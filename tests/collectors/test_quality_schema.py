@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,26 @@ def test_volume_is_measured_against_the_windows_before_it_and_versions_add_up() 
 
     assert volume.ratio() == pytest.approx(0.1)
     assert volume.ratio(expected=0.5) == pytest.approx(2.0)
+
+
+def test_a_window_in_which_the_rows_ended_is_taken_up_to_the_last_of_them() -> None:
+    volume = Volume()
+    for minute in range(1, 8):
+        volume.closed(60.0 * minute, 600, 60)
+
+    def ended(last: float, rows: int, now: float = 540.0) -> float:
+        latest = replace(volume, _rates=volume._rates.copy(), latest=last)
+        latest.closed(480, rows, 60)
+        return latest.ratio(now=now)
+
+    # Evening: ten a second until five seconds into the window, then none.
+    assert ended(425.0, 50) == pytest.approx(1.0)
+    # Few from its beginning on.
+    assert ended(475.0, 50) == pytest.approx(50 / 600 * 60 / 55)
+    # Rows go on, or may do so.
+    assert ended(481.0, 50) == pytest.approx(50 / 600)
+    assert ended(425.0, 50, now=484.0) == pytest.approx(50 / 600)
+    assert ended(425.0, 4_000) == pytest.approx(4_000 / 600)
 
 
 def test_a_window_says_when_a_column_became_constant() -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from collectors.api import CollectorConfig
+from collectors.computed import traffic_values
 from observability import names
 from observability.events import MEDIA_TYPE, to_ipc
 from observability.profile import Profile
@@ -119,6 +120,13 @@ def test_volume_and_age_are_metrics(collector: Any, clock: Any, events: Callable
 
     assert next(iter(collector.values("quality_latest_row_age_limit_seconds", clock.now).values())) == 100
     assert next(iter(collector.values("quality_latest_row_age_seconds", clock.now).values())) >= 0
+    # Once no rows come the age tells of it, and not for ever how many came last.
+    quality = collector.collector.measures.quality
+    volume = [value for value in traffic_values(quality, "delay", NOW + 175) if value.metric == names.QUALITY_VOLUME]
+    assert len(volume) == 1
+    assert not [
+        value for value in traffic_values(quality, "delay", NOW + 176) if value.metric == names.QUALITY_VOLUME
+    ]
     # Rows of a wrong clock do not make the data young.
     assert math.isnan(collector.collector.measures.quality.age("ahead", clock.now))
 

@@ -28,27 +28,24 @@ _TEXT = pa.utf8()
 
 @dataclass(frozen=True, slots=True)
 class LaidRows:
-    """A record batch that is only to be sent, by its buffers: making Arrow's of them takes longer than sending it.
+    """A record batch that is only to be sent: making Arrow's of it takes longer than sending it.
 
-    `schema_message` is the schema as a stream begins with it; `nodes` are values and nulls of each array, `buffers`
-    each array's as Arrow has them (an empty one where there is no null), all of bytes.
+    `schema_message` is the schema as a stream begins with it; `pieces` are the batch's message, all of bytes.
     """
 
     schema: pa.Schema
     schema_message: memoryview
     num_rows: int
-    nodes: Sequence[int]
-    buffers: Sequence[memoryview]
+    pieces: Sequence[memoryview]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(buffer.nbytes for buffer in self.buffers)
+        """Bytes of the message."""
+        return sum(piece.nbytes for piece in self.pieces)
 
     def arrow(self) -> pa.RecordBatch:
         """The same as Arrow has it, copied."""
-        pieces = [self.schema_message, *_message(self.num_rows, self.nodes, self.buffers), _END]
-        return pa.ipc.open_stream(b"".join(pieces)).read_next_batch()
+        return pa.ipc.open_stream(b"".join([self.schema_message, *self.pieces, _END])).read_next_batch()
 
 
 def laid(batches: Sequence[pa.RecordBatch | LaidRows]) -> list[memoryview] | None:
@@ -60,34 +57,43 @@ def laid(batches: Sequence[pa.RecordBatch | LaidRows]) -> list[memoryview] | Non
     pieces = [first.schema_message if isinstance(first, LaidRows) else memoryview(first.schema.serialize())]
     for batch in batches:
         if isinstance(batch, LaidRows):
-            pieces += _message(batch.num_rows, batch.nodes, batch.buffers)
+            pieces += batch.pieces
             continue
         nodes: list[int] = []
         buffers: list[memoryview] = []
         if not batch.num_rows or not all(_lay(column, nodes, buffers) for column in batch.columns):
             return None
-        pieces += _message(batch.num_rows, nodes, buffers)
+        pieces += message(batch.num_rows, nodes, buffers)
     return [*pieces, _END]
 
 
-def _message(rows: int, nodes: Sequence[int], buffers: Sequence[memoryview]) -> list[memoryview]:
-    """A batch: header, and its buffers, each filled up to eight bytes. `nodes` are values and nulls by array."""
+def message(rows: int, nodes: Sequence[int], buffers: Sequence[memoryview]) -> list[memoryview]:
+    """A batch: header, and its buffers, each filled up to eight bytes. `nodes` are values and nulls by array, buffers
+    those that Arrow has (an empty one where there is no null).
+    """
     sizes = np.array([buffer.nbytes for buffer in buffers], np.int64)
     ends = np.cumsum(sizes + -sizes % 8)
     places = np.stack((np.concatenate(([0], ends[:-1])), sizes), 1)
-    of_nodes = 8 * len(nodes)
-    head = _HEAD.pack(
-        0xFFFFFFFF, _HEAD_BYTES + 4 + of_nodes + 8 + places.nbytes, 24,
-        12, 20, 4, 6, 16, 8, 16, 4, 3, int(ends[-1]), 16,
-        10, 20, 8, 4, 16, 12, 16, rows, 12 + of_nodes,
-    )  # fmt: skip
-    vectors = struct.pack(f"<I{len(nodes)}q4xI", len(nodes) // 2, *nodes, len(buffers))
-    pieces = [memoryview(head + vectors + places.tobytes())]
+    pieces = [memoryview(head(rows, int(ends[-1]), nodes, places.tobytes()))]
     for buffer in buffers:
         pieces.append(buffer)
         if buffer.nbytes % 8:
             pieces.append(_ZEROS[: -buffer.nbytes % 8])
     return pieces
+
+
+def head(rows: int, body: int, nodes: Sequence[int], places: bytes) -> bytes:
+    """The header of a batch whose buffers take `body` bytes; `places` are where each begins and its size, as int64.
+
+    The rows are in byte 72, the bytes of the body in byte 40, nodes in byte 88, all as int64, places at the end.
+    """
+    of_nodes = 8 * len(nodes)
+    start = _HEAD.pack(
+        0xFFFFFFFF, _HEAD_BYTES + 4 + of_nodes + 8 + len(places), 24,
+        12, 20, 4, 6, 16, 8, 16, 4, 3, body, 16,
+        10, 20, 8, 4, 16, 12, 16, rows, 12 + of_nodes,
+    )  # fmt: skip
+    return start + struct.pack(f"<I{len(nodes)}q4xI", len(nodes) // 2, *nodes, len(places) // 16) + places
 
 
 def lay(column: pa.Array) -> tuple[list[int], list[memoryview]]:

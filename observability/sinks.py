@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,11 +13,13 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from observability.event_names import MEDIA_TYPE
-from observability.gathering import GatheringConnection
+from observability.gathering import GatheringConnection, native
 
 BATCH_ID_HEADER = "X-Batch-Id"
 # The receiver, or a gateway before it, is not there or is too busy: it says nothing about this body.
 _TRY_LATER = (408, 429, 502, 503, 504)
+# What may stand in a header as it is.
+_PLAIN_ID = re.compile(r"[\w-]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +100,25 @@ class HttpSink:
     def _post(self, batch: Batch) -> tuple[int, float | None, str]:
         headers = {**self._headers, BATCH_ID_HEADER: batch.id}
         body: Any = batch.body
+        connection = self._connection
         if isinstance(batch, Scattered):
-            gathers = isinstance(self._connection, GatheringConnection)
-            body = [batch.pieces] if gathers else b"".join(batch.pieces)
             headers["Content-Length"] = str(sum(piece.nbytes for piece in batch.pieces))
-        self._connection.request("POST", self._target, body=body, headers=headers)
-        response = self._connection.getresponse()
+            if isinstance(connection, GatheringConnection):
+                body = [batch.pieces]
+                if connection.sock is not None and native() is not None and _PLAIN_ID.fullmatch(batch.id):
+                    if connection.posted(self._target, headers, batch.pieces):
+                        return 200, None, ""
+                    return _told(connection.answer())
+            else:
+                body = b"".join(batch.pieces)
+        connection.request("POST", self._target, body=body, headers=headers)
+        return _told(connection.getresponse())
+
+
+def _told(response: http.client.HTTPResponse) -> tuple[int, float | None, str]:
+    with response:
         text = response.read().decode("utf-8", "replace")[:200]
-        return response.status, _retry_after(response.headers.get("Retry-After")), text
+    return response.status, _retry_after(response.headers.get("Retry-After")), text
 
 
 def _raise_for(status: int, retry_after: float | None, message: str) -> None:

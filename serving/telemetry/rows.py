@@ -1,30 +1,23 @@
-"""The columns of events that differ row by row: ids, times, latencies and predictions of the shortcut's batches.
-
-Compiled code writes them without the interpreter's lock, which the event loop needs meanwhile; without a compiler numpy
-writes the same, with no work of Python's a row.
+"""The columns of events that differ row by row, without a compiler: ids, times, latencies and predictions of the
+shortcut's batches, with no work of Python's a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ctypes import CDLL
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from observability.native import compiled
 from serving.protocol.tensors import Array
-from serving.telemetry.memory import Bytes, Memory
+from serving.telemetry.memory import Bytes
 from serving.telemetry.runs import Floats, Integers, Run
 
 Integers32 = npt.NDArray[np.int32]
 # Digits of a number that are copied from a table.
 _DIGITS = 4
-# Columns begin at whole multiples of so many bytes, as Arrow advises.
-_ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,63 +34,20 @@ class Rows:
     values: list[Floats]
 
 
-@cache
-def native() -> CDLL | None:
-    """The compiled function; None where there is no compiler."""
-    return compiled(Path(__file__).with_name("rows.c"), ("trimtab_event_rows", "pnndpppnnpppppn"))
-
-
-def written(
-    run: Run, told: tuple[Integers, Floats, Floats], prefix: bytes, first: int, unix: float, memory: Memory
-) -> Rows:
+def written(run: Run, told: tuple[Integers, Floats, Floats], prefix: bytes, first: int, unix: float) -> Rows:
     """The columns of a run, which `told` of its requests, the first of which has the number `first`; ids begin with
     `prefix`.
 
     `unix` is what has to be added to the clock of calls for unix time, seconds.
     """
     requests, arrived, done = told
+    # Whole microseconds: beyond them the sum of two clocks as floats says nothing.
+    times = ((np.repeat(done, requests) + unix) * 1e6).astype(np.int64) * 1000
     outputs = [output.reshape(run.column.rows, -1) for output in run.outputs]
-    library = native()
-    if library is None:
-        # Whole microseconds: beyond them the sum of two clocks as floats says nothing.
-        times = ((np.repeat(done, requests) + unix) * 1e6).astype(np.int64) * 1000
-        return Rows(
-            *row_ids(prefix, first, requests), times, np.repeat(done - arrived, requests),
-            [np.ascontiguousarray(output.T, np.float64) for output in outputs],
-        )  # fmt: skip
-    rows, most = run.column.rows, int(requests.max(initial=1))
-    longest = len(prefix) + 1 + len(str(first + len(requests)))
-    if most > 1 or requests.min(initial=1) < 1:
-        longest += 1 + len(str(most))
-    kinds = (np.uint8, rows * longest), (np.int32, rows + 1), (np.int64, rows), (np.float64, rows)
-    # Of single floats, which are written as doubles.
-    singles = [(np.float64, output.size) if output.dtype == np.float32 else (np.float64, 0) for output in outputs]
-    text, offsets, times, latencies, *columns = _columns(memory, *kinds, *singles)
-    places = [
-        (values.ctypes.data if len(flat) else 0, values.shape[1], flat.ctypes.data)
-        for values, flat in zip(outputs, columns, strict=True)
-    ]
-    of_outputs = np.array(places, np.int64)
-    library.trimtab_event_rows(
-        prefix, len(prefix), first, unix, requests.ctypes.data, arrived.ctypes.data, done.ctypes.data, len(requests),
-        rows, offsets.ctypes.data, text.ctypes.data, times.ctypes.data, latencies.ctypes.data, of_outputs.ctypes.data,
-        len(of_outputs),
+    return Rows(
+        *row_ids(prefix, first, requests), times, np.repeat(done - arrived, requests),
+        [np.ascontiguousarray(output.T, np.float64) for output in outputs],
     )  # fmt: skip
-    values = [
-        flat.reshape(output.shape[::-1]) if len(flat) else np.ascontiguousarray(output.T, np.float64)
-        for output, flat in zip(outputs, columns, strict=True)
-    ]
-    return Rows(offsets, text[: offsets[-1]], times, latencies, values)
-
-
-def _columns(memory: Memory, *kinds: tuple[type[np.generic], int]) -> list[Array]:
-    """Arrays of these types and lengths in one block."""
-    places, size = [], 0
-    for kind, length in kinds:
-        places.append(size)
-        size += -(-length * np.dtype(kind).itemsize // _ALIGNMENT) * _ALIGNMENT
-    block: Bytes = memory.take(size)
-    return [np.ndarray(length, kind, block, place) for (kind, length), place in zip(kinds, places, strict=True)]
 
 
 def row_ids(prefix: bytes, first: int, requests: Integers) -> tuple[Integers32, Bytes]:

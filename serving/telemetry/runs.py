@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from math import prod
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,17 @@ class Run:
     The event loop does as little here as can be: what is known of requests is put together when it is recorded.
     """
 
-    __slots__ = ("_batches", "_given", "_limit", "_memory", "_outputs", "column", "requests", "signature", "traced")
+    __slots__ = (
+        "_given",
+        "_limit",
+        "_memory",
+        "_outputs",
+        "answered",
+        "column",
+        "requests",
+        "signature",
+        "traced",
+    )
 
     def __init__(self, memory: Memory, signature: Signature, rows: int = 1) -> None:
         """With room for `rows` rows at least."""
@@ -40,7 +52,9 @@ class Run:
         self.column = Column(memory, shape, kind, self._limit)
         # How many there are.
         self.requests = 0
-        self._batches: list[tuple[bytes, bytes, float]] = []
+        # Of each request its rows (int64) and arrival (double), of each batch its requests (int64) and when it was
+        # answered (double), batch behind batch.
+        self.answered = bytearray(), bytearray(), array("q"), array("d")
         # Those whose trace is kept, with their places among the requests.
         self.traced: list[tuple[int, Traced]] = []
 
@@ -74,28 +88,24 @@ class Run:
         self._given = None
         for values, known in zip(outputs, self._outputs, strict=True):
             known.add(values)
-        self._batches.append((requests, arrived, done))
-        self.requests += len(arrived) // 8
+        of_rows, arrivals, counts, ends = self.answered
+        of_rows += requests
+        arrivals += arrived
+        counts.append(len(arrived) // 8)
+        ends.append(done)
+        self.requests += counts[-1]
         return True
 
     def told(self) -> tuple[Integers, Floats, Floats]:
         """A value a request: its rows, its arrival, when it was answered."""
-        requests, arrived, done = zip(*self._batches, strict=True)
-        counts = [len(batch) // 8 for batch in arrived]
-        return np.frombuffer(b"".join(requests), np.int64), np.frombuffer(b"".join(arrived)), np.repeat(done, counts)
+        requests, arrived, counts, done = self.answered
+        return np.frombuffer(requests, np.int64), np.frombuffer(arrived), np.repeat(done, counts)
 
-    def trace_ids(self, counts: Integers) -> tuple[Integers, list[str]] | None:
-        """The rows of requests whose trace is kept, and the trace's id of each; None where there are none.
-
-        `counts` are the rows of each request, as they are `told`.
-        """
-        if not self.traced:
-            return None
-        ends, rows, ids = np.cumsum(counts), [], []
-        for place, one in sorted(self.traced, key=lambda known: known[0]):
-            rows.append(np.arange(ends[place] - counts[place], ends[place]))
-            ids += [format_trace_id(one.span) or ""] * int(counts[place])
-        return np.concatenate(rows), ids
+    def traces(self) -> tuple[list[int], list[str]]:
+        """The places of requests whose trace is kept, the first first, and the trace's id of each."""
+        known = [(place, format_trace_id(one.span)) for place, one in sorted(self.traced, key=itemgetter(0))]
+        told = [(place, id) for place, id in known if id is not None]
+        return [place for place, _ in told], [id for _, id in told]
 
     @property
     def outputs(self) -> list[Array]:

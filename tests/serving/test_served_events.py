@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from observability.events import METADATA, from_ipc, ipc_pieces, to_ipc, validate_events
-from observability.laid_columns import LaidRows, lay
 from serving import Input, Output, Signature
 from serving.calls import Traced
 from serving.protocol.tensors import WIRE_TYPES
@@ -87,12 +86,12 @@ def test_every_row_is_one_event_as_it_was_sent_and_answered(
 
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
-            patch.setattr("serving.telemetry.rows.native", lambda: None)
+            patch.setattr("serving.telemetry.served.native", lambda: None)
         made = form.events(run, first, 1_700_000_000.0)
 
     table = from_ipc(to_ipc(made))
     assert from_ipc(b"".join(ipc_pieces([made, made]))).equals(pa.concat_tables([table, table]))
-    assert made.nbytes == sum(len(buffer) for buffer in made.buffers)
+    assert made.nbytes == sum(len(piece) for piece in made.pieces)
     validate_events(table)
     rows = table.to_pylist()
     numbered = list(enumerate([count for requests in sizes for count in requests], first))
@@ -112,16 +111,9 @@ def test_every_row_is_one_event_as_it_was_sent_and_answered(
     assert table.schema.names[: len(METADATA)] == METADATA.names
 
 
-def _address(rows: LaidRows, name: str) -> int:
-    """Where the texts of a column of texts lie."""
-    place = rows.schema.get_field_index(name)
-    columns = [lay(column)[1] for column in rows.arrow().columns[:place]]
-    text = rows.buffers[sum(map(len, columns)) + 2]
-    return int(np.frombuffer(text, np.uint8).ctypes.data)
-
-
-def test_constants_are_made_anew_only_when_a_group_is_larger_than_any_before() -> None:
-    form = EventForm("m", CHOICE, SIGNATURE, b"0f")
+def test_constants_are_made_anew_only_when_a_group_is_larger_than_any_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.telemetry.served.native", lambda: None)
+    form = EventForm("model-of-this-test", CHOICE, SIGNATURE, b"0f")
     runs = [runs_of([[1] * rows], Memory())[0][0] for rows in (3, 1025, 2)]
 
     small, large, last = (form.events(run, 1, 0.0) for run in runs)
@@ -129,7 +121,33 @@ def test_constants_are_made_anew_only_when_a_group_is_larger_than_any_before() -
     assert (small.num_rows, large.num_rows, last.num_rows) == (3, 1025, 2)
     assert large.schema is last.schema or large.schema.equals(last.schema)
     # Slices of the same buffer: nothing is written again for a group that fits.
-    assert _address(large, "model") == _address(last, "model")
+    of_large, of_last = (
+        next(piece for piece in made.pieces if bytes(piece[:18]) == b"model-of-this-test") for made in (large, last)
+    )
+    assert np.frombuffer(of_large, np.uint8).ctypes.data == np.frombuffer(of_last, np.uint8).ctypes.data
+
+
+@pytest.mark.parametrize("widths", [[1], [9, 2, 1]])
+@pytest.mark.parametrize("left_out", [frozenset(), frozenset({"feature.x"})])
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_compiled_or_not_the_events_are_the_same(
+    widths: list[int], left_out: frozenset[str], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = np.random.default_rng(rows)
+    signature = Signature(SIGNATURE.inputs, tuple(Output(f"o{k}", shape=(width,)) for k, width in enumerate(widths)))
+    run = Run(Memory(), signature)
+    outputs = [drawn.normal(size=(rows, width)).astype(kind) for width, kind in zip(widths, "fdi", strict=False)]
+    arrived = array("d", drawn.random(rows)).tobytes()
+    assert run.add(np.ones((rows, 3), np.float32), outputs, array("q", [1] * rows).tobytes(), arrived, 2.0)
+    run.traced = [(place, _traced(place)) for place in range(0, rows, 5)]
+    choice = Choice(12, "ab:ä", 0.25)
+
+    made = EventForm("m", choice, signature, b"", left_out).events(run, 10**15, 3.0)
+    monkeypatch.setattr("serving.telemetry.served.native", lambda: None)
+    other = EventForm("m", choice, signature, b"", left_out).events(run, 10**15, 3.0)
+
+    assert made.arrow().equals(other.arrow())
+    made.arrow().validate(full=True)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("FP16", (2,)), ("FP64", (2,)), ("FP64", ()), ("FP32", ())])

@@ -42,6 +42,7 @@ from serving.peers import Alone, Peers
 from serving.registry import Registry
 from serving.routing.policies import PolicyStore
 from serving.shadow import Mirror, ShadowLimits
+from serving.shadows import Place, ShadowProcess
 from serving.telemetry.counting import Counting
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
@@ -230,7 +231,10 @@ class Service:
             None if config.collector_url is None else partial(self._make_events, config.collector_url, instance)
         )
         self._recorder = Recorder(make_events, self._tracing, self.metrics)
-        self._mirror = Mirror(self._signals, self._recorder.put, self._busy, config.shadow)
+        self._mirror = Mirror(
+            self._signals, self._recorder.put if self._recorder.records_all else None, self._busy, config.shadow,
+            process=ShadowProcess(self._place, config.shadow.process_bytes, config.shadow.step_rows),
+        )  # fmt: skip
         self._front = Front(
             self.deployments, self._signals, self._recorder, self._tracing, self._mirror,
             body_limit=config.limits.body_bytes, max_request_rows=config.max_queue_rows, instance=instance,
@@ -380,6 +384,10 @@ class Service:
 
     def _size(self, model: str, number: int) -> int:
         return file_bytes(self._registry.folder(self._registry.get(model, number)))
+
+    def _place(self, model: str, number: int) -> Place:
+        version = self._registry.get(model, number)
+        return Place(self._registry.folder(version), version.digest)
 
     def _make(self, model: str) -> Deployment:
         self._signals.queue_limits(model, self._lanes.policy)

@@ -1,34 +1,32 @@
 """Copies of answered requests for the shadows: run when the callers leave the machine free, compared, recorded.
 
-A request is queued for a shadow when its answer is written, so its caller never waits. What gathers runs as one batch
-on a thread of low priority, when no caller's request waits: a request that comes meanwhile shares the processor with
-it, so batches are large and few. A batch runs step by step, and the event loop reads its sockets before each: callers
-who come meanwhile wait for one step at most, and the rest of the batch for them. While callers wait all the time,
-shadows get a small share of it; what does not fit into the bounded queue is dropped and counted.
+A request is queued for a shadow when its answer is written, so its caller never waits. What gathers runs as one batch,
+when no caller's request waits, step by step: the event loop reads its sockets before each step. A process of its own
+runs the steps where it can (`serving.shadows`): callers then wait at most while a step is handed over. Until it has the
+version, and for models that it does not take, a thread of low priority does, with which callers share the interpreter:
+they wait for one step at most. While callers wait all the time, shadows get a small share of it; what does not fit
+into the bounded queue is dropped and counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import queue
 import random
-import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from serving.batching.execution import execute
 from serving.calls import Call
-from serving.errors import ServingError
-from serving.models import LoadedModel
-from serving.protocol.signature import Signature
 from serving.router import Choice
 from serving.routing.backlog import probe
-from serving.routing.disagreement import Disagreement, Pair, compare
 from serving.routing.traffic import Shadow
+from serving.shadows.batches import batch_of
+from serving.shadows.messages import Ran
+from serving.shadows.process import ShadowProcess
+from serving.shadows.runs import Shadowed, run_copies, shadowed
+from serving.shadows.thread import ShadowThread
 from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Version
 
@@ -52,6 +50,9 @@ class ShadowLimits:
     retry: float = 0.005
     # Added to the thread's nice value.
     nice: int = 10
+    # Weights that the shadows' own process holds at most; 0: a thread of the server runs all. A process is torch's
+    # memory once more.
+    process_bytes: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be."""
@@ -60,42 +61,11 @@ class ShadowLimits:
                 f"shadow: batch_rows is {self.batch_rows}, step_rows {self.step_rows}, queue_rows {self.queue_rows}, "
                 f"queue_bytes {self.queue_bytes}: at least 1 each"
             )
-        if self.gather < 0 or not 0 <= self.busy_share <= 1 or not 0 <= self.nice <= 19:
+        if self.gather < 0 or not 0 <= self.busy_share <= 1 or not 0 <= self.nice <= 19 or self.process_bytes < 0:
             raise ValueError(
-                f"shadow: gather is {self.gather:g} s, busy_share {self.busy_share:g}, nice {self.nice}: not negative, "
-                "a share from 0 to 1, and 0 to 19"
+                f"shadow: gather is {self.gather:g} s, busy_share {self.busy_share:g}, nice {self.nice}, process_bytes "
+                f"{self.process_bytes}: not negative, a share from 0 to 1, 0 to 19, and not negative"
             )
-
-
-class _Thread:
-    """Runs shadow batches one after another at a lower priority than the rest of the process (Linux)."""
-
-    def __init__(self, nice: int, call_soon_threadsafe: Callable[..., object]) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], Callable[[], None]] | None] = queue.SimpleQueue()
-        self._hand_back = call_soon_threadsafe
-        self._nice = nice
-        threading.Thread(target=self._work, name="trimtab-shadow", daemon=True).start()
-
-    def start(self, job: Callable[[], Callable[[], None]]) -> None:
-        """Queues the job; what it returns is called on the event loop."""
-        self._jobs.put(job)
-
-    def stop(self) -> None:
-        """Ends the thread after its last job; does not wait for it."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        if self._nice and hasattr(os, "setpriority"):
-            thread = threading.get_native_id()
-            try:
-                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + self._nice)
-            except OSError as error:  # a sandbox may forbid it: shadows then run at the usual priority
-                _log.debug("the shadows' thread keeps its priority: %s", error)
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._hand_back(job())
-            except RuntimeError:  # the loop is closed: the process is going down
-                return
 
 
 class _Waiting:
@@ -129,27 +99,20 @@ class _Waiting:
         return taken
 
 
-@dataclass(frozen=True, slots=True)
-class _Shadowed:
-    """What a batch came to: the copies that ran, differences by answering version, requests that fitted nobody."""
-
-    copies: list[Call]
-    found: Mapping[int, Disagreement]
-    failed: int
-    unfit: int
-    seconds: float
-
-
 class Mirror:
-    """The shadows of all models of a server. All methods run on the event loop; `busy` says whether callers wait."""
+    """The shadows of all models of a server. All methods run on the event loop; `busy` says whether callers wait.
+
+    `record` gets the copies that ran, None where nobody wants them. Without a `process` a thread runs all shadows.
+    """
 
     def __init__(
         self,
         signals: Signals,
-        record: Callable[[Sequence[Call]], None],
+        record: Callable[[Sequence[Call]], None] | None,
         busy: Callable[[], bool],
         limits: ShadowLimits | None = None,
         *,
+        process: ShadowProcess | None = None,
         clock: Callable[[], float] = time.perf_counter,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -160,7 +123,8 @@ class Mirror:
         self._clock = clock
         self._draw = draw
         self._lanes: dict[tuple[str, int], _Waiting] = {}
-        self._thread: _Thread | None = None
+        self._process = process
+        self._thread: ShadowThread | None = None
         self._running = False
         self._backlog: Callable[[], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -181,7 +145,7 @@ class Mirror:
                 self._queue(call, deployment, shadow)
 
     def close(self) -> None:
-        """Drops what waits; the thread ends after its batch."""
+        """Drops what waits; the process ends now, the thread after its batch."""
         self._closed = True
         for key, lane in self._lanes.items():
             self._signals.shadowed(*key, "dropped", len(lane.requests) + lane.dropped)
@@ -190,6 +154,8 @@ class Mirror:
             self._timer.cancel()
         if self._thread is not None:
             self._thread.stop()
+        if self._process is not None:
+            self._process.close()
 
     def _queue(self, call: Call, deployment: Deployment, shadow: Shadow) -> None:
         key = (deployment.model, shadow.version)
@@ -256,80 +222,70 @@ class Mirror:
 
     def _run(self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool) -> None:
         self._running = True
+        if not self._hand_over(key, version, choice, calls, free=free):
+            self._run_here(key, version, choice, calls, free=free)
+
+    def _hand_over(
+        self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool
+    ) -> bool:
+        """Gives the calls to the process, if it takes them."""
+        process, model = self._process, version.loaded.model
+        if process is None or not self._limits.process_bytes or not process.takes(key, model):
+            return False
+        begun = time.thread_time()
+        made = batch_of(key, calls, model.signature, outputs=self._record is not None)
+        if made is None:
+            return False
+        batch, ordered = made
+
+        def done(ran: Ran | None) -> None:
+            if ran is None or ran.odd:
+                # It ended, or a request made the model fail: which one is found here.
+                _log.debug(
+                    "shadow version %d of %s: %s", choice.version, key[0], "no process" if ran is None else ran.odd
+                )
+                if not self._closed:
+                    self._run_here(key, version, choice, calls, free=free)
+                return
+            began = time.thread_time()
+            self._done(key, shadowed(ordered, choice, model.signature, ran, self._clock()), free=free)
+            self._allowance -= 0.0 if free else time.thread_time() - began
+
+        process.run(key, batch, done)
+        self._allowance -= 0.0 if free else time.thread_time() - begun
+        return True
+
+    def _run_here(
+        self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool
+    ) -> None:
         if self._thread is None:
-            self._thread = _Thread(self._limits.nice, asyncio.get_running_loop().call_soon_threadsafe)
+            self._thread = ShadowThread(self._limits.nice, asyncio.get_running_loop().call_soon_threadsafe)
         model, step, clock = version.loaded.model, self._limits.step_rows, self._clock
 
         def job() -> Callable[[], None]:
             try:
-                done = _shadow(model, choice, calls, step, clock)
+                done = run_copies(model, choice, calls, step, clock)
             except Exception:
                 _log.exception("shadow version %d of %s", choice.version, key[0])
-                done = _Shadowed([], {}, len(calls), 0, 0.0)
+                done = Shadowed([], 0, {}, len(calls), 0, 0.0)
             return lambda: self._done(key, done, free=free)
 
         self._thread.start(job)
 
-    def _done(self, key: tuple[str, int], done: _Shadowed, *, free: bool) -> None:
+    def _done(self, key: tuple[str, int], done: Shadowed, *, free: bool) -> None:
         self._running = False
         if not free:
             self._allowance -= done.seconds
         model, shadow = key
         compared = sum(len(group.absolute) for group in done.found.values())
-        ran = len(done.copies) - sum(copy.outputs is None for copy in done.copies)
         self._signals.shadowed(model, shadow, "compared", compared)
         self._signals.shadowed(model, shadow, "failed", done.failed)
-        self._signals.shadowed(model, shadow, "incomparable", ran - compared + done.unfit)
+        self._signals.shadowed(model, shadow, "incomparable", done.ran - compared + done.unfit)
         for version, group in done.found.items():
             self._signals.disagreement(model, version, shadow, group)
         if not self._closed:
-            if done.copies:
+            if len(done.copies) and self._record is not None:
                 self._record(done.copies)
             if any(lane.requests for lane in self._lanes.values()):
                 # The rest of a batch goes on, after the loop has read its sockets.
                 self._wait(0.0 if any(lane.granted for lane in self._lanes.values()) else self._limits.retry)
-
-
-def _shadow(
-    model: LoadedModel, choice: Choice, calls: Sequence[Call], step_rows: int, clock: Callable[[], float]
-) -> _Shadowed:
-    """Runs copies of answered calls on a shadow, and compares its outputs with the answers."""
-    begun = time.thread_time()
-    copies: list[Call] = []
-    answered: list[Call] = []
-    # By identity, as calls of one version share theirs: its outputs' names, and whether the shadow takes the same.
-    known: dict[int, tuple[tuple[str, ...], bool]] = {}
-    for call in calls:
-        if id(call.signature) not in known:
-            known[id(call.signature)] = _names(call.signature), call.signature == model.signature
-        try:
-            copies.append(call.copied(choice, model.signature, alike=known[id(call.signature)][1]))
-            answered.append(call)
-        except ServingError as error:
-            # The shadow may take other inputs than the answering version: no matter to the client.
-            _log.debug("a request does not fit shadow version %d: %s", choice.version, error)
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for place, copy in enumerate(copies):
-        groups[copy.bucket].append(place)
-    names = _names(model.signature)
-    pairs: dict[int, list[Pair]] = defaultdict(list)
-    failed = 0
-    for places in groups.values():
-        run = execute(model, [copies[place] for place in places], step_rows, clock)
-        for place, result in zip(places, run.results, strict=True):
-            copy, call = copies[place], answered[place]
-            # Its waiting is by design: what a shadow takes is what its model takes.
-            copy.arrived = copy.queued = copy.started = run.started
-            copy.ended = run.ended
-            copy.settle(result, run.ended)
-            if isinstance(result, ServingError):
-                failed += 1
-            elif call.outputs is not None:
-                told = known[id(call.signature)][0]
-                pairs[call.choice.version].append(Pair(told, call.outputs, names, result))
-    found = {number: compare(group) for number, group in pairs.items()}
-    return _Shadowed(copies, found, failed, len(calls) - len(copies), time.thread_time() - begun)
-
-
-def _names(signature: Signature) -> tuple[str, ...]:
-    return tuple(output.name for output in signature.outputs)

@@ -264,6 +264,8 @@ class ShadowSettings(_Section, frozen=True, kw_only=True):
     """Share of the time that shadows may take while callers' requests wait."""
     nice: int = 10
     """Added to the nice value of the shadows' thread."""
+    process_bytes: int = 67108864
+    """Weights that the shadows' own process holds at most, for exported programs; 0: the server's thread runs all."""
 
 
 class ServingSettings(_Section, frozen=True, kw_only=True):

@@ -74,6 +74,7 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                     queue_bytes=serving.shadow.queue_bytes,
                     busy_share=serving.shadow.busy_ratio,
                     nice=serving.shadow.nice,
+                    process_bytes=serving.shadow.process_bytes,
                 ),
                 cache={
                     model: CachePolicy(bytes=kept.bytes, seconds=kept.seconds, min_hit_ratio=kept.min_hit_ratio)

@@ -138,6 +138,10 @@ class Control:
         """
         async with self._turns[model]:
             deployment = self._deployments.get(model)
+            if deployment is not None and version in deployment.gave_way - deployment.router.policy.loaded():
+                deployment.gave_way.discard(version)
+                await self._peers.repeat("unload", model, [version])
+                return
             if deployment is None or (version is not None and version not in deployment.versions):
                 raise NotFound(f"{model!r}{'' if version is None else f' version {version}'} is not loaded")
             policy = deployment.router.policy

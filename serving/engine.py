@@ -58,6 +58,7 @@ class Lane:
         measured = warm_up.seconds if warm_up else None
         self.times = StepTimes(measured, policy.max_rows)
         self.served = 0.0
+        self.used = 0.0  # when a batch of it ended last
         self._gate = Gate(self.queue, self.times, policy, on_shed)
         self._inline = InlineRule(measured, policy.max_rows, policy.inline_seconds)
         self._target = LatencyTarget(policy.latency_target) if policy.latency_target > 0 else None
@@ -96,7 +97,7 @@ class Lane:
 
     def ran(self, rows: int, started: float, ended: float, worked: float | None) -> None:
         """Notes a batch that passed by the queue; `worked`: this thread's own seconds of it, where they are known."""
-        seconds = ended - started
+        seconds, self.used = ended - started, ended
         self.times.observe(rows, seconds)
         self._inline.observe(rows, seconds if worked is None else worked, ended, inline=True)
         if self._on_batch is not None:
@@ -382,7 +383,7 @@ class Lane:
             self._on_batch(batch, executed)
 
     def _learn(self, batch: Batch, executed: Executed, inline: bool) -> None:
-        seconds = executed.ended - executed.started
+        seconds, self.used = executed.ended - executed.started, executed.ended
         self.times.observe(batch.rows, seconds)
         self._inline.observe(batch.rows, seconds, executed.ended, inline=inline)
         self._gate.learn(batch, executed.started, executed.ended)

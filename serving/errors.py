@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class ServingError(Exception):
@@ -86,6 +89,14 @@ class Unavailable(ServingError):
     status = 503
     outcome = "unavailable"
     retry_after_seconds = 1.0
+
+
+class GaveWay(Unavailable):
+    """The version gave way to others and is being loaded again; `coming` ends then, with what went wrong if it did."""
+
+    def __init__(self, message: str, coming: asyncio.Future[ServingError | None]) -> None:
+        super().__init__(message)
+        self.coming = coming
 
 
 class Expired(ServingError):

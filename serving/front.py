@@ -18,7 +18,7 @@ from serving import admission, v2
 from serving.batcher import Result
 from serving.callers import Callers
 from serving.calls import Call
-from serving.errors import InvalidRequest, NotFound, ServingError, Unavailable
+from serving.errors import GaveWay, InvalidRequest, NotFound, ServingError, Unavailable
 from serving.express import Express
 from serving.http import Exchange, decoded_body, error_head
 from serving.protocol.packing import packed
@@ -119,6 +119,8 @@ class Front:
         self._settling: asyncio.TimerHandle | None = None
         signals.before_reading(self.settle)
         self._failures_logged = (0.0, 0)
+        # Requests for versions that are loaded again.
+        self._waiting = 0
         self.open = False
         # Who may ask; None: everybody.
         self.callers: Callers | None = None
@@ -144,11 +146,37 @@ class Front:
         try:
             if not (hurry and self._hurries(exchange, deployment, trace)):
                 self._accept(exchange, deployment, named, trace)
+        except GaveWay as away:
+            self._keep_waiting(exchange, trace, deployment, named, away)
         except ServingError as error:
             self._reject(exchange, deployment, error)
         except Exception as error:
             _log.exception("a request to %s failed before it was queued", deployment.model)
             self._reject(exchange, deployment, ServingError(f"internal error: {error!r}"))
+
+    def _keep_waiting(
+        self, exchange: Exchange, trace: bool, deployment: Deployment, named: str | None, away: GaveWay
+    ) -> None:
+        """Lets the request wait, unread, until its version is loaded again; no more of them than rows may wait."""
+        if self._waiting >= self._max_request_rows:
+            self._reject(exchange, deployment, away)
+            return
+        self._waiting += 1
+        away.coming.add_done_callback(partial(self._go_on, exchange, trace, deployment, named))
+
+    def _go_on(
+        self, exchange: Exchange, trace: bool, deployment: Deployment, named: str | None,
+        coming: asyncio.Future[ServingError | None],
+    ) -> None:  # fmt: skip
+        """Takes a request whose version was loaded again, or was not."""
+        self._waiting -= 1
+        trouble = Unavailable("the server is shutting down") if coming.cancelled() else coming.result()
+        if exchange.answer is not None:
+            self._signals.version(deployment.model, deployment.router.policy.stable).requests("cancelled", 1)
+        elif trouble is not None:
+            self._reject(exchange, deployment, trouble)
+        else:
+            self._take(exchange, trace, deployment, named)
 
     def cancel(self, exchange: Exchange) -> None:
         """The client went away."""

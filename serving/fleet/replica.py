@@ -84,7 +84,7 @@ class Replica(Service):
             return False
         for model, deployment in list(self.deployments.items()):
             stable = deployment.router.policy.stable
-            if stable is not None:
+            if stable is not None and not deployment.asleep(stable):
                 try:
                     await asyncio.to_thread(deployment.versions[stable].loaded.model.answer_example)
                 except Exception as error:

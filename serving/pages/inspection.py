@@ -16,7 +16,9 @@ from serving.pages.description import model_config, model_metadata, server_metad
 from serving.pages.statistics import COUNTED_FAMILIES, Counts, counts_in, read_counts, triton_statistics
 from serving.peers import Peers
 from serving.versions.deployment import Deployment
-from serving.versions.status import NOT_LOADED, Status, everywhere
+from serving.versions.status import GAVE_WAY, NOT_LOADED, Status, everywhere
+
+_READY = Status("READY")
 
 
 class Inspection:
@@ -70,10 +72,10 @@ class Inspection:
         return JSONResponse(server_metadata())
 
     async def _model(self, request: Request) -> Response:
-        return JSONResponse(model_metadata(*self._found(request)))
+        return JSONResponse(model_metadata(*await self._found(request)))
 
     async def _model_ready(self, request: Request) -> Response:
-        deployment, number = self._found(request)
+        deployment, number = self._asked(request)
         reason = await self._unready(deployment, number)
         body = {"name": deployment.model, "version": str(number), "ready": reason is None}
         if reason is None:
@@ -81,13 +83,13 @@ class Inspection:
         return JSONResponse(body | {"error": reason}, 503, {"Retry-After": "1"})
 
     async def _config(self, request: Request) -> Response:
-        return JSONResponse(model_config(*self._found(request)))
+        return JSONResponse(model_config(*await self._found(request)))
 
     async def _statistics(self, request: Request) -> Response:
         model, version = request.path_params["model"], request.path_params.get("version")
         deployment = self._served(model)
         if version is not None:
-            deployment.route(version, None)
+            await deployment.awake(version)
         return JSONResponse(triton_statistics(await self._counts(), {model: deployment}, version))
 
     async def _all_statistics(self, _request: Request) -> Response:
@@ -110,8 +112,9 @@ class Inspection:
         if not views:
             return reason
         key = deployment.model, number
-        own = Status("READY") if reason is None else Status("UNAVAILABLE", reason)
+        own = _READY if reason is None else Status("UNAVAILABLE", reason)
         others = {replica: view.statuses.get(key, NOT_LOADED) for replica, view in views.items()}
+        others = {replica: _READY if status == GAVE_WAY else status for replica, status in others.items()}
         status = everywhere({self._peers.number: own} | others, self._peers.needed)
         return None if status.state == "READY" else status.reason
 
@@ -121,7 +124,18 @@ class Inspection:
             raise NotFound(f"model {model!r} is not served here; served are {sorted(self._deployments)}")
         return deployment
 
-    def _found(self, request: Request) -> tuple[Deployment, int]:
+    async def _found(self, request: Request) -> tuple[Deployment, int]:
+        """The model and the version in memory, which is loaded again if it gave way."""
         deployment = self._served(request.path_params["model"])
-        choice, _ = deployment.route(request.path_params.get("version"), None)
+        choice, _ = await deployment.awake(request.path_params.get("version"))
+        return deployment, choice.version
+
+    def _asked(self, request: Request) -> tuple[Deployment, int]:
+        """The same without loading: who looks whether a version is ready does not ask it anything."""
+        deployment = self._served(request.path_params["model"])
+        named, stable = request.path_params.get("version"), deployment.router.policy.stable
+        for number in deployment.gave_way:
+            if str(number) == named or (named is None and number == stable):
+                return deployment, number
+        choice, _ = deployment.route(named, None)
         return deployment, choice.version

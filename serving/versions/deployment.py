@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from serving.batcher import State
 from serving.calls import Call
 from serving.engine import Lane
-from serving.errors import NotFound, ServingError, Unavailable
+from serving.errors import GaveWay, NotFound, ServingError, Unavailable
 from serving.models import LoadedModel, WarmUp, load_artifact
 from serving.protocol.responder import Responder
 from serving.registry import Registry
@@ -21,6 +21,7 @@ from serving.telemetry.signals import Signals
 from serving.versions.memory import Footprint, resident_bytes
 
 _RETRY_SECONDS = 0.02
+EVICTED = "evicted"  # why a version leaves that gives way to others
 
 if TYPE_CHECKING:
     from serving.cache import ResponseCache
@@ -91,6 +92,8 @@ class Deployment:
         self.guards: set[int] = set()
         self.leaving: dict[int, str] = {}
         self.used: dict[int, float] = {}
+        # Those that gave way to others, and are loaded again for the first request.
+        self.gave_way: set[int] = set()
         # Why the stable version could not be loaded at the start; nothing once one was.
         self.trouble = ""
         # Set while the whole model is taken out: it takes no requests.
@@ -109,9 +112,15 @@ class Deployment:
     def unready(self, number: int) -> str | None:
         """Why a version cannot answer; None when it can."""
         version = self.versions.get(number)
+        if self.asleep(number) and not self.closing:
+            return None
         if version is None or self.closing or number in self.leaving:
             return "not loaded" if version is None else "being unloaded"
         return version.lane.stalled
+
+    def asleep(self, number: int) -> bool:
+        """Whether the version gave way to others, or is about to: a request for it waits until it is loaded again."""
+        return number in self.gave_way or self.leaving.get(number) == EVICTED
 
     def add(self, loaded: Loaded) -> Version:
         """Makes a loaded version servable."""
@@ -124,6 +133,7 @@ class Deployment:
             Choice(number, FORCED, 1.0),
         )
         self.versions[number] = version
+        self.gave_way.discard(number)
         self.trouble = ""
         self._signals.loaded(self.model, number, loaded.model.digest, loaded.seconds)
         return version
@@ -131,16 +141,30 @@ class Deployment:
     def route(
         self, named: str | None, unit: str | None, headers: Mapping[bytes, bytes] | None = None
     ) -> tuple[Choice, Version]:
-        """The arm and version for a request that may name a version. Raises NotFound or Unavailable."""
+        """The arm and version for a request that may name a version. Raises NotFound or Unavailable, GaveWay for one
+        that is loaded again now.
+        """
         if self.closing:
             raise Unavailable(f"model {self.model!r} is being unloaded")
         if named is not None:
             return self._pinned(named)
         choice = self.router.choose(unit, headers=headers)
+        if choice is not None and self.asleep(choice.version):
+            raise self.missing(choice.version)
         if choice is None or choice.version not in self.versions:
             why = f": {self.trouble}" if self.trouble else "; promote one or wait until it is loaded"
             raise Unavailable(f"model {self.model!r} has no version ready{why}")
         return choice, self.versions[choice.version]
+
+    async def awake(self, named: str | None) -> tuple[Choice, Version]:
+        """The same, with the patience to wait for a version that is loaded again."""
+        while True:
+            try:
+                return self.route(named, None)
+            except GaveWay as away:
+                trouble = await asyncio.shield(away.coming)
+                if trouble is not None:
+                    raise trouble from None
 
     def switch(self, policy: Policy, *, move: bool = False) -> list[int]:
         """Puts the policy in force. With `move`, waiting requests of versions that lost their traffic go to stable.
@@ -216,11 +240,11 @@ class Deployment:
             raise NotFound(f"model {self.model!r} has no version {named!r}; versions are numbers")
         number = int(named)
         version = self.versions.get(number)
-        if version is None:
+        if version is None or self.asleep(number):
             raise self.missing(number)
         if number in self.leaving:
             raise Unavailable(f"version {number} of {self.model!r} is being unloaded")
-        self.used[number] = time.monotonic()
+        self.used[number] = time.perf_counter()
         return version.pinned, version
 
     def _unknown(self, number: int) -> ServingError:

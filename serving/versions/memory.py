@@ -33,12 +33,15 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Held(Generic[Key]):
-    """A version in memory. `used` is when it was last asked for; a pinned one never gives way."""
+    """A version in memory. `used` is when it was last asked for; a pinned one never gives way, and one that answers a
+    model's traffic only after those that do not.
+    """
 
     key: Key
     bytes: int
     used: float
     pinned: bool
+    answers: bool = False
 
 
 def giving_way(held: Sequence[Held[Key]], needed: int, limit: int) -> list[Key]:
@@ -48,7 +51,7 @@ def giving_way(held: Sequence[Held[Key]], needed: int, limit: int) -> list[Key]:
     """
     over = sum(version.bytes for version in held) + needed - limit
     chosen: list[Key] = []
-    for version in sorted((v for v in held if not v.pinned), key=lambda v: v.used):
+    for version in sorted((v for v in held if not v.pinned), key=lambda v: (v.answers, v.used)):
         if over <= 0:
             break
         chosen.append(version.key)

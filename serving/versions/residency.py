@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from serving.errors import ArtifactError, NotFound, ServingError, Unavailable
+from serving.errors import ArtifactError, GaveWay, NotFound, ServingError, Unavailable
 from serving.telemetry.signals import Signals
-from serving.versions.deployment import Deployment, Loaded, Version
+from serving.versions.deployment import EVICTED, Deployment, Loaded, Version
 from serving.versions.memory import Held, giving_way, release_unused
-from serving.versions.status import NOT_LOADED, Status
+from serving.versions.status import GAVE_WAY, NOT_LOADED, Status
 
 _log = logging.getLogger(__name__)
 Key = tuple[str, int]
@@ -23,13 +24,16 @@ _SWITCH_SECONDS = 0.0005
 _POLL_SECONDS = 0.005
 _DRAIN_SECONDS = 30.0
 _RELEASE_SECONDS = 0.1
+# After a version that gave way could not be loaded again, until that is tried anew.
+_AGAIN_SECONDS = 1.0
 
 
 class Residency:
     """Loads, evicts and unloads. Everything here runs on the event loop, but for the loading itself.
 
     `load` verifies, loads and warms a version; `size` estimates its bytes before. `budget` is in bytes, 0 means none.
-    Versions that a policy names, `pins` and those that a control call is about to use never give way.
+    First those give way that no policy names, then whole models that nothing but their stable version answers for;
+    never `pins`, what a control call is about to use, and a model's own versions for another of its own.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class Residency:
         *,
         budget: int = 0,
         pins: frozenset[Key] = frozenset(),
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._deployments = deployments
         self._load = load
@@ -53,8 +57,9 @@ class Residency:
         self._one_at_a_time = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, "model-loader")
         self._states: dict[Key, Status] = {}
-        self._evicted: set[Key] = set()
-        self._tasks: dict[Key, asyncio.Task[object]] = {}
+        self._tasks: dict[Key, asyncio.Task[ServingError | None]] = {}
+        # When a version that gave way could not be loaded again.
+        self._failures: dict[Key, float] = {}
         signals.memory_budget(budget)
 
     def adopt(self, deployment: Deployment) -> None:
@@ -90,7 +95,8 @@ class Residency:
         OverBudget; then nothing that was in memory has gone that was not due to go.
         """
         deployment.guards.add(number)
-        found = self._present(deployment, number)
+        # Who asks for one that is giving way waits until it is gone: its room is somebody else's already.
+        found = None if deployment.leaving.get(number) == EVICTED else self._present(deployment, number)
         if found is not None:
             return found
         async with self._one_at_a_time:
@@ -112,7 +118,6 @@ class Residency:
                 self._failed(key, reason, "loading was cancelled")
                 raise
             del self._states[key]
-            self._evicted.discard(key)
             self._signals.load(deployment.model, reason, "ok")
             self._signals.memory(deployment.model, number, loaded.footprint)
             deployment.used[number] = self._clock()
@@ -124,6 +129,8 @@ class Residency:
         limit = self._clock() + _DRAIN_SECONDS
         while number in deployment.leaving and not deployment.drop(number):
             if self._clock() > limit:
+                if reason == EVICTED:
+                    deployment.leaving.pop(number)
                 raise Unavailable(f"version {number} of {deployment.model!r} still has requests: try again later")
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -144,61 +151,73 @@ class Residency:
     async def _loaded(self, key: Key) -> Loaded:
         loop = asyncio.get_running_loop()
         if self._budget:
-            await self._make_room(await loop.run_in_executor(self._loader, self._size, *key))
+            await self._make_room(key[0], await loop.run_in_executor(self._loader, self._size, *key))
         loaded = await loop.run_in_executor(self._loader, self._gently, key)
         if self._budget:
             # What it took is more than its file said.
-            await self._make_room(loaded.footprint.bytes)
+            await self._make_room(key[0], loaded.footprint.bytes)
         return loaded
 
     def _gently(self, key: Key) -> Loaded:
         with _short_turns():
             return self._load(*key)
 
-    async def _make_room(self, needed: int) -> None:
-        for model, number in giving_way(list(self._held()), needed, self._budget):
+    async def _make_room(self, for_model: str, needed: int) -> None:
+        # Looked at anew after each: while one is drained, requests come for others.
+        while chosen := giving_way(list(self._held(for_model)), needed, self._budget):
+            model, number = chosen[0]
             deployment = self._deployments[model]
             _log.info("version %d of %s gives way to another", number, model, extra={"model": model, "version": number})
-            await self.unload(deployment, number, "evicted")
-            self._evicted.add((model, number))
-            self._states[model, number] = Status("UNAVAILABLE", "evicted: the least recently used gave way")
+            await self.unload(deployment, number, EVICTED)
 
-    def _held(self) -> Iterator[Held[Key]]:
+    def _held(self, for_model: str) -> Iterator[Held[Key]]:
         for model, deployment in self._deployments.items():
-            needed = deployment.router.policy.loaded() | deployment.guards | set(self.pinned(model))
+            policy = deployment.router.policy
+            answering = policy.loaded()
+            quiet = model != for_model and answering <= {policy.stable, policy.previous}
+            needed = deployment.guards | set(self.pinned(model)) | (set() if quiet else answering)
             for number, version in deployment.versions.items():
+                used = max(deployment.used.get(number, 0.0), version.lane.used)
                 yield Held(
-                    (model, number), version.loaded.footprint.bytes, deployment.used.get(number, 0.0), number in needed
-                )
+                    (model, number), version.loaded.footprint.bytes, used, number in needed, number in answering
+                )  # fmt: skip
 
     def _missing(self, deployment: Deployment, number: int) -> ServingError:
         """What to tell a request for a version that is not in memory; one that gave way is loaded again."""
         key = (deployment.model, number)
-        status = self._states.get(key)
-        if status is not None and status.state == "LOADING":
-            return Unavailable(f"version {number} of {deployment.model!r} is loading")
-        if key not in self._evicted:
+        status = self._states.get(key, NOT_LOADED)
+        if not deployment.asleep(number):
+            if status.state == "LOADING":
+                return Unavailable(f"version {number} of {deployment.model!r} is loading")
             return NotFound(
                 f"model {deployment.model!r} has no version {number} loaded; loaded are {sorted(deployment.versions)}"
             )
+        if self._clock() < self._failures.get(key, -math.inf) + _AGAIN_SECONDS:
+            return Unavailable(f"version {number} of {deployment.model!r} cannot be loaded again: {status.reason}")
         if key not in self._tasks:
-            task: asyncio.Task[object] = asyncio.get_running_loop().create_task(self._again(deployment, number))
-            self._tasks[key] = task
-            task.add_done_callback(lambda _: self._tasks.pop(key, None))
-        return Unavailable(
-            f"version {number} of {deployment.model!r} had given way to others and is being loaded again"
+            self._tasks[key] = asyncio.get_running_loop().create_task(self._again(deployment, number))
+            self._tasks[key].add_done_callback(lambda _: self._tasks.pop(key, None))
+        return GaveWay(
+            f"version {number} of {deployment.model!r} had given way to others and is being loaded again",
+            self._tasks[key],
         )
 
-    async def _again(self, deployment: Deployment, number: int) -> None:
-        guarded = number in deployment.guards
+    async def _again(self, deployment: Deployment, number: int) -> ServingError | None:
+        """Loads a version that gave way; gives what to tell those who wait for it when that fails."""
+        guarded, key = number in deployment.guards, (deployment.model, number)
         try:
             await self.ensure(deployment, number, "demand")
-            deployment.kept.add(number)
         except ServingError as error:
             _log.warning("version %d of %s cannot be loaded again: %s", number, deployment.model, error)
+            self._failures[key] = self._clock()
+            return Unavailable(f"version {number} of {deployment.model!r} cannot be loaded again: {error}")
         finally:
             if not guarded:
                 deployment.guards.discard(number)
+        self._failures.pop(key, None)
+        if number not in deployment.router.policy.loaded():
+            deployment.kept.add(number)
+        return None
 
     def _failed(self, key: Key, reason: str, why: str) -> None:
         self._states[key] = Status("UNAVAILABLE", why)
@@ -206,8 +225,9 @@ class Residency:
 
     def _dropped(self, model: str, version: Version, reason: str) -> None:
         number = version.loaded.number
-        self._states[model, number] = Status("UNAVAILABLE", "unloaded")
-        self._evicted.discard((model, number))
+        self._states[model, number] = GAVE_WAY if reason == EVICTED else Status("UNAVAILABLE", "unloaded")
+        if reason == EVICTED:
+            self._deployments[model].gave_way.add(number)
         self._signals.unload(model, number, reason)
         # The allocator keeps what was freed; the machine shall have it back, once those who dropped it have let go.
         loop = asyncio.get_running_loop()

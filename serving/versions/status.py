@@ -18,6 +18,8 @@ class Status:
 
 
 NOT_LOADED = Status("UNAVAILABLE", "not loaded")
+GAVE_WAY = Status("UNAVAILABLE", "evicted: the least recently used gave way")
+"""A request for it waits until it is loaded again."""
 
 
 def everywhere(by_replica: Mapping[int, Status], needed: int | None = None) -> Status:

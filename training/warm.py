@@ -19,6 +19,7 @@ from training.ranks import Rank
 
 # A warm process that is killed while it prepares is started anew so often: nothing is lost with it yet.
 _STARTS = 3
+_FORK_SECONDS = 60.0
 # In place of the handle of a process that was gone before it could be had.
 _GONE = -1
 
@@ -92,7 +93,9 @@ class WarmProcess:
             asked = {"fork": {"rank": told, "environment": dict(environment), "log": rank.rank != echo}}
             self._send(asked)
         waiting = {rank.rank for rank in ranks}
-        for answer in self._heard(60.0):
+        if not waiting:
+            return
+        for answer in self._heard(_FORK_SECONDS):
             if "forked" in answer:
                 # A handle of the process, so that no signal ever reaches another one with the same number.
                 self._ranks[answer["forked"]] = answer["pid"], _handle(answer["pid"])
@@ -101,7 +104,7 @@ class WarmProcess:
                 self._early = [*self._early, answer]
             if not waiting:
                 return
-        raise WarmError(f"ranks {sorted(waiting)} were not forked within 60 s")
+        raise WarmError(f"ranks {sorted(waiting)} were not forked within {_FORK_SECONDS:g} s")
 
     _early: Sequence[Mapping[str, Any]] = ()
 

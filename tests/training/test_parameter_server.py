@@ -366,11 +366,38 @@ def test_a_cluster_goes_on_when_the_process_that_forked_all_is_killed(network: S
         model="toy",
         workers=2,
         rule=Rule(learning_rate=0.1),
-        terms=Terms(checkpoint_every=1),
+        terms=Terms(checkpoint_every=4),
     ).run()
 
     assert (found.server_restarts, found.worker_restarts, found.given_up) == (2, 2, ())
-    assert not torch.equal(found.parameters["items.weight"], state(network)["items.weight"])
+    reference = trained_synchronously(network, Rule(learning_rate=0.1), 2)
+    assert all(torch.equal(found.parameters[name], value) for name, value in reference.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [[20], [16, 20]])
+def test_servers_that_all_begin_anew_go_back_to_a_step_that_all_have(
+    network: Scored, tmp_path: Path, lost: list[int], caplog: pytest.LogCaptureFixture
+):
+    """As when all processes died while one server had not yet written the checkpoint that the other had."""
+    rule = Rule(learning_rate=0.1, momentum=0.9)
+
+    def trained() -> dict[str, Tensor]:
+        layout, terms = Layout.of(network, 2, tables=["items.weight"]), Terms(checkpoint_every=4, grace_seconds=60.0)
+        return Cluster(
+            "tests.training.toy_servers:work_in_process", state(network), layout, folder=tmp_path, model="toy",
+            workers=2, rule=rule, terms=terms,
+        ).run().parameters  # fmt: skip
+
+    trained()
+    for step in lost:
+        (tmp_path / "server-1" / f"step-{step:012d}.ckpt").unlink()
+    assert "of different steps" not in caplog.text
+    found = trained()
+
+    assert f"all go on from step {16 if lost == [20] else 0}" in caplog.text
+    reference = trained_synchronously(network, rule, 2)
+    assert all(torch.equal(found[name], value) for name, value in reference.items())
 
 
 def test_a_server_without_a_checkpoint_takes_no_step_before_all_that_began_have_pushed_it(network: Scored):

@@ -46,3 +46,15 @@ def test_it_prepares_nothing_for_a_supervisor_that_was_killed_while_it_imported(
         assert process.wait() == 0
 
     assert not (tmp_path / "times").exists()
+
+
+def test_nobody_waits_where_there_is_nothing_to_fork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for no ranks is not told after a minute that they were not forked."""
+    monkeypatch.setattr("training.warm._FORK_SECONDS", 0.0)
+    warm = WarmProcess(WORK, {"folder": str(tmp_path)})
+    try:
+        warm.fork([], [])
+
+        assert list(warm.ends(0.0)) == []
+    finally:
+        warm.close()

@@ -126,6 +126,7 @@ class Cluster:
             for number in range(servers + self._workers)
         ]
         running, given_up, restarts, last = set(range(servers, len(members))), list[int](), [0, 0], ""
+        self._align()
         saved, idle, parameters, unheard = self._saved(), 0, None, 0
         warm, waiting = self._warm(running), list(range(len(members)))
         try:
@@ -174,8 +175,9 @@ class Cluster:
             self._fork(warm, members)
             return warm, list(warm.ends(0.2))
         except WarmError as error:
-            _log.warning("%s: all servers and workers begin anew", error)
+            _log.warning("%s: all servers and workers begin anew from their checkpoints", error)
             warm.close()
+            self._align()
             everybody = (*range(self._layout.servers), *sorted(running))
             return self._warm(running), [Ended(number, -signal.SIGKILL) for number in everybody]
 
@@ -192,6 +194,27 @@ class Cluster:
     def _warm(self, running: Iterable[int]) -> WarmProcess:
         said = {**self._said, "running": sorted(rank - self._layout.servers for rank in running)}
         return WarmProcess(f"{__name__}:member", said, prepare=f"{__name__}:prepared")
+
+    def _align(self) -> None:
+        """Takes all servers back to the newest step that all have in checkpoints that verify, before they begin.
+
+        Nobody is left then who kept what one of them lacks. With a staleness there is no such step: pushes come to each
+        server in an order of its own, and each goes on from its own newest.
+        """
+        if self._said["terms"]["staleness"]:
+            return
+        stores = [CheckpointStore(self._folder / _place(one)) for one in range(self._layout.servers)]
+        at_most: int | None = None
+        while True:
+            newest = [store.newest(at_most) for store in stores]
+            steps = [-1 if one is None else one.step for one in newest]
+            if (least := min(steps)) == max(steps):
+                break
+            at_most = least
+        for store in stores:
+            if any(int(path.stem.partition("-")[2]) > least for path in store.paths()):
+                _log.warning("servers' checkpoints are of different steps: all go on from step %d", max(least, 0))
+                store.drop_after(least)
 
     def _saved(self) -> int:
         """The updates in all servers' newest checkpoints: more of them are progress."""
@@ -246,6 +269,11 @@ def member(rank: Rank, **said: Any) -> None:
     client.leave()
 
 
+def _place(server: int) -> str:
+    """Where a server's checkpoints lie in the run's folder."""
+    return f"server-{server}"
+
+
 def _name(worker: int) -> str:
     """By which servers know a worker."""
     return f"worker-{worker:04d}"
@@ -268,7 +296,7 @@ def _serve(rank: Rank, layout: Layout, store: Any, terms: Terms, faults: Faults,
         layout.part(start, rank.rank),
         Rule(**said["rule"]),
         terms,
-        store=CheckpointStore(rank.folder / f"server-{rank.rank}"),
+        store=CheckpointStore(rank.folder / _place(rank.rank)),
         fingerprint=f"{layout.fingerprint}-{rank.rank}",
         expected=[_name(number) for number in said["running"]],
     )

@@ -1,5 +1,5 @@
-"""How gradients travel between replicas: by memory where all are on one machine, as 16-bit numbers, or as products of
-two thin matrices.
+"""How gradients travel between replicas where they are not averaged in memory: whole, as 16-bit numbers, or as products
+of two thin matrices.
 
 All are hooks of `DistributedDataParallel`. torch's own hook for bfloat16 asks for NCCL; this one works on gloo, too.
 """
@@ -17,7 +17,6 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from training.parallel_config import ParallelConfig
-from training.shared_gradients import SharedGradients, lay
 
 # PowerSGD reduces a bucket in several collectives: on gloo those of two buckets meet each other, and the process ends.
 _ONE_BUCKET_MB = 1 << 20
@@ -29,16 +28,8 @@ def bucket_mb(config: ParallelConfig) -> int | None:
     return _ONE_BUCKET_MB if config.compress == "powersgd" else None
 
 
-def compress(
-    replicas: DistributedDataParallel, config: ParallelConfig, group: dist.ProcessGroup, trained: Sequence[nn.Parameter]
-) -> SharedGradients | None:
-    """Has gradients travel as the form says; those that travel whole go by the memory that is given back, where ranks
-    can share one. A collective."""
-    if config.compress == "none":
-        shared = SharedGradients.meet(trained, group)
-        if shared is not None:
-            replicas.register_comm_hook(shared, lay)
-        return shared
+def compress(replicas: DistributedDataParallel, config: ParallelConfig, group: dist.ProcessGroup) -> None:
+    """Has gradients travel as the form says."""
     if config.compress == "bf16":
         replicas.register_comm_hook(group, bf16_hook)
     elif config.compress == "powersgd":
@@ -46,7 +37,6 @@ def compress(
             group, matrix_approximation_rank=config.powersgd_rank, start_powerSGD_iter=_PLAIN_STEPS, warm_start=True
         )
         replicas.register_comm_hook(state, powerSGD_hook)
-    return None
 
 
 def bf16_hook(group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:

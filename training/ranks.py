@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from observability.step_ring import StepRing
+from training.barrier import waits
 
 _log = logging.getLogger(__name__)
 _COLLECTIVES_SECONDS = 0.25
@@ -136,6 +137,6 @@ def collectives() -> tuple[int, int]:
 def _show_collectives(ring: StepRing, over: threading.Event) -> None:
     try:
         while not over.wait(_COLLECTIVES_SECONDS):
-            ring.collectives(*collectives())
+            ring.collectives(*(number + waited for number, waited in zip(collectives(), waits(), strict=True)))
     except Exception:  # what watches a run must not end it
         _log.exception("the progress of collectives is not shown any more")

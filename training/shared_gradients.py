@@ -1,153 +1,164 @@
 """Gradients of replicas on one machine, averaged in memory that they share: no socket carries them.
 
-A hook of `DistributedDataParallel` for ranks on a CPU. In the backward pass every rank lays its part of the mean where
-the others can read it; at the end a collective of one number says that all have, and each adds up. No other thread than
-the training's takes part: on gloo's threads the same takes longer, as they drive the ranks from their cores. The sum is
-that of the ranks in their order, the same bits in all of them, and of two ranks the bits that gloo gives.
-
-The memory has no name in any file system and goes with its processes, however they end.
+In the backward pass every rank lays its part of the mean where the others can read it, each gradient as soon as it is
+there and the core still has it in its cache; at the end all wait until all have, and each adds up. No thread but the
+training's takes part, and nothing goes through buckets. The sum is that of the ranks in their order, the same bits in
+all of them, and of two ranks the bits that gloo gives.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import secrets
 import time
 from collections.abc import Sequence
-from typing import Self
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import GradBucket
+from torch.distributed.utils import _sync_module_states, _verify_param_shape_across_processes
 
-_NAME = "trimtab-gradients"
-# Buckets begin at whole cache lines; the first holds what tells a rank's memory from any other.
-_LINE = 64
+from training.shared_memory import LINE, SharedMemory
+
+_BROADCAST_BYTES = 250 << 20
+
+
+class _Span(NamedTuple):
+    """Bytes of a place, and the type of the numbers in them."""
+
+    start: int
+    stop: int
+    dtype: torch.dtype
+
+    def of(self, place: Tensor) -> Tensor:
+        """The numbers there, [n]."""
+        return place[self.start : self.stop].view(self.dtype)
 
 
 class SharedGradients:
-    """What the ranks of a group share: two places a rank, taken in turns, of twice the gradients' bytes.
+    """What the ranks of a group share: two places a rank, taken in turns, each of all gradients' bytes.
 
-    A rank that lays down the gradients of a step has met all others at the step before, and by then they had read what
-    lay in the same place.
+    A rank that lays down the gradients of a pass has met all others at the pass before, and by then they had read what
+    lay in the same place. For the same reason the mean may lie in the rank's other place, until the next pass.
     """
 
-    def __init__(self, group: dist.ProcessGroup, regions: Sequence[mmap.mmap]) -> None:
-        self._group, self._rank = group, group.rank()
-        self._places = [
-            torch.frombuffer(region, dtype=torch.uint8, offset=_LINE).view(2, -1) for region in regions
-        ]  # [2, bytes] a rank
-        self._turn = self._at = self._steps = 0
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], spans: Sequence[_Span], memory: SharedMemory, rank: int
+    ) -> None:
+        """`spans` of a place hold the gradients of `parameters`, of one type those that follow each other."""
+        self._parameters, self._spans, self._memory, self._rank = list(parameters), list(spans), memory, rank
+        self._turns = [[place.view(2, -1)[turn] for place in memory.places] for turn in range(2)]  # a tensor a rank
+        kinds = [list(one) for _, one in groupby(spans, key=lambda span: span.dtype)]
+        self._kinds = [_Span(one[0].start, one[-1].stop, one[0].dtype) for one in kinds]
+        # What each gradient is laid into; behind a pass of the other turn, what it is.
+        self._mine = [
+            [_like(one, span.of(places[rank])) for one, span in zip(parameters, spans, strict=True)]
+            for places in self._turns
+        ]
+        self._pass, self._laid = -1, list[int]()
+        self._passes = self._timed = 0
         self._seconds = 0.0
-        self._laid: list[tuple[Tensor, list[Tensor]]] = []  # a bucket, and every rank's part of it
+        for index, parameter in enumerate(self._parameters):
+            parameter.register_post_accumulate_grad_hook(partial(self._lay, index))  # type: ignore[no-untyped-call]
 
     @classmethod
     def meet(cls, parameters: Sequence[nn.Parameter], group: dist.ProcessGroup) -> Self | None:
-        """What this group's ranks share; None, in all of them, where they are on GPUs or cannot reach each other's
-        memory, as on several machines. A collective."""
+        """Has the gradients of these parameters averaged from now on; None, in all ranks, where they are on GPUs or
+        cannot reach each other's memory, as on several machines. A collective."""
         if any(one.device.type != "cpu" for one in parameters):
             return None
-        size = _LINE + 2 * sum(_lines(one.nbytes) for one in parameters)
-        token = secrets.randbits(62)
-        try:
-            descriptor = os.memfd_create(_NAME)
-        except (AttributeError, OSError):  # a system without it
-            descriptor = -1
-        try:
-            if descriptor >= 0:
-                os.truncate(descriptor, size)
-                os.pwrite(descriptor, token.to_bytes(8, "little"), 0)
-            said = torch.tensor([os.getpid(), descriptor, token])
-            found = [torch.empty_like(said) for _ in range(group.size())]
-            dist.all_gather(found, said, group=group)
-            regions = [_opened(*map(int, one), size=size) for one in found]
-            met = torch.tensor(float(all(region is not None for region in regions)))
-            dist.all_reduce(met, dist.ReduceOp.MIN, group=group)
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-        return cls(group, [region for region in regions if region is not None]) if met else None
-
-    def lay(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-        """Lays a bucket of gradients down; it is averaged, in its own buffer, before the backward pass returns."""
-        began, buffer = time.perf_counter(), bucket.buffer()
-        if bucket.index() == 0:
-            self._turn, self._at, self._laid = 1 - self._turn, 0, []
-        taken = slice(self._at, self._at + buffer.nbytes)
-        self._at += _lines(buffer.nbytes)
-        parts = [places[self._turn, taken].view(buffer.dtype) for places in self._places]
-        torch.mul(buffer, 1 / len(parts), out=parts[self._rank])
-        self._laid.append((buffer, parts))
-        if bucket.is_last():
-            torch.autograd.Variable._execution_engine.queue_callback(self._add_up)
-        # DDP waits for what it is given, and here there is nothing left to wait for.
-        found: torch.futures.Future[Tensor] = torch.futures.Future()
-        found.set_result(buffer)
-        self._seconds += time.perf_counter() - began
-        return found
+        ordered, spans, at = sorted(parameters, key=lambda one: str(one.dtype)), [], 0
+        for one in ordered:
+            spans.append(_Span(at, at + one.nbytes, one.dtype))
+            at += -(-one.nbytes // LINE) * LINE
+        memory = SharedMemory.meet(2 * at, group)
+        return None if memory is None else cls(ordered, spans, memory, group.rank())
 
     def seconds(self) -> float | None:
         """What this took a step, on average since the last look, the waiting for slower ranks included."""
-        found = self._seconds / self._steps if self._steps else None
-        self._seconds, self._steps = 0.0, 0
+        found = self._seconds / self._timed if self._timed else None
+        self._seconds, self._timed = 0.0, 0
         return found
 
-    def _add_up(self) -> None:
-        began = time.perf_counter()
-        self._meet()
-        if len(self._places) == 2:
-            for buffer, parts in self._laid:
-                torch.add(*parts, out=buffer)
-        else:
-            # Each adds up one slice of every bucket in the place of its own part, which nobody else reads.
-            sliced = [[part.tensor_split(len(parts)) for part in parts] for _, parts in self._laid]
-            for slices in sliced:
-                mine = [one[self._rank] for one in slices]
-                total = torch.add(mine[0], mine[1])
-                for one in mine[2:]:
-                    total.add_(one)
-                mine[self._rank].copy_(total)
-            self._meet()
-            for (buffer, _), slices in zip(self._laid, sliced, strict=True):
-                torch.cat([one[rank] for rank, one in enumerate(slices)], out=buffer)
-        self._laid = []
+    def _lay(self, index: int, parameter: Tensor) -> None:
+        began, this_pass = time.perf_counter(), torch._C._current_graph_task_id()
+        if this_pass != self._pass:
+            self._pass, self._laid = this_pass, []
+            torch.autograd.Variable._execution_engine.queue_callback(self._average)
+        gradient = parameter.grad
+        assert gradient is not None
+        torch.mul(gradient, 1 / len(self._memory.places), out=self._mine[self._passes % 2][index])
+        # Its memory, which the cache has, is that of the next one.
+        parameter.grad = None
+        self._laid.append(index)
         self._seconds += time.perf_counter() - began
-        self._steps += 1
 
-    def _meet(self) -> None:
-        """Returns when all ranks are here; raises as gloo does where one is gone."""
-        dist.all_reduce(torch.zeros(1), group=self._group)
+    def _average(self) -> None:
+        began, turn = time.perf_counter(), self._passes % 2
+        places, found = self._turns[turn], self._turns[1 - turn][self._rank]
+        # Of a pass over a part of the network, other gradients stay as they are.
+        spans = self._kinds if len(self._laid) == len(self._spans) else [self._spans[index] for index in self._laid]
+        self._memory.barrier.wait()
+        if len(places) == 2:
+            for span in spans:
+                torch.add(*(span.of(place) for place in places), out=span.of(found))
+        else:
+            self._add_slices([([span.of(place) for place in places], span.of(found)) for span in spans])
+        for index in self._laid:
+            self._parameters[index].grad = self._mine[1 - turn][index]
+        self._pass, self._laid = -1, []
+        self._passes += 1
+        self._timed += 1
+        self._seconds += time.perf_counter() - began
+
+    def _add_slices(self, sums: Sequence[tuple[Sequence[Tensor], Tensor]]) -> None:
+        """Each rank adds up one slice of all ranks' parts, in the place of its own, where nobody else reads it."""
+        sliced = [[part.tensor_split(len(parts)) for part in parts] for parts, _ in sums]
+        for slices in sliced:
+            mine = [one[self._rank] for one in slices]
+            total = torch.add(mine[0], mine[1])
+            for one in mine[2:]:
+                total.add_(one)
+            mine[self._rank].copy_(total)
+        self._memory.barrier.wait()
+        for (_, found), slices in zip(sums, sliced, strict=True):
+            torch.cat([one[rank] for rank, one in enumerate(slices)], out=found)
 
 
-def lay(shared: SharedGradients, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """The hook: `replicas.register_comm_hook(shared, lay)`."""
-    return shared.lay(bucket)
+class SharedReplica(nn.Module):
+    """A network of which every rank has a replica, called as the network is; behind a backward pass its gradients are
+    the mean of all ranks'. What `DistributedDataParallel` is over sockets.
 
+    Weights and buffers are at first those of the group's first rank, buffers again at every call.
+    """
 
-# DDP compares annotations with classes; ours are text.
-lay.__annotations__.clear()
+    def __init__(self, network: nn.Module, gradients: SharedGradients, group: dist.ProcessGroup) -> None:
+        """A collective. RuntimeError where the ranks' networks differ in shape."""
+        super().__init__()
+        self.network, self.gradients, self._group = network, gradients, group
+        _verify_param_shape_across_processes(group, list(network.parameters()))
+        _sync_module_states(network, group, _BROADCAST_BYTES, 0, ())
+        self._told = list(network.buffers())
 
-
-def _lines(size: int) -> int:
-    """Bytes of whole cache lines."""
-    return -(-size // _LINE) * _LINE
-
-
-def _opened(pid: int, descriptor: int, token: int, *, size: int) -> mmap.mmap | None:
-    """A rank's memory; None where it cannot be reached from here."""
-    path = f"/proc/{pid}/fd/{descriptor}"
-    try:
-        # On another machine the same number is anybody's, and may be what must not even be opened.
-        if descriptor < 0 or _NAME not in os.readlink(path):
+    @classmethod
+    def of(cls, network: nn.Module, group: dist.ProcessGroup) -> Self | None:
+        """A network's replica; None, in all ranks, where there is no such way (`SharedGradients.meet`), or for
+        gradients of few rows. A collective."""
+        if group.size() < 2 or any(getattr(module, "sparse", False) for module in network.modules()):
             return None
-        own = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if os.pread(own, 8, 0) != token.to_bytes(8, "little"):
-                return None
-            return mmap.mmap(own, size)
-        finally:
-            os.close(own)
-    except OSError:
-        return None
+        gradients = SharedGradients.meet([one for one in network.parameters() if one.requires_grad], group)
+        return None if gradients is None else cls(network, gradients, group)
+
+    def forward(self, *inputs: Any) -> Any:
+        """What the network gives."""
+        if self._told:
+            with torch.no_grad():
+                dist._broadcast_coalesced(self._group, self._told, _BROADCAST_BYTES, 0)  # type: ignore[attr-defined]
+        return self.network(*inputs)
+
+
+def _like(parameter: Tensor, numbers: Tensor) -> Tensor:
+    """Numbers of a gradient, in the order that autograd gives it: the parameter's own, where that leaves no gaps."""
+    whole = torch.empty_like(parameter).stride() == parameter.stride()
+    return numbers.as_strided(parameter.shape, parameter.stride()) if whole else numbers.view(parameter.shape)

@@ -21,7 +21,7 @@ from training.compression import average, bucket_mb, compress
 from training.parallel_config import DIMENSIONS, FormError, ParallelConfig
 from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
 from training.replicas import Called, Replicas, held, log_loss
-from training.shared_gradients import SharedGradients
+from training.shared_gradients import SharedGradients, SharedReplica
 from training.tensor_plan import plan_of, styles
 
 # Steps from one look of DDP at its own clock to the next.
@@ -100,6 +100,10 @@ class Spread(Replicas):
                     dist.broadcast(value.detach(), group=group, group_src=0)
                 self._averaged.extend(trained)
                 return module
+            self._backward_end = BackwardEnd(trained)
+            if config.compress == "none" and (shared := SharedReplica.of(module, group)) is not None:
+                self._shared = shared.gradients
+                return shared
             self.replicated = DistributedDataParallel(
                 module,
                 device_ids=[self._device.index] if self._device.type == "cuda" else None,
@@ -109,8 +113,7 @@ class Spread(Replicas):
             )
             ddp: Any = self.replicated
             ddp._set_ddp_runtime_logging_sample_rate(_LOOK_EVERY)
-            self._shared = compress(self.replicated, config, group, trained)
-            self._backward_end = BackwardEnd(trained)
+            compress(self.replicated, config, group)
             return self.replicated
         # Replicas of divided layers are shards of which each rank has the whole: DDP knows no DTensor.
         # Outputs of a network are often views; nothing here changes them in place.
@@ -137,7 +140,7 @@ class Spread(Replicas):
         if self.pipeline is None:
             following = mark if self._backward_end is None or mark is None else self._backward_end.following(mark)
             found: Tensor | float = super().learn(inputs, targets, total, spoil=spoil, mark=following)
-            if self.replicated is not None:
+            if self._backward_end is not None:
                 self._check_used()
         else:
             self.zero_grad()
@@ -160,7 +163,7 @@ class Spread(Replicas):
         return found
 
     def _check_used(self) -> None:
-        """FormError where a parameter has no gradient: DDP would wait for it, and says only numbers of parameters."""
+        """FormError where a parameter has no gradient: DDP waits for it, and says only numbers of parameters."""
         if any(one.grad is None for one in self.parameters):
             unused = [name for name, one, own in self._optimized() if own.grad is None]
             some = ", ".join(unused[:4]) + (" …" if len(unused) > 4 else "")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from training.shared_gradients import _opened
+from training.barrier import can_meet_in_memory
+from training.shared_memory import opened
 from training.supervisor import Limits, Supervisor
 from training.watch import HangLimits
 
@@ -30,18 +31,26 @@ def test_gradients_are_those_of_gloo_and_all_know_where_one_rank_has_no_memory_t
     tmp_path: Path, world_size: int
 ) -> None:
     for said in compared(tmp_path, world_size):
+        assert said["finite"]
         assert said["equal in all ranks"]
         # Of two terms the order does not matter; of three the last bits of bfloat16 may differ.
         assert said["same bits"] if world_size == 2 else said["distance"] < 0.1
+        assert said["bits by collectives"]
+        assert said["distance in parts"] < 1e-6
+        # So many steps, and passes through parts; three ranks meet twice each time, and nobody by collectives.
+        begun, ended = said["waits"][0]
+        assert begun == ended == (12 if world_size == 2 else 24) * can_meet_in_memory()
+        assert said["waits"][1] == [begun, ended]
         (seconds, behind), after = said["communication"]
         assert 0 < seconds < 60
         assert behind == 0
         assert after is None
         assert said["left"] == []
         assert said["apart"]
+        assert said["few rows"]
 
 
-def test_only_the_memory_that_is_meant_is_opened(tmp_path: Path) -> None:
+def test_only_the_memory_that_is_meant_isopened(tmp_path: Path) -> None:
     ours = os.memfd_create("trimtab-gradients")
     other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
     try:
@@ -49,13 +58,13 @@ def test_only_the_memory_that_is_meant_is_opened(tmp_path: Path) -> None:
             os.truncate(descriptor, 4096)
             os.pwrite(descriptor, (77).to_bytes(8, "little"), 0)
 
-        region = _opened(os.getpid(), ours, 77, size=4096)
+        region = opened(os.getpid(), ours, 77, size=4096)
         assert region is not None
         assert region[0] == 77
-        assert _opened(os.getpid(), ours, 78, size=4096) is None
-        assert _opened(os.getpid(), other, 77, size=4096) is None
-        assert _opened(2**22 + 5, ours, 77, size=4096) is None
-        assert _opened(os.getpid(), -1, 77, size=4096) is None
+        assert opened(os.getpid(), ours, 78, size=4096) is None
+        assert opened(os.getpid(), other, 77, size=4096) is None
+        assert opened(2**22 + 5, ours, 77, size=4096) is None
+        assert opened(os.getpid(), -1, 77, size=4096) is None
     finally:
         os.close(ours)
         os.close(other)

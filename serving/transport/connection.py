@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 _REASONS = {
-    200: b"OK", 202: b"Accepted", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden",
+    200: b"OK", 202: b"Accepted", 204: b"No Content", 307: b"Temporary Redirect", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden",
     404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
     413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content",
     429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
-    501: b"Not Implemented", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+    501: b"Not Implemented", 503: b"Service Unavailable", 504: b"Gateway Timeout", 507: b"Insufficient Storage",
 }  # fmt: skip
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LINGER_SECONDS = 2.0
@@ -383,7 +383,8 @@ class Connection(asyncio.Protocol):
         self._server.buffered -= exchange.size
         exchange.size = 0
         exchanges = self._exchanges
-        if status == 200 and exchange.keep_alive and exchange.method == b"POST" and not self._server.closing:
+        old = self._version == "1.0"
+        if status == 200 and exchange.keep_alive and exchange.method == b"POST" and not (old or self._server.closing):
             exchange.answer = answer = b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
             if len(exchanges) == 1 and self._current is None and not self._closing and exchanges[0] is exchange:
                 exchanges.popleft()
@@ -394,7 +395,9 @@ class Connection(asyncio.Protocol):
             last = self._server.closing and (not exchanges or exchange is exchanges[-1])
             close = last or not exchange.keep_alive
             exchange.answer = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
-                status, _REASONS.get(status, b"Status"), head, len(body), b"connection: close\r\n" if close else b"",
+                status, _REASONS.get(status, b"Status"), head, len(body),
+                # A client of HTTP/1.0 closes a connection of which this is not said.
+                b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if old else b"",
                 b"" if exchange.method == b"HEAD" else body,
             )  # fmt: skip
             if close:

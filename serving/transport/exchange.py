@@ -145,6 +145,9 @@ def decoded_body(exchange: Exchange, limit: int) -> bytes:
         raise TooLarge(f"the unpacked body is over the limit of {limit} bytes")
     if not unpack.eof:
         raise InvalidRequest(f"the {encoding.decode()} body is cut off")
+    if unpack.unused_data:
+        # A second member of gzip's would be one more bomb to look at, and no client sends one.
+        raise InvalidRequest(f"{len(unpack.unused_data)} bytes follow the {encoding.decode()} body; send it as one")
     return body
 
 

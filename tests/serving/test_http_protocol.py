@@ -317,6 +317,18 @@ def test_a_disconnect_cancels_what_is_not_answered() -> None:
     assert server.connections == set()
 
 
+def test_a_client_of_http_1_0_that_asks_for_it_is_told_that_its_connection_stays() -> None:
+    _, connection, pipe = connected(Echo())
+    old = b"POST /v2/models/m/infer HTTP/1.0\r\n%bcontent-length: 1\r\n\r\na"
+    connection.data_received(old % b"connection: keep-alive\r\n")
+    assert pipe.written.endswith(b"connection: keep-alive\r\n\r\na")
+    assert not pipe.closed
+
+    connection.data_received(old % b"")
+    assert pipe.written.endswith(b"connection: close\r\n\r\na")
+    assert pipe.closed
+
+
 def exchange_of(body: bytes, encoding: bytes) -> Exchange:
     exchange = Exchange(None)  # type: ignore[arg-type]
     exchange.body = body
@@ -333,6 +345,8 @@ def test_packed_bodies_are_unpacked_up_to_a_limit() -> None:
         decoded_body(exchange_of(gzip.compress(content), b"gzip"), 999)
     with pytest.raises(InvalidRequest, match="cut off"):
         decoded_body(exchange_of(gzip.compress(content)[:-3], b"gzip"), 1000)
+    with pytest.raises(InvalidRequest, match="23 bytes follow the gzip body"):
+        decoded_body(exchange_of(gzip.compress(content) + gzip.compress(b"abc"), b"gzip"), 2000)
     with pytest.raises(InvalidRequest, match="not understood"):
         decoded_body(exchange_of(content, b"br"), 1000)
     with pytest.raises(InvalidRequest, match="not gzip"):

@@ -30,7 +30,8 @@ void trimtab_ordered_test(int64_t columns, int64_t cells, const int64_t *referen
         for (int64_t cell = 0; cell + 1 < cells; cell++) {
             before += reference[cell], now += window[cell];
             const double weight = (double)(reference[cell] + reference[cell + 1]) * (0.5 * share);
-            const double gap = (double)before * share - (double)now * other_share;
+            /* Of two equal distributions exactly 0. */
+            const double gap = ((double)before * (double)others - (double)now * (double)rows) * (share * other_share);
             const double pooled = (double)(before + now) * pooled_share;
             const double below = weight * pooled * pooled, both = weight * pooled - below;
             const double above = weight * (1.0 - pooled) - both, triples = (6.0 * earlier + 3.0 * below) * both;

@@ -1,9 +1,9 @@
 """CSV files as Arrow: read whole, or block by block with the types that hold to the last row.
 
 A column's type is what all its values are: an integer, a number, a truth value, a date, else text. An empty field and
-the usual words for nothing (`NA`, `null`, `NaN`, …, as pandas has them) are missing values, also in text. Fields may
-also be divided by semicolons, tabs or bars, and then numbers be written with a decimal comma, as spreadsheets do it in
-half of the world.
+the usual words for nothing (`NA`, `null`, `NaN`, …, as pandas has them) are missing values, also in text, and also in
+quotes: many programs put every field in quotes. Fields may also be divided by semicolons, tabs or bars, and then
+numbers be written with a decimal comma, as spreadsheets do it in half of the world.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _convert(
         include_columns=list(columns) if columns is not None else None,
         include_missing_columns=True,
         strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
+        quoted_strings_can_be_null=True,
     )
 
 

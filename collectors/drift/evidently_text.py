@@ -22,8 +22,12 @@ _SEED = 42
 _DRAWS = 1000
 
 
+class TooLittleTextError(InputError):
+    """Texts of which nothing can be learned; of a table's other columns that says nothing."""
+
+
 def evidently_text(reference: pa.ChunkedArray, current: pa.ChunkedArray, threshold: float | None = None) -> Verdict:
-    """The verdict on two columns of strings. InputError without scikit-learn, or where the text is too little.
+    """The verdict on two columns of strings. InputError without scikit-learn, TooLittleTextError where no word is left.
 
     Above 1,000 reference rows the area must exceed 0.55, below that the 95th percentile of random guesses.
     """
@@ -65,7 +69,7 @@ def _area(before: list[str], now: list[str]) -> tuple[float, Any]:
             model.fit(features, labels)
         return float(roc_auc_score(truth, model.predict_proba(unseen)[:, 1])), truth
     except ValueError as error:
-        raise InputError(f"Evidently's method for text cannot learn from so little text: {error}") from error
+        raise TooLittleTextError(f"Evidently's method for text cannot learn from so little text: {error}") from error
 
 
 def _random_area(truth: Any, level: float) -> float:

@@ -23,7 +23,7 @@ from collectors.drift.evidently_method import (
     evidently_category_distances,
     evidently_numeric,
 )
-from collectors.drift.evidently_text import evidently_text
+from collectors.drift.evidently_text import TooLittleTextError, evidently_text
 from collectors.drift.exact import (
     Counted,
     Ordered,
@@ -260,7 +260,10 @@ def _profiled(
     second = first.empty().updated(pa.table({name: current}))
     pair = profile_pairs({name: Sides(first.columns[name], second.columns[name])}, asked).others[name]
     if asked.method == "evidently" and chosen == "text" and _comparable(pair.count):
-        return _with(pair, verdict=evidently_text(reference, current, asked.threshold))
+        try:
+            return _with(pair, verdict=evidently_text(reference, current, asked.threshold))
+        except TooLittleTextError as error:
+            return replace(pair, notes=(*pair.notes, str(error)))
     return pair
 
 

@@ -39,6 +39,8 @@ def told(
         said = ["the current table has no finite values"]
     elif count.current and not count.reference and infinite.reference:
         said = ["the reference has no finite values"]
+    elif drifted is None and count.reference and count.current:
+        said = ["not judged by this method"]
     elif drifted is None or automatic.reason in ("too_few_rows", "constant"):
         said = ["drifted" if drifted else _SAID[automatic.reason]]
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 from collections.abc import Callable
 from itertools import zip_longest
@@ -342,3 +343,26 @@ def test_a_folders_column_may_be_in_its_files_too(tmp_path: Path, ending: str, v
         assert found.columns["k"].type == ("numeric" if values == [1, 2] else "categorical")
         assert not found.drifted
     assert [part.label for part in compare(tmp_path, tmp_path, by="k").values] == [str(value) for value in values]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_fields_that_are_all_in_quotes_are_what_they_are_without(tmp_path: Path, streamed: bool) -> None:
+    frame = pd.DataFrame(
+        {
+            "n": [1.5, None, 2.5] * 40,
+            "flag": [True, None, False] * 40,
+            "text": ["a", None, "NA"] * 40,
+            "code": [7, 8, 9] * 40,
+        }
+    )
+    frame.to_csv(tmp_path / "plain.csv", index=False)
+    frame.to_csv(tmp_path / "quoted.csv", index=False, quoting=csv.QUOTE_ALL)
+    found = [
+        source_of_path(tmp_path / name, in_memory=0 if streamed else 1 << 20) for name in ("plain.csv", "quoted.csv")
+    ]
+
+    tables = [source.read(source.columns) for source in found]
+
+    assert found[0].schema == found[1].schema
+    assert tables[0].equals(tables[1])
+    assert [column.null_count for column in tables[1].columns] == [40, 40, 80, 0]

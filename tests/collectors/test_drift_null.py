@@ -155,6 +155,13 @@ def test_the_score_is_in_the_same_units_at_any_size_and_for_any_direction() -> N
         assert ordered_test(before[None] * 10, now[None] * 3)[0][0] == pytest.approx(score, rel=1e-12)
 
 
+@given(table=counts, times=st.integers(1, 99))
+def test_the_score_of_two_equal_distributions_is_exactly_zero(table: np.ndarray, times: int) -> None:
+    table[0] += 1
+
+    assert ordered_test(table[None], table[None] * times)[0][0] == 0.0
+
+
 def test_one_absurd_value_hardly_moves_the_score() -> None:
     random = np.random.default_rng(0)
     before, now = np.sort(random.normal(0, 1, 50_000)), np.sort(random.normal(0.5, 1, 50_000))

@@ -177,3 +177,22 @@ def test_sturges_edges_are_numpys(low: float, high: float, size: int) -> None:
 
     assert sturges_edges(low, high, size, False) == pytest.approx(np.histogram_bin_edges(values, "sturges"))
     assert sturges_edges(int(low), int(high), size, True) == pytest.approx(np.histogram_bin_edges(whole, "sturges"))
+
+
+def test_text_of_which_nothing_can_be_learned_does_not_take_the_verdicts_of_other_columns() -> None:
+    random = np.random.default_rng(3)
+    table = {
+        "t": [" ".join(words) for words in random.choice(["one", "two"], (200, 5))],
+        "x": random.normal(size=200),
+        "e": list(random.normal(size=(200, 3))),
+    }
+    moved = {**table, "x": table["x"] + 1, "e": [vector + 5 for vector in table["e"]]}
+
+    found = compare(table, moved, method="evidently", kinds={"t": "text"})
+
+    assert found.columns["x"].drifted
+    assert (found.columns["t"].score, found.columns["t"].drifted) == (None, False)
+    assert found.columns["t"].reason.startswith("not judged by this method; Evidently's method for text cannot learn")
+    # Moved far, but Evidently compares no vectors.
+    assert (found.columns["e"].method, found.columns["e"].reason) == (None, "not judged by this method")
+    assert found.drifted_share == 1.0

@@ -124,9 +124,7 @@ def test_volume_and_age_are_metrics(collector: Any, clock: Any, events: Callable
     quality = collector.collector.measures.quality
     volume = [value for value in traffic_values(quality, "delay", NOW + 175) if value.metric == names.QUALITY_VOLUME]
     assert len(volume) == 1
-    assert not [
-        value for value in traffic_values(quality, "delay", NOW + 176) if value.metric == names.QUALITY_VOLUME
-    ]
+    assert not [value for value in traffic_values(quality, "delay", NOW + 176) if value.metric == names.QUALITY_VOLUME]
     # Rows of a wrong clock do not make the data young.
     assert math.isnan(collector.collector.measures.quality.age("ahead", clock.now))
 

@@ -10,7 +10,7 @@ DIMENSIONS = ("pipeline", "data", "fsdp", "tensor")
 """Outermost first: ranks that differ in the last only are neighbours, and those speak most."""
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved")
-COMPRESSIONS = ("none", "bf16", "powersgd")
+COMPRESSIONS = ("none", "fp16", "bf16", "powersgd")
 
 
 class FormError(ValueError):
@@ -56,8 +56,9 @@ class ParallelConfig:
     plan: str = ""
     """How `tensor` divides layers: a name of `training.tensor_plan.PLANS`, or `module:callable`; "": as the network
     says."""
-    compress: Literal["none", "bf16", "powersgd"] = "none"
-    """How the gradients of replicas travel: whole, as 16-bit numbers, or as products of two thin matrices."""
+    compress: Literal["none", "fp16", "bf16", "powersgd"] = "none"
+    """How the gradients of replicas travel: whole, as 16-bit numbers (of 11 bits' precision, scaled, or of 8), or as
+    products of two thin matrices."""
     powersgd_rank: int = 2
     """Columns of those matrices."""
 
@@ -79,7 +80,7 @@ class ParallelConfig:
                 "(data of at least 2, fsdp and tensor 1)"
             )
         if self.compress == "powersgd" and self.pipeline > 1:
-            raise FormError("compress is powersgd and pipeline is above 1: replicas of stages know none and bf16")
+            raise FormError("compress is powersgd and pipeline is above 1: replicas of stages know none, fp16 and bf16")
         if self.schedule != "interleaved" and self.chunks > 1:
             raise FormError(f"chunks is {self.chunks}: only the schedule interleaved has more than one a rank")
         if self.schedule == "interleaved" and self.chunks == 1:

@@ -4,7 +4,7 @@ together."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from training.backward_end import BackwardEnd
-from training.compression import average, bucket_mb, compress
+from training.compression import Scaled, average, bucket_mb, compress
 from training.parallel_config import DIMENSIONS, FormError, ParallelConfig
 from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
 from training.replicas import Called, Replicas, held, log_loss
@@ -53,6 +53,7 @@ class Spread(Replicas):
         self.replicated: DistributedDataParallel | None = None
         self._backward_end: BackwardEnd | None = None
         self._shared: SharedGradients | None = None
+        self._scaled: Scaled | None = None
         self._rows, self._known = 0, torch.tensor(float("nan"))
 
     def __str__(self) -> str:
@@ -99,6 +100,8 @@ class Spread(Replicas):
                 for value in (*module.parameters(), *module.buffers()):
                     dist.broadcast(value.detach(), group=group, group_src=0)
                 self._averaged.extend(trained)
+                if config.compress == "fp16" and self._scaled is None:
+                    self._scaled = Scaled(group)
                 return module
             self._backward_end = BackwardEnd(trained)
             if config.compress == "none" and (shared := SharedReplica.of(module, group)) is not None:
@@ -113,7 +116,7 @@ class Spread(Replicas):
             )
             ddp: Any = self.replicated
             ddp._set_ddp_runtime_logging_sample_rate(_LOOK_EVERY)
-            compress(self.replicated, config, group)
+            self._scaled = compress(self.replicated, config, group)
             return self.replicated
         # Replicas of divided layers are shards of which each rank has the whole: DDP knows no DTensor.
         # Outputs of a network are often views; nothing here changes them in place.
@@ -154,7 +157,7 @@ class Spread(Replicas):
             )
             found = told if self.pipeline.tells else self._known
             if self._averaged:
-                average(self._averaged, self.mesh["data"].get_group(), config=self.config)
+                average(self._averaged, self.mesh["data"].get_group(), config=self.config, scaled=self._scaled)
                 (mark or unmarked)("communication")
         for parameter, own in self._divided:
             # Sharding may have moved what it keeps.
@@ -243,11 +246,20 @@ class Spread(Replicas):
         return int(said)
 
     def random_states(self) -> dict[str, Any]:
-        """See `Replicas.random_states`."""
-        own = torch.get_rng_state()
+        """See `Replicas.random_states`; with what scales gradients that travel as float16."""
+        said = {"form": str(self), "states": self._of_all(torch.get_rng_state())}
+        return said if self._scaled is None else {**said, "scaled": self._of_all(self._scaled.state())}
+
+    def restore_random_state(self, said: Mapping[str, Any], step: int) -> None:
+        """See `Replicas.restore_random_state`."""
+        super().restore_random_state(said, step)
+        if self._scaled is not None and said["form"] == str(self):
+            self._scaled.restore(said["scaled"][self.rank])
+
+    def _of_all(self, own: Tensor) -> list[Tensor]:
         found = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(found, own)
-        return {"form": str(self), "states": found}
+        return found
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._whole if parameter.requires_grad]

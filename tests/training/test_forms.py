@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tests.training.toy_forms import CONFIG, ROWS, Deep, curve, deep
 from tests.training.toy_network import line, rows
+from training.compression import Scaled
 from training.faults import Fault, Faults
 from training.parallel import fit_in_ranks
-from training.parallel_config import FormError, ParallelConfig
+from training.parallel_config import COMPRESSIONS, FormError, ParallelConfig
 from training.replicas import Replicas
 from training.sharded_checkpoint import ShardedCheckpointStore
 from training.supervisor import Limits, Supervisor
@@ -57,7 +60,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Losses]:
     folder = tmp_path_factory.mktemp("pairs")
     forms = (
         "fsdp=2", "tensor=2", "pipeline=2,schedule=1f1b", "pipeline=2,schedule=interleaved",
-        "data=2,compress=bf16", "data=2,compress=powersgd", "fsdp=2>tensor=2",
+        "data=2,compress=fp16", "data=2,compress=bf16", "data=2,compress=powersgd", "fsdp=2>tensor=2",
         *(f"bubble:{form}" for form in PIPELINES),
     )  # fmt: skip
     return folder, trained(folder, 2, forms)
@@ -72,8 +75,8 @@ def test_two_ranks_follow_the_curve_of_one_in_every_form(pairs: tuple[Path, Loss
         if ">" not in form and ":" not in form:
             assert losses == pytest.approx(alone, abs=lossy.get(form, 1e-5)), form
     # What is lossy must have lost something, or it was not at work.
-    assert found["data=2,compress=bf16"] != pytest.approx(alone, abs=1e-7)
-    assert found["data=2,compress=powersgd"] != pytest.approx(alone, abs=1e-7)
+    for way in COMPRESSIONS[1:]:
+        assert found[f"data=2,compress={way}"] != pytest.approx(alone, abs=1e-7)
     # A run that is at its end is not begun again.
     assert found["fsdp=2>tensor=2"] == found["fsdp=2"]
 
@@ -94,7 +97,7 @@ def test_one_process_goes_on_where_shards_and_stages_were_cut_off(
 
 @pytest.mark.slow
 def test_four_ranks_follow_it_in_combined_forms_and_one_goes_on(tmp_path: Path, alone: list[float]) -> None:
-    found = trained(tmp_path, 4, ("fsdp=2,tensor=2", "pipeline=2,data=2"))
+    found = trained(tmp_path, 4, ("fsdp=2,tensor=2", "pipeline=2,data=2", "pipeline=2,data=2,compress=fp16"))
     for form, losses in found.items():
         assert losses == pytest.approx(alone, abs=1e-5), form
     cut = cut_off(tmp_path / "fsdp=2,tensor=2")
@@ -102,22 +105,63 @@ def test_four_ranks_follow_it_in_combined_forms_and_one_goes_on(tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_a_sharded_run_that_is_killed_ends_to_the_bit_as_one_that_is_not(
-    tmp_path: Path, pairs: tuple[Path, Losses]
+@pytest.mark.parametrize("form", ["fsdp=2", "data=2,compress=fp16"])
+def test_a_run_in_a_form_that_is_killed_ends_to_the_bit_as_one_that_is_not(
+    tmp_path: Path, pairs: tuple[Path, Losses], form: str
 ) -> None:
     network = deep()
     faults = Faults((Fault("kill", 1, 7, 0), Fault("kill", 0, 8, 1)))
     result, run = fit_in_ranks(
         network, rows(ROWS), CONFIG, world_size=2, folder=tmp_path, model="toy", run="r", faults=faults, echo=None,
-        parallel=ParallelConfig(fsdp=2), limits=Limits(hang=LIMITS.hang),
+        parallel=ParallelConfig.parse(form), limits=Limits(hang=LIMITS.hang),
     )  # fmt: skip
 
     assert [one.cause for one in run.attempts] == ["killed", "killed", "completed"]
-    assert [loss for _, loss in result.losses] == pairs[1]["fsdp=2"]
-    whole = ShardedCheckpointStore(pairs[0] / "fsdp=2").newest()
+    assert [loss for _, loss in result.losses] == pairs[1][form]
+    whole = ShardedCheckpointStore(pairs[0] / form).newest()
     assert whole is not None
     for name, tensor in whole.tensors("network").items():
         assert torch.equal(network.state_dict()[name], tensor), name
+
+
+@pytest.fixture
+def lone() -> Iterator[dist.ProcessGroup]:
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        assert dist.group.WORLD is not None
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+
+
+def test_gradients_as_float16_keep_what_is_small_and_say_of_all_that_one_does_not_fit(lone: dist.ProcessGroup) -> None:
+    scaled = Scaled(lone)
+
+    def carried(*values: float) -> list[float]:
+        flat = torch.tensor(values)
+        scaled.average(flat)
+        return flat.tolist()
+
+    tiny = [3e-9, -1e-3, 2e-13]  # float16 of its own ends at 6e-8
+    assert carried(*tiny) == [pytest.approx(one, rel=1e-7) for one in tiny]  # whole
+    assert carried(*tiny)[:2] == [pytest.approx(one, rel=2**-11) for one in tiny[:2]]
+    assert carried(0.5, 1.0) == [0.5, 1.0]
+    # More than a thousand times what was: the step is not finite, and the next one's fits.
+    assert math.isinf(carried(5e3)[0])
+    assert carried(5e3) == [pytest.approx(5e3, rel=2**-11)]
+    assert math.isnan(carried(math.nan)[0])
+    # Small again: by two a step it comes back to where it was, and a step without gradients leaves it there.
+    for _ in range(40):
+        carried(*tiny)
+    assert carried(0.0) == [0.0]
+    assert carried(*tiny)[0] == pytest.approx(tiny[0], rel=2**-11)
+    # Another that is told of it goes on with the same numbers.
+    other = Scaled(lone)
+    other.restore(scaled.state())
+    flat = torch.tensor(tiny)
+    other.average(flat)
+    assert flat.tolist() == carried(*tiny)
 
 
 @pytest.mark.parametrize(

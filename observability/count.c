@@ -19,8 +19,21 @@ enum {
     GROUP_ROWS = 32,
     PASS_ROWS = 8192,
     BLOCK = 16384,
-    /* Edges of 128 bins. */
+    /* Edges of 128 bins; all but the outermost are a search tree, whose leaves are the cells behind the first. */
     MOST_FEW = 129,
+    LEAVES = 128,
+};
+
+/* What is needed of 16 columns to count a batch, in as few lines of memory as can be, and what they have counted of late: the
+ * LEAVES cells behind the first, descending, and moments of `rows` values about one of them. `probe_state.py` knows it, too. */
+struct trimtab_group {
+    float tree[16][LEAVES];
+    uint16_t pending[16][LEAVES];
+    /* The outermost edges. */
+    float first[16], last[16];
+    float pivot[16], low[16], high[16];
+    int32_t rows[16];
+    double sum[16], squares[16];
 };
 
 #define REAL float
@@ -30,11 +43,12 @@ enum {
 #define MARGIN 0x1p-12f
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && !defined(WITHOUT_REGISTERS)
 #define IN_REGISTERS count_in_registers
-#define COUNT_PENDING count_pending
-/* So many rows of so many columns are counted as they come: to copy them, and to find them gone cold, takes longer. */
-enum { ENOUGH_ROWS = 192, ENOUGH_COLUMNS = 32 };
+#define COUNT_GROUPS count_groups
+/* So many rows, and values, of so many columns are counted as they come: to copy them, and to find them gone cold, takes
+ * longer. */
+enum { ENOUGH_ROWS = 128, ENOUGH_VALUES = 8192, ENOUGH_COLUMNS = 16 };
 #else
-enum { ENOUGH_ROWS = INT32_MAX, ENOUGH_COLUMNS = 0 };
+enum { ENOUGH_ROWS = 0, ENOUGH_VALUES = INT32_MAX, ENOUGH_COLUMNS = INT32_MAX };
 #endif
 #include "count_lanes.h"
 #undef IN_REGISTERS

@@ -74,6 +74,13 @@ static int64_t NAMED(spread)(struct NAMED(table) *table, const REAL *edges, int6
     return most;
 }
 
+/* Edges 1 to 127 of `edges`, with the two beside them, as a search tree. */
+static void NAMED(tree)(const REAL *edges, REAL *tree) {
+    for (int level = 0, node = 1; level < 7; level++)
+        for (int i = 0; i < 1 << level; i++)
+            tree[node++] = edges[LEAVES - ((2 * i + 1) << (6 - level))];
+}
+
 /* Fills the tables of `columns` columns from their edges, [columns, width]. */
 static void NAMED(tables)(const REAL *edges, int64_t columns, int64_t width, REAL *tables) {
     static const double SPREADS[] = {1.0, 0.5, 2.0, 0.25, 8.0, 64.0, 0.0625, 0.015625};
@@ -95,9 +102,7 @@ static void NAMED(tables)(const REAL *edges, int64_t columns, int64_t width, REA
                 found.edges = table->edges, found.steps = steps, *table = found;
         }
         table->few = n > 0 && n <= MOST_FEW, table->first = own[0], table->last = own[MOST_FEW - 1];
-        for (int level = 0, node = 1; level < 7; level++)
-            for (int i = 0; i < 1 << level; i++)
-                table->tree[node++] = own[128 - ((2 * i + 1) << (6 - level))];
+        NAMED(tree)(own, table->tree);
     }
 }
 

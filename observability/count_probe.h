@@ -1,45 +1,90 @@
 /* The part of `count.c` that adds batches to a probe's memory, as `probe_state.py` lays it out: small ones only wait until
  * there are enough rows for a pass. */
 
-/* What a state begins with: numbers of 8 bytes; those from `counts` to `pending` say at which of these a part begins. So
- * many rows as `unjoined` are counted in `pending` alone: 16 bits for each of PENDING cells of a column, behind its first. */
+/* What a state begins with: numbers of 8 bytes; those from `counts` to `groups` say at which of these a part begins (0: there
+ * is none). Of so many rows as `unjoined` and `unmerged` cells and moments are in groups alone. */
 struct trimtab_state {
-    int64_t columns, width, capacity, filled, counts, moments, tables, waiting, pending, unjoined;
+    int64_t columns, width, capacity, filled, counts, moments, tables, waiting, groups, unjoined, unmerged;
 };
 
-enum { PENDING = 128 };
+/* So many rows' moments are summed about one number: 1e-9 of M2 is left of double precision. */
+enum { MOST_UNMERGED = 4096 };
 
 /* The types of values, as `probe_kernels.py` numbers them. */
 enum { SINGLE, DOUBLE, HALF_PRECISION, BRAIN };
 
 static int64_t *part(struct trimtab_state *s, int64_t at) { return (int64_t *)s + at; }
 
-static void join_pending(struct trimtab_state *s) {
-    if (!s->unjoined)
-        return;
-    uint16_t *pending = (uint16_t *)part(s, s->pending);
-    const int64_t cells = s->width - 1 < PENDING ? s->width - 1 : PENDING;
-    for (int64_t column = 0; column < s->columns; column++) {
+static void join_cells(struct trimtab_state *s) {
+    struct trimtab_group *groups = (struct trimtab_group *)part(s, s->groups);
+    const int64_t cells = s->width - 1 < LEAVES ? s->width - 1 : LEAVES;
+    for (int64_t column = 0; s->unjoined && column < s->columns; column++) {
         int64_t *counts = part(s, s->counts) + column * (s->width + 4) + 1;
+        uint16_t *pending = groups[column / 16].pending[column % 16];
         for (int64_t cell = 0; cell < cells; cell++)
-            counts[cell] += pending[column * PENDING + cell];
+            counts[cell] += pending[LEAVES - 1 - cell];
+        memset(pending, 0, sizeof groups->pending[0]);
     }
-    memset(pending, 0, (size_t)(s->columns * PENDING) * sizeof *pending);
     s->unjoined = 0;
 }
 
+static void merge_moments(struct trimtab_state *s) {
+    for (int64_t column = 0; s->unmerged && column < s->columns; column++) {
+        struct trimtab_group *group = (struct trimtab_group *)part(s, s->groups) + column / 16;
+        const int64_t i = column % 16;
+        if (!group->rows[i])
+            continue;
+        const double n = group->rows[i], mean = group->sum[i] / n, squares = group->squares[i] - group->sum[i] * mean;
+        merge_float((double *)part(s, s->moments) + column * 5, group->rows[i], (double)group->pivot[i] + mean,
+                    squares > 0 ? squares : 0, (double)group->low[i], (double)group->high[i]);
+        group->rows[i] = 0;
+        group->sum[i] = group->squares[i] = 0;
+    }
+    s->unmerged = 0;
+}
+
+/* Fills in the edges of a state's groups from those of its columns, [columns, width], of which each has 1 to MOST_FEW. */
+void trimtab_groups(const float *edges, int64_t columns, int64_t width, struct trimtab_group *groups) {
+    memset(groups, 0, (size_t)((columns + 15) / 16) * sizeof *groups);
+    for (int64_t column = 0; column < columns; column++, edges += width) {
+        struct trimtab_group *group = groups + column / 16;
+        float own[MOST_FEW];
+        for (int64_t edge = 0; edge < MOST_FEW; edge++)
+            own[edge] = edge < width ? edges[edge] : INFINITY;
+        tree_float(own, group->tree[column % 16]);
+        /* Of the values 0 and -0, neither less -0 has a sign. As bits: of numbers the compiler would leave it out. */
+        for (int node = 0; node < LEAVES; node++) {
+            uint32_t bits;
+            memcpy(&bits, group->tree[column % 16] + node, sizeof bits);
+            bits = bits << 1 ? bits : 1u << 31;
+            memcpy(group->tree[column % 16] + node, &bits, sizeof bits);
+        }
+        group->first[column % 16] = own[0], group->last[column % 16] = own[MOST_FEW - 1];
+    }
+}
+
+/* Numbers of 8 bytes that the groups of so many columns take; 0 where no batch of them is counted so. */
+int64_t trimtab_groups_size(int64_t columns) {
+    return columns < ENOUGH_COLUMNS ? 0 : (columns + 15) / 16 * (int64_t)(sizeof(struct trimtab_group) / 8);
+}
+
 static void count_singles(struct trimtab_state *s, const float *values, int64_t rows) {
-#ifdef COUNT_PENDING
-    if (s->unjoined + rows > UINT16_MAX)
-        join_pending(s);
-    if (COUNT_PENDING(values, rows, s->columns, (const float *)part(s, s->tables), s->width,
-                      (uint16_t *)part(s, s->pending), part(s, s->counts), (double *)part(s, s->moments))) {
-        s->unjoined += rows;
-        return;
+    const float *tables = (const float *)part(s, s->tables);
+    int64_t *counts = part(s, s->counts);
+    double *moments = (double *)part(s, s->moments);
+#ifdef COUNT_GROUPS
+    for (int64_t n; s->groups && rows; rows -= n, values += n * s->columns) {
+        n = rows < MOST_UNMERGED ? rows : MOST_UNMERGED;
+        if (s->unjoined + n > UINT16_MAX)
+            join_cells(s);
+        if (s->unmerged + n > MOST_UNMERGED)
+            merge_moments(s);
+        COUNT_GROUPS(values, n, s->columns, (struct trimtab_group *)part(s, s->groups), tables, s->width, counts, moments);
+        s->unjoined += n, s->unmerged += n;
     }
 #endif
-    count_float(values, rows, s->columns, (const float *)part(s, s->tables), s->width, part(s, s->counts),
-                (double *)part(s, s->moments));
+    if (rows)
+        count_float(values, rows, s->columns, tables, s->width, counts, moments);
 }
 
 static void count_all_waiting(struct trimtab_state *s) {
@@ -114,7 +159,8 @@ int trimtab_probe_count(void *state, const void *values, int64_t kind, int64_t r
         const float *tables = (const float *)part(s, s->tables) + 2 * trimtab_tables_size_double(columns, s->width);
         trimtab_count_double(values, columns, rows, by_column, by_row, (const double *)(const void *)tables, s->width,
                              part(s, s->counts), (double *)part(s, s->moments));
-    } else if (kind == SINGLE && rows >= ENOUGH_ROWS && columns >= ENOUGH_COLUMNS && by_column == 1 && by_row == columns) {
+    } else if (kind == SINGLE && s->groups && rows >= ENOUGH_ROWS && rows * columns >= ENOUGH_VALUES && by_column == 1 &&
+               by_row == columns) {
         count_singles(s, values, rows);
     } else if (kind == SINGLE && rows > s->capacity / 2) {
         trimtab_count_float(values, columns, rows, by_column, by_row, (const float *)part(s, s->tables), s->width,
@@ -150,6 +196,7 @@ void trimtab_probe_add_columns(void *state, const float *const *columns, int64_t
 void trimtab_probe_count_waiting(void *state) {
     atomic_flag *lock = locked(state);
     count_all_waiting(state);
-    join_pending(state);
+    join_cells(state);
+    merge_moments(state);
     unlock(lock);
 }

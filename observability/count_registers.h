@@ -3,26 +3,17 @@
  * A cell is the number of edges not above the value: 127 of the at most 129 edges are a search tree of seven levels, one
  * register of 16 numbers for the first four of them, one, two and four for the others. What lies beyond the first or the
  * last edge is counted again where there is any. A matrix is turned in blocks of 16 columns, so that 16 values of one
- * column are searched at once. The counts themselves would be a kilobyte a column of memory gone cold: a block's rows are
- * added to 16 bits a cell, which join the counts later, and their moments are taken before they are turned, a lane a column.
+ * column are searched at once.
  */
 #include <immintrin.h>
 
 enum {
     TURNED_ROWS = 1024,
-    LINE = 64,
     /* Rows of the turned block lie so far apart that they do not meet in the cache. */
     TURNED_STRIDE = TURNED_ROWS + 16,
-    /* So many rows are counted in cells of 8 bits at a time. */
-    FEW_ROWS = 512,
-    /* Leaves of the tree; behind them the cell of what is no finite number, and room to a full register. */
-    LEAVES = 128,
+    /* Behind the leaves: the cell of what is no finite number, and room to a full register. */
     NOWHERE = LEAVES,
     HISTOGRAM = LEAVES + 16,
-    /* Values of a column that are searched at once: one search waits for itself most of the time. */
-    TOGETHER = 64,
-    /* Of `_mm512_range_ps`: the number nearer to zero, without its sign. */
-    NEARER = 0xa,
 };
 
 /* 16 values of one column at a time: what their moments are made of. */
@@ -77,8 +68,8 @@ static inline __attribute__((always_inline)) struct edges loaded(const float *tr
     return e;
 }
 
-/* How many of the tree's edges are not above each of 16 values. No value is -0. */
-static inline __attribute__((always_inline)) __m512i leaves(__m512 values, const struct edges *e) {
+/* The paths of 16 values through the tree: LEAVES and more, descending. No value is -0, or no edge 0. */
+static inline __attribute__((always_inline)) __m512i paths(__m512 values, const struct edges *e) {
     const __mmask16 left = _mm512_cmp_ps_mask(values, e->root, _CMP_LT_OQ);
     __m512i node = _mm512_mask_blend_epi32(left, _mm512_set1_epi32(2), _mm512_set1_epi32(3));
     node = descended(node, values, _mm512_permutexvar_ps(node, e->of[0]));
@@ -88,8 +79,12 @@ static inline __attribute__((always_inline)) __m512i leaves(__m512 values, const
     node = descended(node, values, _mm512_permutex2var_ps(e->of[2], node, e->of[3]));
     const __m512 some = _mm512_permutex2var_ps(e->of[4], node, e->of[5]);
     const __m512 others = _mm512_permutex2var_ps(e->of[6], node, e->of[7]);
-    /* Of 255 what is left: the path is that of the edges above. */
-    return _mm512_xor_si512(descended(node, values, _mm512_mask_blend_ps(left, some, others)), _mm512_set1_epi32(255));
+    return descended(node, values, _mm512_mask_blend_ps(left, some, others));
+}
+
+/* How many of the tree's edges are not above each of 16 values. */
+static inline __attribute__((always_inline)) __m512i leaves(__m512 values, const struct edges *e) {
+    return _mm512_xor_si512(paths(values, e), _mm512_set1_epi32(2 * LEAVES - 1));
 }
 
 enum comparison { BELOW, FROM, AT };
@@ -201,12 +196,17 @@ static void counted_in_registers(const float *values, int64_t rows, const struct
     merge_float(moments, n, (double)pivot + sum / (double)n, squares > 0 ? squares : 0, (double)low, (double)high);
 }
 
+/* What a row has of 16 columns; where these are known to be all, it takes less. */
+static inline __attribute__((always_inline)) __m512 row_of(const float *values, __mmask16 columns) {
+    return columns == 0xffff ? _mm512_loadu_ps(values) : _mm512_maskz_loadu_ps(columns, values);
+}
+
 /* Turns 16 rows of at most 16 columns: `to` has a row a column. */
 static inline __attribute__((always_inline)) void turned(const float *values, int64_t rows, int64_t stride,
-                                                         __mmask16 columns, float *to) {
+                                                         __mmask16 columns, float *to, int64_t apart) {
     __m512 r[16], t[16];
     for (int i = 0; i < 16; i++)
-        r[i] = i < rows ? _mm512_maskz_loadu_ps(columns, values + i * stride) : _mm512_setzero_ps();
+        r[i] = i < rows ? row_of(values + i * stride, columns) : _mm512_setzero_ps();
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
@@ -220,144 +220,25 @@ static inline __attribute__((always_inline)) void turned(const float *values, in
         __m512 even = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88), odd = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
         __m512 even_behind = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
         __m512 odd_behind = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
-        _mm512_storeu_ps(to + (0 + c) * TURNED_STRIDE, _mm512_shuffle_f32x4(even, even_behind, 0x88));
-        _mm512_storeu_ps(to + (4 + c) * TURNED_STRIDE, _mm512_shuffle_f32x4(odd, odd_behind, 0x88));
-        _mm512_storeu_ps(to + (8 + c) * TURNED_STRIDE, _mm512_shuffle_f32x4(even, even_behind, 0xdd));
-        _mm512_storeu_ps(to + (12 + c) * TURNED_STRIDE, _mm512_shuffle_f32x4(odd, odd_behind, 0xdd));
+        _mm512_storeu_ps(to + (0 + c) * apart, _mm512_shuffle_f32x4(even, even_behind, 0x88));
+        _mm512_storeu_ps(to + (4 + c) * apart, _mm512_shuffle_f32x4(odd, odd_behind, 0x88));
+        _mm512_storeu_ps(to + (8 + c) * apart, _mm512_shuffle_f32x4(even, even_behind, 0xdd));
+        _mm512_storeu_ps(to + (12 + c) * apart, _mm512_shuffle_f32x4(odd, odd_behind, 0xdd));
     }
 }
 
-/* Moments of 16 columns, a lane each. */
-struct group {
-    float pivot[16], low[16], high[16], nearest[16];
-    double sum[16], squares[16];
-};
+#include "count_groups.h"
 
-/* Turns a block, and takes the moments of its columns about the first row; they are NaN where a value is not finite. */
-static void turned_group(const float *values, int64_t rows, int64_t stride, __mmask16 columns, float *to,
-                         struct group *found) {
-    const __m512 pivots = _mm512_maskz_loadu_ps(columns, values);
-    const __m512d pivot[2] = {HALF(pivots, 0), HALF(pivots, 1)};
-    __m512 low = pivots, high = pivots, nearest = _mm512_abs_ps(pivots);
-    __m512d sums[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()}, squares[2] = {sums[0], sums[0]};
-    for (int64_t row = 0; row < rows; row += 16) {
-        const int64_t end = row + 16 < rows ? row + 16 : rows;
-        for (int64_t i = row; i < end; i++) {
-            const float *from = values + i * stride;
-            const __m512 value = _mm512_maskz_loadu_ps(columns, from);
-            /* The next group's. */
-            _mm_prefetch((const char *)from + LINE, _MM_HINT_T0);
-            low = _mm512_min_ps(low, value), high = _mm512_max_ps(high, value);
-            nearest = _mm512_range_ps(nearest, value, NEARER);
-            for (int half = 0; half < 2; half++) {
-                /* Read once more: to bring the second half to the front needs what turns the rows, too. */
-                const __m512d wide = _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)(columns >> 8 * half), from + 8 * half));
-                const __m512d deviation = _mm512_sub_pd(wide, pivot[half]);
-                sums[half] = _mm512_add_pd(sums[half], deviation);
-                squares[half] = _mm512_fmadd_pd(deviation, deviation, squares[half]);
-            }
-        }
-        turned(values + row * stride, rows - row, stride, columns, to + row);
-    }
-    _mm512_storeu_ps(found->pivot, pivots), _mm512_storeu_ps(found->low, low), _mm512_storeu_ps(found->high, high);
-    _mm512_storeu_ps(found->nearest, nearest);
-    for (int half = 0; half < 2; half++) {
-        _mm512_storeu_pd(found->sum + 8 * half, sums[half]);
-        _mm512_storeu_pd(found->squares + 8 * half, squares[half]);
-    }
-}
-
-/* What a group of columns is turned and counted in. */
-struct scratch {
-    float block[16 * TURNED_STRIDE];
-    /* Four, so that a cell has 8 bits, and values that follow each other seldom meet in one. */
-    uint8_t found[4][LEAVES];
-    int32_t at[2][TOGETHER];
-} __attribute__((aligned(64)));
-
-/* Writes down the leaves of TOGETHER values. */
-static inline __attribute__((always_inline)) void searched(const float *values, const struct edges *e, __m512 zero,
-                                                           int32_t *at) {
-    __m512i found[TOGETHER / 16];
-#pragma GCC unroll 4
-    for (int i = 0; i < TOGETHER / 16; i++)
-        found[i] = leaves(_mm512_add_ps(_mm512_loadu_ps(values + 16 * i), zero), e);
-#pragma GCC unroll 4
-    for (int i = 0; i < TOGETHER / 16; i++)
-        _mm512_store_si512(at + 16 * i, found[i]);
-}
-
-static inline __attribute__((always_inline)) void added(uint8_t found[4][LEAVES], const int32_t *at, int values) {
-#pragma GCC unroll 64
-    for (int i = 0; i < values; i++)
-        found[i % 4][at[i]]++;
-}
-
-/* Adds finite values of one column, at most FEW_ROWS, to the 16-bit cells behind the first. */
-static inline __attribute__((always_inline)) void add_leaves(const float *values, int64_t rows, const float *tree,
-                                                             struct scratch *s, uint16_t *pending) {
-    const struct edges edges = loaded(tree);
-    const __m512 zero = no_sign();
-    int64_t row = 0;
-    int now = 0;
-    memset(s->found, 0, sizeof s->found);
-    searched(values, &edges, zero, s->at[0]);
-    /* What was found of some values is counted while the next are searched; beyond the rows there is room. */
-    for (; row + TOGETHER < rows; row += TOGETHER, now ^= 1) {
-        searched(values + row + TOGETHER, &edges, zero, s->at[now ^ 1]);
-        added(s->found, s->at[now], TOGETHER);
-    }
-    /* The usual batch ends with a full turn, too. */
-    if (rows - row == TOGETHER)
-        added(s->found, s->at[now], TOGETHER);
-    else
-        added(s->found, s->at[now], (int)(rows - row));
-    for (int cell = 0; cell < LEAVES; cell++)
-        pending[cell] = (uint16_t)(pending[cell] + s->found[0][cell] + s->found[1][cell] + s->found[2][cell] +
-                                   s->found[3][cell]);
-}
-
-/* Asks for the memory of the column that is counted next: what a model does in between leaves it in a slower cache. */
-static inline __attribute__((always_inline)) void wanted(const struct table_float *table, const uint16_t *pending,
-                                                         const double *moments) {
-    for (int64_t byte = 0; byte < (int64_t)sizeof table->tree; byte += LINE)
-        _mm_prefetch((const char *)table->tree + byte, _MM_HINT_T0);
-    for (int64_t byte = 0; byte < LEAVES * (int64_t)sizeof *pending; byte += LINE)
-        _mm_prefetch((const char *)pending + byte, _MM_HINT_T0);
-    _mm_prefetch((const char *)moments, _MM_HINT_T0);
-}
-
-/* Counts at most FEW_ROWS rows of at most 16 columns; tables, pending, counts and moments are those of the first of them. */
-static void count_few_rows(const float *values, int64_t rows, int64_t stride, int64_t columns, const float *tables,
-                           int64_t width, uint16_t *pending, int64_t *counts, double *moments) {
-    const int64_t units = units_float(width), cells = width + 4;
-    struct scratch scratch;
-    struct group found;
-    wanted((const struct table_float *)tables, pending, moments);
-    turned_group(values, rows, stride, (__mmask16)((1u << columns) - 1), scratch.block, &found);
-    for (int64_t i = 0; i < columns; i++) {
-        const struct table_float *table = (const struct table_float *)(tables + i * units);
-        const float *own = scratch.block + i * TURNED_STRIDE;
-        wanted((const struct table_float *)(tables + (i + 1) * units), pending + (i + 1) * LEAVES, moments + (i + 1) * 5);
-        if (!isfinite(found.sum[i])) {
-            counted_in_registers(own, rows, table, width, counts + i * cells, moments + i * 5);
-            continue;
-        }
-        add_leaves(own, rows, table->tree, &scratch, pending + i * LEAVES);
-        add_outside(own, rows, table, found.low[i], found.high[i], found.nearest[i], width, counts + i * cells);
-        const double mean = found.sum[i] / (double)rows, squares = found.squares[i] - found.sum[i] * mean;
-        merge_float(moments + i * 5, rows, (double)found.pivot[i] + mean, squares > 0 ? squares : 0,
-                    (double)found.low[i], (double)found.high[i]);
-    }
-}
-
-/* The same of at most TURNED_ROWS, without such cells. */
+/* Counts at most TURNED_ROWS rows of at most 16 columns; tables, counts and moments are those of the first of them. */
 static void count_many_rows(const float *values, int64_t rows, int64_t stride, int64_t columns, const float *tables,
                             int64_t width, int64_t *counts, double *moments) {
     const int64_t units = units_float(width), cells = width + 4;
     float block[16 * TURNED_STRIDE] __attribute__((aligned(64)));
     for (int64_t row = 0; row < rows && stride > 1; row += 16)
-        turned(values + row * stride, rows - row, stride, (__mmask16)((1u << columns) - 1), block + row);
+        if (columns == 16)
+            turned(values + row * stride, rows - row, stride, 0xffff, block + row, TURNED_STRIDE);
+        else
+            turned(values + row * stride, rows - row, stride, FIRST(columns), block + row, TURNED_STRIDE);
     for (int64_t i = 0; i < columns; i++)
         counted_in_registers(stride > 1 ? block + i * TURNED_STRIDE : values, rows,
                              (const struct table_float *)(tables + i * units), width, counts + i * cells,
@@ -383,22 +264,6 @@ static int count_in_registers(const float *values, int64_t rows, int64_t columns
             count_many_rows(values + start * columns + from, n, columns, columns - from < 16 ? columns - from : 16,
                             tables + from * units_float(width), width, counts + from * (width + 4),
                             moments + from * 5);
-    }
-    return 1;
-}
-
-/* The same, whose cells join `pending` [columns, LEAVES]; false, too, of few columns, which gain nothing by it, and of more
- * rows than the 16 bits of a cell hold. */
-static int count_pending(const float *values, int64_t rows, int64_t columns, const float *tables, int64_t width,
-                         uint16_t *pending, int64_t *counts, double *moments) {
-    if (rows > UINT16_MAX || columns < ENOUGH_COLUMNS || !all_few(columns, tables, width))
-        return 0;
-    for (int64_t start = 0, n; start < rows; start += n) {
-        n = rows - start < FEW_ROWS ? rows - start : FEW_ROWS;
-        for (int64_t from = 0; from < columns; from += 16)
-            count_few_rows(values + start * columns + from, n, columns, columns - from < 16 ? columns - from : 16,
-                           tables + from * units_float(width), width, pending + from * LEAVES,
-                           counts + from * (width + 4), moments + from * 5);
     }
     return 1;
 }

@@ -34,6 +34,8 @@ _COUNT = {
     "trimtab_tables_double": "pnnp",
     "trimtab_tables_size_float": "nn",
     "trimtab_tables_size_double": "nn",
+    "trimtab_groups": "pnnp",
+    "trimtab_groups_size": "n",
     "trimtab_probe_count": "ppnnnn",
     "trimtab_probe_add_columns": "ppn",
     "trimtab_probe_count_waiting": "p",
@@ -48,6 +50,7 @@ _FUNCTIONS = {
 _RESULTS: dict[str, type] = {
     "trimtab_tables_size_float": ctypes.c_int64,
     "trimtab_tables_size_double": ctypes.c_int64,
+    "trimtab_groups_size": ctypes.c_int64,
     "trimtab_offer": ctypes.py_object,
     "trimtab_probe_count": ctypes.c_int,
     "trimtab_register": ctypes.c_int32,

@@ -372,6 +372,61 @@ def test_batches_of_wide_tables_are_counted_once_however_many_and_whoever_reads_
     assert probe.profile() == reference.empty()
 
 
+@pytest.mark.usefixtures("processor")
+@pytest.mark.parametrize("columns", [16, 33])
+def test_odd_numbers_in_wide_batches_are_counted_in_their_cells(columns: int) -> None:
+    draw = np.random.default_rng(columns)
+    small = np.float32(1e-45)
+    # The references' edges are among these values.
+    shapes = [
+        draw.integers(-60, 60, 600),
+        1e9 + 64 * draw.integers(0, 200, 600),
+        draw.choice([-1e-30, 0.0, 1e-30, 7e30], 600),
+        draw.integers(-50, 50, 600) * small,
+        1e-3 * draw.normal(size=600) + 3,
+    ]
+    own = [shapes[place % 5].astype(np.float32).astype(float) for place in range(columns)]
+    reference = Profile.of(pa.table({f"x{place}": values for place, values in enumerate(own)}))
+    probe = Probe(reference, list(reference.columns))
+    rows = (700, 1024, 640, 4100)
+    parts = [np.stack([draw.choice(values, count) for values in own], 1).astype(np.float32) for count in rows]
+    for part in parts:
+        part[draw.random(part.shape) < 0.1] = -0.0
+    # One begins with what is not finite, which is no pivot; another has nothing else in some columns.
+    parts[1][0, ::2] = np.nan
+    parts[2][:, 1::4] = np.inf
+    parts[0][2, 3] = parts[3][9, 3] = -np.inf
+    # What lies far from everything before, in a column whose moments are summed about a value of that.
+    parts[3][7:, 4] += np.float32(1e6)
+
+    for part in parts:
+        probe(torch.from_numpy(part))
+    with no_compiler():
+        elsewhere = probe.profile()
+
+    whole = np.concatenate(parts).astype(float)
+    table = pa.table({name: whole[:, place] for place, name in enumerate(reference.columns)})
+    wanted = reference.empty().updated(table)
+    assert_same(probe.profile(), wanted)
+    assert_same(elsewhere, wanted)
+
+
+def test_one_number_far_from_all_others_costs_wide_batches_no_digits() -> None:
+    draw = np.random.default_rng(10)
+    values = draw.normal(size=(400_000, 16)).astype(np.float32)
+    # The first of all, about which the moments of what follows may be summed.
+    values[0] = 1e6
+    names = [f"x{place}" for place in range(16)]
+    reference = Profile.of(pa.table({name: values[:1000, place] for place, name in enumerate(names)}))
+    probe = Probe(reference, names)
+
+    for part in np.split(values, 400):
+        probe(torch.from_numpy(part))
+
+    table = pa.table({name: values[:, place].astype(float) for place, name in enumerate(names)})
+    assert_same(probe.profile(), reference.empty().updated(table))
+
+
 def test_rows_that_wait_are_counted_once_whoever_reads_them() -> None:
     draw = np.random.default_rng(7)
     reference = Profile.of(pa.table({"x": draw.normal(size=500), "y": draw.normal(size=500)}))

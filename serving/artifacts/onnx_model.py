@@ -42,10 +42,14 @@ def load_onnx(content: bytes, manifest: Mapping[str, Any]) -> Program:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Without its fallback, which tries the same once more and prints that.
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return Program(_function(session, Signature.of(manifest)), len(content))
+    except ArtifactError:
+        raise
     except Exception as error:
+        # Names that are no text show only when they are read.
         raise ArtifactError(f"onnxruntime cannot load model.onnx: {error}") from error
-    return Program(_function(session, Signature.of(manifest)), len(content))
 
 
 def _function(session: Any, signature: Signature) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from serving import (
     load_artifact,
     save_artifact,
 )
+from serving.artifacts.onnx_model import load_onnx
 
 Start = Callable[..., Awaitable[Service]]
 SIGNATURE = Signature((Input.of("amount", "FP32"), Input.of("carrier", "BYTES", ["AA", "UA"])), (Output("score"),))
@@ -144,6 +146,18 @@ def test_what_onnxruntime_cannot_read_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ArtifactError, match="onnxruntime cannot load"):
         load_artifact(tmp_path / "artifact")
+
+
+def test_a_model_whose_names_are_no_text_is_refused_and_nothing_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = (negated(tmp_path, ["rows", 2], ["rows", 2]) / "model.onnx").read_bytes()
+    manifest = json.loads((tmp_path / "artifact" / "manifest.json").read_text())
+    for place in (place for place in range(len(content)) if content[place : place + 1] in (b"x", b"y")):
+        with pytest.raises(ArtifactError, match="onnxruntime cannot load"):
+            load_onnx(content[:place] + b"\xd0" + content[place + 1 :], manifest)
+
+    assert capfd.readouterr().out == ""
 
 
 def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:

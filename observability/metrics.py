@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from threading import Lock
 from typing import Any
@@ -86,7 +86,17 @@ def observe_many(histogram: Histogram, values: NDArray[np.float64]) -> None:
         cells = [below[0], *(upper - lower for lower, upper in pairwise(below))]
     else:
         cells = np.bincount(np.searchsorted(bounds, values, side="left"), minlength=len(bounds)).tolist()
-    for bucket, count in zip(histogram._buckets, cells, strict=True):
+    observe_cells(histogram, cells, total)
+
+
+def bounds_of(histogram: Histogram) -> Sequence[float]:
+    """The upper bounds of a child's cells; the last is infinite."""
+    return histogram._upper_bounds
+
+
+def observe_cells(histogram: Histogram, cells: Sequence[int], total: float) -> None:
+    """Adds so many values to each cell of a child, whose sum is `total`; cells beyond its last are 0."""
+    for bucket, count in zip(histogram._buckets, cells, strict=False):
         if count:
             bucket.inc(count)
     histogram._sum.inc(total)

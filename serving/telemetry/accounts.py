@@ -17,14 +17,12 @@ from observability.names import FAULTS
 from observability.tracing import format_trace_id
 from serving.router import Choice
 from serving.telemetry.runs import Run
-from serving.telemetry.signals import Signals
+from serving.telemetry.signals import MOMENTS, Signals
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
     from serving.calls import Call
-
-_MOMENTS = 6
 
 
 class Account:
@@ -96,7 +94,7 @@ class Account:
     def add_many(self, moments: bytes) -> None:
         """Requests that ended with a batch's outputs, by the moments of each, as doubles."""
         self.moments.frombytes(moments)
-        self.ok += len(moments) // (_MOMENTS * self.moments.itemsize)
+        self.ok += len(moments) // (MOMENTS * self.moments.itemsize)
 
     def add_traced(self, moments: Sequence[float], span: SpanContext) -> None:
         """A request of the shortcut whose trace is kept."""
@@ -127,8 +125,8 @@ class Account:
             signals.release_latencies(self.model, self.choice, np.array(self._firsts))
             del self._firsts[:]
         if self.moments:
-            moments = np.array(self.moments).reshape(-1, _MOMENTS)
-            version.latencies(moments)
-            if not self._sticky:
+            version.latencies(self.moments)
+            if not self._sticky and self.choice.release is not None:
+                moments = np.array(self.moments).reshape(-1, MOMENTS)
                 signals.release_latencies(self.model, self.choice, moments[:, -1] - moments[:, 0])
             del self.moments[:]

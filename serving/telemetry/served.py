@@ -93,7 +93,8 @@ class EventForm:
     def _compiled(
         self, library: ModuleType, run: Run, outputs: Sequence[Array], feature: _Laid | None, first: int, unix: float
     ) -> Sequence[memoryview]:  # fmt: skip
-        rows, choice, values = run.column.rows, self.choice, None if feature is None else feature[1][-1]
+        rows, choice, column = run.column.rows, self.choice, self.signature.inputs[0]
+        values = None if feature is None else feature[1][-1]
         texts = tuple(
             None if text is None else text.encode()
             for text in (self.model, str(choice.version), choice.arm, choice.release, "ok")
@@ -106,7 +107,7 @@ class EventForm:
         begin, end, filled, over = library.message(
             block, self._head, self.prefix, first, unix, run.answered,
             (array("q", places), "".join(ids).encode()), texts, choice.propensity,
-            -1 if values is None else values.nbytes, self.signature.inputs[0].size if self.signature.inputs[0].shape else 0,
+            -1 if values is None else values.nbytes, column.size if column.shape else 0,
             tuple(output if output.dtype in _COMPILED else output.astype(np.float64) for output in outputs),
         )  # fmt: skip
         return [block[begin:end], *([] if values is None else [values]), block[filled:over]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from serving.batching.pending import QueueState
 from serving.router import Choice
 from serving.routing.disagreement import Disagreement
 from serving.routing.traffic import HELD_BACK
+from serving.telemetry.durations import Durations
 from serving.versions.memory import Footprint
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 NO_VERSION = "none"
+# Of a request.
+MOMENTS = 6
 # Whose requests are evidence on a release.
 _ARMS = ("stable", "canary", HELD_BACK)
 # Each release, and each change of its weight, adds series; beyond so many the oldest go.
@@ -57,6 +61,8 @@ class VersionSignals:
         self._queue = metrics[names.INFERENCE_QUEUE].labels(model, version)
         stages = metrics[names.INFERENCE_STAGE_DURATION]
         self._stages = [stages.labels(model, version, stage) for stage in names.STAGES]
+        spans = [(stage, place, place + 1) for place, stage in enumerate(self._stages)]
+        self._durations = Durations(MOMENTS, [(self._duration, 0, MOMENTS - 1), (self._queue, 0, 2), *spans])
         self._compute = metrics[names.INFERENCE_COMPUTE].labels(model, version)
         self._rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
         self._rows = metrics[names.INFERENCE_ROWS].labels(model, version)
@@ -71,13 +77,9 @@ class VersionSignals:
         """Requests answered with this outcome."""
         self._requests[outcome].inc(count)
 
-    def latencies(self, moments: Floats) -> None:
-        """Requests by their moments, a row each: arrived, queued, started, ended, encoded, done (seconds)."""
-        by_moment = np.ascontiguousarray(moments.T)
-        observe_many(self._duration, by_moment[-1] - by_moment[0])
-        observe_many(self._queue, by_moment[2] - by_moment[0])
-        for stage, begun, ended in zip(self._stages, by_moment, by_moment[1:], strict=False):
-            observe_many(stage, ended - begun)
+    def latencies(self, moments: array[float]) -> None:
+        """Requests by their moments, behind each other: arrived, queued, started, ended, encoded, done (seconds)."""
+        self._durations.observe(moments)
 
     def traced(self, moments: Sequence[float], worked: bool, trace_id: str) -> None:
         """One request's moments, with the trace that shows it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -34,6 +35,8 @@ from training.supervisor import Limits, RunResult, Supervisor
 from training.train_config import TrainConfig
 
 _TARGET, _PREPARE = "training.parallel:fit_rank", "training.parallel:prepare"
+# Of ranks that write what they recorded when Ctrl-C ends the run; and their exit status.
+_PARTING_SECONDS, _INTERRUPTED = 10.0, 130
 _WORK, _RESULT, _CHECKPOINTS = "work.pt", "result.json", "checkpoints"
 
 
@@ -100,6 +103,7 @@ def fit_in_ranks(
         echo=echo,
         nodes=nodes,
         meeting=None if nodes is None else meeting_of(nodes, folder, said),
+        parting_seconds=_PARTING_SECONDS if profile else 0.0,
     )
     ended = supervisor.run()
     if ended.outcome != "completed":
@@ -144,6 +148,7 @@ def follow_in_ranks(
         echo=None,
         nodes=nodes,
         meeting=follower,
+        parting_seconds=_PARTING_SECONDS if said["arguments"].get("profile") else 0.0,
     )
     return supervisor.run()
 
@@ -196,6 +201,13 @@ def fit_rank(
 def _profiled(monitor: TrainingMonitor, profile: str | None, rank: Rank) -> AbstractContextManager[None]:
     if profile is None:
         return nullcontext()
+
+    def part(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise SystemExit(_INTERRUPTED)
+
+    # Ctrl-C would end the rank at once, with what it has recorded.
+    signal.signal(signal.SIGINT, part)
     return profiled(monitor, of_rank(Path(profile), rank.rank), f"rank {rank.rank} of {rank.world_size}")
 
 

@@ -28,6 +28,8 @@ WAIT, WARM_UP, RECORDED = 3, 1, 20
 # The time that torch's times are counted from, in the beginning of its trace, and where its list of events ends.
 _BASE, _HEAD_BYTES = re.compile(rb'"baseTimeNanoseconds": (\d+)'), 1 << 20
 _END, _TAIL_BYTES = re.compile(rb'\s*\],\s*"traceName"[^\]]*\}\s*$'), 1 << 16
+# Perfetto drops a slice that reaches into the next by a nanosecond, and reads times as numbers with fractions.
+_APART = 3
 # Of the row of phases; no thread has it.
 _ROW = 0
 _log = logging.getLogger(__name__)
@@ -146,7 +148,7 @@ class _Phases:
         self._before = {}
 
     def events(self, label: str) -> list[dict[str, Any]]:
-        """The row as events of a trace; times are Unix microseconds."""
+        """The row as events of a trace, what encloses others before them; times are Unix nanoseconds."""
         process, offset = os.getpid(), time.time_ns() - time.perf_counter_ns()
         named = {"thread_name": {"name": "steps and phases"}, "thread_sort_index": {"sort_index": -1}}
         if label:
@@ -154,9 +156,9 @@ class _Phases:
         found: list[dict[str, Any]] = [
             {"ph": "M", "name": name, "pid": process, "tid": _ROW, "args": said} for name, said in named.items()
         ]
-        for name, since, until in self._slices:
+        for name, since, until in sorted(self._slices, key=lambda one: (one[1], -one[2])):
             said = {"ph": "X", "cat": "trimtab", "name": name, "pid": process, "tid": _ROW}
-            found.append(said | {"ts": (since + offset) / 1e3, "dur": (until - since) / 1e3})
+            found.append(said | {"ts": since + offset, "dur": max(0, until - since - _APART)})
         return found
 
     def _ended_step(self) -> None:
@@ -219,8 +221,10 @@ def _joined(bare: Path, to: Path, events: list[dict[str, Any]], *, packed: bool)
         end = _END.search(tail := source.read())
         if end is None:
             raise ValueError("torch wrote no whole trace")
-        origin = int(base[1]) / 1e3 if base else 0.0
-        ours = [one | {"ts": one["ts"] - origin} if "ts" in one else one for one in events]
+        origin = int(base[1]) if base else 0
+        ours = [
+            one | {"ts": (one["ts"] - origin) / 1e3, "dur": one["dur"] / 1e3} if "ts" in one else one for one in events
+        ]
         source.seek(0)
         _copy(source, target, size - len(tail) + end.start())
         target.write(b"".join(b",\n" + json.dumps(one).encode() for one in ours) + tail[end.start() :])

@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -119,7 +120,9 @@ class Supervisor:
         echo: int | None = 0,
         nodes: Nodes | None = None,
         meeting: Meeting | None = None,
+        parting_seconds: float = 0.0,
     ) -> None:
+        """`parting_seconds` are what ranks have to end by themselves, by SIGINT, when Ctrl-C ends `run`."""
         if world_size < 1:
             raise ValueError(f"world_size is {world_size}: a run has at least one rank")
         self._nodes = nodes or Nodes(count=1, index=0, host="127.0.0.1", port=1)
@@ -127,7 +130,7 @@ class Supervisor:
             raise ValueError(f"{world_size} ranks cannot be shared out evenly over {self._nodes.count} nodes")
         here = world_size // self._nodes.count
         self._own = range(self._nodes.index * here, (self._nodes.index + 1) * here)
-        self._meeting = meeting
+        self._meeting, self._parting_seconds = meeting, parting_seconds
         self._target, self._arguments, self._prepare = target, dict(arguments or {}), prepare
         self._world_size, self._folder, self._model, self._run = world_size, folder.absolute(), model, run
         self._limits, self._environment, self._echo = limits or Limits(), dict(environment or {}), echo
@@ -170,6 +173,9 @@ class Supervisor:
                 if attempt.cause == "warm":
                     warm.close()
                     warm = self._warm()
+        except KeyboardInterrupt:
+            self._part(warm)
+            raise
         finally:
             warm.close()
             self._meeting.close(over)
@@ -383,6 +389,16 @@ class Supervisor:
         silent = [str(rank) for rank in warm.alive if not _size(stacks[rank])]
         said = f"; no stacks of rank {', '.join(silent)} ({_state(warm.alive, silent)})" if silent else ""
         return f"{said}; stacks lie in {ranks[0].attempt_folder}"
+
+    def _part(self, warm: WarmProcess) -> None:
+        """Lets ranks end by themselves, for as long as they have; a second Ctrl-C ends that."""
+        until = time.monotonic() + self._parting_seconds
+        with suppress(WarmError):
+            # A terminal has told them already; whoever signals this process alone has not.
+            warm.signal(signal.SIGINT)
+            while warm.alive and time.monotonic() < until:
+                for ended in warm.ends(_POLL_SECONDS):
+                    self._agent.down(ended.rank)
 
     def _kill(self, warm: WarmProcess) -> None:
         """Kills all ranks and waits until they are gone."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,12 +16,15 @@ import torch
 
 from observability import TrainingMonitor
 from observability.step_clock import PlainClock
+from tests.training.forks import forked
 from tests.training.toy_network import line, rows
-from training.faults import disk_full
+from training.faults import Fault, Faults, disk_full
 from training.loop import Trainer
 from training.parallel import fit_in_ranks
 from training.profiling import RECORDED, WAIT, WARM_UP, of_rank, profiled
+from training.supervisor import Limits
 from training.train_config import TrainConfig
+from training.watch import HangLimits
 
 BEFORE = WAIT + WARM_UP
 CONFIG = TrainConfig(epochs=5, batch_size=101, report_every=1, checkpoint_every=10, max_steps=30, threads=1)
@@ -43,6 +49,22 @@ def lies_in(inner: dict, outer: dict, slack: float = 0.0) -> bool:
     return outer["ts"] - slack <= inner["ts"] and ends[0] <= ends[1] + slack
 
 
+def dropped(slices: list[dict]) -> list[str]:
+    """The slices of one row that Perfetto would drop: those that reach beyond the end of what they begin in.
+
+    It reads times as nanoseconds and takes slices that begin together in the order of the file.
+    """
+    found, ends = list[str](), list[int]()
+    for one in sorted(slices, key=lambda one: int(one["ts"] * 1000)):
+        since = int(one["ts"] * 1000)
+        while ends and ends[-1] <= since:
+            ends.pop()
+        if ends and since + int(one["dur"] * 1000) > ends[-1]:
+            found.append(one["name"])
+        ends.append(since + int(one["dur"] * 1000))
+    return found
+
+
 def monitor_with(clock: type | None, monkeypatch: pytest.MonkeyPatch) -> TrainingMonitor:
     if clock is not None:
         monkeypatch.setattr("observability.training.step_clock", clock)
@@ -64,6 +86,7 @@ def test_steps_are_written_as_the_profiler_saw_them_and_phases_above_them(
     whole = [one for one in ours(found) if one["name"].startswith("step ")]
     assert [one["name"] for one in whole] == [f"step {number}" for number in range(BEFORE, BEFORE + RECORDED)]
     assert all(any(lies_in(one, step, 0.01) for step in whole) for one in ours(found))
+    assert dropped(ours(found)) == []
     # Both clocks were set by the same one: what torch saw of an optimizer lies in the phase of that name.
     optimizers = [one for one in ours(found) if one["name"] == "optimizer"]
     seen = [one for one in found if one["name"].startswith("Optimizer.step")]
@@ -88,7 +111,7 @@ def test_steps_and_phases_as_blocks_are_seen_with_and_without_a_compiler(
 
     found = [one["name"] for one in ours(events(tmp_path / "steps.json"))]
     assert found == [
-        name for number in range(3) for name in (*("forward", "backward") * 2, f"step {1000 + BEFORE + number}")
+        name for number in range(3) for name in (f"step {1000 + BEFORE + number}", *("forward", "backward") * 2)
     ]
 
 
@@ -139,7 +162,7 @@ def test_a_run_that_is_interrupted_while_it_is_recorded_leaves_what_was_recorded
         interrupted()
 
     found = json.loads(gzip.decompress((tmp_path / "steps.json.gz").read_bytes()))["traceEvents"]
-    assert [one["name"] for one in ours(found)] == ["forward", f"step {BEFORE}", "forward", f"step {BEFORE + 1}"]
+    assert [one["name"] for one in ours(found)] == [f"step {BEFORE}", "forward", f"step {BEFORE + 1}", "forward"]
     assert monitor.after_step is None
 
 
@@ -180,3 +203,38 @@ def test_every_rank_of_several_writes_its_own_steps_with_their_communication(tmp
         assert {one["args"]["name"] for one in found if one["name"] == "process_name"} >= {f"rank {rank} of 2"}
         assert sum(one["name"] == "communication" for one in ours(found)) == RECORDED
         assert any(one["name"] == "gloo:all_reduce" for one in found)
+
+
+@pytest.mark.slow
+def test_ranks_write_what_they_recorded_when_ctrl_c_ends_the_run(tmp_path: Path) -> None:
+    """As far as they came: rank 0 sleeps in a step, and rank 1 waits for it. The supervisor alone is signalled."""
+    stuck = Faults((Fault("slow", rank=0, step=12, seconds=3600.0),))
+    run = forked(profiled_in_ranks, tmp_path, stuck)
+    try:
+        limit = time.monotonic() + 120.0
+        while not list(tmp_path.glob("run/checkpoints/step-*10.ckpt")):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        assert run.pid is not None
+        os.kill(run.pid, signal.SIGINT)
+        run.join(60.0)
+    finally:
+        run.kill()
+
+    assert (tmp_path / "ended").read_text() == "KeyboardInterrupt"
+    for rank in range(2):
+        whole = [one["name"] for one in ours(events(of_rank(tmp_path / "steps.json", rank))) if "step" in one["name"]]
+        assert whole[:6] == [f"step {number}" for number in range(BEFORE, 10)]
+        assert not list((tmp_path / "run").glob(f"attempt-*/rank-{rank}.error.json"))
+
+
+def profiled_in_ranks(folder: Path, faults: Faults) -> None:
+    """A run of two ranks in a process of its own, which says how it ended."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        fit_in_ranks(
+            line(), rows(), CONFIG, world_size=2, folder=folder / "run", model="toy", run="r", echo=None,
+            profile=folder / "steps.json", faults=faults, limits=Limits(hang=HangLimits(step=300.0, first=300.0)),
+        )  # fmt: skip
+    except BaseException as error:
+        (folder / "ended").write_text(type(error).__name__)

@@ -98,19 +98,19 @@ class HttpSink:
         self._connection.close()
 
     def _post(self, batch: Batch) -> tuple[int, float | None, str]:
-        headers = {**self._headers, BATCH_ID_HEADER: batch.id}
-        body: Any = batch.body
+        pieces = batch.pieces if isinstance(batch, Scattered) else (memoryview(batch.body),)
+        size = sum(piece.nbytes for piece in pieces)
+        headers = {**self._headers, BATCH_ID_HEADER: batch.id, "Content-Length": str(size)}
         connection = self._connection
-        if isinstance(batch, Scattered):
-            headers["Content-Length"] = str(sum(piece.nbytes for piece in batch.pieces))
-            if isinstance(connection, GatheringConnection):
-                body = [batch.pieces]
-                if connection.sock is not None and native() is not None and _PLAIN_ID.fullmatch(batch.id):
-                    if connection.posted(self._target, headers, batch.pieces):
-                        return 200, None, ""
-                    return _told(connection.answer())
-            else:
-                body = b"".join(batch.pieces)
+        body: Any = batch.body
+        if isinstance(connection, GatheringConnection):
+            if connection.sock is not None and native() is not None and _PLAIN_ID.fullmatch(batch.id):
+                if connection.posted(self._target, headers, pieces):
+                    return 200, None, ""
+                return _told(connection.answer())
+            body = [pieces]
+        elif isinstance(batch, Scattered):
+            body = b"".join(pieces)
         connection.request("POST", self._target, body=body, headers=headers)
         return _told(connection.getresponse())
 

@@ -446,6 +446,7 @@ class Front:
         if self._settling is not None:
             self._settling.cancel()
             self._settling = None
+        self._signals.flush()
         self._count(1)
         self._kept_bytes = 0
         for account in self._accounts.values():
@@ -470,7 +471,6 @@ class Front:
         What the shortcut answered is recorded by runs, which fill up meanwhile.
         """
         self._ended = 0
-        self._signals.flush()
         for account in self._accounts.values():
             account.flush()
             if len(account.calls) >= least:

@@ -91,10 +91,12 @@ class Batches:
         self, memory: Memory, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
     ) -> Run:
         """Keeps for the recorder what a batch was given and answered; where."""
-        run = self._open(memory, len(column))
+        run, served = self._kept, self._account.served
+        if run is None or run.given is not column:
+            run = self._open(memory, len(column))
         if not run.add(column, outputs, requests, arrived, done):
             run = self._kept = Run(memory, self._signature, len(column))
             run.add(column, outputs, requests, arrived, done)
-        if not self._account.served or self._account.served[-1] is not run:
-            self._account.served.append(run)
+        if not served or served[-1] is not run:
+            served.append(run)
         return run

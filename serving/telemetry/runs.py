@@ -30,12 +30,12 @@ class Run:
     """
 
     __slots__ = (
-        "_given",
         "_limit",
         "_memory",
         "_outputs",
         "answered",
         "column",
+        "given",
         "requests",
         "signature",
         "traced",
@@ -46,7 +46,8 @@ class Run:
         kind, shape = WIRE_TYPES[signature.inputs[0].datatype], signature.inputs[0].shape
         self._limit = max(rows, _BYTES // max(1, prod(shape) * kind.itemsize))
         self._memory = memory
-        self._given: Array | None = None
+        # Where the next batch was told to be.
+        self.given: Array | None = None
         self._outputs: list[Column] = []
         self.signature = signature
         self.column = Column(memory, shape, kind, self._limit)
@@ -64,8 +65,8 @@ class Run:
 
     def place(self, rows: int) -> Array:
         """Where the input of the next batch may be written: it need not be copied then."""
-        self._given = self.column.free(rows)
-        return self._given
+        self.given = given = self.column.free(rows)
+        return given
 
     def add(
         self, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
@@ -79,13 +80,15 @@ class Run:
             widest = max(prod(one.shape[1:]) * one.dtype.itemsize for one in outputs)
             self._limit = max(len(column), min(self._limit, _BYTES // max(1, widest)))
             self._outputs = [Column(self._memory, one.shape[1:], one.dtype, self._limit) for one in outputs]
-        elif any(one.shape[1:] != known.shape for one, known in zip(outputs, self._outputs, strict=True)):
-            return False
-        if column is self._given:
+        else:
+            for values, known in zip(outputs, self._outputs, strict=True):
+                if values.shape[1:] != known.shape:
+                    return False
+        if column is self.given:
             self.column.rows += len(column)
         else:
             self.column.add(column)
-        self._given = None
+        self.given = None
         for values, known in zip(outputs, self._outputs, strict=True):
             known.add(values)
         of_rows, arrivals, counts, ends = self.answered

@@ -34,7 +34,7 @@ from serving.control import Control
 from serving.errors import ServingError
 from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
-from serving.garbage import load_torch, settle_down, share_memory_with_arrow
+from serving.garbage import give_memory_back, load_torch, settle_down, share_memory_with_arrow
 from serving.health import Health
 from serving.http import Limits, Server
 from serving.pages.edge import Edge, EdgeOptions
@@ -374,7 +374,9 @@ class Service:
         share_memory_with_arrow()
         sink = HttpSink(f"{collector_url.rstrip('/')}/v1/events")
         left_out = None if self._counting is None else self._counting.left_out
-        return telemetry.EventMaker(observability.EventExporter(sink, metrics=self.metrics), instance, left_out)
+        events = telemetry.EventMaker(observability.EventExporter(sink, metrics=self.metrics), instance, left_out)
+        give_memory_back()
+        return events
 
     def _load(self, model: str, number: int) -> Loaded:
         config = self.config

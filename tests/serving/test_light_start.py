@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 POOL = "ARROW_DEFAULT_MEMORY_POOL"
@@ -51,3 +54,27 @@ def test_a_servers_own_process_has_one_allocator_and_others_are_left_alone() -> 
 
     assert arrows_pool(f"{share}load_torch(1)\nshare_memory_with_arrow()") == "system"
     assert arrows_pool(f"{share}share_memory_with_arrow()") == "its own"
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot give memory back")
+def test_a_process_that_settles_down_gives_back_what_its_start_has_freed() -> None:
+    code = """
+import linecache, random
+from pathlib import Path
+from serving.garbage import settle_down
+linecache.getlines(random.__file__)
+# Below the size that has a mapping of its own; the last one keeps the heap from getting smaller by itself.
+blocks = [bytes(60_000) for _ in range(1000)]
+kept = blocks[-1]
+del blocks
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+settle_down()
+print(before - resident(), len(linecache.cache))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    freed, sources = map(int, done.stdout.split())
+
+    assert freed > 40_000_000
+    assert sources == 0

@@ -66,9 +66,10 @@ class Profile:
         `kind_of_type` and `is_free_text`); the rest is in `left_out`. `kinds` names the columns instead and says what
         they are (for example codes: "categorical").
 
-        In memory the bins are the exact quantiles. Of Parquet and datasets, which may be larger than memory, they are
-        those of one row drawn from each of up to 262,144 equal stretches: a bin's share is off by about 2 % of itself.
-        The counts are exact over all rows, and so are the outermost edges of numeric columns.
+        A path is a file, a folder or a pattern of Parquet, CSV, Arrow or Feather. In memory, and of Arrow and of CSV
+        that is not large, the bins are the exact quantiles. Of Parquet, datasets and large CSV, which may be larger
+        than memory, they are those of one row drawn from each of up to 262,144 equal stretches: a bin's share is off by
+        about 2 % of itself. The counts are exact over all rows, and so are the outermost edges of numeric columns.
 
         `joint` adds the covariance and the mean embedding of the first 64 numeric columns, `distinct` a sketch of
         distinct values (needs the extra `sketches`). `threads` columns are counted at once. ProfileError names what

@@ -1,4 +1,4 @@
-"""The tables that a profile is made from: Arrow, pandas, arrays by name, Parquet; each read where it lies."""
+"""The tables that a profile is made from: Arrow, pandas, arrays by name, files; each read where it lies."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ import pyarrow as pa
 
 from observability.cells import ProfileError
 from observability.kinds import is_string
+from observability.table_files.files import files_of, format_of, source_of_path
+from observability.table_files.source import InputError
 
 # A piece of a stream takes about so many bytes, in so many rows.
 _BATCH_BYTES, _BATCH_ROWS = 8 << 20, (4_096, 65_536)
 
 _PARQUET = (".parquet", ".pq")
+# CSV that takes up to so many bytes is read at once.
+_IN_MEMORY = 1 << 28
 
 Data = Any
 """pa.Table, pa.RecordBatch, pa.RecordBatchReader (updates only), a pyarrow.dataset.Dataset, a pandas.DataFrame, arrays
-or lists by name, a path of Parquet (file, folder or pattern), or what speaks Arrow's C stream interface (polars)."""
+or lists by name, a path (file, folder or pattern; Parquet, CSV, Arrow or Feather), or what speaks Arrow's C stream
+interface (polars)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ def opened(data: Data) -> Rows | Stream:
         _unique(data.schema.names)
         return Stream(data.schema, None, lambda names: map(of_arrow, data))
     if isinstance(data, str | Path):
-        return _parquet(data)
+        return _of_path(data)
     if isinstance(data, Mapping):
         return _arrays(data)
     pandas = sys.modules.get("pandas")
@@ -144,16 +149,45 @@ def _dataset(dataset: Any) -> Stream:
     return Stream(dataset.schema, int(dataset.count_rows()), pieces)
 
 
+def _of_path(path: str | Path) -> Rows | Stream:
+    """The rows under a path. ProfileError where nothing is there, or what is there is broken or no table."""
+    try:
+        files = files_of(path)
+    except InputError:
+        if Path(path).suffix.lower() in _PARQUET:
+            return _parquet(path)
+        raise
+    formats = {format_of(file) for file in files}
+    if formats == {"profile"} and len(files) == 1:
+        raise ProfileError(f"{path} is a saved profile: give its bytes to Profile.from_json")
+    if formats == {"parquet"} and not any("=" in part for file in files for part in file.parts):
+        return _parquet(path)
+    source = source_of_path(path, in_memory=_IN_MEMORY)
+    if source.in_memory:
+        return of_arrow(source.read(source.columns))
+
+    def pieces(names: Sequence[str]) -> Iterator[Rows]:
+        if names:
+            yield from map(of_arrow, source.scan(names))
+            return
+        # Of a table that is asked for nothing of its own the rows are counted.
+        for batch in source.scan(source.columns[:1]):
+            yield Rows((), batch.num_rows, partial(_nothing, Path(path)))
+
+    return Stream(source.schema, source.rows, pieces)
+
+
 def _parquet(path: str | Path) -> Stream:
     # Parquet takes as long to load as all else that `import observability` loads.
     import pyarrow.parquet as pq
 
-    files = _files(path)
-    try:
-        metadata = [pq.read_metadata(file) for file in files]
-        schemas = [found.schema.to_arrow_schema() for found in metadata]
-    except (pa.ArrowException, OSError) as error:
-        raise ProfileError(f"{path} is not Parquet that can be read: {error}") from error
+    files, metadata, schemas = _files(path), [], []
+    for file in files:
+        try:
+            metadata.append(pq.read_metadata(file))
+            schemas.append(metadata[-1].schema.to_arrow_schema())
+        except (pa.ArrowException, OSError) as error:
+            raise ProfileError(f"{file} is not Parquet that can be read: {error}") from error
     fields: dict[str, pa.Field] = {}
     for schema in schemas:
         _unique(schema.names)

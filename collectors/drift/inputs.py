@@ -10,12 +10,12 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from collectors.drift.files import files_of, format_of, source_of_path
 from collectors.drift.kinds import kind_of
 from collectors.drift.plain_types import with_plain_types
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
 from observability.columns import ProfileError
 from observability.profile import Profile
+from observability.table_files.files import files_of, format_of, source_of_path
 
 Data: TypeAlias = Any
 """An Arrow table, batch, reader or dataset, a pandas frame, a mapping of arrays, a path, a profile, or a `Source`."""

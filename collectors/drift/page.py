@@ -80,7 +80,9 @@ def _column(name: str, column: ColumnComparison) -> str:
     if column.score is not None:
         limit = "" if column.threshold is None else f" (threshold {number(column.threshold)})"
         entries.append((column.method or "score", number(column.score) + limit))
-    entries += [(label, number(getattr(column, key))) for key, label in _STATISTICS if getattr(column, key) is not None]
+    statistics = [(label, getattr(column, key)) for key, label in _STATISTICS]
+    # Distances of numbers near the largest that there are may be larger than any.
+    entries += [(label, number(value)) for label, value in statistics if value is not None and math.isfinite(value)]
     entries.append(("missing", missing(column)))
     listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in entries)
     drawn = bars(column.cells, BARS) if column.cells is not None else None

@@ -35,6 +35,8 @@ def layout_of(source: Source, plan: Plan) -> Profile:
             refined = {name: _refined(kinds[name], sample.column(name), name in given) for name in names}
             return Profile.of(sample, refined, threads=threads_for(source.rows * len(names))).empty()
         return Profile(_scouted(source, plan)).empty()
+    except InputError:
+        raise
     except ProfileError as error:
         raise InputError(f"{source.name}: {error}") from error
 
@@ -74,6 +76,8 @@ def profile_of_rows(source: Source, layout: Profile, plan: Plan, progress: Calla
     folds = {name: Fold(name, layout.columns[name]) for name in names}
     try:
         each_column(source, names, lambda name, read: folds[name].add(of_kind(name, read)), progress)
+    except InputError:
+        raise
     except ProfileError as error:
         raise InputError(f"{source.name}: {error}") from error
     return Profile({name: fold.column() for name, fold in folds.items()})

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from collectors.drift.comparison import Sides
-from collectors.drift.csv_files import dialect_of
 from collectors.drift.inputs import read_profile
 from collectors.drift.kinds import checked_kinds
 from collectors.drift.source import InputError
 from collectors.spark import SparkError, columns_of_lake, lake_session, profile_of_lake, reference_of_lake
 from observability.cells import ProfileError
 from observability.profile import Profile
+from observability.table_files.csv_files import dialect_of
 
 
 def spark_profiles(

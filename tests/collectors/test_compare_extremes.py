@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from collectors.drift.compare import compare
 from collectors.drift.comparison import ColumnComparison
 from collectors.drift.contingency import NewRows, compare_tables
 from collectors.drift.histogram import bars
+from collectors.drift.page import page
 from observability.profile import Profile
 
 MODES = ["exact", "profile"]
@@ -152,3 +154,15 @@ def test_a_profile_says_that_its_list_is_short() -> None:
     assert "of the values are none of the 256 categories that a profile lists" in found.reason
     assert compare(*texts, mode="exact").columns["k"].drifted
     assert "lists" not in compare(texts[0], texts[0], mode="exact").columns["k"].reason
+
+
+def test_a_page_names_no_distance_that_no_number_holds() -> None:
+    random = np.random.default_rng(2)
+    before, now = random.normal(size=(2, 500)) * 1e307
+    found = compare({"x": before}, {"x": now + 4e306})
+
+    text = page(found, "large")
+
+    assert found.columns["x"].drifted
+    assert not re.search(r"<dd>[^<]*\b(nan|inf)\b", text)
+    assert "<dt>PSI</dt>" in text

@@ -19,9 +19,9 @@ import pytest
 
 from collectors.drift import inputs
 from collectors.drift.compare import compare, saved_profile
-from collectors.drift.csv_files import csv_schema
-from collectors.drift.files import source_of_path
 from collectors.drift.source import InputError
+from observability.table_files.csv_files import csv_schema
+from observability.table_files.files import source_of_path
 
 
 def table(rows: int = 400, seed: int = 0) -> pa.Table:
@@ -143,7 +143,7 @@ def test_csv_larger_than_memory_is_streamed_with_the_types_of_all_rows(
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     whole = compare(tmp_path / "t.csv", tmp_path / "t.csv", mode="profile")
     monkeypatch.setattr(inputs, "MEMORY_SHARE", 0.0)
-    monkeypatch.setattr("collectors.drift.csv_files.BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr("observability.table_files.csv_files.BLOCK_BYTES", 1 << 14)
 
     schema, rows = csv_schema(tmp_path / "t.csv")
     found = compare(tmp_path / "t.csv", tmp_path / "t.csv", mode="profile")

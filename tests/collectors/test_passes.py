@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from collectors.drift.files import source_of_path
 from collectors.drift.passes import each_column
 from collectors.drift.source import InputError, Source
+from observability.table_files.files import source_of_path
 
 
 def made(rows: int, columns: int) -> pa.Table:

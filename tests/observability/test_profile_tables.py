@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import sys
 import tracemalloc
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -473,3 +475,74 @@ def test_columns_read_in_groups_have_one_joint_part(tmp_path: Path, monkeypatch:
     assert list(profile.columns) == table.schema.names
     assert profile.joint is not None
     assert (len(profile.joint.columns), profile.joint.count, profile.rows) == (40, 500, 500)
+
+
+def written(table: pa.Table, folder: Path) -> dict[str, Path]:
+    """The table in every format that a path may have."""
+    names = ("a.parquet", "a.csv", "a.csv.gz", "a.tsv", "a.arrow", "a.arrows", "a.feather")
+    paths = {name: folder / name for name in names}
+    frame = table.to_pandas()
+    pq.write_table(table, paths["a.parquet"])
+    frame.to_csv(paths["a.csv"], index=False)
+    frame.to_csv(paths["a.csv.gz"], index=False)
+    frame.to_csv(paths["a.tsv"], index=False, sep="\t")
+    with pa.ipc.new_file(paths["a.arrow"], table.schema) as file:
+        file.write_table(table)
+    with pa.ipc.new_stream(paths["a.arrows"], table.schema) as stream:
+        stream.write_table(table, max_chunksize=100)
+    feather.write_feather(table, paths["a.feather"])
+    return paths
+
+
+def test_a_path_may_be_of_any_format_that_comparisons_read(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    table = pa.table({"größe": random.normal(size=300), "名": random.choice(["ä", "b"], 300), "n": [None, 2, 5] * 100})
+    known = Profile.of(table)
+
+    for name, path in written(table, tmp_path).items():
+        found = Profile.of(path)
+        assert list(found.columns) == list(known.columns), name
+        np.testing.assert_array_equal(numeric(found, "größe").counts, numeric(known, "größe").counts, name)
+        assert (found.columns["n"].missing, found.columns["名"].rows) == (100, 300), name
+        assert known.updated(path).rows == 600, name
+    assert Profile.of(tmp_path / "*.csv*").rows == 600
+
+
+def test_the_names_of_folders_are_columns_of_a_profile(tmp_path: Path) -> None:
+    for land, rows in (("de", 30), ("fr", 20)):
+        (tmp_path / f"land={land}").mkdir()
+        pq.write_table(pa.table({"x": np.arange(rows, dtype=float)}), tmp_path / f"land={land}" / "a.parquet")
+
+    profile = Profile.of(tmp_path)
+
+    column = profile.columns["land"]
+    assert isinstance(column, CategoricalColumn)
+    assert dict(zip(column.categories, column.counts, strict=False)) == {"de": 30, "fr": 20}
+    # A column of which a table has nothing is missing in all its rows.
+    assert Profile.of({"z": [1.0]}).updated(tmp_path).columns["z"].missing == 50
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("nowhere.csv", "nowhere.csv does not exist"),
+        ("no*.csv", "no file matches"),
+        ("saved.json", "is a saved profile: give its bytes to Profile.from_json"),
+        ("p_*.parquet", "p_2.parquet is not Parquet that can be read"),
+        ("latin.csv", "latin.csv is not UTF-8: byte 0xe9"),
+        ("half.arrow", "half.arrow is not a readable Arrow or Feather file"),
+        ("[phl]*", "holds files of several formats"),
+        ("notes.txt", "notes.txt is of no known format"),
+    ],
+)
+def test_a_path_that_cannot_be_profiled_is_told(tmp_path: Path, path: str, said: str) -> None:
+    table = pa.table({"x": [1.0, 2.0]})
+    (tmp_path / "saved.json").write_bytes(Profile.of(table).to_json())
+    pq.write_table(table, tmp_path / "p_1.parquet")
+    (tmp_path / "p_2.parquet").write_bytes((tmp_path / "p_1.parquet").read_bytes()[:40])
+    (tmp_path / "latin.csv").write_bytes("x\né\n".encode("latin1"))
+    (tmp_path / "half.arrow").write_bytes(b"ARROW1 and no more")
+    (tmp_path / "notes.txt").write_text("no table")
+
+    with pytest.raises(ProfileError, match=re.escape(said)):
+        Profile.of(tmp_path / path)

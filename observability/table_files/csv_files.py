@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.csv as csv
 
-from collectors.drift.source import InputError
+from observability.table_files.source import InputError
 
 BLOCK_BYTES = 1 << 24
 # So many bytes and lines tell how a file is written.

@@ -16,11 +16,17 @@ from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from collectors.drift.csv_files import csv_schema, read_csv, scan_csv
-from collectors.drift.hive import dataset_partitioning, folder_types, folder_values, with_folders, with_folders_each
-from collectors.drift.parquet_files import Lane, parquet_lanes
-from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
 from observability.kinds import is_string
+from observability.table_files.csv_files import csv_schema, read_csv, scan_csv
+from observability.table_files.hive import (
+    dataset_partitioning,
+    folder_types,
+    folder_values,
+    with_folders,
+    with_folders_each,
+)
+from observability.table_files.parquet_files import Lane, parquet_lanes
+from observability.table_files.source import BATCH_ROWS, InputError, Source, checked_names
 
 T = TypeVar("T")
 Format = Literal["parquet", "csv", "arrow", "profile"]

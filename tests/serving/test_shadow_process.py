@@ -34,6 +34,8 @@ from serving.shadows.batches import batch_of, fits
 from serving.shadows.messages import Batch, Frames, Load, Loaded, Packed, Ran, for_worker, framed, from_worker
 from serving.shadows.runs import run_copies, shadowed
 from serving.shadows.worker import Worker
+from serving.telemetry.columns import Anchor
+from serving.telemetry.event_maker import events_of
 from serving.v2 import parse
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +101,9 @@ def test_the_process_says_of_a_batch_what_the_thread_would(place: Place) -> None
     assert (there.ran, there.failed, there.unfit) == (here.ran, here.failed, here.unfit) == (6, 0, 0)
     by_id = lambda copies: sorted(copied(copies), key=lambda told: told[0])  # noqa: E731
     assert by_id(there.copies) == by_id(here.copies)
+    # What makes events of them takes them as it takes a list.
+    assert events_of(there.copies, Anchor(5.0, 0)).equals(events_of(list(there.copies), Anchor(5.0, 0)))
+    assert events_of(there.copies, Anchor(5.0, 0)).num_rows == sum(one.rows for one in calls)
     assert {c.ended for c in there.copies} == {5.0}
     assert all(c.started is not None and c.started < 5.0 for c in there.copies)
 

@@ -12,13 +12,14 @@ import asyncio
 import struct
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from serving import v2
+from serving.protocol.frames import Asked, Frames
 from serving.protocol.outputs import Outputs
 from serving.protocol.signature import packer
 from serving.protocol.tensors import WIRE_TYPES, Array, FloatTensor
@@ -47,7 +48,6 @@ _NEXT_FORM = 1000
 # longer than it costs by itself, however many rows it has.
 _GAP_SECONDS = 0.00003
 _LETTERS = {"FP32": "f", "FP64": "d"}
-_Asked = tuple[int, "Mapping[str, bool] | None", bool]
 
 
 class Express:
@@ -101,6 +101,7 @@ class Express:
         self.intake: Any = self._intake(body_limit)
         self._forms: list[Form] = []
         self._tried = self._since_form = 0
+        self._frames = Frames(version.responder, partial(head, version, choice))
 
     def _intake(self, body_limit: int) -> Any:
         compiled, column, lane = native(), self._input, self._version.lane
@@ -203,7 +204,7 @@ class Express:
         self._held_since = None
         limit = max(1, limits[0])
         parts: list[bytes | memoryview] = []
-        asked: list[_Asked] = []
+        asked: list[Asked] = []
         taken: list[Exchange] = []
         rows = 0
         ends = begun + _TURN_SECONDS
@@ -246,7 +247,7 @@ class Express:
             self._held_since = now
         return now - self._held_since < _HOLD_SECONDS
 
-    def _read(self, body: bytes) -> tuple[bytes, _Asked] | None:
+    def _read(self, body: bytes) -> tuple[bytes, Asked] | None:
         """A JSON request's values and what it asks for; None when it is not of the usual kind."""
         quick = v2.decoded_floats(body)
         if quick is None or len(quick.inputs) != 1 or quick.id or quick.parameters is not None:
@@ -267,12 +268,12 @@ class Express:
             return None
         return None
 
-    def _binary(self, body: bytes, header_length: int) -> tuple[bytes | memoryview, _Asked] | None:
+    def _binary(self, body: bytes, header_length: int) -> tuple[bytes | memoryview, Asked] | None:
         plan = v2.plain_plan(body, header_length, self._signature)
         return None if plan is None else (plan.values(body), (plan.rows, *plan.outputs))
 
     def _serve(
-        self, taken: list[Exchange], parts: list[bytes | memoryview], asked: list[_Asked], rows: int, begun: float
+        self, taken: list[Exchange], parts: list[bytes | memoryview], asked: list[Asked], rows: int, begun: float
     ) -> None:
         clock, responder = self._clock, self._version.responder
         column = self._input.column(parts)
@@ -340,18 +341,18 @@ class Express:
                 return True
         return True
 
-    def _serve_taken(self, count: int, rows: int, tags: Sequence[_Asked]) -> None:
+    def _serve_taken(self, count: int, rows: int, tags: Sequence[Asked]) -> None:
         clock, intake, traced = self._clock, self.intake, self._traced(count)
         column = self._rows(rows)
         intake.read(column)
         started, worked = clock(), time.thread_time()
         try:
             outputs = self._model.run([column])
-            good = all(len(output) == rows and np.isfinite(output).all() for output in outputs)
+            good = len(outputs) == 1 and len(outputs[0]) == rows and self._finite(outputs[0])
         except Exception:
             good = False
         ended, worked = clock(), time.thread_time() - worked
-        hows = self._hows(Outputs(outputs, rows), tags) if good else None
+        hows = self._frames.hows(Outputs(outputs, rows), tags) if good else None
         if hows is None:
             self._give_back_traced(traced)
             for exchange in list(self._given_back(0, count - len(traced))):
@@ -372,23 +373,11 @@ class Express:
         kept = self._batches.rows(rows)
         return np.empty((rows, *self._input.shape), self._kind) if kept is None else kept
 
-    def _hows(self, batch: Outputs, tags: Sequence[_Asked]) -> tuple[Any, ...] | None:
-        """How each kind of request is answered: header, what stands before and after the values, they, bytes a row."""
-        hows: list[tuple[Any, ...]] = []
-        for rows, wanted, default in tags:
-            place, binary, before = self._version.responder.frame(batch, rows, wanted, default)
-            if place is None:
-                return None
-            head = self._head(self._version, self._choice, len(before) if binary else None)
-            line = b"HTTP/1.1 200 OK\r\n%bcontent-length: " % head
-            if binary:
-                content = batch.contents(place)
-                hows.append((line, before, b"", content, len(content) // batch.rows))
-            else:
-                hows.append((line, before, b"]}]}", batch.texts(place), 0))
-        return tuple(hows)
+    def _finite(self, output: Array) -> bool:
+        found = self.intake.finite(output)
+        return bool(np.isfinite(output).all()) if found is None else found
 
-    def _learn(self, exchange: Exchange, asked: _Asked) -> None:
+    def _learn(self, exchange: Exchange, asked: Asked) -> None:
         """Lets the compiled way take requests like this one, which was read: some kinds at once, more seldom."""
         head, body = exchange.head, exchange.body
         self._since_form += 1
@@ -408,7 +397,7 @@ class Express:
             self.intake.learn(form.before, form.behind, form.prefix, form.suffix, asked, rows, form.binary)
 
     def _note(
-        self, taken: list[Exchange], asked: list[_Asked], column: Array, outputs: list[Array],
+        self, taken: list[Exchange], asked: list[Asked], column: Array, outputs: list[Array],
         moments: tuple[float, float, float, float, float],
     ) -> None:  # fmt: skip
         begun, started, ended, encoded, done = moments

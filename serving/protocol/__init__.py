@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-__all__ = ["answers", "outputs", "packing", "ragged", "responder", "signature", "tensors"]
+__all__ = ["answers", "frames", "outputs", "packing", "ragged", "responder", "signature", "tensors"]

@@ -357,6 +357,31 @@ static PyObject *intake_read(Intake *k, PyObject *into) {
     Py_RETURN_NONE;
 }
 
+/* Whether all of an array's values are finite: True where they are integers, None where this cannot tell. */
+static PyObject *intake_finite(Intake *k, PyObject *array) {
+    Py_buffer view;
+    uint64_t bad = 0;
+    if (PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)) {
+        PyErr_Clear();
+        Py_RETURN_NONE;
+    }
+    char letter = view.format && view.format[0] && !view.format[1] ? view.format[0] : 0;
+    if (letter == 'f') {
+        const uint32_t *at = view.buf, *end = at + view.len / 4;
+        for (; at < end; at++)
+            bad |= (*at & 0x7f800000u) == 0x7f800000u;
+    } else if (letter == 'd') {
+        const uint64_t *at = view.buf, *end = at + view.len / 8;
+        for (; at < end; at++)
+            bad |= (*at & 0x7ff0000000000000u) == 0x7ff0000000000000u;
+    } else if (!letter || !strchr("?bBhHiIlLqQ", letter)) {
+        PyBuffer_Release(&view);
+        Py_RETURN_NONE;
+    }
+    PyBuffer_Release(&view);
+    return PyBool_FromLong(!bad);
+}
+
 static char *put(char *at, const char *from, Py_ssize_t size) {
     memcpy(at, from, (size_t)size);
     return at + size;
@@ -739,6 +764,7 @@ static PyMethodDef intake_methods[] = {
     {"learn", (PyCFunction)intake_learn, METH_VARARGS, NULL},
     {"batch", (PyCFunction)intake_batch, METH_O, NULL},
     {"read", (PyCFunction)intake_read, METH_O, NULL},
+    {"finite", (PyCFunction)intake_finite, METH_O, NULL},
     {"answer", (PyCFunction)intake_answer, METH_VARARGS, NULL},
     {"end", (PyCFunction)intake_end, METH_VARARGS, NULL},
     {"gather", (PyCFunction)intake_gather, METH_VARARGS, NULL},

@@ -211,6 +211,33 @@ def test_answers_go_to_their_requests_and_taking_one_out_moves_the_rows() -> Non
     assert lines[0].declined == [b"later"]
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(kind: type[np.floating[Any]], value: float) -> None:
+    intake = Line().intake
+    values = np.zeros((3, 5), kind)
+    values[0] = np.finfo(kind).max, np.finfo(kind).min, np.finfo(kind).tiny, np.finfo(kind).smallest_subnormal, -0.0
+
+    assert intake.finite(values) is True
+    for place in range(values.size):
+        spoilt = values.copy()
+        spoilt.reshape(-1)[place] = value
+        assert intake.finite(spoilt) is False
+
+
+def test_integers_are_finite_and_of_other_arrays_the_intake_cannot_tell() -> None:
+    intake = Line().intake
+
+    assert intake.finite(np.full((2, 2), -1)) is True
+    assert intake.finite(np.full(3, 0x7F800000, np.uint32)) is True
+    assert intake.finite(np.array([True])) is True
+    assert intake.finite(np.zeros((0, 4))) is True
+    assert intake.finite(np.zeros(3, np.float16)) is None
+    assert intake.finite(np.zeros((4, 4))[:, ::2]) is None
+    assert intake.finite(np.zeros(3, ">f4")) is None
+    assert intake.finite(np.array(["a"])) is None
+
+
 class Wire(Line):
     """A line whose slot may use its socket; the client's end is `client`, and `unsent` is what its transport holds."""
 

@@ -160,7 +160,7 @@ async def test_a_traced_request_of_a_batch_that_fails_keeps_its_trace(
     def failing(self: Express, count: int, rows: int, tags: Any) -> None:
         with monkeypatch.context() as patch:
             if not failed:
-                patch.setattr(self, "_hows", lambda *_: None)
+                patch.setattr(self._frames, "hows", lambda *_: None)
                 failed.append(count)
             serve(self, count, rows, tags)
 

@@ -1,4 +1,8 @@
-"""The latest steps of other nodes' ranks, and how far they are, so that a rank is judged beside all others."""
+"""The latest steps of other nodes' ranks, and how far they are, so that a rank is judged beside all others.
+
+Nodes show each other their ranks' steps some at a time, however long these take, and nearly one by one when a rank
+begins to seem slower: what is judged over tens of steps is known few steps later, and equal ranks cost little.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from observability.rank_agent import Followed
-from observability.step_ring import RECORD, STARTED, Records
+from observability.step_ring import DURATION, NUMBER, RECORD, STARTED, Records
 from training.nodes import Meeting
-from training.watch import Far
+from training.watch import Far, slower
 
-_EVERY_SECONDS = 0.5
+# Steps from one look to the next, the least and most seconds of that, and those before the first step.
+_EVERY_STEPS, _LEAST_SECONDS, _MOST_SECONDS, _FIRST_SECONDS = 10, 0.05, 1.0, 0.25
+# The same when a rank begins to seem slower: for how many steps, and what that is. Later it was named, or is not.
+_SOON_STEPS, _SOONEST_SECONDS, _SOON_FOR_STEPS = 2, 0.01, 100
+_SEEN_STEPS, _SEEN_RATIO = 16, 1.15
 # Nodes look at different moments: what they show must reach further back than these are apart.
-_KEPT_SECONDS, _MOST_STEPS = 3.0, 2048
+_KEPT_SECONDS, _MOST_STEPS = 1.5, 2048
 # What a node has not said again for so long, it may not say because its supervisor stands still.
 _FRESH_SECONDS = 3.0
 # Attempt, node, number of the look, ranks whose place follows; then rank, collectives and step of each.
@@ -31,6 +39,8 @@ class Neighbours:
         """At least the latest `least` steps of every rank are compared, where its ring still holds them."""
         self._attempt, self._least, self._clock, self._node = attempt, least, clock, node
         self._next, self._looks = 0.0, 0
+        # The latest step at which no rank seemed slower.
+        self._equal = 0
         self._heard: dict[int, tuple[Shown, float]] = {}
 
     def records(
@@ -41,16 +51,37 @@ class Neighbours:
         `far` is how far the ranks here are, for the others to see.
         """
         if not meeting.others:
-            return {rank: one.latest(self._least) for rank, one in ranks.items()}
+            alone = {rank: one.latest(self._least) for rank, one in ranks.items()}
+            self._next = self._clock() + self._every(alone)
+            return alone
         if self._clock() < self._next:
             return None
-        self._next, self._looks = self._clock() + _EVERY_SECONDS, self._looks + 1
+        self._looks += 1
         own = {rank: self._latest(one) for rank, one in ranks.items()}
         bodies = meeting.shared(packed(own, self._attempt, self._node, far, self._looks))
         theirs = [shown for body in bodies if (shown := unpacked(body, self._attempt)) is not None]
         for shown in theirs:
             self._hear(shown)
-        return {rank: records for one in (own, *(shown.records for shown in theirs)) for rank, records in one.items()}
+        found = {rank: records for one in (own, *(shown.records for shown in theirs)) for rank, records in one.items()}
+        self._next = self._clock() + self._every(found)
+        return found
+
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        return max(self._next - self._clock(), 0.0)
+
+    def _every(self, records: Mapping[int, Records]) -> float:
+        """Seconds from this look to the next: of some steps, of few when a rank begins to seem slower than others."""
+        known = [one for one in records.values() if len(one)]
+        if not known:
+            return _FIRST_SECONDS
+        step = float(np.median(np.concatenate([one[-_SEEN_STEPS:, DURATION] for one in known]))) / 1e9
+        last = int(known[0][-1, NUMBER])
+        if min(map(len, records.values())) < _SEEN_STEPS or slower(records, _SEEN_STEPS) < _SEEN_RATIO:
+            self._equal = last
+        if 0 < last - self._equal < _SOON_FOR_STEPS:
+            return min(max(_SOON_STEPS * step, _SOONEST_SECONDS), _MOST_SECONDS)
+        return min(max(_EVERY_STEPS * step, _LEAST_SECONDS), _MOST_SECONDS)
 
     def _hear(self, shown: Shown) -> None:
         before = self._heard.get(shown.node)

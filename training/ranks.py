@@ -137,6 +137,11 @@ def collectives() -> tuple[int, int]:
 def _show_collectives(ring: StepRing, over: threading.Event) -> None:
     try:
         while not over.wait(_COLLECTIVES_SECONDS):
-            ring.collectives(*(number + waited for number, waited in zip(collectives(), waits(), strict=True)))
+            ring.collectives(*map(_together, collectives(), waits()))
     except Exception:  # what watches a run must not end it
         _log.exception("the progress of collectives is not shown any more")
+
+
+def _together(collectives: int, waited: int) -> int:
+    """Ranks wait for each other in both; -1 where torch cannot say and there is nothing else."""
+    return collectives + waited if collectives >= 0 else waited or -1

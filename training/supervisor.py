@@ -37,7 +37,7 @@ from training.warm import Ended, WarmError, WarmProcess
 from training.watch import HangLimits, Straggler, StragglerRule, StragglerWatch, Watch
 
 _log = logging.getLogger(__name__)
-_POLL_SECONDS = 0.1
+_POLL_SECONDS, _LEAST_SECONDS = 0.1, 0.01
 _AFTERMATH_SECONDS = 0.02
 _STACKS_SECONDS, _STILL_SECONDS, _OTHERS_SECONDS, _CAUSE_SECONDS = 1.0, 0.1, 0.5, 1.0
 _END_SECONDS = 30.0
@@ -248,7 +248,7 @@ class Supervisor:
         done: set[int] = set()
         attempt, meeting = ranks[0].attempt, others.meeting
         while True:
-            ended = list(warm.ends(_POLL_SECONDS))
+            ended = list(warm.ends(min(max(others.neighbours.pause(), _LEAST_SECONDS), _POLL_SECONDS)))
             end = self._died(warm, ranks, ended)
             if end is None:
                 for one in ended:

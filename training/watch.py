@@ -156,8 +156,8 @@ class StragglerRule:
     """
 
     ratio: float = 1.2
-    window: int = 50
-    every: int = 5
+    window: int = 46
+    every: int = 2
     looks: int = 1
     share: float = 0.1
 
@@ -216,6 +216,13 @@ class StragglerWatch:
         self._in_a_row = self._in_a_row + 1 if rank == self._rank else 1
         self._rank = rank
         return found if rank >= 0 and self._in_a_row == self.rule.looks else None
+
+
+def slower(records: Mapping[int, Records], steps: int) -> float:
+    """The own work of the rank that seems slowest over the latest steps, over the others' median; 0 of one alone."""
+    own = sorted(float(_usual(one[-steps:, _OWN].sum(1, keepdims=True), 0.25)[0]) for one in records.values())
+    usual = float(np.median(own[:-1])) if len(own) > 1 else 0.0
+    return own[-1] / usual if usual else 0.0
 
 
 def _usual(times: Records, share: float) -> NDArray[np.float64]:

@@ -216,7 +216,7 @@ class TrainingMonitor:
         if self._thread is not None:
             self._thread.join(timeout=5.0)
             self._thread = None
-        self.drain()
+        self._drain()
 
     def __enter__(self) -> Self:
         return self
@@ -234,6 +234,12 @@ class TrainingMonitor:
                 if self.machine is not None and time.monotonic() - sampled >= self._machine_seconds:
                     sampled = time.monotonic()
                     self.machine.sample()
-                self.drain()
-            except Exception:  # a monitor that fails must not end the training, nor stop monitoring
-                _log.exception("the training metrics of %s could not be drained", self.model)
+            except Exception:  # as in `_drain`
+                _log.exception("the machine of %s could not be looked at", self.model)
+            self._drain()
+
+    def _drain(self) -> None:
+        try:
+            self.drain()
+        except Exception:  # a monitor that fails must not end the training, nor stop monitoring
+            _log.exception("the training metrics of %s could not be drained", self.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from observability import names
 from observability.metrics import Metrics, observe_many
 from observability.step_ring import DATA_WAIT, DURATION, FIRST_PHASE, Records
 
+_log = logging.getLogger(__name__)
 # On a device these are asynchronous launches for the host's clock, so that they are timed by events instead.
 _DEVICE_PHASES = ("host_to_device", "forward", "backward", "optimizer")
 
@@ -62,7 +64,7 @@ class TrainingReport:
     def totals(self, num_steps: int, num_samples: int, now_ns: int, num_tokens: int = 0) -> None:
         """Steps, samples and tokens so far, and the throughput since the last call."""
         self._steps.inc(num_steps - self.num_steps)
-        self._samples.inc(num_samples - self._num_samples)
+        self._samples.inc(max(0, num_samples - self._num_samples))
         if num_steps > self.num_steps and now_ns > self._since_ns:
             seconds = (now_ns - self._since_ns) / 1e9
             samples = (num_samples - self._num_samples) / seconds
@@ -93,9 +95,19 @@ class _Reading:
     def __init__(self, gauge: Any, *labels: str) -> None:
         self._gauge, self._labels = gauge, labels
         self._copy: tuple[Any, Any] | None = None
-        self._shown = math.nan
+        self._shown, self._odd = math.nan, False
 
     def show(self, value: Any) -> float:
+        try:
+            self._show(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if not self._odd:
+                kind = type(value).__name__
+                _log.warning("a %s is not shown (%s): give a number, or a tensor of one element", kind, error)
+            self._odd = True
+        return self._shown
+
+    def _show(self, value: Any) -> None:
         if self._copy is not None and self._copy[1].query():
             self._set(float(self._copy[0]))
             self._copy = None
@@ -103,7 +115,6 @@ class _Reading:
             self._set(float(value))
         elif value is not None and self._copy is None:
             self._copy = _copied_to_host(value)
-        return self._shown
 
     def _set(self, value: float) -> None:
         self._shown = value

@@ -29,6 +29,7 @@ def transformers_callback(monitor: TrainingMonitor, *, push_url: str | None = No
             self._logged: dict[str, Any] = {}
             self._has_forward = False
             self._tokens = 0
+            self._ending: tuple[int, int] | None = None
 
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             monitor.resumed(state.global_step)
@@ -40,6 +41,7 @@ def transformers_callback(monitor: TrainingMonitor, *, push_url: str | None = No
             monitor.start()
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self._end()
             monitor.mark("data_wait")
             self._has_forward = False
 
@@ -51,6 +53,15 @@ def transformers_callback(monitor: TrainingMonitor, *, push_url: str | None = No
             rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
             seen = int(state.num_input_tokens_seen or 0)
             tokens, self._tokens = max(0, seen - self._tokens), seen
+            self._ending = rows, tokens
+            # What is logged of this step is told right after it.
+            if not getattr(control, "should_log", False):
+                self._end()
+
+        def _end(self) -> None:
+            if self._ending is None:
+                return
+            (rows, tokens), self._ending = self._ending, None
             monitor.end(
                 rows,
                 loss=self._logged.get("loss"),
@@ -62,6 +73,7 @@ def transformers_callback(monitor: TrainingMonitor, *, push_url: str | None = No
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             self._logged.update(logs or {})
+            self._end()
 
         def on_evaluate(self, *_: Any, **__: Any) -> None:
             monitor.mark("evaluation")
@@ -71,6 +83,7 @@ def transformers_callback(monitor: TrainingMonitor, *, push_url: str | None = No
             monitor.checkpointed("ok")
 
         def on_train_end(self, *_: Any, **__: Any) -> None:
+            self._end()
             for hook in self._hooks:
                 hook.remove()
             monitor.finished("completed")

@@ -95,17 +95,20 @@ def test_transformers_hooks_mark_all_phases_even_of_accumulated_batches(
     monkeypatch.setitem(sys.modules, "transformers", framework)
     callback, network = transformers_callback(monitor), nn.Linear(2, 1)
     args = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    state, control = SimpleNamespace(global_step=10, num_input_tokens_seen=0), object()
+    state, control = SimpleNamespace(global_step=10, num_input_tokens_seen=0), SimpleNamespace(should_log=False)
 
     callback.on_train_begin(args, state, control, model=network)
-    for _ in range(3):
+    for number in range(3):
         callback.on_step_begin(args, state, control)
         for _ in range(2):
             network(torch.ones(4, 2)).sum().backward()
             state.num_input_tokens_seen += 40
         callback.on_pre_optimizer_step(args, state, control)
+        # Only the last step is logged, right after it: what was logged is its own, and not the next one's.
+        control.should_log = number == 2
         callback.on_step_end(args, state, control)
-        callback.on_log(args, state, control, logs={"loss": 0.75, "grad_norm": 2.0, "learning_rate": 0.1})
+        if control.should_log:
+            callback.on_log(args, state, control, logs={"loss": 0.75, "grad_norm": 2.0, "learning_rate": 0.1})
     network.eval()
     network(torch.ones(4, 2))
     callback.on_evaluate(args, state, control)

@@ -334,6 +334,35 @@ def test_a_loss_keeps_no_graph_whatever_it_is(real: TrainingMonitor) -> None:
     real.drain()
 
 
+@pytest.mark.parametrize("loss", [{"total": torch.tensor(1.0)}, torch.ones(3), "0.5 nats", object()])
+def test_a_loss_that_is_no_number_costs_a_warning_and_not_the_training(
+    real: TrainingMonitor, loss: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    for said in (0.25, loss, loss):
+        with real.step(samples=2) as step:
+            step.loss = said
+        real.drain()
+    real.close()
+
+    warned = [one.message for one in caplog.records]
+    assert [f"a {type(loss).__name__} is not shown" in one for one in warned] == [True]
+    assert real.metrics.registry.get_sample_value("training_steps_total", {"model": real.model}) == 3
+    assert real.metrics[names.TRAINING_LOSS].labels(real.model, real.run)._value.get() == 0.25
+
+
+def test_a_drain_that_fails_does_not_end_the_training_it_watched(
+    real: TrainingMonitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("no metrics today")
+
+    monkeypatch.setattr(real, "drain", fails)
+    with real, real.step(samples=1) as step:
+        step.loss = 1.0
+
+    assert "could not be drained" in caplog.text
+
+
 def test_who_asks_is_called_after_every_step_and_may_stop_it(real: TrainingMonitor) -> None:
     seen: list[int] = []
     real.after_step = lambda: seen.append(real.ring.view().now().num_steps)

@@ -102,6 +102,7 @@ class Cluster:
         if workers < 1:
             raise ValueError(f"workers is {workers}: at least one must train")
         self._layout, self._folder, self._workers, self._restarts = layout, folder, workers, restarts
+        self._staleness = terms.staleness
         self._store = dist.TCPStore(  # type: ignore[attr-defined]
             "127.0.0.1", 0, None, True, timeout=timedelta(seconds=60), wait_for_workers=False
         )
@@ -201,7 +202,7 @@ class Cluster:
         Nobody is left then who kept what one of them lacks. With a staleness there is no such step: pushes come to each
         server in an order of its own, and each goes on from its own newest.
         """
-        if self._said["terms"]["staleness"]:
+        if self._staleness:
             return
         stores = [CheckpointStore(self._folder / _place(one)) for one in range(self._layout.servers)]
         at_most: int | None = None

@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "actions": ("trimtab.commands.actions", "actions", "The journal of actions: list, show, approve, reject."),
     "export": ("trimtab.commands.export", "export", "Files for Grafana, Prometheus and Alertmanager."),
 }  # fmt: skip
+# What a shell calls a command that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 class _Lazy(click.Group):
@@ -44,7 +46,12 @@ class _Lazy(click.Group):
         if entry is None:
             return None
         module, attribute, _ = entry
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except KeyboardInterrupt:
+            # What a command needs takes seconds to load, and 1, click's own status, may mean something to it.
+            click.echo("Error: interrupted", err=True)
+            raise SystemExit(INTERRUPTED) from None
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -37,6 +37,19 @@ def test_an_unknown_command_names_those_that_exist() -> None:
     assert "serve" in text
 
 
+def test_an_interrupt_while_a_command_is_loaded_is_no_answer_of_its(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "interrupted_while_loaded.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(COMMANDS, "drift", ("interrupted_while_loaded", "drift", ""))
+
+    found = CliRunner().invoke(cli, ["drift", "a.parquet", "b.parquet"])
+
+    # 1 would be drift.
+    assert (found.exit_code, found.stdout, found.stderr) == (130, "", "Error: interrupted\n")
+
+
 def test_a_wrong_settings_file_is_said_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "trimtab.toml"
     path.write_text("[serving]\nprot = 1\n")

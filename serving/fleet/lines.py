@@ -143,6 +143,9 @@ class Line(asyncio.Protocol):
             self._reporting = True
             asyncio.get_running_loop().call_soon(self._report)
 
+    def arm(self, intake: object) -> None:
+        """Nothing: requests come in frames here, which the compiled way does not read."""
+
     def _report(self) -> None:
         self._reporting = False
         self.put(frames.load_frame(self._replica.active(), self._replica.queue_rows()))

@@ -64,8 +64,12 @@ def end_own(port: int) -> int:
     """Ends this process's own connections to a port; says how many they were."""
     found = 0
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as one:
-            if one.getpeername()[1] == port:
+        with suppress(OSError):  # it was closed meanwhile, or is connected to nobody
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as one:
+                if one.family not in (socket.AF_INET, socket.AF_INET6) or one.getpeername()[1] != port:
+                    continue
                 _end(one)
                 found += 1
     return found

@@ -301,11 +301,11 @@ class Follower:
 
     def _asked(self, lost: _Patience, token: str) -> dict[str, Any]:
         """The answer to this token. It is the same one after a lost connection: the answer may have been given."""
-        self._store.ask(lambda store: store.set(f"here/{self._nodes.index}", token))
+        self._store.ask(lambda store: _set(store, f"here/{self._nodes.index}", token))
         while (said := self._store.ask(lambda store: _held(store, f"go/{token}"))) is None:
             lost.found()
             time.sleep(_LOOK_SECONDS)
-        self._store.ask(lambda store: store.set(f"read/{token}", "1"))
+        self._store.ask(lambda store: _set(store, f"read/{token}", "1"))
         answer: dict[str, Any] = json.loads(said)
         return answer
 
@@ -358,7 +358,7 @@ class Follower:
         store, key = _reached(self._nodes), f"beat/{self._nodes.index}"
         while not self._over.wait(_BEAT_SECONDS):
             with suppress(StoreLost):
-                store.ask(lambda store: store.set(key, uuid.uuid4().hex))
+                store.ask(lambda store: _set(store, key, uuid.uuid4().hex))
 
     def _check_folder(self, token: str) -> None:
         """NodesError unless the folder holds what node 0 wrote into it."""
@@ -441,6 +441,12 @@ def _reached(nodes: Nodes) -> NodeStore:
 def _held(store: Any, key: str) -> bytes | None:
     found: bytes | None = store.get(key) if store.check([key]) else None
     return found
+
+
+def _set(store: Any, key: str, value: str) -> None:
+    """Sets it, and hears that it was: torch's `set` has no answer, so a dead connection would take it, too."""
+    store.set(key, value)
+    store.check([key])
 
 
 def _told(store: Any, attempt: int, end: End) -> End:

@@ -17,7 +17,6 @@ class Line:
         self._dead = set[socket.socket]()
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
-        self.carried = 0
         threading.Thread(target=self._take, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -42,7 +41,6 @@ class Line:
         with suppress(OSError):
             while True:
                 ours, _ = self._listening.accept()
-                self.carried += 1
                 try:
                     theirs = socket.create_connection(("127.0.0.1", self._to))
                 except OSError:

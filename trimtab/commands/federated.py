@@ -50,7 +50,7 @@ from training.run import conclude
 from training.train_config import TrainConfig
 from trimtab.commands.models import registry as registry_of
 from trimtab.commands.options import echo_json, fail, start_logging, with_json, with_settings
-from trimtab.commands.train import load_callable, model_settings, reference_beside
+from trimtab.commands.train import load_callable, load_table, model_settings, reference_beside
 from trimtab.settings import ModelSettings, Settings
 
 
@@ -290,7 +290,7 @@ def _end(
         return
     try:
         table = split_recent(
-            labelled(task, load_callable(chosen.data)(settings.data)), task.group, chosen.holdout_ratio
+            labelled(task, load_table(chosen.data, settings.data)), task.group, chosen.holdout_ratio
         ).held_out
         outcome = _judged(task, chosen, settings, registry, champion, candidate, table, out)
     except (DataError, ArtifactError) as error:

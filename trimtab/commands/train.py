@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import msgspec
+import pyarrow as pa
 import torch
 
 from alerts.releases import ReleasePolicyError, load_release_policies
@@ -136,7 +137,7 @@ def train(
     config = _config(model, chosen)
     job = TrainJob(
         task=load_callable(chosen.task)(),
-        table=load_callable(chosen.data)(settings.data),
+        table=load_table(chosen.data, settings.data),
         source=chosen.data,
         out=_out(settings, model) if resume is None else _begun(settings, model, resume),
         config=replace(config, max_steps=max_steps or config.max_steps),
@@ -371,3 +372,16 @@ def load_callable(name: str) -> Callable[..., Any]:
     except (ImportError, AttributeError) as error:
         fail(f"{name!r} cannot be loaded: {error}; give module:callable")
     return found
+
+
+def load_table(name: str, folder: Path) -> pa.Table:
+    """What `module:callable` makes of the data's folder; ends the command where that is no table.
+
+    Frames of pandas and polars, and whatever else Arrow can take without a copy, become one.
+    """
+    found = load_callable(name)(folder)
+    if isinstance(found, pa.Table):
+        return found
+    if not hasattr(found, "__arrow_c_stream__"):
+        fail(f"{name!r} gave {type(found).__name__}: it must return the training table, of Arrow, pandas or polars")
+    return pa.table(found)

@@ -267,7 +267,7 @@ def _argument(source: _Source, argument: Mapping[str, Any]) -> str:
     if kind == "as_tensor":
         return source.use(value["name"])
     if kind in _PLAIN:
-        return source.constant(list(value) if isinstance(value, list) else value)
+        return source.constant(_number(kind, value))
     if kind == "as_tensors":
         return f"[{', '.join(source.use(tensor['name']) for tensor in value)}]"
     if kind == "as_nested_tensors":
@@ -291,7 +291,7 @@ def _argument(source: _Source, argument: Mapping[str, Any]) -> str:
             raise Unknown(f"the device {value['type']!r}")
         return source.constant(torch.device("cpu"))
     if kind == "as_complex":
-        return source.constant(complex(value["real"], value["imag"]))
+        return source.constant(complex(float(value["real"]), float(value["imag"])))
     raise Unknown(f"an argument of kind {kind!r}")
 
 
@@ -305,7 +305,16 @@ def _rows_by(bias: Sequence[str]) -> Callable[..., Any]:
 def _symbol(source: _Source, value: Mapping[str, Any]) -> str:
     if "as_name" in value:
         return source.use(value["as_name"])
-    return source.constant(next(iter(value.values())))
+    return source.constant(_number(*next(iter(value.items()))))
+
+
+def _number(kind: str, value: Any) -> Any:
+    """A constant as the operator takes it: torch writes floats that JSON has no number for as texts."""
+    if kind == "as_float":
+        return float(value)
+    if kind == "as_floats":
+        return [float(item) for item in value]
+    return list(value) if isinstance(value, list) else value
 
 
 def _operator(target: str) -> Callable[..., Any]:

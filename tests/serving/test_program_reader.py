@@ -73,6 +73,14 @@ class Constants(nn.Module):
         return scored, torch.sort(wide, 1)[0], wide.to(torch.float64).clamp(min=0.5).to(torch.float32)
 
 
+class Masked(nn.Module):
+    """Constants that JSON has no number for: what a mask puts in place of scores, and bounds that bound nothing."""
+
+    def forward(self, values: Tensor) -> tuple[Tensor, ...]:
+        scores = values.masked_fill(values < 0, float("-inf")).clamp(max=float("inf"))
+        return scores.softmax(1), torch.nan_to_num(scores, nan=0.0, neginf=-1.0), torch.full_like(values, float("nan"))
+
+
 class Kept(nn.Module):
     """What a relu takes is needed again, as itself and by a view."""
 
@@ -115,6 +123,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, ..
     "convolution": (Convolution, lambda rows: (torch.randn(rows, 3, 8, 8),)),
     "recurrent": (Recurrent, lambda rows: (torch.randn(rows, 5, 4),)),
     "constants": (Constants, lambda rows: (torch.randn(rows), torch.randint(0, 3, (rows,)))),
+    "masked": (Masked, lambda rows: (torch.randn(rows, 6),)),
     "kept": (Kept, lambda rows: (torch.randn(rows, 6),)),
     "tied": (Tied, lambda rows: (torch.randn(rows, 6),)),
     "layers": (Layers, lambda rows: (torch.randn(rows, 6),)),
@@ -170,7 +179,7 @@ def test_the_reader_gives_what_torchs_own_loader_gives_for_any_number_of_rows(
             got, expected = ours.call(*batch), theirs(*batch)
             assert isinstance(got, tuple) == isinstance(expected, tuple)
             for left, right in zip(_all(got), _all(expected), strict=True):
-                torch.testing.assert_close(left, right)
+                torch.testing.assert_close(left, right, equal_nan=True)
 
 
 def _all(result: Any) -> tuple[Tensor, ...]:

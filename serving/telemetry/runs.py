@@ -22,6 +22,15 @@ Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
+class Numbers:
+    """The number of a run's first request, which its ids go by: known once the run is given to the recorder."""
+
+    __slots__ = ("first",)
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+
+
 class Run:
     """Batches of one signature, whose first input is recorded: each tensor's rows in one block.
 
@@ -36,6 +45,7 @@ class Run:
         "answered",
         "column",
         "given",
+        "numbers",
         "requests",
         "signature",
         "traced",
@@ -51,8 +61,9 @@ class Run:
         self._outputs: list[Column] = []
         self.signature = signature
         self.column = Column(memory, shape, kind, self._limit)
-        # How many there are.
+        # How many there are, and what they are numbered by.
         self.requests = 0
+        self.numbers = Numbers()
         # Of each request its rows (int64) and arrival (double), of each batch its requests (int64) and when it was
         # answered (double), batch behind batch.
         self.answered = bytearray(), bytearray(), array("q"), array("d")

@@ -15,6 +15,7 @@ import numpy as np
 from serving.artifacts.exporting import exported, listed, require_outputs, save_onnx, save_program
 from serving.artifacts.formats import load_call
 from serving.artifacts.manifest import FILES, MANIFEST, canonical, open_artifact
+from serving.artifacts.placement import CPU
 from serving.errors import ArtifactError
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import WIRE_TYPES, Array
@@ -106,10 +107,13 @@ class WarmUp:
 class LoadedModel:
     """A version in memory. `run(columns)` takes one column [rows] an input and gives one array an output."""
 
-    def __init__(self, module: Any, manifest: Mapping[str, Any], digest: str, nbytes: int = 0) -> None:
+    def __init__(
+        self, module: Any, manifest: Mapping[str, Any], digest: str, nbytes: int = 0, device: str = CPU
+    ) -> None:
         self.manifest = manifest
         self.digest = digest
         self.nbytes = nbytes  # of the weights
+        self.device = device
         self.signature = Signature.of(manifest)
         self.example_outputs: list[Array] = []
         self._kinds = [WIRE_TYPES[output.datatype] for output in self.signature.outputs]
@@ -127,7 +131,12 @@ class LoadedModel:
     @property
     def solo(self) -> bool:
         """Whether all its work is done by the thread that calls it."""
-        return bool(self._torch.get_num_threads() == 1)
+        return self.device == CPU and bool(self._torch.get_num_threads() == 1)
+
+    @property
+    def lost(self) -> bool:
+        """Whether its device takes nothing from this process any more."""
+        return bool(getattr(self._call, "lost", False))
 
     def run(self, columns: Sequence[Array]) -> list[Array]:
         """The outputs as arrays of their declared datatypes, rows first; the columns stay as they are. Raises what the
@@ -224,15 +233,17 @@ class LoadedModel:
         return min(times[1:])
 
 
-def load_artifact(directory: Path, *, architectures: Sequence[str] = (), digest: str | None = None) -> LoadedModel:
-    """The verified artifact, loaded on the CPU and answering its example with finite outputs.
+def load_artifact(
+    directory: Path, *, architectures: Sequence[str] = (), digest: str | None = None, device: str = CPU
+) -> LoadedModel:
+    """The verified artifact, loaded on the device (cpu, cuda or cuda:N) and answering its example with finite outputs.
 
     `architectures` lists the `module:callable` that safetensors artifacts may name. Raises ArtifactError.
     """
     artifact = open_artifact(directory, digest)
-    program = load_call(artifact, architectures)
+    program = load_call(artifact, architectures, device)
     try:
-        model = LoadedModel(program.call, artifact.manifest, artifact.digest, program.nbytes)
+        model = LoadedModel(program.call, artifact.manifest, artifact.digest, program.nbytes, device)
         model.answer_example()
     except ArtifactError:
         raise

@@ -25,6 +25,7 @@ from observability.tracing import setup_tracing
 from serving import telemetry
 from serving.app import ControlApp
 from serving.artifacts.manifest import file_bytes
+from serving.artifacts.placement import CPU, require_device, require_name
 from serving.batcher import Budget
 from serving.batching.lane_policy import LanePolicy
 from serving.batching.lanes import Lanes
@@ -125,6 +126,8 @@ class ServingConfig:
     # `module:callable` names that safetensors artifacts may declare.
     architectures: tuple[str, ...] = ()
     torch_threads: int = 1
+    # Where models run: cpu, cuda or cuda:N; replicas of a server on `cuda` are spread over all GPUs.
+    device: str = CPU
     # Bytes that loaded versions may take together; the least recently used give way. 0 means no limit.
     memory_budget_bytes: int = 0
     # `MODEL:VERSION`: loaded at start and never given up, whatever the traffic.
@@ -161,6 +164,7 @@ class ServingConfig:
                 "the first must not be negative, the second at least 1 and at least the first"
             )
         self.lane_policy()
+        require_name(self.device)
         if self.probe_seconds <= 0:
             raise ValueError(f"probe_seconds is {self.probe_seconds}: it must be positive")
         if not (self.event_features or self.probe):
@@ -362,10 +366,18 @@ class Service:
         self._references.close()
         self._tracing.close()
 
+    def _leave_lost_device(self) -> None:
+        """Ends the process whose GPU takes nothing any more: only a new one can use it."""
+        lost = [name for name, d in self.deployments.items() if any(v.loaded.model.lost for v in d.versions.values())]
+        if lost and self.health.state == "ready":
+            _log.critical("the GPU is lost to this process (%s): it ends, to be started again", ", ".join(lost))
+            os.kill(os.getpid(), signal.SIGTERM)
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             self.http.sweep(time.monotonic())
+            self._leave_lost_device()
             self._lanes.look(self.deployments)
             self.edge.load.sample()
 
@@ -382,7 +394,7 @@ class Service:
         config = self.config
         quick = 0.0 if config.max_batch_rows else config.inline_seconds
         rows = config.lane_policy().max_rows
-        return load_version(self._registry, model, number, config.architectures, rows, quick)
+        return load_version(self._registry, model, number, config.architectures, rows, quick, config.device)
 
     def _size(self, model: str, number: int) -> int:
         return file_bytes(self._registry.folder(self._registry.get(model, number)))
@@ -422,7 +434,9 @@ def serve(config: ServingConfig, log_level: str = "INFO", started: Callable[[Any
     """Runs the service on uvloop until it is told to stop; logs are JSON lines. Returns after a complete drain.
 
     `started` is called with the Service, or the Fleet when there are several processes, once it is ready.
+    Raises ValueError where there is no such device.
     """
+    require_device(config.device)
     exporter = None if config.collector_url is None else log_exporter("serving", config.collector_url)
     setup_logging("serving", log_level, stream=sys.stderr, exporter=exporter)
     uvloop.run(run_fleet(config, log_level, started) if config.fleet.several else run(config, started))

@@ -347,6 +347,8 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     architectures: list[str] = []
     """`module:callable` names that safetensors artifacts may declare."""
     torch_threads: int = 1
+    device: str = "cpu"
+    """Where models run: cpu, cuda or cuda:N; the replicas of a server on `cuda` are spread over all GPUs."""
     memory_budget_bytes: int = 0
     """Bytes that loaded versions may take together; the least recently used give way. 0 means no limit."""
     pinned_versions: list[str] = []

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serving.artifacts import program as reader
+from serving.artifacts.placement import CPU, moved
 from serving.artifacts.program import Program
 from serving.errors import ArtifactError
 
@@ -65,20 +66,23 @@ class _Checked:
     program: dict[str, Any]
 
 
-def load_program(content: bytes) -> Program:
-    """The program in a .pt2 archive as a function of tensors. Raises ArtifactError where it holds pickles, native code
-    or foreign operators, and where it is cut off or inconsistent.
+def load_program(content: bytes, device: str = CPU) -> Program:
+    """The program in a .pt2 archive as a function of tensors on the device.
+
+    Raises ArtifactError where it holds pickles, native code or foreign operators, and where it is cut off or
+    inconsistent.
     """
     checked = _checked(content)
     try:
-        return reader.build(checked.program, _tensors(checked.members))
+        return reader.build(checked.program, _tensors(checked.members, device), device)
     except reader.Unknown as unknown:
         _log.debug("the program is left to torch's own loader: %s", unknown)
     except ArtifactError:
         raise
     except Exception as error:
         raise ArtifactError(f"model.pt2 is not a program of torch.export.save: {error!r}") from error
-    module = _exported(checked).module(check_guards=False)
+    found = _exported(checked)
+    module = (found if device == CPU else moved(found, device)).module(check_guards=False)
     # The guards and the pytree hooks of the module cost more than a small model: call its forward.
     return Program(module.forward, reader.weight_bytes((*module.parameters(), *module.buffers())))
 
@@ -119,8 +123,8 @@ def _exported(checked: _Checked) -> torch.export.ExportedProgram:
         raise ArtifactError(f"torch.export cannot load model.pt2: {error!r}") from error
 
 
-def _tensors(members: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
-    """Every parameter, buffer and constant by its name; those that share a member share its memory."""
+def _tensors(members: Mapping[str, bytes], device: str = CPU) -> dict[str, torch.Tensor]:
+    """Every parameter, buffer and constant by its name, on the device; those that share a member share its memory."""
     if members.get("byteorder", b"little").strip() != b"little":
         raise reader.Unknown("numbers of another byte order")
     storages: dict[str, torch.Tensor] = {}
@@ -131,7 +135,7 @@ def _tensors(members: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
             if member not in members:
                 raise ArtifactError(f"model.pt2 has no member {member!r}, in which it keeps {name!r}: it is incomplete")
             if member not in storages:
-                storages[member] = _storage(members[member])
+                storages[member] = _storage(members[member]).to(device)
             try:
                 found[name] = reader.tensor(payload, storages[member])
             except (RuntimeError, KeyError, TypeError) as error:

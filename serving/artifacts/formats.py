@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from serving.artifacts.archive import load_program
 from serving.artifacts.compilation import compiled
+from serving.artifacts.graphs import Cuda, OnGpu
 from serving.artifacts.manifest import Artifact
 from serving.artifacts.onnx_model import load_onnx
+from serving.artifacts.placement import CPU
 from serving.artifacts.program import Program, weight_bytes
 from serving.errors import ArtifactError
 
@@ -20,21 +22,23 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def load_call(artifact: Artifact, architectures: Sequence[str] = ()) -> Program:
-    """The artifact's function and the bytes of its weights; compiled where the manifest asks for it.
+def load_call(artifact: Artifact, architectures: Sequence[str] = (), device: str = CPU) -> Program:
+    """The artifact's function of tensors of the CPU and the bytes of its weights, which are on the device; compiled
+    where the manifest asks for it.
 
     Raises ArtifactError. Nothing is unpickled; `architectures` are the only Python that an artifact may name.
     """
     manifest = artifact.manifest
     compile = _wants_compiling(manifest)
     if manifest["format"] == "onnx":
-        return load_onnx(artifact.content, manifest)
+        return load_onnx(artifact.content, manifest, device)
     if manifest["format"] == "torch.export":
-        program = load_program(artifact.content)
+        program = load_program(artifact.content, device)
     else:
-        module = built(manifest, architectures, artifact.content)
+        module = built(manifest, architectures, artifact.content).to(device)
         program = Program(module, weight_bytes((*module.parameters(), *module.buffers())))
-    return Program(compiled(program.call), program.nbytes) if compile else program
+    call = compiled(program.call) if compile else program.call
+    return Program(call if device == CPU else OnGpu(call, Cuda(device)), program.nbytes)
 
 
 def built(manifest: Mapping[str, Any], architectures: Sequence[str], content: bytes) -> torch.nn.Module:

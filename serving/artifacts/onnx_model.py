@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serving.artifacts.placement import CPU
 from serving.artifacts.program import Program
 from serving.errors import ArtifactError
 from serving.protocol.signature import Signature
@@ -22,8 +23,8 @@ _TYPES = {
 }  # fmt: skip
 
 
-def load_onnx(content: bytes, manifest: Mapping[str, Any]) -> Program:
-    """The model as a function of tensors, in the signature's order. Raises ArtifactError.
+def load_onnx(content: bytes, manifest: Mapping[str, Any], device: str = CPU) -> Program:
+    """The model as a function of tensors of the CPU, in the signature's order, run on the device. Raises ArtifactError.
 
     It is read from memory: a model that keeps weights in other files is refused, since those have no digest.
     One thread a run unless torch has more; inputs go by name if the names agree, else by order. A model exported for a
@@ -43,13 +44,26 @@ def load_onnx(content: bytes, manifest: Mapping[str, Any]) -> Program:
     options.log_severity_level = 3
     try:
         # Without its fallback, which tries the same once more and prints that.
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        providers = _providers(onnxruntime.get_available_providers(), device)
+        session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
         return Program(_function(session, Signature.of(manifest)), len(content))
     except ArtifactError:
         raise
     except Exception as error:
         # Names that are no text show only when they are read.
         raise ArtifactError(f"onnxruntime cannot load model.onnx: {error}") from error
+
+
+def _providers(available: Sequence[str], device: str) -> list[Any]:
+    if device == CPU:
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in available:
+        raise ArtifactError(
+            f"an ONNX model on {device} needs onnxruntime's build for GPUs, and this one has {list(available)}: "
+            "install onnxruntime-gpu in place of onnxruntime, or serve the model by a server whose device is cpu"
+        )
+    number = int(device.partition(":")[2] or 0)
+    return [("CUDAExecutionProvider", {"device_id": number}), "CPUExecutionProvider"]
 
 
 def _function(session: Any, signature: Signature) -> Callable[..., Any]:

@@ -63,6 +63,7 @@ class Program:
 class _Source:
     """Lines of the function, the local name of each value, and the objects that the lines name."""
 
+    device: str
     lines: list[str] = field(default_factory=list)
     names: dict[str, str] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
@@ -97,8 +98,9 @@ class _Source:
         return local
 
 
-def build(program: Mapping[str, Any], constants: Mapping[str, torch.Tensor]) -> Program:
-    """The function of a checked program whose parameters, buffers and constants are given by name.
+def build(program: Mapping[str, Any], constants: Mapping[str, torch.Tensor], device: str = "cpu") -> Program:
+    """The function of a checked program whose parameters, buffers and constants are given by name, on the device that
+    it is to run on.
 
     Raises Unknown for what only torch's own loader can rebuild.
     """
@@ -106,7 +108,7 @@ def build(program: Mapping[str, Any], constants: Mapping[str, torch.Tensor]) -> 
         raise Unknown(f"schema version {program.get('schema_version')}")
     module = program["graph_module"]
     graph, signature = module["graph"], module["signature"]
-    source = _Source()
+    source = _Source(device)
     held: dict[str, torch.Tensor] = {}
     arguments: list[str] = []
     for spec in signature["input_specs"]:
@@ -117,7 +119,8 @@ def build(program: Mapping[str, Any], constants: Mapping[str, torch.Tensor]) -> 
             held[source.define(body["arg"]["name"])] = constants[body[f"{kind}_name"]]
         else:
             raise Unknown(f"an input of kind {kind!r}")
-    source.laid_out = _laid_out(graph, {name: held[local] for name, local in source.names.items() if local in held})
+    if device == "cpu":
+        source.laid_out = _laid_out(graph, {name: held[local] for name, local in source.names.items() if local in held})
     for name in source.laid_out:
         held[source.names[name]] = held[source.names[name]].t().contiguous()
     for node in graph["nodes"]:
@@ -289,7 +292,7 @@ def _argument(source: _Source, argument: Mapping[str, Any]) -> str:
     if kind == "as_device":
         if value["type"] != "cpu":
             raise Unknown(f"the device {value['type']!r}")
-        return source.constant(torch.device("cpu"))
+        return source.constant(torch.device(source.device))
     if kind == "as_complex":
         return source.constant(complex(float(value["real"]), float(value["imag"])))
     raise Unknown(f"an argument of kind {kind!r}")

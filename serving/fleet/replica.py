@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from serving.artifacts.placement import of_process
 from serving.errors import NotFound, ServingError
 from serving.fleet import frames
 from serving.fleet.channel import Channel, first_of
@@ -39,7 +40,8 @@ class Replica(Service):
 
     def __init__(self, config: ServingConfig, number: int, path: Path, channel: Channel) -> None:
         self._hub = HubPeers(channel, number, config.fleet.min_ready)
-        super().__init__(inside(config), peers=self._hub)
+        own = replace(inside(config), device=of_process(config.device, number))
+        super().__init__(own, peers=self._hub)
         if self._callers is not None:
             self._callers.share_nothing()
         self.number = number

@@ -20,14 +20,15 @@ class Held(Protocol):
 
     manifest: Mapping[str, Any]
     nbytes: int
+    device: str
     signature: Signature
 
 
 def fits(model: Held, max_bytes: int) -> bool:
-    """Whether the process may run the model: an exported program, not compiled, its inputs' shapes known."""
+    """Whether the process may run the model: an exported program on the CPU, not compiled, its inputs' shapes known."""
     manifest, signature = model.manifest, model.signature
     plain = manifest["format"] == "torch.export" and not manifest.get("runtime")
-    return plain and model.nbytes <= max_bytes and not signature.ragged
+    return plain and model.device == "cpu" and model.nbytes <= max_bytes and not signature.ragged
 
 
 def batch_of(

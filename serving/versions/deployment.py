@@ -63,8 +63,9 @@ class Version:
 
 
 def load_version(
-    registry: Registry, model: str, number: int, architectures: tuple[str, ...], max_rows: int, quick: float = 0.0
-) -> Loaded:
+    registry: Registry, model: str, number: int, architectures: tuple[str, ...], max_rows: int, quick: float = 0.0,
+    device: str = "cpu",
+) -> Loaded:  # fmt: skip
     """Verifies, loads and warms a version; for more than `max_rows` where that takes at most `quick` seconds. Blocks.
 
     Raises RegistryError or ArtifactError.
@@ -72,7 +73,7 @@ def load_version(
     start = time.perf_counter()
     found = registry.get(model, number)
     before = resident_bytes()
-    loaded = load_artifact(registry.folder(found), architectures=architectures, digest=found.digest)
+    loaded = load_artifact(registry.folder(found), architectures=architectures, digest=found.digest, device=device)
     warm_up = loaded.warm_up(max_rows, quick=quick)
     footprint = Footprint(loaded.nbytes, max(0, resident_bytes() - before))
     return Loaded(number, loaded, warm_up, time.perf_counter() - start, footprint)

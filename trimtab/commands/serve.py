@@ -62,6 +62,7 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                 secret=settings.trimtab.secret,
                 architectures=tuple(serving.architectures),
                 torch_threads=serving.torch_threads,
+                device=serving.device,
                 memory_budget_bytes=serving.memory_budget_bytes,
                 pinned_versions=tuple(serving.pinned_versions),
                 grpc_port=serving.grpc_port or None,

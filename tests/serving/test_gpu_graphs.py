@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from serving import ArtifactError, Input, Output, ServingConfig, Signature, load_artifact, save_artifact
+from serving import ArtifactError, Input, Output, Service, ServingConfig, Signature, load_artifact, save_artifact
 from serving.artifacts import archive, formats, program
 from serving.artifacts.graphs import Cuda, OnGpu
 from serving.artifacts.onnx_model import load_onnx
@@ -294,6 +297,33 @@ def test_an_onnx_model_needs_a_build_for_gpus(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"needs onnxruntime's build for GPUs.*install onnxruntime-gpu"):
         load_artifact(folder, device="cuda:0")
     assert load_onnx((folder / "model.onnx").read_bytes(), load_artifact(folder).manifest).call is not None
+
+
+async def test_a_server_whose_gpu_is_lost_ends_to_be_started_again(
+    start: Callable[..., Awaitable[Service]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = Processors()
+    monkeypatch.setattr(formats, "Cuda", lambda device: gpu)
+    monkeypatch.setattr(formats, "load_program", lambda content, device: archive.load_program(content))
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr("serving.server.os.kill", lambda process, number: told.append((process, number)))
+    service = await start(device="cuda:0")
+    body = {"inputs": [{"name": "amount", "datatype": "FP64", "shape": [3], "data": [1.0, 2.0, 3.0]},
+                       {"name": "carrier", "datatype": "BYTES", "shape": [3], "data": ["AA", "B6", "AA"]}]}  # fmt: skip
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}") as client:
+        right = await client.post("/v2/models/fares/infer", json=body)
+        assert right.status_code == 200, right.text
+        assert right.json()["outputs"][0]["shape"] == [3]
+        assert gpu.records
+
+        gpu.fails = RuntimeError("CUDA error: device-side assert triggered")
+        failed = await client.post("/v2/models/fares/infer", json=body)
+        assert failed.status_code == 500
+        assert "the GPU can no longer be used by this process" in failed.json()["error"]
+    service._leave_lost_device()
+
+    assert set(told) == {(os.getpid(), signal.SIGTERM)}  # its own sweep may have told it, too
+    assert "the GPU is lost to this process (fares): it ends, to be started again" in caplog.messages
 
 
 @pytest.mark.gpu

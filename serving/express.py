@@ -365,7 +365,8 @@ class Express:
             self._batches.add_traced(traced, column, outputs, counts, arrived, moments, done)
         else:
             self._batches.add(column, outputs, counts, arrived, moments, done)
-        self._ended(count, column.nbytes)
+        # Counted already, they need not be counted soon.
+        self._ended(0 if self._account.counts else count, column.nbytes)
         self._ran(column, outputs, started, ended, worked)
 
     def _rows(self, rows: int) -> Array:

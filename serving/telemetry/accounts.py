@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Account:
-    """The requests of one choice that have ended since the last flush. Times are seconds of the lanes' clock."""
+    """The requests of one choice that have ended since the last flush. Times are seconds of the lanes' clock.
+
+    Where no release is in progress, the shortcut's are counted batch by batch: `counts` says so.
+    """
 
     __slots__ = (
         "_firsts",
@@ -36,6 +39,7 @@ class Account:
         "_version",
         "calls",
         "choice",
+        "counts",
         "extend",
         "model",
         "moments",
@@ -54,6 +58,7 @@ class Account:
         # arrived, queued, started, ended, encoded, done of each request.
         self.moments = array("d")
         self.extend = self.moments.extend
+        self.counts = choice.release is None
         # Durations of those whose trace is kept, and where units keep their arm, of units' first requests.
         self._traced = array("d")
         self._firsts = array("d")
@@ -93,8 +98,11 @@ class Account:
 
     def add_many(self, moments: bytes) -> None:
         """Requests that ended with a batch's outputs, by the moments of each, as doubles."""
-        self.moments.frombytes(moments)
-        self.ok += len(moments) // (MOMENTS * self.moments.itemsize)
+        if self.counts:
+            self._version.add_latencies(moments)
+        else:
+            self.moments.frombytes(moments)
+        self.ok += len(moments) // (MOMENTS * 8)
 
     def add_traced(self, moments: Sequence[float], span: SpanContext) -> None:
         """A request of the shortcut whose trace is kept."""
@@ -125,8 +133,9 @@ class Account:
             signals.release_latencies(self.model, self.choice, np.array(self._firsts))
             del self._firsts[:]
         if self.moments:
-            version.latencies(self.moments)
+            version.add_latencies(self.moments.tobytes())
             if not self._sticky and self.choice.release is not None:
                 moments = np.array(self.moments).reshape(-1, MOMENTS)
                 signals.release_latencies(self.model, self.choice, moments[:, -1] - moments[:, 0])
             del self.moments[:]
+        version.write()

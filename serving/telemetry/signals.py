@@ -63,23 +63,28 @@ class VersionSignals:
         self._stages = [stages.labels(model, version, stage) for stage in names.STAGES]
         spans = [(stage, place, place + 1) for place, stage in enumerate(self._stages)]
         self._durations = Durations(MOMENTS, [(self._duration, 0, MOMENTS - 1), (self._queue, 0, 2), *spans])
-        self._compute = metrics[names.INFERENCE_COMPUTE].labels(model, version)
-        self._rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
+        # Takes requests in by their moments as doubles, behind each other, seconds:
+        # arrived, queued, started, ended, encoded, done.
+        self.add_latencies = self._durations.add
+        rows_a_batch = metrics[names.INFERENCE_BATCH_ROWS].labels(model, version)
+        compute = metrics[names.INFERENCE_COMPUTE].labels(model, version)
+        self._runs = Durations(3, [(rows_a_batch, 0, 1), (compute, 0, 2)])
         self._rows = metrics[names.INFERENCE_ROWS].labels(model, version)
         # The family is here before anybody reads: one that is made while the series are read is not among them.
         self._batches_by_reason = metrics[names.INFERENCE_BATCHES]
         self._reasons: dict[str, Any] = {}
-        # Rows, seconds and reason of batches that are not counted yet.
-        self._batches: list[tuple[int, float, str]] = []
+        # Of batches that are not counted yet 0, rows and seconds; and how many there are for each reason.
+        self._batches = array("d")
+        self._why: Counter[str] = Counter()
         self._shed: dict[str, Any] = {}
 
     def requests(self, outcome: str, count: int) -> None:
         """Requests answered with this outcome."""
         self._requests[outcome].inc(count)
 
-    def latencies(self, moments: array[float]) -> None:
-        """Requests by their moments, behind each other: arrived, queued, started, ended, encoded, done (seconds)."""
-        self._durations.observe(moments)
+    def write(self) -> None:
+        """Writes the durations that were added."""
+        self._durations.write()
 
     def traced(self, moments: Sequence[float], worked: bool, trace_id: str) -> None:
         """One request's moments, with the trace that shows it."""
@@ -105,23 +110,24 @@ class VersionSignals:
 
     def batch(self, rows: int, seconds: float, reason: str) -> None:
         """A batch that the model has run; counted with others, by `flush` at the latest."""
-        self._batches.append((rows, seconds, reason))
-        if len(self._batches) >= _MOST_BATCHES:
+        self._batches.extend((0.0, rows, seconds))
+        self._why[reason] += 1
+        if len(self._batches) >= 3 * _MOST_BATCHES:
             self.flush()
 
     def flush(self) -> None:
         """Counts the batches."""
         if not self._batches:
             return
-        rows, seconds, reasons = zip(*self._batches, strict=True)
-        self._batches.clear()
-        for reason, count in Counter(reasons).items():
+        for reason, count in self._why.items():
             if reason not in self._reasons:
                 self._reasons[reason] = self._batches_by_reason.labels(*self._labels, reason)
             self._reasons[reason].inc(count)
-        observe_many(self._rows_a_batch, np.array(rows, np.float64))
-        self._rows.inc(sum(rows))
-        observe_many(self._compute, np.array(seconds))
+        self._why.clear()
+        self._rows.inc(sum(self._batches[1::3]))
+        self._runs.add(self._batches.tobytes())
+        del self._batches[:]
+        self._runs.write()
 
 
 class Remembered:

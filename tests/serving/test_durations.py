@@ -35,9 +35,10 @@ BOUNDS = sorted({*bounds_of(Metrics()[names.TRAINING_STEP_DURATION].labels("m"))
     st.sampled_from([1, 7, 300]),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
-def test_counted_at_once_they_are_as_observed_one_by_one(
-    stages: list[tuple[float, float]], times: int, nan: bool, compiled: bool
+def test_counted_in_parts_they_are_as_observed_one_by_one(
+    stages: list[tuple[float, float]], times: int, nan: bool, compiled: bool, written_between: bool
 ) -> None:
     one, many = Metrics(), Metrics()
     rows = [[0.0, first, first + second] for first, second in stages] * times
@@ -50,7 +51,13 @@ def test_counted_at_once_they_are_as_observed_one_by_one(
     with pytest.MonkeyPatch.context() as patch:
         if not compiled:
             patch.setattr("serving.telemetry.durations.native", lambda: None)
-        Durations(3, _histograms(many)).observe(array("d", [moment for row in rows for moment in row]))  # type: ignore[arg-type]
+        durations = Durations(3, _histograms(many))  # type: ignore[arg-type]
+        for part in (rows[:9], [], rows[9:]):
+            durations.add(array("d", [moment for row in part for moment in row]).tobytes())
+            if written_between:
+                durations.write()
+        durations.write()
+        durations.write()
 
     _histograms(one)
     assert _samples(many) == pytest.approx(_samples(one))
@@ -60,13 +67,26 @@ def test_counted_at_once_they_are_as_observed_one_by_one(
 def test_spans_that_are_not_among_the_moments_are_refused() -> None:
     library = native()
     assert library is not None
-    bounds, below, sums = np.full((1, 2), np.inf), np.zeros((1, 2), np.int64), np.zeros(1)
+    bounds = np.full((1, 2), np.inf)
 
     for span in ((0, 3), (-1, 2)):
         with pytest.raises(ValueError, match="places of moments"):
-            library.count(array("d", [0.0] * 6), 3, np.array([span], np.int64), bounds, below, sums)
+            library.Cells(3, np.array([span], np.int64), bounds)
     with pytest.raises(ValueError, match="as many bounds"):
-        library.count(array("d", [0.0] * 6), 3, np.array([(0, 1)], np.int64), bounds, below[:, :1].copy(), sums)
+        library.Cells(3, np.array([(0, 1), (1, 2)], np.int64), np.full((1, 3), np.inf))
+    with pytest.raises(ValueError, match="places of moments"):
+        library.Cells(0, np.array([(0, 0)], np.int64), bounds)
+
+
+@pytest.mark.skipif(native() is None, reason="needs a C compiler")
+def test_cells_that_were_not_made_count_nothing() -> None:
+    library = native()
+    assert library is not None
+    cells = library.Cells.__new__(library.Cells)
+
+    with pytest.raises(ValueError, match="not made"):
+        cells.add(array("d", [0.0] * 6))
+    assert cells.take() == []
 
 
 def test_bounds_of_a_histogram_end_with_infinity() -> None:

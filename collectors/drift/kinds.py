@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from collectors.drift.comparison import Sides
 from collectors.drift.source import InputError
+from collectors.drift.written_times import clock_seconds
 from observability.events import FEATURE, PREDICTION
 from observability.kinds import KINDS, is_free_text, is_string, kind_of_type
 
@@ -123,7 +124,10 @@ def _changed(types: Sides[pa.DataType]) -> str:
 
 
 def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """Numbers of any column: text is read as numbers, and how many values are none (they become null)."""
+    """Numbers of any column: text is read as numbers, and how many values are none (they become null).
+
+    Where no text is a number, times of day and lengths of time are read, in seconds.
+    """
     kind = values.type
     if pa.types.is_dictionary(kind):
         values = values.cast(kind.value_type)
@@ -140,8 +144,10 @@ def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
         return values, 0
     texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
     is_number = pc.match_substring_regex(texts, _NUMBER)
-    numbers = pc.if_else(is_number, texts, pa.scalar(None, pa.string()))
-    return numbers.cast(pa.float64()), numbers.null_count - values.null_count
+    numbers = pc.if_else(is_number, texts, pa.scalar(None, pa.string())).cast(pa.float64())
+    if numbers.null_count == len(numbers):
+        numbers = clock_seconds(texts)
+    return numbers, numbers.null_count - values.null_count
 
 
 _A_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}

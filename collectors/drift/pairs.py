@@ -39,6 +39,7 @@ from collectors.drift.number_block import NumberBlock, number_blocks
 from collectors.drift.plan import ColumnPlan
 from collectors.drift.source import InputError
 from collectors.drift.verdict import Verdict
+from collectors.drift.written_times import as_times
 from observability.columns import CategoricalColumn, Column, ProfileError, missing_rows
 from observability.profile import Profile
 
@@ -256,6 +257,8 @@ def _profiled(
     name = column.name
     if chosen in ("text", "categorical"):
         reference, current = as_text(reference), as_text(current)
+    if chosen == "datetime":
+        reference, current = as_times(reference), as_times(current)
     first = Profile.of(pa.table({name: reference}), {name: chosen})  # type: ignore[dict-item]
     second = first.empty().updated(pa.table({name: current}))
     pair = profile_pairs({name: Sides(first.columns[name], second.columns[name])}, asked).others[name]

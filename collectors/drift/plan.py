@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from collectors.drift.comparison import Sides
 from collectors.drift.kinds import agreed_kind, are_truths, checked_kinds, comparable_columns, kind_of, named_type
 from collectors.drift.source import InputError, Source
+from collectors.drift.written_times import are_times
 from observability.profile import Profile
 
 
@@ -130,12 +131,18 @@ def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> Col
             return ColumnPlan(name, kind, parsed=True)
         if kind == "boolean" and kind_of(current) in ("numeric", "categorical") and _has_truths(now, name, words=False):
             return ColumnPlan(name, kind)
+        if kind == "datetime" and kind_of(current) == "categorical" and _has_times(now, name):
+            return ColumnPlan(name, kind)
         reason = f"the type changed: {kind} in the reference, {named_type(current)} in the current table"
         return ColumnPlan(name, None, reason, changed=True)
     if isinstance(now, Profile):
         raise InputError("a profile can only be compared with a profile: give the reference as a profile, too")
     types = Sides(before.schema.field(name).type, now.schema.field(name).type)
     if given is not None:
+        if given == "datetime":
+            for side, of in ((before, types.reference), (now, types.current)):
+                if kind_of(of) == "categorical" and _has_values(side, name) and not _has_times(side, name):
+                    raise InputError(f"column {name!r} of {side.name} cannot be read as datetime: no text is ISO 8601")
         return ColumnPlan(name, given, given=True)
     agreed, reason = agreed_kind(types)
     kinds = {kind_of(types.reference), kind_of(types.current)}
@@ -149,6 +156,8 @@ def _column(sides: Sides[Source | Profile], name: str, given: str | None) -> Col
         words = "numeric" in kinds
         if _has_truths(before, name, words=words) and _has_truths(now, name, words=words):
             return ColumnPlan(name, "boolean")
+    if kinds == {"datetime", "categorical"} and _has_times(before, name) and _has_times(now, name):
+        return ColumnPlan(name, "datetime")
     if agreed is None and kinds == {"numeric", "categorical"}:
         numbers = before if kind_of(types.reference) == "numeric" else now
         # Numbers that are all missing are of the other side's kind: pandas has no other nothing.
@@ -175,6 +184,11 @@ def _is_known(side: Source | Profile, name: str) -> bool:
 
 def _has_values(source: Source, name: str) -> bool:
     return any(len(batch) > batch.column(0).null_count for batch in source.scan([name]))
+
+
+def _has_times(source: Source, name: str) -> bool:
+    """Whether a column has times, be it as text; it is read up to the first."""
+    return any(are_times(batch.column(0)) for batch in source.scan([name]))
 
 
 def _has_truths(source: Source, name: str, *, words: bool) -> bool:

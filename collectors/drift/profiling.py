@@ -12,6 +12,7 @@ from collectors.drift.kinds import as_numbers, as_text, as_truths, is_text, kind
 from collectors.drift.passes import each_column, threads_for
 from collectors.drift.plan import Plan
 from collectors.drift.source import InputError, Source
+from collectors.drift.written_times import as_times
 from observability.cells import ProfileError
 from observability.columns import Column
 from observability.folding import Fold
@@ -124,4 +125,5 @@ _AS: dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]] = {
     "categorical": as_text,
     "text": as_text,
     "boolean": as_truths,
+    "datetime": as_times,
 }

@@ -136,3 +136,69 @@ def test_names_that_are_numbers_and_tensors_are_read() -> None:
     assert found.columns["1"].type == "numeric"
     assert found.columns["2"].type == "embedding"
     assert not found.drifted
+
+
+MOMENTS = np.datetime64("2024-03-01T00:00:00") + np.random.default_rng(4).integers(0, 30 * 86_400, ROWS)
+WRITTEN = {
+    "with T": "{}",
+    "with a space and UTC": "{}+00:00",
+    "Z": "{}Z",
+    "fractions": "{}.250",
+    "nanoseconds": "{}.250000001Z",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("pattern", WRITTEN.values(), ids=WRITTEN)
+def test_times_are_the_same_as_text(way: str, pattern: str) -> None:
+    texts = [pattern.format(moment).replace("T", " " if "+" in pattern else "T") for moment in MOMENTS]
+
+    pairs = [(MOMENTS, texts)] if way == "saved" else [(MOMENTS, texts), (texts, MOMENTS)]
+    for before, now in pairs:
+        found = column(before, now, way)
+
+        assert (found.type, found.total_variation, found.drifted) == ("datetime", 0.0, False)
+
+
+@pytest.mark.parametrize("way", ["exact", "profile"])
+def test_days_that_are_text_in_one_table_are_days(way: str) -> None:
+    days = MOMENTS.astype("datetime64[D]")
+
+    found = column([str(day) for day in days], days, way)
+
+    assert (found.type, found.drifted) == ("datetime", False)
+    assert column([str(day) for day in days], days[:1].repeat(ROWS), way).drifted
+
+
+@pytest.mark.parametrize("way", ["exact", "profile"])
+def test_texts_that_are_no_times_count_as_missing_beside_times(way: str) -> None:
+    texts = [str(moment) for moment in MOMENTS]
+    texts[:40] = ["soon"] * 20 + ["2024-02-31T00:00:00"] * 20
+
+    found = column(MOMENTS, texts, way)
+
+    assert (found.type, found.missing.current) == ("datetime", 40)
+    assert found.drifted
+    assert "the type changed" in column(MOMENTS, ["soon"] * ROWS, way).reason
+    with pytest.raises(InputError, match=r"'x' of .* cannot be read as datetime"):
+        compare({"x": ["soon"] * ROWS}, {"x": texts}, mode=way, kinds={"x": "datetime"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("way", ["exact", "profile"])
+def test_times_of_day_and_lengths_of_time_are_the_same_as_text(way: str) -> None:
+    clock = MOMENTS - MOMENTS.astype("datetime64[D]")
+    seconds = clock.astype(np.int64)
+    of_day = pa.array(seconds.astype(np.int32), pa.time32("s"))
+    texts = [str(time) for time in of_day.to_pylist()]
+    long = [f"{second // 3600 % 5 - 2} days {time}" for second, time in zip(seconds, texts, strict=True)]
+    lengths = (seconds // 3600 % 5 - 2) * 86_400 + seconds
+
+    for before, now in (
+        (of_day, texts),
+        (texts, of_day),
+        ([text[:5] for text in texts], pa.array((seconds // 60 * 60).astype(np.int32), pa.time32("s"))),
+        (long, pa.array(lengths, pa.duration("s"))),
+    ):
+        found = column(before, now, way)
+
+        assert (found.type, found.ks, found.drifted) == ("numeric", 0.0, False)

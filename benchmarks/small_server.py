@@ -164,7 +164,8 @@ class Answered:
 class Load:
     """`connections` clients; with `rate` they send so many requests a second, late or not, else one after another.
 
-    `keep` gets each answer. `units` is how many units share the requests, `distinct` how many inputs there are.
+    `keep` gets each answer. `units` is how many units share the requests, `distinct` how many inputs there are; `plain`
+    requests do not say their unit.
     """
 
     port: int
@@ -173,6 +174,7 @@ class Load:
     rate: float = 0.0
     units: int = 1000
     distinct: int = 256
+    plain: bool = False
     keep: Callable[[Answered], None] | None = None
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -185,7 +187,7 @@ class Load:
     async def drive(self, stop: asyncio.Event | None = None) -> None:
         """Runs it on the running loop, until its time is up or `stop` is set; then waits for the last answers."""
         loop = asyncio.get_running_loop()
-        bodies = [_body(unit % self.distinct, unit) for unit in range(self.units)]
+        bodies = [_body(unit % self.distinct, unit, self.plain) for unit in range(self.units)]
         self._idle = []
         self._bodies = bodies
         self._ending = False
@@ -288,12 +290,12 @@ class _Client(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
 
 
-def _body(number: int, unit: int) -> tuple[str, bytes]:
+def _body(number: int, unit: int, plain: bool) -> tuple[str, bytes]:
     values = [round((number * 31 + place * 7) % 100 / 50 - 1, 3) for place in range(FEATURES)]
     name = f"unit-{unit}"
     body = msgspec.json.encode({
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, FEATURES], "data": values}],
-        "parameters": {"user": name},
+        **({} if plain else {"parameters": {"user": name}}),
     })  # fmt: skip
     head = b"POST /v2/models/mlp/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
     return name, head % len(body) + body

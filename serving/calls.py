@@ -60,6 +60,11 @@ class Call(Pending):
         self.outputs: Sequence[Array] | None = None
         self.done = 0.0
 
+    @property
+    def row_ids(self) -> Sequence[str] | None:
+        """The ids of its rows where it stands for several requests; None where its own id says them."""
+        return None
+
     def finish(self, result: Result) -> None:
         """Hands the result to whoever made the call."""
         self.on_finish(self, result)

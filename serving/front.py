@@ -27,6 +27,7 @@ from serving.protocol.responder import error_body
 from serving.router import Choice, Router
 from serving.routing.traffic import FORCED
 from serving.shadow import Mirror
+from serving.shadows.offers import MirroredBatches
 from serving.telemetry.accounts import Account
 from serving.telemetry.batches import Batches
 from serving.telemetry.draws import Draws
@@ -211,7 +212,7 @@ class Front:
         router = deployment.router
         choice, policy = router.stable, router.policy
         version = None if choice is None else deployment.versions.get(choice.version)
-        simple = not (router.steps or router.forced or policy.sticky or policy.shadows or deployment.cache is not None)
+        simple = not (router.steps or router.forced or policy.sticky or deployment.cache is not None)
         if choice is None or version is None or not simple or deployment.closing:
             return _Detour(router, deployment.versions.get(0 if choice is None else choice.version))
         signature = version.loaded.model.signature
@@ -220,12 +221,15 @@ class Front:
             len(signature.inputs) == 1
             and 0 < column.size <= _MAX_HURRIED
             and column.datatype in ("FP32", "FP64", "FP16")
+            and (len(signature.outputs) == 1 or not policy.shadows)
         )
         if not fits or not version.lane.simple:
             return _Detour(router, version)
         account = self._accounts.get(id(choice)) or self._account(deployment.model, choice)
         memory = self._recorder.memory if self._records else None
-        batches = Batches(account, signature, memory, self._instance, self._tracing.root)
+        given = (account, signature, memory, self._instance, self._tracing.root)
+        offer = partial(self._mirror.offer_batch, deployment=deployment)
+        batches = MirroredBatches(*given, offer) if policy.shadows else Batches(*given)
         return Express(
             deployment, choice, version, account, general=partial(self._take, deployment=deployment), ended=self._noted,
             head=self._plain_head, clock=self._clock, batches=batches,
@@ -452,9 +456,12 @@ class Front:
         for account in self._accounts.values():
             if account.served:
                 served, account.served = account.served, []
-                requests = sum(run.requests for run in served)
-                first, self._number = self._number, self._number + requests
+                first = self._number
+                for run in served:
+                    run.numbers.first = self._number
+                    self._number += run.requests
                 self._recorder.put_served(account.model, account.choice, served, first)
+        self._mirror.numbered()
         # A shortcut to a version that is gone would keep it in memory until the model's next request.
         for model, express in list(self._express.items()):
             deployment = self._deployments.get(model)

@@ -17,16 +17,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from serving.calls import Call
+from serving.protocol.signature import Signature
 from serving.router import Choice
 from serving.routing.backlog import probe
 from serving.routing.traffic import Shadow
-from serving.shadows.batches import batch_of
-from serving.shadows.messages import Ran
+from serving.shadows.batches import batch_of, text_of
+from serving.shadows.blocks import Answered, Block
+from serving.shadows.messages import Batch, Ran
 from serving.shadows.process import ShadowProcess
 from serving.shadows.runs import Shadowed, run_copies, shadowed
 from serving.shadows.thread import ShadowThread
+from serving.shadows.waiting import Waiting
 from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Version
 
@@ -68,37 +72,6 @@ class ShadowLimits:
             )
 
 
-class _Waiting:
-    """Answered requests that wait for one shadow version, in the order of their answers."""
-
-    __slots__ = ("bytes", "choice", "dropped", "granted", "requests", "rows", "since", "version")
-
-    def __init__(self, version: Version, choice: Choice) -> None:
-        self.version = version
-        self.choice = choice
-        self.requests: deque[Call] = deque()
-        self.rows = 0
-        self.bytes = 0
-        self.dropped = 0
-        self.since = 0.0
-        # Rows of the batch under way that have not run yet.
-        self.granted = 0
-
-    def take(self, max_rows: int, now: float) -> list[Call]:
-        """At most `max_rows` rows, but one request at least."""
-        taken: list[Call] = []
-        rows = 0
-        while self.requests and (not taken or rows + self.requests[0].rows <= max_rows):
-            call = self.requests.popleft()
-            rows += call.rows
-            self.bytes -= call.bytes
-            taken.append(call)
-        self.rows -= rows
-        self.granted = max(0, self.granted - rows)
-        self.since = now
-        return taken
-
-
 class Mirror:
     """The shadows of all models of a server. All methods run on the event loop; `busy` says whether callers wait.
 
@@ -122,7 +95,9 @@ class Mirror:
         self._limits = limits or ShadowLimits()
         self._clock = clock
         self._draw = draw
-        self._lanes: dict[tuple[str, int], _Waiting] = {}
+        self._lanes: dict[tuple[str, int], Waiting] = {}
+        # Copies that ran before their requests had ids.
+        self._unnumbered: deque[tuple[Block, Sequence[Call]]] = deque()
         self._process = process
         self._thread: ShadowThread | None = None
         self._running = False
@@ -142,13 +117,36 @@ class Mirror:
         """Queues a request that was just answered for the shadows whose draw it wins. Takes a few microseconds."""
         for shadow in deployment.router.policy.shadows:
             if (shadow.fraction >= 1.0 or self._draw() < shadow.fraction) and not self._closed:
-                self._queue(call, deployment, shadow)
+                lane = self._lane(deployment, shadow)
+                if lane is not None:
+                    lane.keep(call, self._clock())
+                    self._came(lane)
+
+    def offer_batch(self, batch: Answered, deployment: Deployment) -> None:
+        """The same of all requests of a batch of the shortcut; each is drawn by itself."""
+        for shadow in deployment.router.policy.shadows:
+            chosen = None
+            if shadow.fraction < 1.0:
+                draw, fraction = self._draw, shadow.fraction
+                chosen = [place for place in range(len(batch.counts) // 8) if draw() < fraction]
+                if not chosen:
+                    continue
+            lane = None if self._closed else self._lane(deployment, shadow)
+            if lane is not None:
+                lane.keep_of(batch, chosen, self._clock())
+                self._came(lane)
+
+    def numbered(self) -> None:
+        """Records the copies of the shortcut's requests that have their ids now."""
+        if self._record is not None:
+            while self._unnumbered and self._unnumbered[0][0].numbered:
+                self._record(self._unnumbered.popleft()[1])
 
     def close(self) -> None:
         """Drops what waits; the process ends now, the thread after its batch."""
         self._closed = True
         for key, lane in self._lanes.items():
-            self._signals.shadowed(*key, "dropped", len(lane.requests) + lane.dropped)
+            self._signals.shadowed(*key, "dropped", lane.requests + lane.dropped)
         self._lanes.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -157,34 +155,31 @@ class Mirror:
         if self._process is not None:
             self._process.close()
 
-    def _queue(self, call: Call, deployment: Deployment, shadow: Shadow) -> None:
+    def _lane(self, deployment: Deployment, shadow: Shadow) -> Waiting | None:
         key = (deployment.model, shadow.version)
         lane = self._lanes.get(key)
         if lane is None or lane.choice.propensity != shadow.fraction or key[1] not in deployment.versions:
-            lane = self._opened(key, deployment, shadow)
-            if lane is None:
-                return
-        limits = self._limits
-        if lane.rows + call.rows > limits.queue_rows or lane.bytes + call.bytes > limits.queue_bytes:
-            lane.dropped += 1
-            return
-        if not lane.requests:
-            lane.since = self._clock()
-        lane.requests.append(call)
-        lane.rows += call.rows
-        lane.bytes += call.bytes
-        if self._timer is None and not self._running:
-            self._wait(limits.gather)
+            return self._opened(key, deployment, shadow)
+        return lane
 
-    def _opened(self, key: tuple[str, int], deployment: Deployment, shadow: Shadow) -> _Waiting | None:
+    def _came(self, lane: Waiting) -> None:
+        """Sees to it that what waits is looked at."""
+        if self._timer is None and not self._running and lane.requests:
+            self._wait(self._limits.gather)
+
+    def _opened(self, key: tuple[str, int], deployment: Deployment, shadow: Shadow) -> Waiting | None:
         """A queue for the shadow as the policy now has it; what waited under another fraction is dropped."""
         before = self._lanes.pop(key, None)
         if before is not None:
-            self._signals.shadowed(*key, "dropped", len(before.requests) + before.dropped)
+            self._signals.shadowed(*key, "dropped", before.requests + before.dropped)
         version = deployment.versions.get(shadow.version)
         if version is None:
             return None
-        lane = self._lanes[key] = _Waiting(version, Choice(shadow.version, "shadow", shadow.fraction))
+        limits = self._limits
+        lane = self._lanes[key] = Waiting(
+            version, Choice(shadow.version, "shadow", shadow.fraction), limits.queue_rows, limits.queue_bytes,
+            limits.step_rows,
+        )  # fmt: skip
         return lane
 
     def _wait(self, seconds: float) -> None:
@@ -220,20 +215,22 @@ class Mirror:
             self._backlog = probe(asyncio.get_running_loop())
         return not self._busy() and not self._backlog()
 
-    def _run(self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool) -> None:
+    def _run(
+        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool
+    ) -> None:
         self._running = True
         if not self._hand_over(key, version, choice, calls, free=free):
             self._run_here(key, version, choice, calls, free=free)
 
     def _hand_over(
-        self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool
+        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool
     ) -> bool:
         """Gives the calls to the process, if it takes them."""
         process, model = self._process, version.loaded.model
         if process is None or not self._limits.process_bytes or not process.takes(key, model):
             return False
         begun = time.thread_time()
-        made = batch_of(key, calls, model.signature, outputs=self._record is not None)
+        made = _message(key, calls, model.signature, outputs=self._record is not None)
         if made is None:
             return False
         batch, ordered = made
@@ -248,7 +245,8 @@ class Mirror:
                     self._run_here(key, version, choice, calls, free=free)
                 return
             began = time.thread_time()
-            self._done(key, shadowed(ordered, choice, model.signature, ran, self._clock()), free=free)
+            block = ordered if isinstance(ordered, Block) else None
+            self._done(key, shadowed(ordered, choice, model.signature, ran, self._clock()), free=free, block=block)
             self._allowance -= 0.0 if free else time.thread_time() - began
 
         process.run(key, batch, done)
@@ -256,23 +254,31 @@ class Mirror:
         return True
 
     def _run_here(
-        self, key: tuple[str, int], version: Version, choice: Choice, calls: list[Call], *, free: bool
+        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool
     ) -> None:
+        if isinstance(calls, Block) and self._record is not None and not calls.numbered:
+            # The thread takes requests one by one, with their ids; they get them a few times a second.
+            again = partial(self._run_here, key, version, choice, calls, free=free)
+            self._timer = asyncio.get_running_loop().call_later(self._limits.retry, again)
+            return
+        self._timer = None
         if self._thread is None:
             self._thread = ShadowThread(self._limits.nice, asyncio.get_running_loop().call_soon_threadsafe)
         model, step, clock = version.loaded.model, self._limits.step_rows, self._clock
 
         def job() -> Callable[[], None]:
             try:
-                done = run_copies(model, choice, calls, step, clock)
+                answered = calls.calls() if isinstance(calls, Block) else calls
+                done = run_copies(model, choice, answered, step, clock)
             except Exception:
                 _log.exception("shadow version %d of %s", choice.version, key[0])
-                done = Shadowed([], 0, {}, len(calls), 0, 0.0)
+                failed = calls.requests if isinstance(calls, Block) else len(calls)
+                done = Shadowed([], 0, {}, failed, 0, 0.0)
             return lambda: self._done(key, done, free=free)
 
         self._thread.start(job)
 
-    def _done(self, key: tuple[str, int], done: Shadowed, *, free: bool) -> None:
+    def _done(self, key: tuple[str, int], done: Shadowed, *, free: bool, block: Block | None = None) -> None:
         self._running = False
         if not free:
             self._allowance -= done.seconds
@@ -285,7 +291,20 @@ class Mirror:
             self._signals.disagreement(model, version, shadow, group)
         if not self._closed:
             if len(done.copies) and self._record is not None:
-                self._record(done.copies)
+                if block is None or block.numbered:
+                    self._record(done.copies)
+                else:
+                    self._unnumbered.append((block, done.copies))
             if any(lane.requests for lane in self._lanes.values()):
                 # The rest of a batch goes on, after the loop has read its sockets.
                 self._wait(0.0 if any(lane.granted for lane in self._lanes.values()) else self._limits.retry)
+
+
+def _message(
+    key: tuple[str, int], calls: Sequence[Call] | Block, signature: Signature, *, outputs: bool
+) -> tuple[Batch, Sequence[Call] | Block] | None:
+    """A step as the process gets it, and its calls in that order; None where it does not take them."""
+    if not isinstance(calls, Block):
+        return batch_of(key, calls, signature, outputs=outputs)
+    batch = calls.message(text_of(key), signature, outputs=outputs)
+    return None if batch is None else (batch, calls)

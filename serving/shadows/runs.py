@@ -16,6 +16,7 @@ from serving.protocol.outputs import Outputs, Rows
 from serving.protocol.signature import Signature
 from serving.router import Choice
 from serving.routing.disagreement import Disagreement, Pair, compare
+from serving.shadows.blocks import Block, BlockCopy
 from serving.shadows.messages import Ran
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class Copies(Sequence[Call]):
         return made
 
 
-def shadowed(calls: Sequence[Call], choice: Choice, signature: Signature, ran: Ran, now: float) -> Shadowed:
+def shadowed(calls: Sequence[Call] | Block, choice: Choice, signature: Signature, ran: Ran, now: float) -> Shadowed:
     """What a batch of these calls came to in the shadows' process, which has just told so."""
     found = {
         told.version: Disagreement(
@@ -93,6 +94,10 @@ def shadowed(calls: Sequence[Call], choice: Choice, signature: Signature, ran: R
         for told in ran.found
     }
     copies: Sequence[Call] = ()
+    if isinstance(calls, Block):
+        if ran.outputs:
+            copies = (BlockCopy(calls, choice, signature, ran.outputs[0].array(), now - ran.seconds, now),)
+        return Shadowed(copies, calls.requests, found, 0, 0, 0.0)
     if ran.outputs:
         outputs = Outputs([output.array() for output in ran.outputs], sum(call.rows for call in calls))
         copies = Copies(calls, choice, signature, outputs, now - ran.seconds, now)

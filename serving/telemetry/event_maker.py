@@ -126,7 +126,9 @@ def _propensity(calls: Sequence[Call], rows: npt.NDArray[np.int64]) -> pa.Array 
     return pa.array(np.full(len(known), propensity), mask=known)
 
 
-def _ids(call: Call) -> list[str]:
+def _ids(call: Call) -> Sequence[str]:
+    if (known := call.row_ids) is not None:
+        return known
     if call.rows == 1:
         return [call.id]
     start = f"{call.id}/"

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 from serving.protocol.signature import Input
 from serving.router import Choice
-from serving.telemetry.runs import Run
-
-# Values a row of an input that events still carry.
-_MAX_VECTOR = 4096
+from serving.telemetry.runs import MAX_VALUES, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +44,4 @@ def names_of(output: str, width: int) -> list[str]:
 
 def recorded(column: Input) -> bool:
     """A vector of texts, of varying length, or too long to be compared with others, is not part of an event."""
-    return not column.shape or (column.codes is None and 0 < column.size <= _MAX_VECTOR)
+    return not column.shape or (column.codes is None and 0 < column.size <= MAX_VALUES)

@@ -21,7 +21,7 @@ from serving.protocol.tensors import Array
 from serving.telemetry.columns import Anchor, ServedGroup, names_of, recorded
 from serving.telemetry.memory import Memory
 from serving.telemetry.rows import row_texts
-from serving.telemetry.runs import Run
+from serving.telemetry.runs import MAX_VALUES, Run
 from serving.telemetry.served import EventForm, feature
 
 _MAX_FORMS = 64
@@ -97,6 +97,8 @@ def events_of(calls: Sequence[Call], anchor: Anchor, left_out: frozenset[str] = 
         # Failed calls alone do not show how many values a row has; the signature may say it.
         declared = 1 if -1 in output.shape else prod(output.shape)
         width = max(declared, *(part.shape[1] for part in parts))
+        if width > MAX_VALUES:
+            continue
         values = np.concatenate([part if part.shape[1] == width else _widened(part, width) for part in parts])
         by_name = zip(names_of(output.name, width), np.ascontiguousarray(values.T, np.float64), strict=True)
         predictions |= {name: pa.array(of_name, pa.float64(), mask=failed) for name, of_name in by_name}

@@ -58,6 +58,11 @@ class Column:
         self._all: Array = np.ndarray((rows, *shape), kind, self._block)
         self.rows = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its block."""
+        return int(self._block.nbytes)
+
     def free(self, rows: int) -> Array:
         """The next rows, whatever is in them; they are part of the column once `rows` counts them."""
         return self._all[self.rows : self.rows + rows]

@@ -43,6 +43,7 @@ class Recorder:
         tracing: Tracing,
         metrics: Metrics,
         max_groups: int = 4096,
+        max_bytes: int = 256 << 20,
     ) -> None:
         # Whether every call is recorded, or traced ones only.
         self.records_all = make_events is not None
@@ -52,15 +53,17 @@ class Recorder:
         self._metrics = metrics
         # For the rows that events are made of.
         self.memory = Memory()
-        self._groups: queue.Queue[tuple[Sequence[Call] | ServedGroup, Anchor] | None] = queue.Queue(max_groups)
+        self._groups: queue.Queue[tuple[Sequence[Call] | ServedGroup, Anchor, int] | None] = queue.Queue(max_groups)
+        self._max_bytes = max_bytes
+        # Of all groups so far, counted where they are put, and of those done with, counted by the thread.
+        self._put_bytes = self._done_bytes = 0
+        self._ending = False
         self._thread = threading.Thread(target=self._work, name="trimtab-recorder", daemon=True)
         self._thread.start()
 
     def put(self, calls: Sequence[Call]) -> None:
         """Records calls of one version and arm that ended together."""
-        try:
-            self._groups.put_nowait((calls, Anchor(time.perf_counter(), time.time_ns())))
-        except queue.Full:
+        if not self._take(calls, sum(map(_bytes, calls))):
             self._dropped_rows("recorder_full", _rows(calls))
 
     def put_served(self, model: str, choice: Choice, served: Sequence[Run], first: int) -> None:
@@ -68,27 +71,44 @@ class Recorder:
         if not self.records_all:
             return
         group = ServedGroup(model, choice, served, first)
-        try:
-            self._groups.put_nowait((group, Anchor(time.perf_counter(), time.time_ns())))
-        except queue.Full:
+        if not self._take(group, sum(run.nbytes for run in served)):
             self._dropped_rows("recorder_full", group.count)
 
-    def close(self, timeout: float = 5.0) -> None:
-        """Records what waits and ends the thread."""
+    def _take(self, told: Sequence[Call] | ServedGroup, size: int) -> bool:
+        """Queues a group, which may be larger than all that may wait only when it is the first."""
+        waiting = self._put_bytes - self._done_bytes
+        if waiting and waiting + size > self._max_bytes:
+            return False
         try:
-            self._groups.put(None, timeout=timeout)
+            self._groups.put_nowait((told, Anchor(time.perf_counter(), time.time_ns()), size))
         except queue.Full:
-            return
-        self._thread.join(timeout)
+            return False
+        self._put_bytes += size
+        return True
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Records what waits and ends the thread. What it does not come to within `timeout` seconds is dropped, and
+        counted: a thread that is still in Arrow when the interpreter ends takes the process down with it.
+        """
+        until = time.monotonic() + timeout
+        for self._ending in (False, True):
+            with suppress(queue.Full):
+                self._groups.put(None, timeout=timeout)
+            self._thread.join(timeout if self._ending else max(0.0, until - time.monotonic()))
+            if not self._thread.is_alive():
+                return
 
     def prepare(self) -> None:
         """Has the thread load what makes events before there are any; a server's start does not wait for it."""
         with suppress(queue.Full):
-            self._groups.put_nowait(((), Anchor(0.0, 0)))
+            self._groups.put_nowait(((), Anchor(0.0, 0), 0))
 
     def _work(self) -> None:
         while (entry := self._groups.get()) is not None:
-            told, anchor = entry
+            told, anchor, size = entry
+            if self._ending:
+                self._dropped_rows("closed", told.count if isinstance(told, ServedGroup) else _rows(told))
+                continue
             try:
                 if self._events is None and self._make_events is not None:
                     self._events = self._make_events()
@@ -99,6 +119,7 @@ class Recorder:
             except Exception:
                 # Telemetry must not end with one odd batch; the counter says that something was lost.
                 self._dropped_rows("invalid", told.count if isinstance(told, ServedGroup) else _rows(told))
+            self._done_bytes += size
         if self._events is not None:
             self._events.close()
 
@@ -142,6 +163,11 @@ class Recorder:
         others = [context for context in call.company if context != parent]
         batch = record(names.SPAN_BATCH, started, ended, parent, {**model, "batch.rows": call.batch_rows}, others)
         record(names.SPAN_MODEL, started, finished, batch, model, error=error)
+
+
+def _bytes(call: Call) -> int:
+    """What a call that waits holds: its request, and what the model made of it."""
+    return call.bytes + sum(output.nbytes for output in call.outputs or ())
 
 
 def _rows(calls: Sequence[Call]) -> int:

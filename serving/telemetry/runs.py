@@ -16,6 +16,8 @@ from serving.protocol.signature import Signature
 from serving.protocol.tensors import WIRE_TYPES, Array
 from serving.telemetry.memory import Column, Memory
 
+MAX_VALUES = 4096
+"""Values a row of an input or an output that events still carry."""
 # Of a run's tensors: about what is recorded together.
 _BYTES = 4 * 1024 * 1024
 Integers = npt.NDArray[np.int64]
@@ -45,6 +47,7 @@ class Run:
         "answered",
         "column",
         "given",
+        "kept",
         "numbers",
         "requests",
         "signature",
@@ -59,6 +62,8 @@ class Run:
         # Where the next batch was told to be.
         self.given: Array | None = None
         self._outputs: list[Column] = []
+        # Places of the outputs that events carry: a column a value of longer ones would be no table any more.
+        self.kept: Sequence[int] = ()
         self.signature = signature
         self.column = Column(memory, shape, kind, self._limit)
         # How many there are, and what they are numbered by.
@@ -86,9 +91,13 @@ class Run:
 
         `requests` are int64 and `arrived` doubles, one a request, as bytes.
         """
-        if not self._outputs:
+        if not self.requests:
+            self.kept = [place for place, one in enumerate(outputs) if prod(one.shape[1:]) <= MAX_VALUES]
+        if len(self.kept) < len(outputs):
+            outputs = [outputs[place] for place in self.kept]
+        if not self.requests:
             # No output's block is larger than the input's, either.
-            widest = max(prod(one.shape[1:]) * one.dtype.itemsize for one in outputs)
+            widest = max((prod(one.shape[1:]) * one.dtype.itemsize for one in outputs), default=1)
             self._limit = max(len(column), min(self._limit, _BYTES // max(1, widest)))
             self._outputs = [Column(self._memory, one.shape[1:], one.dtype, self._limit) for one in outputs]
         else:
@@ -122,6 +131,11 @@ class Run:
         return [place for place, _ in told], [id for _, id in told]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of its blocks, whether they are full or not."""
+        return self.column.nbytes + sum(known.nbytes for known in self._outputs)
+
+    @property
     def outputs(self) -> list[Array]:
-        """Every output, [rows, …]."""
+        """Every output that is kept, [rows, …]."""
         return [known.array() for known in self._outputs]

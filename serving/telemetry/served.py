@@ -63,6 +63,7 @@ class EventForm:
     _schema_message: memoryview = _NOTHING
     # Values a row of each output, as the schema has them.
     _widths: list[int] = field(default_factory=list)
+    _kept: Sequence[int] = ()
     _head: bytes = b""
     _capacity: int = 0
     _laid: list[_Laid] = field(default_factory=list)
@@ -76,8 +77,9 @@ class EventForm:
         told = recorded(column) and FEATURE + column.name not in self.left_out
         feature = _feature(column, run.column.array()) if told else None
         widths = [output.size // rows for output in outputs]
-        if self._schema is None or widths != self._widths:
-            self._schema, self._widths = self._columns(told, widths), widths
+        if self._schema is None or (widths, run.kept) != (self._widths, self._kept):
+            self._schema = self._columns(told, run.kept, widths)
+            self._widths, self._kept = widths, run.kept
             self._schema_message = memoryview(self._schema.serialize())
             # Per column its array, and the texts' own buffers; a list's values are an array of their own.
             lists = int(told and bool(column.shape))
@@ -131,14 +133,15 @@ class EventForm:
         nodes = [number for of_column, _ in columns for number in of_column]
         return message(count, nodes, [buffer for _, of_column in columns for buffer in of_column])
 
-    def _columns(self, told: bool, widths: Sequence[int]) -> pa.Schema:
-        """The schema, with the input if it is `told` and so many values of each output."""
+    def _columns(self, told: bool, kept: Sequence[int], widths: Sequence[int]) -> pa.Schema:
+        """The schema, with the input if it is `told` and so many values of each output that is kept."""
         fields: list[pa.Field] = [*METADATA]
         column = self.signature.inputs[0]
         if told:
             value = pa.float64() if column.datatype == "FP64" or not column.shape else pa.float32()
             fields.append(pa.field(FEATURE + column.name, pa.list_(value, column.size) if column.shape else value))
-        for output, width in zip(self.signature.outputs, widths, strict=True):
+        for place, width in zip(kept, widths, strict=True):
+            output = self.signature.outputs[place]
             fields += [pa.field(PREDICTION + name, pa.float64()) for name in names_of(output.name, width)]
         return pa.schema(fields)
 

@@ -178,7 +178,7 @@ def test_a_batch_of_other_outputs_needs_a_run_of_its_own() -> None:
 
 def test_wide_outputs_make_a_run_shorter() -> None:
     run, rows = Run(Memory(), SIGNATURE), array("q", [300]).tobytes()
-    wide = np.zeros((300, 20_000), np.float32)
+    wide = np.zeros((300, 4_000), np.float32)
 
     assert run.fits(5_000)
     assert run.add(np.zeros((300, 3), np.float32), [wide, np.zeros(300)], rows, array("d", [1.0]).tobytes(), 2.0)

@@ -20,12 +20,13 @@ class DeviceEvent(Protocol):
 
 @dataclass(slots=True)
 class _Step:
+    number: int
     events: list[DeviceEvent]
     phases: list[str] = field(default_factory=list)
 
 
 class DeviceTimer:
-    """Marks on a device's stream, resolved into (phase, seconds) once the device has passed them.
+    """Marks on a device's stream, resolved into seconds once the device has passed them.
 
     The training thread calls `start` and `mark`, one drain thread `resolved`. At most `max_events` exist: when the
     device lags so far behind, steps go untimed (`num_untimed`) rather than memory growing.
@@ -46,10 +47,10 @@ class DeviceTimer:
 
         return cls(lambda: torch.cuda.Event(enable_timing=True), max_events)  # type: ignore[no-untyped-call]
 
-    def start(self) -> None:
-        """Begins a step: the first mark on the stream."""
+    def start(self, number: int = 0) -> None:
+        """Begins step `number`: the first mark on the stream."""
         event = self._event()
-        self._step = None if event is None else _Step([event])
+        self._step = None if event is None else _Step(number, [event])
 
     def mark(self, phase: str) -> None:
         """Ends `phase`: what the stream did since the mark before."""
@@ -69,13 +70,17 @@ class DeviceTimer:
             self._finished.append(self._step)
             self._step = None
 
-    def resolved(self) -> list[tuple[str, float]]:
-        """(phase, seconds) of the steps that the device has finished since the last call; waits for none."""
-        found: list[tuple[str, float]] = []
+    def resolved(self) -> list[tuple[int, list[tuple[str, float]]]]:
+        """Number and (phase, seconds) of each step that the device has finished since the last call; waits for none.
+
+        What lies between phases has the name "".
+        """
+        found: list[tuple[int, list[tuple[str, float]]]] = []
         while self._finished and self._finished[0].events[-1].query():
             step = self._finished.popleft()
             pairs = zip(step.phases, step.events, step.events[1:], strict=False)
-            found += [(phase, first.elapsed_time(second) / 1e3) for phase, first, second in pairs]
+            times = [(phase, first.elapsed_time(second) / 1e3) for phase, first, second in pairs]
+            found.append((step.number, times))
             self._free.extend(step.events)
         return found
 

@@ -778,4 +778,6 @@ SPAN_BATCH = "inference.batch"
 SPAN_MODEL = "inference.model"
 SPAN_TRAINING_RUN = "training.run"
 SPAN_TRAINING_STEP = "training.step"
+SPAN_TRAINING_RANK = "training.rank"
+SPANS_TRAINING_PHASE = {phase: f"training.{phase}" for phase in PHASES}
 SPAN_ACTION = "alerts.action"

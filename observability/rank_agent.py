@@ -7,13 +7,18 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from observability import names
 from observability.metrics import Metrics
 from observability.step_ring import FIRST_PHASE, Records, RingError, RingNow, RingView
+from observability.step_traces import RankSteps, StepTraces
 from observability.training_report import TrainingReport
+
+if TYPE_CHECKING:
+    from observability.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 _LATEST_STEPS = 50
@@ -49,10 +54,22 @@ class Followed:
 
 
 class RankAgent:
-    """Follows the rings of one attempt after another. `look` costs some tens of microseconds a rank."""
+    """Follows the rings of one attempt after another. `look` costs some tens of microseconds a rank.
 
-    def __init__(self, model: str, run: str, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+    With `tracing`, some steps become traces in which every rank has its spans: see `StepTraces`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        run: str,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.model, self.run, self.metrics = model, run, metrics
+        self._tracing: Tracing | None = tracing
+        self._traces: StepTraces | None = None
         self.ranks: dict[int, Followed] = {}
         self._clock = clock
         self._report = TrainingReport(metrics, model, run, time.perf_counter_ns())
@@ -75,7 +92,12 @@ class RankAgent:
         """Ends the attempt whose rings were followed: its ranks are down."""
         for rank in self.ranks:
             self._gauge(names.TRAINING_RANK_UP, rank).set(0)
-        self.ranks = {}
+        self.ranks, self._traces = {}, None
+
+    def odd(self, step: int, reason: str) -> None:
+        """Says that a step is to be traced, and why."""
+        if self._traces is not None:
+            self._traces.odd(step, reason)
 
     def down(self, rank: int) -> None:
         """Says that a rank has died; its last records are still read."""
@@ -92,10 +114,11 @@ class RankAgent:
             one.fresh = one.view.records(one.read, now.num_steps)
             self._num_samples += now.num_samples - one.now.num_samples if one.read else now.num_samples
             self._num_tokens += now.num_tokens - one.now.num_tokens if one.read else now.num_tokens
-            if rank == min(self.ranks):
+            if rank == 0:  # a run's steps are counted once, on whichever node
                 self._num_steps += now.num_steps - one.read
                 if now.skipped > one.skipped:
                     self.metrics[names.TRAINING_NONFINITE].labels(self.model).inc(now.skipped - one.skipped)
+                    self.odd(now.step, "one of the steps up to this was skipped: it was not finite")
                 one.skipped = now.skipped
                 self._report.gauges(
                     None if now.loss != now.loss else now.loss,
@@ -114,6 +137,23 @@ class RankAgent:
                 if seconds:
                     self.metrics[names.TRAINING_RANK_PHASE].labels(self.model, self.run, str(rank), phase).set(seconds)
         self._report.totals(self._num_steps, self._num_samples, time.perf_counter_ns(), self._num_tokens)
+        if self._tracing is not None:
+            self._trace(self._tracing)
+
+    def _trace(self, tracing: Tracing) -> None:
+        if self._traces is None and self.ranks:
+            owner = next(iter(self.ranks.values())).view.owner
+            self._traces = StepTraces(
+                tracing,
+                self.model,
+                self.run,
+                attempt=owner.attempt,
+                world_size=owner.world_size,
+                leads=0 in self.ranks,
+            )
+        if self._traces is not None:
+            offsets = {rank: one.view.owner.clock_offset_ns for rank, one in self.ranks.items()}
+            self._traces.look({rank: RankSteps(one.fresh, offsets[rank]) for rank, one in self.ranks.items()})
 
     def _gauge(self, name: names.Metric, rank: int):  # type: ignore[no-untyped-def]  # a child of prometheus_client
         return self.metrics[name].labels(self.model, self.run, str(rank))

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from observability import names
 from observability.device_timer import DeviceTimer
@@ -31,7 +31,12 @@ from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
 from observability.step_clock import PlainClock, step_clock
 from observability.step_ring import StepRing
+from observability.step_traces import RankSteps, StepTraces, totals_of
 from observability.training_report import TrainingReport
+from observability.wall_time import WallTime
+
+if TYPE_CHECKING:
+    from observability.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +62,10 @@ class TrainingMonitor:
     With `flops_per_sample` (`observability.flops.training_flops` of a step over its samples, or a number of yours) the
     model's operations a second are shown, and over `peak_flops`, the peak of all devices that share in the samples, the
     utilisation (MFU). The thread samples process, host and GPUs each `machine_seconds`; 0 leaves that out.
+
+    With `tracing` (`observability.setup_tracing`) some steps become traces when they are over, with a span a phase: of
+    all the share `tracing.sample_ratio`, and those that took three times the usual, were skipped, or of which a guard
+    found something. What is still queued is sent when you close the tracing.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class TrainingMonitor:
         flops_per_sample: float = 0.0,
         peak_flops: float | None = None,
         machine_seconds: float = 5.0,
+        tracing: Tracing | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.model, self.run = model, run
@@ -88,7 +98,12 @@ class TrainingMonitor:
             if not isinstance(self._steps, PlainClock):
                 self.step, self.phase = self._steps.block, self._steps.phase  # type: ignore[method-assign, assignment]
         self._draining = threading.Lock()
-        self._report = TrainingReport(self.metrics, model, run, clock(), flops_per_sample, peak_flops)
+        began = clock()
+        self._report = TrainingReport(self.metrics, model, run, began, flops_per_sample, peak_flops)
+        self._wall = WallTime(began)
+        self.tracing = tracing
+        self._traces = None if tracing is None else StepTraces(tracing, model, run, by_device=self._timer is not None)
+        self._offset_ns = self.ring.owner.clock_offset_ns or time.time_ns() - clock()
         self.machine: Machine | None = None
         self._machine_seconds = machine_seconds
         self._closed = threading.Event()
@@ -116,7 +131,7 @@ class TrainingMonitor:
         """Begins a step; one that was begun and not ended is forgotten."""
         self._steps.start()
         if self._timer is not None:
-            self._timer.start()
+            self._timer.start(self._steps.step)
 
     def mark(self, phase: str) -> None:
         """Ends a phase: the time since `start` or the mark before was its. KeyError for an unknown phase."""
@@ -168,13 +183,15 @@ class TrainingMonitor:
         if self._timer is not None:
             self._timer.mark(phase)
 
-    def skipped(self) -> None:
-        """Counts a step whose loss or gradients were not finite and that changed no weights."""
+    def skipped(self, step: int | None = None) -> None:
+        """Counts a step whose loss or gradients were not finite and that changed no weights; without a number, this."""
         self.metrics[names.TRAINING_NONFINITE].labels(self.model).inc()
+        self._odd(step, "skipped: loss, outputs or gradients were not finite")
 
-    def found(self, guard: str, action: str) -> None:
-        """Counts what a guard found, by what follows."""
+    def found(self, guard: str, action: str, step: int | None = None) -> None:
+        """Counts what a guard found, by what follows; `step` is the one that it is about, without a number this."""
         self.metrics[names.TRAINING_FINDINGS].labels(self.model, guard, action).inc()
+        self._odd(step, f"{guard}: {action}")
 
     def activations(self, looks: Mapping[str, tuple[float, float]]) -> None:
         """Shows share of dead units and root mean square of layers."""
@@ -205,9 +222,18 @@ class TrainingMonitor:
             now, latest = self._view.now(), self._steps.latest
             records = self._view.records(self._report.num_steps, now.num_steps)
             self._report.steps(records, self._timer is not None)
-            if self._timer is not None:
-                self._report.device_phases(self._timer.resolved())
-            self._report.totals(now.num_steps, now.num_samples, self._clock(), now.num_tokens)
+            timed = [] if self._timer is None else self._timer.resolved()
+            self._report.device_phases([pair for _, phases in timed for pair in phases])
+            if self._traces is not None:
+                for step, phases in timed:
+                    self._traces.timed(step, totals_of(phases))
+                self._traces.look({self.ring.owner.rank: RankSteps(records, self._offset_ns)})
+            self._wall.add(records)
+            moment = self._clock()
+            self._report.totals(now.num_steps, now.num_samples, moment, now.num_tokens)
+            # A run over ranks has its own account, of all its attempts: here are no steps then.
+            if (by_cause := self._wall.by_cause(moment)) is not None:
+                self._report.wall_time(by_cause)
             self.ring.readings(*self._report.gauges(*latest))
 
     def close(self) -> None:
@@ -223,6 +249,10 @@ class TrainingMonitor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _odd(self, step: int | None, reason: str) -> None:
+        if self._traces is not None:
+            self._traces.odd(self._steps.step if step is None else step, reason)
 
     def _drain_each(self, seconds: float) -> None:
         if self._machine_seconds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from observability import names
 from observability.metrics import Metrics, observe_many
 from observability.step_ring import DATA_WAIT, DURATION, FIRST_PHASE, Records
+from observability.wall_time import goodput
 
 _log = logging.getLogger(__name__)
 # On a device these are asynchronous launches for the host's clock, so that they are timed by events instead.
@@ -81,6 +83,12 @@ class TrainingReport:
         self._num_tokens = num_tokens
         self.num_steps, self._num_samples, self._since_ns = num_steps, num_samples, now_ns
 
+    def wall_time(self, by_cause: Mapping[str, float]) -> None:
+        """Shows where the wall time went."""
+        for cause, seconds in by_cause.items():
+            self._metrics[names.TRAINING_WALL_TIME].labels(*self._labels, cause).set(seconds)
+        self._metrics[names.TRAINING_GOODPUT].labels(*self._labels).set(goodput(by_cause))
+
     def gauges(self, loss: Any, gradient_norm: Any, learning_rate: float | None) -> tuple[float, float, float]:
         """Shows numbers or tensors, and gives what is shown now; NaN for what is not known."""
         if learning_rate is not None:
@@ -100,7 +108,7 @@ class _Reading:
     def show(self, value: Any) -> float:
         try:
             self._show(value)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError) as error:
             if not self._odd:
                 kind = type(value).__name__
                 _log.warning("a %s is not shown (%s): give a number, or a tensor of one element", kind, error)

@@ -1,11 +1,12 @@
 """LEARN: the instrumented training loop over one process or many, checkpoints, the evaluation gate, and retraining."""
 
+from observability.wall_time import goodput
 from training.artifact import Artifact, ArtifactError, read_manifest, read_vocabularies, read_weights, write_artifact
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.data import DataError, Encoding, Rows, Split, TabularNetwork, TabularTask, split_recent
 from training.evaluate import Gate, GateDecision, Scores, score
 from training.faults import Fault, Faults
-from training.ledger import Attempt, goodput, ledger
+from training.ledger import Attempt, ledger
 from training.lineage import Lineage, code_revision
 from training.loop import ResumeError, Trainer, TrainResult
 from training.outcome import ModelRegistry, RegisteredVersion, TrainingStopped, TrainOutcome

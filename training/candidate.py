@@ -131,6 +131,7 @@ def _in_ranks(
             metrics=monitor.metrics,
             limits=limits_of(config.guards),
             profile=profile,
+            tracing=monitor.tracing,
         )
     except ParallelError as error:
         raise TrainingStopped(str(error)) from error

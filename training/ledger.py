@@ -9,32 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from observability.names import PHASES
-from observability.step_ring import DURATION, FIRST_PHASE, NUMBER, STARTED, Records
-
-CAUSES = (
-    "productive", "data_wait", "checkpoint", "between_steps", "repeated", "starting", "stalled", "ending", "down",
-)  # fmt: skip
-_WAIT = FIRST_PHASE + PHASES.index("data_wait")
-_SAVING = (FIRST_PHASE + PHASES.index("checkpoint"), FIRST_PHASE + PHASES.index("evaluation"))
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """Seconds of steps: all of them, and the parts that are waiting for data and saving or evaluating."""
-
-    total: float = 0.0
-    data_wait: float = 0.0
-    checkpoint: float = 0.0
-
-    @classmethod
-    def of(cls, records: Records) -> Self:
-        """What the steps of these records took."""
-        saving = sum(int(records[:, column].sum()) for column in _SAVING)
-        return cls(int(records[:, DURATION].sum()) / 1e9, int(records[:, _WAIT].sum()) / 1e9, saving / 1e9)
-
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(self.total + other.total, self.data_wait + other.data_wait, self.checkpoint + other.checkpoint)
+from observability.step_ring import DURATION, NUMBER, STARTED, Records
+from observability.wall_time import CAUSES, Spent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +118,3 @@ def ledger(attempts: Sequence[Attempt]) -> dict[str, float]:
         found["checkpoint"] += one.kept.checkpoint
         found["productive"] += one.kept.total - one.kept.data_wait - one.kept.checkpoint
     return found
-
-
-def goodput(found: Mapping[str, float]) -> float:
-    """The share of the wall time that was productive; NaN for no time."""
-    wall = math.fsum(found.values())
-    return found["productive"] / wall if wall > 0 else math.nan

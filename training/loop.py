@@ -223,12 +223,12 @@ class Trainer:
         if travelled := self._replicas.communication():
             self._monitor.ring.communicated(*travelled)
         progress.losses.append((progress.step, math.fsum(reading.losses) / len(reading.losses)))
-        skipped = progress.course.nonfinite.skipped
         progress.course, found = judge_reading(self._rules, progress.course, reading)
         if policy.gradient_explosion == "skip":
             progress.ceiling = progress.course.ceiling(self._rules.gradient)
-        for _ in range(progress.course.nonfinite.skipped - skipped):
-            self._monitor.skipped()
+        for step, flag in enumerate(reading.flags, start=progress.step - len(reading.flags)):
+            if flag > 0:
+                self._monitor.skipped(step)
         self._monitor.ring.skipped(progress.course.nonfinite.skipped)
         for finding in (*found, *self._compared(), *self._device_trouble()):
             stopped = self._follow(finding)
@@ -288,7 +288,7 @@ class Trainer:
         progress.course = replace(progress.course, standing=response.standing)
         if finding.guard == "loss_spike":
             self._monitor.spiked()
-        self._monitor.found(finding.guard, action)
+        self._monitor.found(finding.guard, action, finding.sound)
         _log.warning("%s: %s", action, reason)
         if self._record is not None and self._replicas.leads:
             try:

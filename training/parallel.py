@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,9 @@ from training.replicas import Replicas, take_whole
 from training.retention import Retention
 from training.supervisor import Limits, RunResult, Supervisor
 from training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from observability.tracing import Tracing
 
 _TARGET, _PREPARE = "training.parallel:fit_rank", "training.parallel:prepare"
 # Of ranks that write what they recorded when Ctrl-C ends the run; and their exit status.
@@ -64,6 +67,7 @@ def fit_in_ranks(
     parallel: ParallelConfig | None = None,
     nodes: Nodes | None = None,
     profile: Path | None = None,
+    tracing: Tracing | None = None,
 ) -> tuple[TrainResult, RunResult]:
     """Trains `network` in place, in `world_size` processes that survive kills and hangs.
 
@@ -104,6 +108,7 @@ def fit_in_ranks(
         nodes=nodes,
         meeting=None if nodes is None else meeting_of(nodes, folder, said),
         parting_seconds=_PARTING_SECONDS if profile else 0.0,
+        tracing=tracing,
     )
     ended = supervisor.run()
     if ended.outcome != "completed":

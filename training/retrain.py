@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,9 @@ from training.parameter_server.form import Form
 from training.reference import Beside
 from training.run import supervised
 from training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from observability.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,13 @@ def retrain(
     run: str | None = None,
     beside: Beside | None = None,
     joint: bool = False,
+    tracing: Tracing | None = None,
 ) -> TrainOutcome:
     """Trains a challenger on labelled events and registers it if its log loss on the latest groups is no worse.
 
     Never raises: a failure is an outcome with its reason. Scores are the challenger's on the held-out groups.
-    `beside` makes what is registered beside the reference profile, which with `joint` has a joint part.
+    `beside` makes what is registered beside the reference profile, which with `joint` has a joint part; `tracing` as
+    in `training.run.train`.
     """
 
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
@@ -104,7 +110,7 @@ def retrain(
         )
         return make_version(making, registry, monitor, run, beside, joint)
 
-    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device, job.out)
+    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device, job.out, tracing)
 
 
 def recent_rows(job: RetrainJob) -> pa.Table:

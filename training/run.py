@@ -6,14 +6,15 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from observability import Metrics, TrainingMonitor, push
+from observability import Metrics, TrainingMonitor, names, push
 from training.artifact import write_artifact
 from training.candidate import Candidate
 from training.data import DataError, TabularTask, labelled, plain
@@ -29,6 +30,9 @@ from training.parameter_server.form import Form
 from training.reference import Beside, HeldOut
 from training.steps import run_of
 from training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from observability.tracing import Tracing
 
 PUSH_JOB = "trimtab-train"
 PUSH_SECONDS = 1.0
@@ -73,11 +77,13 @@ def train(
     run: str | None = None,
     beside: Beside | None = None,
     joint: bool = False,
+    tracing: Tracing | None = None,
 ) -> TrainOutcome:
     """Trains a first version; it is registered only if it beats the base rate of the held-out groups. Never raises.
 
     `push_url` takes the metrics of this short-lived job (a Pushgateway or the collector's intake). `beside` makes what
-    is registered beside the reference profile, which with `joint` has a joint part.
+    is registered beside the reference profile, which with `joint` has a joint part. With `tracing` the run is a span,
+    and some of its steps are traces; what is queued is sent when you close it.
     """
 
     def learn(monitor: TrainingMonitor, run: str) -> TrainOutcome:
@@ -100,7 +106,7 @@ def train(
         )
         return make_version(making, registry, monitor, run, beside, joint)
 
-    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device, job.out)
+    return supervised(learn, job.task.model, metrics, push_url, run, job.config.device, job.out, tracing)
 
 
 def supervised(
@@ -111,14 +117,15 @@ def supervised(
     run: str | None,
     device: str,
     out: Path,
+    tracing: Tracing | None = None,
 ) -> TrainOutcome:
     """Runs `learn` under a monitor; an error becomes a failed outcome. Counts the outcome and pushes the metrics."""
     began = time.time()
     # Two runs that begin in one second must not be one to those who watch or keep lineage.
     run = run_of(out, run or f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(began))}-{uuid.uuid4().hex[:6]}")
     metrics = metrics or Metrics()
-    watched = TrainingMonitor(model, run=run, metrics=metrics, device=device)
-    with _pushing(push_url, model, metrics), watched as monitor:
+    watched = TrainingMonitor(model, run=run, metrics=metrics, device=device, tracing=tracing)
+    with pushing(push_url, metrics, {"instance": model}), watched as monitor:
         try:
             outcome = learn(monitor, run)
         except (
@@ -134,17 +141,22 @@ def supervised(
         if outcome.outcome == "failed" and (full := fullness(out)) and "; the disk of " not in outcome.reason:
             outcome = replace(outcome, reason=outcome.reason + full)
         monitor.finished(outcome.outcome)
-    return _timed(outcome, time.time() - began)
+    ended = time.time()
+    if tracing is not None:
+        said = {"training.model": model, "training.run": run, "training.outcome": outcome.outcome}
+        failure = None if outcome.outcome != "failed" else outcome.reason
+        bounds = round(began * 1e9), round(ended * 1e9)
+        tracing.record(names.SPAN_TRAINING_RUN, *bounds, attributes=said, context=tracing.root(), error=failure)
+    return _timed(outcome, ended - began)
 
 
 @contextmanager
-def _pushing(url: str | None, model: str, metrics: Metrics) -> Iterator[None]:
-    """Pushes the metrics while the job runs, so that its curves can be watched, and once more at its end."""
+def pushing(url: str | None, metrics: Metrics, grouping: Mapping[str, str]) -> Iterator[None]:
+    """Pushes the metrics while the block runs, so that its curves can be watched, and once more at its end."""
     if url is None:
         yield
         return
     ended = threading.Event()
-    grouping = {"instance": model}
 
     def repeat() -> None:
         while not ended.wait(PUSH_SECONDS):

@@ -19,22 +19,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from observability import names
 from observability.machine import Gpus, Machine
 from observability.metrics import Metrics
 from observability.rank_agent import RankAgent
+from observability.wall_time import goodput
 from training.disk import fullness
 from training.guards.device import DeviceRule, DeviceState, judge_gpu
 from training.guards.finding import Finding
 from training.guards.record import RECORD, GuardRecord, read_record
-from training.ledger import Attempt, AttemptTimes, End, goodput, ledger
+from training.ledger import Attempt, AttemptTimes, End, ledger
 from training.neighbours import Neighbours
 from training.nodes import Meeting, Nodes, Over, Place, meeting_of
 from training.ranks import Rank
 from training.warm import Ended, WarmError, WarmProcess
 from training.watch import HangLimits, Straggler, StragglerRule, StragglerWatch, Watch
+
+if TYPE_CHECKING:
+    from observability.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS, _LEAST_SECONDS = 0.1, 0.01
@@ -76,7 +80,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended. `wall` are the seconds of its time by cause (`training.ledger.CAUSES`)."""
+    """How a run ended. `wall` are the seconds of its time by cause (`observability.wall_time.CAUSES`)."""
 
     outcome: Literal["completed", "failed", "stopped"]
     reason: str
@@ -121,8 +125,12 @@ class Supervisor:
         nodes: Nodes | None = None,
         meeting: Meeting | None = None,
         parting_seconds: float = 0.0,
+        tracing: Tracing | None = None,
     ) -> None:
-        """`parting_seconds` are what ranks have to end by themselves, by SIGINT, when Ctrl-C ends `run`."""
+        """`parting_seconds` are what ranks have to end by themselves, by SIGINT, when Ctrl-C ends `run`.
+
+        With `tracing` some steps become traces (`observability.step_traces`): a share, and those that are odd.
+        """
         if world_size < 1:
             raise ValueError(f"world_size is {world_size}: a run has at least one rank")
         self._nodes = nodes or Nodes(count=1, index=0, host="127.0.0.1", port=1)
@@ -135,7 +143,7 @@ class Supervisor:
         self._world_size, self._folder, self._model, self._run = world_size, folder.absolute(), model, run
         self._limits, self._environment, self._echo = limits or Limits(), dict(environment or {}), echo
         self.metrics = metrics or Metrics()
-        self._agent = RankAgent(model, run, self.metrics)
+        self._agent = RankAgent(model, run, self.metrics, tracing=tracing)
         self._machine = Machine(self.metrics, model, run, self._processes, Gpus.found())
         self._sampled, self._gpus = -math.inf, dict[int, DeviceState]()
         self._told = False
@@ -373,6 +381,7 @@ class Supervisor:
         lines, self._recorded = read_record(self._record.path, self._recorded)
         for line in lines:
             self.metrics[names.TRAINING_FINDINGS].labels(self._model, line["guard"], line["action"]).inc()
+            self._agent.odd(line["sound"], f"{line['guard']}: {line['action']}")
             if line["guard"] == "loss_spike":
                 self.metrics[names.TRAINING_SPIKES].labels(self._model).inc()
 
@@ -413,7 +422,10 @@ class Supervisor:
     def _keep(self, times: AttemptTimes) -> None:
         """Notes the attempt as it is now: all that is known of it if this process is killed."""
         self._noted = time.monotonic()
-        now = times.ended(time.time(), "supervisor", reason="its supervisor ended without a word")
+        moment = time.time()
+        # As if it ended well now: what it does is lost only if it does not.
+        self._show(times.ended(moment, "completed"))
+        now = times.ended(moment, "supervisor", reason="its supervisor ended without a word")
         partial = self._note.with_suffix(".partial")
         try:
             partial.write_text(json.dumps(now.to_json()), encoding="utf-8")
@@ -441,8 +453,8 @@ class Supervisor:
         except OSError as error:  # a full disk costs a line, and not the training
             _log.warning("attempt %d could not be written down: %s", attempt.attempt, error)
 
-    def _show(self) -> None:
-        wall = ledger(self.attempts)
+    def _show(self, running: Attempt | None = None) -> None:
+        wall = ledger([*self.attempts, *([] if running is None else [running])])
         for cause, seconds in wall.items():
             self.metrics[names.TRAINING_WALL_TIME].labels(self._model, self._run, cause).set(seconds)
         self.metrics[names.TRAINING_GOODPUT].labels(self._model, self._run).set(goodput(wall))

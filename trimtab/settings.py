@@ -466,6 +466,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     """Events so near the newest labelled one wait, so that their neighbours' labels can come; order suffers less."""
     online_publish_batches: int = 200
     """Steps of online learning between candidates; 0: none."""
+    trace_sample_ratio: float = 0.001
+    """Share of the steps of a training that become traces, beside the odd ones; see [training](training.md)."""
     guards: GuardSettings = GuardSettings()
     """What follows when a guard of the training finds something."""
 
@@ -615,6 +617,8 @@ def _check(settings: Settings) -> None:
             "at least 2"
         )
     for name, model in settings.models.items():
+        if not 0 <= model.trace_sample_ratio <= 1:
+            raise SettingsError(f"models.{name}.trace_sample_ratio must be in [0, 1], it is {model.trace_sample_ratio}")
         if model.window_groups < 1:
             raise SettingsError(f"models.{name}.window_groups must be at least 1, it is {model.window_groups}")
     repeated = {name for name in collector.slices if collector.slices.count(name) > 1}

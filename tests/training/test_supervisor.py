@@ -16,10 +16,11 @@ from torch import nn
 
 from observability import names
 from observability.metrics import Metrics
+from observability.wall_time import CAUSES
 from tests.training.forks import forked
 from training.callables import resolve
 from training.faults import Fault, Faults
-from training.ledger import CAUSES, Attempt
+from training.ledger import Attempt
 from training.supervisor import LEDGER, Limits, Supervisor, given_up
 from training.warm import WarmError
 from training.watch import HangLimits

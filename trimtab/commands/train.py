@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 
 from alerts.releases import ReleasePolicyError, load_release_policies
-from observability import Metrics
+from observability import Metrics, Tracing, setup_tracing
 from serving.routing.policies import PolicyStore
 from training.candidate import RANKS_CHECKPOINT_EVERY as CHECKPOINT_EVERY
 from training.evaluate import Gate
@@ -32,7 +32,7 @@ from training.parameter_server import Form, ServersForm, form_of
 from training.reference import Beside
 from training.retrain import Champion, RetrainJob
 from training.retrain import retrain as run_retrain
-from training.run import TrainJob
+from training.run import TrainJob, pushing
 from training.run import train as run_train
 from training.train_config import TrainConfig
 from training.warm import WarmError
@@ -153,6 +153,7 @@ def train(
     with (
         training_progress(metrics, f"training {model}"),
         _interrupted(model, job.out.name),
+        _traced(settings, chosen) as tracing,
     ):
         outcome = run_train(
             job,
@@ -161,6 +162,7 @@ def train(
             push_url=settings.intake_url,
             beside=reference_beside(settings, chosen),
             joint=chosen.joint_reference,
+            tracing=tracing,
         )
     if profile is not None and "train" in outcome.resumed:
         click.echo(f"{profile} was not written: the run had taken all of its steps before", err=True)
@@ -185,28 +187,31 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
         )
     torch.set_num_threads(settings.serving.torch_threads)
     champion = registry.get(model, policy.stable)
-    outcome = run_retrain(
-        RetrainJob(
-            task=load_callable(chosen.task)(),
-            lake=settings.lake,
-            out=_out(settings, model),
-            since=time.time() - chosen.window_seconds if chosen.window_seconds else None,
-            min_rows=chosen.min_rows,
-            config=_config(model, chosen),
-            held_out=chosen.holdout_ratio,
-            gate=Gate(tolerance=chosen.tolerance),
-            warm_start=chosen.warm_start,
-            ranks=chosen.ranks,
-            parallel=_form(None, chosen.parallel),
-            approval=_approval(chosen),
-            lineage_url=settings.trimtab.lineage_url,
-        ),
-        registry,
-        Champion(champion.version, registry.artifact(champion)),
-        push_url=settings.intake_url,
-        beside=reference_beside(settings, chosen),
-        joint=chosen.joint_reference,
+    job = RetrainJob(
+        task=load_callable(chosen.task)(),
+        lake=settings.lake,
+        out=_out(settings, model),
+        since=time.time() - chosen.window_seconds if chosen.window_seconds else None,
+        min_rows=chosen.min_rows,
+        config=_config(model, chosen),
+        held_out=chosen.holdout_ratio,
+        gate=Gate(tolerance=chosen.tolerance),
+        warm_start=chosen.warm_start,
+        ranks=chosen.ranks,
+        parallel=_form(None, chosen.parallel),
+        approval=_approval(chosen),
+        lineage_url=settings.trimtab.lineage_url,
     )
+    with _traced(settings, chosen) as tracing:
+        outcome = run_retrain(
+            job,
+            registry,
+            Champion(champion.version, registry.artifact(champion)),
+            push_url=settings.intake_url,
+            beside=reference_beside(settings, chosen),
+            joint=chosen.joint_reference,
+            tracing=tracing,
+        )
     released: dict[str, Any] = {}
     if outcome.passed and _by_policy(settings, model):
         body = {
@@ -233,6 +238,16 @@ def _interrupted(model: str, run: str) -> Iterator[None]:
             f"interrupted; the same options and --resume go on with it: trimtab train {model} --resume {run} …",
             status=130,
         )
+
+
+@contextmanager
+def _traced(settings: Settings, chosen: ModelSettings) -> Iterator[Tracing]:
+    """Traces of a training, for the collector; what it has not taken by the end is dropped."""
+    tracing = setup_tracing("trimtab-train", settings.intake_url, sample_ratio=chosen.trace_sample_ratio)
+    try:
+        yield tracing
+    finally:
+        tracing.close()
 
 
 def _by_policy(settings: Settings, model: str) -> bool:
@@ -277,8 +292,10 @@ def _node(nodes: int, index: int, rendezvous: str) -> Nodes | None:
 
 def _follow(place: Nodes, settings: Settings, model: str, as_json: bool) -> None:
     """Lends this machine's processes to node 0, until the run ends there."""
+    metrics = Metrics()
     try:
-        ended = follow_in_ranks(place, settings.data / "runs" / model)
+        with pushing(settings.intake_url, metrics, {"instance": f"{model}, node {place.index}"}):
+            ended = follow_in_ranks(place, settings.data / "runs" / model, metrics=metrics)
     except (NodesError, WarmError) as error:
         fail(str(error))
     said = {"node": place.index, "outcome": ended.outcome, "reason": ended.reason, "attempts": len(ended.attempts)}

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyarrow as pa
-
-from observability.events import ipc_buffer, ipc_pieces
+from observability.event_streams import Rows, ipc_body, ipc_pieces, same_columns
 from observability.exporter import Backoff, BufferedExporter
-from observability.laid_columns import LaidRows
 from observability.metrics import Metrics
 from observability.sinks import Batch, Scattered, Sink
 
 
-class EventExporter(BufferedExporter[pa.RecordBatch | LaidRows]):
+class EventExporter(BufferedExporter[Rows]):
     """An exporter of event or label batches: small ones are gathered into one Arrow body of up to `max_rows`."""
 
     def __init__(
@@ -36,7 +33,7 @@ class EventExporter(BufferedExporter[pa.RecordBatch | LaidRows]):
             # What its rows take: their buffers may be parts of longer ones, shared by many batches.
             measure=lambda batch: (batch.nbytes, batch.num_rows),
             # Only equal columns: events of another model would fill this one's table with nulls.
-            together=lambda first, other: first.schema is other.schema or first.schema.equals(other.schema),
+            together=same_columns,
             max_batches=max_batches,
             max_bytes=max_bytes,
             max_rows=max_rows,
@@ -47,9 +44,9 @@ class EventExporter(BufferedExporter[pa.RecordBatch | LaidRows]):
         )
 
 
-def _encode_events(batches: Sequence[pa.RecordBatch | LaidRows]) -> Batch:
-    return Batch(memoryview(ipc_buffer(batches)), sum(batch.num_rows for batch in batches))
+def _encode_events(batches: Sequence[Rows]) -> Batch:
+    return Batch(ipc_body(batches), sum(batch.num_rows for batch in batches))
 
 
-def _scattered(batches: Sequence[pa.RecordBatch | LaidRows]) -> Batch:
+def _scattered(batches: Sequence[Rows]) -> Batch:
     return Scattered(b"", sum(batch.num_rows for batch in batches), pieces=tuple(ipc_pieces(batches)))

@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from observability import names
+from observability.event_names import EVENT_FIELDS
 from observability.event_names import FEATURE as FEATURE
 from observability.event_names import MEDIA_TYPE as MEDIA_TYPE
 from observability.event_names import PREDICTION as PREDICTION
-from observability.laid_columns import LaidRows, laid
+from observability.event_names import BadBatch as BadBatch
+from observability.event_streams import Batches, ipc_body
+from observability.event_streams import ipc_pieces as ipc_pieces
+from observability.stream_schema import ZONE
 
-Batches: TypeAlias = pa.RecordBatch | LaidRows | Sequence[pa.RecordBatch | LaidRows]
 ARMS = ("stable", "canary", "hold_back", "shadow", "forced")
 """Who answered: `hold_back` is the version before, beside a promoted one; `forced` if the caller named the version or a
 header did. A variant of an experiment is `ab:NAME`.
 """
 VARIANT = "ab:"
-TIME = pa.timestamp("ns", tz="UTC")
-
-# The columns that every event has, in this order; `feature.<name>` and `prediction.<name>` come behind them.
-METADATA = pa.schema(
-    [
-        pa.field("id", pa.utf8(), nullable=False),
-        pa.field("time", TIME, nullable=False),
-        pa.field("model", pa.utf8(), nullable=False),
-        pa.field("version", pa.utf8(), nullable=False),
-        pa.field("arm", pa.utf8(), nullable=False),
-        pa.field("release", pa.utf8()),
-        pa.field("propensity", pa.float64()),
-        pa.field("outcome", pa.utf8(), nullable=False),
-        pa.field("latency_seconds", pa.float64()),
-        pa.field("trace_id", pa.utf8()),
-        pa.field("attributes", pa.utf8()),
-    ]
-)
+TIME = pa.timestamp("ns", tz=ZONE)
+_OF_KIND = {"utf8": pa.utf8(), "time": TIME, "float64": pa.float64(), "float32": pa.float32(), "bool": pa.bool_()}
+# Kept as a list: a schema makes its fields anew each time that it is read.
+_METADATA_FIELDS = [pa.field(one.name, _OF_KIND[one.kind], one.nullable) for one in EVENT_FIELDS]
+METADATA = pa.schema(_METADATA_FIELDS)
 LABELS = pa.schema(
     [
         pa.field("id", pa.utf8(), nullable=False),
@@ -46,13 +36,7 @@ LABELS = pa.schema(
         pa.field("label", pa.float64()),
     ]
 )
-# Kept as a list: a schema makes its fields anew each time that it is read.
-_METADATA_FIELDS = list(METADATA)
 VALUE_TYPES = (pa.float64(), pa.utf8(), pa.bool_())
-
-
-class BadBatch(ValueError):
-    """A body or table that is not a batch of events or labels; the message names the column."""
 
 
 def event_batch(
@@ -107,69 +91,7 @@ def label_batch(ids: Any, model: Any, labels: Any, time_ns: Any) -> pa.RecordBat
 
 def to_ipc(batches: Batches) -> bytes:
     """The batches as one Arrow IPC stream; columns that some lack are null there. BadBatch if types clash."""
-    return ipc_buffer(batches).to_pybytes()  # type: ignore[no-any-return]
-
-
-def ipc_buffer(batches: Batches) -> pa.Buffer:
-    """The same, not copied: a large body takes the interpreter's lock for as long as its copy takes."""
-    several = _arrow(_of_one_schema(batches))
-    # A stream that grows copies what it holds, and touches new memory, each time.
-    counted = pa.MockOutputStream()
-    _write_stream(counted, several)
-    buffer = pa.allocate_buffer(counted.size())
-    _write_stream(pa.FixedSizeBufferWriter(buffer), several)
-    return buffer
-
-
-def ipc_pieces(batches: Batches) -> list[memoryview]:
-    """The same in pieces that are to be sent behind each other: columns stay where they are, and must not change."""
-    several = _of_one_schema(batches)
-    pieces = laid(several)
-    if pieces is not None:
-        return pieces
-    kept = _Pieces()
-    _write_stream(pa.PythonFile(kept, "w"), _arrow(several))
-    return kept.pieces
-
-
-class _Pieces:
-    """A file that keeps what is written to it as it is."""
-
-    closed = False
-
-    def __init__(self) -> None:
-        self.pieces: list[memoryview] = []
-
-    def write(self, piece: bytes | pa.Buffer) -> int:
-        view = memoryview(piece)
-        self.pieces.append(view)
-        return view.nbytes
-
-    def flush(self) -> None:
-        """Nothing is on its way."""
-
-    def close(self) -> None:
-        """The pieces are read later."""
-
-
-def _of_one_schema(batches: Batches) -> list[pa.RecordBatch | LaidRows]:
-    several = [batches] if isinstance(batches, (pa.RecordBatch, LaidRows)) else list(batches)
-    if not several:
-        raise BadBatch("there is no batch to write: an Arrow stream needs a schema")
-    schema = several[0].schema
-    if any(batch.schema is not schema and batch.schema != schema for batch in several):
-        several = _unified(_arrow(several))
-    return several
-
-
-def _arrow(batches: Sequence[pa.RecordBatch | LaidRows]) -> list[pa.RecordBatch]:
-    return [batch.arrow() if isinstance(batch, LaidRows) else batch for batch in batches]
-
-
-def _write_stream(sink: pa.NativeFile, batches: Sequence[pa.RecordBatch]) -> None:
-    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+    return bytes(ipc_body(batches))
 
 
 def from_ipc(body: bytes | memoryview) -> pa.Table:
@@ -233,14 +155,6 @@ def _check_members(table: pa.Table, name: str, allowed: tuple[str, ...], prefix:
     if wrong:
         known = ", ".join((*allowed, f"{prefix}…")) if prefix else ", ".join(allowed)
         raise BadBatch(f"column {name!r} has the value {min(wrong)!r}: allowed are {known}")
-
-
-def _unified(batches: Sequence[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    try:
-        table = pa.concat_tables([pa.Table.from_batches([batch]) for batch in batches], promote_options="default")
-    except (pa.ArrowException, TypeError) as error:
-        raise BadBatch(f"batches whose columns have different types do not fit in one stream: {error}") from error
-    return table.to_batches()  # type: ignore[no-any-return]
 
 
 def _times(name: str, value: Any, rows: int) -> pa.Array:

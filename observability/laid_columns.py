@@ -1,4 +1,4 @@
-"""Arrow streams in pieces: columns are sent from where they lie, and only headers are written.
+"""Arrow streams in pieces: columns are sent from where they lie, and only headers are written. Arrow is not needed.
 
 Arrow's own writer calls Python for each piece that it writes, and each call takes the interpreter's lock from whoever
 holds it: some fifty times a body. Here one pass over the columns, in one hold of the lock, finds the pieces. Headers
@@ -10,11 +10,20 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
-_END = memoryview(struct.pack("<Ii", 0xFFFFFFFF, 0))
+from observability.stream_schema import Field, schema_message
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Values and nulls of each of a column's arrays, and the buffers that Arrow has (an empty one where there is no null).
+Laid: TypeAlias = tuple[Sequence[int], Sequence[memoryview]]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+END = memoryview(struct.pack("<Ii", 0xFFFFFFFF, 0))
 _ZEROS = memoryview(bytes(8))
 _NOTHING = memoryview(b"")
 # Prefix: a mark, the header's size. Root. Message: its vtable (sizes, places of version, kind, header and of
@@ -23,7 +32,8 @@ _NOTHING = memoryview(b"")
 # buffers).
 _HEAD = struct.Struct("<Ii I4x 6H4x ihBxqI 5H2x iIqI")
 _HEAD_BYTES = _HEAD.size - 8
-_TEXT = pa.utf8()
+# What texts' ends are counted in.
+_MOST_TEXT = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +43,6 @@ class LaidRows:
     `schema_message` is the schema as a stream begins with it; `pieces` are the batch's message, all of bytes.
     """
 
-    schema: pa.Schema
     schema_message: memoryview
     num_rows: int
     pieces: Sequence[memoryview]
@@ -43,28 +52,25 @@ class LaidRows:
         """Bytes of the message."""
         return sum(piece.nbytes for piece in self.pieces)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema as Arrow has it."""
+        import pyarrow as pa
+
+        return pa.ipc.read_schema(pa.py_buffer(self.schema_message))
+
     def arrow(self) -> pa.RecordBatch:
         """The same as Arrow has it, copied."""
-        return pa.ipc.open_stream(b"".join([self.schema_message, *self.pieces, _END])).read_next_batch()
+        import pyarrow as pa
+
+        return pa.ipc.open_stream(b"".join([self.schema_message, *self.pieces, END])).read_next_batch()
 
 
-def laid(batches: Sequence[pa.RecordBatch | LaidRows]) -> list[memoryview] | None:
-    """The stream of batches of one schema as pieces behind each other; None where a column is not of a plain kind.
-
-    Plain are numbers, times, true and false, texts, and lists of a fixed size of numbers, from their arrays' start on.
-    """
-    first = batches[0]
-    pieces = [first.schema_message if isinstance(first, LaidRows) else memoryview(first.schema.serialize())]
-    for batch in batches:
-        if isinstance(batch, LaidRows):
-            pieces += batch.pieces
-            continue
-        nodes: list[int] = []
-        buffers: list[memoryview] = []
-        if not batch.num_rows or not all(_lay(column, nodes, buffers) for column in batch.columns):
-            return None
-        pieces += message(batch.num_rows, nodes, buffers)
-    return [*pieces, _END]
+def laid_rows(rows: int, fields: Sequence[Field], columns: Sequence[Laid]) -> LaidRows:
+    """A batch of at least one row, whose columns are in the order of the fields."""
+    nodes = [number for of_column, _ in columns for number in of_column]
+    buffers = [buffer for _, of_column in columns for buffer in of_column]
+    return LaidRows(memoryview(schema_message(fields)), rows, message(rows, nodes, buffers))
 
 
 def message(rows: int, nodes: Sequence[int], buffers: Sequence[memoryview]) -> list[memoryview]:
@@ -96,31 +102,53 @@ def head(rows: int, body: int, nodes: Sequence[int], places: bytes) -> bytes:
     return start + struct.pack(f"<I{len(nodes)}q4xI", len(nodes) // 2, *nodes, len(places) // 16) + places
 
 
-def lay(column: pa.Array) -> tuple[list[int], list[memoryview]]:
-    """An array's nodes and buffers. Raises ValueError where it is not plain."""
-    nodes: list[int] = []
-    buffers: list[memoryview] = []
-    if not _lay(column, nodes, buffers):
-        raise ValueError(f"an array of {column.type} cannot be laid out")
-    return nodes, buffers
+def numbers(values: npt.NDArray[Any], null: Mask | None = None) -> Laid:
+    """A column of numbers, which are not copied; there is none in the rows that are `null`."""
+    return _valued(len(values), null, as_bytes(values))
 
 
-def _lay(column: pa.Array, nodes: list[int], buffers: list[memoryview]) -> bool:
-    """Adds a column's arrays and buffers; False when it is not plain."""
-    rows, nulls, kind = len(column), column.null_count, column.type
-    known = column.buffers()
-    if column.offset or (nulls and known[0] is None):
-        return False
-    nodes += rows, nulls
-    buffers.append(memoryview(known[0])[: (rows + 7) // 8] if nulls else _NOTHING)
-    if kind.equals(_TEXT):
-        offsets = memoryview(known[1])[: 4 * (rows + 1)]
-        ends = offsets.cast("i")
-        buffers += offsets, memoryview(known[2])[: ends[rows]] if ends[rows] else _NOTHING
-        return ends[0] == 0
-    if pa.types.is_fixed_size_list(kind):
-        return _lay(column.values, nodes, buffers) if len(column.values) == rows * kind.list_size else False
-    if not pa.types.is_primitive(kind):
-        return False
-    buffers.append(memoryview(known[1])[: (rows * kind.bit_width + 7) // 8])
-    return True
+def flags(values: Mask) -> Laid:
+    """A column of true and false."""
+    return _valued(len(values), None, as_bytes(np.packbits(values, bitorder="little")))
+
+
+def vectors(values: npt.NDArray[Any], size: int) -> Laid:
+    """A column of vectors of so many floats each, `values` behind each other, which are not copied."""
+    return (len(values) // size, 0, len(values), 0), (_NOTHING, _NOTHING, as_bytes(values))
+
+
+def texts(values: Sequence[str | None], times: npt.NDArray[np.int64] | None = None) -> Laid:
+    """A column of texts, null for None, each in as many rows as `times` says. Raises ValueError beyond 2 GB of them."""
+    written = [b"" if value is None else value.encode() for value in values]
+    sizes = np.fromiter(map(len, written), np.int64, len(written))
+    null = np.fromiter((value is None for value in values), np.bool_, len(written)) if None in values else None
+    if times is not None:
+        written = [text * count for text, count in zip(written, times.tolist(), strict=True)]
+        sizes = np.repeat(sizes, times)
+        null = None if null is None else np.repeat(null, times)
+    ends = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    if ends[-1] > _MOST_TEXT:
+        raise ValueError(f"texts of {ends[-1]} bytes do not fit in one column")
+    return _valued(len(sizes), null, as_bytes(ends.astype(np.int32)), memoryview(b"".join(written)))
+
+
+def same_texts(value: str | None, rows: int) -> Laid:
+    """A column that has one text, or null, in all of so many rows. Raises ValueError beyond 2 GB of it."""
+    text = b"" if value is None else value.encode()
+    if len(text) * rows > _MOST_TEXT:
+        raise ValueError(f"texts of {len(text) * rows} bytes do not fit in one column")
+    ends = np.arange(rows + 1, dtype=np.int32) * np.int32(len(text))
+    null = np.ones(rows, np.bool_) if value is None else None
+    return _valued(rows, null, as_bytes(ends), memoryview(text * rows))
+
+
+def as_bytes(values: npt.NDArray[Any]) -> memoryview:
+    """The memory of contiguous values."""
+    return values.data.cast("B") if values.size else _NOTHING
+
+
+def _valued(rows: int, null: Mask | None, *buffers: memoryview) -> Laid:
+    nulls = 0 if null is None else int(np.count_nonzero(null))
+    valid = as_bytes(np.packbits(~null, bitorder="little")) if null is not None and nulls else _NOTHING
+    return (rows, nulls), (valid, *buffers)

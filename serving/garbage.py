@@ -59,32 +59,25 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def look_for_pandas() -> None:
-    """Has pyarrow decide now whether there is pandas: only where something has imported it before.
+def load_arrow() -> None:
+    """Imports Arrow, which only what counts profiles needs: without pandas, and with the C library's allocator.
 
-    Its first conversion would import it, half a second and 40 MB in the midst of traffic; no event needs it. A process
-    that is not the server's own may need it later, and is left as it is.
+    Its first conversion would import pandas, half a second and 40 MB in the midst of traffic; its own allocator keeps
+    6 MB. A process that is not the server's own, or has Arrow already, is left as it is.
     """
-    if "pandas" in sys.modules or not _own.is_set():
+    if not _own.is_set() or "pyarrow" in sys.modules:
         return
+    # Arrow's C++ asks the environment once; `pyarrow.set_memory_pool` reaches only a part of it.
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     import pyarrow as pa
 
+    if "pandas" in sys.modules:
+        return
     sys.meta_path.insert(0, _WithoutPandas)
     try:
         pa.scalar(0)
     finally:
         sys.meta_path.remove(_WithoutPandas)
-
-
-def share_memory_with_arrow() -> None:
-    """Has Arrow, which nothing has imported yet, take its memory where Python and torch do.
-
-    Its own allocator keeps 6 MB for what little events need of it; they are made and sent in the same time. A process
-    that is not the server's own is left as it is.
-    """
-    if _own.is_set():
-        # Arrow's C++ asks the environment once; `pyarrow.set_memory_pool` reaches only a part of it.
-        os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
 
 
 class _WithoutPandas(MetaPathFinder):

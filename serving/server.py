@@ -35,7 +35,7 @@ from serving.control import Control
 from serving.errors import ServingError
 from serving.fleet import FleetOptions, run_fleet
 from serving.front import Front
-from serving.garbage import give_memory_back, load_torch, settle_down, share_memory_with_arrow
+from serving.garbage import give_memory_back, load_torch, settle_down
 from serving.health import Health
 from serving.http import Limits, Server
 from serving.pages.edge import Edge, EdgeOptions
@@ -382,8 +382,7 @@ class Service:
             self.edge.load.sample()
 
     def _make_events(self, collector_url: str, instance: str) -> telemetry.EventMaker:
-        """On the recorder's thread, after the start: Arrow takes its time."""
-        share_memory_with_arrow()
+        """On the recorder's thread, after the start, which does not wait for it."""
         sink = HttpSink(f"{collector_url.rstrip('/')}/v1/events")
         left_out = None if self._counting is None else self._counting.left_out
         events = telemetry.EventMaker(observability.EventExporter(sink, metrics=self.metrics), instance, left_out)

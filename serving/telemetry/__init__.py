@@ -12,7 +12,7 @@ __all__ = ["EventMaker"]
 
 
 def __getattr__(name: str) -> Any:
-    """What makes events, when there are any to make: a server without a collector does without Arrow."""
+    """What makes events, when there are any to make: a server without a collector does without it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("serving.telemetry.event_maker"), name)

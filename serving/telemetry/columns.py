@@ -1,4 +1,4 @@
-"""What is told of answered batches, and in which columns; without Arrow, which the start of a server need not load."""
+"""What is told of answered batches, and in which columns."""
 
 from __future__ import annotations
 

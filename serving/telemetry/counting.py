@@ -22,6 +22,7 @@ from observability.exporter import BufferedExporter
 from observability.metrics import Metrics
 from observability.sinks import BATCH_ID_HEADER, Batch
 from serving.batching.execution import Runnable
+from serving.garbage import load_arrow
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
 from serving.registry import ModelVersion
@@ -243,6 +244,7 @@ class Counting:
     def _take_references(self) -> None:
         while self._references:
             version, body = self._references.popleft()
+            load_arrow()
             key = version.model, version.version
             signature, counter = self._signatures.get(key), self._counters.get(key)
             try:

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from observability.event_names import FEATURE
-from observability.events import event_batch
-from observability.laid_columns import LaidRows
+from observability.event_names import EVENT_FIELDS, FEATURE, PREDICTION
+from observability.laid_columns import Laid, LaidRows, laid_rows, numbers, same_texts, texts
+from observability.stream_schema import Field
 from observability.tracing import format_trace_id
 from serving.calls import Call
-from serving.garbage import look_for_pandas
 from serving.protocol.tensors import Array
 from serving.telemetry.columns import Anchor, ServedGroup, names_of, recorded
 from serving.telemetry.memory import Memory
 from serving.telemetry.rows import row_texts
 from serving.telemetry.runs import MAX_VALUES, Run
-from serving.telemetry.served import EventForm, feature
+from serving.telemetry.served import EventForm, feature, feature_field
 
 _MAX_FORMS = 64
 NOTHING: frozenset[str] = frozenset()
@@ -32,7 +30,7 @@ LeftOut = Callable[[str, int], frozenset[str]]
 class EventSink(Protocol):
     """Where event batches go; `observability.EventExporter` is one."""
 
-    def put(self, item: pa.RecordBatch | LaidRows) -> None: ...
+    def put(self, item: LaidRows) -> None: ...
 
     def close(self, timeout: float) -> object: ...
 
@@ -41,7 +39,6 @@ class EventMaker:
     """Makes events for one thread. `left_out` are features that are counted elsewhere: events go without them."""
 
     def __init__(self, sink: EventSink, instance: str = "", left_out: LeftOut | None = None) -> None:
-        look_for_pandas()
         self._sink = sink
         self._instance = instance.encode()
         self._left_out = left_out or (lambda model, version: NOTHING)
@@ -76,22 +73,31 @@ class EventMaker:
         return form
 
 
-def events_of(calls: Sequence[Call], anchor: Anchor, left_out: frozenset[str] = NOTHING) -> pa.RecordBatch:
+def events_of(calls: Sequence[Call], anchor: Anchor, left_out: frozenset[str] = NOTHING) -> LaidRows:
     """One event a row of calls of one version and arm, as one record batch; predictions of failed calls are null.
 
     `left_out` are columns of features that events go without.
     """
     first = calls[0]
     choice, signature = first.choice, first.signature
-    rows = np.array([call.rows for call in calls])
-    features = {
-        column.name: feature(column, [call.values[place] for call in calls])
-        for place, column in enumerate(signature.inputs)
-        if recorded(column) and FEATURE + column.name not in left_out
-    }
+    counts = np.array([call.rows for call in calls])
+    rows = int(counts.sum())
+    fields, columns = [*EVENT_FIELDS], [
+        texts(list(chain.from_iterable(map(_ids, calls)))),
+        numbers(np.repeat(np.array([anchor.unix(call.done) for call in calls], np.int64), counts)),
+        *(same_texts(text, rows) for text in (first.model, str(choice.version), choice.arm, choice.release)),
+        _propensity(calls, counts),
+        _repeated([call.outcome for call in calls], counts),
+        numbers(np.repeat([call.done - call.arrived for call in calls], counts)),
+        _repeated([format_trace_id(call.span) for call in calls], counts),
+        _repeated([call.attributes for call in calls], counts),
+    ]  # fmt: skip
+    for place, column in enumerate(signature.inputs):
+        if recorded(column) and FEATURE + column.name not in left_out:
+            fields.append(feature_field(column))
+            columns.append(feature(column, [call.values[place] for call in calls]))
     failures = [call.outputs is None for call in calls]
-    failed = np.repeat(failures, rows) if any(failures) else None
-    predictions: dict[str, Any] = {}
+    failed = np.repeat(failures, counts) if any(failures) else None
     for place, output in enumerate(signature.outputs):
         parts = [_prediction(call, place) for call in calls]
         # Failed calls alone do not show how many values a row has; the signature may say it.
@@ -100,32 +106,15 @@ def events_of(calls: Sequence[Call], anchor: Anchor, left_out: frozenset[str] = 
         if width > MAX_VALUES:
             continue
         values = np.concatenate([part if part.shape[1] == width else _widened(part, width) for part in parts])
-        by_name = zip(names_of(output.name, width), np.ascontiguousarray(values.T, np.float64), strict=True)
-        predictions |= {name: pa.array(of_name, pa.float64(), mask=failed) for name, of_name in by_name}
-    return event_batch(
-        ids=list(chain.from_iterable(map(_ids, calls))),
-        time_ns=np.repeat([anchor.unix(call.done) for call in calls], rows),
-        model=first.model,
-        version=str(choice.version),
-        arm=choice.arm,
-        release=choice.release,
-        propensity=_propensity(calls, rows),
-        outcome=_repeated([call.outcome for call in calls], rows),
-        latency_seconds=np.repeat([call.done - call.arrived for call in calls], rows),
-        trace_ids=_repeated([format_trace_id(call.span) for call in calls], rows),
-        attributes=_repeated([call.attributes for call in calls], rows),
-        features=features,
-        predictions=predictions,
-    )
+        fields += [Field(PREDICTION + name, "float64") for name in names_of(output.name, width)]
+        columns += [numbers(of_name, failed) for of_name in np.ascontiguousarray(values.T, np.float64)]
+    return laid_rows(rows, fields, columns)
 
 
-def _propensity(calls: Sequence[Call], rows: npt.NDArray[np.int64]) -> pa.Array | float:
+def _propensity(calls: Sequence[Call], rows: npt.NDArray[np.int64]) -> Laid:
     """The probability of the arm; null for requests of units that had it already."""
-    propensity = calls[0].choice.propensity
-    if all(call.drawn for call in calls):
-        return propensity
-    known = np.repeat([not call.drawn for call in calls], rows)
-    return pa.array(np.full(len(known), propensity), mask=known)
+    null = None if all(call.drawn for call in calls) else np.repeat([not call.drawn for call in calls], rows)
+    return numbers(np.full(rows.sum(), calls[0].choice.propensity), null)
 
 
 def _ids(call: Call) -> Sequence[str]:
@@ -137,11 +126,11 @@ def _ids(call: Call) -> Sequence[str]:
     return [start + row for row in row_texts(call.rows)]
 
 
-def _repeated(values: Sequence[str | None], rows: npt.NDArray[np.int64]) -> pa.Array | str | None:
-    """Each value for all rows of its call; one value where it is the same for all."""
+def _repeated(values: Sequence[str | None], rows: npt.NDArray[np.int64]) -> Laid:
+    """Each value for all rows of its call."""
     if values.count(values[0]) == len(values):
-        return values[0]
-    return pa.array(np.repeat(np.array(values, object), rows), pa.utf8(), from_pandas=False)
+        return same_texts(values[0], int(rows.sum()))
+    return texts(values, rows)
 
 
 def _widened(part: Array, width: int) -> Array:

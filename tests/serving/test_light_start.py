@@ -50,10 +50,17 @@ def arrows_pool(code: str) -> str:
 
 
 def test_a_servers_own_process_has_one_allocator_and_others_are_left_alone() -> None:
-    share = "from serving.garbage import load_torch, share_memory_with_arrow\n"
+    share = "from serving.garbage import load_arrow, load_torch\n"
 
-    assert arrows_pool(f"{share}load_torch(1)\nshare_memory_with_arrow()") == "system"
-    assert arrows_pool(f"{share}share_memory_with_arrow()") == "its own"
+    assert arrows_pool(f"{share}load_torch(1)\nload_arrow()") == "system"
+    assert arrows_pool(f"{share}load_arrow()") == "its own"
+
+
+def test_arrow_in_a_servers_own_process_never_asks_for_pandas() -> None:
+    code = "from serving.garbage import load_arrow, load_torch\n{}load_arrow()\nimport pyarrow\npyarrow.array([[1.0]])"
+
+    assert "pandas" not in loaded(code.format("load_torch(1)\n"))
+    assert "pandas" in loaded(code.format(""))
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library cannot give memory back")
@@ -78,3 +85,49 @@ print(before - resident(), len(linecache.cache))
 
     assert freed > 40_000_000
     assert sources == 0
+
+
+def test_events_are_made_and_sent_without_arrow() -> None:
+    code = """
+import threading
+from array import array
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+import numpy as np
+import observability
+from observability.sinks import HttpSink
+from serving.protocol.signature import Input, Output, Signature
+from serving.router import Choice
+from serving.telemetry import EventMaker
+from serving.telemetry.columns import Anchor, ServedGroup
+from serving.telemetry.memory import Memory
+from serving.telemetry.runs import Run
+
+bodies = []
+class Collector(BaseHTTPRequestHandler):
+    def do_POST(self):
+        bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = HTTPServer(("127.0.0.1", 0), Collector)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+exporter = observability.EventExporter(HttpSink(f"http://127.0.0.1:{server.server_port}/v1/events"))
+maker = EventMaker(exporter, "0f")
+signature = Signature((Input("x", "FP32"), Input("c", "BYTES", ("a",))), (Output("y"),))
+one = Signature((Input("x", "FP32", shape=(2,)),), (Output("y"),))
+choice = Choice(1, "stable", 1.0)
+maker.put([SimpleNamespace(
+    model="m", choice=choice, signature=signature, rows=1, values=[[1.0], ["a"]], id="i", outputs=[np.ones((1, 1))],
+    outcome="ok", arrived=0.0, done=1.0, span=None, attributes=None, drawn=True, row_ids=None)],
+    Anchor(0.0, 0))
+run = Run(Memory(), one)
+run.add(np.ones((1, 2), np.float32), [np.ones((1, 1))], array("q", [1]).tobytes(), array("d", [0.0]).tobytes(), 1.0)
+maker.put_served(ServedGroup("m", choice, [run], 1), Anchor(0.0, 0))
+assert exporter.flush(60)
+maker.close()
+assert sum(map(len, bodies)) > 1000, bodies
+"""
+    assert loaded(code) == set()

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from observability.events import validate_events
+from observability.laid_columns import LaidRows
 from serving import Registry, Service, Signature, save_artifact
 from serving.router import Router
 from serving.routing.switches import with_experiment
@@ -251,8 +252,8 @@ async def test_events_name_the_variant_and_the_forced_and_shadows_pair_with_thei
     class Sink:
         def __init__(self, *_: Any, **__: Any) -> None: ...
 
-        def put(self, item: pa.RecordBatch) -> None:
-            batches.append(item)
+        def put(self, item: LaidRows) -> None:
+            batches.append(item.arrow())
 
         def close(self, timeout: float) -> None: ...
 

@@ -102,7 +102,8 @@ def test_the_process_says_of_a_batch_what_the_thread_would(place: Place) -> None
     by_id = lambda copies: sorted(copied(copies), key=lambda told: told[0])  # noqa: E731
     assert by_id(there.copies) == by_id(here.copies)
     # What makes events of them takes them as it takes a list.
-    assert events_of(there.copies, Anchor(5.0, 0)).equals(events_of(list(there.copies), Anchor(5.0, 0)))
+    of_copies, of_list = (events_of(copies, Anchor(5.0, 0)) for copies in (there.copies, list(there.copies)))
+    assert of_copies.arrow().equals(of_list.arrow())
     assert events_of(there.copies, Anchor(5.0, 0)).num_rows == sum(one.rows for one in calls)
     assert {c.ended for c in there.copies} == {5.0}
     assert all(c.started is not None and c.started < 5.0 for c in there.copies)
@@ -140,14 +141,18 @@ def test_calls_of_other_inputs_and_answers_of_other_shapes_are_no_batch() -> Non
 def test_only_plain_exported_programs_of_fixed_shapes_and_few_weights_are_taken() -> None:
     ragged = Signature((Input.of("x", "FP32", shape=(-1,)),), SIGNATURE.outputs)
 
-    def taken(kind: str = "torch.export", nbytes: int = 10, signature: Signature = SIGNATURE, **more: Any) -> bool:
-        return fits(SimpleNamespace(manifest={"format": kind, **more}, nbytes=nbytes, signature=signature), 10)
+    def taken(
+        kind: str = "torch.export", nbytes: int = 10, signature: Signature = SIGNATURE, device: str = "cpu", **more: Any
+    ) -> bool:
+        manifest = {"format": kind, **more}
+        return fits(SimpleNamespace(manifest=manifest, nbytes=nbytes, device=device, signature=signature), 10)
 
     assert taken()
     assert not taken("safetensors")
     assert not taken("onnx")
     assert not taken(runtime={"compile": True})
     assert not taken(nbytes=11)
+    assert not taken(device="cuda:0")
     assert not taken(signature=ragged)
 
 
@@ -338,7 +343,7 @@ asyncio.run(main())
 @linux
 async def test_too_many_weights_are_the_threads_until_others_are_not_used(place: Place) -> None:
     process = ShadowProcess(lambda _model, _number: place, 100, 4, idle_seconds=1000.0)
-    model: Any = SimpleNamespace(manifest={"format": "torch.export"}, nbytes=60, signature=SIGNATURE)
+    model: Any = SimpleNamespace(manifest={"format": "torch.export"}, nbytes=60, device="cpu", signature=SIGNATURE)
     await until(lambda: process.takes(("m", 1), model))
     process.takes(("m", 2), model)
     await until(lambda: process._versions["m", 2].retry_at is not None)

@@ -13,12 +13,16 @@ from observability.push import push
 from observability.training import TrainingMonitor
 
 
-def lightning_callback(monitor: TrainingMonitor, *, push_url: str | None = None, job: str = "train") -> Any:
+def lightning_callback(
+    monitor: TrainingMonitor, *, push_url: str | None = None, job: str = "train", gradient_norm: bool = False
+) -> Any:
     """A `Callback` for `pytorch_lightning` or `lightning`, whichever there is. ImportError without either.
 
-    Moving a batch to the device counts as `data_wait`, since Lightning does it before it tells of the batch; what is
-    evaluated and saved between two steps counts to the later one. The run's outcome is counted at its end; with
-    `push_url`, a gateway's, a short job's metrics are pushed then.
+    A step is one of the optimizer's, with all batches that were accumulated for it. Lightning tells nobody the norm by
+    which it clips: `gradient_norm` takes one more before that, on the device. Moving a batch to the device counts as
+    `data_wait`, since Lightning does it before it tells of the batch; what is evaluated and saved between two steps
+    counts to the later one. The run's outcome is counted at its end; with `push_url`, a gateway's, a short job's
+    metrics are pushed then.
     """
     base: Any = _callback_class()
 
@@ -31,11 +35,18 @@ def lightning_callback(monitor: TrainingMonitor, *, push_url: str | None = None,
             def timed(*given: Any, **named: Any) -> None:
                 monitor.mark("data_wait")
                 monitor.entering("checkpoint")
-                save(*given, **named)
+                try:
+                    save(*given, **named)
+                except BaseException:
+                    monitor.checkpointed("failed")
+                    raise
                 monitor.mark("checkpoint")
+                monitor.checkpointed("ok")
 
             # Callbacks are told before a checkpoint is written, but not after.
             trainer.save_checkpoint = timed
+            self._rows, self._taken, self._norm = 0, trainer.global_step, None
+            monitor.resumed(trainer.global_step)
             monitor.start()
 
         def on_train_batch_start(self, *_: Any) -> None:
@@ -48,11 +59,20 @@ def lightning_callback(monitor: TrainingMonitor, *, push_url: str | None = None,
         def on_after_backward(self, *_: Any) -> None:
             monitor.mark("backward")
 
+        def on_before_optimizer_step(self, _: Any, module: Any, *__: Any) -> None:
+            if gradient_norm:
+                self._norm = _norm(module)
+
         def on_train_batch_end(self, trainer: Any, _: Any, outputs: Any, batch: Any, *__: Any) -> None:
+            self._rows += rows_of(batch)
+            if trainer.global_step == self._taken:
+                return  # its gradients wait for those of more batches
+            self._taken = trainer.global_step
             monitor.mark("optimizer")
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             rate = trainer.optimizers[0].param_groups[0]["lr"] if trainer.optimizers else None
-            monitor.end(rows_of(batch), loss=loss, learning_rate=rate)
+            monitor.end(self._rows, loss=loss, gradient_norm=self._norm, learning_rate=rate)
+            self._rows = 0
             monitor.start()
 
         def on_validation_start(self, *_: Any) -> None:
@@ -87,6 +107,13 @@ def rows_of(batch: Any) -> int:
     if isinstance(batch, list | tuple):
         return next((rows for one in batch if (rows := rows_of(one))), 0)
     return 0
+
+
+def _norm(module: Any) -> Any:
+    import torch
+
+    found = [one.grad for one in module.parameters() if one.grad is not None]
+    return torch.nn.utils.get_total_norm(found) if found else None
 
 
 def _callback_class() -> Any:

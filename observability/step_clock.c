@@ -92,7 +92,7 @@ static Py_ssize_t index_of(Clock *self, PyObject *phase) {
     for (Py_ssize_t i = 0; i < self->phases && PyUnicode_Check(phase); i++)
         if (PyUnicode_Compare(PyTuple_GET_ITEM(self->names, i), phase) == 0)
             return i;
-    PyErr_SetObject(PyExc_KeyError, phase);
+    PyErr_Format(PyExc_KeyError, "there is no phase %R; there are %R", phase, self->names);
     return -1;
 }
 

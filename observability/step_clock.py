@@ -91,14 +91,14 @@ class PlainClock:
     def mark(self, phase: str, /) -> None:
         """See `StepClock.mark`."""
         now = self._clock()
-        index = _INDEX[phase]
+        index = _index_of(phase)
         self._phases[index] += now - self._marked
         self._marked = now
         self._ring.doing(_NUM_PHASES + index)
 
     def entering(self, phase: str, /) -> None:
         """See `StepClock.entering`."""
-        self._ring.doing(_INDEX[phase])
+        self._ring.doing(_index_of(phase))
 
     def end(
         self,
@@ -128,6 +128,13 @@ def step_clock(ring: StepRing, clock: Callable[[], int] = time.perf_counter_ns) 
             compiled: BlockClock = made.Clock(ring.buffer, ring.capacity, PHASES)
             return compiled
     return PlainClock(ring, clock)
+
+
+def _index_of(phase: str) -> int:
+    try:
+        return _INDEX[phase]
+    except KeyError:
+        raise KeyError(f"there is no phase {phase!r}; there are {PHASES!r}") from None
 
 
 def _detached(value: Any) -> Any:

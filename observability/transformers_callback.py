@@ -75,8 +75,10 @@ def transformers_callback(monitor: TrainingMonitor, *, push_url: str | None = No
             self._logged.update(logs or {})
             self._end()
 
-        def on_evaluate(self, *_: Any, **__: Any) -> None:
+        def on_evaluate(self, *_: Any, metrics: Any = None, **__: Any) -> None:
             monitor.mark("evaluation")
+            scores = {name: one for name, one in (metrics or {}).items() if isinstance(one, int | float)}
+            monitor.evaluated(**{name: float(one) for name, one in scores.items() if name != "epoch"})
 
         def on_save(self, *_: Any, **__: Any) -> None:
             monitor.mark("checkpoint")

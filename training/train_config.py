@@ -59,8 +59,8 @@ class TrainConfig:
                     f"guards.{name} is rewind and checkpoint_every is 0: there would be nothing to rewind to"
                 )
         for name in ("learning_rate", "clip_norm", "spike_score"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive and finite")
         if self.max_steps < 0:
             raise ValueError(f"max_steps is {self.max_steps}: it must be at least 1, or 0 for no limit")
         if self.checkpoint_every < 0 or not 0 <= self.warmup < 1:

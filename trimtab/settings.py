@@ -594,6 +594,12 @@ def _scalar(section: str, field: str, value: str, kind: type) -> Any:
         raise SettingsError(f"{variable}={value!r}: expected {kind.__name__}") from None
 
 
+_LEAST_OF_A_MODEL = {
+    "window_groups": 1, "ranks": 1, "min_rows": 1, "window_seconds": 0, "latency_budget_seconds": 0,
+    "online_batch_rows": 1, "online_delay_seconds": 0, "online_publish_batches": 0,
+}  # fmt: skip
+
+
 def _check(settings: Settings) -> None:
     for name in settings.alerts.actions:
         kind, colon, of_model = name.partition(":")
@@ -619,8 +625,14 @@ def _check(settings: Settings) -> None:
     for name, model in settings.models.items():
         if not 0 <= model.trace_sample_ratio <= 1:
             raise SettingsError(f"models.{name}.trace_sample_ratio must be in [0, 1], it is {model.trace_sample_ratio}")
-        if model.window_groups < 1:
-            raise SettingsError(f"models.{name}.window_groups must be at least 1, it is {model.window_groups}")
+        for field, least in _LEAST_OF_A_MODEL.items():
+            if getattr(model, field) < least:
+                raise SettingsError(f"models.{name}.{field} must be at least {least}, it is {getattr(model, field)}")
+        if not 0 < model.holdout_ratio < 1 or not 0 <= model.canary_weight <= 1:
+            raise SettingsError(
+                f"models.{name}: holdout_ratio must be in (0, 1) and canary_weight in [0, 1]; they are "
+                f"{model.holdout_ratio} and {model.canary_weight}"
+            )
     repeated = {name for name in collector.slices if collector.slices.count(name) > 1}
     if repeated:
         raise SettingsError(f"collector.slices names {min(repeated)} twice; name each column once")

@@ -26,6 +26,7 @@ class LightningTrainer:
 
     def __init__(self, optimizers: list[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
+        self.global_step = 0
         self.saved: list[str] = []
 
     def save_checkpoint(self, path: str, weights_only: bool = False) -> None:
@@ -62,6 +63,7 @@ def test_lightnings_hooks_mark_all_phases(monitor: TrainingMonitor, monkeypatch:
         callback.on_before_backward(trainer, network, loss)
         loss.backward()
         callback.on_after_backward(trainer, network)
+        trainer.global_step += 1
         callback.on_train_batch_end(trainer, network, {"loss": loss.detach()}, batch, number)
         if number:
             callback.on_validation_start(trainer, network)
@@ -85,6 +87,57 @@ def test_lightnings_hooks_mark_all_phases(monitor: TrainingMonitor, monkeypatch:
     assert value(names.TRAINING_LEARNING_RATE, run="r") == 0.25
     assert value(names.TRAINING_LOSS, run="r") == pytest.approx(loss.item())
     assert value(names.TRAINING_RUNS, outcome="completed") == 1
+    assert value(names.TRAINING_CHECKPOINTS, outcome="ok") == 2
+
+
+def test_a_step_of_lightnings_has_all_batches_that_were_accumulated_for_it_and_the_norm_if_wanted(
+    monitor: TrainingMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    framework = ModuleType("pytorch_lightning")
+    framework.Callback = Base  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", framework)
+    callback, network = lightning_callback(monitor, gradient_norm=True), nn.Linear(2, 1, bias=False)
+    trainer = LightningTrainer([torch.optim.SGD(network.parameters(), lr=0.25)])
+    trainer.global_step = 100
+
+    callback.on_train_start(trainer, network)
+    for number in range(8):
+        batch = [torch.ones(7, 2), torch.ones(7)]
+        callback.on_train_batch_start(trainer, network, batch, number)
+        network(batch[0]).sum().backward()
+        callback.on_after_backward(trainer, network)
+        if number % 4 == 3:
+            callback.on_before_optimizer_step(trainer, network, trainer.optimizers[0])
+            trainer.global_step += 1
+        callback.on_train_batch_end(trainer, network, {"loss": torch.tensor(0.5)}, batch, number)
+        if number % 4 == 3:
+            network.zero_grad()
+    callback.on_train_end(trainer, network)
+
+    assert monitor.ring.view().records()[:, 0].tolist() == [100, 101]
+    assert phases(monitor)["backward"] == 2
+    assert monitor.metrics[names.TRAINING_SAMPLES].labels("m")._value.get() == 56
+    # Four batches of seven ones: 28 for each of two weights.
+    assert monitor.metrics[names.TRAINING_GRADIENT_NORM].labels("m", "r")._value.get() == pytest.approx(28 * 2**0.5)
+
+
+def test_a_checkpoint_of_lightnings_that_fails_is_counted(
+    monitor: TrainingMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    framework = ModuleType("pytorch_lightning")
+    framework.Callback = Base  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", framework)
+    trainer = LightningTrainer([])
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(trainer, "save_checkpoint", fails)
+    lightning_callback(monitor).on_train_start(trainer, nn.Linear(1, 1))
+    with pytest.raises(OSError, match="no space"):
+        trainer.save_checkpoint("last.ckpt")
+
+    assert monitor.metrics[names.TRAINING_CHECKPOINTS].labels("m", "failed")._value.get() == 1
 
 
 def test_transformers_hooks_mark_all_phases_even_of_accumulated_batches(
@@ -111,7 +164,7 @@ def test_transformers_hooks_mark_all_phases_even_of_accumulated_batches(
             callback.on_log(args, state, control, logs={"loss": 0.75, "grad_norm": 2.0, "learning_rate": 0.1})
     network.eval()
     network(torch.ones(4, 2))
-    callback.on_evaluate(args, state, control)
+    callback.on_evaluate(args, state, control, metrics={"eval_loss": 0.5, "epoch": 1.0, "eval_name": "text"})
     callback.on_save(args, state, control)
     callback.on_train_end(args, state, control)
 
@@ -121,6 +174,8 @@ def test_transformers_hooks_mark_all_phases_even_of_accumulated_batches(
     assert monitor.metrics[names.TRAINING_SAMPLES].labels("m")._value.get() == 24
     assert monitor.metrics[names.TRAINING_LOSS].labels("m", "r")._value.get() == 0.75
     assert not network._forward_hooks
+    scores = monitor.metrics[names.TRAINING_EVALUATION].collect()[0].samples
+    assert {one.labels["metric"]: one.value for one in scores} == {"eval_loss": 0.5}
     assert monitor.ring.view().records()[:, 0].tolist() == [10, 11, 12]
 
 

@@ -165,6 +165,8 @@ def test_a_disk_that_takes_no_checkpoint_does_not_end_the_run(make_trainer, moni
 
 
 def test_the_rate_warms_up_peaks_and_ends_near_zero():
+    with pytest.raises(ValueError, match="learning_rate is inf: it must be positive and finite"):
+        TrainConfig(learning_rate=math.inf)
     config = TrainConfig(learning_rate=1.0, warmup=0.1)
 
     rates = [learning_rate(config, step, 100) for step in range(100)]

@@ -60,6 +60,10 @@ def test_the_environment_overrides_the_file(tmp_path: Path) -> None:
         ("[alerts.actions.reboot]\n", "no such action"),
         ("[serving]\nport = 9090\n", "a port of its own"),
         ("[dashboard]\nport = 0\n", "1 to 65535"),
+        ("[models.m]\ntask = 'm:t'\nranks = 0\n", "models.m.ranks must be at least 1, it is 0"),
+        ("[models.m]\ntask = 'm:t'\nholdout_ratio = 2.0\n", "holdout_ratio must be in .0, 1."),
+        ("[models.m]\ntask = 'm:t'\ncanary_weight = -0.5\n", "canary_weight in .0, 1."),
+        ("[models.m]\ntask = 'm:t'\ntrace_sample_ratio = 1.5\n", "trace_sample_ratio must be in .0, 1., it is 1.5"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, words: str) -> None:

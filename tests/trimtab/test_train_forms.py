@@ -49,6 +49,16 @@ def test_servers_and_workers_that_cannot_be_are_refused(settings_file: Path, opt
     assert words in found.stderr
 
 
+@pytest.mark.parametrize("device", ["banana", "cuda:1000", "meta"])
+def test_a_device_that_is_not_there_is_said_before_anything_runs(settings_file: Path, device: str) -> None:
+    settings_file.write_text(settings_file.read_text() + f'device = "{device}"\n')
+    found = CliRunner().invoke(cli, ["train", "line", "--settings", str(settings_file)])
+
+    assert found.exit_code == 1
+    assert found.stderr.startswith(f"Error: models.line.device is '{device}'")
+    assert found.stderr.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_version_is_made_on_parameter_servers(settings_file: Path) -> None:
     said = ["--parallel", "servers=2,workers=2,staleness=1", "--json", "--settings", str(settings_file)]

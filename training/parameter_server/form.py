@@ -51,4 +51,9 @@ Form = ParallelConfig | ServersForm
 def form_of(text: str) -> Form:
     """The form that a text describes: on parameter servers where it names servers or workers. FormError as `parse`."""
     named = {part.partition("=")[0].strip() for part in text.split(",")}
-    return ServersForm.parse(text) if named & {"servers", "workers"} else ParallelConfig.parse(text)
+    if named & {"servers", "workers"}:
+        return ServersForm.parse(text)
+    try:
+        return ParallelConfig.parse(text)
+    except FormError as error:
+        raise FormError(f"{error}; on parameter servers it begins with servers or workers") from None

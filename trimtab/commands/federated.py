@@ -50,7 +50,7 @@ from training.run import conclude
 from training.train_config import TrainConfig
 from trimtab.commands.models import registry as registry_of
 from trimtab.commands.options import echo_json, fail, start_logging, with_json, with_settings
-from trimtab.commands.train import load_callable, load_table, model_settings, reference_beside
+from trimtab.commands.train import load_table, load_task, model_settings, reference_beside
 from trimtab.settings import ModelSettings, Settings
 
 
@@ -121,7 +121,7 @@ def server(
         fail(f"the run's name is {run!r}: it becomes a folder, and must not be a path")
     torch.set_num_threads(settings.serving.torch_threads)
     start_logging("federated", settings)
-    task: TabularTask = load_callable(chosen.task)()
+    task: TabularTask = load_task(chosen.task)
     registry = registry_of(settings)
     champion, setup, profile = _start(registry, task)
     out = settings.data / "runs" / model / run
@@ -180,7 +180,7 @@ def client(
     chosen = model_settings(settings, model)
     torch.set_num_threads(settings.serving.torch_threads)
     start_logging("federated", settings)
-    task: TabularTask = load_callable(chosen.task)()
+    task: TabularTask = load_task(chosen.task)
     table = read_rows(data)
     try:
         secret = secret_file.read_text().strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from alerts.releases import ReleasePolicyError, load_release_policies
 from observability import Metrics, Tracing, setup_tracing
 from serving.routing.policies import PolicyStore
 from training.candidate import RANKS_CHECKPOINT_EVERY as CHECKPOINT_EVERY
+from training.data import TabularTask
 from training.evaluate import Gate
 from training.guards import GuardPolicy
 from training.making import Approval
@@ -113,7 +115,7 @@ def train(
     if online:
         if ranks or parallel or resume or max_steps or profile or nodes > 1:
             fail("--online runs in one process and always goes on: leave out the options of a single training")
-        task, beside = load_callable(chosen.task)(), reference_beside(settings, chosen)
+        task, beside = load_task(chosen.task), reference_beside(settings, chosen)
         run_online(task, chosen, settings, registry_of(settings), beside, until_idle=until_idle, as_json=as_json)
         return
     place = _node(nodes, node_rank, rendezvous)
@@ -136,7 +138,7 @@ def train(
             fail(f"--profile {profile}: {error}")
     config = _config(model, chosen)
     job = TrainJob(
-        task=load_callable(chosen.task)(),
+        task=load_task(chosen.task),
         table=load_table(chosen.data, settings.data),
         source=chosen.data,
         out=_out(settings, model) if resume is None else _begun(settings, model, resume),
@@ -188,7 +190,7 @@ def retrain(model: str, settings: Settings, as_json: bool) -> None:
     torch.set_num_threads(settings.serving.torch_threads)
     champion = registry.get(model, policy.stable)
     job = RetrainJob(
-        task=load_callable(chosen.task)(),
+        task=load_task(chosen.task),
         lake=settings.lake,
         out=_out(settings, model),
         since=time.time() - chosen.window_seconds if chosen.window_seconds else None,
@@ -311,7 +313,18 @@ def _approval(chosen: ModelSettings) -> Approval:
     return Approval(latency_budget=chosen.latency_budget_seconds, slice_tolerance=tolerance)
 
 
+def _check_device(model: str, name: str) -> None:
+    """Ends the command where torch has no such device here."""
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        fail(f"models.{model}.device is {name!r}: give cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(index or 0) >= found:
+        fail(f"models.{model}.device is {name!r}, and torch {torch.__version__} finds {found} GPUs here")
+
+
 def _config(model: str, chosen: ModelSettings) -> TrainConfig:
+    _check_device(model, chosen.device)
     said = msgspec.structs.asdict(chosen.guards)
     of_loop = {name: said.pop(name) for name in ("max_nonfinite", "spike_score", "max_rewinds")}
     on_spike = said.pop("loss_spike")
@@ -391,12 +404,31 @@ def load_callable(name: str) -> Callable[..., Any]:
     return found
 
 
+def called(name: str, *arguments: object) -> Any:
+    """What calling `module:callable` gives; ends the command where that raises, and says where it did."""
+    wanted = load_callable(name)
+    try:
+        return wanted(*arguments)
+    except Exception as error:  # of the user's own code
+        *_, last = traceback.extract_tb(error.__traceback__)
+        said = f"{type(error).__name__}: {error}".partition("\n")[0]
+        fail(f"{name!r} ended with {said} (line {last.lineno} of {last.filename})")
+
+
+def load_task(name: str) -> TabularTask:
+    """The task that `module:callable` gives; ends the command where that is none."""
+    found = called(name)
+    if not isinstance(found, TabularTask):
+        fail(f"{name!r} gave {type(found).__name__}: it must return a training.TabularTask")
+    return found
+
+
 def load_table(name: str, folder: Path) -> pa.Table:
     """What `module:callable` makes of the data's folder; ends the command where that is no table.
 
     Frames of pandas and polars, and whatever else Arrow can take without a copy, become one.
     """
-    found = load_callable(name)(folder)
+    found = called(name, folder)
     if isinstance(found, pa.Table):
         return found
     if not hasattr(found, "__arrow_c_stream__"):

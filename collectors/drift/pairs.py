@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +19,7 @@ from collectors.drift.column_scores import (
 )
 from collectors.drift.comparison import Sides
 from collectors.drift.evidently_method import (
+    WASSERSTEIN,
     evidently_bins,
     evidently_categorical,
     evidently_category_distances,
@@ -48,6 +50,8 @@ ORDERED = ("numeric", "text", "embedding")
 MANY_NEW = 0.5
 EXACT_INTEGERS = 2**53
 ROUNDED = "integers beyond 2^53 are compared as floating-point numbers, which round them"
+OVERFLOWN = "the reference's variance is too large for its type, so that Evidently's score of any distance is 0 or none"
+BEYOND = "its values lie so far apart that their Wasserstein distance is above the largest number"
 # Columns of so many rows, of which this share have a value of their own, are taken for identifiers.
 MANY_ROWS, MOSTLY_DISTINCT = 50, 0.9
 
@@ -162,6 +166,9 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
     if not _comparable(found.count):
         return found
     scores = row_scores(pair, cells)
+    if math.isinf(scores["wasserstein"]):
+        notes += (BEYOND,)
+        found = _with(found, notes=notes)
     if asked.method == "evidently":
         integers = all(pa.types.is_integer(side.type) and not side.null_count for side in (reference, current))
         bins = evidently_bins(pair, integers)
@@ -169,7 +176,9 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
         deviation = cells.reference.variance**0.5
         kind = reference.type.to_pandas_dtype() if pa.types.is_floating(reference.type) else np.float64
         verdict = evidently_numeric(pair, scores["wasserstein"], deviation, asked.threshold, kind=kind)
-        return _with(found, scores=scores, verdict=verdict)
+        if verdict.method == WASSERSTEIN and not np.isfinite(kind(deviation**2)):
+            notes += (OVERFLOWN,)
+        return _with(found, scores=scores, verdict=verdict, notes=notes)
     if asked.method == "auto":
         return _with(found, scores=scores)
     counts = Sides(cells.reference.counts, cells.current.counts)
@@ -192,8 +201,12 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
         return _profiled(column, reference, current, asked, kind="text")
     cells: Sides[Column] = boolean_cells(found) if column.kind == "boolean" else categorical_cells(found)  # type: ignore[assignment]
     before, now = found.counts.reference, found.counts.current
-    identifier = _is_identifier(found.distinct.reference, int(before.sum())) and _is_identifier(
-        len(before), int(before.sum() + now.sum())
+    rows = Sides(int(before.sum()), int(now.sum()))
+    # A few current rows that repeat themselves do not show among a million that do not.
+    identifier = (
+        _is_identifier(found.distinct.reference, rows.reference)
+        and _is_identifier(len(before), rows.reference + rows.current)
+        and (rows.current < MANY_ROWS or _is_identifier(found.distinct.current, rows.current))
     )
     pair = ColumnPair(
         str(column.kind),
@@ -203,7 +216,7 @@ def _categories(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chun
         Sides(0, 0),
         {},
         found.distinct,
-        notes=_newcomers(int(now[before == 0].sum()), int(now.sum()), identifier),
+        notes=_newcomers(int(now[before == 0].sum()), rows.current, identifier),
         # Of values that occur once, none says anything about the others.
         all_cells=_all_cells(found) if getattr(cells.reference, "truncated", False) and not identifier else None,
     )

@@ -43,8 +43,20 @@ class Batches:
         """A batch that was answered, and where it is kept. `requests`: the rows of each as int64; `arrived`: a double;
         `moments` the six of an account, of those that are counted together.
         """
-        self._account.add_many(moments)
-        return None if self._memory is None else self._record(self._memory, column, outputs, requests, arrived, done)
+        account, memory = self._account, self._memory
+        account.add_many(moments)
+        if memory is None:
+            return None
+        run = self._kept
+        if run is None or run.given is not column:
+            run = self._open(memory, len(column))
+        if not run.add(column, outputs, requests, arrived, done):
+            run = self._kept = Run(memory, self._signature, len(column))
+            run.add(column, outputs, requests, arrived, done)
+        served = account.served
+        if not served or served[-1] is not run:
+            served.append(run)
+        return run
 
     def add_traced(
         self, traced: Sequence[int], column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes,
@@ -85,18 +97,4 @@ class Batches:
         served, run = self._account.served, self._kept
         if run is None or not run.fits(rows) or (run.requests and (not served or served[-1] is not run)):
             run = self._kept = Run(memory, self._signature, rows)
-        return run
-
-    def _record(
-        self, memory: Memory, column: Array, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
-    ) -> Run:
-        """Keeps for the recorder what a batch was given and answered; where."""
-        run, served = self._kept, self._account.served
-        if run is None or run.given is not column:
-            run = self._open(memory, len(column))
-        if not run.add(column, outputs, requests, arrived, done):
-            run = self._kept = Run(memory, self._signature, len(column))
-            run.add(column, outputs, requests, arrived, done)
-        if not served or served[-1] is not run:
-            served.append(run)
         return run

@@ -50,12 +50,13 @@ class Memory:
 class Column:
     """Rows of one tensor, batch behind batch in one block that has room for so many; `rows` are taken in."""
 
-    __slots__ = ("_all", "_block", "rows", "shape")
+    __slots__ = ("_block", "block", "rows", "shape")
 
     def __init__(self, memory: Memory, shape: Sequence[int], kind: np.dtype[np.generic], rows: int) -> None:
         self.shape = tuple(shape)
         self._block = memory.take(rows * prod(shape) * kind.itemsize)
-        self._all: Array = np.ndarray((rows, *shape), kind, self._block)
+        # Room for all rows, whatever is in those that are not taken in.
+        self.block: Array = np.ndarray((rows, *shape), kind, self._block)
         self.rows = 0
 
     @property
@@ -65,15 +66,15 @@ class Column:
 
     def free(self, rows: int) -> Array:
         """The next rows, whatever is in them; they are part of the column once `rows` counts them."""
-        return self._all[self.rows : self.rows + rows]
+        return self.block[self.rows : self.rows + rows]
 
     def add(self, values: Array) -> None:
         """Copies further rows."""
         end = self.rows + len(values)
-        self._all[self.rows : end] = values
+        self.block[self.rows : end] = values
         self.rows = end
 
     def array(self) -> Array:
         """All rows, not copied unless they are few: those must not keep a whole block from being used again."""
-        found = self._all[: self.rows]
+        found = self.block[: self.rows]
         return found if 2 * found.nbytes >= self._block.nbytes else found.copy()

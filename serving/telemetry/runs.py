@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from operator import itemgetter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from observability.native import extension
 from observability.tracing import format_trace_id
 from serving.calls import Traced
 from serving.protocol.signature import Signature
@@ -20,6 +24,8 @@ MAX_VALUES = 4096
 """Values a row of an input or an output that events still carry."""
 # Of a run's tensors: about what is recorded together.
 _BYTES = 4 * 1024 * 1024
+# Outputs that the compiled way takes.
+_MOST_OUTPUTS = 64
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -33,6 +39,41 @@ class Numbers:
         self.first: int | None = None
 
 
+@cache
+def native() -> ModuleType | None:
+    """The compiled `Answers`; None where there is no compiler."""
+    return extension(Path(__file__).with_name("runs.c"))
+
+
+class Answers:
+    """What a run's batches answered, without a compiler: copied into blocks, arrays with room for all rows.
+
+    `told` is of each request its rows (int64) and arrival (double), of each batch its requests (int64) and when it was
+    answered (double), batch behind batch.
+    """
+
+    def __init__(self, blocks: tuple[Array, ...]) -> None:
+        self._blocks = blocks
+        self.told = bytearray(), bytearray(), bytearray(), bytearray()
+
+    def add(
+        self, rows: int, more: int, outputs: Sequence[Array], requests: bytes, arrived: bytes, done: float
+    ) -> bool | None:  # fmt: skip
+        """Takes in a batch of `more` rows behind the first `rows`; False when its outputs are not like those before."""
+        for values, block in zip(outputs, self._blocks, strict=True):
+            if values.shape[1:] != block.shape[1:] or values.dtype != block.dtype:
+                return False
+        for values, block in zip(outputs, self._blocks, strict=True):
+            block[rows : rows + more] = values
+        for told, news in zip(self.told, (requests, arrived, _of(len(requests) // 8), _of(done)), strict=True):
+            told += news
+        return True
+
+
+def _of(number: int | float) -> bytes:
+    return np.array(number, np.int64 if isinstance(number, int) else np.float64).tobytes()
+
+
 class Run:
     """Batches of one signature, whose first input is recorded: each tensor's rows in one block.
 
@@ -41,10 +82,10 @@ class Run:
     """
 
     __slots__ = (
+        "_answers",
         "_limit",
         "_memory",
         "_outputs",
-        "answered",
         "column",
         "given",
         "kept",
@@ -69,9 +110,7 @@ class Run:
         # How many there are, and what they are numbered by.
         self.requests = 0
         self.numbers = Numbers()
-        # Of each request its rows (int64) and arrival (double), of each batch its requests (int64) and when it was
-        # answered (double), batch behind batch.
-        self.answered = bytearray(), bytearray(), array("q"), array("d")
+        self._answers: Any = None
         # Those whose trace is kept, with their places among the requests.
         self.traced: list[tuple[int, Traced]] = []
 
@@ -91,38 +130,50 @@ class Run:
 
         `requests` are int64 and `arrived` doubles, one a request, as bytes.
         """
-        if not self.requests:
-            self.kept = [place for place, one in enumerate(outputs) if prod(one.shape[1:]) <= MAX_VALUES]
+        if self._answers is None:
+            self._begin(column, outputs)
         if len(self.kept) < len(outputs):
             outputs = [outputs[place] for place in self.kept]
-        if not self.requests:
-            # No output's block is larger than the input's, either.
-            widest = max((prod(one.shape[1:]) * one.dtype.itemsize for one in outputs), default=1)
-            self._limit = max(len(column), min(self._limit, _BYTES // max(1, widest)))
-            self._outputs = [Column(self._memory, one.shape[1:], one.dtype, self._limit) for one in outputs]
-        else:
-            for values, known in zip(outputs, self._outputs, strict=True):
-                if values.shape[1:] != known.shape:
-                    return False
+        of_input, more = self.column, len(column)
+        rows = of_input.rows
+        taken = self._answers.add(rows, more, outputs, requests, arrived, done)
+        if taken is None:
+            outputs = [np.ascontiguousarray(values) for values in outputs]
+            taken = self._answers.add(rows, more, outputs, requests, arrived, done)
+        if not taken:
+            return False
         if column is self.given:
-            self.column.rows += len(column)
+            of_input.rows = rows + more
         else:
-            self.column.add(column)
+            of_input.add(column)
         self.given = None
-        for values, known in zip(outputs, self._outputs, strict=True):
-            known.add(values)
-        of_rows, arrivals, counts, ends = self.answered
-        of_rows += requests
-        arrivals += arrived
-        counts.append(len(arrived) // 8)
-        ends.append(done)
-        self.requests += counts[-1]
+        self.requests += len(arrived) // 8
         return True
+
+    def _begin(self, column: Array, outputs: Sequence[Array]) -> None:
+        self.kept = [place for place, one in enumerate(outputs) if prod(one.shape[1:]) <= MAX_VALUES]
+        outputs = [outputs[place] for place in self.kept]
+        # No output's block is larger than the input's, either.
+        widest = max((prod(one.shape[1:]) * one.dtype.itemsize for one in outputs), default=1)
+        self._limit = max(len(column), min(self._limit, _BYTES // max(1, widest)))
+        self._outputs = [Column(self._memory, one.shape[1:], one.dtype, self._limit) for one in outputs]
+        library = native()
+        kind = Answers if library is None or len(outputs) > _MOST_OUTPUTS else library.Answers
+        self._answers = kind(tuple(one.block for one in self._outputs))
+
+    @property
+    def answered(self) -> Sequence[bytearray]:
+        """Of each request its rows (int64) and arrival (double), of each batch its requests (int64) and when it was
+        answered (double), batch behind batch.
+        """
+        told: Sequence[bytearray] = self._answers.told
+        return told
 
     def told(self) -> tuple[Integers, Floats, Floats]:
         """A value a request: its rows, its arrival, when it was answered."""
         requests, arrived, counts, done = self.answered
-        return np.frombuffer(requests, np.int64), np.frombuffer(arrived), np.repeat(done, counts)
+        ends = np.repeat(np.frombuffer(done), np.frombuffer(counts, np.int64))
+        return np.frombuffer(requests, np.int64), np.frombuffer(arrived), ends
 
     def traces(self) -> tuple[list[int], list[str]]:
         """The places of requests whose trace is kept, the first first, and the trace's id of each."""
@@ -138,4 +189,6 @@ class Run:
     @property
     def outputs(self) -> list[Array]:
         """Every output that is kept, [rows, …]."""
+        for known in self._outputs:
+            known.rows = self.column.rows
         return [known.array() for known in self._outputs]

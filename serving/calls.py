@@ -95,6 +95,12 @@ class Call(Pending):
             self.outcome, self.outputs = "ok", result
 
 
+class LateCalls(Sequence[Call]):
+    """Calls that are not made before somebody looks at one; `nbytes` is what they hold."""
+
+    nbytes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Traced:
     """A request of the shortcut whose trace is kept: what its spans tell. Times are seconds of the lanes' clock.

@@ -461,7 +461,7 @@ class Front:
                     run.numbers.first = self._number
                     self._number += run.requests
                 self._recorder.put_served(account.model, account.choice, served, first)
-        self._mirror.numbered()
+        self._mirror.settled()
         # A shortcut to a version that is gone would keep it in memory until the model's next request.
         for model, express in list(self._express.items()):
             deployment = self._deployments.get(model)

@@ -14,7 +14,6 @@ import asyncio
 import logging
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from serving.router import Choice
 from serving.routing.backlog import probe
 from serving.routing.traffic import Shadow
 from serving.shadows.batches import batch_of, text_of
-from serving.shadows.blocks import Answered, Block
+from serving.shadows.blocks import Answered, Block, BlockCopy
 from serving.shadows.messages import Batch, Ran
 from serving.shadows.process import ShadowProcess
 from serving.shadows.runs import Shadowed, run_copies, shadowed
@@ -35,6 +34,9 @@ from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Version
 
 _log = logging.getLogger(__name__)
+# Copies of the shortcut's requests are recorded together: after so many seconds, or rows.
+_RECORD_SECONDS = 1.0
+_RECORD_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +98,10 @@ class Mirror:
         self._clock = clock
         self._draw = draw
         self._lanes: dict[tuple[str, int], Waiting] = {}
-        # Copies that ran before their requests had ids.
-        self._unnumbered: deque[tuple[Block, Sequence[Call]]] = deque()
+        # Copies of blocks that are not recorded yet, by the identity of their choice, and their rows.
+        self._ran: dict[int, list[BlockCopy]] = {}
+        self._ran_rows = 0
+        self._recording: asyncio.TimerHandle | None = None
         self._process = process
         self._thread: ShadowThread | None = None
         self._running = False
@@ -136,11 +140,10 @@ class Mirror:
                 lane.keep_of(batch, chosen, self._clock())
                 self._came(lane)
 
-    def numbered(self) -> None:
-        """Records the copies of the shortcut's requests that have their ids now."""
-        if self._record is not None:
-            while self._unnumbered and self._unnumbered[0][0].numbered:
-                self._record(self._unnumbered.popleft()[1])
+    def settled(self) -> None:
+        """The shortcut's requests have their ids: after the end their copies are recorded now, else with more."""
+        if self._closed:
+            self._record_blocks()
 
     def close(self) -> None:
         """Drops what waits; the process ends now, the thread after its batch."""
@@ -148,8 +151,9 @@ class Mirror:
         for key, lane in self._lanes.items():
             self._signals.shadowed(*key, "dropped", lane.requests + lane.dropped)
         self._lanes.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._recording):
+            if timer is not None:
+                timer.cancel()
         if self._thread is not None:
             self._thread.stop()
         if self._process is not None:
@@ -178,7 +182,7 @@ class Mirror:
         limits = self._limits
         lane = self._lanes[key] = Waiting(
             version, Choice(shadow.version, "shadow", shadow.fraction), limits.queue_rows, limits.queue_bytes,
-            limits.step_rows,
+            limits.batch_rows,
         )  # fmt: skip
         return lane
 
@@ -205,7 +209,9 @@ class Mirror:
         self._reckoned = now
         free = self._free()
         if free or self._allowance > 0.0:
-            self._run(key, lane.version, lane.choice, lane.take(limits.step_rows, now), free=free)
+            # The process gives way by itself, and what a step costs here hardly grows with a block.
+            rows = limits.batch_rows if self._given_away(key, lane.version) else limits.step_rows
+            self._run(key, lane.version, lane.choice, lane.take(limits.step_rows, rows, now), free=free)
         else:
             self._wait(limits.retry)
 
@@ -222,12 +228,17 @@ class Mirror:
         if not self._hand_over(key, version, choice, calls, free=free):
             self._run_here(key, version, choice, calls, free=free)
 
+    def _given_away(self, key: tuple[str, int], version: Version) -> bool:
+        """Whether the process runs the version; if it is to and cannot yet, that is seen to."""
+        process = self._process
+        return process is not None and self._limits.process_bytes > 0 and process.takes(key, version.loaded.model)
+
     def _hand_over(
         self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool
     ) -> bool:
         """Gives the calls to the process, if it takes them."""
         process, model = self._process, version.loaded.model
-        if process is None or not self._limits.process_bytes or not process.takes(key, model):
+        if process is None or not self._given_away(key, version):
             return False
         begun = time.thread_time()
         made = _message(key, calls, model.signature, outputs=self._record is not None)
@@ -245,8 +256,7 @@ class Mirror:
                     self._run_here(key, version, choice, calls, free=free)
                 return
             began = time.thread_time()
-            block = ordered if isinstance(ordered, Block) else None
-            self._done(key, shadowed(ordered, choice, model.signature, ran, self._clock()), free=free, block=block)
+            self._done(key, shadowed(ordered, choice, model.signature, ran, self._clock()), free=free)
             self._allowance -= 0.0 if free else time.thread_time() - began
 
         process.run(key, batch, done)
@@ -278,7 +288,7 @@ class Mirror:
 
         self._thread.start(job)
 
-    def _done(self, key: tuple[str, int], done: Shadowed, *, free: bool, block: Block | None = None) -> None:
+    def _done(self, key: tuple[str, int], done: Shadowed, *, free: bool) -> None:
         self._running = False
         if not free:
             self._allowance -= done.seconds
@@ -290,14 +300,38 @@ class Mirror:
         for version, group in done.found.items():
             self._signals.disagreement(model, version, shadow, group)
         if not self._closed:
-            if len(done.copies) and self._record is not None:
-                if block is None or block.numbered:
-                    self._record(done.copies)
-                else:
-                    self._unnumbered.append((block, done.copies))
+            if done.block is not None:
+                self._keep(done.block)
+            elif len(done.copies) and self._record is not None:
+                self._record(done.copies)
             if any(lane.requests for lane in self._lanes.values()):
                 # The rest of a batch goes on, after the loop has read its sockets.
                 self._wait(0.0 if any(lane.granted for lane in self._lanes.values()) else self._limits.retry)
+
+    def _keep(self, copy: BlockCopy) -> None:
+        """Records a block's copies with those of others: making events of one costs as much as of many."""
+        self._ran.setdefault(id(copy.choice), []).append(copy)
+        self._ran_rows += copy.rows
+        if self._recording is None:
+            self._recording = asyncio.get_running_loop().call_later(_RECORD_SECONDS, self._record_blocks)
+        elif self._ran_rows >= _RECORD_ROWS:
+            self._record_blocks()
+
+    def _record_blocks(self) -> None:
+        """Records the copies of blocks whose requests have their ids; the others a little later."""
+        if self._recording is not None:
+            self._recording.cancel()
+            self._recording = None
+        kept, self._ran, self._ran_rows = self._ran, {}, 0
+        for choice, copies in kept.items():
+            known = [copy for copy in copies if copy.block.numbered]
+            if known and self._record is not None:
+                self._record(known)
+            if len(known) < len(copies):
+                self._ran[choice] = [copy for copy in copies if not copy.block.numbered]
+                self._ran_rows += sum(copy.rows for copy in self._ran[choice])
+        if self._ran and not self._closed:
+            self._recording = asyncio.get_running_loop().call_later(_RECORD_SECONDS, self._record_blocks)
 
 
 def _message(

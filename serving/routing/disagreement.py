@@ -66,6 +66,15 @@ def compare(pairs: Sequence[Pair]) -> Disagreement:
     )
 
 
+def compare_rows(pair: Pair, rows: Sequence[int]) -> Disagreement:
+    """Compares requests whose rows stand one behind the other in the pair's arrays: so many rows of each."""
+    matched = _matched(pair)
+    if matched is None:
+        return Disagreement(np.empty(0), np.empty(0), len(rows), 0, 0)
+    _, answers, shadows = matched
+    return _compare_all(answers, shadows, rows)
+
+
 def _matched(pair: Pair) -> tuple[tuple[str, ...], list[Array], list[Array]] | None:
     names, answer, shadow_names, shadow = pair
     if names == shadow_names:
@@ -81,13 +90,20 @@ def _matched(pair: Pair) -> tuple[tuple[str, ...], list[Array], list[Array]] | N
 
 def _compare(group: Sequence[tuple[list[Array], list[Array]]]) -> Disagreement:
     rows = [len(answers[0]) for answers, _ in group]
-    total = sum(rows)
+    outputs = range(len(group[0][0]))
+    answers = [np.concatenate([answers[place] for answers, _ in group]) for place in outputs]
+    shadows = [np.concatenate([shadows[place] for _, shadows in group]) for place in outputs]
+    return _compare_all(answers, shadows, rows)
+
+
+def _compare_all(answers: Sequence[Array], shadows: Sequence[Array], rows: Sequence[int]) -> Disagreement:
+    """Arrays of all requests' rows by output, and how many rows each request has."""
+    total = len(answers[0])
     absolute, relative = np.zeros(total), np.zeros(total)
     ranked, other = False, np.zeros(total, np.bool_)
-    for place in range(len(group[0][0])):
+    for answer, shadow in zip(answers, shadows, strict=True):
         # Doubles: the difference of two float32 may be infinite.
-        a = np.concatenate([answers[place] for answers, _ in group]).reshape(total, -1).astype(np.float64)
-        b = np.concatenate([shadows[place] for _, shadows in group]).reshape(total, -1).astype(np.float64)
+        a, b = answer.reshape(total, -1).astype(np.float64), shadow.reshape(total, -1).astype(np.float64)
         if a.shape[1] == 0:
             continue
         known = np.isfinite(a) & np.isfinite(b)
@@ -100,7 +116,7 @@ def _compare(group: Sequence[tuple[list[Array], list[Array]]]) -> Disagreement:
         if a.shape[1] > 1:
             ranked = True
             other |= a.argmax(axis=1) != b.argmax(axis=1)
-    if total != len(group):
+    if total != len(rows):
         starts = np.cumsum([0, *rows[:-1]])
         absolute, relative = np.maximum.reduceat(absolute, starts), np.maximum.reduceat(relative, starts)
     return Disagreement(absolute, relative, 0, total if ranked else 0, int(other.sum()))

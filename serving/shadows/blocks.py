@@ -35,7 +35,7 @@ class Answered(NamedTuple):
 
 
 class Block:
-    """Some requests of one answering version, about as many rows as a shadow gets at a time, copied from its batches.
+    """Some requests of one answering version, copied from its batches: what a shadow gets at a time.
 
     One input and one output: what the shortcut serves.
     """
@@ -102,6 +102,26 @@ class Block:
         """Whether its requests have their ids."""
         return all(numbers is None or numbers.first is not None for numbers, _, _ in self._asked)
 
+    def split(self, rows: int) -> tuple[Block, Block]:
+        """The first requests, of at most so many rows but one at least, and the others; over the same memory."""
+        sizes = np.cumsum(self.counts)
+        requests = max(1, int(np.searchsorted(sizes, rows, "right")))
+        at, left = int(sizes[requests - 1]), requests
+        first, other = Block.__new__(Block), Block.__new__(Block)
+        for part, begin, end in ((first, 0, at), (other, at, self.rows)):
+            part.model, part.choice, part.signature = self.model, self.choice, self.signature
+            part.instance = self.instance
+            part._column, part._output = self._column[begin:end], self._output[begin:end]
+            part.rows = end - begin
+            part._asked = []
+        first.counts, other.counts = self.counts[:requests], self.counts[requests:]
+        for numbers, begin, places in self._asked:
+            for part, some in ((first, places[:left]), (other, places[left:])):
+                if some:
+                    part._asked.append((numbers, begin, some))
+            left -= min(left, len(places))
+        return first, other
+
     def ids(self) -> list[str]:
         """The id of each request; "" where there is none. To be asked for once they have them."""
         return [
@@ -137,18 +157,19 @@ class Block:
 class BlockCopy(Call):
     """What a shadow gave for a block, as one call of all its rows: for whoever records it."""
 
-    __slots__ = ("_block",)
+    __slots__ = ("block",)
 
     def __init__(
         self, block: Block, choice: Choice, signature: Signature, output: Array, started: float, ended: float
     ) -> None:
         """`output` has the block's rows; `started` and `ended` are seconds of the lanes' clock."""
-        self._block = block
+        self.block = block
         self.model = block.model
         self.choice = choice
         self.signature = signature
         self.values = [block.column]
         self.rows = block.rows
+        self.bytes = block.column.nbytes
         self.arrived = self.queued = self.started = started
         self.ended = ended
         self.attributes = None
@@ -159,7 +180,7 @@ class BlockCopy(Call):
     @property
     def row_ids(self) -> Sequence[str]:
         """The ids of its rows: those of the answers."""
-        block = self._block
+        block = self.block
         if block.requests == block.rows:
             return block.ids()
         by_request = zip(block.ids(), block.counts, strict=True)

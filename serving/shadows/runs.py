@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import overload
 
 from serving.batching.execution import Runnable, execute
-from serving.calls import Call
+from serving.calls import Call, LateCalls
 from serving.errors import ServingError
 from serving.protocol.outputs import Outputs, Rows
 from serving.protocol.signature import Signature
@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Shadowed:
     """What a batch came to: the copies, how many of them have outputs, differences by answering version, how many
-    failed, how many requests did not fit, and seconds that it kept this process from other work.
+    failed, how many requests did not fit, and seconds that it kept this process from other work. A block's copies are
+    in `block`, where they are wanted.
     """
 
     copies: Sequence[Call]
@@ -34,9 +35,10 @@ class Shadowed:
     failed: int
     unfit: int
     seconds: float
+    block: BlockCopy | None = None
 
 
-class Copies(Sequence[Call]):
+class Copies(LateCalls):
     """Copies of calls whose batch another process ran; each is made when the first is asked for.
 
     Whoever records them does so on a thread of its own: the event loop need not make them.
@@ -57,6 +59,7 @@ class Copies(Sequence[Call]):
         self._signature = signature
         self._outputs = outputs
         self._times = started, ended
+        self.nbytes = sum(call.bytes for call in calls) + sum(output.nbytes for output in outputs.arrays)
         self._made: list[Call] | None = None
 
     def __len__(self) -> int:
@@ -95,9 +98,10 @@ def shadowed(calls: Sequence[Call] | Block, choice: Choice, signature: Signature
     }
     copies: Sequence[Call] = ()
     if isinstance(calls, Block):
+        block = None
         if ran.outputs:
-            copies = (BlockCopy(calls, choice, signature, ran.outputs[0].array(), now - ran.seconds, now),)
-        return Shadowed(copies, calls.requests, found, 0, 0, 0.0)
+            block = BlockCopy(calls, choice, signature, ran.outputs[0].array(), now - ran.seconds, now)
+        return Shadowed((), calls.requests, found, 0, 0, 0.0, block)
     if ran.outputs:
         outputs = Outputs([output.array() for output in ran.outputs], sum(call.rows for call in calls))
         copies = Copies(calls, choice, signature, outputs, now - ran.seconds, now)

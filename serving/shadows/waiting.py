@@ -18,17 +18,17 @@ class Waiting:
     """Answered requests that wait for one shadow version: so many rows and bytes at most, the others are dropped."""
 
     __slots__ = (
-        "_block_next", "_limit_bytes", "_limit_rows", "_step_rows", "blocks", "bytes", "calls", "choice", "dropped",
+        "_block_next", "_block_rows", "_limit_bytes", "_limit_rows", "blocks", "bytes", "calls", "choice", "dropped",
         "granted", "requests", "rows", "since", "version",
     )  # fmt: skip
 
-    def __init__(self, version: Version, choice: Choice, limit_rows: int, limit_bytes: int, step_rows: int) -> None:
-        """`step_rows` are the rows of a block."""
+    def __init__(self, version: Version, choice: Choice, limit_rows: int, limit_bytes: int, block_rows: int) -> None:
+        """`block_rows` are those of a block at most."""
         self.version = version
         self.choice = choice
         self._limit_rows = limit_rows
         self._limit_bytes = limit_bytes
-        self._step_rows = step_rows
+        self._block_rows = block_rows
         self.calls: deque[Call] = deque()
         self.blocks: deque[Block] = deque()
         self._block_next = True
@@ -91,9 +91,10 @@ class Waiting:
         """A block with room for so many rows at least, and its room."""
         if self.blocks and (room := self.blocks[-1].room(batch)) >= rows:
             return self.blocks[-1], room
-        block = Block(batch, max(self._step_rows, rows))
+        size = max(self._block_rows, rows)
+        block = Block(batch, size)
         self.blocks.append(block)
-        return block, max(self._step_rows, rows)
+        return block, size
 
     def _add(
         self, block: Block, batch: Answered, column: Array, output: Array, counts: Sequence[int],
@@ -109,17 +110,20 @@ class Waiting:
         self.rows += rows
         self.bytes += nbytes
 
-    def take(self, max_rows: int, now: float) -> Sequence[Call] | Block:
-        """What a step runs: a block, or calls of at most `max_rows` rows, but one at least; in turns if both wait."""
+    def take(self, call_rows: int, block_rows: int, now: float) -> Sequence[Call] | Block:
+        """What a step runs: a block or calls, of at most so many rows but one request at least; in turns."""
         if self.blocks and (self._block_next or not self.calls):
             taken = self.blocks.popleft()
+            if taken.rows > block_rows and taken.requests > 1:
+                taken, rest = taken.split(block_rows)
+                self.blocks.appendleft(rest)
             self._block_next = False
             self._left(taken.requests, taken.rows, taken.bytes, now)
             return taken
         self._block_next = True
         calls: list[Call] = []
         rows = nbytes = 0
-        while self.calls and (not calls or rows + self.calls[0].rows <= max_rows):
+        while self.calls and (not calls or rows + self.calls[0].rows <= call_rows):
             call = self.calls.popleft()
             rows += call.rows
             nbytes += call.bytes

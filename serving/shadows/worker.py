@@ -22,7 +22,7 @@ from serving.errors import ArtifactError
 from serving.models import load_artifact
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
-from serving.routing.disagreement import Pair, compare
+from serving.routing.disagreement import Pair, compare_rows
 from serving.shadows.messages import (
     Answers,
     Batch,
@@ -143,12 +143,8 @@ def _ran(model: _Model, step_rows: int, batch: Batch) -> Ran:
 
 def _difference(group: Answers, names: Sequence[str], outputs: Sequence[Array]) -> Difference:
     assert group.outputs is not None
-    answers, pairs, first = [answer.array() for answer in group.outputs], [], 0
-    for count in group.rows:
-        last = first + count
-        pairs.append(Pair(group.names, [a[first:last] for a in answers], names, [b[first:last] for b in outputs]))
-        first = last
-    told = compare(pairs)
+    answers = [answer.array() for answer in group.outputs]
+    told = compare_rows(Pair(group.names, answers, names, outputs), group.rows)
     return Difference(
         group.version, Packed.of(told.absolute), Packed.of(told.relative), told.incomparable, told.ranked_rows,
         told.other_rows,

@@ -14,7 +14,7 @@ from opentelemetry.trace import SpanKind
 from observability import names
 from observability.metrics import Metrics
 from observability.tracing import Tracing
-from serving.calls import Call, Traced
+from serving.calls import Call, LateCalls, Traced
 from serving.router import Choice
 from serving.telemetry.columns import Anchor, ServedGroup
 from serving.telemetry.memory import Memory
@@ -63,7 +63,8 @@ class Recorder:
 
     def put(self, calls: Sequence[Call]) -> None:
         """Records calls of one version and arm that ended together."""
-        if not self._take(calls, sum(map(_bytes, calls))):
+        size = calls.nbytes if isinstance(calls, LateCalls) else sum(map(_bytes, calls))
+        if not self._take(calls, size):
             self._dropped_rows("recorder_full", _rows(calls))
 
     def put_served(self, model: str, choice: Choice, served: Sequence[Run], first: int) -> None:

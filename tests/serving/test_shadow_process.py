@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from observability.metrics import Metrics
+from observability.tracing import setup_tracing
 from serving import Input, Output, Signature, load_artifact, save_artifact
 from serving.calls import Call
 from serving.errors import ModelFailed
@@ -32,10 +35,11 @@ from serving.shadow import Mirror, ShadowLimits
 from serving.shadows import Place, ShadowProcess
 from serving.shadows.batches import batch_of, fits
 from serving.shadows.messages import Batch, Frames, Load, Loaded, Packed, Ran, for_worker, framed, from_worker
-from serving.shadows.runs import run_copies, shadowed
+from serving.shadows.runs import Copies, run_copies, shadowed
 from serving.shadows.worker import Worker
 from serving.telemetry.columns import Anchor
 from serving.telemetry.event_maker import events_of
+from serving.telemetry.recorder import Recorder
 from serving.v2 import parse
 
 ROOT = Path(__file__).parents[2]
@@ -356,3 +360,22 @@ async def test_too_many_weights_are_the_threads_until_others_are_not_used(place:
 
     assert refused == (False, True)
     assert third is None
+
+
+def test_copies_are_made_by_whoever_records_them_and_not_on_the_way_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    make = Copies._make
+
+    def noted(self: Copies) -> list[Call]:
+        threads.append(threading.get_ident())
+        return make(self)
+
+    monkeypatch.setattr(Copies, "_make", noted)
+    calls = [call(0), call(1, rows=2)]
+    outputs = Outputs([np.ones((3, 3), np.float32)] * 2, 3)
+    recorder = Recorder(None, setup_tracing("serving", None, sample_ratio=0.0), Metrics())
+    recorder.put(Copies(calls, Choice(2, "shadow", 1.0), SIGNATURE, outputs, 1.0, 2.0))
+    recorder.close()
+
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()

@@ -76,13 +76,17 @@ def batch_of(first_value: int, counts: list[int], numbers: Numbers, first: int) 
         ),
         max_size=8,
     ),
-    st.integers(1, 40), st.integers(1, 8), st.integers(16, 400),
+    st.integers(1, 40), st.integers(1, 12), st.integers(1, 12), st.integers(16, 400),
 )  # fmt: skip
 @settings(deadline=None)
 def test_what_is_kept_are_whole_requests_with_their_own_answers_and_ids_and_the_rest_is_counted(
-    batches: list[tuple[list[int], list[int] | None]], limit_rows: int, step_rows: int, limit_bytes: int
+    batches: list[tuple[list[int], list[int] | None]],
+    limit_rows: int,
+    block_rows: int,
+    taken_rows: int,
+    limit_bytes: int,
 ) -> None:
-    lane = Waiting(SimpleNamespace(), Choice(2, "shadow", 1.0), limit_rows, limit_bytes, step_rows)  # type: ignore[arg-type]
+    lane = Waiting(SimpleNamespace(), Choice(2, "shadow", 1.0), limit_rows, limit_bytes, block_rows)  # type: ignore[arg-type]
     numbers, offered, value = Numbers(), {}, 0
     for counts, chosen in batches:
         batch = batch_of(value, counts, numbers, value)
@@ -96,9 +100,10 @@ def test_what_is_kept_are_whole_requests_with_their_own_answers_and_ids_and_the_
     kept, waited = lane.requests, lane.rows
     blocks: list[Block] = []
     while lane.requests:
-        taken = lane.take(64, 2.0)
+        taken = lane.take(1, taken_rows, 2.0)
         assert isinstance(taken, Block)
         assert not taken.numbered
+        assert taken.rows <= taken_rows or taken.requests == 1
         blocks.append(taken)
     numbers.first = 100
 
@@ -107,7 +112,7 @@ def test_what_is_kept_are_whole_requests_with_their_own_answers_and_ids_and_the_
     assert kept + lane.dropped == len(offered)
     assert [len(calls), sum(call.rows for call in calls)] == [kept, waited]
     for block in blocks:
-        assert block.rows <= max(step_rows, *block.counts)
+        assert block.rows <= max(block_rows, *block.counts)
         assert block.numbered
     for call in calls:
         assert call.outputs is not None

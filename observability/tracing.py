@@ -25,6 +25,7 @@ from opentelemetry.util.types import AttributeValue
 from observability.exporter import Backoff, Exporter
 from observability.metrics import Metrics
 from observability.sinks import Batch, HttpSink
+from observability.span_encoding import encode_spans
 
 TRACEPARENT = "traceparent"
 _SCOPE = InstrumentationScope("trimtab")
@@ -182,7 +183,7 @@ def setup_tracing(
     """Tracing of `service` to an OTLP/HTTP `endpoint` (such as http://127.0.0.1:4318), or to any `exporter`.
 
     `sample_ratio` is the share of new traces that are kept; a caller's decision is followed. Without an endpoint and an
-    exporter it does nothing. ImportError says what to install when the OTLP encoder is missing.
+    exporter it does nothing.
     """
     if exporter is None and endpoint is None:
         return NoTracing()
@@ -218,25 +219,18 @@ def format_trace_id(context: SpanContext | None) -> str | None:
 
 
 class OtlpSpanExporter(SpanExporter):
-    """Encodes spans with OpenTelemetry's own encoder and delivers them with our exporter.
+    """Encodes spans as OTLP's protobuf and delivers them with our exporter.
 
     The official HTTP exporter drops a batch after ten seconds, blocks its shutdown on retries and logs each failure;
     this one keeps a bounded queue through an outage, counts what it drops, and is silent.
     """
 
     def __init__(self, endpoint: str, *, metrics: Metrics | None = None, backoff: Backoff | None = None) -> None:
-        try:
-            from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-        except ImportError as error:
-            raise ImportError(
-                "traces over OTLP need the encoder: pip install opentelemetry-exporter-otlp-proto-http"
-            ) from error
-        self._encode = encode_spans
         sink = HttpSink(otlp_url(endpoint, "traces"), content_type="application/x-protobuf")
         self._exporter = Exporter(sink, signal="traces", max_batches=500, metrics=metrics, backoff=backoff)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._exporter.put(Batch(self._encode(spans).SerializeToString(), len(spans)))
+        self._exporter.put(Batch(encode_spans(spans), len(spans)))
         return SpanExportResult.SUCCESS
 
     def force_flush(self, timeout_millis: int = 5000) -> bool:

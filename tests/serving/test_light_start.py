@@ -87,7 +87,7 @@ print(before - resident(), len(linecache.cache))
     assert sources == 0
 
 
-def test_events_are_made_and_sent_without_arrow() -> None:
+def test_events_and_traces_are_made_and_sent_without_arrow_and_protobuf() -> None:
     code = """
 import threading
 from array import array
@@ -128,6 +128,9 @@ run.add(np.ones((1, 2), np.float32), [np.ones((1, 1))], array("q", [1]).tobytes(
 maker.put_served(ServedGroup("m", choice, [run], 1), Anchor(0.0, 0))
 assert exporter.flush(60)
 maker.close()
-assert sum(map(len, bodies)) > 1000, bodies
+tracing = observability.setup_tracing("serving", f"http://127.0.0.1:{server.server_port}")
+tracing.record("request", 1, 2)
+tracing.close()
+assert len(bodies) > 2, bodies
 """
     assert loaded(code) == set()

@@ -66,13 +66,15 @@ class RankAgent:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing | None = None,
+        since_ns: int | None = None,
     ) -> None:
+        """`since_ns` of this process's clock is when the ranks began, if that was before."""
         self.model, self.run, self.metrics = model, run, metrics
         self._tracing: Tracing | None = tracing
         self._traces: StepTraces | None = None
         self.ranks: dict[int, Followed] = {}
         self._clock = clock
-        self._report = TrainingReport(metrics, model, run, time.perf_counter_ns())
+        self._report = TrainingReport(metrics, model, run, since_ns or time.perf_counter_ns())
         self._num_steps = self._num_samples = self._num_tokens = 0
 
     def follow(self, paths: Iterable[Path]) -> None:

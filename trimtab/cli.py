@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "dashboard": ("trimtab.commands.dashboard", "dashboard", "Run the dashboard."),
     "train": ("trimtab.commands.train", "train", "Train, evaluate and register a model named in the settings."),
     "retrain": ("trimtab.commands.train", "retrain", "Train a challenger on recent events, gate and release it."),
+    "ranks": ("trimtab.commands.ranks", "ranks", "One /metrics of all ranks of a run on this machine."),
     "federated": ("trimtab.commands.federated", "federated", "Train over clients whose rows never leave them."),
     "models": ("trimtab.commands.models", "models", "The registry and the traffic: canary, promote, roll back, …"),
     "releases": ("trimtab.commands.releases", "releases", "Releases by a policy's steps: start, show, approve, …"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from threading import Lock
 from typing import Any
@@ -14,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from observability import names
 from observability.names import Metric
@@ -87,6 +90,12 @@ def observe_many(histogram: Histogram, values: NDArray[np.float64]) -> None:
     else:
         cells = np.bincount(np.searchsorted(bounds, values, side="left"), minlength=len(bounds)).tolist()
     observe_cells(histogram, cells, total)
+
+
+def point_to(histogram: Histogram, value: float, exemplar: Mapping[str, str]) -> None:
+    """Names an exemplar of a child's cell that the value falls in, which is observed otherwise."""
+    place = bisect_left(histogram._upper_bounds, value)
+    histogram._buckets[place].set_exemplar(Exemplar(dict(exemplar), value, time.time()))
 
 
 def bounds_of(histogram: Histogram) -> Sequence[float]:

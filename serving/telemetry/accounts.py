@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,7 +93,8 @@ class Account:
         if call.span is None:
             self.extend(moments)
         else:
-            self._trace(moments, call.started is not None, call.span)
+            self._version.traced(moments, call.started is not None, format_trace_id(call.span) or "")
+            self._traced.append(moments[-1] - moments[0])
 
     def add_many(self, moments: bytes) -> None:
         """Requests that ended with a batch's outputs, by the moments of each, as doubles."""
@@ -104,14 +104,9 @@ class Account:
             self.moments.frombytes(moments)
         self.ok += len(moments) // (MOMENTS * 8)
 
-    def add_traced(self, moments: Sequence[float], span: SpanContext) -> None:
-        """A request of the shortcut whose trace is kept."""
-        self.ok += 1
-        self._trace(moments, True, span)
-
-    def _trace(self, moments: Sequence[float], worked: bool, span: SpanContext) -> None:
-        self._version.traced(moments, worked, format_trace_id(span) or "")
-        self._traced.append(moments[-1] - moments[0])
+    def point_to(self, seconds: float, span: SpanContext) -> None:
+        """The trace of a request that `add_many` took."""
+        self._version.point_to(seconds, format_trace_id(span) or "")
 
     def flush(self) -> None:
         """Writes the series."""

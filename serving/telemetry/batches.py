@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from opentelemetry.trace import SpanContext
 
 from serving.calls import Traced
@@ -13,6 +13,10 @@ from serving.protocol.tensors import Array
 from serving.telemetry.accounts import Account
 from serving.telemetry.memory import Memory
 from serving.telemetry.runs import Run
+from serving.telemetry.signals import MOMENTS
+
+# Of a request.
+_MOMENTS, _ROWS = struct.Struct(f"={MOMENTS}d"), struct.Struct("=q")
 
 
 class Batches:
@@ -63,20 +67,17 @@ class Batches:
         moments: bytes, done: float,
     ) -> None:  # fmt: skip
         """As `add`, of a batch in which the requests in the places `traced` have their trace kept."""
-        times = np.frombuffer(moments).reshape(len(arrived) // 8, -1)
-        counts, spans = np.frombuffer(requests, np.int64), [self._root() for _ in traced]
-        told = []
-        account = self._account
+        run, account = self.add(column, outputs, requests, arrived, moments, done), self._account
+        spans = [self._root() for _ in traced]
         for place, span in zip(traced, spans, strict=True):
-            of_it = times[place].tolist()
-            account.add_traced(of_it, span)
-            arrived_at, _, started, ended, _, done_at = of_it
-            told.append(
-                Traced(
+            arrived_at, _, started, ended, _, done_at = _MOMENTS.unpack_from(moments, place * _MOMENTS.size)
+            account.point_to(done_at - arrived_at, span)
+            if run is not None:
+                told = Traced(
                     instance=self._instance,
                     model=account.model,
                     choice=account.choice,
-                    rows=int(counts[place]),
+                    rows=_ROWS.unpack_from(requests, place * _ROWS.size)[0],
                     batch_rows=len(column),
                     arrived=arrived_at,
                     started=started,
@@ -85,12 +86,7 @@ class Batches:
                     span=span,
                     company=spans,
                 )
-            )
-        others = np.delete(times, traced, axis=0)
-        run = self.add(column, outputs, requests, arrived, others.tobytes(), done)
-        if run is not None:
-            first = run.requests - len(counts)
-            run.traced += [(first + place, one) for place, one in zip(traced, told, strict=True)]
+                run.traced.append((run.requests - len(requests) // _ROWS.size + place, told))
 
     def _open(self, memory: Memory, rows: int) -> Run:
         """The run that the next batch belongs to: one that has room, and that the recorder has not got."""

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from observability import names
-from observability.metrics import Metrics, observe_many
+from observability.metrics import Metrics, observe_many, point_to
 from serving.batching.lane_policy import LanePolicy
 from serving.batching.pending import QueueState
 from serving.router import Choice
@@ -93,6 +93,10 @@ class VersionSignals:
             self._queue.observe(moments[2] - moments[0])
         for stage, begun, ended in zip(self._stages, moments, moments[1:], strict=False):
             stage.observe(ended - begun)
+
+    def point_to(self, seconds: float, trace_id: str) -> None:
+        """The trace that shows a request of so many seconds, which is counted with others."""
+        point_to(self._duration, seconds, {"trace_id": trace_id})
 
     def shed(self, reason: str) -> None:
         """A request that was turned away before it cost anything."""

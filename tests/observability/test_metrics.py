@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from observability import names
-from observability.metrics import Metrics, exposition, observe_many
+from observability.metrics import Metrics, exposition, observe_many, point_to
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
 
@@ -120,3 +120,23 @@ def test_observing_many_values_at_once_is_observing_each(values: list[float], ti
 
     one[names.TRAINING_STEP_DURATION].labels("m"), many[names.TRAINING_STEP_DURATION].labels("m")
     assert samples(many) == pytest.approx(samples(one))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.004, 0.005, 0.3, 1e9])
+def test_an_exemplar_stands_where_its_value_is_observed_and_observes_nothing(seconds: float) -> None:
+    observed, pointed = Metrics(), Metrics()
+    for metrics in (observed, pointed):
+        histogram = metrics[names.INFERENCE_DURATION].labels("m", "1")
+        if metrics is observed:
+            histogram.observe(seconds, {"trace_id": "ab"})
+        else:
+            point_to(histogram, seconds, {"trace_id": "ab"})
+
+    def found(metrics: Metrics) -> list[tuple[dict[str, str], dict[str, str], float]]:
+        samples = [sample for family in metrics.registry.collect() for sample in family.samples]
+        return [(s.labels, s.exemplar.labels, s.exemplar.value) for s in samples if s.exemplar]
+
+    assert found(pointed) == found(observed) != []
+    assert (
+        pointed.registry.get_sample_value(f"{names.INFERENCE_DURATION.name}_count", {"model": "m", "version": "1"}) == 0
+    )

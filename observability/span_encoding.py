@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext
-from opentelemetry.trace.status import Status
+from opentelemetry.trace import Link, SpanContext, SpanKind
+from opentelemetry.trace.status import StatusCode
 
 # Of a field: a number in seven bits a byte; eight bytes; bytes behind their count; four bytes.
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 _REMOTE_KNOWN, _REMOTE = 0x100, 0x200
+# What stands before the ids of a span's trace, itself and its parent.
+_TRACE_ID, _SPAN_ID, _PARENT_ID = b"\x0a\x10", b"\x12\x08", b"\x22\x08"
+_PLAIN = (str, int, bool)
+_UINT64 = struct.Struct("<Q")
 _INT64 = range(-(1 << 63), 1 << 63)
 _ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 
@@ -26,14 +30,20 @@ _ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 def encode_spans(spans: Iterable[ReadableSpan]) -> bytes:
     """An ExportTraceServiceRequest. Values that OTLP has no type for go as text."""
     grouped: dict[Resource, dict[InstrumentationScope | None, list[bytes]]] = {}
+    resource: Resource | None = None
+    scope: InstrumentationScope | None = None
+    told: list[bytes] | None = None
     for span in spans:
-        of_resource = grouped.setdefault(span.resource, {})
-        of_resource.setdefault(span.instrumentation_scope, []).append(_message(2, _span(span)))
+        # Both are hashed by all they hold; those of one tracer are the same objects.
+        if told is None or span.resource is not resource or span.instrumentation_scope is not scope:
+            resource, scope = span.resource, span.instrumentation_scope
+            told = grouped.setdefault(resource, {}).setdefault(scope, [])
+        told.append(_message(2, _span(span)))
     return b"".join(
         _message(1, b"".join((
             _message(1, _attributes(1, resource.attributes)),
-            *(_message(2, _scope(scope) + b"".join(told) + _text(3, scope and scope.schema_url))
-              for scope, told in scopes.items()),
+            *(_message(2, _scope(of) + b"".join(told) + _text(3, None if of is None else of.schema_url))
+              for of, told in scopes.items()),
             _text(3, resource.schema_url),
         )))
         for resource, scopes in grouped.items()
@@ -49,26 +59,33 @@ def _scope(scope: InstrumentationScope | None) -> bytes:
 def _span(span: ReadableSpan) -> bytes:
     context, parent = span.get_span_context(), span.parent
     assert context is not None
-    state = ",".join(f"{key}={value}" for key, value in context.trace_state.items())
-    return b"".join((
-        _message(1, context.trace_id.to_bytes(16)),
-        _message(2, context.span_id.to_bytes(8)),
-        _text(3, state),
-        b"" if parent is None else _message(4, parent.span_id.to_bytes(8)),
-        _text(5, span.name),
-        # OTLP has a kind more: 0 says that it is not known.
-        _number(6, span.kind.value + 1),
+    state = context.trace_state
+    parts = [
+        _TRACE_ID, context.trace_id.to_bytes(16),
+        _SPAN_ID, context.span_id.to_bytes(8),
+        _text(3, ",".join(f"{key}={value}" for key, value in state.items())) if state else b"",
+        b"" if parent is None else _PARENT_ID + parent.span_id.to_bytes(8),
+        _named(span.name, span.kind),
         _time(7, span.start_time),
         _time(8, span.end_time),
         _attributes(9, span.attributes),
         _number(10, span.dropped_attributes),
-        *(_message(11, _event(event)) for event in span.events),
-        _number(12, span.dropped_events),
-        *(_message(13, _link(link)) for link in span.links),
+    ]  # fmt: skip
+    parts += [_message(11, _event(event)) for event in span.events]
+    parts.append(_number(12, span.dropped_events))
+    parts += [_message(13, _link(link)) for link in span.links]
+    parts += (
         _number(14, span.dropped_links),
-        _message(15, _status(span.status)),
+        _ended(span.status.status_code, span.status.description),
         _flags(16, parent),
-    ))  # fmt: skip
+    )
+    return b"".join(parts)
+
+
+@lru_cache(256)
+def _named(name: str, kind: SpanKind) -> bytes:
+    # OTLP has a kind more: 0 says that it is not known.
+    return _text(5, name) + _number(6, kind.value + 1)
 
 
 def _event(event: Event) -> bytes:
@@ -85,19 +102,32 @@ def _link(link: Link) -> bytes:
     ))  # fmt: skip
 
 
-def _status(status: Status) -> bytes:
-    return _text(2, status.description) + _number(3, status.status_code.value)
+@lru_cache(256)
+def _ended(code: StatusCode, description: str | None) -> bytes:
+    return _message(15, _text(2, description) + _number(3, code.value))
 
 
 def _flags(field: int, of: SpanContext | None) -> bytes:
     """Whether a span is of another process, which is told of a span's parent and of links."""
-    flags = _REMOTE_KNOWN | (_REMOTE if of is not None and of.is_remote else 0)
-    return _key(field, _FOUR) + struct.pack("<I", flags)
+    return _remote(field, of is not None and of.is_remote)
+
+
+@cache
+def _remote(field: int, remote: bool) -> bytes:
+    return _key(field, _FOUR) + struct.pack("<I", _REMOTE_KNOWN | (_REMOTE if remote else 0))
 
 
 def _attributes(field: int, attributes: Mapping[str, Any] | None) -> bytes:
-    told = (attributes or {}).items()
-    return b"".join(_message(field, _pair(key, value)) for key, value in told if value is not None)
+    return b"".join([
+        _met(field, key, value) if type(value) in _PLAIN else _message(field, _pair(key, value))
+        for key, value in (attributes or {}).items() if value is not None
+    ])  # fmt: skip
+
+
+@lru_cache(512, typed=True)
+def _met(field: int, key: str, value: str | int | bool) -> bytes:
+    """An attribute; most are as in the spans before."""
+    return _message(field, _pair(key, value))
 
 
 def _pair(key: str, value: Any) -> bytes:
@@ -131,7 +161,7 @@ def _number(field: int, value: int) -> bytes:
 
 
 def _time(field: int, value: int | None) -> bytes:
-    return _key(field, _EIGHT) + struct.pack("<Q", value) if value else b""
+    return _key(field, _EIGHT) + _UINT64.pack(value) if value else b""
 
 
 def _text(field: int, value: str | None) -> bytes:

@@ -22,7 +22,7 @@ from observability.logs import log_exporter, setup_logging
 from observability.metrics import Metrics
 from observability.sinks import HttpSink
 from observability.tracing import setup_tracing
-from serving import telemetry
+from serving import fleet, telemetry
 from serving.app import ControlApp
 from serving.artifacts.manifest import file_bytes
 from serving.artifacts.placement import CPU, require_device, require_name
@@ -33,7 +33,7 @@ from serving.cache import CachePolicy, ResponseCache
 from serving.callers import Caller, Callers
 from serving.control import Control
 from serving.errors import ServingError
-from serving.fleet import FleetOptions, run_fleet
+from serving.fleet import FleetOptions
 from serving.front import Front
 from serving.garbage import give_memory_back, load_torch, settle_down
 from serving.health import Health
@@ -438,6 +438,6 @@ def serve(config: ServingConfig, log_level: str = "INFO", started: Callable[[Any
     require_device(config.device)
     exporter = None if config.collector_url is None else log_exporter("serving", config.collector_url)
     setup_logging("serving", log_level, stream=sys.stderr, exporter=exporter)
-    uvloop.run(run_fleet(config, log_level, started) if config.fleet.several else run(config, started))
+    uvloop.run(fleet.run_fleet(config, log_level, started) if config.fleet.several else run(config, started))
     if exporter is not None:
         exporter.close(timeout=1.0)

@@ -16,8 +16,8 @@ from starlette.types import ASGIApp
 
 from observability import names
 from observability.metrics import Metrics
+from serving import grpc
 from serving.callers import Callers
-from serving.grpc.service import GrpcServer
 from serving.health import Health
 from serving.pages.aliases import Aliases
 from serving.pages.extensions import Extensions
@@ -90,7 +90,7 @@ class Edge:
         ]
         if options.metric_aliases:
             metrics.registry.register(Aliases(metrics, deployments))
-        self._grpc: GrpcServer | None = None
+        self._grpc: grpc.GrpcServer | None = None
         self.grpc_port: int | None = None
 
     def bind(self, app: ASGIApp) -> None:
@@ -104,7 +104,7 @@ class Edge:
             self._shower = asyncio.create_task(self._keep_showing())
         if options.grpc_port is None:
             return
-        self._grpc = GrpcServer(self.gateway, max_message_bytes=options.body_bytes)
+        self._grpc = grpc.GrpcServer(self.gateway, max_message_bytes=options.body_bytes)
         credentials = grpc_credentials(options.ssl_certfile, options.ssl_keyfile)
         self.grpc_port = await self._grpc.start(options.host, options.grpc_port, credentials)
         _log.info("gRPC on %s:%d", options.host, self.grpc_port)

@@ -2,9 +2,10 @@
 
 One server; in turns it has no shadow, one of next to no request, and one of all, at four loads: 64 clients that send
 one request after another (the server is saturated), 2000 and 500 requests a second whatever happens, and a lone client.
-Ratios are of neighbouring turns; the goal is a p99 of at most 1.1. With any shadow requests go the general way instead
-of the shortcut: `p99_way` is what that makes of it alone, `p99_copies` the rest. Beside it: how many of the callers'
-requests were compared. The shadow's process is started before; `cpu_ratio` is the server's alone.
+Ratios are of neighbouring turns; the goal is a p99 of at most 1.1. `p99_way` is what a shadow of next to no request
+makes of it alone, `p99_copies` the rest. Beside it: how many of the callers' requests were compared. The shadow's
+process is started before; `cpu_ratio` is the server's alone. Requests are of the kind that takes the shortcut, with
+`--general` of one that goes the general way.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")
     parser.add_argument("--only", default="")
     parser.add_argument("--limits", type=json.loads, default={}, help="fields of ShadowLimits, as JSON")
+    parser.add_argument("--general", action="store_true", help="requests with a parameter")
+    parser.add_argument("--collector", default=None, help="where events go; none by default")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    results = {}
-    with server(versions=1 + chosen.shadows, hidden=chosen.hidden, shadow=chosen.limits) as running:
-        Load(running.port, 16, 2.0).run()
+    results, plain = {}, not chosen.general
+    told = {} if chosen.collector is None else {"collector_url": chosen.collector}
+    with server(versions=1 + chosen.shadows, hidden=chosen.hidden, shadow=chosen.limits, **told) as running:
+        Load(running.port, 16, 2.0, plain=plain).run()
         for shadow in range(chosen.shadows):
             running.post("shadow", {"version": 2 + shadow, "fraction": 1.0})
-        Load(running.port, 16, 8.0, 200.0).run()
+        Load(running.port, 16, 8.0, 200.0, plain=plain).run()
         for name, (connections, rate) in LOADS.items():
             if chosen.only and chosen.only not in name:
                 continue
@@ -53,7 +57,7 @@ def main() -> None:
                         running.post("shadow", {"version": 2 + shadow, "fraction": fraction})
                     time.sleep(0.3)
                     worked = running.cpu_seconds()
-                    load = Load(running.port, connections, chosen.seconds, rate).run()
+                    load = Load(running.port, connections, chosen.seconds, rate, plain=plain).run()
                     worked = (running.cpu_seconds() - worked) / len(load.latencies)
                     assert set(load.statuses) <= {200, 0}, load.statuses
                     pair.append((load.quantile(0.5), load.quantile(0.99), len(load.latencies) / chosen.seconds, worked))

@@ -36,7 +36,7 @@ from serving.versions.deployment import Deployment, Version
 _log = logging.getLogger(__name__)
 # Copies of the shortcut's requests are recorded together: after so many seconds, or rows.
 _RECORD_SECONDS = 1.0
-_RECORD_ROWS = 4096
+_RECORD_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,7 +170,8 @@ def phases(model: str, span: float) -> dict[str, str]:
     return {
         "phase_seconds": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_sum"),
         "phase_count": increase(names.TRAINING_PHASE_DURATION, model, ("phase",), span, "_count"),
-        "steps": increase(names.TRAINING_STEPS, model, (), span),
+        # Every rank's steps are in the phases' sums, too; those that the run has taken are counted once.
+        "steps": increase(names.TRAINING_STEP_DURATION, model, (), span, "_count"),
         "rank_phases": gauge(names.TRAINING_RANK_PHASE, model),
         "rank_up": gauge(names.TRAINING_RANK_UP, model),
         "rank_step": gauge(names.TRAINING_RANK_STEP, model),

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LATEST_STEPS = 50
+# Whoever supervises looks up to a hundred times a second: that few steps say nothing of a rate.
+_RATE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -74,7 +76,9 @@ class RankAgent:
         self._traces: StepTraces | None = None
         self.ranks: dict[int, Followed] = {}
         self._clock = clock
-        self._report = TrainingReport(metrics, model, run, since_ns or time.perf_counter_ns())
+        self._report = TrainingReport(
+            metrics, model, run, since_ns or time.perf_counter_ns(), rate_seconds=_RATE_SECONDS
+        )
         self._num_steps = self._num_samples = self._num_tokens = 0
 
     def follow(self, paths: Iterable[Path]) -> None:

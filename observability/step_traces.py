@@ -118,7 +118,8 @@ class StepTraces:
 
     def _try(self, step: int) -> None:
         """Records the step where all ranks have ended it, or will hardly do so any more."""
-        found = {rank: record for rank, kept in self._kept.items() if (record := _latest(kept, step)) is not None}
+        latest = {rank: _latest(kept, step) for rank, kept in sorted(self._kept.items())}
+        found = {rank: record for rank, record in latest.items() if record is not None}
         self._due[step] += 1
         is_whole = len(found) == len(self._kept) and (self._timed is None or step in self._timed)
         if is_whole or self._due[step] >= _LOOKS:

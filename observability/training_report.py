@@ -30,11 +30,13 @@ class TrainingReport:
         now_ns: int,
         flops_per_sample: float = 0.0,
         peak_flops: float | None = None,
+        rate_seconds: float = 0.0,
     ) -> None:
+        """Throughput is of at least `rate_seconds`, where `totals` is called more often than that."""
         self.num_steps = self._num_samples = self._num_tokens = 0
         self._metrics, self._labels = metrics, (model, run)
         self._flops_per_sample, self._peak_flops = flops_per_sample, peak_flops
-        self._since_ns = now_ns
+        self._rate_seconds, self._since_ns, self._since_samples, self._since_tokens = rate_seconds, now_ns, 0, 0
         self._steps = metrics[names.TRAINING_STEPS].labels(model)
         self._samples = metrics[names.TRAINING_SAMPLES].labels(model)
         metrics[names.TRAINING_SPIKES].labels(model)
@@ -64,24 +66,30 @@ class TrainingReport:
             observe_many(self._phases[phase], np.array([seconds for name, seconds in found if name == phase]))
 
     def totals(self, num_steps: int, num_samples: int, now_ns: int, num_tokens: int = 0) -> None:
-        """Steps, samples and tokens so far, and the throughput since the last call."""
-        self._steps.inc(num_steps - self.num_steps)
+        """Steps, samples and tokens so far, and the throughput since it was last told."""
         self._samples.inc(max(0, num_samples - self._num_samples))
-        if num_steps > self.num_steps and now_ns > self._since_ns:
-            seconds = (now_ns - self._since_ns) / 1e9
-            samples = (num_samples - self._num_samples) / seconds
-            self._throughput.set(samples)
-            if self._flops_per_sample:
-                self._metrics[names.TRAINING_FLOPS].labels(*self._labels).set(samples * self._flops_per_sample)
-                if self._peak_flops:
-                    used = samples * self._flops_per_sample / self._peak_flops
-                    self._metrics[names.TRAINING_MFU].labels(*self._labels).set(used)
+        if num_tokens:
+            self._metrics[names.TRAINING_TOKENS].labels(self._labels[0]).inc(num_tokens - self._num_tokens)
+        seconds = (now_ns - self._since_ns) / 1e9
+        if num_steps > self.num_steps and seconds > 0 and seconds >= self._rate_seconds:
+            self._rates((num_samples - self._since_samples) / seconds)
             if num_tokens:
-                tokens = num_tokens - self._num_tokens
-                self._metrics[names.TRAINING_TOKENS].labels(self._labels[0]).inc(tokens)
-                self._metrics[names.TRAINING_TOKEN_RATE].labels(*self._labels).set(tokens / seconds)
-        self._num_tokens = num_tokens
-        self.num_steps, self._num_samples, self._since_ns = num_steps, num_samples, now_ns
+                tokens = (num_tokens - self._since_tokens) / seconds
+                self._metrics[names.TRAINING_TOKEN_RATE].labels(*self._labels).set(tokens)
+            self._since_ns, self._since_samples, self._since_tokens = now_ns, num_samples, num_tokens
+        elif not self._rate_seconds:
+            self._since_ns, self._since_samples, self._since_tokens = now_ns, num_samples, num_tokens
+        self._steps.inc(num_steps - self.num_steps)
+        self.num_steps, self._num_samples, self._num_tokens = num_steps, num_samples, num_tokens
+
+    def _rates(self, samples: float) -> None:
+        """Shows samples a second, and what the model asks for at that rate."""
+        self._throughput.set(samples)
+        if self._flops_per_sample:
+            self._metrics[names.TRAINING_FLOPS].labels(*self._labels).set(samples * self._flops_per_sample)
+            if self._peak_flops:
+                used = samples * self._flops_per_sample / self._peak_flops
+                self._metrics[names.TRAINING_MFU].labels(*self._labels).set(used)
 
     def wall_time(self, by_cause: Mapping[str, float]) -> None:
         """Shows where the wall time went."""

@@ -6,11 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
+
+from dashboards import queries
 from observability import Metrics, exposition, names
 from observability.names import PHASES
 from observability.node_agent import NodeAgent
+from observability.rank_agent import RankAgent
 from observability.step_ring import StepRing
 
 RANK = """
@@ -77,3 +82,33 @@ def test_the_latest_attempt_is_followed_and_what_is_no_ring_is_left_alone(tmp_pa
 
     assert value(agent.metrics, names.TRAINING_STEPS) == 8
     assert sum(line.startswith(b"training_rank_up{") for line in exposition(agent.metrics)[0].splitlines()) == 1
+
+
+def test_throughput_is_of_a_second_however_often_the_rings_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "attempt-0000" / "rank-0.ring"
+    ring = StepRing.create(path, model="mine", run="r")
+    agent = RankAgent("mine", "r", Metrics(), since_ns=time.perf_counter_ns() - 2_000_000_000)
+    agent.follow([path])
+    for step in range(100):
+        ring.write(step, 0, 1000, 4, [100] * len(PHASES))
+        agent.look()
+
+    # The first look came two seconds after the start, all others within the next one.
+    assert 0 < (value(agent.metrics, names.TRAINING_THROUGHPUT, run="r") or 0) <= 400
+    assert value(agent.metrics, names.TRAINING_SAMPLES) == 400
+
+
+def test_phases_over_the_steps_of_all_ranks_are_the_time_of_one(tmp_path: Path) -> None:
+    for rank in range(2):
+        write(tmp_path, rank, steps=10)
+    agent = NodeAgent(tmp_path, Metrics())
+    agent.look()
+
+    phase = agent.metrics.registry.get_sample_value(
+        f"{names.TRAINING_PHASE_DURATION.name}_sum", {"model": "mine", "phase": "forward"}
+    )
+    steps = agent.metrics.registry.get_sample_value(f"{names.TRAINING_STEP_DURATION.name}_count", {"model": "mine"})
+    assert phase is not None
+    assert steps == 20
+    assert phase / steps == pytest.approx(100e-9)
+    assert f"{names.TRAINING_STEP_DURATION.name}_count" in queries.phases("mine", 60)["steps"]

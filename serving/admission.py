@@ -33,8 +33,10 @@ def _deadline(timeout: Any, headers: Mapping[bytes, bytes], arrived: float) -> f
         (headers.get(_REQUEST_TIMEOUT), 1.0, "header Request-Timeout"),
         (headers.get(_DEADLINE_MS), 1e-3, "header X-Deadline-Ms"),
     )
-    # Triton's clients send a timeout of 0 for none.
-    seconds = [s for value, unit, name in given if value is not None and (s := _positive(value, name) * unit) > 0]
+    seconds = [_positive(value, name) * unit for value, unit, name in given if value is not None]
+    # Triton's clients send a timeout of 0 for none. In a header 0 is what is left of a deadline that is over.
+    if timeout is not None and not seconds[0]:
+        del seconds[0]
     return arrived + min(seconds) if seconds else None
 
 

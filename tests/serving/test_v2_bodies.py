@@ -172,6 +172,11 @@ def test_the_tightest_deadline_counts() -> None:
     assert admission.deadline(request, {b"request-timeout": b"0.125", b"x-deadline-ms": b"250"}, 10.0) == 10.125
     assert admission.deadline(parsed(body(parameters={"timeout": 0})), {}, 10.0) is None
     assert admission.deadline(parsed(body()), {}, 10.0) is None
+    # Nothing is left of it: whoever hands on what remains of a deadline does not ask for one without end.
+    for header in (b"request-timeout", b"x-deadline-ms"):
+        assert admission.deadline(parsed(body(parameters={"timeout": 0})), {header: b"0"}, 10.0) == 10.0
+        assert admission.deadline(request, {header: b"0.0"}, 10.0) == 10.0
+        assert admission.header_deadline({header: b"0"}, 10.0) == 10.0
     for value in (b"soon", b"-1", b"nan"):
         with pytest.raises(InvalidRequest, match="Request-Timeout"):
             admission.deadline(request, {b"request-timeout": value}, 10.0)

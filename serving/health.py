@@ -18,5 +18,10 @@ class Health:
         """Why the server is not ready; None when it is."""
         if self.state != "ready":
             return f"the server is {self.state}"
-        waiting = [name for name, d in self._deployments.items() if d.router.policy.stable is not None and not d.ready]
+        # One whose policy could not be restored has trouble in place of a stable version.
+        waiting = [
+            name
+            for name, d in self._deployments.items()
+            if (d.router.policy.stable is not None or d.trouble) and not d.ready
+        ]
         return f"not loaded: {', '.join(waiting)}" if waiting else None

@@ -18,7 +18,7 @@ from serving.registry import Registry
 from serving.router import Choice, Router
 from serving.routing.traffic import FORCED, Policy
 from serving.telemetry.signals import Signals
-from serving.versions.memory import Footprint, resident_bytes
+from serving.versions.memory import Footprint, release_unused, resident_bytes
 
 _RETRY_SECONDS = 0.02
 EVICTED = "evicted"  # why a version leaves that gives way to others
@@ -72,9 +72,12 @@ def load_version(
     """
     start = time.perf_counter()
     found = registry.get(model, number)
+    # What others have let go, and the file's bytes at the end, would count as this version's or hide what it takes.
+    release_unused()
     before = resident_bytes()
     loaded = load_artifact(registry.folder(found), architectures=architectures, digest=found.digest, device=device)
     warm_up = loaded.warm_up(max_rows, quick=quick)
+    release_unused()
     footprint = Footprint(loaded.nbytes, max(0, resident_bytes() - before))
     return Loaded(number, loaded, warm_up, time.perf_counter() - start, footprint)
 

@@ -26,6 +26,7 @@ from serving import (
     save_artifact,
 )
 from serving.errors import OverBudget
+from serving.versions.deployment import load_version
 from serving.versions.memory import Footprint, Held, giving_way
 
 Start = Callable[..., Awaitable[Service]]
@@ -190,6 +191,30 @@ async def test_requests_are_told_why_a_stable_version_was_not_loaded_at_the_star
     assert status == 503
     assert "no version ready: the version needs 8" in error
     assert "raise memory_budget_bytes" in error
+
+
+async def test_a_server_is_not_ready_while_a_stable_version_could_not_be_loaded(four: Registry, start: Start) -> None:
+    service = await start(models=("fares", "wide"), memory_budget_bytes=4 * MEGABYTE)
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as http:
+        paths = "/v2/health/ready", "/v2/models/fares/ready", "/v2/models/wide/ready"
+        server, fares, wide = [await http.get(path) for path in paths]
+
+    assert (server.status_code, fares.status_code, wide.status_code) == (503, 200, 503)
+    assert "wide" in server.json()["error"]
+
+
+def test_versions_that_are_alike_count_alike(registry: Registry, tmp_path: Path) -> None:
+    signature = Signature((Input.of("x", "FP32", shape=[64]),), (Output("y"),))
+    for number in range(4):
+        layers = torch.nn.Linear(64, 1024), torch.nn.Linear(1024, 4096), torch.nn.Linear(4096, 1)
+        save_artifact(tmp_path / f"{number}", torch.nn.Sequential(*layers), signature, {"x": [[0.0] * 64]})
+        registry.register("large", tmp_path / f"{number}", lineage={}, profile=None, metrics={})
+
+    loaded = [load_version(registry, "large", number, (), 4) for number in (1, 2, 3, 4)]
+
+    # The first one's share has what is loaded once, such as torch's own kernels.
+    assert [0.9 < one.footprint.resident / one.footprint.weights < 1.3 for one in loaded[1:]] == [True] * 3
 
 
 async def test_a_version_that_nobody_loaded_is_not_loaded_by_a_request(four: Registry, start: Start) -> None:

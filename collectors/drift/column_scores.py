@@ -25,13 +25,14 @@ from collectors.drift.number_block import NumberBlock
 from collectors.drift.psi import psi_each
 from collectors.drift.rows import ks_rows, wasserstein_rows
 from collectors.drift.total_variation import total_variation_each
-from collectors.drift.wasserstein import wasserstein_each
+from collectors.drift.wasserstein import LEAST_DEVIATION, in_range, of_deviation, wasserstein_in_units
 from observability.columns import CategoricalColumn, Column, NumericColumn
 
 BINS = 10
-LEAST_DEVIATION = 0.001
 # Cells worked on at once: some ten arrays of so many numbers fit into a second-level cache.
 CACHED = 32_768
+# Squares of so many times smaller numbers do not overflow.
+_SMALLER = 2.0**520
 
 
 class Scores(TypedDict, total=False):
@@ -55,13 +56,17 @@ def row_scores(pair: Sides[Ordered], cells: Sides[NumericColumn]) -> Scores:
     """The statistics of numbers, exact; both sides have values. O(n + m) of the sorted values."""
     test = ks_rows(pair.reference.values, pair.current.values)
     distance = wasserstein_rows(pair.reference.values, pair.current.values)
+    deviation = math.sqrt(cells.reference.variance)
+    if not math.isfinite(deviation):
+        # Not so that of the numbers themselves, in smaller units.
+        deviation = float(np.std(pair.reference.values / _SMALLER)) * _SMALLER
     return {
         **binned_scores(cells.reference.counts, cells.current.counts),
         "ks": test.statistic,
         "ks_pvalue": test.pvalue,
         "cramer_von_mises": distribution_distance(cells.reference.counts, cells.current.counts),
         "wasserstein": distance,
-        "wasserstein_normed": distance / max(math.sqrt(cells.reference.variance), LEAST_DEVIATION),
+        "wasserstein_normed": distance / max(deviation, LEAST_DEVIATION),
     }
 
 
@@ -109,13 +114,17 @@ def _cell_scores(block: NumberBlock, rows: Counts) -> dict[str, Floats]:
     deviation = np.sqrt(np.array([one.m2 for one in first]) / n)
     lowest = np.minimum([one.minimum for one in first], [one.minimum for one in second])
     highest = np.maximum([one.maximum for one in first], [one.maximum for one in second])
-    columns = reference, current, edges, deviation, lowest, highest
+    factor, edges, unit, lowest, highest = in_range(edges, deviation, lowest, highest)
+    columns = reference, current, edges, unit, lowest, highest
     found = cell_sums(*columns, BINS)
     if found is None:
         found = _cell_sums(*columns, n[:, None], m[:, None])
+    distance = found["wasserstein_normed"]
     return found | {
         "ks_pvalue": np.maximum(np.rint(n * (m / (n + m))), 1),
-        "wasserstein": found["wasserstein_normed"] * np.maximum(deviation, LEAST_DEVIATION),
+        "wasserstein": distance * (unit / factor),
+        "wasserstein_normed": distance * of_deviation(factor, unit, deviation),
+        "wasserstein_error": found["wasserstein_error"] / factor,
     }
 
 
@@ -123,7 +132,7 @@ def _cell_sums(
     reference: Counts,
     current: Counts,
     edges: Floats,
-    deviation: Floats,
+    unit: Floats,
     lowest: Floats,
     highest: Floats,
     n: Counts,
@@ -145,7 +154,7 @@ def _cell_sums(
         "ks": ks,
         "ks_error": np.maximum(inside - ks, 0.0),
         "cramer_von_mises": np.sum(weights * after * after, axis=1) / 2,
-        "wasserstein_normed": wasserstein_each(reference, current, edges, deviation, lowest, highest),
+        "wasserstein_normed": wasserstein_in_units(reference, current, edges, unit, lowest, highest),
         "wasserstein_error": _wasserstein_errors(r + w, edges, lowest, highest),
     }
 

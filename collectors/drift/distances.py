@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,10 @@ from observability.columns import CategoricalColumn, Column, EmbeddingColumn, Nu
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """The distances of one column; those that need an order are None without one."""
+    """The distances of one column; those that need an order are None without one.
+
+    The Wasserstein distance is in the reference's standard deviations, and None where that is not finite.
+    """
 
     psi: float
     psi_expected: float
@@ -81,8 +85,10 @@ def _together(block: NumberBlock, bins: int) -> dict[str, Distances]:
             np.array([min(one.minimum, other.minimum) for one, other in zip(first, second, strict=True)]),
             np.array([max(one.maximum, other.maximum) for one, other in zip(first, second, strict=True)]),
         )
-    lists = (psi_each(before, now), np.array(expected), jensen_shannon_each(reference, window), ks, distance)
-    values = zip(*(column.tolist() for column in lists), strict=True)
+    lists = (psi_each(before, now), np.array(expected), jensen_shannon_each(reference, window), ks)
+    # Of numbers so large that their deviation is not known, there is none in deviations.
+    distances = [value if math.isfinite(value) else None for value in distance.tolist()]
+    values = zip(*(column.tolist() for column in lists), distances, strict=True)
     return {name: Distances(*row) for name, row in zip(block.names, values, strict=True)}
 
 

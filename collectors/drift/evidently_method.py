@@ -124,6 +124,8 @@ def evidently_category_distances(found: Counted) -> Binned:
 
 def sturges_edges(low: float, high: float, size: int, integers: bool) -> Floats:
     """`numpy.histogram_bin_edges(values, "sturges")` from the values' range and number."""
+    if not math.isfinite(high - low):
+        return 2.0 * sturges_edges(low / 2, high / 2, size, integers=False)
     if low == high:
         return np.linspace(low - 0.5, high + 0.5, 2)
     width = (high - low) / (math.log2(size) + 1.0)

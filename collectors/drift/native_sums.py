@@ -9,7 +9,7 @@ import numpy as np
 
 from collectors.drift.bins import TAIL_SHARE, Counts, Floats
 from collectors.drift.psi import EMPTY_SHARE
-from collectors.drift.wasserstein import LEAST_DEVIATION, TAIL_DEVIATIONS
+from collectors.drift.wasserstein import TAIL_DEVIATIONS
 from observability.native import compiled
 
 _SOURCE = Path(__file__).with_name("cell_sums.c")
@@ -45,15 +45,15 @@ def ordered_sums(reference: Counts, window: Counts) -> Floats | None:
 
 
 def cell_sums(
-    reference: Counts, window: Counts, edges: Floats, deviation: Floats, lowest: Floats, highest: Floats, bins: int
+    reference: Counts, window: Counts, edges: Floats, unit: Floats, lowest: Floats, highest: Floats, bins: int
 ) -> dict[str, Floats] | None:
     """`STATISTICS` of columns that have values on both sides: counts (columns, cells), edges (columns, cells − 1), the
-    rest (columns). None without a compiler, or without edges."""
+    rest (columns), among them the unit of Wasserstein distances. None without a compiler, or without edges."""
     native = native_sums()
     if native is None or reference.shape[1] < 2:
         return None
     first, second = (np.ascontiguousarray(counts, np.int64) for counts in (reference, window))
-    numbers = [np.ascontiguousarray(array, np.float64) for array in (edges, deviation, lowest, highest)]
+    numbers = [np.ascontiguousarray(array, np.float64) for array in (edges, unit, lowest, highest)]
     found = np.empty((len(STATISTICS), len(first)))
     native.trimtab_cell_scores(
         *first.shape,
@@ -61,7 +61,7 @@ def cell_sums(
         bins,
         EMPTY_SHARE,
         TAIL_SHARE,
-        LEAST_DEVIATION,
+        0.0,
         TAIL_DEVIATIONS,
         found.ctypes.data,
     )

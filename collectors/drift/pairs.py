@@ -168,7 +168,7 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
     scores = row_scores(pair, cells)
     if math.isinf(scores["wasserstein"]):
         notes += (BEYOND,)
-        found = _with(found, notes=notes)
+        found = replace(found, notes=notes)
     if asked.method == "evidently":
         integers = all(pa.types.is_integer(side.type) and not side.null_count for side in (reference, current))
         bins = evidently_bins(pair, integers)
@@ -178,7 +178,7 @@ def _numbers(column: ColumnPlan, reference: pa.ChunkedArray, current: pa.Chunked
         verdict = evidently_numeric(pair, scores["wasserstein"], deviation, asked.threshold, kind=kind)
         if verdict.method == WASSERSTEIN and not np.isfinite(kind(deviation**2)):
             notes += (OVERFLOWN,)
-        return _with(found, scores=scores, verdict=verdict, notes=notes)
+        return replace(found, scores=scores, verdict=verdict, notes=notes)
     if asked.method == "auto":
         return _with(found, scores=scores)
     counts = Sides(cells.reference.counts, cells.current.counts)

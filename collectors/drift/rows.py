@@ -22,8 +22,9 @@ _BLOCK = 32_768
 _FIRST_LOOK = 32
 # Below this products of positions are exact in float64, and so are the floors of their quotients.
 _EXACT_PRODUCT = 2**52
-# Beyond this a difference of two finite values can overflow.
-_LARGE = np.finfo(np.float64).max / 4
+# Beyond this a sum of differences, times numbers of rows, can overflow.
+_HEADROOM = 2.0**64
+_LARGE = np.finfo(np.float64).max / _HEADROOM
 
 
 def ks_rows(reference: Floats, current: Floats) -> Test:
@@ -64,14 +65,15 @@ def wasserstein_rows(reference: Floats, current: Floats) -> float:
     """Wasserstein-1: `∫ |F⁻¹ − G⁻¹| du`, `scipy.stats.wasserstein_distance`; NaN when a side is empty.
 
     The two quantile functions step at multiples of 1/n and 1/m, so their common steps are known without looking at the
-    values: one pass of gathers, no merge. Equal sizes: the mean of |a − b|.
+    values: one pass of gathers, no merge. Equal sizes: the mean of |a − b|. Infinite only where it is above the largest
+    float64.
     """
     n, m = len(reference), len(current)
     if not n or not m:
         return math.nan
     largest = max(abs(float(x)) for x in (reference[0], reference[-1], current[0], current[-1]))
     if largest > _LARGE:
-        return 8.0 * wasserstein_rows(reference / 8, current / 8)
+        return _HEADROOM * wasserstein_rows(reference / _HEADROOM, current / _HEADROOM)
     if n < m:
         reference, current, n, m = current, reference, m, n
     return math.fsum(_equal_parts(reference, current) if n == m else _unequal_parts(reference, current))

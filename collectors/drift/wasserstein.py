@@ -10,6 +10,10 @@ from collectors.drift.bins import Counts, Floats, shares, shares_each
 TAIL_DEVIATIONS = 10.0
 # The unit of a constant reference.
 LEAST_DEVIATION = 0.001
+# Columns beyond either are brought into the middle by a power of two, lest their widths overflow or round to nothing.
+_LARGE, _SMALL = 2.0**1020, 2.0**-900
+# The unit of those whose deviation overflows: no tail is ten times as long.
+_UNBOUNDED = 2.0**1019
 # Rounds in which what a full cell could not take goes to the others.
 _ROUNDS = 4
 
@@ -30,7 +34,8 @@ def wasserstein(
     cells first, until each side has its mean, so that a pure shift and a tail on one side come out right. Means are not
     used when a tail is cut. The result is within `wasserstein_bound` of the raw values' distance.
 
-    0 when either side has no rows; a constant reference is measured in units of 0.001, as Evidently does.
+    0 when either side has no rows; a constant reference is measured in units of 0.001, as Evidently does. NaN where the
+    deviation is infinite: the variance of numbers above 1e154 overflows.
     """
     distance = wasserstein_each(
         reference,
@@ -55,8 +60,23 @@ def wasserstein_each(
 ) -> Floats:
     """`wasserstein` of many columns at once: counts (…, cells), edges (…, cells − 1), and the rest (…): the reference's
     deviation, the lowest and the highest value of both sides, the means of either side."""
+    factor, edges, unit, lowest, highest = in_range(edges, deviation, lowest, highest)
+    moved = None if means is None else (factor * means[0], factor * means[1])
+    distance = wasserstein_in_units(reference, window, edges, unit, lowest, highest, moved)
+    return np.asarray(distance * of_deviation(factor, unit, deviation), np.float64)
+
+
+def wasserstein_in_units(
+    reference: Counts,
+    window: Counts,
+    edges: Floats,
+    unit: Floats,
+    lowest: Floats,
+    highest: Floats,
+    means: tuple[Floats, Floats] | None = None,
+) -> Floats:
+    """`wasserstein_each` of columns that are in range, in a unit that is given in place of the deviation."""
     r, w, known = shares_each(reference, window)
-    unit = np.maximum(deviation, LEAST_DEVIATION)
     points = _points(edges, unit, lowest, highest)
     width = np.diff(points, axis=-1)
     after = np.cumsum(r - w, axis=-1)
@@ -77,6 +97,29 @@ def wasserstein_each(
     return np.asarray(np.where(known, np.sum(parts, axis=-1) / unit, 0.0), np.float64)
 
 
+def in_range(
+    edges: Floats, deviation: Floats | np.float64, lowest: Floats | np.float64, highest: Floats | np.float64
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """Factors of columns, 1 but for huge and tiny numbers; and edges, units, lowest and highest values times these."""
+    ends = np.abs(np.stack([edges[..., 0], edges[..., -1], *np.broadcast_arrays(lowest, highest)]))
+    largest = np.max(np.where(np.isfinite(ends), ends, 0.0), axis=0)
+    tiny = (largest < _SMALL) & (largest > 0)
+    factor = np.where(largest > _LARGE, 1 / 16, np.where(tiny, 1 / _SMALL, 1.0))
+    unit = np.maximum(deviation, LEAST_DEVIATION)
+    # Tiny ones have tails far shorter than the least unit.
+    unit = np.where(np.isfinite(unit), np.where(tiny, 1.0, factor * unit), _UNBOUNDED)
+    if (factor == 1).all():
+        return factor, edges, unit, np.asarray(lowest), np.asarray(highest)
+    return factor, edges * factor[..., None], unit, lowest * factor, highest * factor
+
+
+def of_deviation(factor: Floats, unit: Floats, deviation: Floats | np.float64) -> Floats:
+    """What makes a distance in the units of `in_range` one in deviations; NaN where these are not finite."""
+    known = np.isfinite(deviation)
+    own = np.maximum(np.where(known, deviation, 1.0), LEAST_DEVIATION)
+    return np.where(known, np.where(factor > 1, unit / factor / own, 1.0), np.nan)
+
+
 def wasserstein_bound(
     reference: Counts,
     window: Counts,
@@ -92,17 +135,20 @@ def wasserstein_bound(
     """
     if not reference.sum() or not window.sum():
         return 0.0
-    unit = max(deviation, LEAST_DEVIATION)
     ranges = (*reference_range, *window_range)
-    points = _points(edges, np.float64(unit), np.float64(min(ranges)), np.float64(max(ranges)))
-    if min(ranges) < points[0] or max(ranges) > points[-1]:
+    factor, edges, unit, low_end, high_end = in_range(
+        edges, np.float64(deviation), np.float64(min(ranges)), np.float64(max(ranges))
+    )
+    points = _points(edges, unit, low_end, high_end)
+    if low_end < points[0] or high_end > points[-1]:
         return float("inf")
     r, w = shares(reference), shares(window)
     before = np.cumsum(r - w) - (r - w)
     low, high = before - w, before + r
     most = np.maximum(np.abs(low), np.abs(high))
     least = np.where(low * high < 0, 0.0, np.minimum(np.abs(low), np.abs(high)))
-    return float(np.sum(np.diff(points) * (most - least))) / unit
+    bound = np.sum(np.diff(points) * (most - least)) / unit
+    return float(bound * of_deviation(factor, unit, np.float64(deviation)))
 
 
 def _points(

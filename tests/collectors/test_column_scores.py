@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,6 +33,7 @@ from collectors.drift.column_scores import (
     cell_scores_each,
 )
 from collectors.drift.comparison import Sides
+from collectors.drift.distances import distances_of
 from collectors.drift.null import ordered_test
 from collectors.drift.number_block import number_blocks
 from observability.columns import NumericColumn
@@ -166,3 +168,13 @@ def test_compiled_code_finds_what_numpy_does(seed: int, rows: int, others: int) 
         assert one.keys() == other.keys()
         for name, values in one.items():
             assert np.allclose(values, other[name], rtol=1e-12, atol=1e-12, equal_nan=True), name
+
+
+def test_a_live_windows_distance_in_deviations_is_none_where_the_variance_overflows() -> None:
+    values = np.random.default_rng(6).normal(size=1_000)
+    for size, known in ((1e150, True), (1e200, False)):
+        reference = Profile.of(pa.table({"x": values * size}))
+        window = reference.empty().updated(pa.table({"x": (values + 1) * size}))
+        found = distances_of([], {"x": Sides(reference.columns["x"], window.columns["x"])}, 10)["x"]
+
+        assert found.wasserstein == (pytest.approx(1.0, rel=0.05) if known else None)

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from collectors.drift import inputs
+from collectors.drift import column_scores, inputs
 from collectors.drift.compare import compare
+from collectors.drift.evidently_method import sturges_edges
 from collectors.drift.inputs import opened
 from collectors.drift.source import InputError, Source
 from collectors.drift.terminal import rendered
@@ -79,6 +80,56 @@ def test_the_smallest_and_the_largest_numbers_are_compared_and_shown(mode: Any, 
     assert column.psi == pytest.approx(plain.psi)
     assert json.loads(found.json_text()) == json.loads(json.dumps(found.to_json(), allow_nan=False))
     Console(file=io.StringIO()).print(rendered(found))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+@pytest.mark.parametrize("scale", [2.0**1021, 2.0**1000, 2.0**530, 2.0**-900, 2.0**-1030])
+def test_distances_of_huge_and_tiny_numbers_are_those_of_others(
+    mode: Any, scale: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(column_scores, "cell_sums", lambda *columns: None)
+    draw = np.random.default_rng(4)
+    before, now = (draw.integers(-900, 900, rows) / 256 + shift for rows, shift in ((3_000, 0.0), (2_000, 0.5)))
+    plain, scaled = (
+        compare(*(pa.table({"x": side * by}) for side in (before, now)), mode=mode).columns["x"] for by in (1.0, scale)
+    )
+
+    assert plain.wasserstein is not None
+    assert scaled.wasserstein is not None
+    assert plain.wasserstein_error is None or scaled.wasserstein_error == plain.wasserstein_error * scale
+    assert scaled.wasserstein == pytest.approx(plain.wasserstein * scale, rel=1e-9, abs=1e-323)
+    assert (scaled.ks, scaled.psi, scaled.drifted) == (plain.ks, plain.psi, True)
+    if scale > 1 and mode == "exact":
+        assert scaled.wasserstein_normed == pytest.approx(plain.wasserstein_normed, rel=1e-9)
+
+
+def test_a_distance_that_no_number_holds_is_told() -> None:
+    ends = np.linspace(1.6e308, 1.7e308, 50)
+    found = compare(pa.table({"x": -ends}), pa.table({"x": ends}), mode="exact").columns["x"]
+
+    assert "wasserstein" not in found.to_json()
+    assert "above the largest number" in found.reason
+    assert found.drifted
+
+
+@pytest.mark.parametrize(("size", "score"), [(1e307, None), (1e200, 0.0)])
+def test_a_variance_that_evidently_cannot_hold_is_told(size: float, score: float | None) -> None:
+    draw = np.random.default_rng(5)
+    before, now = draw.normal(size=2_000) * size, draw.normal(size=2_000) * size + size
+    found = compare(pa.table({"x": before}), pa.table({"x": now}), method="evidently").columns["x"]
+
+    # Evidently's own answers; pandas' mean of the first is infinite already.
+    assert (found.score, found.drifted) == (score, False)
+    assert "variance is too large" in found.reason
+
+
+def test_evidentlys_bins_of_a_range_that_has_no_width_are_even() -> None:
+    edges = sturges_edges(-1.5e308, 1.5e308, 64, integers=False)
+
+    assert (edges[0], edges[-1], len(edges)) == (-1.5e308, 1.5e308, 8)
+    np.testing.assert_allclose(np.diff(edges / 2), 1.5e308 / 7)
 
 
 def test_two_columns_of_one_name_in_parquet_are_named(tmp_path: Path) -> None:

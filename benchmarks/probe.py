@@ -132,9 +132,12 @@ def whole_tensors(rows: int, rounds: int) -> None:
 
 
 def small_batches(rounds: int) -> None:
-    """What a probe takes of a step, for batches as a server has them; the copies and the counting of what waited."""
+    """What a probe takes of a step, for batches as a server has them; the copies and the counting of what waited.
+
+    Beside it what anything costs that looks at the input: each column's sum, by torch itself.
+    """
     draw = np.random.default_rng(3)
-    print("\nMLP 256-256-8, eager        step, µs   probe alone, µs   ns a value   cost (goal 5 %)   no probe again")
+    print("\nMLP 256-256-8, eager      step, µs   probe, µs   ns a value: probe, step   cost (goal 5 %)   sums   none")
     for columns in (20, 64):
         names = [f"x{place}" for place in range(columns)]
         reference = Profile.of(pa.table({name: draw.normal(size=10_000) for name in names}))
@@ -149,13 +152,15 @@ def small_batches(rounds: int) -> None:
                     "with": lambda m=model, p=probe, v=values: m(p(v)),  # type: ignore[misc]
                     "probe": lambda p=probe, v=values: p(v),  # type: ignore[misc]
                 }
+                steps["sums"] = lambda m=model, v=values: (v.sum(0), m(v))  # type: ignore[misc]
                 steps["again"] = steps["without"]
                 found = interleaved(steps, rounds if batch <= 8 else 8 * rounds, repeat)
             step, alone = (statistics.median(found[name]) * 1e6 for name in ("without", "probe"))
-            cost, again = (ratio(found[name], found["without"]) - 1 for name in ("with", "again"))
+            cost, sums, again = (ratio(found[name], found["without"]) - 1 for name in ("with", "sums", "again"))
+            each = 1e3 / batch / columns
             print(
-                f"  {batch:>4} rows x {columns} columns {step:>13.0f} {alone:>16.1f} "
-                f"{alone * 1e3 / batch / columns:>13.1f} {cost:>12.1%} {again:>16.1%}"
+                f"  {batch:>4} rows x {columns} columns {step:>11.0f} {alone:>11.1f} {alone * each:>15.2f} "
+                f"{step * each:>10.1f} {cost:>17.1%} {sums:>6.1%} {again:>6.1%}"
             )
 
 
@@ -165,7 +170,8 @@ def steps_of_models(batch: int, columns: int, rounds: int, compiled: bool) -> No
     reference = Profile.of(pa.table({name: draw.normal(size=10_000) for name in names}))
     values = torch.randn(batch, columns)
     form = "compiled" if compiled else "eager"
-    print(f"\na step of {batch} rows x {columns} columns, {form}   without, µs   probe alone, µs   cost of the probe")
+    title = f"\na step of {batch} rows x {columns} columns, {form}   without, µs   probe alone, µs   cost of the probe"
+    print(title + "   before the compiled model" * compiled)
     for name, model in models(columns).items():
         model = model.eval()
         probe = Probe(reference, names)
@@ -177,13 +183,17 @@ def steps_of_models(batch: int, columns: int, rounds: int, compiled: bool) -> No
         with torch.inference_mode():
             steps: dict[str, Step] = {"without": lambda p=plain: p(values), "with": lambda w=watched: w(values)}  # type: ignore[misc,call-arg]
             steps["probe"] = lambda p=probe: p(values)  # type: ignore[misc]
+            if compiled:
+                # A call of its own in place of an operator in the graph, whose guards and call take longer.
+                steps["before"] = lambda p=plain, q=probe: p(q(values))  # type: ignore[misc]
             for step in steps.values():
                 step()
             found = interleaved(steps, rounds, 20)
-        cost = ratio(found["with"], found["without"]) - 1
+        costs = [ratio(found[name], found["without"]) - 1 for name in ("with", "before") if name in found]
         print(
             f"  {name:<34} {statistics.median(found['without']) * 1e6:>14.0f} "
-            f"{statistics.median(found['probe']) * 1e6:>16.0f} {cost:>16.1%}"
+            f"{statistics.median(found['probe']) * 1e6:>16.0f} {costs[0]:>16.1%}"
+            + "".join(f" {cost:>16.1%}" for cost in costs[1:])
         )
 
 

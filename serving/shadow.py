@@ -1,11 +1,11 @@
 """Copies of answered requests for the shadows: run when the callers leave the machine free, compared, recorded.
 
-A request is queued for a shadow when its answer is written, so its caller never waits. What gathers runs as one batch,
-when no caller's request waits, step by step: the event loop reads its sockets before each step. A process of its own
-runs the steps where it can (`serving.shadows`): callers then wait at most while a step is handed over. Until it has the
-version, and for models that it does not take, a thread of low priority does, with which callers share the interpreter:
-they wait for one step at most. While callers wait all the time, shadows get a small share of it; what does not fit
-into the bounded queue is dropped and counted.
+A request is queued for a shadow when its answer is written, so its caller never waits; what the shortcut answers comes
+batch by batch, as rows of a block. What gathers runs as one batch, when no caller's request waits, step by step: the
+event loop reads its sockets before each step. A process of its own runs the steps where it can (`serving.shadows`):
+callers then wait at most while a step is handed over. Until it has the version, and for models that it does not take, a
+thread of low priority does, with which callers share the interpreter: they wait for one step at most. While callers
+wait all the time, shadows get a small share of it; what does not fit into the bounded queue is dropped and counted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ShadowLimits:
     # Requests gather until there are so many rows, or for so long. Large batches disturb few callers.
     batch_rows: int = 256
     gather: float = 0.5
-    # The model gets so many rows at a time, and gives way to callers after each.
+    # The model gets so many rows at a time, and gives way to callers after each; a block goes to the process whole.
     step_rows: int = 64
     # Rows and bytes that may wait, by shadow.
     queue_rows: int = 512
@@ -182,7 +182,7 @@ class Mirror:
         limits = self._limits
         lane = self._lanes[key] = Waiting(
             version, Choice(shadow.version, "shadow", shadow.fraction), limits.queue_rows, limits.queue_bytes,
-            limits.batch_rows,
+            min(limits.batch_rows, limits.queue_rows),
         )  # fmt: skip
         return lane
 

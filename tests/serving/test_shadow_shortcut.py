@@ -22,9 +22,14 @@ from observability import names
 from serving import Input, Output, Registry, Service, Signature, save_artifact
 from serving.express import Express
 from serving.router import Choice
-from serving.shadow import ShadowLimits
+from serving.routing.traffic import Shadow
+from serving.shadow import Mirror, ShadowLimits
 from serving.shadows.blocks import Answered, Block
+from serving.shadows.messages import Batch, Ran, for_worker, framed, from_worker
 from serving.shadows.waiting import Waiting
+from serving.shadows.worker import Worker
+from serving.telemetry.columns import Anchor
+from serving.telemetry.event_maker import events_of
 from serving.telemetry.runs import Numbers
 from tests.serving.test_serving_service import Collector, Start, collector, until, value  # noqa: F401 (a fixture)
 
@@ -122,6 +127,76 @@ def test_what_is_kept_are_whole_requests_with_their_own_answers_and_ids_and_the_
         assert (call.values[0] == request).all()
         assert (call.outputs[0] == 10 * request).all()
         assert call.request.values(SIGNATURE)[0] == call.values[0].tobytes()
+
+
+class Inline:
+    """A process that runs what it is given at once: twice the answers' input."""
+
+    def __init__(self, model: Any) -> None:
+        self.worker = Worker()
+        self.worker._models["five:2"] = model, 64
+        self.asked: list[int] = []
+
+    def takes(self, key: tuple[str, int], model: Any) -> bool:
+        return True
+
+    def run(self, key: tuple[str, int], batch: Batch, then: Callable[[Ran | None], None]) -> None:
+        self.asked.append(len(batch.columns[0].array()))
+        ran = self.worker.answer(for_worker(bytes(framed(batch)[4:])))
+        assert isinstance(ran, Ran)
+        asyncio.get_running_loop().call_soon(then, from_worker(bytes(framed(ran)[4:])))
+
+    def close(self) -> None:
+        pass
+
+
+class Twice:
+    """A shadow's model."""
+
+    signature = SIGNATURE
+
+    def run(self, columns: list[np.ndarray]) -> list[np.ndarray]:
+        return [2 * columns[0][:, 0]]
+
+
+async def test_blocks_go_to_the_process_whole_and_their_copies_are_recorded_together_once_they_have_ids() -> None:
+    model, recorded, found = Twice(), [], Counter[str]()
+    process = Inline(model)
+    signals: Any = SimpleNamespace(
+        shadowed=lambda _model, _shadow, outcome, count: found.update({outcome: count}), disagreement=lambda *_: None
+    )
+    mirror = Mirror(
+        signals, recorded.append, lambda: False, ShadowLimits(gather=0.001, retry=0.001, step_rows=8),
+        process=process,  # type: ignore[arg-type]
+    )  # fmt: skip
+    deployment: Any = SimpleNamespace(
+        model="five", router=SimpleNamespace(policy=SimpleNamespace(shadows=(Shadow(2, 1.0),))),
+        versions={2: SimpleNamespace(loaded=SimpleNamespace(model=model))},
+    )  # fmt: skip
+    numbers, later = Numbers(), Numbers()
+    mirror.offer_batch(batch_of(0, [1] * 100, numbers, 0), deployment)
+    mirror.offer_batch(batch_of(100, [3] * 60, numbers, 100), deployment)
+    await until(lambda: mirror.idle, "what the shadow gave")
+    mirror.offer_batch(batch_of(160, [1] * 5, later, 0), deployment)
+    await until(lambda: mirror.idle, "what the shadow gave of the next")
+    numbers.first = 1000
+    mirror.close()
+    assert recorded == []
+    mirror.settled()
+
+    # 100 and 52 requests fill a block; those that have no ids yet are never recorded.
+    assert process.asked == [256, 24, 5]
+    assert found["compared"] == 165
+    copies = recorded[0]
+    assert (len(recorded), [copy.rows for copy in copies]) == (1, [256, 24])
+    table = events_of(copies, Anchor(0.0, 0)).arrow()
+    expected = [f"i-{1000 + n}" for n in range(100)] + [f"i-{1100 + n}/{row}" for n in range(60) for row in range(3)]
+    assert table["id"].to_pylist() == expected
+    assert table["feature.x"].to_pylist() == [[n] * 3 for n in range(100)] + [
+        [100 + n] * 3 for n in range(60) for _ in range(3)
+    ]
+    assert table["prediction.y"].to_pylist() == [2 * row[0] for row in table["feature.x"].to_pylist()]
+    assert set(table["arm"].to_pylist()) == {"shadow"}
 
 
 # --- the service ----------------------------------------------------------------------------------------------------

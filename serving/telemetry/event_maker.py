@@ -19,7 +19,7 @@ from serving.protocol.tensors import Array
 from serving.telemetry.columns import Anchor, ServedGroup, names_of, recorded
 from serving.telemetry.memory import Memory
 from serving.telemetry.rows import row_texts
-from serving.telemetry.runs import MAX_VALUES, Run
+from serving.telemetry.runs import Run, carried
 from serving.telemetry.served import EventForm, feature, feature_field
 
 _MAX_FORMS = 64
@@ -101,9 +101,8 @@ def events_of(calls: Sequence[Call], anchor: Anchor, left_out: frozenset[str] = 
     for place, output in enumerate(signature.outputs):
         parts = [_prediction(call, place) for call in calls]
         # Failed calls alone do not show how many values a row has; the signature may say it.
-        declared = 1 if -1 in output.shape else prod(output.shape)
-        width = max(declared, *(part.shape[1] for part in parts))
-        if width > MAX_VALUES:
+        width = max(prod(output.shape), *(part.shape[1] for part in parts))
+        if not carried(output, width):
             continue
         values = np.concatenate([part if part.shape[1] == width else _widened(part, width) for part in parts])
         fields += [Field(PREDICTION + name, "float64") for name in names_of(output.name, width)]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from observability.native import extension
 from observability.tracing import format_trace_id
 from serving.calls import Traced
-from serving.protocol.signature import Signature
+from serving.protocol.signature import Output, Signature
 from serving.protocol.tensors import WIRE_TYPES, Array
 from serving.telemetry.memory import Column, Memory
 
@@ -74,6 +74,13 @@ def _of(number: int | float) -> bytes:
     return np.array(number, np.int64 if isinstance(number, int) else np.float64).tobytes()
 
 
+def carried(output: Output, width: int) -> bool:
+    """Whether events carry an output of so many values a row. They have a column a value: those of a longer one would
+    be no table any more, and one whose length varies would bring other columns with each answer.
+    """
+    return width <= MAX_VALUES and -1 not in output.shape
+
+
 class Run:
     """Batches of one signature, whose first input is recorded: each tensor's rows in one block.
 
@@ -103,7 +110,7 @@ class Run:
         # Where the next batch was told to be.
         self.given: Array | None = None
         self._outputs: list[Column] = []
-        # Places of the outputs that events carry: a column a value of longer ones would be no table any more.
+        # Places of the outputs that events carry.
         self.kept: Sequence[int] = ()
         self.signature = signature
         self.column = Column(memory, shape, kind, self._limit)
@@ -151,7 +158,8 @@ class Run:
         return True
 
     def _begin(self, column: Array, outputs: Sequence[Array]) -> None:
-        self.kept = [place for place, one in enumerate(outputs) if prod(one.shape[1:]) <= MAX_VALUES]
+        declared = self.signature.outputs
+        self.kept = [place for place, one in enumerate(outputs) if carried(declared[place], prod(one.shape[1:]))]
         outputs = [outputs[place] for place in self.kept]
         # No output's block is larger than the input's, either.
         widest = max((prod(one.shape[1:]) * one.dtype.itemsize for one in outputs), default=1)

@@ -29,7 +29,7 @@ SIGNATURE = Signature(
         Input("flag", "BOOL"),
         Input("flags", "BOOL", shape=(2,)),
         Input("word", "BYTES", categories=("a", "ö")),
-        # Not recorded: its length varies.
+        # Not recorded, as the last output is not: its length varies.
         Input("long", "FP32", shape=(-1,)),
     ),
     (Output("y"), Output("z", shape=(2,)), Output("open", "FP32", shape=(-1,))),
@@ -76,7 +76,7 @@ def as_written_row_by_row(calls: list[Any], left_out: frozenset[str]) -> list[di
     """What the events have to say, from the calls alone."""
     rows = []
     widths = [
-        max([1] + [call.outputs[place][0].size for call in calls if call.outputs is not None]) for place in range(3)
+        max([1] + [call.outputs[place][0].size for call in calls if call.outputs is not None]) for place in range(2)
     ]
     widths[1] = 2
     for call in calls:
@@ -99,7 +99,7 @@ def as_written_row_by_row(calls: list[Any], left_out: frozenset[str]) -> list[di
                 of_row = np.asarray(values).reshape(call.rows, -1)[row].tolist()
                 kind = float if column.datatype != "BOOL" or column.shape else bool
                 event[FEATURE + column.name] = [*map(kind, of_row)] if column.shape else kind(of_row[0])
-            for place, (output, width) in enumerate(zip(SIGNATURE.outputs, widths, strict=True)):
+            for place, (output, width) in enumerate(zip(SIGNATURE.outputs[:2], widths, strict=True)):
                 of_row = [None] * width
                 if call.outputs is not None:
                     told = call.outputs[place][row].reshape(-1).tolist()

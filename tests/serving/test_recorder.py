@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from array import array
 from collections.abc import Sequence
@@ -36,9 +37,11 @@ class Events:
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
         self.told: list[Sequence[Any]] = []
+        self.begun = threading.Event()
 
     def put(self, calls: Sequence[Any], anchor: Anchor) -> None:
         self.told.append(calls)
+        self.begun.set()
         while self.recorder is None or not self.recorder._ending:
             time.sleep(0.001)
 
@@ -95,6 +98,7 @@ def test_groups_that_wait_are_bounded_in_bytes() -> None:
     events.recorder = None
 
     recorder.put([a_call(1_000_000)])  # alone it may be larger
+    events.begun.wait()
     recorder.put([a_call(1)])
     assert dropped(metrics, "recorder_full") == 1.0
 
@@ -108,6 +112,7 @@ def test_a_recorder_that_is_behind_ends_with_its_server() -> None:
     recorder = events.recorder = Recorder(lambda: events, NoTracing(), metrics)
     for _ in range(5):
         recorder.put([a_call()])
+    events.begun.wait()
 
     recorder.close(0.01)
     assert not recorder._thread.is_alive()

@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from serving.calls import Call
@@ -24,19 +24,17 @@ from serving.router import Choice
 from serving.routing.backlog import probe
 from serving.routing.traffic import Shadow
 from serving.shadows.batches import batch_of, text_of
-from serving.shadows.blocks import Answered, Block, BlockCopy
+from serving.shadows.blocks import Answered, Block
 from serving.shadows.messages import Batch, Ran
 from serving.shadows.process import ShadowProcess
-from serving.shadows.runs import Shadowed, run_copies, shadowed
+from serving.shadows.recording import Recording
+from serving.shadows.runs import Shadowed, run_batch, run_copies, shadowed
 from serving.shadows.thread import ShadowThread
 from serving.shadows.waiting import Waiting
 from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Version
 
 _log = logging.getLogger(__name__)
-# Copies of the shortcut's requests are recorded together: after so many seconds, or rows.
-_RECORD_SECONDS = 1.0
-_RECORD_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +96,7 @@ class Mirror:
         self._clock = clock
         self._draw = draw
         self._lanes: dict[tuple[str, int], Waiting] = {}
-        # Copies of blocks that are not recorded yet, by the identity of their choice, and their rows.
-        self._ran: dict[int, list[BlockCopy]] = {}
-        self._ran_rows = 0
-        self._recording: asyncio.TimerHandle | None = None
+        self._blocks = None if record is None else Recording(record)
         self._process = process
         self._thread: ShadowThread | None = None
         self._running = False
@@ -141,9 +136,9 @@ class Mirror:
                 self._came(lane)
 
     def settled(self) -> None:
-        """The shortcut's requests have their ids: after the end their copies are recorded now, else with more."""
-        if self._closed:
-            self._record_blocks()
+        """The shortcut's requests that were answered have their ids."""
+        if self._blocks is not None:
+            self._blocks.settled()
 
     def close(self) -> None:
         """Drops what waits; the process ends now, the thread after its batch."""
@@ -151,9 +146,10 @@ class Mirror:
         for key, lane in self._lanes.items():
             self._signals.shadowed(*key, "dropped", lane.requests + lane.dropped)
         self._lanes.clear()
-        for timer in (self._timer, self._recording):
-            if timer is not None:
-                timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._blocks is not None:
+            self._blocks.close()
         if self._thread is not None:
             self._thread.stop()
         if self._process is not None:
@@ -253,7 +249,7 @@ class Mirror:
                     "shadow version %d of %s: %s", choice.version, key[0], "no process" if ran is None else ran.odd
                 )
                 if not self._closed:
-                    self._run_here(key, version, choice, calls, free=free)
+                    self._run_here(key, version, choice, calls, free=free, whole=ran is None)
                 return
             began = time.thread_time()
             self._done(key, shadowed(ordered, choice, model.signature, ran, self._clock()), free=free)
@@ -264,17 +260,25 @@ class Mirror:
         return True
 
     def _run_here(
-        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool
-    ) -> None:
-        if isinstance(calls, Block) and self._record is not None and not calls.numbered:
-            # The thread takes requests one by one, with their ids; they get them a few times a second.
-            again = partial(self._run_here, key, version, choice, calls, free=free)
-            self._timer = asyncio.get_running_loop().call_later(self._limits.retry, again)
-            return
+        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool,
+        whole: bool = True,
+    ) -> None:  # fmt: skip
+        """Runs a step on the thread: a block as a whole, or its requests one by one, each with its own failure."""
         self._timer = None
         if self._thread is None:
             self._thread = ShadowThread(self._limits.nice, asyncio.get_running_loop().call_soon_threadsafe)
-        model, step, clock = version.loaded.model, self._limits.step_rows, self._clock
+        model = version.loaded.model
+        if isinstance(calls, Block):
+            message = calls.message("", model.signature, outputs=self._record is not None) if whole else None
+            if message is not None:
+                self._thread.start(partial(self._block_job, key, version, choice, calls, message, free))
+                return
+            if self._record is not None and not calls.numbered:
+                # One by one they need their ids, which they get a few times a second.
+                again = partial(self._run_here, key, version, choice, calls, free=free, whole=False)
+                self._timer = asyncio.get_running_loop().call_later(self._limits.retry, again)
+                return
+        step, clock = self._limits.step_rows, self._clock
 
         def job() -> Callable[[], None]:
             try:
@@ -288,6 +292,18 @@ class Mirror:
 
         self._thread.start(job)
 
+    def _block_job(
+        self, key: tuple[str, int], version: Version, choice: Choice, block: Block, message: Batch, free: bool
+    ) -> Callable[[], None]:
+        """What the thread does with a block, and what the loop does then."""
+        begun = time.thread_time()
+        ran = run_batch(version.loaded.model, self._limits.step_rows, message)
+        if ran.odd:
+            return lambda: None if self._closed else self._run_here(key, version, choice, block, free=free, whole=False)
+        done = shadowed(block, choice, version.loaded.model.signature, ran, self._clock())
+        done = replace(done, seconds=time.thread_time() - begun)
+        return lambda: self._done(key, done, free=free)
+
     def _done(self, key: tuple[str, int], done: Shadowed, *, free: bool) -> None:
         self._running = False
         if not free:
@@ -300,38 +316,13 @@ class Mirror:
         for version, group in done.found.items():
             self._signals.disagreement(model, version, shadow, group)
         if not self._closed:
-            if done.block is not None:
-                self._keep(done.block)
+            if done.block is not None and self._blocks is not None:
+                self._blocks.keep(done.block)
             elif len(done.copies) and self._record is not None:
                 self._record(done.copies)
             if any(lane.requests for lane in self._lanes.values()):
                 # The rest of a batch goes on, after the loop has read its sockets.
                 self._wait(0.0 if any(lane.granted for lane in self._lanes.values()) else self._limits.retry)
-
-    def _keep(self, copy: BlockCopy) -> None:
-        """Records a block's copies with those of others: making events of one costs as much as of many."""
-        self._ran.setdefault(id(copy.choice), []).append(copy)
-        self._ran_rows += copy.rows
-        if self._recording is None:
-            self._recording = asyncio.get_running_loop().call_later(_RECORD_SECONDS, self._record_blocks)
-        elif self._ran_rows >= _RECORD_ROWS:
-            self._record_blocks()
-
-    def _record_blocks(self) -> None:
-        """Records the copies of blocks whose requests have their ids; the others a little later."""
-        if self._recording is not None:
-            self._recording.cancel()
-            self._recording = None
-        kept, self._ran, self._ran_rows = self._ran, {}, 0
-        for choice, copies in kept.items():
-            known = [copy for copy in copies if copy.block.numbered]
-            if known and self._record is not None:
-                self._record(known)
-            if len(known) < len(copies):
-                self._ran[choice] = [copy for copy in copies if not copy.block.numbered]
-                self._ran_rows += sum(copy.rows for copy in self._ran[choice])
-        if self._ran and not self._closed:
-            self._recording = asyncio.get_running_loop().call_later(_RECORD_SECONDS, self._record_blocks)
 
 
 def _message(

@@ -9,15 +9,18 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
+
 from serving.batching.execution import Runnable, execute
 from serving.calls import Call, LateCalls
 from serving.errors import ServingError
 from serving.protocol.outputs import Outputs, Rows
 from serving.protocol.signature import Signature
+from serving.protocol.tensors import Array
 from serving.router import Choice
-from serving.routing.disagreement import Disagreement, Pair, compare
+from serving.routing.disagreement import Disagreement, Pair, compare, compare_rows
 from serving.shadows.blocks import Block, BlockCopy
-from serving.shadows.messages import Ran
+from serving.shadows.messages import Answers, Batch, Difference, Packed, Ran
 
 _log = logging.getLogger(__name__)
 
@@ -153,3 +156,41 @@ def run_copies(
 def output_names(signature: Signature) -> tuple[str, ...]:
     """The names of a signature's outputs, in its order."""
     return tuple(output.name for output in signature.outputs)
+
+
+def run_batch(model: Runnable, step_rows: int, batch: Batch) -> Ran:
+    """Runs a batch, so many rows at a time, and compares what it gives with the answers; never raises."""
+    try:
+        return _run_batch(model, step_rows, batch)
+    except Exception as error:
+        return Ran(0.0, [], [], f"{type(error).__name__}: {error}")
+
+
+def _run_batch(model: Runnable, step_rows: int, batch: Batch) -> Ran:
+    begun = time.perf_counter()
+    columns = [column.array() for column in batch.columns]
+    rows = len(columns[0])
+    parts = [model.run([column[at : at + step_rows] for column in columns]) for at in range(0, rows, step_rows)]
+    outputs = [np.concatenate(part) for part in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
+    seconds = time.perf_counter() - begun
+    if any(len(output) != rows for output in outputs):
+        return Ran(seconds, [], [], f"the model gave {[len(output) for output in outputs]} rows for {rows}")
+    if not all(np.isfinite(output).all() for output in outputs):
+        return Ran(seconds, [], [], "an output is not finite")
+    found, first, names = [], 0, output_names(model.signature)
+    for group in batch.groups:
+        last = first + sum(group.rows)
+        if group.outputs is not None:
+            found.append(_difference(group, names, [output[first:last] for output in outputs]))
+        first = last
+    return Ran(seconds, found, [Packed.of(output) for output in outputs] if batch.outputs else [])
+
+
+def _difference(group: Answers, names: Sequence[str], outputs: Sequence[Array]) -> Difference:
+    assert group.outputs is not None
+    answers = [answer.array() for answer in group.outputs]
+    told = compare_rows(Pair(group.names, answers, names, outputs), group.rows)
+    return Difference(
+        group.version, Packed.of(told.absolute), Packed.of(told.relative), told.incomparable, told.ranked_rows,
+        told.other_rows,
+    )  # fmt: skip

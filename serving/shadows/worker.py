@@ -10,34 +10,26 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from serving.errors import ArtifactError
 from serving.models import load_artifact
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
-from serving.routing.disagreement import Pair, compare_rows
 from serving.shadows.messages import (
-    Answers,
-    Batch,
-    Difference,
     Drop,
     Frames,
     Load,
     Loaded,
-    Packed,
     Ran,
     ToWorker,
     for_worker,
     framed,
 )
-from serving.shadows.runs import output_names
+from serving.shadows.runs import run_batch
 
 _log = logging.getLogger(__name__)
 _READ_BYTES = 256 * 1024
@@ -65,10 +57,7 @@ class Worker:
         held = self._models.get(message.key)
         if held is None:
             return Ran(0.0, [], [], f"no model {message.key}")
-        try:
-            return _ran(*held, message)
-        except Exception as error:
-            return Ran(0.0, [], [], f"{type(error).__name__}: {error}")
+        return run_batch(*held, message)
 
     def _load(self, wanted: Load) -> Loaded:
         try:
@@ -119,33 +108,3 @@ def _messages(sock: socket.socket) -> Iterator[ToWorker]:
     while data := sock.recv(_READ_BYTES):
         for frame in frames.feed(data):
             yield for_worker(frame)
-
-
-def _ran(model: _Model, step_rows: int, batch: Batch) -> Ran:
-    begun = time.perf_counter()
-    columns = [column.array() for column in batch.columns]
-    rows = len(columns[0])
-    parts = [model.run([column[at : at + step_rows] for column in columns]) for at in range(0, rows, step_rows)]
-    outputs = [np.concatenate(part) for part in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
-    seconds = time.perf_counter() - begun
-    if any(len(output) != rows for output in outputs):
-        return Ran(seconds, [], [], f"the model gave {[len(output) for output in outputs]} rows for {rows}")
-    if not all(np.isfinite(output).all() for output in outputs):
-        return Ran(seconds, [], [], "an output is not finite")
-    found, first, names = [], 0, output_names(model.signature)
-    for group in batch.groups:
-        last = first + sum(group.rows)
-        if group.outputs is not None:
-            found.append(_difference(group, names, [output[first:last] for output in outputs]))
-        first = last
-    return Ran(seconds, found, [Packed.of(output) for output in outputs] if batch.outputs else [])
-
-
-def _difference(group: Answers, names: Sequence[str], outputs: Sequence[Array]) -> Difference:
-    assert group.outputs is not None
-    answers = [answer.array() for answer in group.outputs]
-    told = compare_rows(Pair(group.names, answers, names, outputs), group.rows)
-    return Difference(
-        group.version, Packed.of(told.absolute), Packed.of(told.relative), told.incomparable, told.ranked_rows,
-        told.other_rows,
-    )  # fmt: skip

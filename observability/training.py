@@ -20,6 +20,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+_monitors: weakref.WeakSet[TrainingMonitor] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for monitor in list(_monitors):
+        monitor._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 @dataclass(slots=True)
 class Step:
     """What a step reports of itself: tensors stay on their device until the drain reads them."""
@@ -57,7 +70,8 @@ class TrainingMonitor:
 
     Mark phases (`names.PHASES`) with `with monitor.phase("forward")`, or straight with `start`, `mark`, `end`. With
     `device="cuda"` the device's phases are timed by CUDA events, without ever waiting for it. `drain_seconds=0` starts
-    no thread: call `drain` yourself. Nothing here raises into the loop except for an unknown phase.
+    no thread: call `drain` yourself. Nothing here raises into the loop except for an unknown phase, and for samples that
+    are no whole number. A process that was forked has no thread either: there, `drain` or `close`, or make a new one.
 
     With `flops_per_sample` (`observability.flops.training_flops` of a step over its samples, or a number of yours) the
     model's operations a second are shown, and over `peak_flops`, the peak of all devices that share in the samples, the
@@ -112,6 +126,7 @@ class TrainingMonitor:
         )
         if self._thread is not None:
             self._thread.start()
+        _monitors.add(self)
 
     @property
     def after_step(self) -> Callable[[], object] | None:
@@ -253,6 +268,10 @@ class TrainingMonitor:
     def _odd(self, step: int | None, reason: str) -> None:
         if self._traces is not None:
             self._traces.odd(self._steps.step if step is None else step, reason)
+
+    def _forked(self) -> None:
+        """In a process that was forked: the thread is not there, and the lock may be held by it for ever."""
+        self._draining, self._thread = threading.Lock(), None
 
     def _drain_each(self, seconds: float) -> None:
         if self._machine_seconds:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -382,3 +385,23 @@ def test_who_asks_is_called_after_every_step_and_may_stop_it(real: TrainingMonit
     real.after_step = failing
     with pytest.raises(RuntimeError, match="enough"), real.step(1):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_monitor_can_be_closed_in_a_process_that_was_forked_while_it_was_drained() -> None:
+    monitor = TrainingMonitor("m", run="r", machine_seconds=0)
+    with monitor.step(samples=1):
+        pass
+    with monitor._draining, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads beside a fork: that is what this is about
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            with monitor.step(samples=1):
+                pass
+            monitor.close()
+            steps = monitor.metrics.registry.get_sample_value(names.TRAINING_STEPS.name, {"model": "m"})
+            os._exit(0 if steps == 2 else 1)
+    monitor.close()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -71,7 +71,7 @@ class TrainingMonitor:
     Mark phases (`names.PHASES`) with `with monitor.phase("forward")`, or straight with `start`, `mark`, `end`. With
     `device="cuda"` the device's phases are timed by CUDA events, without ever waiting for it. `drain_seconds=0` starts
     no thread: call `drain` yourself. Nothing here raises into the loop except for an unknown phase, and for samples
-    that are no whole number. A process that was forked has no thread either: there, `drain` or `close`, or make a new one.
+    that are no whole number. A process that was forked has no thread either: there, `drain` or `close` it.
 
     With `flops_per_sample` (`observability.flops.training_flops` of a step over its samples, or a number of yours) the
     model's operations a second are shown, and over `peak_flops`, the peak of all devices that share in the samples, the

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
@@ -28,10 +29,16 @@ WAIT, WARM_UP, RECORDED = 3, 1, 20
 # The time that torch's times are counted from, in the beginning of its trace, and where its list of events ends.
 _BASE, _HEAD_BYTES = re.compile(rb'"baseTimeNanoseconds": (\d+)'), 1 << 20
 _END, _TAIL_BYTES = re.compile(rb'\s*\],\s*"traceName"[^\]]*\}\s*$'), 1 << 16
+# What travels between stages is under way while its thread does something else.
+_MESSAGE = re.compile(
+    rb'"name": "gloo:(?:send|recv)",\s*"pid": \d+,\s*"tid": (?P<tid>\d+),'
+    rb'\s*"ts": (?P<ts>[\d.]+),\s*"dur": (?P<dur>[\d.]+)'
+)
 # Perfetto drops a slice that reaches into the next by a nanosecond, and reads times as numbers with fractions.
 _APART = 3
-# Of the row of phases; no thread has it.
-_ROW = 0
+# Of the row of phases, and the first of messages: Linux gives no thread such a number, and 0 is the first to Perfetto.
+_ROW = 1 << 22
+_MESSAGES = _ROW + 1
 _log = logging.getLogger(__name__)
 
 
@@ -150,15 +157,14 @@ class _Phases:
     def events(self, label: str) -> list[dict[str, Any]]:
         """The row as events of a trace, what encloses others before them; times are Unix nanoseconds."""
         process, offset = os.getpid(), time.time_ns() - time.perf_counter_ns()
-        named = {"thread_name": {"name": "steps and phases"}, "thread_sort_index": {"sort_index": -1}}
-        if label:
-            named["process_name"] = {"name": label}
-        found: list[dict[str, Any]] = [
-            {"ph": "M", "name": name, "pid": process, "tid": _ROW, "args": said} for name, said in named.items()
-        ]
+        found = _row(process, _ROW, "steps and phases", -1)
         for name, since, until in sorted(self._slices, key=lambda one: (one[1], -one[2])):
             said = {"ph": "X", "cat": "trimtab", "name": name, "pid": process, "tid": _ROW}
             found.append(said | {"ts": since + offset, "dur": max(0, until - since - _APART)})
+        if label:
+            # torch has given it a name: Perfetto takes the one of the latest time, chrome://tracing the last.
+            said = {"ph": "M", "name": "process_name", "pid": process, "tid": _ROW, "args": {"name": label}}
+            found.append(said | {"ts": time.time_ns()})
         return found
 
     def _ended_step(self) -> None:
@@ -210,28 +216,46 @@ class _Phases:
         return phase
 
 
+def _row(process: int, number: int, name: str, place: int) -> list[dict[str, Any]]:
+    """What names a row of a process and says where it stands."""
+    said = {"thread_name": {"name": name}, "thread_sort_index": {"sort_index": place}}
+    return [{"ph": "M", "name": what, "pid": process, "tid": number, "args": args} for what, args in said.items()]
+
+
 def _joined(bare: Path, to: Path, events: list[dict[str, Any]], *, packed: bool) -> None:
     """Copies torch's trace with our events behind its own, without reading it whole. ValueError where it is cut off."""
-    if not bare.exists():
+    if not bare.exists() or not bare.stat().st_size:
         raise ValueError("torch could not write it")
-    size = bare.stat().st_size
-    with bare.open("rb") as source, gzip.open(to, "wb") if packed else to.open("wb") as target:
-        base = _BASE.search(source.read(_HEAD_BYTES))
-        source.seek(max(0, size - _TAIL_BYTES))
-        end = _END.search(tail := source.read())
+    with (
+        bare.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as source,
+        gzip.open(to, "wb") if packed else to.open("wb") as target,
+    ):
+        base = _BASE.search(source, 0, _HEAD_BYTES)
+        end = _END.search(source, max(0, len(source) - _TAIL_BYTES))
         if end is None:
             raise ValueError("torch wrote no whole trace")
-        origin = int(base[1]) if base else 0
-        ours = [
-            one | {"ts": (one["ts"] - origin) / 1e3, "dur": one["dur"] / 1e3} if "ts" in one else one for one in events
-        ]
-        source.seek(0)
-        _copy(source, target, size - len(tail) + end.start())
-        target.write(b"".join(b",\n" + json.dumps(one).encode() for one in ours) + tail[end.start() :])
+        counted = (("ts", int(base[1]) if base else 0), ("dur", 0))
+        ours = [one | {key: (one[key] - zero) / 1e3 for key, zero in counted if key in one} for one in events]
+        moved, rows = _messages(source)
+        for number in range(rows):
+            ours += _row(os.getpid(), _MESSAGES + number, f"messages {number + 1}", _MESSAGES + number)
+        at, added = 0, b"".join(b",\n" + json.dumps(one).encode() for one in ours)
+        for since, until, text in (*moved, (end.start(), end.start(), added)):
+            for start in range(at, since, 1 << 20):
+                target.write(source[start : min(since, start + (1 << 20))])
+            target.write(text)
+            at = until
+        target.write(source[at:])
 
 
-def _copy(source: BinaryIO, target: BinaryIO | gzip.GzipFile, size: int) -> None:
-    while size:
-        part = source.read(min(size, 1 << 20))
-        target.write(part)
-        size -= len(part)
+def _messages(source: mmap.mmap) -> tuple[list[tuple[int, int, bytes]], int]:
+    """What puts each message of a trace into the first row in which it reaches into no other; and how many rows."""
+    found = list(_MESSAGE.finditer(source))
+    free, moved = list[float](), list[tuple[int, int, bytes]]()
+    for one in sorted(found, key=lambda one: float(one["ts"])):
+        since, until = float(one["ts"]), float(one["ts"]) + float(one["dur"]) + _APART / 1e3
+        row = next((number for number, ends in enumerate(free) if ends <= since), len(free))
+        free[row : row + 1] = [until]
+        moved.append((*one.span("tid"), str(_MESSAGES + row).encode()))
+    return sorted(moved), len(free)

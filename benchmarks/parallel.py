@@ -48,12 +48,13 @@ CONFIG = TrainConfig(epochs=10, batch_size=101, learning_rate=0.01, report_every
 FORMS = {
     2: (
         "data=2", "fsdp=2", "tensor=2", "pipeline=2,schedule=gpipe", "pipeline=2,schedule=1f1b",
-        "pipeline=2,schedule=interleaved", "data=2,compress=bf16", "data=2,compress=powersgd",
+        "pipeline=2,schedule=interleaved", "data=2,compress=fp16", "data=2,compress=bf16", "data=2,compress=powersgd",
     ),
     4: (
         "data=4", "fsdp=4", "tensor=4", "data=2,fsdp=2", "data=2,tensor=2", "fsdp=2,tensor=2", "pipeline=2,data=2",
         "pipeline=2,data=2,schedule=gpipe", "pipeline=2,data=2,schedule=interleaved", "pipeline=2,fsdp=2",
-        "pipeline=2,tensor=2", "pipeline=4,microbatches=8",
+        "pipeline=2,tensor=2", "pipeline=4,microbatches=8", "data=4,compress=fp16", "data=4,compress=bf16",
+        "data=4,compress=powersgd", "pipeline=2,data=2,compress=fp16", "pipeline=2,data=2,compress=powersgd",
     ),
 }  # fmt: skip
 ROWS, WIDTH, ROUNDS, STEPS, GOAL = 1024, 512, 10, 3, 1.7

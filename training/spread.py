@@ -17,10 +17,11 @@ from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from training.backward_end import BackwardEnd
-from training.compression import Scaled, average, bucket_mb, compress
+from training.compression import Scaled, average, bucket_mb, carrier_of, compress
 from training.parallel_config import DIMENSIONS, FormError, ParallelConfig
 from training.pipeline import Loss, Mark, Pipeline, stages_of, unmarked
-from training.replicas import Called, Replicas, held, log_loss
+from training.power_sgd import PowerSGD
+from training.replicas import Called, Filling, Replicas, State, held, log_loss
 from training.shared_gradients import SharedGradients, SharedReplica
 from training.tensor_plan import plan_of, styles
 
@@ -53,7 +54,7 @@ class Spread(Replicas):
         self.replicated: DistributedDataParallel | None = None
         self._backward_end: BackwardEnd | None = None
         self._shared: SharedGradients | None = None
-        self._scaled: Scaled | None = None
+        self._carrier: Scaled | PowerSGD | None = None
         self._rows, self._known = 0, torch.tensor(float("nan"))
 
     def __str__(self) -> str:
@@ -80,6 +81,8 @@ class Spread(Replicas):
                 network, self.mesh["tensor"], {name: style for name, style in plan.items() if name in mine}
             )
         calls = [self._shared_out(call) for call in calls]
+        if self._averaged:
+            self._carrier = carrier_of(self._averaged, config, self.mesh["data"].get_group())
         self._hold(names)
         if config.pipeline == 1:
             self._called = calls[0]
@@ -100,8 +103,6 @@ class Spread(Replicas):
                 for value in (*module.parameters(), *module.buffers()):
                     dist.broadcast(value.detach(), group=group, group_src=0)
                 self._averaged.extend(trained)
-                if config.compress == "fp16" and self._scaled is None:
-                    self._scaled = Scaled(group)
                 return module
             self._backward_end = BackwardEnd(trained)
             if config.compress == "none" and (shared := SharedReplica.of(module, group)) is not None:
@@ -116,7 +117,8 @@ class Spread(Replicas):
             )
             ddp: Any = self.replicated
             ddp._set_ddp_runtime_logging_sample_rate(_LOOK_EVERY)
-            self._scaled = compress(self.replicated, config, group)
+            self._carrier = carrier_of(trained, config, group)
+            compress(self.replicated, config, self._carrier)
             return self.replicated
         # Replicas of divided layers are shards of which each rank has the whole: DDP knows no DTensor.
         # Outputs of a network are often views; nothing here changes them in place.
@@ -157,7 +159,7 @@ class Spread(Replicas):
             )
             found = told if self.pipeline.tells else self._known
             if self._averaged:
-                average(self._averaged, self.mesh["data"].get_group(), config=self.config, scaled=self._scaled)
+                average(self._averaged, self.mesh["data"].get_group(), config=self.config, carrier=self._carrier)
                 (mark or unmarked)("communication")
         for parameter, own in self._divided:
             # Sharding may have moved what it keeps.
@@ -248,13 +250,30 @@ class Spread(Replicas):
     def random_states(self) -> dict[str, Any]:
         """See `Replicas.random_states`; with what scales gradients that travel as float16."""
         said = {"form": str(self), "states": self._of_all(torch.get_rng_state())}
-        return said if self._scaled is None else {**said, "scaled": self._of_all(self._scaled.state())}
+        carrier = self._carrier
+        return {**said, "scaled": self._of_all(carrier.state())} if isinstance(carrier, Scaled) else said
 
     def restore_random_state(self, said: Mapping[str, Any], step: int) -> None:
         """See `Replicas.restore_random_state`."""
         super().restore_random_state(said, step)
-        if self._scaled is not None and said["form"] == str(self):
-            self._scaled.restore(said["scaled"][self.rank])
+        if isinstance(self._carrier, Scaled) and said["form"] == str(self):
+            self._carrier.restore(said["scaled"][self.rank])
+
+    def state(self, optimizer: torch.optim.Optimizer) -> State:
+        """See `Replicas.state`; with what gradients that travelled by PowerSGD left out."""
+        found = super().state(optimizer)
+        if isinstance(self._carrier, PowerSGD):
+            found |= self._carrier.state(self._names(), self.share_index)
+        return found
+
+    def restore(self, checkpoint: Filling, optimizer: torch.optim.Optimizer) -> None:
+        """See `Replicas.restore`."""
+        super().restore(checkpoint, optimizer)
+        if isinstance(self._carrier, PowerSGD):
+            self._carrier.restore(checkpoint, self._names(), self.share_index, self.shares)
+
+    def _names(self) -> dict[int, str]:
+        return {id(one): name for name, one, _ in self._optimized()}
 
     def _of_all(self, own: Tensor) -> list[Tensor]:
         found = [torch.empty_like(own) for _ in range(self.world_size)]

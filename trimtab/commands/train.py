@@ -58,6 +58,7 @@ _SLICES = 5
     "--parallel",
     metavar="FORM",
     help="How the network is spread over processes: degrees of data, fsdp, tensor and pipeline, as in fsdp=2,tensor=2; "
+    "of replicas also compress=fp16 (losses within 1e-5 of one process's), bf16 (4e-5) or powersgd (5e-3); "
     "or on parameter servers, as in servers=2,workers=4,staleness=3.",
 )
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines that train together, each with --ranks.")

@@ -32,6 +32,7 @@ from observability.profile import Profile
 
 # So many batches are kept apart; then all but the last are added up into one file.
 KEPT_BATCHES = 100
+_ANY_AGE = "36500d"
 _MERGED = "merged.json"
 _SCHEMA = "schema.json"
 # Times of nanoseconds are plain numbers to Spark, and so are then those of other files, whatever they count.
@@ -58,16 +59,18 @@ def stream_profiles(
     each window of that column (start in UTC; rows without a time, and all rows without `time`, are under None). With
     `every` ("10 seconds") it goes on until stopped, else it ends when it has what is there. Start it again with the
     same `checkpoint` and `sink` to go on, also after a crash: no row is counted twice. Files must come into the folder
-    whole (move them in). Columns are those of the files that are there at the start, or `schema`. Started again where
-    a file has come whose types do not go with the others', or that is damaged, it keeps the columns of its last start;
-    the stream itself ends with an error at a file that cannot be read so, and goes on once that is replaced.
+    whole (move them in), of any age; one that comes again under its name changes nothing. Columns are those of the
+    files that are there at the start, or `schema`. Started again where a file has come whose types do not go with the
+    others', or that is damaged, it keeps the columns of its last start; the stream itself ends with an error at a file
+    that cannot be read so, and goes on once that is replaced.
 
     Raises SparkError where there are neither, where `time` or all of the reference's columns are not in the files, and
     where `sink` belongs to another checkpoint.
     """
     with settings(session, READING):
         schema = schema or _schema(session, str(folder), Path(sink) / _SCHEMA)
-        frame = session.readStream.schema(schema).option("recursiveFileLookup", "true")
+        # Else it leaves out files a week older than the latest, and forgets which of these it has had.
+        frame = session.readStream.schema(schema).options(recursiveFileLookup="true", maxFileAge=_ANY_AGE)
         frame = frame.options(**({} if max_files is None else {"maxFilesPerTrigger": max_files})).parquet(str(folder))
         present = [name for name in reference.columns if name in frame.columns]
         if not present:

@@ -85,6 +85,25 @@ def test_a_restart_counts_no_row_twice(tmp_path: Path, spark: Any, monkeypatch: 
     assert profile_of_stream(sink).rows == 1800
 
 
+def test_files_count_once_however_old_they_are_and_however_often_they_come(tmp_path: Path, spark: Any) -> None:
+    reference = Profile.of(rows(99).select(["x", "kind"]))
+    tables = [rows(seed) for seed in range(3)]
+
+    def come(name: str, table: pa.Table, days: float) -> int:
+        put(tmp_path / "in", name, table)
+        then = time.time() - days * 86_400
+        os.utime(tmp_path / "in" / f"{name}.parquet", (then, then))
+        query = stream_profiles(spark, tmp_path / "in", reference, tmp_path / "checkpoint", tmp_path / "sink")
+        query.awaitTermination()
+        return profile_of_stream(tmp_path / "sink").rows
+
+    assert [come("new", tables[0], 0), come("old", tables[1], 30), come("oldest", tables[2], 4_000)] == [300, 600, 900]
+    assert [come("new", tables[0], -20), come("old", tables[1], 0)] == [900, 900]
+    assert counts_of(profile_of_stream(tmp_path / "sink")) == counts_of(
+        reference.empty().updated(pa.concat_tables(tables))
+    )
+
+
 def test_late_rows_amend_their_window(tmp_path: Path, spark: Any) -> None:
     reference = Profile.of(rows(99).select(["x", "kind"]))
     folder, checkpoint, sink = tmp_path / "in", tmp_path / "checkpoint", tmp_path / "sink"

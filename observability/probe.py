@@ -2,6 +2,7 @@
 
 probe = Probe(reference, ["amount", "age", "country"])
 model = nn.Sequential(probe, model)          # or call it anywhere in `forward`: it returns what it is given
+model = nn.Sequential(probe, torch.compile(model))   # costs about half of what it does as a part of a compiled graph
 …
 window = probe.snapshot()                    # never waits for the device; probe.profile() does
 """

@@ -93,12 +93,17 @@ class Admission:
     """Lets requests past the cache while hits are too rare; tries again after pauses that grow to 64,000 requests."""
 
     def __init__(self, min_ratio: float) -> None:
-        self.ratio = 0.0
+        self._ratio: float | None = None
         self._min_ratio = min_ratio
         self._seen = 0
         self._hits = 0
         self._pause = 0
         self._next_pause = WINDOW
+
+    @property
+    def ratio(self) -> float:
+        """The share of hits in the last window, before there is one in what has come of it; 0 without requests."""
+        return self._hits / max(1, self._seen) if self._ratio is None else self._ratio
 
     def open(self) -> bool:
         """Whether this request is to be looked up."""
@@ -112,9 +117,9 @@ class Admission:
         self._seen += 1
         self._hits += hit
         if self._seen == WINDOW:
-            self.ratio = self._hits / WINDOW
+            self._ratio = self._hits / WINDOW
             self._seen = self._hits = 0
-            if self.ratio >= self._min_ratio:
+            if self._ratio >= self._min_ratio:
                 self._next_pause = WINDOW
             else:
                 self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)

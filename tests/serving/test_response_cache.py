@@ -77,6 +77,16 @@ def test_entries_are_those_of_a_simple_least_recently_used_map(steps: list[tuple
         assert len(entries) == len(reference.used)
 
 
+def test_the_hit_ratio_is_told_before_its_first_window_is_over() -> None:
+    admission = Admission(0.05)
+    assert admission.ratio == 0.0
+
+    for hit in (False, True, True, True):
+        admission.count(hit)
+
+    assert admission.ratio == 0.75
+
+
 def test_hits_that_are_too_rare_send_requests_past_the_cache_for_longer_and_longer() -> None:
     admission = Admission(0.05)
     opened = []

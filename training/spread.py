@@ -311,7 +311,8 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
         for child in container.children()
         if next(child.children(), None) is not None and next(child.parameters(), None) is not None
     ]
-    return [block for block in reversed(found) if not isinstance(block, nn.ModuleList)]
+    # Lists and dicts of modules only hold others, and are never called: there is no moment at which to gather them.
+    return [block for block in reversed(found) if type(block).forward is not nn.Module.forward]
 
 
 def _shares(block: nn.Module, within: nn.Module) -> bool:

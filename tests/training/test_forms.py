@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from tests.training.toy_forms import CONFIG, ROWS, Deep, curve, deep
 from tests.training.toy_network import line, rows
@@ -23,6 +25,7 @@ from training.parallel_config import COMPRESSIONS, FormError, ParallelConfig
 from training.power_sgd import PowerSGD
 from training.replicas import Replicas
 from training.sharded_checkpoint import ShardedCheckpointStore
+from training.spread import _blocks
 from training.supervisor import Limits, Supervisor
 from training.watch import HangLimits
 
@@ -308,3 +311,13 @@ def test_a_form_that_fits_neither_ranks_nor_network_is_refused_before_anything_r
             parallel=ParallelConfig.parse(form),
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_modules_that_only_hold_others_are_not_gathered_by_themselves(lone: dist.ProcessGroup) -> None:
+    layers = [nn.ModuleDict({"up": nn.Sequential(nn.Linear(4, 8), nn.Tanh()), "down": nn.Linear(8, 4)}) for _ in "ab"]
+    network = nn.ModuleDict({"layers": nn.ModuleList(layers), "out": nn.Sequential(nn.Sequential(nn.Linear(4, 1)))})
+    found = _blocks(network)
+
+    assert [type(block) for block in found] == [nn.Sequential]
+    for block in found:
+        fully_shard(block, mesh=init_device_mesh("cpu", (1,)))  # ValueError for a module without a forward

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from collectors.drift.kinds import kind_of
+from collectors.drift.memory import free_memory
 from collectors.drift.plain_types import with_plain_types
 from collectors.drift.source import BATCH_ROWS, InputError, Source, checked_names
 from observability.columns import ProfileError
@@ -57,7 +57,7 @@ def _of_path(path: str | Path) -> Source | Profile:
     files = files_of(path)
     if len(files) == 1 and format_of(files[0]) == "profile":
         return read_profile(files[0])
-    return source_of_path(path, in_memory=int(psutil.virtual_memory().available * MEMORY_SHARE))
+    return source_of_path(path, in_memory=int(free_memory() * MEMORY_SHARE))
 
 
 def read_profile(path: Path) -> Profile:

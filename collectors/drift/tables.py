@@ -14,13 +14,13 @@ from itertools import starmap
 from typing import Literal
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from collectors.drift.automatic import JudgedColumns, with_threshold
 from collectors.drift.comparison import ColumnComparison, Comparison, Mode, Sides
 from collectors.drift.evidently_method import DRIFT_SHARE
 from collectors.drift.layouts import in_one_layout
+from collectors.drift.memory import free_memory
 from collectors.drift.methods import METHODS, TESTS
 from collectors.drift.number_block import totals
 from collectors.drift.pairs import EXACT_INTEGERS, ROUNDED, Asked, ColumnPair, Pairs, exact_pair
@@ -138,7 +138,7 @@ def chosen_mode(sides: Sides[Source | Profile], mode: Mode | None, options: Opti
         raise InputError("a profile has no rows: leave out the mode, or give --mode profile")
     if mode is not None:
         return mode
-    budget = psutil.virtual_memory().available * MEMORY_SHARE
+    budget = free_memory() * MEMORY_SHARE
     size = sum(side.size for side in both if isinstance(side, Source))
     return "exact" if has_rows and size <= budget else "profile"
 
@@ -244,7 +244,7 @@ def _incomparable(column: ColumnPlan) -> ColumnComparison:
 
 def _groups(columns: Sequence[ColumnPlan], before: Source, now: Source) -> Iterable[Sequence[ColumnPlan]]:
     """Columns that are read together: as many as take a quarter of the free memory."""
-    budget = psutil.virtual_memory().available * MEMORY_SHARE
+    budget = free_memory() * MEMORY_SHARE
     each = before.size / max(len(before.columns), 1) + now.size / max(len(now.columns), 1)
     step = max(1, int(budget / each)) if each else len(columns)
     return (columns[at : at + step] for at in range(0, len(columns), step))

@@ -44,6 +44,8 @@ class ShadowLimits:
     # Requests gather until there are so many rows, or for so long. Large batches disturb few callers.
     batch_rows: int = 256
     gather: float = 0.5
+    # Between the beginnings of two batches of a shadow, at least: handing one over keeps callers waiting for a moment.
+    pause: float = 0.1
     # The model gets so many rows at a time, and gives way to callers after each; a block goes to the process whole.
     step_rows: int = 64
     # Rows and bytes that may wait, by shadow.
@@ -65,11 +67,13 @@ class ShadowLimits:
                 f"shadow: batch_rows is {self.batch_rows}, step_rows {self.step_rows}, queue_rows {self.queue_rows}, "
                 f"queue_bytes {self.queue_bytes}: at least 1 each"
             )
-        if self.gather < 0 or not 0 <= self.busy_share <= 1 or not 0 <= self.nice <= 19 or self.process_bytes < 0:
+        if min(self.gather, self.pause, self.process_bytes) < 0 or not 0 <= self.busy_share <= 1:
             raise ValueError(
-                f"shadow: gather is {self.gather:g} s, busy_share {self.busy_share:g}, nice {self.nice}, process_bytes "
-                f"{self.process_bytes}: not negative, a share from 0 to 1, 0 to 19, and not negative"
+                f"shadow: gather is {self.gather:g} s, pause {self.pause:g} s, process_bytes {self.process_bytes}, "
+                f"busy_share {self.busy_share:g}: not negative, and a share from 0 to 1"
             )
+        if not 0 <= self.nice <= 19:
+            raise ValueError(f"shadow: nice is {self.nice}: 0 to 19")
 
 
 class Mirror:
@@ -102,6 +106,7 @@ class Mirror:
         self._running = False
         self._backlog: Callable[[], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._gathering = False
         # Seconds that shadows may still take although callers wait, and when that was last reckoned.
         self._allowance = 0.0
         self._reckoned = 0.0
@@ -163,9 +168,16 @@ class Mirror:
         return lane
 
     def _came(self, lane: Waiting) -> None:
-        """Sees to it that what waits is looked at."""
-        if self._timer is None and not self._running and lane.requests:
-            self._wait(self._limits.gather)
+        """Sees to it that what waits is looked at: as soon as it is a batch."""
+        if self._running or not lane.requests:
+            return
+        limits, full = self._limits, lane.rows >= self._limits.batch_rows
+        if self._timer is not None and full and self._gathering:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            seconds = max(0.0, lane.begun + limits.pause - self._clock()) if full else limits.gather
+            self._wait(seconds, gathering=not full)
 
     def _opened(self, key: tuple[str, int], deployment: Deployment, shadow: Shadow) -> Waiting | None:
         """A queue for the shadow as the policy now has it; what waited under another fraction is dropped."""
@@ -182,7 +194,9 @@ class Mirror:
         )  # fmt: skip
         return lane
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, *, gathering: bool = False) -> None:
+        """Looks in so many seconds; `gathering` says that it may be sooner, once there are more rows."""
+        self._gathering = gathering
         if not self._closed:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
@@ -196,8 +210,12 @@ class Mirror:
         lane, limits, now = self._lanes[key], self._limits, self._clock()
         if new:
             if lane.rows < limits.batch_rows and now - since < limits.gather:
-                self._wait(limits.gather - (now - since))
+                self._wait(limits.gather - (now - since), gathering=True)
                 return
+            if now - lane.begun < limits.pause:
+                self._wait(limits.pause - (now - lane.begun))
+                return
+            lane.begun = now
             self._signals.shadowed(*key, "dropped", lane.dropped)
             lane.dropped = 0
             lane.granted = min(lane.rows, limits.batch_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -18,8 +19,8 @@ class Waiting:
     """Answered requests that wait for one shadow version: so many rows and bytes at most, the others are dropped."""
 
     __slots__ = (
-        "_block_next", "_block_rows", "_limit_bytes", "_limit_rows", "blocks", "bytes", "calls", "choice", "dropped",
-        "granted", "requests", "rows", "since", "version",
+        "_block_next", "_block_rows", "_limit_bytes", "_limit_rows", "begun", "blocks", "bytes", "calls", "choice",
+        "dropped", "granted", "requests", "rows", "since", "version",
     )  # fmt: skip
 
     def __init__(self, version: Version, choice: Choice, limit_rows: int, limit_bytes: int, block_rows: int) -> None:
@@ -38,6 +39,8 @@ class Waiting:
         self.dropped = 0
         # When the oldest came, or a step was taken last.
         self.since = 0.0
+        # When its last batch began.
+        self.begun = -math.inf
         # Rows of the batch under way that have not run yet.
         self.granted = 0
 

@@ -271,3 +271,45 @@ def test_a_loop_knows_that_a_socket_has_something_to_read(new_loop: Callable[[],
         assert loop.run_until_complete(look()) == (False, True, False)
     finally:
         loop.close()
+
+
+async def test_a_batch_runs_as_soon_as_there_are_so_many_rows_whatever_time_is_left_to_gather() -> None:
+    stand = Stand(Shadow(2, 1.0), gather=1000.0, batch_rows=4, queue_rows=6)
+    for value in range(1, 4):
+        stand.answered(float(value))
+    await asyncio.sleep(0.02)
+    assert stand.models[2].ran == []
+    stand.answered(4.0)
+    await stand.quiet()
+    stand.mirror.close()
+
+    assert sum(stand.models[2].ran) == 4
+
+
+async def test_a_shadows_batches_begin_a_pause_apart() -> None:
+    stand = Stand(Shadow(2, 1.0), gather=1000.0, batch_rows=2, step_rows=2, queue_rows=6, pause=1000.0)
+    for value in range(1, 7):
+        stand.answered(float(value))
+    await asyncio.sleep(0.05)
+    limit = time.monotonic() + 60
+    while stand.models[2].ran != [2] or stand.mirror._running:
+        assert time.monotonic() < limit
+        await asyncio.sleep(0.002)
+    first = list(stand.models[2].ran)
+    stand.mirror._lanes["m", 2].begun -= 1000.0
+    stand.mirror._look()
+    while stand.models[2].ran == [2] or stand.mirror._running:
+        assert time.monotonic() < limit
+        await asyncio.sleep(0.002)
+    await asyncio.sleep(0.02)
+    stand.mirror.close()
+
+    assert (first, stand.models[2].ran) == ([2], [2, 2])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"pause": -1.0}, {"gather": -1.0}, {"busy_share": 1.5}, {"nice": 20}, {"step_rows": 0}]
+)
+def test_limits_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ShadowLimits(**wrong)

@@ -118,6 +118,9 @@ def route(method: bytes, target: bytes) -> tuple[str, str | None] | None:
     parts = path.split(b"/")
     if parts[1:3] != [b"v2", b"models"] or not (len(parts) == 5 or (len(parts) == 7 and parts[4] == b"versions")):
         return None
+    # Without a name it is no request of a model: in a fleet it would be one of nobody's.
+    if not parts[3]:
+        return None
     return _unquoted(parts[3]), _unquoted(parts[5]) if len(parts) == 7 else None
 
 

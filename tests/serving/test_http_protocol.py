@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from serving.errors import InvalidRequest, TooLarge
 from serving.http import Connection, Exchange, Limits, Server, decoded_body
+from serving.transport.exchange import route
 
 
 class Echo:
@@ -351,3 +352,17 @@ def test_packed_bodies_are_unpacked_up_to_a_limit() -> None:
         decoded_body(exchange_of(content, b"br"), 1000)
     with pytest.raises(InvalidRequest, match="not gzip"):
         decoded_body(exchange_of(content, b"gzip"), 1000)
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        (b"/v2/models/fares/infer", ("fares", None)),
+        (b"/v2/models/fares/versions/3/infer?a=b", ("fares", "3")),
+        # What no model can be asked is answered as any other unknown path, by one process and by a fleet.
+        (b"/v2/models//infer", None),
+        (b"/v2/models//versions/3/infer", None),
+    ],
+)
+def test_only_a_request_that_names_a_model_is_inference(target: bytes, found: tuple[str, str | None] | None) -> None:
+    assert route(b"POST", target) == found

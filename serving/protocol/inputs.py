@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.errors import ArtifactError, InvalidRequest
 from serving.protocol.ragged import padded
-from serving.protocol.tensors import WIRE_TYPES, Array, BinaryTensor, Tensor
+from serving.protocol.tensors import BFLOAT16, WIRE_TYPES, Array, BinaryTensor, Tensor
 
 # One input's values of one request, in C order: bytes of the model's own type, an array, or a list.
 Values = Sequence[Any] | Array | bytes | memoryview
@@ -32,7 +32,7 @@ _MODEL_TYPES: dict[str, np.dtype[Any]] = {
 }
 # Wire datatypes that an input takes: numbers go into floats; integers into integers, where they fit.
 _ACCEPTS: dict[str, frozenset[str]] = {
-    **{name: frozenset((*_FLOATS, *_INTEGERS)) for name in _FLOATS},
+    **{name: frozenset((*_FLOATS, *_INTEGERS, BFLOAT16)) for name in _FLOATS},
     **{name: frozenset(_INTEGERS) for name in ("INT8", "INT16", "INT32", "INT64", "UINT8")},
     "BYTES": frozenset({"BYTES"}),
     "BOOL": frozenset({"BOOL"}),

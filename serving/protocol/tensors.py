@@ -22,6 +22,8 @@ WIRE_TYPES: dict[str, np.dtype[Any]] = {
     "UINT8": np.dtype("u1"), "UINT16": np.dtype("<u2"), "UINT32": np.dtype("<u4"), "UINT64": np.dtype("<u8"),
     "BOOL": np.dtype("?"),
 }  # fmt: skip
+# Half of a float32, without the bits behind; numpy has no such type. Models get it as a wider float.
+BFLOAT16 = "BF16"
 NO_SHARED_MEMORY = "shared memory is not offered; send tensors in the body, as JSON or as binary data"
 _TEXT_TYPES = frozenset({str, type(None)})
 
@@ -88,6 +90,9 @@ class BinaryTensor(msgspec.Struct, gc=False):
 
     def array(self) -> Array:
         """The values in the wire's datatype, `prod(shape)` of them. Raises InvalidRequest."""
+        if self.datatype == BFLOAT16:
+            self.check_bytes(2)
+            return (np.frombuffer(self.raw, "<u2").astype("<u4") << 16).view("<f4")
         kind = WIRE_TYPES.get(self.datatype)
         if kind is None:
             raise InvalidRequest(f"input {self.name!r} has datatype {self.datatype!r}, which has no binary form here")

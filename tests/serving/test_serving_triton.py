@@ -32,6 +32,7 @@ SERVER = """
 # Run apart: the clients are built on gevent and grpcio, whose patches and threads are none of this process's business.
 CLIENT = """
     import json, queue, sys
+    import ml_dtypes
     import numpy as np
 
     kind, address = sys.argv[1:]
@@ -96,6 +97,13 @@ CLIENT = """
         streamed = [answers.get(timeout=60) for _ in range(5)]
         found["stream"] = [str(error) if result is None else result.get_response().id for result, error in streamed]
         client.stop_stream()
+
+    found["floats"] = []
+    for datatype, dtype in (("FP32", np.float32), ("BF16", ml_dtypes.bfloat16)):
+        asked = inputs()
+        asked[0] = triton.InferInput("amount", [3, 1], datatype)
+        asked[0].set_data_from_numpy(np.array([[1.0], [2.5], [0.75]], dtype))
+        found["floats"].append(client.infer("fares", asked).as_numpy("score").tolist())
 
     shared = inputs()
     shared[0].set_shared_memory("region", 12)
@@ -163,6 +171,8 @@ def test_an_unmodified_tritonclient_finds_all_it_asks_for(server: Running, kind:
 
     assert all(found[name] for name in ("live", "ready", "model", "version"))
     assert not found["unknown"]
+    # Half of a float32 is enough for these.
+    assert found["floats"][0] == found["floats"][1]
     assert not found["unloaded"]
     assert {"binary_tensor_data", "statistics", "model_configuration"} <= set(found["server"]["extensions"])
     one, row = (1, -1) if http else ("1", "-1")
@@ -195,7 +205,7 @@ def test_an_unmodified_tritonclient_finds_all_it_asks_for(server: Running, kind:
     }.items():  # fmt: skip
         assert said in found["errors"].get(name, "nothing"), name
     (stats,) = found["statistics"]["model_stats"]
-    answered = 19 if http else 14
+    answered = 21 if http else 16
     assert int(stats["inference_count"]) == 3 * answered
     assert int(stats["inference_stats"]["success"]["count"]) == answered
     assert int(stats["inference_stats"]["fail"]["count"]) >= 3

@@ -178,6 +178,10 @@ class ServingConfig:
                 f"max_total_rows is {self.max_total_rows}, max_total_bytes {self.max_total_bytes}, device_batches "
                 f"{self.device_batches}: not negative, not negative, at least 1"
             )
+        if self.memory_budget_bytes < 0:
+            raise ValueError(
+                f"memory_budget_bytes is {self.memory_budget_bytes}: give a number of bytes, 0 for no limit"
+            )
         if self.max_delay < 0 or self.torch_threads < 1:
             raise ValueError(
                 f"max_delay is {self.max_delay}, torch_threads {self.torch_threads}: not negative, at least 1"
@@ -290,6 +294,8 @@ class Service:
             except ServingError as error:
                 _log.error("%s cannot be served: %s", model, error)
                 self.deployments.setdefault(model, self._make(model)).trouble = str(error)
+        for model in set(self.config.models) - set(self.deployments):
+            _log.warning("%s is to be served and is not registered, or has no stable version", model)
         self._front.open = True
         self.health.state = "ready"
         self._recorder.prepare()

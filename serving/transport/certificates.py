@@ -7,11 +7,16 @@ from pathlib import Path
 
 
 def tls_context(certfile: Path | None, keyfile: Path | None) -> ssl.SSLContext | None:
-    """What an HTTP port needs; None without a certificate. Raises OSError for files that do not fit."""
+    """What an HTTP port needs; None without a certificate. Raises ValueError naming files that do not fit."""
     if certfile is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
+    try:
+        context.load_cert_chain(certfile, keyfile)
+    except OSError as error:
+        # Python's own message does not name the file.
+        files = f"ssl_certfile {certfile}" + ("" if keyfile is None else f" with ssl_keyfile {keyfile}")
+        raise ValueError(f"{files} cannot be used: {error}; give PEM files, the key not encrypted") from error
     return context
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from pathlib import Path
 
 import click
@@ -23,8 +25,11 @@ from trimtab.settings import CallerSettings, Settings
 @with_settings
 def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
     """Run the model server (Open Inference Protocol V2), by default as one process."""
-    settings.data.mkdir(parents=True, exist_ok=True)
     serving = settings.serving
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"the data folder {settings.data} cannot be made: {error}; set `data` under [trimtab]")
     try:
         run(
             ServingConfig(
@@ -102,6 +107,8 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
     except ImportError as error:
         fail(str(error))
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            fail(f"this machine has no address {settings.trimtab.host!r} ({error}); set `host` under [trimtab]")
         fail(f"{error}; set another port in the settings, or see what is there: trimtab status")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import time
 import uuid
@@ -117,11 +118,21 @@ class Meeting(Protocol):
 
 
 class Alone:
-    """A meeting of one, with a new store for each attempt."""
+    """A meeting of one, with a new store for each attempt, for ranks that open their group themselves.
+
+    It is heard on this machine alone, and nobody waits until torch has asked a name server for its own address.
+    """
 
     def begin(self, number: int) -> Place | Over:
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        return Place(number, "127.0.0.1", self._store.port)
+        listening = socket.create_server(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        threading.Thread(target=self._serve, args=(listening.detach(), port), name="store", daemon=True).start()
+        return Place(number, "127.0.0.1", port)
+
+    def _serve(self, listening: int, port: int) -> None:
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening
+        )
 
     def tell(self, attempt: int, end: End) -> End:
         return end

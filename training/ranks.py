@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,6 +48,8 @@ class Rank:
 
     hosts_store: bool = False
     """Whether this rank serves the store; else the launcher does, or another rank."""
+    meeting: str = ""
+    """A file of the attempt in which ranks of one machine meet: sockets of torch's wait for a name server first."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str], *, run: str, folder: Path) -> Rank:
@@ -103,9 +106,14 @@ class Rank:
             yield
             return
         limit = timedelta(seconds=timeout)
-        meeting = dist.TCPStore(  # type: ignore[attr-defined]
-            self.host, self.port, self.world_size, is_master=self.hosts_store, timeout=limit, multi_tenant=True
-        )
+        meeting: Any
+        if self.meeting:
+            meeting = dist.FileStore(str(self.attempt_folder / self.meeting), self.world_size)  # type: ignore[attr-defined]
+            meeting.set_timeout(limit)
+        else:
+            meeting = dist.TCPStore(  # type: ignore[attr-defined]
+                self.host, self.port, self.world_size, is_master=self.hosts_store, timeout=limit, multi_tenant=True
+            )
         store = dist.PrefixStore(f"{self.run}/{self.attempt}", meeting)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world_size, timeout=limit)
         over = threading.Event()

@@ -15,6 +15,7 @@ import math
 import os
 import signal
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -214,10 +215,12 @@ class Supervisor:
         )
 
     def _attempt(self, warm: WarmProcess, place: Place, meeting: Meeting) -> Attempt:
+        # Of another name in every attempt, also where a number is used again.
+        met = "" if meeting.others else f"meeting-{uuid.uuid4().hex}"
         ranks = [
             Rank(
                 rank=rank, world_size=self._world_size, local_rank=local, attempt=place.attempt, run=self._run,
-                host=place.host, port=place.port, folder=self._folder,
+                host=place.host, port=place.port, folder=self._folder, meeting=met,
             )
             for local, rank in enumerate(self._own)
         ]  # fmt: skip

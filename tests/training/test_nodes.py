@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+import torch.distributed as dist
 
 from observability.names import PHASES
 from observability.rank_agent import Followed
@@ -24,6 +27,7 @@ from training.ledger import End
 from training.neighbours import Neighbours, packed
 from training.node_store import StoreLost
 from training.nodes import Alone, Follower, Leader, Nodes, NodesError, Over, Place
+from training.ranks import Rank
 from training.supervisor import _agreed
 from training.watch import HangLimits
 from trimtab.ports import free_port
@@ -367,3 +371,25 @@ def test_a_leading_node_that_is_not_there_and_another_folder_are_named(
 def test_a_place_that_cannot_be_says_why(rendezvous: str, count: int, index: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Nodes.at(rendezvous, count, index)
+
+
+def test_the_store_of_one_machine_is_there_at_once_and_heard_on_it_alone() -> None:
+    alone = Alone()
+    place = alone.begin(3)
+
+    assert isinstance(place, Place)
+    store = dist.TCPStore(place.host, place.port, is_master=False, timeout=timedelta(seconds=60))  # type: ignore[attr-defined]
+    store.set("a", "b")
+    assert store.get("a") == b"b"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", place.port), 10.0)
+
+
+def test_ranks_of_one_machine_meet_without_a_socket_that_waits_for_a_name_server(tmp_path: Path) -> None:
+    rank = Rank(world_size=1, port=1, folder=tmp_path, meeting="meeting-1")
+    rank.attempt_folder.mkdir()
+
+    # Nobody listens there.
+    with rank.group(timeout=60.0):
+        assert (rank.attempt_folder / "meeting-1").stat().st_size > 0
+        dist.barrier()

@@ -58,9 +58,12 @@ class TrainConfig:
                 raise ValueError(
                     f"guards.{name} is rewind and checkpoint_every is 0: there would be nothing to rewind to"
                 )
-        for name in ("learning_rate", "clip_norm", "spike_score"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive and finite")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive and finite")
+        # An infinite one never clips, or never calls a loss a spike.
+        for name in ("clip_norm", "spike_score"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
         if self.max_steps < 0:
             raise ValueError(f"max_steps is {self.max_steps}: it must be at least 1, or 0 for no limit")
         if self.checkpoint_every < 0 or not 0 <= self.warmup < 1:

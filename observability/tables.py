@@ -202,7 +202,8 @@ def _parquet(path: str | Path) -> Stream:
             texts = [name for name in here if is_string(schema.field(name).type)]
             with pq.ParquetFile(file, read_dictionary=texts, buffer_size=1 << 18, pre_buffer=False) as parquet:
                 if here:
-                    batches = parquet.iter_batches(batch_size=_batch_rows(len(here)), columns=here)
+                    # Columns decoded side by side take half as much memory again, and no less time.
+                    batches = parquet.iter_batches(batch_size=_batch_rows(len(here)), columns=here, use_threads=False)
                     yield from map(of_arrow, batches)
                 else:
                     yield Rows((), parquet.metadata.num_rows, partial(_nothing, file))

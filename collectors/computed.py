@@ -59,10 +59,14 @@ def joint_values(key: Key, found: JointDrift | None) -> list[Value]:
     return [value for value in values if math.isfinite(value.value)]
 
 
-def alarm_values(key: Key, columns: Iterable[str], raised: Collection[str], evidence: float) -> list[Value]:
-    """Which columns' alarms stand, and the evidence of all columns together."""
+def alarm_values(key: Key, columns: Iterable[str], since: Mapping[str, float], evidence: float) -> list[Value]:
+    """Which columns' alarms stand, since when (unix seconds), and the evidence of all columns together."""
     version = {"model": key[0], "version": key[1]}
-    values = [Value(names.DRIFT_ALARM, {**version, "column": name}, float(name in raised)) for name in columns]
+    values = []
+    for name in columns:
+        column = {**version, "column": name}
+        values.append(Value(names.DRIFT_ALARM, column, float(name in since)))
+        values.append(Value(names.DRIFT_ALARM_SINCE, column, since.get(name, 0.0)))
     return [*values, Value(names.DRIFT_EVIDENCE, version, evidence)]
 
 

@@ -72,7 +72,8 @@ class Evidence:
         alarms = self._versions.get(key)
         if alarms is None:
             return []
-        return alarm_values(key, alarms.columns, {raised.column for raised in alarms.active()}, alarms.evidence)
+        since = {raised.column: raised.since for raised in alarms.active()}
+        return alarm_values(key, alarms.columns, since, alarms.evidence)
 
     def take_changed(self) -> dict[Key, bytes]:
         """The states that changed since the last call."""

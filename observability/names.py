@@ -443,6 +443,11 @@ DRIFT_ALARM = _gauge(
     "version",
     "column",
 )
+DRIFT_ALARM_SINCE = _gauge(
+    "drift_alarm_since_timestamp_seconds",
+    "When the change most likely began that an alarm stands for; 0 where none stands.",
+    "model", "version", "column",
+)  # fmt: skip
 DRIFT_EVIDENCE = _gauge(
     "drift_evidence",
     "Evidence over time that some column has changed; an alarm at collector.alarm_windows.",

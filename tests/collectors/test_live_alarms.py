@@ -129,6 +129,7 @@ def test_an_alarm_says_what_how_far_since_when_and_where(config: Any, clock: Any
             send(site, number, 1.5)
         site.settled(lambda: published(site, names.DRIFT_ALARM, column="feature.x") == [1.0])
         before = site.query.get("/api/drift/m").json()["alarms"]
+        since = published(site, names.DRIFT_ALARM_SINCE, column="feature.x")
         skew = published(site, names.TRAINING_SERVING_SKEW)
         slices = published(site, names.DRIFT_SLICE_ROWS, slice="feature.origin", value="B")
         evidence = published(site, names.DRIFT_EVIDENCE)
@@ -137,6 +138,7 @@ def test_an_alarm_says_what_how_far_since_when_and_where(config: Any, clock: Any
         after = site.query.get("/api/drift/m").json()["alarms"]
 
     assert skew == [0.0]
+    assert since == [alarm["since"] for alarm in before if alarm["column"] == "feature.x"]
     assert len(slices) == len(evidence) == 1
     (alarm,) = before
     assert alarm["column"] == "feature.x"

@@ -73,7 +73,7 @@ class Express:
         self._deployment = deployment
         self._choice = choice
         self._version = version
-        self._account = account
+        self.account = account
         self._general = general
         self._ended = ended
         self._head = head
@@ -136,7 +136,7 @@ class Express:
         for _, connection, data, received in self.intake.give(first, last):
             exchange = None if connection is None else connection.given_back(data, received)
             if exchange is None:
-                self._account.others["cancelled"] += 1
+                self.account.others["cancelled"] += 1
             else:
                 yield exchange
 
@@ -183,7 +183,7 @@ class Express:
         if exchange.answer is None:
             self._general(exchange, trace)
         else:
-            self._account.others["cancelled"] += 1
+            self.account.others["cancelled"] += 1
 
     def _run(self, waiting: list[Exchange]) -> None:
         lane = self._version.lane
@@ -210,7 +210,7 @@ class Express:
         ends = begun + _TURN_SECONDS
         for place, exchange in enumerate(waiting):
             if exchange.answer is not None:
-                self._account.others["cancelled"] += 1
+                self.account.others["cancelled"] += 1
                 continue
             head = exchange.head
             if head is not None and head.memo is None:
@@ -366,7 +366,7 @@ class Express:
         else:
             self._batches.add(column, outputs, counts, arrived, moments, done)
         # Counted already, they need not be counted soon.
-        self._ended(0 if self._account.counts else count, column.nbytes)
+        self._ended(0 if self.account.counts else count, column.nbytes)
         self._ran(column, outputs, started, ended, worked)
 
     def _rows(self, rows: int) -> Array:

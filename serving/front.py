@@ -468,9 +468,9 @@ class Front:
             if deployment is None or not express.good(deployment):
                 self._forget(model)
         if len(self._accounts) > _MAX_ACCOUNTS:
-            self._accounts.clear()
-            for model in list(self._express):
-                self._forget(model)
+            # A shortcut counts by its own, also what it holds now.
+            kept = [one.account for one in self._express.values() if isinstance(one, Express)]
+            self._accounts = {id(account.choice): account for account in kept}
 
     def _count(self, least: int) -> None:
         """Counts calls, and records them where they are `least` at least: a group costs as much as many calls.

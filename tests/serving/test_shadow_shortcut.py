@@ -406,13 +406,19 @@ async def switch_under_load(
 
 
 @pytest.mark.usefixtures("fives")
-@pytest.mark.parametrize("switches", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("switches", "accounts"), [(150, 1024), (150, 1), pytest.param(3000, 1024, marks=pytest.mark.slow)]
+)
 async def test_no_request_is_lost_or_goes_astray_while_shadows_come_and_go(
     collector: Collector,  # noqa: F811
     start: Start,
     hurried: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
     switches: int,
+    accounts: int,
 ) -> None:
+    # What is kept of so many policies; others' counts are written, and must not be missed.
+    monkeypatch.setattr("serving.front._MAX_ACCOUNTS", accounts)
     limits = ShadowLimits(gather=0.01, retry=0.001, process_bytes=0)
     service = await start(collector_url=collector.url, shadow=limits)
     await change(service, "shadow", version=2, fraction=0.0)

@@ -11,9 +11,9 @@ import httpx
 
 from alerts.labels import Labels
 from alerts.samples import Sample, WriteError
+from observability.protobuf import EIGHT, VARINT, message, tag, varint
 
 WRITE_PATH = "/api/v1/write"
-_LENGTH_DELIMITED, _DOUBLE, _VARINT = 2, 1, 0
 _MAX_SAMPLES = 10_000
 _HEADERS = {
     "Content-Type": "application/x-protobuf",
@@ -61,34 +61,17 @@ def encoded(samples: Iterable[Sample], t_ms: int, known: dict[Labels, bytes] | N
     """The request's protobuf, before compression; `known` keeps the bytes of labels from one call to the next."""
     known = {} if known is None else known
     parts = []
-    stamp = _tag(2, _VARINT) + _varint(t_ms & 0xFFFF_FFFF_FFFF_FFFF)
+    stamp = tag(2, VARINT) + varint(t_ms & 0xFFFF_FFFF_FFFF_FFFF)
     for sample in samples:
         labels = known.get(sample.labels)
         if labels is None:
             labels = known[sample.labels] = _label_bytes(sample.labels)
-        point = _tag(1, _DOUBLE) + struct.pack("<d", sample.value) + stamp
-        parts.append(_message(1, labels + _message(2, point)))
+        point = tag(1, EIGHT) + struct.pack("<d", sample.value) + stamp
+        parts.append(message(1, labels + message(2, point)))
     return b"".join(parts)
 
 
 def _label_bytes(labels: Labels) -> bytes:
     return b"".join(
-        _message(1, _message(1, name.encode()) + _message(2, value.encode())) for name, value in sorted(labels)
+        message(1, message(1, name.encode()) + message(2, value.encode())) for name, value in sorted(labels)
     )
-
-
-def _message(number: int, body: bytes) -> bytes:
-    return _tag(number, _LENGTH_DELIMITED) + _varint(len(body)) + body
-
-
-def _tag(number: int, kind: int) -> bytes:
-    return bytes([number << 3 | kind])
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

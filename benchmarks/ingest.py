@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from benchmarks.query import make_series, sample_time
 from collectors.store import Matcher, Scrape, Store
+from observability.protobuf import message, varint
 
 HOUR_MS = 3_600_000
 SCRAPE = 1000
@@ -144,19 +145,6 @@ def _values(chunk: list[dict[str, str]], number: int) -> np.ndarray:  # type: ig
     return values
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _field(tag: int, body: bytes) -> bytes:
-    return bytes([tag]) + _varint(len(body)) + body
-
-
 def _write_request(heads: list[bytes], times: list[int], values: np.ndarray) -> bytes:  # type: ignore[type-arg]
     """A remote-write body: `values` [samples, series], `heads` the encoded labels."""
     samples = np.zeros((values.shape[1], len(times), 18), dtype=np.uint8)
@@ -164,8 +152,8 @@ def _write_request(heads: list[bytes], times: list[int], values: np.ndarray) -> 
     samples[:, :, 3:11] = np.ascontiguousarray(values.T).view(np.uint8).reshape(values.shape[1], len(times), 8)
     samples[:, :, 11] = 0x10
     for k, t_ms in enumerate(times):
-        samples[:, k, 12:] = np.frombuffer(_varint(t_ms), dtype=np.uint8)
-    return b"".join(_field(0x0A, head + row.tobytes()) for head, row in zip(heads, samples, strict=True))
+        samples[:, k, 12:] = np.frombuffer(varint(t_ms), dtype=np.uint8)
+    return b"".join(message(1, head + row.tobytes()) for head, row in zip(heads, samples, strict=True))
 
 
 def _prometheus(count: int) -> tuple[int, int] | None:
@@ -201,8 +189,7 @@ def _prometheus(count: int) -> tuple[int, int] | None:
                     chunk = series[first : first + SCRAPE]
                     heads = [
                         b"".join(
-                            _field(0x0A, _field(0x0A, k.encode()) + _field(0x12, v.encode()))
-                            for k, v in sorted(item.items())
+                            message(1, message(1, k.encode()) + message(2, v.encode())) for k, v in sorted(item.items())
                         )
                         for item in chunk
                     ]

@@ -26,20 +26,9 @@ import psutil
 
 from collectors.api import CollectorConfig, serve
 from collectors.remote_write import LabelCache, read_v1
+from observability.protobuf import message, varint
 
 HEADERS = {"Content-Type": "application/x-protobuf", "Content-Encoding": "snappy"}
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
 def label_bytes(series: int) -> bytes:
@@ -54,7 +43,8 @@ def label_bytes(series: int) -> bytes:
         "namespace": "production",
         "pod": f"api-server-{series}-x7f9c",
     }
-    return b"".join(_field(1, _field(1, name.encode()) + _field(2, value.encode())) for name, value in labels.items())
+    pairs = ((name.encode(), value.encode()) for name, value in labels.items())
+    return b"".join(message(1, message(1, name) + message(2, value)) for name, value in pairs)
 
 
 def requests(labels: Sequence[bytes], at_ms: int, per_request: int, step: int) -> list[bytes]:
@@ -62,7 +52,7 @@ def requests(labels: Sequence[bytes], at_ms: int, per_request: int, step: int) -
     bodies = []
     for first in range(0, len(labels), per_request):
         series = [
-            _field(1, item + _field(2, b"\x09" + struct.pack("<d", 1.5 * step + n) + b"\x10" + _varint(at_ms)))
+            message(1, item + message(2, b"\x09" + struct.pack("<d", 1.5 * step + n) + b"\x10" + varint(at_ms)))
             for n, item in enumerate(labels[first : first + per_request])
         ]
         bodies.append(b"".join(series))

@@ -16,15 +16,14 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind
 from opentelemetry.trace.status import StatusCode
 
-# Of a field: a number in seven bits a byte; eight bytes; bytes behind their count; four bytes.
-_VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
+from observability.protobuf import EIGHT, FOUR, VARINT, message, tag, varint
+
 _REMOTE_KNOWN, _REMOTE = 0x100, 0x200
 # What stands before the ids of a span's trace, itself and its parent.
 _TRACE_ID, _SPAN_ID, _PARENT_ID = b"\x0a\x10", b"\x12\x08", b"\x22\x08"
 _PLAIN = (str, int, bool)
 _UINT64 = struct.Struct("<Q")
 _INT64 = range(-(1 << 63), 1 << 63)
-_ONE_BYTE = [bytes((value,)) for value in range(0x80)]
 
 
 def encode_spans(spans: Iterable[ReadableSpan]) -> bytes:
@@ -38,11 +37,11 @@ def encode_spans(spans: Iterable[ReadableSpan]) -> bytes:
         if told is None or span.resource is not resource or span.instrumentation_scope is not scope:
             resource, scope = span.resource, span.instrumentation_scope
             told = grouped.setdefault(resource, {}).setdefault(scope, [])
-        told.append(_message(2, _span(span)))
+        told.append(message(2, _span(span)))
     return b"".join(
-        _message(1, b"".join((
-            _message(1, _attributes(1, resource.attributes)),
-            *(_message(2, _scope(of) + b"".join(told) + _text(3, None if of is None else of.schema_url))
+        message(1, b"".join((
+            message(1, _attributes(1, resource.attributes)),
+            *(message(2, _scope(of) + b"".join(told) + _text(3, None if of is None else of.schema_url))
               for of, told in scopes.items()),
             _text(3, resource.schema_url),
         )))
@@ -52,8 +51,8 @@ def encode_spans(spans: Iterable[ReadableSpan]) -> bytes:
 
 def _scope(scope: InstrumentationScope | None) -> bytes:
     if scope is None:
-        return _message(1, b"")
-    return _message(1, _text(1, scope.name) + _text(2, scope.version) + _attributes(3, scope.attributes))
+        return message(1, b"")
+    return message(1, _text(1, scope.name) + _text(2, scope.version) + _attributes(3, scope.attributes))
 
 
 def _span(span: ReadableSpan) -> bytes:
@@ -71,9 +70,9 @@ def _span(span: ReadableSpan) -> bytes:
         _attributes(9, span.attributes),
         _number(10, span.dropped_attributes),
     ]  # fmt: skip
-    parts += [_message(11, _event(event)) for event in span.events]
+    parts += [message(11, _event(event)) for event in span.events]
     parts.append(_number(12, span.dropped_events))
-    parts += [_message(13, _link(link)) for link in span.links]
+    parts += [message(13, _link(link)) for link in span.links]
     parts += (
         _number(14, span.dropped_links),
         _ended(span.status.status_code, span.status.description),
@@ -97,14 +96,14 @@ def _event(event: Event) -> bytes:
 
 def _link(link: Link) -> bytes:
     return b"".join((
-        _message(1, link.context.trace_id.to_bytes(16)), _message(2, link.context.span_id.to_bytes(8)),
+        message(1, link.context.trace_id.to_bytes(16)), message(2, link.context.span_id.to_bytes(8)),
         _attributes(4, link.attributes), _number(5, link.dropped_attributes), _flags(6, link.context),
     ))  # fmt: skip
 
 
 @lru_cache(256)
 def _ended(code: StatusCode, description: str | None) -> bytes:
-    return _message(15, _text(2, description) + _number(3, code.value))
+    return message(15, _text(2, description) + _number(3, code.value))
 
 
 def _flags(field: int, of: SpanContext | None) -> bytes:
@@ -114,12 +113,12 @@ def _flags(field: int, of: SpanContext | None) -> bytes:
 
 @cache
 def _remote(field: int, remote: bool) -> bytes:
-    return _key(field, _FOUR) + struct.pack("<I", _REMOTE_KNOWN | (_REMOTE if remote else 0))
+    return tag(field, FOUR) + struct.pack("<I", _REMOTE_KNOWN | (_REMOTE if remote else 0))
 
 
 def _attributes(field: int, attributes: Mapping[str, Any] | None) -> bytes:
     return b"".join([
-        _met(field, key, value) if type(value) in _PLAIN else _message(field, _pair(key, value))
+        _met(field, key, value) if type(value) in _PLAIN else message(field, _pair(key, value))
         for key, value in (attributes or {}).items() if value is not None
     ])  # fmt: skip
 
@@ -127,66 +126,46 @@ def _attributes(field: int, attributes: Mapping[str, Any] | None) -> bytes:
 @lru_cache(512, typed=True)
 def _met(field: int, key: str, value: str | int | bool) -> bytes:
     """An attribute; most are as in the spans before."""
-    return _message(field, _pair(key, value))
+    return message(field, _pair(key, value))
 
 
 def _pair(key: str, value: Any) -> bytes:
-    return _text(1, key) + _message(2, _value(value))
+    return _text(1, key) + message(2, _value(value))
 
 
 def _value(value: Any) -> bytes:
     """An AnyValue. Its fields are written also where they are zero: which one there is says the type."""
     if type(value) is str:
-        return _message(1, _utf8(value))
+        return message(1, _utf8(value))
     match value:
         case None:
             return b""
         case bool():
-            return _key(2, _VARINT) + _varint(value)
+            return tag(2, VARINT) + varint(value)
         case int() if value in _INT64:
-            return _key(3, _VARINT) + _varint(value & (1 << 64) - 1)
+            return tag(3, VARINT) + varint(value & (1 << 64) - 1)
         case float():
-            return _key(4, _EIGHT) + struct.pack("<d", value)
+            return tag(4, EIGHT) + struct.pack("<d", value)
         case bytes():
-            return _message(7, value)
+            return message(7, value)
         case Sequence() if not isinstance(value, str):
-            return _message(5, b"".join(_message(1, _value(one)) for one in value))
+            return message(5, b"".join(message(1, _value(one)) for one in value))
         case Mapping():
-            return _message(6, b"".join(_message(1, _pair(str(key), one)) for key, one in value.items()))
-    return _message(1, _utf8(str(value)))
+            return message(6, b"".join(message(1, _pair(str(key), one)) for key, one in value.items()))
+    return message(1, _utf8(str(value)))
 
 
 def _number(field: int, value: int) -> bytes:
-    return _key(field, _VARINT) + _varint(value) if value else b""
+    return tag(field, VARINT) + varint(value) if value else b""
 
 
 def _time(field: int, value: int | None) -> bytes:
-    return _key(field, _EIGHT) + _UINT64.pack(value) if value else b""
+    return tag(field, EIGHT) + _UINT64.pack(value) if value else b""
 
 
 def _text(field: int, value: str | None) -> bytes:
-    return _message(field, _utf8(value)) if value else b""
+    return message(field, _utf8(value)) if value else b""
 
 
 def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
-
-
-def _message(field: int, content: bytes) -> bytes:
-    return _key(field, _BYTES) + _varint(len(content)) + content
-
-
-@cache
-def _key(field: int, kind: int) -> bytes:
-    return _varint(field << 3 | kind)
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return _ONE_BYTE[value]
-    written = bytearray()
-    while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    written.append(value)
-    return bytes(written)

@@ -136,9 +136,8 @@ class OnGpu:
                 graph = self._graph(given)
                 return self._eager(given) if graph is None else graph.run(given)
             except Exception as error:
-                if not self._ends(error):
+                if not (self.lost or self._ends(error)):
                     raise
-                self.lost = True
                 raise ModelFailed(f"the GPU can no longer be used by this process: {_first_line(error)}") from error
 
     def _graph(self, given: Sequence[torch.Tensor]) -> _Graph | None:
@@ -162,7 +161,7 @@ class OnGpu:
         return self._graphs[key]
 
     def _ends(self, error: Exception) -> bool:
-        """Whether the device takes nothing any more, as after an index out of range in a kernel."""
+        """Whether the device takes nothing any more, as after an index out of range in a kernel; says so in `lost`."""
         if not isinstance(error, RuntimeError) or type(error).__name__ == "OutOfMemoryError":
             return False
         import torch
@@ -170,8 +169,8 @@ class OnGpu:
         try:
             self._gpu.run(lambda: self._gpu.on_device(torch.zeros(1)))
         except RuntimeError:
-            return True
-        return False
+            self.lost = True
+        return self.lost
 
     def _eager(self, given: Sequence[torch.Tensor]) -> Any:
         result = self._gpu.run(lambda: self._call(*map(self._gpu.on_device, given)))

@@ -1,5 +1,8 @@
 /* A body in pieces is sent over a connection, and its answer read if that is of the usual kind, in one call without the
  * interpreter's lock. Compiled by `native.py` where there are Python's headers; never needed.
+ *
+ * The kernel copies megabytes in milliseconds without a break, and whoever waits for that processor meanwhile waits for all
+ * of it: a host's callers among them. So a large body goes part by part, with pauses that add at most PARTS * PAUSE.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -10,8 +13,11 @@
 #include <strings.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 
 enum { AT_ONCE = IOV_MAX < 1024 ? IOV_MAX : 1024, HEAD = 4096, BODY = 1 << 16 };
+/* Bytes of a part, parts of a body at most, nanoseconds between two. */
+enum { PART = 1 << 18, PARTS = 24, PAUSE = 1600000 };
 enum { PLAIN, OTHER, UNSENT, UNREAD, BROKEN };
 
 static int waits(int fd, short what, int milliseconds) {
@@ -23,10 +29,23 @@ static int waits(int fd, short what, int milliseconds) {
     return found;
 }
 
-static int sent(int fd, int milliseconds, struct iovec *pieces, Py_ssize_t count) {
+static int sent(int fd, int milliseconds, struct iovec *pieces, Py_ssize_t count, size_t part) {
+    size_t left = part;
     while (count) {
-        struct msghdr one = {.msg_iov = pieces, .msg_iovlen = (size_t)(count < AT_ONCE ? count : AT_ONCE)};
+        if (!left) {
+            nanosleep(&(struct timespec){.tv_nsec = PAUSE}, NULL);
+            left = part;
+        }
+        /* The pieces that begin within the part; the last one is cut where it ends. */
+        Py_ssize_t some = 0;
+        size_t upto = 0;
+        while (some < count && some < AT_ONCE && upto < left)
+            upto += pieces[some++].iov_len;
+        const size_t over = upto > left ? upto - left : 0;
+        struct msghdr one = {.msg_iov = pieces, .msg_iovlen = (size_t)some};
+        pieces[some - 1].iov_len -= over;
         ssize_t size = sendmsg(fd, &one, MSG_DONTWAIT | MSG_NOSIGNAL);
+        pieces[some - 1].iov_len += over;
         if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             const int ready = waits(fd, POLLOUT, milliseconds);
             if (ready <= 0)
@@ -35,6 +54,7 @@ static int sent(int fd, int milliseconds, struct iovec *pieces, Py_ssize_t count
         }
         if (size < 0 && errno != EINTR)
             return BROKEN;
+        left -= size > 0 ? (size_t)size : 0;
         for (; size >= 0 && count && (size_t)size >= pieces->iov_len; pieces++, count--)
             size -= (ssize_t)pieces->iov_len;
         if (size > 0) {
@@ -119,6 +139,7 @@ static PyObject *post(PyObject *module, PyObject *args) {
     int fd, how = BROKEN, broken = 0;
     double seconds;
     Py_ssize_t count, held = 0, used = 0;
+    size_t total = 0;
     Py_buffer *views;
     struct iovec *pieces;
     if (!PyArg_ParseTuple(args, "idO!", &fd, &seconds, &PyTuple_Type, &given))
@@ -133,12 +154,13 @@ static PyObject *post(PyObject *module, PyObject *args) {
     for (; held < count; held++) {
         if (PyObject_GetBuffer(PyTuple_GET_ITEM(given, held), &views[held], PyBUF_SIMPLE))
             goto over;
+        total += (size_t)views[held].len;
         if (views[held].len)
             pieces[used++] = (struct iovec){.iov_base = views[held].buf, .iov_len = (size_t)views[held].len};
     }
     Py_BEGIN_ALLOW_THREADS;
     const int milliseconds = seconds < 0 || seconds > 1e6 ? -1 : (int)(seconds * 1e3) + 1;
-    how = sent(fd, milliseconds, pieces, used);
+    how = sent(fd, milliseconds, pieces, used, total / PARTS < PART ? PART : total / PARTS + 1);
     if (how == PLAIN)
         how = answered(fd, milliseconds);
     broken = errno;

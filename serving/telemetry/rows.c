@@ -1,13 +1,18 @@
 /* The events of a run of the shortcut's batches, as the message of an Arrow stream: written in one call without the
  * interpreter's lock, which the event loop needs meanwhile. `served.py` says what they are, and writes the same where this
  * cannot be had; `observability/laid_columns.py` has the message's layout.
+ *
+ * It pauses each WORK of its time: a host's callers wait for a processor for as long as this holds it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
+/* Nanoseconds. */
+enum { WORK = 100000, PAUSE = 1600000 };
 enum { TEXTS = 5, ID = 32, MOST_OUTPUTS = 64, DIGITS = 20, BODY_AT = 40, ROWS_AT = 72, NODES_AT = 88 };
 
 /* What is told of a run. `counts` and `done` have a number a batch, `requests` (rows) and `arrived` one a request;
@@ -21,11 +26,22 @@ struct run {
     double unix_offset;
 };
 
-/* Where the next buffer goes, in memory and in the message's body, and where nodes and buffers are listed. */
+/* Where the next buffer goes, in memory and in the message's body, and where nodes and buffers are listed; since when it
+ * works without a pause. */
 struct writer {
     char *at, *end;
     int64_t body, *nodes, *buffers;
+    struct timespec since;
 };
+
+static void breathe(struct writer *w) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if ((now.tv_sec - w->since.tv_sec) * 1000000000LL + now.tv_nsec - w->since.tv_nsec < WORK)
+        return;
+    nanosleep(&(struct timespec){.tv_nsec = PAUSE}, NULL);
+    clock_gettime(CLOCK_MONOTONIC, &w->since);
+}
 
 static void listed(struct writer *w, int64_t size) {
     *w->buffers++ = w->body;
@@ -38,6 +54,7 @@ static void ended(struct writer *w, int64_t size) {
     memset(w->at + size, 0, (size_t)(-size & 7));
     listed(w, size);
     w->at += (size + 7) & ~(int64_t)7;
+    breathe(w);
 }
 
 static void node(struct writer *w, int64_t values, int64_t nulls) {
@@ -87,6 +104,8 @@ static int ids(struct writer *w, const struct run *r) {
         const char *start = at;
         const int64_t number = r->first + k;
         int64_t length;
+        if (k % 1024 == 0)
+            breathe(w);
         if (!r->requests[k])
             continue;
         if ((w->end - at) / (r->prefix_size + 2 * DIGITS + 2) <= r->requests[k])
@@ -217,10 +236,11 @@ static void propensities(struct writer *w, int64_t rows, double value) {
 
 /* Values [rows, width] as one column of doubles a value. */
 #define COLUMNS(name, type)                                                                                                  \
-    static void name(const type *values, int64_t rows, int64_t width, double *columns) {                                     \
+    static void name(struct writer *w, const type *values, int64_t rows, int64_t width, double *columns) {                   \
         /* So many rows at a time that what is read stays at hand. */                                                        \
         for (int64_t from = 0; from < rows; from += 256) {                                                                   \
             const int64_t to = from + 256 < rows ? from + 256 : rows;                                                        \
+            breathe(w);                                                                                                      \
             for (int64_t k = 0; k < width; k++)                                                                              \
                 for (int64_t row = from; row < to; row++)                                                                    \
                     columns[k * rows + row] = values[row * width + k];                                                       \
@@ -285,6 +305,7 @@ static int written(const struct told *t, const struct run *r, Py_ssize_t *begin,
     memcpy(sizes, base + *begin + NODES_AT - 4, 4);
     w.buffers = w.nodes + 2 * sizes[0] + 1;
     w.body = 0;
+    clock_gettime(CLOCK_MONOTONIC, &w.since);
     if (!ids(&w, r))
         return 0;
     times(&w, r);
@@ -314,9 +335,9 @@ static int written(const struct told *t, const struct run *r, Py_ssize_t *begin,
         const Py_buffer *values = &t->outputs[k];
         const int64_t width = values->len / values->itemsize / r->rows;
         if (values->itemsize == 4)
-            of_floats(values->buf, r->rows, width, columns);
+            of_floats(&w, values->buf, r->rows, width, columns);
         else
-            of_doubles(values->buf, r->rows, width, columns);
+            of_doubles(&w, values->buf, r->rows, width, columns);
         columns += r->rows * width;
         for (int64_t column = 0; column < width; column++) {
             node(&w, r->rows, 0);

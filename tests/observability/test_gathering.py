@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from observability.events import event_batch, from_ipc, ipc_pieces, to_ipc
-from observability.gathering import GatheringConnection
+from observability.gathering import GatheringConnection, native
 
 
 @contextmanager
@@ -57,6 +58,38 @@ def test_pieces_arrive_behind_each_other(count: int) -> None:
         thread.join(60)
 
     assert received == [b"".join(bodies)]
+
+
+@pytest.mark.skipif(native() is None, reason="there is no compiler")
+@pytest.mark.parametrize("count", [1, 40, 2_500])
+def test_a_large_body_goes_whole_and_with_pauses_in_which_others_get_the_processor(count: int) -> None:
+    bodies = [np.random.default_rng(k).bytes(12_000_000 // count - 1000 * (k % 2)) for k in range(count)]
+    received: list[bytes] = []
+
+    def serve(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client, client.makefile("rb") as file:
+            for _ in range(2):
+                lines = [line.lower() for line in iter(file.readline, b"\r\n")]
+                size = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
+                received.append(file.read(size))
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    with listening() as server:
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        connection = GatheringConnection("127.0.0.1", server.getsockname()[1], timeout=60)
+        # The first opens the connection; the compiled call needs one that is open.
+        assert post(connection, (memoryview(b"first"),)) == 200
+        size = sum(map(len, bodies))
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        assert connection.posted("/", {"Content-Length": str(size)}, tuple(map(memoryview, bodies)))
+        pauses = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
+        connection.close()
+        thread.join(60)
+
+    assert received == [b"first", b"".join(bodies)]
+    assert pauses >= 20
 
 
 def test_a_receiver_that_takes_nothing_is_given_up_in_time() -> None:

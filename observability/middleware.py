@@ -11,7 +11,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanKind, use_span
 from observability import names
 from observability.inference import InferenceMonitor, MeasuredRequest, current_request, outcome_of
 from observability.metrics import exposition
-from observability.tracing import TRACEPARENT, parse_traceparent
+from observability.tracing import TRACEPARENT, TRACESTATE, parse_traceparent
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -58,7 +58,8 @@ class InferenceMiddleware:
         await send({"type": "http.response.body", "body": body})
 
     async def _measure(self, monitor: InferenceMonitor, scope: Message, receive: Receive, send: Send) -> None:
-        parent = parse_traceparent(dict(scope["headers"]).get(TRACEPARENT.encode()))
+        headers = dict(scope["headers"])
+        parent = parse_traceparent(headers.get(TRACEPARENT.encode()), headers.get(TRACESTATE.encode()))
         context = monitor.tracing.context(parent)
         watch = _Watch(receive, send)
         request = MeasuredRequest()

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, SpanContext, SpanKind, TraceFlags, Tracer
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, Link, SpanContext, SpanKind, TraceFlags, Tracer, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
@@ -27,9 +27,15 @@ from observability.metrics import Metrics
 from observability.sinks import Batch, HttpSink
 from observability.span_encoding import encode_spans
 
-TRACEPARENT = "traceparent"
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 _SCOPE = InstrumentationScope("trimtab")
 _PATTERN = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+# A member of a tracestate header: W3C, section 3.3.1.3.
+_MEMBER = re.compile(
+    r"([a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
+    r"=([\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e])"
+)
+_MOST_MEMBERS = 32
 _SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 _UNSET = Status(StatusCode.UNSET)
 Attributes = Mapping[str, AttributeValue]
@@ -190,8 +196,12 @@ def setup_tracing(
     return Tracing(service, exporter or OtlpSpanExporter(endpoint or "", metrics=metrics), sample_ratio)
 
 
-def parse_traceparent(value: str | bytes | None) -> SpanContext | None:
-    """The remote span of a W3C `traceparent` header (level 1, section 3.2); None if there is no valid one."""
+def parse_traceparent(value: str | bytes | None, state: str | bytes | None = None) -> SpanContext | None:
+    """The remote span of a W3C `traceparent` header (level 1, section 3.2); None if there is no valid one.
+
+    `state` is the `tracestate` header beside it, several of them joined by commas; one that is not as the standard
+    says is left out.
+    """
     if not value:
         return None
     text = value.decode("latin-1") if isinstance(value, bytes) else value
@@ -202,8 +212,24 @@ def parse_traceparent(value: str | bytes | None) -> SpanContext | None:
     if version == "ff" or (version == "00" and rest):
         return None
     sampled = int(flags, 16) & TraceFlags.SAMPLED
-    context = SpanContext(int(trace_id, 16), int(span_id, 16), True, _SAMPLED if sampled else _NOT_SAMPLED)
+    context = SpanContext(
+        int(trace_id, 16), int(span_id, 16), True, _SAMPLED if sampled else _NOT_SAMPLED,
+        _trace_state(state) if state and sampled else None,
+    )  # fmt: skip
     return context if context.is_valid else None
+
+
+def _trace_state(value: str | bytes) -> TraceState | None:
+    """What tracing systems on the way have noted; None where it breaks the standard, which says to drop it whole.
+
+    OpenTelemetry's own reader logs a warning for each such header, as often as a client likes.
+    """
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    members = [member for part in text.split(",") if (member := part.strip(" \t"))]
+    found = [match.groups() for member in members[: _MOST_MEMBERS + 1] if (match := _MEMBER.fullmatch(member))]
+    if not found or len(found) != len(members) or len(found) > _MOST_MEMBERS or len(dict(found)) != len(found):
+        return None
+    return TraceState([(key, of) for key, of in found])
 
 
 def format_traceparent(context: SpanContext) -> str:

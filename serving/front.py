@@ -304,9 +304,9 @@ class Front:
                 {i.name for known in deployment.versions.values() for i in known.loaded.model.signature.inputs}
             )
         if asked.traced:
-            self._trace(call, parse_traceparent(headers.get(b"traceparent")))
+            self._trace(call, parse_traceparent(headers.get(b"traceparent"), headers.get(b"tracestate")), trace)
         elif trace:
-            self._trace(call, None)
+            self._trace(call, None, trace)
         exchange.handle = call
         try:
             if deployment.cache is None:
@@ -342,7 +342,10 @@ class Front:
         number, self._number = self._number, self._number + 1
         return number
 
-    def _trace(self, call: Call, parent: SpanContext | None) -> None:
+    def _trace(self, call: Call, parent: SpanContext | None, drawn: bool) -> None:
+        """As the caller decided; where its header is not one, as was drawn."""
+        if parent is None and not drawn:
+            return
         context = self._tracing.root() if parent is None else self._tracing.context(parent)
         if context.trace_flags & 1:
             call.parent, call.span = parent, context
@@ -494,7 +497,8 @@ class Front:
             _log.warning(
                 "%s version %d: %s", call.model, call.choice.version, error,
                 extra={"outcome": error.outcome, "arm": call.choice.arm, "request_id": call.id,
-                       "trace_id": format_trace_id(call.span) or ""},
+                       "trace_id": format_trace_id(call.span) or "",
+                       "span_id": "" if call.span is None else f"{call.span.span_id:016x}"},
             )  # fmt: skip
 
 

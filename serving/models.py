@@ -27,8 +27,8 @@ Format = Literal["torch.export", "safetensors", "onnx"]
 
 
 def save_artifact(
-    directory: Path,
-    module: torch.nn.Module | Path,
+    directory: Path | str,
+    module: torch.nn.Module | Path | str,
     signature: Signature,
     example: Mapping[str, Sequence[Any]],
     *,
@@ -46,6 +46,9 @@ def save_artifact(
         raise ArtifactError(
             "a safetensors artifact needs an architecture 'module:callable', a torch.export one has none"
         )
+    directory = Path(directory)
+    if isinstance(module, str):
+        module = Path(module)
     if isinstance(module, Path) and format != "onnx":
         raise ArtifactError(f"{module} is a file; only an ONNX model can be taken as it is (format='onnx')")
     directory.mkdir(parents=True, exist_ok=True)
@@ -234,13 +237,13 @@ class LoadedModel:
 
 
 def load_artifact(
-    directory: Path, *, architectures: Sequence[str] = (), digest: str | None = None, device: str = CPU
+    directory: Path | str, *, architectures: Sequence[str] = (), digest: str | None = None, device: str = CPU
 ) -> LoadedModel:
     """The verified artifact, loaded on the device (cpu, cuda or cuda:N) and answering its example with finite outputs.
 
     `architectures` lists the `module:callable` that safetensors artifacts may name. Raises ArtifactError.
     """
-    artifact = open_artifact(directory, digest)
+    artifact = open_artifact(Path(directory), digest)
     program = load_call(artifact, architectures, device)
     try:
         model = LoadedModel(program.call, artifact.manifest, artifact.digest, program.nbytes, device)

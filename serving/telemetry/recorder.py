@@ -150,6 +150,8 @@ class Recorder:
         attributes: dict[str, Any] = {
             **model, "arm": call.choice.arm, "outcome": call.outcome, "rows": call.rows, "request.id": id,
         }  # fmt: skip
+        if isinstance(call, Call) and call.cache:
+            attributes["cache"] = call.cache
         error = None if call.outcome == "ok" else call.outcome
         begun, ended = anchor.unix(call.arrived), anchor.unix(call.done)
         record(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -79,6 +79,34 @@ def test_traceparent_is_read_as_opentelemetry_reads_it(header: str) -> None:
         assert (ours.trace_id, ours.span_id) == (theirs.trace_id, theirs.span_id)
         assert ours.trace_flags == theirs.trace_flags & TraceFlags.SAMPLED
         assert parse_traceparent(format_traceparent(ours)) == ours
+
+
+_TEXT = st.text("abz019_-*/@=, \t~A", max_size=12)
+
+
+@given(_TEXT | st.lists(st.from_regex(r"[a-c]{1,2}(@b)?=[ -~]{1,3}", fullmatch=True), max_size=4).map(" , ".join))
+@example(",".join(f"k{number}=v" for number in range(32)))
+@example(",".join(f"k{number}=v" for number in range(33)))
+def test_tracestate_is_read_as_opentelemetry_reads_it(state: str) -> None:
+    from opentelemetry.trace import TraceState
+
+    theirs = TraceState.from_header([state])
+    ours = parse_traceparent(SAMPLED, state.encode())
+
+    assert ours is not None
+    assert ours.trace_state.to_header() == theirs.to_header()
+    unsampled = parse_traceparent(NOT_SAMPLED, state)
+    assert unsampled is not None
+    assert not unsampled.trace_state
+
+
+def test_spans_of_a_callers_trace_bear_its_state(tracing: Tracing, spans: InMemorySpanExporter) -> None:
+    client = parse_traceparent(SAMPLED, "ot=th:8,vendor=a 1")
+    tracing.record("request", 10, 20, client)
+    tracing.flush()
+
+    (span,) = spans.get_finished_spans()
+    assert span.context.trace_state.to_header() == "ot=th:8,vendor=a 1"
 
 
 def test_spans_are_made_afterwards_with_the_identity_that_was_given_out(

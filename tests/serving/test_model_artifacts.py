@@ -51,6 +51,16 @@ def test_a_loaded_artifact_gives_the_modules_outputs_for_any_number_of_rows(arti
         np.testing.assert_allclose(scores, 2 * np.log(amounts) + 20, rtol=1e-5)
 
 
+def test_folders_may_be_named_by_text(signature: Signature, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="only an ONNX model can be taken as it is"):
+        save_artifact(str(tmp_path / "x"), "model.pt2", signature, {"amount": [2.0], "carrier": ["AA"]})
+
+    pairs = Signature((Input.of("x", "FP32", None, [2]),), (Output("y"),))
+    digest = save_artifact(str(tmp_path / "written"), Clamped(), pairs, {"x": [[0.5, 2.0]]})
+
+    assert load_artifact(str(tmp_path / "written"), digest=digest).digest == digest
+
+
 class Clamped(torch.nn.Module):
     """Sums of what it changes first."""
 

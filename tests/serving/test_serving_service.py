@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from observability import names, signing
 from observability.events import from_ipc, validate_events
-from serving import InferenceClient, Registry, Service
+from serving import CachePolicy, InferenceClient, Registry, Service
 
 Start = Callable[..., Awaitable[Service]]
 GOOD = {"amount": [math.e], "carrier": ["AA"]}
@@ -405,6 +405,43 @@ async def test_a_sampled_request_leaves_spans_from_the_clients_down_to_the_model
         queue.end_time_unix_nano <= model.start_time_unix_nano <= model.end_time_unix_nano <= request.end_time_unix_nano
     )
     assert f'trace_id="{trace}"' in page.text
+
+
+async def test_a_header_that_names_no_trace_begins_none_beyond_those_that_are_drawn(
+    collector: Collector, start: Start
+) -> None:
+    service = await start(collector_url=collector.url, trace_sample_ratio=0.0)
+    async with client_of(service) as client:
+        for odd in ("garbage", f"00-{'0' * 32}-{'1' * 16}-01", f"ff-{'a' * 32}-{'1' * 16}-01", f"00-{'a' * 32}-01"):
+            await client.infer("fares", GOOD, traceparent=odd)
+        await client.infer("fares", GOOD, traceparent=f"00-{'b' * 32}-{'1' * 16}-01")
+    await until(lambda: len(collector.events) == 5, "all events")
+    await until(lambda: len(collector.spans) >= 4, "one trace")
+
+    assert sorted(filter(None, (event["trace_id"] for event in collector.events))) == ["b" * 32]
+    assert {span.trace_id.hex() for span in collector.spans} == {"b" * 32}
+
+
+async def test_spans_bear_the_state_of_the_callers_trace_and_what_the_cache_found(
+    collector: Collector, start: Start
+) -> None:
+    service = await start(collector_url=collector.url, trace_sample_ratio=0.0, cache={"fares": CachePolicy()})
+    body = {"inputs": [{"name": n, "datatype": t, "shape": [1, 1], "data": v} for n, t, v in (
+        ("amount", "FP32", [2.0]), ("carrier", "BYTES", ["UA"]))]}  # fmt: skip
+    async with httpx.AsyncClient(trust_env=False) as http:
+        for digit in "ab":
+            answer = await http.post(
+                f"http://127.0.0.1:{service.port}/v2/models/fares/infer", json=body,
+                headers=[("traceparent", f"00-{digit * 32}-{'1' * 16}-01"), ("tracestate", "ot=th:8"),
+                         ("tracestate", f"v={digit}")],
+            )  # fmt: skip
+            assert answer.status_code == 200
+    await until(lambda: len({span.trace_id for span in collector.spans}) == 2, "two traces")
+
+    requests = {span.trace_id.hex()[0]: span for span in collector.spans if span.name == names.SPAN_REQUEST}
+    found = {digit: {a.key: a.value.string_value for a in span.attributes}["cache"] for digit, span in requests.items()}
+    assert found == {"a": "miss", "b": "hit"}
+    assert {span.trace_state for span in collector.spans if span.trace_id.hex()[0] == "b"} == {"ot=th:8,v=b"}
 
 
 async def test_the_batch_of_several_traced_requests_is_linked_to_each_of_them(

@@ -24,6 +24,8 @@ RARE_SHARE = 0.1
 NEW_SHARE = 0.1
 # A category that the reference lacks by chance has at most so many rows, but for this probability.
 BY_CHANCE = 1e-3
+# From this variance on a binomial law is taken for a normal one.
+NEARLY_NORMAL = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,10 +293,7 @@ def _with_rare(reference: Counts, window: Counts, rest: int) -> tuple[Counts, Co
         # A category of t rows lies wholly in the window with the probability (n / (n + N))^t.
         most = math.log(BY_CHANCE) / math.log1p(-share)
     else:
-        # A category of t rows has a mean of t · share in the reference; below the least of the listed by chance.
-        spread = float(normal_isf(BY_CHANCE)) * math.sqrt(share * (1 - share))
-        least = int(listed[listed > 0].min()) + 0.5
-        most = ((spread + math.sqrt(spread * spread + 4 * share * least)) / (2 * share)) ** 2
+        most = _most_unlisted(int(listed[listed > 0].min()), share)
     joined = (pooled > 0) & (pooled <= most)
     joined[rest] = True
     if not complete and joined[pooled > 0].all():
@@ -309,3 +308,33 @@ def _with_rare(reference: Counts, window: Counts, rest: int) -> tuple[Counts, Co
         np.append(window[~joined], window[joined].sum()),
         np.append(places[~joined], rest),
     )
+
+
+def _most_unlisted(least: int, share: float) -> float:
+    """The largest pooled count of a category that by chance has no more rows in the reference than `least`.
+
+    Each row is of the reference with the probability `share`. Where that is nearly 1, as of a small window, the law is
+    far from normal: of two rows both are, or else one is not.
+    """
+    spread = float(normal_isf(BY_CHANCE)) * math.sqrt(share * (1 - share))
+    most = ((spread + math.sqrt(spread * spread + 4 * share * (least + 0.5))) / (2 * share)) ** 2
+    if most * share * (1 - share) > NEARLY_NORMAL:
+        return most
+    low, high = least, least + 1
+    while _at_most(least, high, share) > BY_CHANCE:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _at_most(least, middle, share) > BY_CHANCE else (low, middle)
+    return low
+
+
+def _at_most(successes: int, rows: int, share: float) -> float:
+    """The probability that of so many rows at most `successes` are of a kind of which each is with `share`."""
+    turned = rows - successes <= successes  # then it is 1 less the chance of that few others, which are fewer terms
+    last, share = (rows - successes - 1, 1 - share) if turned else (successes, share)
+    term = total = math.exp(rows * math.log1p(-share))
+    for number in range(1, last + 1):
+        term *= (rows - number + 1) / number * share / (1 - share)
+        total += term
+    return 1 - total if turned else total

@@ -15,6 +15,7 @@ from scipy import stats
 from collectors.drift.auto import judge_cells
 from collectors.drift.cells import Cells
 from collectors.drift.contingency import compare_categories, compare_tables, needed_scores
+from collectors.drift.fdr import e_value
 from collectors.drift.laws import cramer_von_mises_sf
 from collectors.drift.null import NullLaw, TwoCells, cells_of_sorted, edge_weights, effective_rows, ordered_test
 from observability.profile import Profile
@@ -308,3 +309,20 @@ def test_a_list_of_the_most_frequent_is_not_drift_for_having_been_chosen(number:
     # None of the known ones any more.
     before, now, rest = tables[0]
     assert compare_categories(before, np.append(np.zeros(256, int), rows), rest).p_value < 0.01
+
+
+def test_identifiers_that_were_listed_by_chance_are_no_evidence_against_small_windows() -> None:
+    """Of 20,000 identifiers out of a million some two hundred come twice, which puts them on the list; in a window of
+    a hundred rows none of them comes again. Over many windows that added up."""
+    random, evidence = np.random.default_rng(11), []
+    for _ in range(5):
+        texts, counts = np.unique(random.integers(1_000_000, size=20_000), return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:256]
+        listed, before = texts[order], np.append(counts[order], 20_000 - counts[order].sum())
+        for _ in range(60):
+            window = random.integers(1_000_000, size=120)
+            now = np.array([np.count_nonzero(window == text) for text in listed])
+            found = compare_categories(before, np.append(now, 120 - now.sum()), 256)
+            evidence.append(float(e_value(np.array([found.p_value]))[0]))
+
+    assert np.mean(evidence) < 0.9

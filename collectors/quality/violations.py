@@ -35,17 +35,15 @@ class Violation:
 def check(table: pa.Table, schema: Schema) -> list[Violation]:
     """Every broken rule of the schema's columns in a table of events; `unexpected` are columns that it does not name.
 
+    Predictions are unexpected only where it names one: a reference is often made of the training table, which has none.
     No rows, no violations. A prediction is required only of rows whose `outcome` is ok.
     """
     if not table.num_rows:
         return []
     found = [violation for name, rules in schema.columns.items() for violation in _column(table, name, rules)]
     everything, named = np.arange(table.num_rows), schema.columns.keys() | schema.unchecked
-    strangers = [
-        name
-        for name in table.schema.names
-        if name.startswith((FEATURE, PREDICTION)) and name not in named and schema.columns
-    ]
+    kinds = (FEATURE, PREDICTION) if any(name.startswith(PREDICTION) for name in schema.columns) else FEATURE
+    strangers = [name for name in table.schema.names if name.startswith(kinds) and name not in named and schema.columns]
     return found + [Violation(name, "unexpected", everything) for name in strangers]
 
 

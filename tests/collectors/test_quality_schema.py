@@ -106,6 +106,14 @@ def test_each_rule_names_the_rows_that_break_it() -> None:
     }
 
 
+def test_predictions_are_unexpected_only_where_the_reference_has_one() -> None:
+    schema = Schema.inferred(reference())
+    features = {name: rules for name, rules in schema.columns.items() if name.startswith("feature.")}
+
+    assert broken(rows(prediction__other=[1.0, 2.0, 3.0]), schema) == {("prediction.other", "unexpected"): [0, 1, 2]}
+    assert broken(rows(), replace(schema, columns=features)) == {}
+
+
 def test_a_required_column_that_is_absent_is_missing_in_every_row() -> None:
     assert broken(rows(feature__temp=None), Schema.inferred(reference())) == {("feature.temp", "required"): [0, 1, 2]}
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from observability.kinds import is_string
 from observability.profile import Profile
+from observability.table_files.parquet_files import coded_texts
 
 # Tasks a core: with several, a slow one or a large row group at the end delays less.
 _TASKS_A_CORE = 3
@@ -129,7 +129,7 @@ def _batches(group: RowGroups, names: Sequence[str], coded: Sequence[str]) -> It
     schema = metadata.schema.to_arrow_schema()
     here = [name for name in names if name in schema.names]
     # The dictionaries that Parquet itself writes are counted by their codes.
-    texts = [name for name in here if name in coded and is_string(schema.field(name).type)]
+    texts = [name for name in coded_texts(metadata) if name in coded]
     rows = max(4_096, min(65_536, _BATCH_BYTES // (8 * max(len(here), 1))))
     if not here:
         for number in group.numbers:

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from observability.cells import ProfileError
-from observability.kinds import is_string
 from observability.table_files.files import files_of, format_of, source_of_path
+from observability.table_files.parquet_files import coded_texts
 from observability.table_files.source import InputError
 
 # A piece of a stream takes about so many bytes, in so many rows.
@@ -196,10 +196,10 @@ def _parquet(path: str | Path) -> Stream:
                 fields[field.name] = field
 
     def pieces(names: Sequence[str]) -> Iterator[Rows]:
-        for file, schema in zip(files, schemas, strict=True):
+        for file, one, schema in zip(files, metadata, schemas, strict=True):
             here = [name for name in names if name in schema.names]
             # The dictionaries that Parquet itself writes are counted by their codes.
-            texts = [name for name in here if is_string(schema.field(name).type)]
+            texts = coded_texts(one)
             with pq.ParquetFile(file, read_dictionary=texts, buffer_size=1 << 18, pre_buffer=False) as parquet:
                 if here:
                     # Columns decoded side by side take half as much memory again, and no less time.

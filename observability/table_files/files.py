@@ -25,7 +25,7 @@ from observability.table_files.hive import (
     with_folders,
     with_folders_each,
 )
-from observability.table_files.parquet_files import Lane, parquet_lanes
+from observability.table_files.parquet_files import Lane, coded_texts, parquet_lanes
 from observability.table_files.source import BATCH_ROWS, InputError, Source, checked_names
 
 T = TypeVar("T")
@@ -216,6 +216,7 @@ def _dataset_source(name: str, files: Sequence[Path], format_name: str, root: Pa
     schema = unified(name, [plain.schema, *schemas])
     if kind == "parquet":
         mixed = {field.name for one in schemas for field in one if not is_string(field.type)}
+        mixed |= _uncoded(plain)
         schema = pa.schema([field if field.name in mixed else _as_dictionary(field) for field in schema])
         texts = [field.name for field in schema if pa.types.is_dictionary(field.type)]
         # What is buffered ahead is kept until the last row group: a file larger than memory must not be.
@@ -288,6 +289,15 @@ def _guarded(path: Path, read: Callable[[Path], T]) -> T:
         return read(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _uncoded(dataset: Any) -> set[str]:
+    """The columns of text that some file keeps in a way that Arrow does not read as codes."""
+    found: set[str] = set()
+    for fragment in dataset.get_fragments():
+        texts = {field.name for field in fragment.physical_schema if is_string(field.type)}
+        found |= texts.difference(coded_texts(fragment.metadata)) if texts else set()
+    return found
 
 
 def _as_dictionary(field: pa.Field) -> pa.Field:

@@ -24,6 +24,8 @@ _BATCH_BYTES, _BATCH_ROWS, _ROWS_OF_MANY = 4 << 20, (4_096, 16_384), 32_768
 _BUFFER = 1 << 18
 # Small files are read together until they have so many values, or are so many: to meet after each would cost more.
 _STEP_VALUES, _STEP_FILES = 4_000_000, 16
+# How some writers keep text (Spark and Rust among them); Arrow does not read these as codes.
+_NO_CODES = {"DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"}
 
 Lane = Iterator[pa.RecordBatch]
 
@@ -37,6 +39,19 @@ class _File:
     names: frozenset[str]
     texts: tuple[str, ...]
     folders: Mapping[str, Any]
+
+
+def coded_texts(metadata: Any) -> list[str]:
+    """The columns of text in a file that can be read as codes into each distinct value: all, in most files."""
+    schema = metadata.schema
+    names = [field.name for field in schema.to_arrow_schema() if is_string(field.type)]
+    places = {schema.column(place).path: place for place in range(len(schema))} if names else {}
+    groups = range(metadata.num_row_groups)
+
+    def has_codes(name: str) -> bool:
+        return all(_NO_CODES.isdisjoint(metadata.row_group(g).column(places[name]).encodings) for g in groups)
+
+    return list(filter(has_codes, names))
 
 
 def parquet_lanes(dataset: Any, columns: Sequence[str], lanes: int) -> Iterator[list[Lane]]:
@@ -67,10 +82,9 @@ def _steps(dataset: Any, columns: Sequence[str]) -> Iterator[list[_File]]:
     values = 0
     for fragment in dataset.get_fragments():
         folders: Mapping[str, Any] = ds.get_partition_keys(fragment.partition_expression)
-        schema, metadata = fragment.physical_schema, pq.read_metadata(fragment.path)
-        types = dict(zip(schema.names, schema.types, strict=True))
-        texts = tuple(name for name in columns if name in types and is_string(types[name]))
-        files.append(_File(fragment.path, metadata, frozenset(types) - folders.keys(), texts, folders))
+        metadata = pq.read_metadata(fragment.path)
+        names = frozenset(fragment.physical_schema.names) - folders.keys()
+        files.append(_File(fragment.path, metadata, names, tuple(coded_texts(metadata)), folders))
         values += metadata.num_rows * len(columns)
         if values >= _STEP_VALUES or len(files) >= _STEP_FILES:
             yield files

@@ -61,7 +61,7 @@ def step_of(
     evalues: list[float | None] = []
     quiet: list[bool | None] = []
     for name in columns:
-        known = _p_values(verdicts[name], thresholds) if name in verdicts else {}
+        known = p_values_of(verdicts[name], thresholds) if name in verdicts else {}
         # The mean of e-values is one, however they depend on each other.
         evalues.append(float(np.mean(e_value(np.array(list(known.values()))))) if known else None)
         quiet.append(min(known.values()) >= QUIET_P_VALUE if known else None)
@@ -70,11 +70,11 @@ def step_of(
 
 def cause_of(verdict: ColumnDrift, thresholds: DriftThresholds) -> Cause:
     """Which of the two is the stronger evidence in a verdict: where the values lie, or how many are missing."""
-    known = _p_values(verdict, thresholds)
+    known = p_values_of(verdict, thresholds)
     return "missing" if known.get("missing", 1.0) < known.get("values", 1.0) else "values"
 
 
-def _p_values(verdict: ColumnDrift, thresholds: DriftThresholds) -> dict[Cause, float]:
+def p_values_of(verdict: ColumnDrift, thresholds: DriftThresholds) -> dict[Cause, float]:
     """The p-values of what could be judged; 1 where the difference is too small to matter."""
     found: dict[Cause, float] = {}
     if verdict.reason in ("drifted", "within_threshold") and not math.isnan(verdict.p_value):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from collectors.drift import ColumnDrift, DriftThresholds, drifted_share, judge, missing_ratio
 from collectors.drift.calibration import Calibration
@@ -68,6 +69,21 @@ def alarm_values(key: Key, columns: Iterable[str], since: Mapping[str, float], e
         values.append(Value(names.DRIFT_ALARM, column, float(name in since)))
         values.append(Value(names.DRIFT_ALARM_SINCE, column, since.get(name, 0.0)))
     return [*values, Value(names.DRIFT_EVIDENCE, version, evidence)]
+
+
+def alarm_slice_values(key: Key, slices: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Value]:
+    """The slices that explain the alarms that stand, by column: the size of the effect and its q-value."""
+    values = []
+    for column, found in slices.items():
+        for one in found:
+            labels = {
+                "model": key[0], "version": key[1], "column": column, "slice": one["slice"], "value": one["value"],
+            }  # fmt: skip
+            values.append(Value(names.DRIFT_ALARM_SLICE_EFFECT, labels, float(one.get("effect", one["score"]))))
+            # An explanation that an earlier release stored has none.
+            if "q_value" in one:
+                values.append(Value(names.DRIFT_ALARM_SLICE_Q, labels, float(one["q_value"])))
+    return values
 
 
 def differs(verdict: ColumnDrift) -> bool:

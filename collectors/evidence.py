@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from collectors.alarm_slices import AlarmSlice, Asked, alarm_slices
 from collectors.alarms import EVIDENCE_ROWS, Raised, VersionAlarms, cause_of, step_of
-from collectors.computed import Value, alarm_values, differs
+from collectors.computed import Value, alarm_slice_values, alarm_values, differs
 from collectors.drift import ColumnDrift
 from collectors.history import Against, History, JudgedWindow
 from collectors.windows import Key, Pane
 from observability.columns import Column, NumericColumn, missing_ratio
 from observability.profile import Profile
 
-# Slices and categories that an explanation names at most.
+# Columns and categories that an explanation names at most.
 NAMED = 5
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,11 @@ class Evidence:
         if not verdicts:
             return
         self._changed.add(key)
-        for raised in alarms.put(step_of(pane.start, pane.end, columns, verdicts, against.thresholds)):
-            alarms.explain(raised, _explanation(raised, pane, verdicts, against, history))
+        found = alarms.put(step_of(pane.start, pane.end, columns, verdicts, against.thresholds))
+        slices = _slices(found, pane, against, history)
+        for raised in found:
+            explanation = _explanation(raised, pane, verdicts, against, history)
+            alarms.explain(raised, explanation | {"slices": [one.to_json() for one in slices[raised.column]]})
 
     def standing(self, key: Key) -> tuple[float, list[Raised]]:
         """The evidence of a version, and its alarms that stand."""
@@ -72,8 +76,10 @@ class Evidence:
         alarms = self._versions.get(key)
         if alarms is None:
             return []
-        since = {raised.column: raised.since for raised in alarms.active()}
-        return alarm_values(key, alarms.columns, since, alarms.evidence)
+        active = alarms.active()
+        since = {raised.column: raised.since for raised in active}
+        slices = {raised.column: raised.explanation.get("slices", []) for raised in active}
+        return alarm_values(key, alarms.columns, since, alarms.evidence) + alarm_slice_values(key, slices)
 
     def take_changed(self) -> dict[Key, bytes]:
         """The states that changed since the last call."""
@@ -136,7 +142,6 @@ def _explanation(
         "before": _summary_in(before, raised.column),
         "now": summary(pane.profile.columns[raised.column]),
         "columns": _with(raised.column, verdicts),
-        "slices": _slices(raised.column, pane, against),
     }
 
 
@@ -152,16 +157,15 @@ def _with(column: str, verdicts: Mapping[str, ColumnDrift]) -> list[dict[str, An
     return [{"column": name, "score": verdict.score, "threshold": verdict.threshold} for name, verdict in found[:NAMED]]
 
 
-def _slices(column: str, pane: Pane, against: Against) -> list[dict[str, Any]]:
-    """The slices in which the column differs from the reference most, by score times rows."""
-    found: list[tuple[float, dict[str, Any]]] = []
-    for name, parts in pane.slices.items():
-        for value, part in parts.items():
-            if name == column or part.rows < EVIDENCE_ROWS:
-                continue
-            verdict = against.pane_verdicts(part, EVIDENCE_ROWS).get(column)
-            if verdict is not None and differs(verdict):
-                body = {"slice": name, "value": value, "rows": part.rows, "score": verdict.score}
-                found.append((verdict.score * part.rows, {**body, "threshold": verdict.threshold}))
-    found.sort(key=lambda item: -item[0])
-    return [body for _, body in found[:NAMED]]
+def _slices(found: Sequence[Raised], pane: Pane, against: Against, history: History) -> dict[str, list[AlarmSlice]]:
+    """The slices that explain the alarms of a pane, of all together: one family of tests."""
+    key = (pane.model, pane.version)
+    asked = [
+        Asked(
+            raised.column,
+            history.panes(key, -math.inf, raised.since),
+            history.panes(key, raised.since, pane.end),
+        )
+        for raised in found
+    ]
+    return alarm_slices(asked, against.profile, against.thresholds, against.pane_calibration or against.calibration)

@@ -174,6 +174,12 @@ class History:
         place = bisect_right(panes, time, key=lambda known: known.end)
         return self._judged[key][place - 1] if place else None
 
+    def panes(self, key: Key, since: float, until: float) -> list[Pane]:
+        """The panes of a version that end after `since` and at or before `until`, oldest first."""
+        panes = self._panes.get(key, [])
+        first, last = (bisect_right(panes, time + 1e-6, key=lambda known: known.end) for time in (since, until))
+        return panes[first:last]
+
     def _ending(self, key: Key, end: float) -> JudgedWindow | None:
         panes = self._panes.get(key, [])
         place = bisect_left(panes, end, key=lambda known: known.end)

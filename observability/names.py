@@ -448,6 +448,16 @@ DRIFT_ALARM_SINCE = _gauge(
     "When the change most likely began that an alarm stands for; 0 where none stands.",
     "model", "version", "column",
 )  # fmt: skip
+DRIFT_ALARM_SLICE_EFFECT = _gauge(
+    "drift_alarm_slice_effect",
+    "How far the rows of a slice that explains a standing alarm are from its earlier ones: distance, or missing share.",
+    "model", "version", "column", "slice", "value",
+)  # fmt: skip
+DRIFT_ALARM_SLICE_Q = _gauge(
+    "drift_alarm_slice_q_value",
+    "Expected share of false slices among those named, were this one the last: at most the drift thresholds' alpha.",
+    "model", "version", "column", "slice", "value",
+)  # fmt: skip
 DRIFT_EVIDENCE = _gauge(
     "drift_evidence",
     "Evidence over time that some column has changed; an alarm at collector.alarm_windows.",

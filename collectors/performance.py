@@ -154,11 +154,12 @@ class LabelJoin:
         for model, id_, label, time in zip(*(column.to_pylist() for column in columns), times, strict=True):
             # What is no number takes back the labels before it, as it does for readers of the lake.
             label = label if label is not None and math.isfinite(label) else math.inf
+            # The latest that is known of the id: what was joined may have been let go of, and must not come back.
+            label, time = self._wait(model, id_, label, time)
             if self._join(model, id_, label, time):
                 matched[model] = matched.get(model, 0) + 1
             else:
                 unmatched.setdefault(model, []).append(id_)
-            self._wait(model, id_, label, time)
         if counted:
             for model, ids in unmatched.items():
                 missed = self._missed.setdefault(model, OrderedDict())
@@ -208,8 +209,10 @@ class LabelJoin:
             state.labelled[id_] = (at, prediction, label, time)
         if self._sink is not None and routing is not None and scorable(prediction, label):
             self._tell(self._sink, key, id_, routing, prediction, label)
-        if len(state.labelled) > 2 * self.settings.scored_rows:
-            state.labelled = dict(self._latest(state))
+        if len(state.labelled) > 3 * self.settings.scored_rows:
+            # As many again as are scored: labels may be taken back, and rows before them count in their place.
+            ordered = sorted(state.labelled.items(), key=_by_time)
+            state.labelled = dict(ordered[-2 * self.settings.scored_rows :])
 
     def _tell(self, sink: LabelSink, key: Key, id_: str, routing: Routing, prediction: float, label: float) -> None:
         """Tells of an arm's labelled prediction, and of the pairs that it makes, whichever half came last."""
@@ -238,17 +241,20 @@ class LabelJoin:
 
     def _latest(self, state: _Version) -> list[tuple[str, tuple[int, float, float, int]]]:
         known = [item for item in state.labelled.items() if scorable(item[1][1], item[1][2])]
-        ordered = sorted(known, key=lambda item: (item[1][0], item[0]))
-        return ordered[-self.settings.scored_rows :]
+        return sorted(known, key=_by_time)[-self.settings.scored_rows :]
 
-    def _wait(self, model: str, id_: str, label: float, time: int) -> None:
-        """Keeps a label even when it found a prediction: another version (a shadow) may have answered the same id."""
+    def _wait(self, model: str, id_: str, label: float, time: int) -> tuple[float, int]:
+        """The latest label of an id and its time, from now on this one if it is later.
+
+        Kept even when it found a prediction: another version (a shadow) may have answered the same id.
+        """
         waiting = self._waiting.setdefault(model, OrderedDict())
         old = waiting.get(id_)
-        if old is None or (time, label) >= (old[1], old[0]):
-            waiting[id_] = (label, time)
+        latest = (label, time) if old is None or (time, label) >= (old[1], old[0]) else old
+        waiting[id_] = latest
         while len(waiting) > self.settings.waiting_labels:
             waiting.popitem(last=False)
+        return latest
 
     def _join_waiting(self, key: Key, state: _Version, ids: Iterable[str]) -> None:
         waiting = self._waiting.get(key[0])
@@ -262,6 +268,10 @@ class LabelJoin:
                 if id_ in missed:
                     del missed[id_]
                     self._found_later[key[0]] += 1
+
+
+def _by_time(item: tuple[str, tuple[int, float, float, int]]) -> tuple[int, str]:
+    return item[1][0], item[0]
 
 
 def _remember(known: OrderedDict[str, _Predicted], ids: list[str], rows: list[_Predicted]) -> None:

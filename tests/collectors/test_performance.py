@@ -205,9 +205,22 @@ def test_memory_is_bounded(events: Events) -> None:
 
     (state,) = join._versions.values()
     assert len(state.predictions) == 50
-    assert len(state.labelled) <= 20
+    assert len(state.labelled) <= 30
     assert len(join._waiting["delay"]) == 40
     assert len(join.labelled("delay", "1")[0]) == 10
+
+
+def test_labels_that_are_taken_back_leave_the_place_to_rows_before_with_their_latest_labels(events: Events) -> None:
+    """A row that memory had let go of came back with an older label, or not at all."""
+    join = LabelJoin(JoinSettings(scored_rows=4))
+    ids = [f"e/{place}" for place in range(40)]
+    join.add_predictions(table(events(40, prefix="e", time_s=T0 + np.arange(40.0))))
+    join.add_labels(labels_for(ids, [1.0] * 40, [T0 + 100] * 40))
+
+    join.add_labels(labels_for(ids, [7.0] * 40, [T0 + 50] * 40))
+    join.add_labels(labels_for(ids[-4:], [math.nan] * 4, [T0 + 200] * 4))
+
+    assert join.labelled("delay", "1")[1].tolist() == [1.0] * 4
 
 
 def test_events_without_numeric_predictions_have_none() -> None:

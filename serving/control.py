@@ -13,7 +13,7 @@ from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, Ser
 from serving.examination import examined
 from serving.pages.model_page import model_page
 from serving.peers import Alone, Peers
-from serving.registry import ModelVersion, Registry
+from serving.registry import ModelVersion, Registry, newest
 from serving.routing import switches
 from serving.routing.changes import Change
 from serving.routing.policies import PolicyStore
@@ -107,10 +107,11 @@ class Control:
     async def load(self, model: str, versions: Sequence[int] | None, actor: str) -> None:
         """Brings versions into memory, to stay until they are unloaded or give way; None means what the policy names.
 
-        A model without any stable version gets the newest of them: there is nothing that it could be compared with.
+        A model without any stable version gets the newest of them that is no variant of another: there is nothing that
+        it could be compared with.
         """
         async with self._turns[model]:
-            known = [version.version for version in await asyncio.to_thread(self._registry.versions, model)]
+            known = await asyncio.to_thread(self._registry.versions, model)
             if not known:
                 raise RegistryError(f"model {model!r} is not in the registry; register a version first")
             if model not in self._deployments or self._deployments[model].router.policy.stable is None:
@@ -118,17 +119,17 @@ class Control:
             deployment = self._deployment(model)
             stable = deployment.router.policy.stable
             wanted = sorted(versions) if versions is not None else sorted(deployment.router.policy.loaded())
-            for number in wanted or known[-1:]:
+            first = newest([version for version in known if version.version in wanted] or known).version
+            for number in wanted or [first]:
                 await self._turns[model].prepared(self._ensure(deployment, number, "repository"))
                 if versions is not None:
                     deployment.kept.add(number)
             if stable is None:
-                number = (wanted or known)[-1]
-                await self._verify(deployment.versions[number])
-                policy = switches.promoted(deployment.router.policy, number, None)
+                await self._verify(deployment.versions[first])
+                policy = switches.promoted(deployment.router.policy, first, None)
                 reason = "loaded by the repository API; there was no stable version"
-                await self._apply(deployment, policy, "promote", policy.stable_release, number, reason, actor)
-                await asyncio.to_thread(self._registry.set_alias, model, "stable", number)
+                await self._apply(deployment, policy, "promote", policy.stable_release, first, reason, actor)
+                await asyncio.to_thread(self._registry.set_alias, model, "stable", first)
             await self._peers.repeat("load", model, versions)
 
     async def unload(self, model: str, version: int | None) -> None:

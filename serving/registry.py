@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,14 @@ class ModelVersion:
     created_at: float
     lineage: Mapping[str, Any]
     metrics: Mapping[str, Any]
+
+
+def newest(versions: Sequence[ModelVersion]) -> ModelVersion:
+    """The newest of them that is no variant of another; of variants alone, the newest.
+
+    A variant (`trimtab models optimize`) is a candidate: it takes no version's place by being the latest.
+    """
+    return next((one for one in reversed(versions) if "variant" not in one.lineage), versions[-1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from serving.registry import ModelVersion, Registry
 
 BATCHES = (1, 8, 64)
 _ROUNDS = 7
+_FEW_ROWS = 64  # they do not show how far an output goes
 _ROUND_SECONDS = 0.02
 _PROBABILITY_MARGIN = 1e-7
 
@@ -71,9 +72,10 @@ class Comparison:
         for found in self.differences:
             # A NaN is not below any tolerance.
             if not found.relative <= self.tolerance:
+                few = "; so few rows show little of its range: give a sample of more" if found.rows < _FEW_ROWS else ""
                 return (
                     f"output {found.output!r} differs by {found.largest:.4g}, {found.relative:.2%} of its range on "
-                    f"{found.rows} rows; the tolerance is {self.tolerance:.2%}"
+                    f"{found.rows} rows; the tolerance is {self.tolerance:.2%}{few}"
                 )
         for name, before in self.original_scores.items():
             after = self.variant_scores[name]

@@ -140,6 +140,22 @@ async def test_a_model_without_a_stable_version_gets_the_newest_one(
     assert registry.alias("fresh", "stable") == 2
 
 
+async def test_no_variant_becomes_stable_because_it_is_the_newest(
+    start: Start, registry: Any, artifacts: list[Path]
+) -> None:
+    service = await start()
+    for folder, lineage in zip(artifacts, ({}, {}, {"parent": 2, "variant": "int8"}), strict=True):
+        registry.register("fresh", folder, lineage=lineage, profile=None, metrics={})
+    registry.register("alone", artifacts[0], lineage={"parent": 9, "variant": "int8"}, profile=None, metrics={})
+
+    every = {"parameters": {"config": '{"version_policy": {"all": {}}}'}}
+    assert await call(service, "POST", "/v2/repository/models/fresh/load", every) == (200, {})
+    assert await call(service, "POST", "/v2/repository/models/alone/load") == (200, {})
+
+    assert registry.alias("fresh", "stable") == 2
+    assert registry.alias("alone", "stable") == 1
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "error"),
     [

@@ -77,6 +77,24 @@ def test_a_variant_that_differs_too_much_ends_with_2_and_is_not_registered(trimt
     assert "sparse0.9" not in [row["lineage"].get("variant") for row in shown]
 
 
+def test_without_a_version_a_variant_is_made_of_the_original_not_of_another_variant(
+    trimtab: Trimtab, made: Path
+) -> None:
+    for options in (["--sparsity", 0.1], ["--sparsity", 0.2]):
+        result = run(trimtab, made, *options, "--tolerance", 10, "--json")
+
+        assert json.loads(result.stdout)["parent"] == 1
+
+
+def test_a_variant_judged_on_a_few_rows_only_is_refused_with_the_advice_to_give_more(
+    trimtab: Trimtab, made: Path
+) -> None:
+    result = run(trimtab, made, "--version", 1, "--sparsity", 0.9, "--tolerance", 0)
+
+    assert result.exit_code == 2
+    assert "give a sample of more" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

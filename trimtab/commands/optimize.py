@@ -18,7 +18,7 @@ from serving.artifacts.variants import Comparison, Sample, compare, make_variant
 from serving.errors import ServingError
 from serving.optimize import Recipe
 from serving.protocol.signature import Signature
-from serving.registry import ModelVersion, Registry
+from serving.registry import ModelVersion, Registry, newest
 from trimtab.commands.options import echo_json, fail, with_json, with_settings
 from trimtab.settings import Settings
 
@@ -28,7 +28,10 @@ _ROWS = 4096
 
 @click.command(epilog="Example: trimtab models optimize flights --int8 --sample holdout.parquet --tolerance 0.02")
 @click.argument("model")
-@click.option("--version", type=int, help="The version to start from; default: the stable one, else the newest.")
+@click.option(
+    "--version", type=int,
+    help="The version to start from; default: the stable one, else the newest that is no variant itself.",
+)  # fmt: skip
 @click.option("--int8", is_flag=True, help="Linear layers in 8-bit integers, each row scaled by itself.")
 @click.option("--bf16", is_flag=True, help="Linear layers in bfloat16.")
 @click.option("--prune", type=float, default=0.0, metavar="SHARE", help="Take this share of the hidden units out.")
@@ -98,7 +101,7 @@ def _parent(registry: Registry, model: str, version: int | None) -> ModelVersion
     versions = registry.versions(model)
     if not versions:
         raise ValueError(f"model {model!r} is not in the registry; `trimtab models list` names those that are")
-    return versions[-1]
+    return newest(versions)
 
 
 def _use_threads(threads: int) -> None:

@@ -133,8 +133,9 @@ class LoadedModel:
 
     @property
     def solo(self) -> bool:
-        """Whether all its work is done by the thread that calls it."""
-        return self.device == CPU and bool(self._torch.get_num_threads() == 1)
+        """Whether all its work is done by the thread that calls it. An architecture's Python may wait for others."""
+        ours = self.manifest.get("format") != "safetensors"
+        return ours and self.device == CPU and bool(self._torch.get_num_threads() == 1)
 
     @property
     def lost(self) -> bool:

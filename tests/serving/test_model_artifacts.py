@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import pickle
@@ -218,6 +219,24 @@ def test_a_safetensors_artifact_needs_its_architecture_on_the_list(gate: tuple[s
         load_artifact(tmp_path / "gate")
     model = load_artifact(tmp_path / "gate", architectures=(architecture,))
     assert model.answer_example()[0].tolist() == [2.0]
+
+
+def test_what_an_architecture_waits_for_counts_as_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "waiting.py").write_text(
+        "import time\nimport torch\n\n\nclass Asks(torch.nn.Identity):\n"
+        "    def forward(self, amount: torch.Tensor) -> torch.Tensor:\n"
+        "        time.sleep(0.01)\n        return amount * 2\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asks = importlib.import_module("waiting").Asks()
+    signature = Signature((Input.of("amount", "FP32"),), (Output("twice"),))
+    save_artifact(
+        tmp_path / "made", asks, signature, {"amount": [1.0]}, format="safetensors", architecture="waiting:Asks"
+    )
+
+    model = load_artifact(tmp_path / "made", architectures=("waiting:Asks",))
+
+    assert min(model.warm_up(2, repeats=1).seconds.values()) >= 0.01
 
 
 def test_a_model_that_is_not_finite_on_its_example_does_not_load(artifact: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,14 @@ def document() -> dict[str, Any]:
     return page
 
 
-@cache
-def _encoded() -> bytes:
-    return msgspec.json.encode(document())
+@lru_cache(8)
+def _encoded(prefix: str) -> bytes:
+    """`prefix` is the path that the server is mounted at, which clients put before the description's."""
+    return msgspec.json.encode(document() | ({"servers": [{"url": prefix}]} if prefix else {}))
 
 
-async def _serve(_request: Request) -> Response:
-    return Response(_encoded(), media_type="application/json")
+async def _serve(request: Request) -> Response:
+    return Response(_encoded(request.scope.get("root_path", "")), media_type="application/json")
 
 
 def openapi_routes() -> list[Route]:

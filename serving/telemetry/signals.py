@@ -76,7 +76,11 @@ class VersionSignals:
         # Of batches that are not counted yet 0, rows and seconds; and how many there are for each reason.
         self._batches = array("d")
         self._why: Counter[str] = Counter()
-        self._shed: dict[str, Any] = {}
+        # From the start: of a series that begins with its first events rate() and increase() miss those.
+        shed = metrics[names.REQUESTS_SHED]
+        self._shed = {reason: shed.labels(model, version, reason) for reason in names.SHED_REASONS}
+        self._late = metrics[names.INFERENCE_LATE_ROWS].labels(model, version)
+        self._padding = metrics[names.PADDING_ROWS].labels(model, version)
 
     def requests(self, outcome: str, count: int) -> None:
         """Requests answered with this outcome."""
@@ -100,17 +104,15 @@ class VersionSignals:
 
     def shed(self, reason: str) -> None:
         """A request that was turned away before it cost anything."""
-        if reason not in self._shed:
-            self._shed[reason] = self._metrics[names.REQUESTS_SHED].labels(*self._labels, reason)
         self._shed[reason].inc()
 
     def late(self, rows: int) -> None:
         """Rows that reached the model behind their deadline."""
-        self._metrics[names.INFERENCE_LATE_ROWS].labels(*self._labels).inc(rows)
+        self._late.inc(rows)
 
     def padding(self, rows: int) -> None:
         """Rows that were added to a batch."""
-        self._metrics[names.PADDING_ROWS].labels(*self._labels).inc(rows)
+        self._padding.inc(rows)
 
     def batch(self, rows: int, seconds: float, reason: str) -> None:
         """A batch that the model has run; counted with others, by `flush` at the latest."""

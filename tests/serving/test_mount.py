@@ -57,6 +57,7 @@ async def test_mounted_under_a_prefix_it_answers_as_on_its_own_port(mounted: Mou
             wrong = await client.put("/v2/models/fares/infer", content=b"{}")
             assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
             assert "inference_requests_total" in (await client.get("/metrics")).text
+            assert (await client.get("/openapi.json")).json()["servers"] == [{"url": "/models"}]
     assert mounted.service is not None
     assert mounted.service.health.state == "draining"
 

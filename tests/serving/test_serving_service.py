@@ -444,6 +444,17 @@ async def test_spans_bear_the_state_of_the_callers_trace_and_what_the_cache_foun
     assert {span.trace_state for span in collector.spans if span.trace_id.hex()[0] == "b"} == {"ot=th:8,v=b"}
 
 
+async def test_what_has_not_happened_yet_is_counted_as_none_so_that_its_first_time_is_a_rise(start: Start) -> None:
+    service = await start()
+    async with httpx.AsyncClient(trust_env=False) as http:
+        page = (await http.get(f"http://127.0.0.1:{service.port}/metrics")).text
+
+    for name in (names.PADDING_ROWS.name, names.INFERENCE_LATE_ROWS.name):
+        assert f'{name}{{model="fares",version="1"}} 0.0' in page
+    for reason in names.SHED_REASONS:
+        assert f'{names.REQUESTS_SHED.name}{{model="fares",reason="{reason}",version="1"}} 0.0' in page
+
+
 async def test_the_batch_of_several_traced_requests_is_linked_to_each_of_them(
     collector: Collector, start: Start
 ) -> None:

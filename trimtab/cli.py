@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -83,6 +84,10 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; exits with its status."""
+    # The settings name modules of yours (tasks, hooks, architectures): those of this folder are found as by
+    # `python -m trimtab`, with which `up` starts the services, but never in the place of an installed one.
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         cli.main(args=None if argv is None else list(argv), prog_name="trimtab", standalone_mode=True)
     except ModuleNotFoundError as error:
@@ -93,8 +98,37 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             sys.exit(1)
         raise
+    except Exception as error:
+        said = _of_the_machine(error)
+        if not said:
+            raise
+        click.echo(f"Error: {said}", err=True)
+        sys.exit(1)
 
 
+# No place, no permission: nothing that a line of ours would explain.
+_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _of_the_machine(error: Exception) -> str:
+    """What a full disk, a missing permission or a database that is away says, in one line; "" for all else."""
+    if isinstance(error, OSError) and error.errno in _ERRNOS:
+        return f"{error}; free some space, or set `data` under [trimtab] to a folder that can be written"
+    # A command that has no database has not loaded these.
+    sqlalchemy, sqlite = sys.modules.get("sqlalchemy.exc"), sys.modules.get("sqlite3")
+    first = " ".join(str(getattr(error, "orig", None) or error).split())
+    if sqlite and isinstance(error, sqlite.OperationalError | sqlite.DatabaseError):
+        return f"the database in the data folder cannot be used: {first}"
+    if not sqlalchemy:
+        return ""
+    if isinstance(error, sqlalchemy.NoSuchModuleError | sqlalchemy.ArgumentError):
+        return f"a database's address is wrong: {first}; give an SQLAlchemy URL ({_DATABASES})"
+    if isinstance(error, sqlalchemy.OperationalError | sqlalchemy.DatabaseError):
+        return f"a database cannot be used: {first}; see {_DATABASES} in the settings"
+    return ""
+
+
+_DATABASES = "collector.store, alerts.database, serving.registry"
 _EXTRAS = {
     "torch": "torch",
     "safetensors": "torch",

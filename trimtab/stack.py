@@ -6,6 +6,7 @@ Not a cluster manager: at scale the same commands run under systemd or Kubernete
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,9 @@ class Stack:
     def _failure(self, name: str, what: str) -> str:
         service = self._running[name].service
         lines = service.log.read_text(errors="replace").splitlines()[-15:] if service.log.exists() else []
+        if not lines:
+            free = shutil.disk_usage(self.settings.data).free
+            return f"{name} {what}, and {service.log} is empty; its disk has {free / 1024**2:,.1f} MiB free"
         return f"{name} {what}; the end of {service.log}:\n" + "\n".join(lines)
 
     def pid(self, name: str) -> int:

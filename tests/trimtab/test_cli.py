@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,24 @@ def test_a_query_without_a_stack_says_how_to_start_it(tmp_path: Path) -> None:
 
     assert code == 1
     assert "trimtab status" in text
+
+
+def test_modules_of_the_working_folder_are_found_and_data_may_take_no_argument(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from training import TabularTask\n"
+        "def task():\n"
+        "    return TabularTask(model='mine', categorical=(), numeric=('x',), label='y', group='g', output='p',\n"
+        "                       network=lambda encoding: None)\n"
+        "def table():\n"
+        "    raise RuntimeError('the table was asked for')\n"
+    )
+    (tmp_path / "trimtab.toml").write_text('[models.mine]\ntask = "mine:task"\ndata = "mine:table"\n')
+
+    # -P: as the console script has it, without the working folder on the path.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "from trimtab.cli import main; main(['train', 'mine'])"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    assert "RuntimeError: the table was asked for" in done.stderr

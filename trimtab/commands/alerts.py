@@ -17,7 +17,7 @@ from alerts.notifications import ConfigurationError, load_configuration, parse_m
 from alerts.releases import load_release_policies
 from alerts.retraining import RetrainingPolicy
 from trimtab.action_hooks import HookSettingsError, hooks_of, policies_of, retrainings_of
-from trimtab.commands.options import call, echo_json, fail, start_logging, with_json, with_settings
+from trimtab.commands.options import call, echo_json, fail, make_data_folder, start_logging, with_json, with_settings
 from trimtab.settings import Settings
 
 
@@ -40,7 +40,7 @@ def alerts(ctx: click.Context, settings: Settings) -> None:
 
 
 def _run(settings: Settings) -> None:
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_data_folder(settings)
     start_logging("alerts", settings)
     own = settings.alerts
     try:

@@ -12,7 +12,7 @@ from collectors.drift.judge import DriftThresholds
 from collectors.scraping import BadConfig, read_scrape_configs
 from collectors.store import Limits
 from collectors.targets import ScrapeTarget
-from trimtab.commands.options import fail, start_logging, with_settings
+from trimtab.commands.options import fail, make_data_folder, start_logging, with_settings
 from trimtab.settings import Settings
 
 
@@ -20,7 +20,7 @@ from trimtab.settings import Settings
 @with_settings
 def collector(settings: Settings) -> None:
     """Run the collector: telemetry intake on one port, the Prometheus API on the other."""
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_data_folder(settings)
     start_logging("collector", settings)
     own = settings.collector
     try:

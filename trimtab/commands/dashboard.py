@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from dashboards.launch import DashboardConfig, command
-from trimtab.commands.options import with_settings
+from trimtab.commands.options import make_data_folder, with_settings
 from trimtab.settings import Settings
 
 
@@ -36,7 +36,7 @@ def _secret_file(settings: Settings) -> Path | None:
     """The secret in a file that only its owner reads: a command line can be read by everybody on the machine."""
     if not settings.trimtab.secret:
         return None
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_data_folder(settings)
     path = settings.data / "secret"
     path.touch(mode=0o600)
     path.chmod(0o600)

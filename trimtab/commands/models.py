@@ -11,10 +11,10 @@ import click
 
 from collectors.references import Reference
 from observability.columns import ProfileError
-from serving.errors import ServingError
+from serving.errors import RegistryError, ServingError
 from serving.registry import ModelVersion, Registry
 from trimtab.commands.optimize import optimize
-from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
+from trimtab.commands.options import call, echo_json, fail, make_data_folder, with_json, with_settings
 from trimtab.commands.routing import change_traffic, experiment, route, switch
 from trimtab.settings import Settings
 
@@ -41,8 +41,11 @@ models.add_command(optimize)
 
 def registry(settings: Settings) -> Registry:
     """The registry that the settings name."""
-    settings.data.mkdir(parents=True, exist_ok=True)
-    return Registry(settings.registry_url, settings.artifacts)
+    make_data_folder(settings)
+    try:
+        return Registry(settings.registry_url, settings.artifacts)
+    except RegistryError as error:
+        fail(f"{error}; see `registry` under [serving]")
 
 
 @models.command("list", epilog="Example: trimtab models list --json")
@@ -56,7 +59,10 @@ def list_(settings: Settings, as_json: bool) -> None:
         echo_json(rows)
         return
     if not rows:
-        click.echo("no models registered; `trimtab train MODEL` makes one")
+        click.echo(
+            "no models registered; `trimtab models register MODEL FOLDER` adds an artifact of yours, "
+            "`trimtab train MODEL` makes one"
+        )
     for row in rows:
         created = datetime.fromtimestamp(row["created_at"]).isoformat(sep=" ", timespec="seconds")
         click.echo(

@@ -19,7 +19,7 @@ from serving.errors import ServingError
 from serving.optimize import Recipe
 from serving.protocol.signature import Signature
 from serving.registry import ModelVersion, Registry, newest
-from trimtab.commands.options import echo_json, fail, with_json, with_settings
+from trimtab.commands.options import echo_json, fail, make_data_folder, with_json, with_settings
 from trimtab.settings import Settings
 
 _FEATURE = "feature."
@@ -59,7 +59,7 @@ def optimize(
     Both are measured by turns on this machine. Nothing is promoted: give it traffic with `models shadow` or `canary`.
     Exit status 2: the variant differs by more than the tolerance, and is not registered.
     """
-    settings.data.mkdir(parents=True, exist_ok=True)
+    make_data_folder(settings)
     registry = Registry(settings.registry_url, settings.artifacts)
     architectures = tuple(settings.serving.architectures)
     try:

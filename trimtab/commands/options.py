@@ -44,6 +44,14 @@ def start_logging(service: str, settings: Settings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
+def make_data_folder(settings: Settings) -> None:
+    """Makes the data folder. Ends the command where it cannot be one."""
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"the data folder {settings.data} cannot be made: {error}; set `data` under [trimtab]")
+
+
 def with_json(command: F) -> F:
     """Adds `--json`; the command gets `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)

@@ -10,12 +10,13 @@ import click
 
 from serving.cache import CachePolicy
 from serving.callers import Caller
+from serving.errors import RegistryError
 from serving.fleet import FleetOptions
 from serving.server import ServingConfig
 from serving.server import serve as run
 from serving.shadow import ShadowLimits
 from serving.transport.limits import Limits
-from trimtab.commands.options import fail, with_settings
+from trimtab.commands.options import fail, make_data_folder, with_settings
 from trimtab.settings import CallerSettings, Settings
 
 
@@ -26,10 +27,7 @@ from trimtab.settings import CallerSettings, Settings
 def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
     """Run the model server (Open Inference Protocol V2), by default as one process."""
     serving = settings.serving
-    try:
-        settings.data.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"the data folder {settings.data} cannot be made: {error}; set `data` under [trimtab]")
+    make_data_folder(settings)
     try:
         run(
             ServingConfig(
@@ -104,6 +102,8 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
         )
     except ValueError as error:
         fail(f"[serving] {error}")
+    except RegistryError as error:
+        fail(f"{error}; see `registry` under [serving]")
     except ImportError as error:
         fail(str(error))
     except OSError as error:

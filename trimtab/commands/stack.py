@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from trimtab.commands.options import echo_json, fail, with_json, with_settings
+from trimtab.commands.options import echo_json, fail, make_data_folder, with_json, with_settings
 from trimtab.doctor import examine
 from trimtab.settings import FILE, Settings, dump
 from trimtab.stack import Stack, StackError, owner, states, with_free_ports
@@ -39,6 +39,7 @@ def up(settings: Settings, free_ports: bool) -> None:
         click.echo(note, err=True)
     if pid := owner(chosen.data):
         fail(f"a stack runs on {chosen.data} already (process {pid}); stop it, or set another trimtab.data")
+    make_data_folder(chosen)
     stack = Stack.prepare(chosen)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

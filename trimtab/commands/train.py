@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import time
 import traceback
@@ -401,13 +402,22 @@ def load_callable(name: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        fail(f"{name!r} cannot be loaded: {error}; give module:callable")
+        fail(f"{name!r} cannot be loaded: {error}; give module:callable, of this folder or installed")
     return found
 
 
 def called(name: str, *arguments: object) -> Any:
-    """What calling `module:callable` gives; ends the command where that raises, and says where it did."""
+    """What calling `module:callable` gives, with as many of the arguments as it takes.
+
+    Ends the command where that raises, and says where it did.
+    """
     wanted = load_callable(name)
+    try:
+        inspect.signature(wanted).bind(*arguments)
+    except TypeError:
+        arguments = ()
+    except ValueError:  # of compiled code, which does not say what it takes
+        pass
     try:
         return wanted(*arguments)
     except Exception as error:  # of the user's own code

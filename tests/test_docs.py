@@ -7,10 +7,16 @@ import importlib
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pandas as pd
 import pytest
+import torch
 
+from collectors.references import Reference
+from serving import Registry
+from training import Encoding
 from trimtab.cli import COMMANDS
 from trimtab.settings import Settings
 
@@ -75,3 +81,42 @@ def test_the_folders_on_the_map_are_the_folders_of_the_project() -> None:
         }
         assert absent == set(), f"{package}: on the map, but not in the tree"
         assert named, f"{package} has no file on the map"
+
+
+def _defined(page: str, containing: str) -> dict[str, Any]:
+    """What a page's one block of Python with these words defines."""
+    (block,) = (block for block in _blocks(ROOT / "docs" / page, "python") if containing in block)
+    names: dict[str, Any] = {}
+    exec(compile(block, page, "exec"), names)
+    return names
+
+
+class _Churn(torch.nn.Module):
+    def forward(self, tenure: torch.Tensor, plan: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(plan - tenure / 12)
+
+
+def test_the_model_of_ones_own_on_the_page_is_registered_with_its_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = pd.DataFrame({"tenure": [1.0, 20.0] * 50, "plan": ["basic", "pro"] * 50})
+
+    _defined("serving.md", "save_artifact")["register"](_Churn(), rows)
+
+    registry = Registry("sqlite:///registry.db", "artifacts")
+    assert registry.alias("churn", "stable") == 1
+    Reference.given(registry.profile("churn", 1) or b"")
+    registry.close()
+
+
+def test_the_task_of_ones_own_on_the_page_can_be_trained() -> None:
+    task = _defined("training.md", "def task()")["task"]()
+    encoding = Encoding({"plan": ("basic",)}, {"tenure": 1.0, "spend": 2.0}, {"tenure": 1.0, "spend": 2.0})
+    network = task.network(encoding)
+
+    odds = network.logits(torch.tensor([0, 1]), torch.tensor([1.0, torch.nan]), torch.tensor([3.0, 4.0]))
+
+    assert odds.shape == (2,)
+    assert odds.isfinite().all()
+    assert (network(torch.tensor([1]), torch.ones(1), torch.ones(1)) < 1).all()

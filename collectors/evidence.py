@@ -138,7 +138,7 @@ def _explanation(
         "p_value": verdict.p_value,
         "method": verdict.method,
         "psi": verdict.psi,
-        "reference": summary(against.profile.columns[raised.column]),
+        "reference": summary(against.reference_of(pane).columns[raised.column]),
         "before": _summary_in(before, raised.column),
         "now": summary(pane.profile.columns[raised.column]),
         "columns": _with(raised.column, verdicts),

@@ -50,13 +50,18 @@ class Against:
     def _judged(
         self, pane: Pane, thresholds: DriftThresholds, calibration: Calibration | None
     ) -> dict[str, ColumnDrift]:
-        if self.seasonal is None:
-            return verdicts_of(pane, self.profile, thresholds, calibration)
-        profile = self.seasonal.during(round(pane.start * NANOSECONDS), round(pane.end * NANOSECONDS))
-        if profile is self.seasonal.whole:
-            return verdicts_of(pane, self.profile, thresholds, calibration)
+        profile = self.reference_of(pane)
+        if profile is self.profile:
+            return verdicts_of(pane, profile, thresholds, calibration)
         # The blocks of a calibration differ by the very seasons that the hours' own reference has in it.
         return verdicts_of(pane, profile, thresholds)
+
+    def reference_of(self, pane: Pane) -> Profile:
+        """What a pane is compared with: the reference in its own hours of the week, if they are known, or all of it."""
+        if self.seasonal is None:
+            return self.profile
+        profile = self.seasonal.during(round(pane.start * NANOSECONDS), round(pane.end * NANOSECONDS))
+        return self.profile if profile is self.seasonal.whole else profile
 
 
 class JudgedWindow:

@@ -10,7 +10,8 @@ import pytest
 
 from collectors.drift import DriftThresholds
 from collectors.drift.seasonal import HOUR_NS, SeasonalReference
-from collectors.history import Against, JudgedWindow
+from collectors.evidence import Evidence
+from collectors.history import Against, History, JudgedWindow
 from collectors.panes import Pane
 from collectors.references import Reference
 from observability.columns import ProfileError
@@ -60,3 +61,21 @@ def test_hours_of_another_layout_are_refused(reference: Reference) -> None:
     body = json.loads(other.to_json()) | {"seasonal": json.loads(reference.seasonal.to_json())}
     with pytest.raises(ProfileError, match="other bins"):
         Reference.from_json(json.dumps(body).encode())
+
+
+def test_an_alarm_shows_the_reference_in_the_hours_that_were_compared(reference: Reference) -> None:
+    """The whole's mean is none of its hours', so that beside it every window looked changed by its season."""
+    random = np.random.default_rng(2)
+    against = Against(reference.profile, None, DriftThresholds(), None, reference.seasonal)
+    evidence, history = Evidence(1000.0, 0.0), History(3600.0, 1, 500)
+    for number in range(HOURS, HOURS + 3):
+        pane = Pane("m", "1", number * 3600.0, (number + 1) * 3600.0)
+        pane.profile = reference.profile.empty().updated({"feature.x": hour(number, random, 1.0)})
+        pane.rows = ROWS
+        history.put(pane)
+        evidence.put(pane, against, history)
+
+    _, (raised,) = evidence.standing(("m", "1"))
+    found = raised.explanation
+    assert found["reference"]["rows"] == 3 * ROWS
+    assert found["now"]["mean"] - found["reference"]["mean"] == pytest.approx(1.0, abs=0.2)

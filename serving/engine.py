@@ -309,7 +309,7 @@ class Lane:
         if target is None or queue.requests == 0:
             self._cap = queue.max_rows
             return queue.max_rows, None
-        self._cap = cap = target.cap(self.times, queue.max_rows, now)
+        self._cap = cap = target.cap(self.times, queue.max_rows, now, queue.rows)
         return cap, target.hold(self.times, queue.rows, queue.oldest() or now, now, queue.max_delay)
 
     def _closed(self, reason: str, now: float, cap: int) -> Batch | None:

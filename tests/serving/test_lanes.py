@@ -437,6 +437,26 @@ def test_a_target_that_large_batches_break_makes_them_small() -> None:
     assert sum(executor.batches) == 100
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_target_that_cannot_be_kept_does_not_make_batches_small_while_more_wait(late: bool) -> None:
+    """A model that takes longer than the target whatever its rows, and one whose batches are often held up."""
+    loop = FakeLoop()
+    draw = random.Random(1)
+    takes: Callable[[int], float] = lambda rows: 0.02 + 0.0001 * rows  # noqa: E731
+    curve = WarmUp({rows: takes(rows) for rows in (1, 2, 4, 8, 16, 32, 64)})
+    target = 0.06 if late else 0.01
+    held_up: Callable[[int], float] = lambda rows: takes(rows) * (3.0 if late and draw.random() < 0.1 else 1.0)  # noqa: E731
+    lane, executor = timed_lane(loop, takes=held_up, warm_up=curve, max_rows=64, latency_target=target)
+
+    requests = offer(loop, lane, rate=500.0, duration=5.0)
+    loop.advance(60.0)
+
+    # One row at a time would be 50 a second: the last would wait for most of a minute.
+    steady = sorted(request.latency for request in requests if request.arrived > 2.5)
+    assert steady[int(0.99 * len(steady))] <= 0.2
+    assert np.mean(executor.batches[50:]) > 4
+
+
 def test_waiting_that_brings_no_company_ends() -> None:
     """64 clients that each wait for their answer: once all are in the queue nobody else can come."""
     loop = FakeLoop()

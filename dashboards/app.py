@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
     )
     # Pages have no Material icons: the browser would fetch each from Google to show it in its tab.
     st.set_page_config(
-        page_title=f"{current.title} · Trimtab", page_icon=str(MARK), layout="wide", initial_sidebar_state="expanded"
+        page_title=f"{current.title} · Trimtab", page_icon=str(MARK), layout="wide", initial_sidebar_state="auto"
     )
     choose(config, connect(config))
     current.run()

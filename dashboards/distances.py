@@ -120,3 +120,9 @@ def newest_judged(windows: Sequence[Window]) -> Window:
     """The newest window in which any column was judged; where there is none, the newest."""
     judged = (window for window in reversed(windows) if any(map(is_judged, window["columns"].values())))
     return next(judged, windows[-1])
+
+
+def trend(column: str, windows: Sequence[Window]) -> list[float]:
+    """A column's PSI by window, of those that were judged: in one of a few rows chance alone would hide the rest."""
+    scores = [window["columns"].get(column) or {} for window in windows]
+    return [float(score["psi"]) for score in scores if is_judged(score)]

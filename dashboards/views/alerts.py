@@ -40,7 +40,7 @@ def body(view: shell.View) -> None:
     left, right = st.columns((3, 2))
     with left, shell.card("alerts", "Active alerts", f"{len(alerts)} firing" if alerts else ""):
         _alerts(view, alerts)
-    with right, shell.card("silences", "Silences", "silenced alerts fire, but tell nobody"):
+    with right, shell.card("silences", "Silences", "silenced alerts are told to nobody, and no action follows"):
         _silences(view, silences)
     with shell.card("budgets", "Error budgets", "of the objectives; a burn rate of 1 spends the budget just in time"):
         _budgets(view, budgets.budgets(found, view.model))
@@ -161,7 +161,11 @@ def _alerts(view: shell.View, alerts: Items) -> None:
 def _silences(view: shell.View, silences: Items) -> None:
     alive = [s for s in silences if (s.get("status") or {}).get("state") != "expired"]
     if not alive:
-        shell.empty("No silence is in force", "Silence what you are working on; the loop goes on acting.", "alerts")
+        shell.empty(
+            "No silence is in force",
+            "Silence what you are working on: nobody is told of it, and nothing acts on it.",
+            "alerts",
+        )
     for silence in alive:
         with st.container(horizontal=True, vertical_alignment="center"):
             matchers = ", ".join(_matcher(matcher) for matcher in silence.get("matchers") or ())

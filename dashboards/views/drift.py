@@ -13,7 +13,15 @@ import streamlit as st
 from dashboards import charts, queries, readings, shell, skew
 from dashboards import format as fmt
 from dashboards.charts import Line
-from dashboards.distances import busiest, drift_matrix, joint_series, joint_words, newest_judged, verdict_words
+from dashboards.distances import (
+    busiest,
+    drift_matrix,
+    joint_series,
+    joint_words,
+    newest_judged,
+    trend,
+    verdict_words,
+)
 from dashboards.distributions import compare
 from dashboards.series import Series
 from dashboards.sources import Refused, SourceError, Sources, Unavailable
@@ -166,7 +174,7 @@ def _columns(columns: list[str], windows: Windows, chosen: Mapping[str, Any]) ->
             "State": [verdict_words(score) if score else fmt.DASH for score in scores],
             "PSI": [score.get("psi") for score in scores],
             "Threshold": [score.get("threshold") for score in scores],
-            "Trend": [[(w["columns"].get(c) or {}).get("psi") or 0.0 for w in windows[-30:]] for c in columns],
+            "Trend": [trend(c, windows[-30:]) for c in columns],
             "Jensen–Shannon": [score.get("jensen_shannon") for score in scores],
             "Wasserstein": [score.get("wasserstein") for score in scores],
             "KS": [score.get("ks") for score in scores],
@@ -304,7 +312,9 @@ def report(view: shell.View) -> None:
         windows = view.sources.drift(view.model).get("windows") or ()
     except SourceError:  # the page above says so
         windows = ()
-    versions = sorted({str(window["version"]) for window in windows})
+    # By its newest window, not its name: of "9", "10" and a canary taken back, what runs now is wanted.
+    latest = {str(window["version"]): readings.seconds_of(window["end"]) for window in windows}
+    versions = sorted(latest, key=lambda version: latest[version])
     with shell.card("report", "Evidently report", "made on demand from the newest events; takes some seconds"):
         _report(view, versions)
 

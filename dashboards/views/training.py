@@ -218,7 +218,10 @@ def _curve(
         if len(item.times)
     ]
     if not shown:
-        shell.empty("No run in this span", "Start one with <code>trimtab train</code>, or choose a longer time range.")
+        shell.empty(
+            "No run in this span",
+            "Start one with <code>trimtab train</code>, push those of your own loop, or choose a longer time range.",
+        )
         return
     shell.chart(key, charts.curves(view.frame, shown, marks=marks))
 
@@ -307,7 +310,8 @@ def _version_line(view: shell.View, policy: Mapping[str, Any], version: Mapping[
         f"<b>{fmt.version(name)}</b>",
         _role(view, policy, name, str(version.get("state") or "")),
         f'<span title="{fmt.moment(created, view.zone)}">{fmt.ago(created, view.now)}</span>',
-        f"{html.escape(words['window'])}<div class='tt-sub'>{words['rows']} rows</div>",
+        html.escape(words["window"])
+        + (f"<div class='tt-sub'>{words['rows']} rows</div>" if words["rows"] != fmt.DASH else ""),
         _gate(view, lineage.get("gate")),
         fmt.number(gate.get("candidate_log_loss", metrics.get("log_loss")), 4),
         f"{fmt.number(gate.get('rival_log_loss'), 4)}<div class='tt-sub'>{rival}</div>",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dashboards import DashboardConfig, command, distances, grafana, journal, queries, readings, skew
 from dashboards import format as fmt
-from dashboards.distances import joint_series, joint_words
+from dashboards.distances import joint_series, joint_words, trend
 from dashboards.distributions import compare
 from dashboards.launch import arguments, parse
 from dashboards.series import Series, Span
@@ -355,3 +355,14 @@ def test_the_columns_together_are_a_line_where_windows_tell_of_them() -> None:
     assert joint_words(windows[0]) == "drifted; error by the reference's components 1.25 × its own"
     assert joint_words(windows[1]) == "within threshold"
     assert joint_words(windows[2]) == "not judged in this window"
+
+
+def test_a_trend_leaves_out_windows_of_too_few_rows() -> None:
+    windows = [
+        {"columns": {"feature.x": {"psi": 9.0, "reason": "too_few_rows"}}},
+        {"columns": {}},
+        {"columns": {"feature.x": {"psi": 0.01, "reason": "within_threshold"}}},
+        {"columns": {"feature.x": {"psi": 0.3, "reason": "drifted"}}},
+    ]
+
+    assert trend("feature.x", windows) == [0.01, 0.3]

@@ -20,10 +20,13 @@ from serving.callers import Callers
 from serving.calls import Call
 from serving.errors import GaveWay, InvalidRequest, NotFound, ServingError, Unavailable
 from serving.express import Express
-from serving.http import Exchange, decoded_body, error_head
+from serving.http import Exchange, error_head
+from serving.protocol.long_lists import LONG_BODY
 from serving.protocol.packing import packed
 from serving.protocol.raw import raw_request
 from serving.protocol.responder import error_body
+from serving.protocol.unpacking import Unpacking
+from serving.reading import Reader, Reading
 from serving.router import Choice, Router
 from serving.routing.traffic import FORCED
 from serving.shadow import Mirror
@@ -122,6 +125,7 @@ class Front:
         self._failures_logged = (0.0, 0)
         # Requests for versions that are loaded again.
         self._waiting = 0
+        self._reader = Reader()
         self.open = False
         # Who may ask; None: everybody.
         self.callers: Callers | None = None
@@ -172,10 +176,15 @@ class Front:
         """Takes a request whose version was loaded again, or was not."""
         self._waiting -= 1
         trouble = Unavailable("the server is shutting down") if coming.cancelled() else coming.result()
+        if trouble is not None and exchange.answer is None:
+            self._reject(exchange, deployment, trouble)
+        else:
+            self._take_again(exchange, trace, deployment, named)
+
+    def _take_again(self, exchange: Exchange, trace: bool, deployment: Deployment, named: str | None) -> None:
+        """Takes a request that waited, unless its client went away meanwhile."""
         if exchange.answer is not None:
             self._signals.version(deployment.model, deployment.router.policy.stable).requests("cancelled", 1)
-        elif trouble is not None:
-            self._reject(exchange, deployment, trouble)
         else:
             self._take(exchange, trace, deployment, named)
 
@@ -184,6 +193,9 @@ class Front:
         call = exchange.handle
         if isinstance(call, Call) and call.lane is not None:
             call.lane.cancel(call)
+        elif isinstance(call, Reading):
+            exchange.handle = None
+            self._reader.give_up(call)
 
     def _hurries(self, exchange: Exchange, deployment: Deployment, trace: bool) -> bool:
         """Whether the request takes the shortcut."""
@@ -193,6 +205,8 @@ class Front:
         if asked is None:
             asked = exchange.head.memo = _Asked.of(exchange.headers)
         if asked.packed or asked.parameters or asked.traced:
+            return False
+        if asked.header_length is None and len(exchange.body) >= LONG_BODY:
             return False
         express = self._express.get(deployment.model)
         if express is None or not express.good(deployment):
@@ -257,16 +271,21 @@ class Front:
         else:
             asked = head.memo or _Asked.of(headers)
             head.memo = asked
-        body = decoded_body(exchange, self._body_limit) if asked.packed else exchange.body
         # Without a unit to look for in the body, the version is known before the body is read, and what it takes.
         routed = deployment.route(named, None, headers) if deployment.router.policy.sticky is None else None
         plain = account is None and deployment.cache is None and not (trace or asked.traced or asked.packed)
         if routed is not None and plain and self._turns_away(exchange, deployment.model, *routed, asked.parameters):
             return
+        body, request = exchange.body, None
+        if asked.packed or len(body) >= LONG_BODY:
+            reading = self._read(exchange, asked, deployment, named, trace)
+            if reading is None:
+                return
+            body, request = reading.body, reading.request
         if asked.header_length == 0:
             version = (routed or deployment.route(named, None, headers))[1]
             request = raw_request(body, version.loaded.model.signature)
-        else:
+        elif request is None:
             request = v2.parse(body, asked.header_length, routed is not None and routed[1].responder.floats)
         if request.rows > self._max_request_rows:
             raise InvalidRequest(
@@ -316,6 +335,29 @@ class Front:
         except ServingError as error:
             call.finish(error)
 
+    def _read(
+        self, exchange: Exchange, asked: _Asked, deployment: Deployment, named: str | None, trace: bool
+    ) -> Reading | None:
+        """The body as it was read; None of one that takes long: the request is taken again when it has been read."""
+        # Else the two would keep each other alive until a garbage collection.
+        reading, exchange.handle = exchange.handle, None
+        if reading is None:
+            headers = exchange.headers
+            encoding = headers.get(b"content-encoding", b"identity").lower()
+            unpacking = None if encoding == b"identity" else Unpacking(exchange.body, encoding, self._body_limit)
+            deadline = admission.header_deadline(headers, exchange.received) if asked.parameters else None
+            reading = Reading(
+                exchange.body, unpacking, json=asked.header_length is None, deadline=deadline,
+                done=partial(self._take_again, exchange, trace, deployment, named),
+            )  # fmt: skip
+            if not reading.at_once():
+                exchange.handle = reading
+                self._reader.put(reading)
+                return None
+        assert isinstance(reading, Reading)
+        reading.check()
+        return reading
+
     def _turns_away(
         self, exchange: Exchange, model: str, choice: Choice, version: Version, timed: bool
     ) -> bool:  # fmt: skip
@@ -349,6 +391,10 @@ class Front:
         context = self._tracing.root() if parent is None else self._tracing.context(parent)
         if context.trace_flags & 1:
             call.parent, call.span = parent, context
+
+    def close(self) -> None:
+        """Ends the threads that read bodies."""
+        self._reader.close()
 
     # --- out -------------------------------------------------------------------------------------------------------
     def _finished(self, call: Call, result: Result) -> None:

@@ -7,11 +7,11 @@ import asyncio
 from starlette.types import ASGIApp
 
 from serving.transport.connection import Connection
-from serving.transport.exchange import Exchange, InferHandler, decoded_body, error_head, run_app
+from serving.transport.exchange import Exchange, InferHandler, error_head, run_app
 from serving.transport.heads import HeadCache
 from serving.transport.limits import Limits
 
-__all__ = ["Connection", "Exchange", "InferHandler", "Limits", "Server", "decoded_body", "error_head", "run_app"]
+__all__ = ["Connection", "Exchange", "InferHandler", "Limits", "Server", "error_head", "run_app"]
 
 
 class Server:

@@ -351,6 +351,7 @@ class Service:
         self._front.settle()
         self._sweeper.cancel()
         self.http.abort()
+        self._front.close()
         for deployment in self.deployments.values():
             for version in deployment.versions.values():
                 version.lane.stop()

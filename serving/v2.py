@@ -10,7 +10,7 @@ import msgspec
 
 from serving.errors import InvalidRequest
 from serving.protocol.signature import Signature, Values
-from serving.protocol.tensors import NO_SHARED_MEMORY, BinaryTensor, FloatTensor, Tensor, check_shape
+from serving.protocol.tensors import NO_SHARED_MEMORY, AnyTensor, BinaryTensor, FloatTensor, Tensor, check_shape
 
 HEADER_LENGTH = b"inference-header-content-length"
 
@@ -54,7 +54,7 @@ class InferRequest:
         self,
         id: str,
         rows: int,
-        tensors: Mapping[str, Tensor | BinaryTensor],
+        tensors: Mapping[str, AnyTensor],
         parameters: Mapping[str, Any] | None = None,
         outputs: Mapping[str, bool] | None = None,
         binary_default: bool = False,
@@ -66,12 +66,12 @@ class InferRequest:
         self.outputs = outputs
         self.binary_default = binary_default
         self.floats = floats
-        self._tensors: Mapping[str, Tensor | BinaryTensor] | None = tensors
+        self._tensors: Mapping[str, AnyTensor] | None = tensors
         self._plan: _Plan | None = None
         self._body: bytes = b""
 
     @property
-    def tensors(self) -> Mapping[str, Tensor | BinaryTensor]:
+    def tensors(self) -> Mapping[str, AnyTensor]:
         """The inputs by name."""
         if self._tensors is None:
             assert self._plan is not None
@@ -160,11 +160,15 @@ def parse(body: bytes, header_length: int | None = None, floats: bool = False) -
             elif all(tensor.parameters is None for tensor in inputs):
                 rows, tensors = _rows(inputs), _by_name(inputs)
                 return InferRequest(quick.id, rows, tensors, quick.parameters, *_wanted(quick), floats=True)
-    parsed = _decoded(body)
+    parsed = decoded(body)
     if any(tensor.parameters and "binary_data_size" in tensor.parameters for tensor in parsed.inputs):
         return _parse_binary(body, len(body))
-    rows, tensors = _rows(parsed.inputs), _by_name(parsed.inputs)
-    return InferRequest(parsed.id, rows, tensors, parsed.parameters, *_wanted(parsed))
+    return request_of(parsed, parsed.inputs)
+
+
+def request_of(parsed: _Body, inputs: Sequence[Any]) -> InferRequest:
+    """The request of a decoded body, its inputs as they are given. Raises InvalidRequest."""
+    return InferRequest(parsed.id, _rows(inputs), _by_name(inputs), parsed.parameters, *_wanted(parsed))
 
 
 def _parse_binary(body: bytes, header_length: int) -> InferRequest:
@@ -179,7 +183,7 @@ class _Plan:
     __slots__ = ("_parsed", "_places", "_size", "_start", "outputs", "plain", "raw_for", "rows", "total")
 
     def __init__(self, header: bytes) -> None:
-        self._parsed = parsed = _decoded(header)
+        self._parsed = parsed = decoded(header)
         self.rows = _rows(parsed.inputs)
         self.outputs = _wanted(parsed)
         self._places: list[tuple[Tensor, int, int]] = []
@@ -211,7 +215,7 @@ class _Plan:
         request._tensors = None if len(self._places) == 1 else self.tensors(body)
         return request
 
-    def tensors(self, body: bytes) -> dict[str, Tensor | BinaryTensor]:
+    def tensors(self, body: bytes) -> dict[str, AnyTensor]:
         """The inputs of a body by name."""
         content = memoryview(body)[self._start :]
         return {
@@ -252,7 +256,8 @@ def _plan(header: bytes) -> _Plan:
     return _cached_plan(header) if len(header) <= _MAX_CACHED_HEADER else _Plan(header)
 
 
-def _decoded(body: bytes) -> _Body:
+def decoded(body: bytes) -> _Body:
+    """A JSON body, or a binary one's JSON part. Raises InvalidRequest."""
     try:
         return _decode_body(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

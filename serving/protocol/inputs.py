@@ -14,7 +14,7 @@ import numpy as np
 
 from serving.errors import ArtifactError, InvalidRequest
 from serving.protocol.ragged import padded
-from serving.protocol.tensors import BFLOAT16, WIRE_TYPES, Array, BinaryTensor, Tensor
+from serving.protocol.tensors import BFLOAT16, WIRE_TYPES, AnyTensor, Array, BinaryTensor, NumberTensor, Tensor
 
 # One input's values of one request, in C order: bytes of the model's own type, an array, or a list.
 Values = Sequence[Any] | Array | bytes | memoryview
@@ -113,9 +113,9 @@ class Input:
         return self.size == 0
 
     @property
-    def numeric(self) -> bool:
-        """Whether its values are numbers in JSON."""
-        return self.datatype in _PACKED
+    def floating(self) -> bool:
+        """Whether its values are floats: whole numbers lose digits as such, and fractions are no whole numbers."""
+        return self.datatype in _FLOATS
 
     @property
     def takes_bytes(self) -> bool:
@@ -127,7 +127,7 @@ class Input:
         """The shape in the model's metadata: -1 for the rows, [-1, 1] for a column."""
         return [-1, *(self.shape or (1,))]
 
-    def bind(self, tensor: Tensor | BinaryTensor, floats: bool = False) -> Values:
+    def bind(self, tensor: AnyTensor, floats: bool = False) -> Values:
         """The tensor's values as this input takes them; `floats`: its JSON data is known to hold floats only.
 
         NaN is taken, as null is in JSON: both say that a value is missing. Raises InvalidRequest naming the input, what
@@ -135,6 +135,8 @@ class Input:
         """
         if tensor.datatype != self.datatype or tensor.shape[1:] != self._wanted:
             self._check(tensor)
+        if isinstance(tensor, NumberTensor):
+            return self._from_numbers(tensor)
         if self.codes is not None:
             return tensor.texts()
         if isinstance(tensor, BinaryTensor):
@@ -154,7 +156,7 @@ class Input:
                 pass
         return self._from_json(tensor, data)
 
-    def _check(self, tensor: Tensor | BinaryTensor) -> None:
+    def _check(self, tensor: AnyTensor) -> None:
         if tensor.datatype != self.datatype and tensor.datatype not in _ACCEPTS[self.datatype]:
             raise InvalidRequest(f"input {self.name!r} has datatype {tensor.datatype}, the model takes {self.datatype}")
         seen, wanted = tensor.shape[1:], self.shape
@@ -174,9 +176,7 @@ class Input:
             return tensor.raw
         values = tensor.array()
         if self._dtype.kind in "iu" and values.dtype != self._dtype and values.size:
-            bounds = np.iinfo(self._dtype)
-            if int(values.min()) < bounds.min or int(values.max()) > bounds.max:
-                raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}")
+            self._check_range(values)
         return values.reshape(tensor.shape) if self.ragged else values
 
     def _check_types(self, data: list[Any]) -> None:
@@ -191,9 +191,24 @@ class Input:
                 values = np.array(data, self._dtype)
         except (OverflowError, ValueError, TypeError) as error:
             raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}: {error}") from error
+        return self._fitting(tensor, values)
+
+    def _from_numbers(self, tensor: NumberTensor) -> Values:
+        numbers = tensor.numbers
+        if self._dtype.kind in "iu":
+            self._check_range(numbers)
+        with np.errstate(over="ignore"):
+            return self._fitting(tensor, numbers.astype(self._dtype))
+
+    def _fitting(self, tensor: Tensor | NumberTensor, values: Array) -> Values:
         if self._dtype.kind == "f" and np.isinf(values).any():
             raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}")
         return values.reshape(tensor.shape) if self.ragged else values
+
+    def _check_range(self, values: Array) -> None:
+        bounds = np.iinfo(self._dtype)
+        if int(values.min()) < bounds.min or int(values.max()) > bounds.max:
+            raise InvalidRequest(f"input {self.name!r} holds a value outside {self.datatype}")
 
     def column(self, parts: Sequence[Values]) -> Array:
         """The model's tensor [rows, *shape] from the values of several requests, one behind the other; a new array."""

@@ -93,7 +93,7 @@ class Signature:
     @property
     def floats(self) -> bool:
         """Whether all inputs are floats: then JSON is decoded to floats at once."""
-        return all(column.numeric for column in self.inputs)
+        return all(column.floating for column in self.inputs)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest's `inputs` and `outputs`; a shape only where there is one."""

@@ -119,6 +119,18 @@ class BinaryTensor(msgspec.Struct, gc=False):
         return texts
 
 
+class NumberTensor(msgspec.Struct, gc=False):
+    """An input of numbers that were read already: as many as its shape says, in C order, float64 or int64."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    numbers: Array
+
+
+AnyTensor = Tensor | BinaryTensor | NumberTensor
+
+
 def _length_prefixed(name: str, content: memoryview) -> list[Any]:
     texts, offset, end = [], 0, len(content)
     try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Message, Scope
 
-from serving.errors import InvalidRequest, TooLarge
 from serving.protocol.responder import error_body
 
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -130,28 +128,6 @@ def error_head(retry_after_seconds: float | None) -> bytes:
     if retry_after_seconds is None:
         return lines
     return lines + b"retry-after: %d\r\n" % max(1, round(retry_after_seconds + 0.5))
-
-
-def decoded_body(exchange: Exchange, limit: int) -> bytes:
-    """The request's body, unpacked from gzip or deflate. Raises TooLarge over `limit` bytes, InvalidRequest."""
-    encoding = exchange.headers.get(b"content-encoding", b"identity").lower()
-    if encoding == b"identity":
-        return exchange.body
-    if encoding not in (b"gzip", b"deflate"):
-        raise InvalidRequest(f"content-encoding {encoding.decode('latin-1')!r} is not understood; use gzip or deflate")
-    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        body = unpack.decompress(exchange.body, limit + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"the body is not {encoding.decode()}: {error}") from error
-    if len(body) > limit:
-        raise TooLarge(f"the unpacked body is over the limit of {limit} bytes")
-    if not unpack.eof:
-        raise InvalidRequest(f"the {encoding.decode()} body is cut off")
-    if unpack.unused_data:
-        # A second member of gzip's would be one more bomb to look at, and no client sends one.
-        raise InvalidRequest(f"{len(unpack.unused_data)} bytes follow the {encoding.decode()} body; send it as one")
-    return body
 
 
 async def run_app(app: ASGIApp, exchange: Exchange, peer: tuple[str, int] | None) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import zlib
 from typing import Any
 
 import h11
@@ -16,8 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from serving.errors import InvalidRequest, TooLarge
-from serving.http import Connection, Exchange, Limits, Server, decoded_body
+from serving.http import Connection, Exchange, Limits, Server
 from serving.transport.exchange import route
 
 
@@ -328,30 +325,6 @@ def test_a_client_of_http_1_0_that_asks_for_it_is_told_that_its_connection_stays
     connection.data_received(old % b"")
     assert pipe.written.endswith(b"connection: close\r\n\r\na")
     assert pipe.closed
-
-
-def exchange_of(body: bytes, encoding: bytes) -> Exchange:
-    exchange = Exchange(None)  # type: ignore[arg-type]
-    exchange.body = body
-    exchange.headers = {b"content-encoding": encoding}
-    return exchange
-
-
-def test_packed_bodies_are_unpacked_up_to_a_limit() -> None:
-    content = b"x" * 1000
-
-    assert decoded_body(exchange_of(gzip.compress(content), b"gzip"), 1000) == content
-    assert decoded_body(exchange_of(zlib.compress(content), b"deflate"), 1000) == content
-    with pytest.raises(TooLarge):
-        decoded_body(exchange_of(gzip.compress(content), b"gzip"), 999)
-    with pytest.raises(InvalidRequest, match="cut off"):
-        decoded_body(exchange_of(gzip.compress(content)[:-3], b"gzip"), 1000)
-    with pytest.raises(InvalidRequest, match="23 bytes follow the gzip body"):
-        decoded_body(exchange_of(gzip.compress(content) + gzip.compress(b"abc"), b"gzip"), 2000)
-    with pytest.raises(InvalidRequest, match="not understood"):
-        decoded_body(exchange_of(content, b"br"), 1000)
-    with pytest.raises(InvalidRequest, match="not gzip"):
-        decoded_body(exchange_of(content, b"gzip"), 1000)
 
 
 @pytest.mark.parametrize(

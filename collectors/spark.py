@@ -222,16 +222,20 @@ def _frames(spark: Any, path: str, format: str | None, options: Mapping[str, Any
 
 def _temporal_types(path: str, format: str) -> Types:
     """Of local Parquet, the times that Spark gives as plain numbers: what its own types cannot hold."""
-    if format != "parquet" or not Path(path).exists():
+    if format != "parquet":
         return {}
-    import pyarrow.dataset as datasets
+    import pyarrow.parquet as pq
 
-    try:
-        schema = datasets.dataset(path).schema
-    except (pa.ArrowException, OSError):
-        return {}
     is_a = pa.types
-    return {field.name: field.type for field in schema if is_a.is_timestamp(field.type) or is_a.is_duration(field.type)}
+    found: dict[str, pa.DataType] = {}
+    for file in parquet_files(path):
+        try:
+            schema = pq.read_schema(file)
+        except (pa.ArrowException, OSError):
+            # Spark says what is wrong with it.
+            continue
+        found |= {f.name: f.type for f in schema if is_a.is_timestamp(f.type) or is_a.is_duration(f.type)}
+    return found
 
 
 def _counted_from_files(

@@ -50,7 +50,7 @@ _STATISTICS = (
 
 def page(found: Comparison, title: str) -> str:
     """The page. It holds no script and loads nothing."""
-    body = [f"<h1>{escape(title)}</h1>", f"<p>{_verdict(found.drifted)} {escape(headline(found).plain)}</p>"]
+    body = [f"<h1>{escape(title)}</h1>", f"<p>{_verdict(found.alarms)} {escape(headline(found).plain)}</p>"]
     for side, names in (("the reference", found.only_in_reference), ("the current table", found.only_in_current)):
         if names:
             body.append(f"<p>Only in {side}: {escape(', '.join(names))}</p>")

@@ -1,7 +1,8 @@
 """Arrow's other ways to keep a column, as the ones that everything here reads.
 
-Polars hands text over as string views; a dictionary may itself hold nulls; equal values may be kept once a run; an
-extension (JSON, a tensor) is a name for another type. None of these is known to all of Arrow's own functions.
+Polars hands text and bytes over as views; lists may lie anywhere among their values; a dictionary may itself hold
+nulls; equal values may be kept once a run; an extension (JSON, a tensor) is a name for another type. None of these is
+known to all of Arrow's own functions.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return plain_type(kind.value_type)
     if pa.types.is_string_view(kind):
         return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        return pa.large_list(kind.value_type)
     if pa.types.is_dictionary(kind) and (value := plain_type(kind.value_type)) != kind.value_type:
         return pa.dictionary(kind.index_type, value, kind.ordered)
     return kind
@@ -70,6 +75,8 @@ def _plain(chunk: pa.Array) -> pa.Array:
     if isinstance(chunk, pa.ExtensionArray):
         return _plain(chunk.storage)
     kind = plain_type(chunk.type)
+    if pa.types.is_list_view(chunk.type) or pa.types.is_large_list_view(chunk.type):
+        return _in_order(chunk)
     if pa.types.is_run_end_encoded(chunk.type):
         return _plain(pc.run_end_decode(chunk))
     if not pa.types.is_dictionary(kind):
@@ -79,3 +86,11 @@ def _plain(chunk: pa.Array) -> pa.Array:
         anew = words.take(codes).dictionary_encode()
         words, codes = anew.dictionary, anew.indices.cast(kind.index_type)
     return pa.DictionaryArray.from_arrays(codes, words, ordered=kind.ordered)
+
+
+def _in_order(chunk: pa.Array) -> pa.Array:
+    """Lists that lie anywhere among their values, one after another; Arrow's own cast refuses some of them."""
+    lengths = pc.fill_null(pc.list_value_length(chunk), 0).cast(pa.int64())
+    ends = pc.cumulative_sum(lengths)
+    starts = pa.concat_arrays([pa.array([0], pa.int64()), ends])
+    return pa.LargeListArray.from_arrays(starts, chunk.flatten(), mask=chunk.is_null())

@@ -16,6 +16,7 @@ from collectors.spark import SparkError, columns_of_lake, lake_session, profile_
 from observability.cells import ProfileError
 from observability.profile import Profile
 from observability.table_files.csv_files import dialect_of
+from observability.table_files.files import format_of
 
 
 def spark_profiles(
@@ -42,7 +43,7 @@ def _as_it_is(now: Profile, before: Profile, there: Sequence[str]) -> Profile:
 
 
 def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str] | None, spark: Any) -> Profile:
-    if isinstance(data, str | Path) and Path(data).suffix.lower() == ".json":
+    if isinstance(data, str | Path) and Path(data).is_file() and _is_profile(Path(data)):
         data = read_profile(Path(data))
     if not isinstance(data, Profile | str | Path):
         raise InputError("the Spark engine reads files: give the reference as a path, or use the numpy engine")
@@ -61,6 +62,14 @@ def _reference(data: Any, columns: Sequence[str] | None, kinds: Mapping[str, str
     chosen = dict.fromkeys(known if columns is None else columns)
     left_out = {name: reason for name, reason in found.left_out.items() if name in chosen}
     return Profile({name: found.columns[name] for name in chosen if name in found.columns}, left_out=left_out)
+
+
+def _is_profile(path: Path) -> bool:
+    """Whether a file is a saved profile; Spark may know formats that nothing else here does."""
+    try:
+        return format_of(path) == "profile"
+    except InputError:
+        return False
 
 
 def _written(path: str | Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -16,13 +17,15 @@ from collectors.drift.histogram import bars, sparkline
 BARS = 16
 # Longer names go on in the next line.
 _FOLDED = {"column": 32, "method": 18}
+# So much of a name stands in one line where the terminal is narrow; between columns are so many blanks.
+_NAME, _GAP = 20, 2
 # Longer tables show their worst parts.
 MOST_PARTS = 40
 
 
-def rendered(found: Comparison) -> RenderableType:
-    """What `rich` prints."""
-    pieces: list[RenderableType] = [headline(found), _columns(found), *_reasons(found)]
+def rendered(found: Comparison, width: int = 120) -> RenderableType:
+    """What `rich` prints, for a terminal of so many cells."""
+    pieces: list[RenderableType] = [headline(found), _columns(found, width), *_reasons(found)]
     for side, names in (("the reference", found.only_in_reference), ("the current table", found.only_in_current)):
         if names:
             pieces.append(Text(f"Only in {side}: {shown(', '.join(names))}"))
@@ -51,33 +54,62 @@ def headline(found: Comparison) -> Text:
     if gone:
         said.append(f"{len(gone)} column{'s are' if len(gone) > 1 else ' is'} gone: {_listed(gone)}")
     verdict = ", ".join(said) or "no column drifted"
-    begun = "DRIFT" if found.drifted else "no drift"
+    begun = "DRIFT" if found.drifted else "DRIFT in parts" if found.alarms else "no drift"
+    if found.alarms and not found.drifted:
+        verdict = f"{_drifted_parts(found)}; of the whole, {verdict}"
     text = Text(f"{begun}: {verdict}; {rows}, {found.method}, {found.mode}, {found.seconds:.2f} s")
-    text.stylize("bold red" if found.drifted else "bold green", 0, text.plain.index(":"))
+    text.stylize("bold red" if found.alarms else "bold green", 0, text.plain.index(":"))
     return text
 
 
-def _columns(found: Comparison) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for name in ("column", "verdict", "score", "threshold", "method", "PSI", "missing", "reference\ncurrent"):
-        justify: Literal["left", "right"] = "right" if name in ("score", "threshold", "PSI") else "left"
-        table.add_column(
-            name, justify=justify, no_wrap=name not in _FOLDED, overflow="fold", max_width=_FOLDED.get(name)
-        )
+def _drifted_parts(found: Comparison) -> str:
+    """How many values and windows drifted, of those that there are."""
+    both = (("values of " + shown(found.by or ""), found.values), ("windows", found.windows))
+    counted = [(what, sum(part.comparison.drifted for part in parts), len(parts)) for what, parts in both]
+    return ", ".join(f"{drifted} of {of} {what} drifted" for what, drifted, of in counted if drifted)
+
+
+def _columns(found: Comparison, width: int) -> RenderableType:
+    """The columns as a table; what a narrow terminal has no room for gives way to their names, and is told."""
+    shares = "reference\ncurrent"
+    cells: dict[str, list[Text]] = {
+        title: [] for title in ("column", "verdict", "score", "threshold", "method", "PSI", "missing", shares)
+    }
     for name, column in found.worst_first:
         verdict = Text("DRIFTED" if column.drifted else "-" if not column.judged else "ok")
         verdict.stylize("red" if column.drifted else "green" if column.judged else "dim")
-        table.add_row(
-            escape(shown(name)) + (f"\n[dim]{column.type}[/]"),
-            verdict,
-            number(column.score),
-            number(column.threshold),
-            column.method or "-",
-            number(column.psi),
-            missing(column),
-            _pictures(column),
-        )
-    return table
+        cells["column"].append(Text.assemble(shown(name), "\n", (column.type, "dim")))
+        cells["verdict"].append(verdict)
+        cells["score"].append(Text(number(column.score)))
+        cells["threshold"].append(Text(number(column.threshold)))
+        cells["method"].append(Text(column.method or "-"))
+        cells["PSI"].append(Text(number(column.psi)))
+        cells["missing"].append(Text(missing(column)))
+        cells[shares].append(_pictures(column))
+    widths = {title: _width(title, texts) for title, texts in cells.items()}
+    left_out = []
+    for title in ("PSI", "method", "missing", "threshold", shares, "score"):
+        if sum(widths.values()) + _GAP * (len(widths) - 1) <= width:
+            break
+        widths["column"] = min(widths["column"], _NAME)
+        if sum(widths.values()) + _GAP * (len(widths) - 1) > width:
+            left_out.append("the distributions" if title == shares else title)
+            del widths[title]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for title in widths:
+        justify: Literal["left", "right"] = "right" if title in ("score", "threshold", "PSI") else "left"
+        most = _FOLDED.get(title)
+        table.add_column(title, justify=justify, no_wrap=most is None, overflow="fold", max_width=most)
+    for row in zip(*(cells[title] for title in widths), strict=True):
+        table.add_row(*row)
+    told = Text(f"A wider terminal, --json and --html show also {', '.join(left_out)}.", style="dim")
+    return Group(table, told) if left_out else table
+
+
+def _width(title: str, texts: Sequence[Text]) -> int:
+    """The cells that a column takes, at most; longer lines go on in the next."""
+    widest = max(cell_len(line) for text in (title, *(t.plain for t in texts)) for line in text.split("\n"))
+    return min(widest, _FOLDED.get(title, widest))
 
 
 def _reasons(found: Comparison) -> list[Text]:

@@ -90,7 +90,8 @@ def files_of(path: str | Path) -> list[Path]:
     if here.exists():
         return [here]
     if glob.has_magic(text):
-        matches = [file for match in sorted(glob.glob(text, recursive=True)) for file in _below(Path(match))]
+        found = [Path(match) for match in sorted(glob.glob(text, recursive=True)) if _is_meant(match, text)]
+        matches = [file for match in found for file in _below(match)]
         if not matches:
             raise InputError(f"no file matches {text}")
         return matches
@@ -109,6 +110,9 @@ def format_of(path: Path) -> Format:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if magic in _MAGIC:
         return _MAGIC[magic]
+    if magic.startswith(b"{"):
+        # A saved profile may have any name.
+        return "profile"
     raise InputError(
         f"{path} is of no known format: give Parquet (.parquet), CSV (.csv, .csv.gz, .csv.zst), Arrow (.arrow), "
         "Feather (.feather), a folder of them, or a saved profile (.json)"
@@ -117,6 +121,11 @@ def format_of(path: Path) -> Format:
 
 def _below(path: Path) -> list[Path]:
     return files_of(path) if path.is_dir() else [path]
+
+
+def _is_meant(match: str, pattern: str) -> bool:
+    """Whether what a pattern matches is data: an end in `_SUCCESS` or so only where the pattern says it."""
+    return not Path(match).name.startswith("_") or Path(pattern).name.startswith("_")
 
 
 def _is_data(relative: Path) -> bool:

@@ -366,3 +366,27 @@ def test_fields_that_are_all_in_quotes_are_what_they_are_without(tmp_path: Path,
     assert found[0].schema == found[1].schema
     assert tables[0].equals(tables[1])
     assert [column.null_count for column in tables[1].columns] == [40, 40, 80, 0]
+
+
+def test_a_pattern_leaves_out_what_writers_put_beside_their_files(tmp_path: Path) -> None:
+    table = pa.table({"x": np.arange(300.0)})
+    for name in ("part-0.parquet", "part-1.parquet", "_temporary/part-2.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(table, tmp_path / name)
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "_metadata").write_bytes(b"?")
+
+    assert compare(table, f"{tmp_path}/*").rows.current == 600
+    assert compare(table, f"{tmp_path}/_temp*").rows.current == 300
+
+
+@pytest.mark.parametrize("name", ["january", "january.profile", "january.v2"])
+def test_a_saved_profile_may_have_any_name(tmp_path: Path, name: str) -> None:
+    table = pa.table({"x": np.arange(300.0)})
+    (tmp_path / name).write_bytes(saved_profile(table))
+
+    assert compare(tmp_path / name, table).columns["x"].score == 0
+
+    (tmp_path / name).write_text('{"rows": 3}')
+    with pytest.raises(InputError, match="is not a saved profile"):
+        compare(tmp_path / name, table)

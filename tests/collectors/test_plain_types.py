@@ -52,6 +52,34 @@ def test_a_column_is_the_same_however_arrow_keeps_it(way: str, mode: Any, tmp_pa
         assert compare(*paths, mode=mode).columns == expected
 
 
+@MODES
+@pytest.mark.parametrize("view", [pa.list_view, pa.large_list_view])
+def test_vectors_may_lie_anywhere_among_their_values(mode: Any, view: Any) -> None:
+    drawn = np.random.default_rng(2).normal([[[0.0]], [[0.6]]], 1, (2, ROWS, 4))
+    listed = [[None if row % 9 == 4 else list(vector) for row, vector in enumerate(side)] for side in drawn]
+    plain = [pa.table({"v": pa.array(side, pa.list_(pa.float64()))}) for side in listed]
+    backwards = pa.array(range(ROWS)[::-1])
+    odd_ones = [pa.table({"v": pa.array(side[::-1], view(pa.float64())).take(backwards)}) for side in listed]
+
+    found = compare(*odd_ones, mode=mode).columns
+
+    assert found == compare(*plain, mode=mode).columns
+    assert found["v"].drifted
+    assert found["v"].missing.reference == ROWS // 9 + 1
+
+
+@MODES
+def test_bytes_may_be_views(mode: Any) -> None:
+    words = [pa.array(values, pa.string()) for values in (BEFORE, NOW)]
+    tables = [pa.table({"v": values.cast(pa.binary()).cast(pa.binary_view())}) for values in words]
+
+    found = compare(*tables, mode=mode, kinds={"v": "categorical"}).columns["v"]
+    unnamed = compare(*tables, mode=mode).columns["v"]
+
+    assert found == compare(*(pa.table({"v": values}) for values in words), mode=mode).columns["v"]
+    assert "is bytes" in unnamed.reason
+
+
 def test_types_that_are_plain_stay() -> None:
     for kind in (pa.int8(), pa.string(), pa.dictionary(pa.int16(), pa.large_string()), pa.list_(pa.float32(), 3)):
         assert plain_type(kind) == kind

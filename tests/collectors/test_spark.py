@@ -185,6 +185,19 @@ def test_columns_of_one_side_are_left_out_as_without_spark(tmp_path: Path, spark
     assert list(compare(*paths, engine="spark", columns=["x"]).columns) == ["x"]
 
 
+def test_times_are_times_though_a_note_lies_beside_the_files(tmp_path: Path, spark: Any) -> None:
+    at = pa.array(np.arange(3_000) * 7_200_000_000_000, pa.timestamp("ns"))
+    (tmp_path / "lake").mkdir()
+    (tmp_path / "lake" / "README.md").write_text("made on Monday")
+    for part in range(2):
+        pq.write_table(pa.table({"at": at.slice(1_500 * part, 1_500)}), tmp_path / "lake" / f"{part}.parquet")
+
+    found = compare(tmp_path / "lake", f"{tmp_path}/lake/*.parquet", engine="spark")
+
+    assert found.columns["at"].type == "datetime"
+    assert found.columns == compare(tmp_path / "lake", tmp_path / "lake", mode="profile").columns
+
+
 def test_files_whose_types_do_not_fit_together_and_other_formats(tmp_path: Path, spark: Any) -> None:
     mixed = tmp_path / "mixed"
     mixed.mkdir()

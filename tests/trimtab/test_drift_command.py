@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -18,6 +19,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from click.testing import Result
+from rich.cells import cell_len
+from rich.console import Console
+
+from collectors.drift.compare import compare
+from collectors.drift.terminal import rendered
 
 Run = Callable[..., Result]
 
@@ -96,6 +102,25 @@ def test_a_column_that_vanished_is_a_finding(trimtab: Run, tables: dict[str, Pat
     assert "Only in the reference: kind" in found.stdout
 
 
+def test_drift_in_parts_alone_is_the_first_that_is_said(trimtab: Run, tmp_path: Path) -> None:
+    drawn = np.random.default_rng(1).normal(size=(2, 4_000))
+    place = np.arange(4_000) % 4
+    before = {"x": drawn[0], "place": place.astype(str)}
+    now = {"x": drawn[1] + np.array([0.7, -0.7, 0, 0])[place] * 0.5, "place": place.astype(str)}
+    for name, columns in (("r.parquet", before), ("c.parquet", now)):
+        pa.parquet.write_table(pa.table(columns), tmp_path / name)
+
+    found = trimtab(
+        "drift", tmp_path / "r.parquet", tmp_path / "c.parquet", "--by", "place", "--html", tmp_path / "d.html",
+        "--threshold", "0.05",
+    )  # fmt: skip
+
+    assert found.exit_code == 1
+    said = "DRIFT in parts: 2 of 4 values of place drifted; of the whole, no column drifted; 4,000 rows"
+    assert found.stdout.startswith(said)
+    assert said in (tmp_path / "d.html").read_text()
+
+
 def test_the_table_fits_into_120_columns(trimtab: Run, tmp_path: Path) -> None:
     random, long = np.random.default_rng(0), "a_column_of_which_the_name_is_long_" * 3
     before = {long: random.normal(size=500), "text": [str(value) for value in random.normal(size=500)]}
@@ -112,6 +137,23 @@ def test_the_table_fits_into_120_columns(trimtab: Run, tmp_path: Path) -> None:
         assert max(map(len, found.stdout.splitlines())) <= 120
         assert "text: " in found.stdout
         assert "250 values of the current table are not numbers" in " ".join(found.stdout.split())
+
+
+@pytest.mark.parametrize("width", [50, 60, 80, 100])
+def test_names_and_verdicts_have_room_in_a_narrow_terminal(width: int) -> None:
+    random, name = np.random.default_rng(0), "flipper_length_mm"
+    before = {name: random.normal(size=500), "種類": [f"k{value}" for value in random.integers(0, 5, 500)]}
+    written = io.StringIO()
+    console = Console(file=written, width=width)
+
+    console.print(rendered(compare(before, {**before, name: before[name] + 2}), width))
+
+    lines = written.getvalue().splitlines()
+    assert any(line.startswith(f"{name}  DRIFTED ") for line in lines)
+    assert any(line.startswith("種類 ") and " ok " in line for line in lines)
+    assert any("█" in line for line in lines) == (width >= 60)
+    assert ("show also PSI" in written.getvalue()) == (width < 100)
+    assert all(cell_len(line) <= width for line in lines)
 
 
 def test_an_unexpected_error_is_one_line_unless_the_trace_is_asked_for(

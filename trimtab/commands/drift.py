@@ -142,7 +142,7 @@ def _table(found: Comparison) -> str:
     console = Console()
     console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
     with console.capture() as capture:
-        console.print(rendered(found), soft_wrap=False)
+        console.print(rendered(found, console.width), soft_wrap=False)
     return capture.get().rstrip("\n")
 
 

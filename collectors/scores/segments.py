@@ -79,7 +79,8 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     whole = column.combine_chunks()
     if isinstance(whole, pa.ChunkedArray):  # several chunks that pyarrow keeps apart
         whole = pa.concat_arrays(whole.chunks)
-    return whole.dictionary_decode() if pa.types.is_dictionary(whole.type) else whole
+    whole = whole.dictionary_decode() if pa.types.is_dictionary(whole.type) else whole
+    return whole.cast(pa.large_string()) if pa.types.is_string_view(whole.type) else whole
 
 
 def _kind(kind: pa.DataType, column: pa.Array) -> Kind | None:

@@ -6,22 +6,18 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from collectors.drift.fdr import benjamini_hochberg
-from collectors.drift.laws import normal_sf
 from collectors.scores.cells import Counts, ScoreError
 from collectors.scores.regression import LARGEST
 from collectors.scores.segments import Kind, Rows, Segmented, segmented, table_of, together, words_of
+from collectors.scores.welch import Moments, p_values, welch, worth
 
 Floats = npt.NDArray[np.float64]
-
-# Rows (or a difference), sums (or a statistic), sums of squares (or degrees of freedom) of several slices.
-Moments: TypeAlias = tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]
 
 # Slices that pass the test are compared with each other row by row: no more of them than this.
 _MOST_CANDIDATES = 200
@@ -42,13 +38,18 @@ class SliceSettings:
     """Share of all rows that a slice must at least hold."""
     min_effect: float = 0.1
     """Least difference from the rest, in standard deviations of the rows' errors."""
+    min_ratio: float = 1.5
+    """Or, where no error is below 0, least ratio to the mean of the rest: rare mistakes that double are a small
+    difference."""
     alpha: float = 0.05
     """Expected share of false slices among those told (Benjamini-Hochberg over every slice looked at)."""
     limit: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.bins, self.categories, self.min_rows, self.limit) < 1 or not 0 < self.alpha < 1:
-            raise ValueError(f"bins, categories, min_rows and limit must be at least 1, alpha in (0, 1): {self}")
+        if min(self.bins, self.categories, self.min_rows, self.limit, self.min_ratio) < 1 or not 0 < self.alpha < 1:
+            raise ValueError(
+                f"bins, categories, min_rows, limit and min_ratio must be at least 1, alpha in (0, 1): {self}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,9 @@ def worst_slices(
 
     `errors` has shape (rows,), finite: log losses, absolute errors, 0/1 mistakes. A segment is told when it is large
     enough, its error is higher than that of the rest by Welch's test (one-sided, Benjamini-Hochberg over all segments
-    of one and two columns), by at least `min_effect`, and still is without the rows of the slices told before it. With
-    `reference` rows each slice says how its share of the rows has changed. Raises ScoreError on unequal lengths.
+    of one and two columns), by at least `min_effect` or `min_ratio`, and still is without the rows of the slices told
+    before it. With `reference` rows each slice says how its share of the rows has changed. Raises ScoreError on unequal
+    lengths.
     """
     chosen = settings or SliceSettings()
     values = np.asarray(errors, np.float64).ravel()
@@ -151,7 +153,10 @@ def _found(columns: Sequence[Segmented], values: Floats, settings: SliceSettings
     segments = np.concatenate([test[0] for test in tests])
     effects = np.concatenate([test[2] for test in tests]) / deviation
     strengths = np.concatenate([test[3] for test in tests])
-    sized = effects >= settings.min_effect if one_sided else np.abs(effects) >= settings.min_effect
+    shares = np.concatenate([test[4] for test in tests])
+    rests = values.mean() - shares * effects * deviation
+    ratio = settings.min_ratio if one_sided and values.min() >= 0 else math.inf
+    sized = worth(effects, rests, deviation, settings.min_effect, ratio, one_sided)
     passed = np.flatnonzero((qvalues <= settings.alpha) & sized)
     # By strength; of equal ones that of fewer columns comes first.
     order = passed[np.lexsort((owners[passed], -strengths[passed]))][:_MOST_CANDIDATES]
@@ -162,7 +167,16 @@ def _found(columns: Sequence[Segmented], values: Floats, settings: SliceSettings
         inside = group.codes == segment
         # Slices that overlap pass the test together; of those told only their own number counts.
         limit = settings.alpha * (len(told) + 1) / len(pvalues)
-        if not _still(values[inside & left], values[~inside & left], least, limit, deviation, settings, one_sided):
+        if not _still(
+            values[inside & left],
+            values[~inside & left],
+            least,
+            limit,
+            deviation,
+            settings.min_effect,
+            ratio,
+            one_sided,
+        ):
             continue
         left &= ~inside
         chosen = [columns[column] for column in group.columns]
@@ -189,8 +203,10 @@ def _groups(columns: Sequence[Segmented], pairs: bool) -> Iterable[_Candidates]:
         yield _Candidates((i, j), codes, size)
 
 
-def _tested(group: _Candidates, values: Floats, least: int, one_sided: bool) -> tuple[Counts, Floats, Floats, Floats]:
-    """The segments that are large enough, and their p-values, differences from the rest, and absolute statistics."""
+def _tested(
+    group: _Candidates, values: Floats, least: int, one_sided: bool
+) -> tuple[Counts, Floats, Floats, Floats, Floats]:
+    """The segments that are large enough; their p-values, differences from the rest, absolute statistics and shares."""
     inside = group.codes >= 0
     codes, of = (group.codes, values) if inside.all() else (group.codes[inside], values[inside])
     counts = np.bincount(codes, minlength=group.size)
@@ -198,33 +214,8 @@ def _tested(group: _Candidates, values: Floats, least: int, one_sided: bool) -> 
     n, sums = counts[chosen].astype(np.float64), np.bincount(codes, of, group.size)[chosen]
     squares = np.bincount(codes, of * of, group.size)[chosen]
     total, total_squares = float(values.sum()), float(np.dot(values, values))
-    difference, t, degrees = _welch((n, sums, squares), (len(values) - n, total - sums, total_squares - squares))
-    return chosen, _pvalues(t, degrees, one_sided), difference, np.abs(t)
-
-
-def _welch(inside: Moments, outside: Moments) -> Moments:
-    """Difference of means, Welch's t and its degrees of freedom, from rows, sums and sums of squares of either side.
-
-    A slice's sum of squares counts one row of the whole's variance more: otherwise a slice whose errors are all alike
-    would be infinitely certain.
-    """
-    (n, sums, squares), (m, others, other_squares) = inside, outside
-    mean, rest = sums / n, others / m
-    whole = np.maximum((squares + other_squares) / (n + m) - ((sums + others) / (n + m)) ** 2, 0.0)
-    a = (np.maximum(squares - n * mean * mean, 0.0) + whole) / n / (n - 1)
-    b = np.maximum(other_squares / m - rest * rest, 0.0) / (m - 1)
-    difference = mean - rest
-    t = np.divide(difference, np.sqrt(a + b), out=np.zeros_like(difference), where=a + b > 0)
-    degrees = np.divide((a + b) ** 2, a * a / (n - 1) + b * b / (m - 1), out=np.ones_like(a), where=a + b > 0)
-    return difference, t, np.maximum(degrees, 1.0)
-
-
-def _pvalues(t: Floats, degrees: Floats, one_sided: bool) -> Floats:
-    """The upper (or both) tails of Student's t through the normal law (Wallace 1959: within 1 % for 30 degrees on)."""
-    size = np.sqrt(degrees * np.log1p(t * t / degrees)) * (8 * degrees + 1) / (8 * degrees + 3)
-    if one_sided:
-        return normal_sf(np.copysign(size, t))
-    return np.minimum(1.0, 2 * normal_sf(size))
+    difference, t, degrees = welch((n, sums, squares), (len(values) - n, total - sums, total_squares - squares))
+    return chosen, p_values(t, degrees, one_sided), difference, np.abs(t), n / len(values)
 
 
 def _still(
@@ -233,16 +224,16 @@ def _still(
     least: int,
     limit: float,
     deviation: float,
-    settings: SliceSettings,
+    min_effect: float,
+    min_ratio: float,
     one_sided: bool,
 ) -> bool:
     """Whether a slice still stands out among the rows that no slice before it has taken."""
     if min(len(inside), len(outside)) < least:
         return False
-    difference, t, degrees = _welch(_moments(inside), _moments(outside))
-    effect = float(difference[0]) / deviation
-    enough = effect >= settings.min_effect if one_sided else abs(effect) >= settings.min_effect
-    return enough and bool(_pvalues(t, degrees, one_sided)[0] <= limit)
+    difference, t, degrees = welch(_moments(inside), _moments(outside))
+    enough = worth(difference / deviation, outside.mean(), deviation, min_effect, min_ratio, one_sided)
+    return bool(enough[0] and p_values(t, degrees, one_sided)[0] <= limit)
 
 
 def _moments(values: Floats) -> Moments:

@@ -69,6 +69,41 @@ def test_two_planted_segments_are_both_told() -> None:
     assert len(found) == 2
 
 
+def test_rare_mistakes_that_double_in_a_twentieth_of_the_rows_are_told() -> None:
+    generator = np.random.default_rng(30)
+    segment = np.array([f"s{place}" for place in range(20)])[generator.integers(0, 20, 200_000)]
+    errors = (generator.random(200_000) < 0.008 * (1 + (segment == "s7"))).astype(float)
+
+    (found,) = worst_slices({"segment": segment}, errors)
+
+    assert found.conditions == ("segment = s7",)
+    assert found.effect < SliceSettings().min_effect
+    assert worst_slices({"segment": segment}, errors, settings=SliceSettings(min_ratio=float("inf"))) == []
+    assert worst_slices({"segment": segment}, errors - 0.5) == []  # below 0 a ratio means nothing
+
+
+@pytest.mark.parametrize(
+    ("slices", "rows", "rate"), [(10, 500, 0.1), (100, 50, 0.2), (100, 500, 0.01), (1_000, 50, 0.1)]
+)
+def test_of_the_slices_of_one_column_few_that_are_told_are_false(slices: int, rows: int, rate: float) -> None:
+    """5 % at most on average; the bounds are four standard errors and more above it."""
+    settings = SliceSettings(categories=slices, min_rows=5, min_share=1e-9, min_effect=0.0, min_ratio=1, limit=1_000)
+    trials, nothing, false = 20, 0, []
+    for seed in range(trials):
+        generator = np.random.default_rng([seed, slices, rows])
+        segment = generator.integers(0, slices, slices * rows)
+        words = np.array([f"s{place}" for place in range(slices)])[segment]
+        draws = generator.random(len(segment))
+        bad = segment < max(1, slices // 20)
+        nothing += bool(worst_slices({"s": words}, (draws < rate).astype(float), settings=settings))
+        found = worst_slices({"s": words}, (draws < rate * (1 + bad)).astype(float), settings=settings)
+        wrong = [item for item in found if int(item.conditions[0].removeprefix("s = s")) >= max(1, slices // 20)]
+        false.append(len(wrong) / max(len(found), 1))
+
+    assert nothing <= 5
+    assert np.mean(false) <= 0.2
+
+
 @pytest.mark.parametrize("kind", ["binary", "heavy", "rare"])
 def test_nothing_is_told_of_errors_without_a_segment(kind: str) -> None:
     """The chance of any false slice is at most alpha: 5 % of 30 trials, and four standard errors more."""
@@ -168,6 +203,14 @@ def test_segments_hold_every_row_once() -> None:
     assert found["few"][0] == "few = 1"
     assert set(found["empty"]) == {"empty is missing"}
     assert "when" not in found
+
+
+def test_string_views_are_categories() -> None:
+    table = pa.table({"word": pa.array(["a", "b", None] * 100, pa.string_view())})
+
+    (found,) = segmented(table)
+
+    assert found.words == ("word = a", "word = b", "word is missing")
 
 
 def test_a_million_categories_are_cut_to_the_frequent_ones() -> None:

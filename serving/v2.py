@@ -22,14 +22,14 @@ class _Wanted(msgspec.Struct, gc=False):
 
 class _Body(msgspec.Struct):
     inputs: list[Tensor]
-    id: str = ""
+    id: str | None = ""
     parameters: dict[str, Any] | None = None
     outputs: list[_Wanted] | None = None
 
 
 class _FloatBody(msgspec.Struct):
     inputs: list[FloatTensor]
-    id: str = ""
+    id: str | None = ""
     parameters: dict[str, Any] | None = None
     outputs: list[_Wanted] | None = None
 
@@ -52,7 +52,7 @@ class InferRequest:
 
     def __init__(
         self,
-        id: str,
+        id: str | None,
         rows: int,
         tensors: Mapping[str, AnyTensor],
         parameters: Mapping[str, Any] | None = None,
@@ -60,7 +60,7 @@ class InferRequest:
         binary_default: bool = False,
         floats: bool = False,
     ) -> None:
-        self.id = id
+        self.id = id or ""
         self.rows = rows
         self.parameters = _NO_PARAMETERS if parameters is None else parameters
         self.outputs = outputs
@@ -288,7 +288,8 @@ def _by_name(inputs: Sequence[Any]) -> dict[str, Tensor]:
 
 def _wanted(parsed: _Body | _FloatBody) -> tuple[dict[str, bool] | None, bool]:
     default = parsed.parameters is not None and parsed.parameters.get("binary_data_output") is True
-    if parsed.outputs is None:
+    # An empty list names none: as with Triton, all are meant. Clients write null and [] for what they leave out.
+    if not parsed.outputs:
         return None, default
     for output in parsed.outputs:
         if output.parameters and not _REFUSED_OUTPUTS.isdisjoint(output.parameters):

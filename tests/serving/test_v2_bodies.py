@@ -47,6 +47,21 @@ def binary(texts: list[str], amounts: np.ndarray[Any, Any]) -> tuple[bytes, int]
     return header + packed + raw, len(header)
 
 
+@pytest.mark.parametrize("signed", [True, False])
+def test_what_a_client_leaves_out_may_be_null_or_empty(signed: bool) -> None:
+    left_out: dict[str, Any] = {"id": None, "parameters": None, "outputs": []}
+    if signed:
+        content, length = binary(["AA"], np.array([1.5]))
+        header = json.dumps(json.loads(content[:length]) | left_out).encode()
+        request = v2.parse(header + content[length:], len(header))
+    else:
+        request = parsed(body() | left_out)
+
+    assert (request.id, request.outputs, request.rows) == ("", None, 1)
+    assert set(request.tensors) == {"amount", "carrier"}
+    assert v2.parse(json.dumps(body() | left_out | {"id": "7", "outputs": None}).encode(), floats=True).id == "7"
+
+
 @given(
     st.lists(st.tuples(st.text(), st.floats(width=32, allow_nan=False, allow_infinity=False)), min_size=1, max_size=9)
 )

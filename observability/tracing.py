@@ -226,10 +226,10 @@ def _trace_state(value: str | bytes) -> TraceState | None:
     """
     text = value.decode("latin-1") if isinstance(value, bytes) else value
     members = [member for part in text.split(",") if (member := part.strip(" \t"))]
-    found = [match.groups() for member in members[: _MOST_MEMBERS + 1] if (match := _MEMBER.fullmatch(member))]
+    found = [(match[1], match[2]) for member in members[: _MOST_MEMBERS + 1] if (match := _MEMBER.fullmatch(member))]
     if not found or len(found) != len(members) or len(found) > _MOST_MEMBERS or len(dict(found)) != len(found):
         return None
-    return TraceState([(key, of) for key, of in found])
+    return TraceState(found)
 
 
 def format_traceparent(context: SpanContext) -> str:

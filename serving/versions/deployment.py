@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from serving.routing.traffic import FORCED, Policy
 from serving.telemetry.signals import Signals
 from serving.versions.memory import Footprint, release_unused, resident_bytes
 
+_log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.02
 EVICTED = "evicted"  # why a version leaves that gives way to others
 
@@ -77,6 +79,11 @@ def load_version(
     before = resident_bytes()
     loaded = load_artifact(registry.folder(found), architectures=architectures, digest=found.digest, device=device)
     warm_up = loaded.warm_up(max_rows, quick=quick)
+    if max_rows > 1 and loaded.mixes_rows():
+        _log.warning(
+            "%s %d answers a row otherwise beside other rows: requests share batches, so that answers depend on who "
+            "else asks; with max_batch_rows = 1 each row is answered by itself", model, number,
+        )  # fmt: skip
     release_unused()
     footprint = Footprint(loaded.nbytes, max(0, resident_bytes() - before))
     return Loaded(number, loaded, warm_up, time.perf_counter() - start, footprint)

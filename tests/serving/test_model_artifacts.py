@@ -239,6 +239,20 @@ def test_what_an_architecture_waits_for_counts_as_its_time(tmp_path: Path, monke
     assert min(model.warm_up(2, repeats=1).seconds.values()) >= 0.01
 
 
+@pytest.mark.parametrize("over", ["rows", "values", "chance"])
+def test_a_model_whose_rows_influence_each_other_is_known(tmp_path: Path, over: str) -> None:
+    class Centred(torch.nn.Module):
+        def forward(self, amounts: torch.Tensor) -> torch.Tensor:
+            if over == "chance":
+                return amounts + torch.randn_like(amounts)
+            return amounts - amounts.mean(0 if over == "rows" else 1, keepdim=True)
+
+    signature = Signature((Input.of("amounts", "FP32", shape=(3,)),), (Output("centred"),))
+    save_artifact(tmp_path / "made", Centred(), signature, {"amounts": [[1.0, 2.0, 4.0]]})
+
+    assert load_artifact(tmp_path / "made").mixes_rows() is (over == "rows")
+
+
 def test_a_model_that_is_not_finite_on_its_example_does_not_load(artifact: Path) -> None:
     manifest = read_manifest(artifact)
     manifest["example"]["amount"] = [-2.0]

@@ -88,9 +88,15 @@ def _harmonic(n: Floats) -> Floats:
 
 def average_precision_error(positives: Numbers, negatives: Numbers) -> float:
     """The standard error of `average_precision`: the delta method on independent Poisson counts of the cells."""
+    by_positive, by_negative = average_precision_slopes(positives, negatives)
+    return math.sqrt(float(np.dot(positives, by_positive**2) + np.dot(negatives, by_negative**2)))
+
+
+def average_precision_slopes(positives: Numbers, negatives: Numbers) -> tuple[Floats, Floats]:
+    """By how much `average_precision` grows with a positive, and a negative, more in each cell; NaN without any."""
     total = float(positives.sum())
     if total <= 0:
-        return math.nan
+        return np.full(len(positives), math.nan), np.full(len(positives), math.nan)
     hits, misses = _middle(positives) + 0.5, _middle(negatives)
     both = hits + misses
     precision = _share(hits, both)
@@ -98,8 +104,7 @@ def average_precision_error(positives: Numbers, negatives: Numbers) -> float:
     # A row adds to `hits` (or `misses`) of its own cell by half and of every lower cell by one.
     gain, loss = positives * _share(misses, both * both), positives * _share(hits, both * both)
     by_positive = (precision - area + np.cumsum(gain) - gain / 2) / total
-    by_negative = -(np.cumsum(loss) - loss / 2) / total
-    return math.sqrt(float(np.dot(positives, by_positive**2) + np.dot(negatives, by_negative**2)))
+    return by_positive, -(np.cumsum(loss) - loss / 2) / total
 
 
 def _above(counts: Numbers) -> Floats:

@@ -13,7 +13,8 @@ from collectors.scores import curves
 from collectors.scores.calibration import ScoreCalibration
 from collectors.scores.cells import MIDDLES, Counts, ScoreError, edge_index
 from collectors.scores.histogram import ScoreHistogram
-from collectors.scores.intervals import normal_quantile
+from collectors.scores.intervals import logit_interval, normal_quantile
+from collectors.scores.label_noise import label_errors
 
 ESTIMATED = ("roc_auc", "pr_auc", "log_loss", "brier", "accuracy", "precision", "recall", "f1")
 HIGHER_IS_BETTER = frozenset(ESTIMATED) - {"log_loss", "brier"}
@@ -24,6 +25,8 @@ _MIDDLE_LOSS_OF_POSITIVE, _MIDDLE_LOSS_OF_NEGATIVE = -np.log(MIDDLES), -np.log1p
 class Estimate:
     """An expected score: `low` to `high` is where the realised one lies with the estimator's confidence.
 
+    That is while scores mean what they meant on the reference: it knows the labels' chance among this window's very
+    scores, what blocks differ by, and that the reference has only so many rows.
     `band_low` to `band_high` is where a window of as many rows scores while nothing has changed; outside, `alert`.
     """
 
@@ -64,6 +67,8 @@ class PerformanceEstimator:
     threshold: float = 0.5
     confidence: float = 0.95
     sigmas: float = 3.0
+    rows: int = 0
+    """Labelled rows that it was learnt from; 0: not known."""
 
     @classmethod
     def learnt(
@@ -91,7 +96,7 @@ class PerformanceEstimator:
             score = scores[name]
             row_error = (score.high - score.low) / 2 / z * math.sqrt(whole.rows)
             usual[name] = Usual(score.value, row_error, _spread(name, blocks, row_error, threshold))
-        return cls(calibration, usual, threshold, confidence, sigmas)
+        return cls(calibration, usual, threshold, confidence, sigmas, whole.rows)
 
     def estimate(self, counts: Counts) -> dict[str, Estimate]:
         """The expected scores of a window, given its rows by score cell (`score_counts`); none without rows."""
@@ -100,15 +105,23 @@ class PerformanceEstimator:
             return {}
         z = normal_quantile(self.confidence)
         found = {}
+        chance = label_errors(counts, self.calibration.probabilities, self.threshold)
         for name, value in expected_scores(counts, self.calibration, self.threshold).items():
             usual = self.usual.get(name)
-            if usual is None or math.isnan(value):
+            if usual is None or math.isnan(value) or math.isnan(chance[name][0]):
                 continue
-            half, band = z * usual.error(rows), self.sigmas * usual.error(rows)
-            low, high = usual.value - band, usual.value + band
+            band, most = self.sigmas * usual.error(rows), math.inf if name == "log_loss" else 1.0
+            low, high = max(usual.value - band, 0.0), min(usual.value + band, most)
+            labels, step = chance[name]
+            start, end = _interval(value, self._error(labels, usual, rows), step, z, most)
             bad = value < low if name in HIGHER_IS_BETTER else value > high
-            found[name] = Estimate(value, value - half, value + half, low, high, not low <= value <= high, bad)
+            found[name] = Estimate(value, start, end, low, high, not low <= value <= high, bad)
         return found
+
+    def _error(self, chance: float, usual: Usual, rows: int) -> float:
+        """The standard deviation of realised less expected: labels, blocks, and the reference's own sampling."""
+        learnt = max(usual.row_error**2, chance**2 * rows) / self.rows if self.rows else 0.0
+        return math.sqrt(chance**2 + usual.spread**2 + learnt)
 
     def honesty(self, realised: ScoreHistogram) -> dict[str, float]:
         """Estimated less realised scores of rows whose labels have come."""
@@ -118,7 +131,12 @@ class PerformanceEstimator:
 
     def to_json(self) -> bytes:
         stored = _Stored(
-            msgspec.Raw(self.calibration.to_json()), dict(self.usual), self.threshold, self.confidence, self.sigmas
+            msgspec.Raw(self.calibration.to_json()),
+            dict(self.usual),
+            self.threshold,
+            self.confidence,
+            self.sigmas,
+            self.rows,
         )
         return msgspec.json.encode(stored)
 
@@ -130,7 +148,7 @@ class PerformanceEstimator:
         except msgspec.DecodeError as wrong:
             raise ScoreError(f"this is no stored estimator: {wrong}") from wrong
         calibration = ScoreCalibration.from_json(bytes(stored.calibration))
-        return cls(calibration, stored.usual, stored.threshold, stored.confidence, stored.sigmas)
+        return cls(calibration, stored.usual, stored.threshold, stored.confidence, stored.sigmas, stored.rows)
 
 
 class _Stored(msgspec.Struct):
@@ -139,6 +157,7 @@ class _Stored(msgspec.Struct):
     threshold: float
     confidence: float
     sigmas: float
+    rows: int = 0
 
 
 def expected_scores(counts: Counts, calibration: ScoreCalibration, threshold: float = 0.5) -> dict[str, float]:
@@ -172,6 +191,19 @@ def _spread(name: str, blocks: Sequence[ScoreHistogram], row_error: float, thres
     values = np.array([value for _, value in known])
     sampling = float(np.mean([row_error**2 / rows for rows, _ in known]))
     return math.sqrt(max(0.0, float(values.var(ddof=1)) - sampling))
+
+
+def _interval(value: float, error: float, step: float, z: float, most: float) -> tuple[float, float]:
+    """Value ± z errors and half a step, corrected for continuity, and what is beyond on the logit scale.
+
+    Few labels move a score in large steps up to its very ends, which the logit scale never reaches.
+    """
+    half = z * error + step / 2
+    low, high = max(value - half, 0.0), min(value + half, most)
+    if most == 1.0 and 0 < value < 1:
+        other = logit_interval(value, error, z)
+        return min(low, other[0]), max(high, other[1])
+    return low, high
 
 
 def _ratio(part: float, whole: float) -> float:

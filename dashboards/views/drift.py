@@ -260,8 +260,11 @@ def change_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def where_words(alarm: Mapping[str, Any]) -> str:
-    """The slices that show an alarm most, else the columns that moved with it."""
-    slices = [f"{fmt.column(str(item['slice']))} {item['value']}" for item in alarm.get("slices") or ()]
+    """The slices that explain an alarm, each with how far it moved, else the columns that moved with it."""
+    slices = [
+        f"{fmt.column(str(item['slice']))} {item['value']} ({fmt.number(item.get('effect', item.get('score')))})"
+        for item in alarm.get("slices") or ()
+    ]
     others = [fmt.column(str(item["column"])) for item in alarm.get("columns") or ()]
     if slices:
         return ", ".join(slices[:3])

@@ -19,7 +19,10 @@ def transformers_callback(monitor: TrainingMonitor, *, push_url: str | None = No
     gradient norms are those that the Trainer logs (`logging_steps`), which reads them from the device then; tokens are
     counted with `include_num_input_tokens_seen`. With `push_url` a short job's metrics are pushed at its end.
     """
-    base: Any = importlib.import_module("transformers").TrainerCallback
+    try:
+        base: Any = importlib.import_module("transformers").TrainerCallback
+    except ImportError as error:
+        raise ImportError(f"transformers cannot be imported ({error}): pip install 'transformers[torch]'") from error
 
     class Monitoring(base):  # type: ignore[misc]
         """Marks the phases as the Trainer calls its hooks; see `transformers_callback`."""

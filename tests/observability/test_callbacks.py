@@ -201,3 +201,10 @@ def test_rows_are_found_in_whatever_a_batch_is() -> None:
         0,
         0,
     ]
+
+
+def test_without_transformers_the_callback_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    with TrainingMonitor("delay", run="1") as monitor, pytest.raises(ImportError, match="pip install 'transformers"):
+        transformers_callback(monitor)

@@ -64,7 +64,7 @@ class Batch:
 class _JsonLabel(msgspec.Struct):
     id: str
     model: str
-    label: float
+    label: float | None
     time: float | datetime | None = None
 
 
@@ -80,7 +80,10 @@ def read_batch(signal: Signal, body: bytes) -> Batch:
 
 
 def read_json_labels(body: bytes, now: float) -> Batch:
-    """Reads `[{"id", "model", "label", "time"?}]`; time is unix seconds or RFC 3339; left out, `now`. BadBatch."""
+    """Reads `[{"id", "model", "label", "time"?}]`; a label of null takes back the one before. BadBatch.
+
+    Time is unix seconds or RFC 3339; left out, `now`.
+    """
     try:
         rows = msgspec.json.decode(body, type=list[_JsonLabel])
     except msgspec.DecodeError as error:

@@ -19,7 +19,7 @@ from collectors.drift import DriftThresholds
 from collectors.events import EventLog, read_batch, read_json_labels
 from collectors.journal import Journal, JournalClosed
 from observability import names
-from observability.events import event_batch, label_batch, to_ipc
+from observability.events import event_batch, label_batch, to_ipc, validate_labels
 from observability.lake import read_events, read_labels
 from observability.profile import Profile
 
@@ -456,3 +456,10 @@ def test_a_json_label_tells_its_time_in_unix_seconds_or_in_rfc_3339_or_not_at_al
     assert table.column("time").cast(pa.int64()).to_pylist() == [1_700_000_000_500_000_000] * 2 + [
         1_700_000_001_000_000_000
     ]
+
+
+def test_a_json_label_of_null_takes_back_the_one_before() -> None:
+    taken_back = read_json_labels(b'[{"id": "a", "model": "m", "label": null}]', now=5.0).table
+
+    assert taken_back.column("label").to_pylist() == [None]
+    validate_labels(taken_back)

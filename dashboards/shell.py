@@ -278,4 +278,6 @@ def rows(
         "<tr>" + "".join(f'<td class="{kind}">{cell}</td>' for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in body
     )
-    st.html(f'<table class="tt-rows"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>')
+    # What is wider than its card, on a narrow screen, is scrolled and not cut off.
+    table = f'<table class="tt-rows"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+    st.html(f'<div class="tt-wide">{table}</div>')

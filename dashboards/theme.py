@@ -151,6 +151,7 @@ header[data-testid="stHeader"] { height: 0; min-height: 0; background: transpare
 .tt-services i { font-style: normal; color: var(--tt-muted); margin-left: auto; font-size: .8rem; }
 .tt-label { color: var(--tt-muted); font-size: .74rem; letter-spacing: .04em; text-transform: uppercase;
   font-weight: 600; }
+.tt-wide { overflow-x: auto; }
 .tt-rows { width: 100%; border-collapse: collapse; font-size: .86rem; }
 .tt-rows th { text-align: left; font-weight: 500; color: var(--tt-muted); font-size: .78rem;
   padding: .25rem .6rem .25rem 0;

@@ -104,11 +104,11 @@ def _marks(
         figure.add_scatter(x=x, y=y, mode="markers", hoverinfo="skip", marker=marker)
 
 
-def _spread(labels: Sequence[str], most: int = 8) -> list[str]:
+def _spread(labels: Sequence[str], most: int = 5) -> list[str]:
     return list(labels[:: max(1, -(-len(labels) // most))])
 
 
-def _clocks(frame: Frame, ends: Sequence[float], most: int = 8) -> list[str]:
+def _clocks(frame: Frame, ends: Sequence[float], most: int = 5) -> list[str]:
     long = len(ends) > 1 and ends[-1] - ends[0] > 86400
     say: Callable[[float, tzinfo], str] = fmt.moment if long else fmt.clock
     return [say(t, frame.zone) for t in ends[:: max(1, -(-len(ends) // most))]]

@@ -237,15 +237,16 @@ def _phases(view: shell.View, now: Mapping[str, Sequence[Series]]) -> None:
         return
     parts = {phase.replace("_", " "): [sums[phase] / steps] for phase in known}
     colors = {phase.replace("_", " "): _PHASE_COLORS[phase] for phase in known}
-    shell.chart("phases", charts.stacked_bar(view.frame, ["step"], parts, colors, height=120))
+    bar = charts.stacked_bar(view.frame, ["step"], parts, colors, height=90)
+    shell.chart("phases", bar.update_layout(showlegend=False))  # the table below names the colours, on any width
     whole = sum(sums[phase] for phase in known)
     counts = {item.labels.get("phase", ""): item.last or 0.0 for item in now["phase_count"]}
     lines = [
         (
-            html.escape(phase.replace("_", " ")),
+            f'<span style="color:{_PHASE_COLORS[phase]}">■</span> ' + html.escape(phase.replace("_", " ")),
             fmt.percent(sums[phase] / whole, 1),
             fmt.seconds(sums[phase] / counts[phase]) if counts.get(phase) else fmt.DASH,
-            fmt.number(counts.get(phase)),
+            fmt.number(round(counts.get(phase, 0.0), 0)),  # increase() extrapolates
         )
         for phase in known
     ]
@@ -293,7 +294,7 @@ def _versions(view: shell.View, policy: Mapping[str, Any]) -> None:
         _VERSION_COLUMNS,
         lines,
         numeric=(5, 6, 7, 8, 9),
-        tight=(1, 2, 3, 4),
+        tight=(1, 2, 3, 4, 11, 12),
     )
 
 

@@ -202,6 +202,11 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         return InputError(f"{path} is empty: it has no header line")
     if "invalid UTF8" in text:
         return _not_utf8(path)
+    if unequal := re.search(r"Expected (\d+) columns, got (\d+): (.{0,60})", text):
+        return InputError(
+            f"{path} has {unequal[1]} names in its header, but a row of {unequal[2]} fields: {unequal[3]!r}; is the "
+            "header another line, does a sign end each row, or have the rows names of their own?"
+        )
     return InputError(f"{path} is not a readable CSV file: {text}")
 
 

@@ -217,7 +217,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "wide.csv": ("a,b\n1,x\n".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
     "empty.csv": (b"", "is empty"),
     "rows.csv": (b"x,kind,n\n", "has no rows"),
-    "ragged.csv": (b"a,b\n1,2,3\n", "Expected 2 columns, got 3"),
+    "ragged.csv": (b"a,b\n1,2,3\n", "2 names in its header, but a row of 3 fields: '1,2,3'"),
     "twice.csv": (b"x,x\n1,2\n", "more than one column named 'x'"),
     "other.json": (b"{}", "not a saved profile"),
     "notes.txt": (b"hello", "of no known format"),
@@ -390,3 +390,17 @@ def test_a_saved_profile_may_have_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"rows": 3}')
     with pytest.raises(InputError, match="is not a saved profile"):
         compare(tmp_path / name, table)
+
+
+@pytest.mark.parametrize("mode", ["exact", "profile"])
+def test_numbers_in_groups_of_thousands_are_numbers_where_the_kind_says_so(tmp_path: Path, mode: Any) -> None:
+    values = [np.arange(400) * 37.25 + start for start in (-9_000, 1_091_000)]
+    for name, side in zip("rc", values, strict=True):
+        (tmp_path / f"{name}.csv").write_text("amount\n" + "".join(f'"{value:,.2f}"\n' for value in side))
+
+    kinds = {"amount": "numeric"}
+    found = compare(tmp_path / "r.csv", tmp_path / "c.csv", kinds=kinds, mode=mode).columns["amount"]
+
+    plain = compare(*({"amount": side} for side in values), mode=mode).columns["amount"]
+    assert (found.score, found.wasserstein, found.missing) == (plain.score, plain.wasserstein, plain.missing)
+    assert found.drifted

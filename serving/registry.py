@@ -15,6 +15,7 @@ from serving.artifacts.manifest import MANIFEST, read_manifest, verify
 from serving.database import Json, Row, Transaction, json_of, open_database, read
 from serving.errors import RegistryError
 
+_LONGEST_NAME = 200  # what the tables hold
 _VERSION = "model, version, digest, created_at, lineage, metrics"
 
 
@@ -74,8 +75,12 @@ class Registry:
 
         Raises ArtifactError when a file does not match the manifest, RegistryError for a name that cannot be a path.
         """
-        if not model or any(mark in model for mark in "/\\ \n") or model.startswith("."):
-            raise RegistryError(f"model name {model!r} cannot be used: no slash, space or leading dot")
+        unfit = not model.isprintable() or len(model) > _LONGEST_NAME or model.startswith(".")
+        if not model or unfit or any(mark in model for mark in "/\\ "):
+            raise RegistryError(
+                f"model name {model[: _LONGEST_NAME + 1]!r} cannot be used: no slash, space, leading dot or character "
+                f"that does not print, and at most {_LONGEST_NAME} characters"
+            )
         digest = self._import(Path(artifact_dir))
         now = self._clock()
         with self.database.begin() as transaction:

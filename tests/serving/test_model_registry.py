@@ -58,7 +58,7 @@ def test_aliases_move_and_the_history_remembers(registry: Registry) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", ".hidden"])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", ".hidden", "a\tb", "a\x00", "a\u200bb", "a" * 201])
 def test_a_name_that_cannot_be_a_path_is_refused(registry: Registry, artifacts: list[Path], name: str) -> None:
     with pytest.raises(RegistryError, match="cannot be used"):
         registry.register(name, artifacts[0], lineage={}, profile=None, metrics={})

@@ -137,7 +137,7 @@ def test_the_interval_is_that_of_the_rows_that_came_not_of_the_reference(rows: i
     estimator = PerformanceEstimator.learnt([ScoreHistogram.of(*drawn(2_000, 1.5, -2)) for _ in range(10)])
     inside, seen = dict.fromkeys(ESTIMATED, 0), dict.fromkeys(ESTIMATED, 0)
     for _ in range(200):
-        p, y = drawn(rows, 0.6, -1)
+        p, y = drawn(rows, 0.45, -2)
         realised = ScoreHistogram.of(p, y).scores()
         for name, estimate in estimator.estimate(score_counts(p)).items():
             assert 0 <= estimate.low <= estimate.value <= estimate.high

@@ -31,7 +31,8 @@ class Outputs:
         if stop - start == self.rows:
             return values_text(self.arrays[place])
         texts = self.texts(place)
-        return texts[start] if stop - start == 1 else b",".join(texts[start:stop])
+        # Rows without a value have no comma between them either.
+        return texts[start] if stop - start == 1 or not texts[start] else b",".join(texts[start:stop])
 
     def texts(self, place: int) -> list[bytes]:
         """The same of each row."""

@@ -100,7 +100,7 @@ class VersionAlarms:
 
     def put(self, step: Step) -> list[Raised]:
         """Takes in a pane's evidence, in the place of what was known of that pane; returns the alarms it raised."""
-        before = set(self._now.active)
+        before = dict(self._now.active)
         place = bisect_left(self._steps, step.end, key=lambda known: known.end)
         newest = place == len(self._steps)
         if not newest and self._steps[place].end == step.end:
@@ -116,8 +116,11 @@ class VersionAlarms:
             for known in self._steps:
                 self._now.advance(known, self.columns)
         self._settle()
-        for raised in self._now.active.values():
-            raised.explanation = self._explained.get((raised.column, raised.at), {})
+        for column, raised in self._now.active.items():
+            # Counted anew, an alarm may have been found at another pane: what it was about stays known.
+            if (column, raised.at) not in self._explained and column in before:
+                self._explained[column, raised.at] = before[column].explanation
+            raised.explanation = self._explained.get((column, raised.at), {})
         return [raised for column, raised in self._now.active.items() if column not in before]
 
     def explain(self, raised: Raised, explanation: dict[str, Any]) -> None:

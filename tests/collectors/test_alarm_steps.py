@@ -157,3 +157,18 @@ def test_single_panes_are_judged_by_what_single_panes_differ_by() -> None:
     assert standing_after(same, None) == ["x"]
     assert standing_after(same, daily) == []
     assert standing_after(warmer, daily) == ["x"]
+
+
+def test_an_alarm_that_amended_panes_find_earlier_or_later_keeps_what_it_was_about() -> None:
+    alarms = VersionAlarms(("a",), 1e-2, 600.0)
+    for number, value in enumerate([0.5, 0.5, 8.0, 150.0]):
+        for raised in alarms.put(step(number, value)):
+            alarms.explain(raised, {"score": 0.4})
+    (found,) = alarms.active()
+
+    alarms.put(step(2, 500.0))
+
+    (moved,) = alarms.active()
+    assert moved.at < found.at
+    assert moved.explanation == {"score": 0.4}
+    assert VersionAlarms.from_json(alarms.to_json(), 600.0).active()[0].explanation == {"score": 0.4}

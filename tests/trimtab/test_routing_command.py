@@ -46,6 +46,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
                        {"header": "x-team", "prefix": "beta-", "variant": "canary"}]},
         ),
         (["route", "m", "--clear"], "m/route", {"rules": []}),
+        (["promote", "m"], "m/promote", {}),
+        (["promote", "m", "2"], "m/promote", {"version": "2"}),
+        (["promote", "m", "--version", "2"], "m/promote", {"version": "2"}),
     ],
 )  # fmt: skip
 def test_a_command_is_one_control_call(

@@ -137,13 +137,17 @@ def shadow(model: str, version: str, fraction: float, settings: Settings) -> Non
     change_traffic(settings, model, "shadow", {"version": version, "fraction": fraction})
 
 
-@models.command(epilog="Example: trimtab models promote flights --version 2")
+@models.command(epilog="Example: trimtab models promote flights 2")
 @click.argument("model")
-@click.option("--version", help="Default: the canary.")
+@click.argument("number", metavar="[VERSION]", required=False)
+@click.option("--version", help="The same. Default: the canary.")
 @click.option("--reason", default="by hand")
 @with_settings
-def promote(model: str, version: str | None, reason: str, settings: Settings) -> None:
+def promote(model: str, number: str | None, version: str | None, reason: str, settings: Settings) -> None:
     """Give a version all traffic."""
+    if number and version and number != version:
+        raise click.UsageError(f"the version is {number} and --version {version}; give one")
+    version = number or version
     change_traffic(settings, model, "promote", {"reason": reason} | ({"version": version} if version else {}))
 
 

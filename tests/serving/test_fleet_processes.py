@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 import os
 import shutil
 import signal
@@ -16,7 +18,7 @@ import pytest
 
 from observability import names
 from serving import Registry
-from tests.serving.fleet_processes import CONNECTIONS, PATIENCE, Fleet, Load, running, until, with_versions
+from tests.serving.fleet_processes import CONNECTIONS, PATIENCE, ROW, Fleet, Load, running, until, with_versions
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +82,18 @@ async def test_killed_processes_cost_no_more_than_their_connections_and_no_count
     assert after[names.REPLICA_EJECTIONS.name, (("reason", "closed"), ("replica", "1"))] >= 1
     ok = (names.INFERENCE_REQUESTS.name, (("model", "fares"), ("outcome", "ok"), ("version", "1")))
     assert after[ok] > before[ok] > 0
+
+
+async def test_long_packed_bodies_are_read_by_the_replicas(fleet: Fleet) -> None:
+    body = gzip.compress(json.dumps(ROW).encode() + b" " * 1_000_000)
+    bomb = gzip.compress(b" " * 50_000_000)
+    headers = {"content-encoding": "gzip"}
+    bodies = [body, bomb] * 10
+
+    answers = await asyncio.gather(
+        *(fleet.http.post("/v2/models/fares/infer", content=one, headers=headers) for one in bodies)
+    )
+    assert [found.status_code for found in answers] == [200, 413] * 10
 
 
 async def test_a_change_is_in_force_on_every_replica_when_it_is_answered(fleet: Fleet) -> None:

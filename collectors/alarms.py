@@ -10,7 +10,8 @@ panes at most. Amended panes are taken back and counted anew, as far back as win
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import msgspec
 import numpy as np
 
 from collectors.drift import ColumnDrift, DriftThresholds
-from collectors.drift.detector import DetectorSettings, EDetector
+from collectors.drift.detector import Alarm, DetectorSettings, EDetector
 from collectors.drift.fdr import e_value
 
 # A pane of fewer rows is no evidence either way.
@@ -110,11 +111,10 @@ class VersionAlarms:
         else:
             self._steps.insert(place, step)
         if newest:
-            self._now.advance(step, self.columns)
+            self._now.advance([step], self.columns)
         else:
             self._now = self._settled.copy()
-            for known in self._steps:
-                self._now.advance(known, self.columns)
+            self._now.advance(self._steps, self.columns)
         self._settle()
         for column, raised in self._now.active.items():
             # Counted anew, an alarm may have been found at another pane: what it was about stays known.
@@ -154,8 +154,7 @@ class VersionAlarms:
         alarms._settled = _State.restored(stored.settled)
         alarms._explained = {(column, at): explanation for column, at, explanation in stored.explained}
         alarms._now = alarms._settled.copy()
-        for step in alarms._steps:
-            alarms._now.advance(step, alarms.columns)
+        alarms._now.advance(alarms._steps, alarms.columns)
         for raised in alarms._now.active.values():
             raised.explanation = alarms._explained.get((raised.column, raised.at), {})
         return alarms
@@ -163,8 +162,9 @@ class VersionAlarms:
     def _settle(self) -> None:
         """Panes that are not amended any more become part of what is settled."""
         limit = self._steps[-1].end - self._amend_seconds
-        while len(self._steps) > 1 and self._steps[0].end <= limit:
-            self._settled.advance(self._steps.pop(0), self.columns)
+        settled = bisect_right(self._steps[:-1], limit, key=lambda known: known.end)
+        self._settled.advance(self._steps[:settled], self.columns)
+        del self._steps[:settled]
 
 
 class _StoredState(msgspec.Struct):
@@ -189,20 +189,28 @@ class _State:
         self.active: dict[str, Raised] = {}
         self.starts: list[float] = []
 
-    def advance(self, step: Step, columns: Sequence[str]) -> None:
-        self.starts.append(step.start)
-        del self.starts[:-REMEMBERED]
-        for place, column in enumerate(columns):
-            raised, quiet = self.active.get(column), step.quiet[place]
-            if raised is not None and quiet is not None:
-                raised.quiet = raised.quiet + 1 if quiet else 0
+    def advance(self, steps: Sequence[Step], columns: Sequence[str]) -> None:
+        """Takes in further panes, in their order."""
+        if not steps:
+            return
+        found: defaultdict[int, list[Alarm]] = defaultdict(list)
+        clock = self.detector.clock
+        # At once: a version's many panes are counted anew for each that is amended.
+        for alarm in self.detector.update(np.array([step.evalues for step in steps], np.float64)):
+            found[alarm.index - clock].append(alarm)
+        for place, step in enumerate(steps):
+            self.starts.append(step.start)
+            for column in [column for column in self.active if step.quiet[columns.index(column)] is not None]:
+                raised = self.active[column]
+                raised.quiet = raised.quiet + 1 if step.quiet[columns.index(column)] else 0
                 if raised.quiet >= QUIET_PANES:
                     del self.active[column]
-        for alarm in self.detector.update(np.array(step.evalues, np.float64)[None]):
-            column = columns[alarm.stream]
-            age = min(alarm.index - alarm.since, len(self.starts) - 1)
-            if column not in self.active:
-                self.active[column] = Raised(column, self.starts[-1 - age], step.end, alarm.evidence)
+            for alarm in found[place]:
+                column = columns[alarm.stream]
+                age = min(alarm.index - alarm.since, len(self.starts) - 1, REMEMBERED - 1)
+                if column not in self.active:
+                    self.active[column] = Raised(column, self.starts[-1 - age], step.end, alarm.evidence)
+        del self.starts[:-REMEMBERED]
 
     def copy(self) -> _State:
         return _State.restored(self.stored())

@@ -93,6 +93,10 @@ INFERENCE_LATE_ROWS = _counter(
     "inference_late_rows_total", "Rows that reached the model behind their deadline.", "model", "version"
 )
 INFERENCE_ROWS = _counter("inference_rows_total", "Rows inferred.", "model", "version")
+INFERENCE_UTILIZATION = _gauge(
+    "inference_utilization_ratio",
+    "Share of the last 15 seconds in which models worked, over 1 where several did at once; of replicas the busiest.",
+)
 QUEUE_ROWS = _gauge("inference_queue_rows", "Rows waiting for a batch.", "model", "version")
 QUEUE_LIMIT_ROWS = _gauge("inference_queue_limit_rows", "Rows that may wait before requests are refused.", "model")
 QUEUE_BYTES = _gauge("inference_queue_bytes", "Bytes of the requests that wait for a batch.", "model", "version")

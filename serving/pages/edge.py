@@ -75,7 +75,7 @@ class Edge:
         self.gateway = Gateway(handler)
         self.load = LoadReport(
             deployments, self._busy_seconds, lambda: active() + self.gateway.active, lambda: health.state, connections,
-            time.perf_counter,
+            time.perf_counter, metrics,
         )  # fmt: skip
         inspection = Inspection(deployments, health, metrics, self.load.report, settle, peers)
         extensions = Extensions(lambda model: model in deployments, options.trace_sample_ratio)

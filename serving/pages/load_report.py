@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from observability import names
+from observability.metrics import Metrics
 from serving.versions.deployment import Deployment
 
 _KEPT = 16
@@ -22,6 +24,7 @@ class LoadReport:
         state: Callable[[], str],
         connections: Callable[[], int],
         clock: Callable[[], float],
+        metrics: Metrics,
     ) -> None:
         self._deployments = deployments
         self._busy_seconds = busy_seconds
@@ -29,6 +32,7 @@ class LoadReport:
         self._state = state
         self._connections = connections
         self._clock = clock
+        metrics[names.INFERENCE_UTILIZATION].set_function(self.utilization)
         # (moment, seconds that models had worked by then)
         self._samples: deque[tuple[float, float]] = deque([(clock(), busy_seconds())], maxlen=_KEPT)
 

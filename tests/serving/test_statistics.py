@@ -147,13 +147,14 @@ async def test_the_load_report_sees_what_waits(start: Start, gate: tuple[str, Pa
 
 
 def test_utilization_is_the_share_of_the_time_kept() -> None:
-    now, worked = [0.0], [0.0]
-    report = LoadReport({}, lambda: worked[0], lambda: 0, lambda: "ready", lambda: 0, lambda: now[0])
+    now, worked, metrics = [0.0], [0.0], Metrics()
+    report = LoadReport({}, lambda: worked[0], lambda: 0, lambda: "ready", lambda: 0, lambda: now[0], metrics)
     assert report.utilization() == 0.0
     for second in range(1, 40):
         now[0], worked[0] = float(second), 0.25 * second
         report.sample()
         assert report.utilization() == pytest.approx(0.25)
+    assert values_of(exposition(metrics)[0].decode())["inference_utilization_ratio"] == {(): pytest.approx(0.25)}
     # What was long ago is forgotten.
     for second in range(40, 60):
         now[0] = float(second)

@@ -14,6 +14,8 @@ EQUAL_CELLS = 1_200
 """Every multiple of 1/1200 is an edge, so every whole percent and the bins of 10, 12, 15 and 20 equal widths are."""
 COARSE_BINS = 60
 """Bins for which the mean score is kept, too: what the calibration error is read from."""
+# A sum of float32 probabilities errs by less.
+_ROUNDING = 1e-6
 _TAIL_FROM = 1e-7
 
 
@@ -45,6 +47,12 @@ def cells_of(scores: Floats) -> Counts:
 def score_counts(scores: Floats) -> Counts:
     """Scores in [0, 1] counted in the cells, shape (CELLS,); they add up. Raises ScoreError on any other value."""
     return np.bincount(cells_of(checked_scores(scores)), minlength=CELLS)
+
+
+def probabilities_among(values: Floats) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """Which values, shape (rows,), are probabilities, and those; sums in float32 end up to 1e-6 beyond 0 and 1."""
+    found = (values >= -_ROUNDING) & (values <= 1 + _ROUNDING)
+    return found, np.clip(values[found], 0.0, 1.0)
 
 
 def checked_scores(scores: Floats) -> Floats:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from collectors.scores.cells import Counts, Floats, score_counts
+from collectors.scores.cells import Counts, Floats, probabilities_among, score_counts
 from collectors.scores.estimated import Estimate, PerformanceEstimator
 from collectors.scores.histogram import Score, ScoreHistogram
 from collectors.scores.windows import NANOSECONDS, LabelledWindow, LabelledWindows
@@ -68,9 +68,8 @@ class PerformanceMonitor:
         """Counts predictions, shape (rows,), by the window of their times, those that are no probability left out."""
         state = self._versions.setdefault((model, version), _Version())
         values, times = np.asarray(predictions, np.float64), np.asarray(times_ns, np.int64)
-        fit = (values >= 0) & (values <= 1)
+        fit, values = probabilities_among(values)
         numbers = times[fit] // self._nanoseconds
-        values = values[fit]
         for number in np.unique(numbers).tolist():
             found = score_counts(values[numbers == number])
             state.counts[number] = state.counts[number] + found if number in state.counts else found

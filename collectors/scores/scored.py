@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from collectors.scores.cells import ScoreError
+from collectors.scores.cells import ScoreError, probabilities_among
 from collectors.scores.histogram import Score, ScoreHistogram
 from collectors.scores.regression import RegressionSums
 
@@ -33,8 +33,9 @@ class Scored:
         """Of finite predictions and labels, shape (rows,) each. Raises ScoreError on others."""
         p, y = np.asarray(predictions, np.float64).ravel(), np.asarray(labels, np.float64).ravel()
         numbers = RegressionSums.of(p, y)
-        fit = (p >= 0) & (p <= 1) & ((y == 0) | (y == 1))
-        return cls(ScoreHistogram.of(p[fit], y[fit]), numbers)
+        labelled = (y == 0) | (y == 1)
+        fit, probabilities = probabilities_among(p[labelled])
+        return cls(ScoreHistogram.of(probabilities, y[labelled][fit]), numbers)
 
     def __add__(self, other: Scored) -> Scored:
         if not isinstance(other, Scored):

@@ -177,6 +177,17 @@ def test_a_window_of_other_labels_is_scored_as_numbers() -> None:
     assert Scored().scores() == {}
 
 
+def test_probabilities_that_rounding_took_beyond_one_are_probabilities() -> None:
+    predictions = np.array([0.2, np.nextafter(np.float32(1), np.float32(2)), -1e-7, 0.7])
+    labels = np.array([0.0, 1.0, 0.0, 1.0])
+
+    found = Scored.of(predictions, labels)
+
+    assert found.binary
+    assert found.classes == ScoreHistogram.of(np.clip(predictions, 0, 1), labels)
+    assert not Scored.of(np.array([1.00001]), np.array([1.0])).binary
+
+
 def test_one_class_or_constant_labels_leave_out_what_has_no_meaning() -> None:
     found = ScoreHistogram.of(np.array([0.2, 0.3]), np.zeros(2)).scores()
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "models": ("trimtab.commands.models", "models", "The registry and the traffic: canary, promote, roll back, …"),
     "releases": ("trimtab.commands.releases", "releases", "Releases by a policy's steps: start, show, approve, …"),
     "drift": ("trimtab.commands.drift", "drift", "Compare any two tables (Parquet, CSV, Arrow)."),
+    "slices": ("trimtab.commands.slices", "slices", "Where a model errs most, and whose share of rows changed."),
     "query": ("trimtab.commands.query", "query", "Evaluate a PromQL expression."),
     "rules": ("trimtab.commands.rules", "rules", "Check, lint and test Prometheus rule files."),
     "slo": ("trimtab.commands.slo", "slo", "Objectives: burn-rate rules, budgets left, checks."),

@@ -200,9 +200,11 @@ class _State:
             found[alarm.index - clock].append(alarm)
         for place, step in enumerate(steps):
             self.starts.append(step.start)
-            for column in [column for column in self.active if step.quiet[columns.index(column)] is not None]:
-                raised = self.active[column]
-                raised.quiet = raised.quiet + 1 if step.quiet[columns.index(column)] else 0
+            for column, raised in list(self.active.items()):
+                quiet = step.quiet[columns.index(column)]
+                if quiet is None:
+                    continue
+                raised.quiet = raised.quiet + 1 if quiet else 0
                 if raised.quiet >= QUIET_PANES:
                     del self.active[column]
             for alarm in found[place]:

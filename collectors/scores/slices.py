@@ -155,8 +155,9 @@ def _found(columns: Sequence[Segmented], values: Floats, settings: SliceSettings
     strengths = np.concatenate([test[3] for test in tests])
     shares = np.concatenate([test[4] for test in tests])
     rests = values.mean() - shares * effects * deviation
-    ratio = settings.min_ratio if one_sided and values.min() >= 0 else math.inf
-    sized = worth(effects, rests, deviation, settings.min_effect, ratio, one_sided)
+    if not one_sided or values.min() < 0:
+        settings = replace(settings, min_ratio=math.inf)
+    sized = worth(effects, rests, deviation, settings.min_effect, settings.min_ratio, one_sided)
     passed = np.flatnonzero((qvalues <= settings.alpha) & sized)
     # By strength; of equal ones that of fewer columns comes first.
     order = passed[np.lexsort((owners[passed], -strengths[passed]))][:_MOST_CANDIDATES]
@@ -167,16 +168,7 @@ def _found(columns: Sequence[Segmented], values: Floats, settings: SliceSettings
         inside = group.codes == segment
         # Slices that overlap pass the test together; of those told only their own number counts.
         limit = settings.alpha * (len(told) + 1) / len(pvalues)
-        if not _still(
-            values[inside & left],
-            values[~inside & left],
-            least,
-            limit,
-            deviation,
-            settings.min_effect,
-            ratio,
-            one_sided,
-        ):
+        if not _still(values[inside & left], values[~inside & left], least, limit, deviation, settings, one_sided):
             continue
         left &= ~inside
         chosen = [columns[column] for column in group.columns]
@@ -224,15 +216,15 @@ def _still(
     least: int,
     limit: float,
     deviation: float,
-    min_effect: float,
-    min_ratio: float,
+    settings: SliceSettings,
     one_sided: bool,
 ) -> bool:
     """Whether a slice still stands out among the rows that no slice before it has taken."""
     if min(len(inside), len(outside)) < least:
         return False
     difference, t, degrees = welch(_moments(inside), _moments(outside))
-    enough = worth(difference / deviation, outside.mean(), deviation, min_effect, min_ratio, one_sided)
+    limits = settings.min_effect, settings.min_ratio
+    enough = worth(difference / deviation, outside.mean(), deviation, *limits, one_sided)
     return bool(enough[0] and p_values(t, degrees, one_sided)[0] <= limit)
 
 

@@ -25,6 +25,27 @@ def listening() -> Iterator[socket.socket]:
         yield server
 
 
+@contextmanager
+def receiving(*answers: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """The port of a server that answers the requests of one connection so, and the bodies that it got."""
+    received: list[bytes] = []
+
+    def serve(server: socket.socket) -> None:
+        client, _ = server.accept()
+        with client, client.makefile("rb") as file:
+            for answer in answers:
+                lines = [line.lower() for line in iter(file.readline, b"\r\n")]
+                size = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
+                received.append(file.read(size))
+                client.sendall(answer)
+
+    with listening() as server:
+        thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        thread.start()
+        yield server.getsockname()[1], received
+        thread.join(60)
+
+
 def post(connection: GatheringConnection, pieces: tuple[memoryview, ...]) -> int:
     size = sum(piece.nbytes for piece in pieces)
     body: Any = [pieces]
@@ -39,23 +60,11 @@ def test_pieces_arrive_behind_each_other(count: int) -> None:
     sizes = [0 if k % 7 == 3 else int(drawn.integers(1, 6_000_000 // count)) for k in range(count)]
     bodies = [drawn.bytes(size) for size in sizes]
     pieces = tuple(memoryview(pa.py_buffer(body) if k % 2 else body) for k, body in enumerate(bodies))
-    received: list[bytes] = []
 
-    def serve(server: socket.socket) -> None:
-        client, _ = server.accept()
-        with client, client.makefile("rb") as file:
-            lines = [line.lower() for line in iter(file.readline, b"\r\n")]
-            size = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
-            received.append(file.read(size))
-            client.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
-
-    with listening() as server:
-        thread = threading.Thread(target=serve, args=(server,), daemon=True)
-        thread.start()
-        connection = GatheringConnection("127.0.0.1", server.getsockname()[1], timeout=60)
+    with receiving(b"HTTP/1.1 204 No Content\r\n\r\n") as (port, received):
+        connection = GatheringConnection("127.0.0.1", port, timeout=60)
         assert post(connection, pieces) == 204
         connection.close()
-        thread.join(60)
 
     assert received == [b"".join(bodies)]
 
@@ -64,21 +73,10 @@ def test_pieces_arrive_behind_each_other(count: int) -> None:
 @pytest.mark.parametrize("count", [1, 40, 2_500])
 def test_a_large_body_goes_whole_and_with_pauses_in_which_others_get_the_processor(count: int) -> None:
     bodies = [np.random.default_rng(k).bytes(12_000_000 // count - 1000 * (k % 2)) for k in range(count)]
-    received: list[bytes] = []
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
-    def serve(server: socket.socket) -> None:
-        client, _ = server.accept()
-        with client, client.makefile("rb") as file:
-            for _ in range(2):
-                lines = [line.lower() for line in iter(file.readline, b"\r\n")]
-                size = next(int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length"))
-                received.append(file.read(size))
-                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-
-    with listening() as server:
-        thread = threading.Thread(target=serve, args=(server,), daemon=True)
-        thread.start()
-        connection = GatheringConnection("127.0.0.1", server.getsockname()[1], timeout=60)
+    with receiving(answer, answer) as (port, received):
+        connection = GatheringConnection("127.0.0.1", port, timeout=60)
         # The first opens the connection; the compiled call needs one that is open.
         assert post(connection, (memoryview(b"first"),)) == 200
         size = sum(map(len, bodies))
@@ -86,7 +84,6 @@ def test_a_large_body_goes_whole_and_with_pauses_in_which_others_get_the_process
         assert connection.posted("/", {"Content-Length": str(size)}, tuple(map(memoryview, bodies)))
         pauses = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before
         connection.close()
-        thread.join(60)
 
     assert received == [b"first", b"".join(bodies)]
     assert pauses >= 20

@@ -18,7 +18,7 @@ from tests.training.toy_stream import TASK, champion, rows, write
 from training.federated import FederatedClient, OverHttp, Setup, tabular_learner
 from trimtab.cli import cli
 from trimtab.commands.federated import psi_by_column
-from trimtab.commands.models import registry as registry_of
+from trimtab.commands.registry import registry as registry_of
 from trimtab.ports import free_port
 from trimtab.settings import load
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from collectors.drift.compare import compare, saved_profile
-from collectors.drift.comparison import Comparison
 from collectors.drift.methods import METHODS
 from collectors.drift.page import page
 from collectors.drift.source import InputError
 from collectors.drift.tables import Report
 from collectors.drift.terminal import rendered
 from collectors.report import NoReport, write_evidently_page
-from trimtab.commands.options import fail, with_json
+from trimtab.commands.options import column_names, fail, with_json
+from trimtab.commands.terminal import printed
 
-# Where nobody looks, and at most: longer lines are hard to read.
-WIDTH = 120
 # What a shell calls a command that Ctrl-C ended.
 INTERRUPTED = 130
 
@@ -104,7 +102,7 @@ def drift(
                 current,
                 mode=mode,
                 method=method,
-                columns=_names(columns),
+                columns=column_names(columns),
                 kinds=_pairs(kinds),
                 by=by,
                 window=window,
@@ -115,7 +113,7 @@ def drift(
                 progress=report,
             )
             if save_profile is not None:
-                profile = saved_profile(reference, columns=_names(columns), kinds=_pairs(kinds))
+                profile = saved_profile(reference, columns=column_names(columns), kinds=_pairs(kinds))
                 Path(save_profile).write_bytes(profile)
         if html is not None:
             Path(html).write_text(page(found, f"{reference} → {current}"), encoding="utf-8")
@@ -134,16 +132,8 @@ def drift(
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         fail(f"unexpected: {said}; please report it, with what --traceback shows", status=2)
-    _say(found.json_text(indent=2).decode() if as_json else _table(found))
+    _say(found.json_text(indent=2).decode() if as_json else printed(partial(rendered, found)))
     sys.exit(1 if found.alarms else 0)
-
-
-def _table(found: Comparison) -> str:
-    console = Console()
-    console.width = min(console.width, WIDTH) if console.is_terminal else WIDTH
-    with console.capture() as capture:
-        console.print(rendered(found, console.width), soft_wrap=False)
-    return capture.get().rstrip("\n")
 
 
 def _say(text: str) -> None:
@@ -170,14 +160,6 @@ def _check_writable(paths: Sequence[str], tables: Sequence[str]) -> None:
             fail(f"{path} cannot be written: permission denied", status=2)
         if file.exists() and any(Path(table).exists() and file.samefile(table) for table in tables):
             fail(f"{path} is one of the tables: it would be overwritten", status=2)
-
-
-def _names(columns: tuple[str, ...]) -> list[str] | None:
-    """`--columns a,b --columns '"c,d"'` as a list; None when the option was not given."""
-    if not columns:
-        return None
-    names = [name.strip() for entry in csv.reader(columns, skipinitialspace=True) for name in entry]
-    return [name for name in names if name]
 
 
 def _pairs(kinds: tuple[str, ...]) -> dict[str, str]:

@@ -48,8 +48,8 @@ from training.reference import HeldOut
 from training.retrain import Champion, vocabularies_of
 from training.run import conclude
 from training.train_config import TrainConfig
-from trimtab.commands.models import registry as registry_of
 from trimtab.commands.options import echo_json, fail, start_logging, with_json, with_settings
+from trimtab.commands.registry import registry as registry_of
 from trimtab.commands.train import load_table, load_task, model_settings, reference_beside
 from trimtab.settings import ModelSettings, Settings
 

@@ -11,10 +11,11 @@ import click
 
 from collectors.references import Reference
 from observability.columns import ProfileError
-from serving.errors import RegistryError, ServingError
-from serving.registry import ModelVersion, Registry
+from serving.errors import ServingError
+from serving.registry import ModelVersion
 from trimtab.commands.optimize import optimize
-from trimtab.commands.options import call, echo_json, fail, make_data_folder, with_json, with_settings
+from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
+from trimtab.commands.registry import registry
 from trimtab.commands.routing import change_traffic, experiment, route, switch
 from trimtab.settings import Settings
 
@@ -37,15 +38,6 @@ for command in (experiment, switch, route):
 
 
 models.add_command(optimize)
-
-
-def registry(settings: Settings) -> Registry:
-    """The registry that the settings name."""
-    make_data_folder(settings)
-    try:
-        return Registry(settings.registry_url, settings.artifacts)
-    except RegistryError as error:
-        fail(f"{error}; see `registry` under [serving]")
 
 
 @models.command("list", epilog="Example: trimtab models list --json")

@@ -19,7 +19,8 @@ from serving.errors import ServingError
 from serving.optimize import Recipe
 from serving.protocol.signature import Signature
 from serving.registry import ModelVersion, Registry, newest
-from trimtab.commands.options import echo_json, fail, make_data_folder, with_json, with_settings
+from trimtab.commands.options import echo_json, fail, with_json, with_settings
+from trimtab.commands.registry import registry as registry_of
 from trimtab.settings import Settings
 
 _FEATURE = "feature."
@@ -59,8 +60,7 @@ def optimize(
     Both are measured by turns on this machine. Nothing is promoted: give it traffic with `models shadow` or `canary`.
     Exit status 2: the variant differs by more than the tolerance, and is not registered.
     """
-    make_data_folder(settings)
-    registry = Registry(settings.registry_url, settings.artifacts)
+    registry = registry_of(settings)
     architectures = tuple(settings.serving.architectures)
     try:
         recipe = Recipe(prune=prune, sparsity=sparsity, int8=int8, bf16=bf16, compile=compile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import time
@@ -55,6 +56,14 @@ def make_data_folder(settings: Settings) -> None:
 def with_json(command: F) -> F:
     """Adds `--json`; the command gets `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def column_names(columns: tuple[str, ...]) -> list[str] | None:
+    """`--columns a,b --columns '"c,d"'` as a list; None when the option was not given."""
+    if not columns:
+        return None
+    names = [name.strip() for entry in csv.reader(columns, skipinitialspace=True) for name in entry]
+    return [name for name in names if name]
 
 
 def echo_json(value: object, *, indent: int | None = 2) -> None:

@@ -11,18 +11,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich import box
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from collectors.scores import ScoreError, Slice, SliceSettings, drifted_slices, worst_slices
+from collectors.scores.cells import probabilities_among
+from collectors.scores.rows import row_log_loss
 from observability.table_files import InputError, Source, source_of_path
-from trimtab.commands.options import echo_json, fail, with_json
+from trimtab.commands.options import column_names, echo_json, fail, with_json
+from trimtab.commands.terminal import printed
 
 Loss = Literal["absolute", "log", "mistake"]
 _IN_MEMORY = 1 << 30
-_WIDTH = 120
-# A probability of 0 or 1 costs so much at most, as scikit-learn has it for float64.
-_LEAST = float(np.finfo(np.float64).eps)
 
 
 @click.command(
@@ -43,7 +44,7 @@ Examples:
     help="Of a prediction; default: log for probabilities of labels 0 and 1, mistake for texts, else absolute.",
 )
 @click.option("--reference", metavar="TABLE", help="Rows of another time: without errors, whose share changed since.")
-@click.option("--columns", metavar="A,B", help="Look for slices of these columns only.")
+@click.option("--columns", multiple=True, metavar="A,B", help="Look for slices of these columns only.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of false slices among those told.")
 @click.option("--min-rows", type=int, default=50, show_default=True, help="Rows that a slice must have.")
 @click.option("--limit", type=int, default=20, show_default=True, help="Slices told at most.")
@@ -55,7 +56,7 @@ def slices(
     label: str | None,
     loss: Loss | None,
     reference: str | None,
-    columns: str | None,
+    columns: tuple[str, ...],
     alpha: float,
     min_rows: int,
     limit: int,
@@ -80,7 +81,7 @@ def slices(
         source = source_of_path(table, in_memory=_IN_MEMORY)
         other = None if reference is None else source_of_path(reference, in_memory=_IN_MEMORY)
         told = [name for name in (error, prediction, label) if name is not None]
-        chosen = _chosen(source, other, columns, told)
+        chosen = _chosen(source, other, column_names(columns), told)
         before = None if other is None else other.read(chosen)
         if told:
             rows = source.read(list(dict.fromkeys([*chosen, *told])))
@@ -104,9 +105,8 @@ def slices(
         click.echo(_shown(found, count, bool(told), reference is not None))
 
 
-def _chosen(source: Source, other: Source | None, columns: str | None, told: list[str]) -> list[str]:
+def _chosen(source: Source, other: Source | None, asked: list[str] | None, told: list[str]) -> list[str]:
     """The columns to look for slices in. InputError for what a table does not have."""
-    asked = None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
     for name in [*told, *(asked or [])]:
         if name not in source.columns:
             raise InputError(f"{source.name} has no column {name!r}; it has {', '.join(source.columns)}")
@@ -136,12 +136,11 @@ def _errors(
         return np.asarray(pc.cast(unlike, pa.float64()).fill_null(np.nan), np.float64)
     p, y = _numbers(rows, prediction), _numbers(rows, label)
     known = np.isfinite(p) & np.isfinite(y)
-    binary = bool(np.isin(y[known], (0.0, 1.0)).all() and ((p[known] >= 0) & (p[known] <= 1)).all())
+    binary = bool(np.isin(y[known], (0.0, 1.0)).all() and probabilities_among(p[known])[0].all())
     if loss == "log" and not binary:
         raise InputError("--loss log needs probabilities, and labels of 0 and 1")
     if loss == "log" or (loss is None and binary):
-        p = np.clip(p, _LEAST, 1 - _LEAST)
-        return np.where(known, -np.where(y == 1, np.log(p), np.log1p(-p)), np.nan)
+        return np.where(known, row_log_loss(p, y), np.nan)
     return np.where(known, np.abs(p - y), np.nan)
 
 
@@ -183,10 +182,6 @@ def _shown(found: list[Slice], rows: int, errs: bool, drifts: bool) -> str:
             cells.append(f"{one.contribution:.1%}")
             cells += [f"{one.drift:+.1%}"] if drifts else []
         shown.add_row(one.text, *cells)
-    console = Console(width=_WIDTH)
-    with console.capture() as capture:
-        console.print(
-            f"{rows:,} rows; the slices that {'err most' if errs else 'changed most'}, strongest evidence first"
-        )
-        console.print(shown)
-    return capture.get().rstrip("\n")
+    what = "err most" if errs else "changed most"
+    said = Text(f"{rows:,} rows; the slices that {what}, strongest evidence first")
+    return printed(lambda _width: Group(said, shown))

@@ -40,10 +40,10 @@ from training.run import train as run_train
 from training.train_config import TrainConfig
 from training.warm import WarmError
 from trimtab.baseline import baseline
-from trimtab.commands.models import registry as registry_of
 from trimtab.commands.online import run_online
 from trimtab.commands.options import call, echo_json, fail, with_json, with_settings
 from trimtab.commands.progress import training_progress
+from trimtab.commands.registry import registry as registry_of
 from trimtab.settings import ModelSettings, Settings
 
 # Parts of the held-out rows that are printed, the worst; all are in the run's folder.

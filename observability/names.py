@@ -128,7 +128,7 @@ MODEL_LOAD_DURATION = _gauge(
 )
 MODEL_MEMORY = _gauge(
     "model_memory_bytes",
-    "Memory of a loaded version: its weights, and by how much the process grew while it was loaded and warmed.",
+    "Memory of a loaded version: its weights, and by how much the process grew, files' pages apart, as it was loaded.",
     "model", "version", "kind",
 )  # fmt: skip   # kind: weights | resident; the larger counts against the budget
 MODEL_MEMORY_BUDGET = _gauge("model_memory_budget_bytes", "Bytes that loaded versions may take; 0 means no limit.")

@@ -20,7 +20,7 @@ _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A version's bytes: of its weights, and by which the process grew while it was loaded and warmed."""
+    """A version's bytes: of its weights, and by which the process grew, pages of files apart, while it was loaded."""
 
     weights: int
     resident: int
@@ -66,10 +66,15 @@ def giving_way(held: Sequence[Held[Key]], needed: int, limit: int) -> list[Key]:
 
 
 def resident_bytes() -> int:
-    """This process's resident memory; 0 where the system does not say."""
+    """This process's resident memory without pages of files, such as a library's code; 0 where the system does not say.
+
+    How much of a file one access brings in depends on what the machine holds of it, so that the same load would count
+    otherwise from run to run; and those pages go when somebody needs the room.
+    """
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
-    except (OSError, ValueError, IndexError):
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+        return (int(resident) - int(shared)) * _PAGE
+    except (OSError, ValueError):
         return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mmap
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -29,7 +30,7 @@ from serving import (
     save_artifact,
 )
 from serving.errors import OverBudget
-from serving.versions.memory import Footprint, Held, giving_way
+from serving.versions.memory import Footprint, Held, giving_way, resident_bytes
 
 Start = Callable[..., Awaitable[Service]]
 MEGABYTE = 1_000_000
@@ -204,6 +205,19 @@ async def test_a_server_is_not_ready_while_a_stable_version_could_not_be_loaded(
 
     assert (server.status_code, fares.status_code, wide.status_code) == (503, 200, 503)
     assert "wide" in server.json()["error"]
+
+
+def test_pages_of_files_are_not_memory_that_a_version_takes(tmp_path: Path) -> None:
+    (tmp_path / "library").write_bytes(bytes(40 * MEGABYTE))
+    before = resident_bytes()
+
+    with (tmp_path / "library").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        assert sum(pages[:: mmap.PAGESIZE]) == 0
+        read = resident_bytes()
+    own = torch.ones(10 * MEGABYTE)
+
+    assert abs(read - before) < 10 * MEGABYTE
+    assert resident_bytes() - read > 0.9 * own.nbytes
 
 
 LOAD_ALIKE = """

@@ -123,7 +123,8 @@ def postgresql_server() -> Iterator[str]:
         )
 
     command("initdb", "-D", str(data), "-U", "trimtab", "--auth=trust", "--no-sync")
-    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    # No socket in the file system: the name of a folder may be too long for one.
+    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
     command("pg_ctl", "-D", str(data), "-o", settings, "-l", str(folder / "log"), "-w", "start")
     yield f"postgresql+psycopg://trimtab@127.0.0.1:{port}/postgres"
     command("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")

@@ -54,6 +54,7 @@ class WarmProcess:
     ) -> None:
         said = {"target": target, "prepare": prepare, "arguments": dict(arguments), "path": sys.path}
         self._ranks: dict[int, tuple[int, int]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
         for left in reversed(range(_STARTS)):
             try:
                 self._start(said, environment or {}, patience)
@@ -134,8 +135,9 @@ class WarmProcess:
         """Kills what still runs and ends the warm process."""
         self.signal(signal.SIGKILL)
         self._line.close()
-        self._process.kill()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         for _, handle in self._ranks.values():
             _closed(handle)
         self._ranks = {}
@@ -147,6 +149,7 @@ class WarmProcess:
             self._gone()
 
     def _gone(self) -> NoReturn:
+        assert self._process is not None
         status = self._process.wait()
         kind = _Killed if status == -signal.SIGKILL else WarmError
         raise kind(f"the warm process has gone (exit status {status})") from None

@@ -31,6 +31,14 @@ def test_it_is_given_up_when_it_is_killed_each_time(tmp_path: Path) -> None:
     assert (tmp_path / "times").read_text() == "xxx"
 
 
+def test_what_keeps_its_process_from_starting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.warm.subprocess", subprocess)  # no fork, a process of its own
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+    with pytest.raises(FileNotFoundError, match="python"):
+        WarmProcess(WORK, {"folder": str(tmp_path)})
+
+
 def test_it_prepares_nothing_for_a_supervisor_that_was_killed_while_it_imported(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     said = {

@@ -23,10 +23,11 @@ from collectors.drift.layouts import in_one_layout
 from collectors.drift.memory import free_memory
 from collectors.drift.methods import METHODS, TESTS
 from collectors.drift.number_block import totals
-from collectors.drift.pairs import EXACT_INTEGERS, ROUNDED, Asked, ColumnPair, Pairs, exact_pair
+from collectors.drift.pairs import EXACT_INTEGERS, ROUNDED, Asked, ColumnPair, Pairs
 from collectors.drift.pairs import profile_pairs as measured_together
 from collectors.drift.plan import ColumnPlan, Plan, planned
 from collectors.drift.profiling import layout_of, profile_of_rows
+from collectors.drift.row_pairs import exact_pair
 from collectors.drift.source import InputError, Source
 from collectors.drift.thresholds import DriftThresholds
 from observability.columns import Column, NumericColumn

@@ -3,7 +3,8 @@
 from collectors.scores.calibration import ScoreCalibration
 from collectors.scores.cells import CELLS, ScoreError, score_counts
 from collectors.scores.estimated import Estimate, PerformanceEstimator
-from collectors.scores.histogram import Confusion, Score, ScoreHistogram
+from collectors.scores.histogram import Confusion, ScoreHistogram
+from collectors.scores.means import Score
 from collectors.scores.monitor import MonitorSettings, Performance, PerformanceMonitor
 from collectors.scores.regression import LARGEST, RegressionSums, scorable
 from collectors.scores.rows import classification_scores, regression_scores

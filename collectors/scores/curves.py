@@ -55,6 +55,15 @@ def average_precision(positives: Numbers, negatives: Numbers) -> float:
     return float(np.dot(positives, _share(hits, hits + misses))) / total
 
 
+def tied_average_precision(positives: Numbers, negatives: Numbers) -> float:
+    """Average precision when the rows of a cell have one score, as scikit-learn counts ties; NaN without positives."""
+    total = float(positives.sum())
+    if total <= 0:
+        return math.nan
+    hits, misses = _above(positives) + positives, _above(negatives) + negatives
+    return float(np.dot(positives, _share(hits, hits + misses))) / total
+
+
 def average_precision_bound(positives: Numbers, negatives: Numbers) -> float:
     """How far at most the average precision of the rows is from `average_precision`, whatever their order in a cell."""
     total = float(positives.sum())

@@ -13,6 +13,7 @@ from collectors.scores.cells import (
     CELLS,
     COARSE,
     COARSE_BINS,
+    MIDDLES,
     Counts,
     Floats,
     ScoreError,
@@ -21,31 +22,23 @@ from collectors.scores.cells import (
     checked_scores,
     edge_index,
 )
-from collectors.scores.exact import UNIT_EXPONENT, exact_mean, exact_sum
+from collectors.scores.exact import exact_sum
 from collectors.scores.intervals import (
+    Interval,
     area_interval,
     f1_interval,
-    logit_interval,
-    normal_interval,
+    few_interval,
     normal_quantile,
+    rare_interval,
     wilson_interval,
 )
+from collectors.scores.means import Score, mean_and_variance, mean_score
 from collectors.scores.rows import row_log_loss
 
 _FORMAT = 1
 # Mean scores of the coarse bins are summed in whole 2**-32ths: exact in float64 up to 2**20 rows at a time.
 _FIXED = float(1 << 32)
 _CHUNK_ROWS = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A score with its confidence interval, and how far at most the value is from that of the rows themselves."""
-
-    value: float
-    low: float
-    high: float
-    error: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +161,12 @@ class ScoreHistogram:
     def scores(self, threshold: float = 0.5, confidence: float = 0.95, bins: int = 10) -> dict[str, Score]:
         """Every score that has a meaning, by name; none without rows.
 
-        `roc_auc` (DeLong's error, logit scale; Hanley & McNeil's when all pairs agree) and `pr_auc` (average precision,
-        delta method, logit scale) have a binning error, stated and bounded for each histogram; `log_loss`, `brier`,
-        `prediction_mean` (normal), `accuracy`, `precision`, `recall`, `positive_ratio` (Wilson), `f1` (Wilson on
-        TP / (TP + FP + FN)) have none; `ece` has 2**-33 and an interval that is wide on purpose: chance alone adds
-        to it, so the interval is the estimate ± the 95 % bound of that chance.
+        `roc_auc` (DeLong's error, logit scale, wider where few rows decide: `few_interval` with Hanley & McNeil's) and
+        `pr_auc` (average precision, delta method, alike; of rows evenly mixed in their cells and of tied ones) have a
+        binning error, stated and bounded for each histogram; `log_loss`, `brier` (`rare_interval`, the rare row being
+        one that is as wrong as the scores let expect), `prediction_mean` (Student), `accuracy`, `precision`, `recall`,
+        `positive_ratio` (Wilson), `f1` (Wilson on TP / (TP + FP + FN)) have none; `ece` has 2**-33 and an interval that
+        is wide on purpose: chance alone adds to it, so the interval is the estimate ± the 95 % bound of that chance.
         """
         rows = self.rows
         if not rows:
@@ -181,28 +175,44 @@ class ScoreHistogram:
         found = self._areas(z) | self._at(threshold, z)
         positives = int(self.positives.sum())
         found["positive_ratio"] = Score(positives / rows, *wilson_interval(positives, rows, z))
-        for place, name in enumerate(("prediction_mean", "log_loss", "brier")):
-            found[name] = mean_score(self.sums[2 * place], self.sums[2 * place + 1], rows, z)
+        found["prediction_mean"] = mean_score(*self.sums[:2], rows, z)
+        found |= self._losses(z)
         found["ece"] = self._calibration_score(bins, z)
+        return found
+
+    def _losses(self, z: float) -> dict[str, Score]:
+        filled = self.counts > 0
+        less = np.minimum(MIDDLES, 1 - MIDDLES)[filled]
+        wrong = self.counts[filled] * less
+        events = {"log_loss": -np.log(less), "brier": (1 - less) ** 2}
+        found = {}
+        for place, (name, losses) in enumerate(events.items(), start=1):
+            mean, variance = mean_and_variance(*self.sums[2 * place : 2 * place + 2], self.rows)
+            event = float(np.dot(wrong, losses) / wrong.sum()) / self.rows
+            low, high = rare_interval(mean, variance, event, z) if self.rows > 1 else (math.nan, math.nan)
+            found[name] = Score(mean, low, high if name == "log_loss" else min(1.0, high))
         return found
 
     def _areas(self, z: float) -> dict[str, Score]:
         found: dict[str, Score] = {}
         positives, negatives = int(self.positives.sum()), int(self.negatives.sum())
-        if positives and negatives:
+        least = min(positives, negatives)
+        if least:
             area = curves.roc_auc(self.positives, self.negatives)
             error = curves.roc_auc_error(self.positives, self.negatives)
-            interval = logit_interval(area, error, z) if error > 0 else (math.nan, math.nan)
-            if math.isnan(interval[0]):
-                interval = area_interval(area, positives, negatives, z)
+            interval = few_interval(area, error, least, area_interval(area, positives, negatives, z), z)
             found["roc_auc"] = Score(area, *interval, curves.roc_auc_bound(self.positives, self.negatives))
         if positives:
             area = curves.average_precision(self.positives, self.negatives)
+            tied = curves.tied_average_precision(self.positives, self.negatives)
             error = curves.average_precision_error(self.positives, self.negatives)
-            interval = logit_interval(area, error, z)
-            if math.isnan(interval[0]):
-                interval = wilson_interval(area * positives, positives, z)
-            found["pr_auc"] = Score(area, *interval, curves.average_precision_bound(self.positives, self.negatives))
+
+            def interval_of(value: float) -> Interval:
+                return few_interval(value, error, positives, wilson_interval(value * positives, positives, z), z)
+
+            (low, high), (tied_low, tied_high) = interval_of(area), interval_of(tied)
+            bound = curves.average_precision_bound(self.positives, self.negatives)
+            found["pr_auc"] = Score(area, min(low, tied_low), max(high, tied_high), bound)
         return found
 
     def _at(self, threshold: float, z: float) -> dict[str, Score]:
@@ -256,17 +266,6 @@ class ScoreHistogram:
         if stored.format != _FORMAT or len(found.sums) != 6:
             raise ScoreError(f"a score histogram of format {stored.format} cannot be read: this is format {_FORMAT}")
         return found
-
-
-def mean_score(total: int, squares: int, rows: int, z: float) -> Score:
-    """A mean from exact sums of values and of their squares, with its normal interval."""
-    mean = exact_mean(total, rows)
-    if rows < 2:
-        return Score(mean, math.nan, math.nan)
-    # In whole numbers, so that nothing cancels: rows * squares - total * total, in units of 2**-2148 and rows**2.
-    spread = rows * (squares << UNIT_EXPONENT) - total * total
-    variance = max(0.0, exact_mean(spread >> UNIT_EXPONENT, rows * (rows - 1)))
-    return Score(mean, *normal_interval(mean, math.sqrt(variance / rows), z))
 
 
 class _Stored(msgspec.Struct):

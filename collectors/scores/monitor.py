@@ -8,7 +8,8 @@ import numpy as np
 
 from collectors.scores.cells import Counts, Floats, probabilities_among, score_counts
 from collectors.scores.estimated import Estimate, PerformanceEstimator
-from collectors.scores.histogram import Score, ScoreHistogram
+from collectors.scores.histogram import ScoreHistogram
+from collectors.scores.means import Score
 from collectors.scores.windows import NANOSECONDS, LabelledWindow, LabelledWindows
 
 Key = tuple[str, str]

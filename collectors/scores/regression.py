@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from collectors.scores.cells import ScoreError
 from collectors.scores.exact import UNIT_EXPONENT, exact_sum
-from collectors.scores.histogram import Score, mean_score
-from collectors.scores.intervals import normal_quantile
+from collectors.scores.intervals import log_interval, normal_quantile, student_quantile
+from collectors.scores.means import Score, mean_and_variance, mean_score
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,9 +63,11 @@ class RegressionSums:
         return RegressionSums(self.rows - other.rows, tuple(map(int.__sub__, self.sums, other.sums)))
 
     def scores(self, confidence: float = 0.95) -> dict[str, Score]:
-        """`mae`, `bias`, `prediction_mean` (normal intervals), `rmse` (root of the mean square's), `r2` (delta method).
+        """`bias`, `prediction_mean` (Student's intervals), `mae` and `rmse` (the log scale), `r2` (delta method).
 
-        None without rows; `r2` needs labels that differ. Values are those of the rows but for one rounding.
+        The upper end of RMSE, and with it the lower of R², is further away the heavier the errors' tails: the largest
+        errors may not have come yet. None without rows; `r2` needs labels that differ. Values are those of the rows
+        but for one rounding.
         """
         if not self.rows:
             return {}
@@ -74,15 +76,16 @@ class RegressionSums:
         found = {
             "prediction_mean": mean_score(p, p2, n, z),
             "bias": mean_score(e, e2, n, z),
-            "mae": mean_score(size, e2, n, z),
+            "mae": _positive_score(*mean_and_variance(size, e2, n), student_quantile(z, n - 1)),
         }
-        square = mean_score(e2, e4, n, z)
+        square, further = _square_score(*mean_and_variance(e2, e4, n), n, z)
         found["rmse"] = Score(*map(_root, (square.value, square.low, square.high)))
         total = n * (y2 << UNIT_EXPONENT) - y * y  # n² times the variance of y, in units of 2**-2148
         if total > 0:
             value = 1 - n * (e2 << UNIT_EXPONENT) / total
             error = self._r2_error(1 - value)
-            found["r2"] = Score(value, value - z * error, value + z * error)
+            t = student_quantile(z, n - 1)
+            found["r2"] = Score(value, 1 - (1 - value + t * error) * further, value + t * error)
         return found
 
     def _r2_error(self, ratio: float) -> float:
@@ -119,6 +122,32 @@ class _Stored(msgspec.Struct):
     format: int
     rows: int
     sums: list[str]
+
+
+def _positive_score(mean: float, variance: float, t: float) -> Score:
+    """A mean of values from 0 on, with its interval on the log scale; NaN where its variance is."""
+    if math.isnan(variance):
+        return Score(mean, math.nan, math.nan)
+    return Score(mean, *log_interval(mean, math.sqrt(variance), t))
+
+
+def _square_score(mean: float, variance: float, rows: int, z: float) -> tuple[Score, float]:
+    """The mean squared error with its interval, and how many times further up that goes because of heavy tails.
+
+    A sample's fourth moment is too small when tails are heavy, as the rows that make it are rare. So the upper end is
+    also that of the same rows with one more, as large as the fourth moment beyond a normal law's (three squares of
+    the second) can hold: nothing for normal or lighter tails.
+    """
+    t = student_quantile(z, rows - 1)
+    score = _positive_score(mean, variance, t)
+    if not (mean > 0 and variance > 0):
+        return score, 1.0
+    fourth = 1 + (rows - 1) * (variance / mean / mean)  # Σe⁴ / rows over the mean square's square
+    event = math.sqrt(rows * max(0.0, fourth - 3))  # as is all that follows, in units of the mean
+    wider = (rows + event) / (rows + 1)
+    spread = (rows * fourth + event * event) / (rows + 1) - wider * wider
+    high = mean * log_interval(wider, math.sqrt(max(0.0, spread) / rows), t)[1] if event else score.high
+    return Score(mean, score.low, max(score.high, high)), max(1.0, high / score.high)
 
 
 def _root(square: float) -> float:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from collectors.scores.cells import ScoreError, probabilities_among
-from collectors.scores.histogram import Score, ScoreHistogram
+from collectors.scores.histogram import ScoreHistogram
+from collectors.scores.means import Score
 from collectors.scores.regression import RegressionSums
 
 Floats = npt.NDArray[np.float64]

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
@@ -23,7 +24,7 @@ from collectors.scores import (
 )
 from collectors.scores.cells import CELLS, EDGES, cells_of, edge_index
 from collectors.scores.exact import exact_float, exact_mean, exact_sum
-from collectors.scores.intervals import wilson_interval
+from collectors.scores.intervals import few_interval, log_interval, rare_interval, student_quantile, wilson_interval
 
 Floats = npt.NDArray[np.float64]
 
@@ -316,3 +317,93 @@ def test_intervals_of_numbers_cover_the_truth() -> None:
             inside[name] += score.low <= truth[name] <= score.high
 
     assert {name: hits for name, hits in inside.items() if not 0.906 <= hits / 400 <= 0.994} == {}
+
+
+def test_quantiles_of_student_and_of_gamma_are_scipys() -> None:
+    for degrees in (4, 10, 50, 5_000):
+        assert student_quantile(1.96, degrees) == pytest.approx(scipy.stats.t.isf(0.025, degrees), rel=0.01)
+    tail = scipy.stats.norm.sf(1.96)
+    for shape in (1.0, 3.0, 99.0, 101.0, 1e6):
+        low, _ = rare_interval(2.0, 4.0 / shape, 0.0, 1.96)
+        _, high = rare_interval(1.5, 4.0 / shape - 0.25, 0.5, 1.96) if shape < 16 else (0.0, 0.0)
+
+        assert low == pytest.approx(scipy.stats.gamma.ppf(tail, shape, scale=2.0 / shape), rel=1e-3)
+        if high:
+            assert high == pytest.approx(scipy.stats.gamma.isf(tail, shape, scale=2.0 / shape), rel=1e-3)
+
+
+def test_intervals_of_nothing_and_of_no_variance_are_the_value_itself() -> None:
+    assert log_interval(0.0, 0.0, 1.96) == (0.0, 0.0)
+    assert log_interval(1e-300, 1.0, 1.96)[1] < math.inf
+    low, high = rare_interval(0.0, 0.0, 0.0, 1.96)
+    assert (low, high) == (0.0, 0.0)
+    assert few_interval(1.0, 0.0, 5, (0.6, 1.0), 1.96) == (0.6, 1.0)
+
+
+def covered(base: float, apart: float, rows: int, draws: int) -> dict[str, float]:
+    """How often intervals hold the scores of a large population of two normal classes; scores are their posterior."""
+    generator = np.random.default_rng(rows)
+
+    def drawn(number: int) -> tuple[Floats, Floats]:
+        y = (generator.random(number) < base).astype(np.float64)
+        values = generator.standard_normal(number) + apart * y
+        return 1 / (1 + np.exp(apart**2 / 2 - apart * values - math.log(base / (1 - base)))), y
+
+    truth = {name: score.value for name, score in ScoreHistogram.of(*drawn(4_000_000)).scores().items()}
+    held = dict.fromkeys(truth, 0)
+    for _ in range(draws):
+        for name, score in ScoreHistogram.of(*drawn(rows)).scores().items():
+            held[name] += score.low <= truth[name] <= score.high
+    return {name: held[name] / draws for name in held}
+
+
+@pytest.mark.parametrize(("base", "apart", "rows"), [(0.01, 1.5, 100), (0.5, 5.0, 100), (0.5, 5.0, 1_000)])
+def test_losses_that_few_rows_make_are_held(base: float, apart: float, rows: int) -> None:
+    """The normal interval held them in 54, 56 and 83 %: the rows that are wrong had often not come yet."""
+    found = covered(base, apart, rows, 200)
+
+    assert min(found["log_loss"], found["brier"]) >= 0.92
+
+
+def test_areas_that_few_pairs_make_are_held() -> None:
+    """DeLong's interval held this area in 77 %, that of the precision in 91 %."""
+    found = covered(0.01, 5.0, 10_000, 150)
+
+    assert min(found["roc_auc"], found["pr_auc"]) >= 0.93
+
+
+def test_the_interval_of_tied_scores_holds_what_their_rows_say() -> None:
+    """Rows of a cell are mixed evenly for the value, while those of a tree or a table of rates are tied."""
+    p, y = sample(4, 100_000)
+    p = np.clip(np.rint(10 * p), 0.5, 9.5) / 10
+
+    found = ScoreHistogram.of(p, y).scores()["pr_auc"]
+    of_rows = classification_scores(p, y)["pr_auc"]
+
+    assert abs(found.value - of_rows) <= found.error
+    assert found.low < of_rows < found.high
+
+
+@pytest.mark.parametrize(("degrees", "rows"), [(3, 1_000), (5, 100)])
+def test_the_interval_of_heavy_tailed_errors_holds_their_root_mean_square(degrees: int, rows: int) -> None:
+    """That of the mean square held it in 76 and 86 %, and R² in as many."""
+    generator = np.random.default_rng(3)
+    held = {"rmse": 0, "r2": 0}
+    for _ in range(300):
+        y = 2 * generator.standard_normal(rows)
+        error = generator.standard_t(degrees, rows) * math.sqrt((degrees - 2) / degrees)
+        found = RegressionSums.of(y + error, y).scores()
+        held["rmse"] += found["rmse"].low <= 1 <= found["rmse"].high
+        held["r2"] += found["r2"].low <= 0.75 <= found["r2"].high
+
+    assert min(held.values()) >= 0.89 * 300
+
+
+def test_intervals_of_errors_from_zero_on_never_reach_below_zero() -> None:
+    p = np.zeros(20)
+    p[0] = 1e6
+
+    found = RegressionSums.of(p, np.linspace(0, 1, 20)).scores()
+
+    assert 0 < found["rmse"].low < found["rmse"].value < found["rmse"].high < math.inf
+    assert 0 < found["mae"].low < found["mae"].value

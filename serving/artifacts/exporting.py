@@ -36,7 +36,8 @@ def exported(
     flags = [place for place, column in enumerate(signature.inputs) if column.datatype == "BOOL"]
     if flags and not _runs(module, arguments) and _runs(other := _otherwise(module, flags), arguments):
         module = other
-    program = torch.export.export(module, arguments, dynamic_shapes=(shapes,) if _takes_varargs(module) else shapes)
+    with quiet():
+        program = torch.export.export(module, arguments, dynamic_shapes=(shapes,) if _takes_varargs(module) else shapes)
     _keys(program, signature)
     return program
 
@@ -132,4 +133,6 @@ def quiet() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|copyreg|onnxscript|onnx_ir)(\.|$)")
             warnings.filterwarnings("ignore", category=category, message=r".*LeafSpec")
+        # What a recurrent layer of torch keeps beside its parameters, which are these.
+        warnings.filterwarnings("ignore", category=UserWarning, message=r"The tensor attributes? .*_flat_weights")
         yield

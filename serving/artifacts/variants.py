@@ -19,6 +19,7 @@ from serving.artifacts.manifest import FILES, Artifact, open_artifact
 from serving.errors import ArtifactError
 from serving.models import LoadedModel, load_artifact, write_manifest
 from serving.optimize import Recipe, transformed
+from serving.optimizing.layers import Fate
 from serving.protocol.signature import Signature
 from serving.protocol.tensors import Array
 from serving.registry import ModelVersion, Registry
@@ -98,8 +99,10 @@ class Sample:
 
 def make_variant(
     source: Path, target: Path, recipe: Recipe, sample: Sample | None = None, *, architectures: Sequence[str] = ()
-) -> str:
-    """Writes the variant of the artifact in `source` to `target`, and returns its digest. Raises ArtifactError.
+) -> tuple[Fate, ...]:
+    """Writes the variant of the artifact in `source` to `target`, and says what became of its layers.
+
+    Raises ArtifactError where the recipe changes nothing, and where the artifact cannot be changed.
 
     A safetensors artifact becomes a program too: its variant needs no Python of the user's.
     """
@@ -116,18 +119,20 @@ def make_variant(
     signature, example = Signature.of(manifest), manifest["example"]
     target.mkdir(parents=True, exist_ok=True)
     path = target / FILES["torch.export"]
+    fates: tuple[Fate, ...] = ()
     with quiet():
         if recipe.changes_weights or manifest["format"] != "torch.export":
             columns = list(sample.columns) if sample is not None else signature.example(example, times=2)
             program = _program(artifact, signature, architectures)
             if recipe.changes_weights:
-                changed = transformed(program.module(check_guards=False), recipe, columns)
+                changed, fates = transformed(program.module(check_guards=False), recipe, columns)
                 program = exported(changed, signature, example)
             save_program(program, path)
         else:
             shutil.copyfile(source / FILES["torch.export"], path)
     runtime = {"compile": True} if recipe.compile else None
-    return write_manifest(target, "torch.export", signature, example, runtime=runtime)
+    write_manifest(target, "torch.export", signature, example, runtime=runtime)
+    return fates
 
 
 def _program(artifact: Artifact, signature: Signature, architectures: Sequence[str]) -> Any:

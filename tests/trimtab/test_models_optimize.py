@@ -65,6 +65,17 @@ def test_a_variant_is_measured_on_a_sample_and_registered(trimtab: Trimtab, made
     assert [row["lineage"].get("variant") for row in json.loads(shown.stdout)] == [None, "int8"]
 
 
+def test_the_table_ends_with_what_was_changed_and_what_was_left_as_it_is(trimtab: Trimtab, made: Path) -> None:
+    result = run(trimtab, made, "--version", 1, "--int8", "--sample", made / "sample.parquet")
+
+    assert "\nint8: 1 linear layer (4,096 weights): weights and rows in int8" in result.stdout
+    assert "\nint8 left as they are: 2 linear layers (320 weights): fewer than 4,096 weights" in result.stdout
+    told = json.loads(run(trimtab, made, "--version", 1, "--prune", 0.2, "--tolerance", 9, "--json").stdout)["layers"]
+    assert [(fate["step"], fate["kind"], fate["changed"]) for fate in told] == [
+        ("prune", "linear layer", True), ("prune", "linear layer", False),
+    ]  # fmt: skip
+
+
 def test_a_variant_that_differs_too_much_ends_with_2_and_is_not_registered(trimtab: Trimtab, made: Path) -> None:
     result = run(
         trimtab, made, "--version", 1, "--sparsity", 0.9, "--sample", made / "sample.parquet", "--tolerance", 0.001

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from serving.artifacts.manifest import read_manifest
 from serving.artifacts.variants import Comparison, Sample, compare, make_variant, measured, register_variant
 from serving.errors import ServingError
 from serving.optimize import Recipe
+from serving.optimizing.layers import Fate
 from serving.protocol.signature import Signature
 from serving.registry import ModelVersion, Registry, newest
 from trimtab.commands.options import echo_json, fail, with_json, with_settings
@@ -33,9 +36,15 @@ _ROWS = 4096
     "--version", type=int,
     help="The version to start from; default: the stable one, else the newest that is no variant itself.",
 )  # fmt: skip
-@click.option("--int8", is_flag=True, help="Linear layers in 8-bit integers, each row scaled by itself.")
-@click.option("--bf16", is_flag=True, help="Linear layers in bfloat16.")
-@click.option("--prune", type=float, default=0.0, metavar="SHARE", help="Take this share of the hidden units out.")
+@click.option(
+    "--int8", is_flag=True,
+    help="Linear layers computed in 8-bit integers, each row scaled by itself; convolutions, recurrent layers and "
+    "embeddings only kept in them.",
+)  # fmt: skip
+@click.option("--bf16", is_flag=True, help="Linear layers, convolutions, LSTM and embeddings in bfloat16.")
+@click.option(
+    "--prune", type=float, default=0.0, metavar="SHARE", help="Take this share of the hidden units and channels out."
+)
 @click.option("--sparsity", type=float, default=0.0, metavar="SHARE", help="Zero this share of the weights; no faster.")
 @click.option("--compile", is_flag=True, help="torch.compile in the server, while it warms up.")
 @click.option(
@@ -57,7 +66,8 @@ def optimize(
 ) -> None:  # fmt: skip
     """Make a variant of a version and register it as a candidate, if it answers as the original does.
 
-    Both are measured by turns on this machine. Nothing is promoted: give it traffic with `models shadow` or `canary`.
+    Both are measured by turns on this machine. What was changed is listed, and what was left as it is, with the reason.
+    Nothing is promoted: give it traffic with `models shadow` or `canary`.
     Exit status 2: the variant differs by more than the tolerance, and is not registered.
     """
     registry = registry_of(settings)
@@ -69,7 +79,7 @@ def optimize(
         rows = None if sample is None else _sample(sample, Signature.of(read_manifest(source)), label)
         with tempfile.TemporaryDirectory(prefix="trimtab-variant-") as folder:
             _use_threads(settings.serving.torch_threads)
-            make_variant(source, Path(folder), recipe, rows, architectures=architectures)
+            fates = make_variant(source, Path(folder), recipe, rows, architectures=architectures)
             found = compare(source, Path(folder), rows, tolerance, architectures=architectures)
             made = None
             if found.refusal() is None:
@@ -81,10 +91,12 @@ def optimize(
     if as_json:
         echo_json(
             {"model": model, "parent": parent.version, "variant": recipe.name,
-             "version": None if made is None else made.version, "measured": measured(found)}
+             "version": None if made is None else made.version, "layers": [asdict(fate) for fate in fates],
+             "measured": measured(found)}
         )  # fmt: skip
     else:
         _show(model, parent, recipe, found)
+        _show_layers(fates)
     if made is None:
         fail(f"not registered: {found.refusal()}", status=2)
     if not as_json:
@@ -161,3 +173,8 @@ def _show(model: str, parent: ModelVersion, recipe: Recipe, found: Comparison) -
             f"{apart.output}: differs by at most {apart.largest:.4g} ({apart.relative:.2%} of its range), "
             f"{apart.mean:.4g} on average, on {apart.rows} rows"
         )
+
+
+def _show_layers(fates: Sequence[Fate]) -> None:
+    for fate in fates:
+        click.echo(f"{fate.step}: {fate}" if fate.changed else f"{fate.step} left as they are: {fate}")

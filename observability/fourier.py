@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,9 @@ from observability.cells import Floats, ProfileError, count_of, packed, unpacked
 NUM_FEATURES = 256
 SEED = 20_071_203
 _HEURISTIC_ROWS = 512
+# A matrix product of more multiplications is given to threads by OpenBLAS: they wait for each other longer than it
+# takes, at the expense of whatever else the machine does.
+_PRODUCTS, _FEWEST_ROWS = 262_144, 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +56,20 @@ class FourierEmbedding:
         """With the finite rows [n, dimensions] added; pass blocks, since it holds [n, features] at once."""
         if not len(rows):
             return self
-        angles = rows @ _frequencies(self.dimensions, len(self.sums) // 2, self.seed).T
-        angles /= self.bandwidth
-        found = np.concatenate([np.cos(angles).sum(axis=0), np.sin(angles).sum(axis=0)])
+        found = self.features(rows).sum(axis=0)
         return FourierEmbedding(self.dimensions, self.bandwidth, self.count + len(rows), self.sums + found, self.seed)
+
+    def features(self, rows: Floats) -> Floats:
+        """The cosines and the sines [n, 2 F] of finite rows [n, dimensions]: what `sums` adds up."""
+        frequencies = _frequencies(self.dimensions, len(self.sums) // 2, self.seed)
+        number = len(frequencies)
+        found = np.empty((len(rows), 2 * number))
+        for start, stop in _pieces(len(rows), _PRODUCTS // max(frequencies.size, 1)):
+            angles = rows[start:stop] @ frequencies.T
+            angles /= self.bandwidth
+            np.cos(angles, out=found[start:stop, :number])
+            np.sin(angles, out=found[start:stop, number:])
+        return found
 
     def __add__(self, other: FourierEmbedding) -> FourierEmbedding:
         if self._layout() != other._layout():
@@ -101,6 +115,17 @@ def median_distance(rows: Floats) -> float:
     distances = squares[:, None] + squares[None, :] - 2.0 * (chosen @ chosen.T)
     found = float(np.sqrt(max(np.median(distances[np.triu_indices(len(chosen), 1)]), 0.0)))
     return found if np.isfinite(found) and found > 1e-12 * np.sqrt(max(squares.max(), 1e-300)) else 1.0
+
+
+def _pieces(rows: int, most: int) -> Iterator[tuple[int, int]]:
+    """Where to cut rows into pieces of at most `most` and, if there are so many, at least half of that."""
+    # Long vectors are worth the threads: products of a few rows cost more.
+    most = most if most >= _FEWEST_ROWS else rows
+    start = 0
+    while start < rows:
+        stop = rows if rows - start <= most else start + most // 2
+        yield start, stop
+        start = stop
 
 
 @lru_cache(maxsize=64)

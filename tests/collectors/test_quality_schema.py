@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,38 @@ def test_rows_have_equal_hashes_exactly_where_they_are_equal(values: list[tuple[
 
     assert len(np.unique(hashes)) == len(same)
     assert np.array_equal(hashes, row_hashes(chunked, ["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.list_(pa.float64()), pa.large_list(pa.float32()), pa.list_(pa.float64(), 2), pa.list_(pa.list_(pa.int8()))],
+)
+@given(values=st.data(), cut=st.integers(0, 10))
+def test_vectors_have_equal_hashes_exactly_where_they_are_equal(
+    kind: pa.DataType, values: st.DataObject, cut: int
+) -> None:
+    nested, fixed = pa.types.is_nested(kind.value_type), pa.types.is_fixed_size_list(kind)
+    numbers = st.sampled_from([None, 0, 1, 3] if nested else [None, 0.0, -0.0, 1.5, math.nan])
+    vectors = st.lists(numbers, min_size=2 * fixed, max_size=2 if fixed else 3)
+    if nested:
+        vectors = st.lists(vectors, max_size=2)
+    drawn = values.draw(st.lists(st.one_of(st.none(), vectors), min_size=1))
+    column = pa.array(drawn, kind)
+    chunked = pa.chunked_array([column.slice(0, cut), column.slice(cut)], kind)
+
+    hashes = row_hashes(pa.table({"vector": column}), ["vector"])
+
+    assert len(np.unique(hashes)) == len({repr(value) for value in column.to_pylist()})
+    assert np.array_equal(hashes, row_hashes(pa.table({"vector": chunked}), ["vector"]))
+
+
+def test_the_order_of_a_vectors_numbers_and_a_small_difference_tell() -> None:
+    grid = np.zeros((40_000, 8), np.float32)
+    grid[:, 0], grid[:, 3] = np.arange(40_000) % 200, np.arange(40_000) // 200
+
+    hashes = row_hashes(pa.table({"vector": pa.FixedSizeListArray.from_arrays(grid.ravel(), 8)}), ["vector"])
+
+    assert len(np.unique(hashes)) == 40_000
 
 
 def test_recent_rows_forget_the_oldest_batches() -> None:

@@ -58,6 +58,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes that are no words name no test: what gzip packs holds the second, and processes that collect the tests in
+    different seconds would have different ones, for which xdist runs none at all.
+    """
+    return argname if isinstance(val, bytes) and not (val.isascii() and val.decode().isprintable()) else None
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show why tests failed that passed at the second try: each is a fault, of the test or of the product."""
     again = terminalreporter.getreports("rerun")

@@ -11,30 +11,23 @@ wait all the time, shadows get a small share of it; what does not fit into the b
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 from serving.calls import Call
-from serving.protocol.signature import Signature
 from serving.router import Choice
 from serving.routing.backlog import probe
 from serving.routing.traffic import Shadow
-from serving.shadows.batches import batch_of, text_of
-from serving.shadows.blocks import Answered, Block
-from serving.shadows.messages import Batch, Ran
+from serving.shadows.blocks import Answered
 from serving.shadows.process import ShadowProcess
 from serving.shadows.recording import Recording
-from serving.shadows.runs import Shadowed, run_batch, run_copies, shadowed
-from serving.shadows.thread import ShadowThread
+from serving.shadows.runs import Shadowed
+from serving.shadows.steps import Step, Steps
 from serving.shadows.waiting import Waiting
 from serving.telemetry.signals import Signals
-from serving.versions.deployment import Deployment, Version
-
-_log = logging.getLogger(__name__)
+from serving.versions.deployment import Deployment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +94,10 @@ class Mirror:
         self._draw = draw
         self._lanes: dict[tuple[str, int], Waiting] = {}
         self._blocks = None if record is None else Recording(record)
-        self._process = process
-        self._thread: ShadowThread | None = None
+        self._steps = Steps(
+            process if self._limits.process_bytes else None, self._done, outputs=record is not None,
+            step_rows=self._limits.step_rows, nice=self._limits.nice, retry=self._limits.retry, clock=clock,
+        )  # fmt: skip
         self._running = False
         self._backlog: Callable[[], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -155,10 +150,7 @@ class Mirror:
             self._timer.cancel()
         if self._blocks is not None:
             self._blocks.close()
-        if self._thread is not None:
-            self._thread.stop()
-        if self._process is not None:
-            self._process.close()
+        self._steps.close()
 
     def _lane(self, deployment: Deployment, shadow: Shadow) -> Waiting | None:
         key = (deployment.model, shadow.version)
@@ -224,8 +216,9 @@ class Mirror:
         free = self._free()
         if free or self._allowance > 0.0:
             # The process gives way by itself, and what a step costs here hardly grows with a block.
-            rows = limits.batch_rows if self._given_away(key, lane.version) else limits.step_rows
-            self._run(key, lane.version, lane.choice, lane.take(limits.step_rows, rows, now), free=free)
+            rows = limits.batch_rows if self._steps.given_away(key, lane.version) else limits.step_rows
+            self._running = True
+            self._steps.run(Step(key, lane.version, lane.choice, lane.take(limits.step_rows, rows, now), free))
         else:
             self._wait(limits.retry)
 
@@ -235,98 +228,9 @@ class Mirror:
             self._backlog = probe(asyncio.get_running_loop())
         return not self._busy() and not self._backlog()
 
-    def _run(
-        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool
-    ) -> None:
-        self._running = True
-        if not self._hand_over(key, version, choice, calls, free=free):
-            self._run_here(key, version, choice, calls, free=free)
-
-    def _given_away(self, key: tuple[str, int], version: Version) -> bool:
-        """Whether the process runs the version; if it is to and cannot yet, that is seen to."""
-        process = self._process
-        return process is not None and self._limits.process_bytes > 0 and process.takes(key, version.loaded.model)
-
-    def _hand_over(
-        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool
-    ) -> bool:
-        """Gives the calls to the process, if it takes them."""
-        process, model = self._process, version.loaded.model
-        if process is None or not self._given_away(key, version):
-            return False
-        begun = time.thread_time()
-        made = _message(key, calls, model.signature, outputs=self._record is not None)
-        if made is None:
-            return False
-        batch, ordered = made
-
-        def done(ran: Ran | None) -> None:
-            if ran is None or ran.odd:
-                # It ended, or a request made the model fail: which one is found here.
-                _log.debug(
-                    "shadow version %d of %s: %s", choice.version, key[0], "no process" if ran is None else ran.odd
-                )
-                if not self._closed:
-                    self._run_here(key, version, choice, calls, free=free, whole=ran is None)
-                return
-            began = time.thread_time()
-            self._done(key, shadowed(ordered, choice, model.signature, ran, self._clock()), free=free)
-            self._allowance -= 0.0 if free else time.thread_time() - began
-
-        process.run(key, batch, done)
-        self._allowance -= 0.0 if free else time.thread_time() - begun
-        return True
-
-    def _run_here(
-        self, key: tuple[str, int], version: Version, choice: Choice, calls: Sequence[Call] | Block, *, free: bool,
-        whole: bool = True,
-    ) -> None:  # fmt: skip
-        """Runs a step on the thread: a block as a whole, or its requests one by one, each with its own failure."""
-        self._timer = None
-        if self._thread is None:
-            self._thread = ShadowThread(self._limits.nice, asyncio.get_running_loop().call_soon_threadsafe)
-        model = version.loaded.model
-        if isinstance(calls, Block):
-            message = calls.message("", model.signature, outputs=self._record is not None) if whole else None
-            if message is not None:
-                self._thread.start(partial(self._block_job, key, version, choice, calls, message, free))
-                return
-            if self._record is not None and not calls.numbered:
-                # One by one they need their ids, which they get a few times a second.
-                again = partial(self._run_here, key, version, choice, calls, free=free, whole=False)
-                self._timer = asyncio.get_running_loop().call_later(self._limits.retry, again)
-                return
-        step, clock = self._limits.step_rows, self._clock
-
-        def job() -> Callable[[], None]:
-            try:
-                answered = calls.calls() if isinstance(calls, Block) else calls
-                done = run_copies(model, choice, answered, step, clock)
-            except Exception:
-                _log.exception("shadow version %d of %s", choice.version, key[0])
-                failed = calls.requests if isinstance(calls, Block) else len(calls)
-                done = Shadowed([], 0, {}, failed, 0, 0.0)
-            return lambda: self._done(key, done, free=free)
-
-        self._thread.start(job)
-
-    def _block_job(
-        self, key: tuple[str, int], version: Version, choice: Choice, block: Block, message: Batch, free: bool
-    ) -> Callable[[], None]:
-        """What the thread does with a block, and what the loop does then."""
-        begun = time.thread_time()
-        ran = run_batch(version.loaded.model, self._limits.step_rows, message)
-        if ran.odd:
-            return lambda: None if self._closed else self._run_here(key, version, choice, block, free=free, whole=False)
-        done = shadowed(block, choice, version.loaded.model.signature, ran, self._clock())
-        done = replace(done, seconds=time.thread_time() - begun)
-        return lambda: self._done(key, done, free=free)
-
-    def _done(self, key: tuple[str, int], done: Shadowed, *, free: bool) -> None:
+    def _done(self, step: Step, done: Shadowed, begun: float) -> None:
         self._running = False
-        if not free:
-            self._allowance -= done.seconds
-        model, shadow = key
+        model, shadow = step.key
         compared = sum(len(group.absolute) for group in done.found.values())
         self._signals.shadowed(model, shadow, "compared", compared)
         self._signals.shadowed(model, shadow, "failed", done.failed)
@@ -341,13 +245,5 @@ class Mirror:
             if any(lane.requests for lane in self._lanes.values()):
                 # The rest of a batch goes on, after the loop has read its sockets.
                 self._wait(0.0 if any(lane.granted for lane in self._lanes.values()) else self._limits.retry)
-
-
-def _message(
-    key: tuple[str, int], calls: Sequence[Call] | Block, signature: Signature, *, outputs: bool
-) -> tuple[Batch, Sequence[Call] | Block] | None:
-    """A step as the process gets it, and its calls in that order; None where it does not take them."""
-    if not isinstance(calls, Block):
-        return batch_of(key, calls, signature, outputs=outputs)
-    batch = calls.message(text_of(key), signature, outputs=outputs)
-    return None if batch is None else (batch, calls)
+        if not step.free:
+            self._allowance -= done.seconds + time.thread_time() - begun

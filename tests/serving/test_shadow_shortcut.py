@@ -331,7 +331,7 @@ def told(service: Service, shadow: int, outcome: str = "compared") -> float:
 
 
 def ready(service: Service) -> list[Any]:
-    process = service._mirror._process
+    process = service._mirror._steps.process
     assert process is not None
     return [key for key, version in process._versions.items() if version.ready]
 

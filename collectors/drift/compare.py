@@ -11,6 +11,7 @@ from collectors.drift.encoding import told_encoding
 from collectors.drift.inputs import Data, opened
 from collectors.drift.methods import ALIASES
 from collectors.drift.parts import duration_ms, since_when
+from collectors.drift.plain_numbers import with_plain_numbers
 from collectors.drift.plan import planned
 from collectors.drift.slices import compare_values, compare_windows
 from collectors.drift.source import InputError, Source
@@ -72,7 +73,9 @@ def compare(
         sides = Sides(opened(reference, "the reference"), opened(current, "the current table"))
     show = progress or silent
     with told_encoding(sides):
-        found = compare_sides(sides, mode, options, columns, kinds, show, started)
+        plain = with_plain_numbers(sides, kinds)
+        sides = plain.sides
+        found = compare_sides(sides, mode, options, columns, kinds, show, started, notes=plain.notes)
         if by is not None:
             values, only = compare_values(sides, by, found.mode, options, columns, kinds, show, given=mode is not None)
             found = replace(found, by=by, values=values, values_only_in=only, seconds=clock.perf_counter() - started)
@@ -94,6 +97,7 @@ def saved_profile(
         raise InputError(f"{opened_reference.name} has no rows: there is nothing to make bins and categories from")
     sides: Sides[Source | Profile] = Sides(opened_reference, opened_reference)
     with told_encoding(sides):
+        sides = with_plain_numbers(sides, kinds).sides
         plan = planned(sides, columns, kinds)
         if not plan.compared:
             told = "; ".join(f"{column.name!r}: {column.reason}" for column in plan.columns[:5])

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from collectors.drift.comparison import Sides
 from collectors.drift.source import InputError
+from collectors.drift.written_numbers import are_numbers
 from collectors.drift.written_times import clock_seconds
 from observability.events import FEATURE, PREDICTION
 from observability.kinds import KINDS, is_free_text, is_string, kind_of_type
@@ -32,7 +33,9 @@ def is_text(values: pa.ChunkedArray) -> bool:
         return False
     step = -(-len(values) // SAMPLE)
     sample = values.take(pa.array(range(0, len(values), step)))
-    return is_free_text(as_text(sample))
+    texts = as_text(sample)
+    # Spaces between thousands make no words.
+    return is_free_text(texts) and not are_numbers(texts)
 
 
 def as_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -143,9 +146,6 @@ def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         return values, 0
     texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
-    grouped = pc.match_substring_regex(texts, _GROUPED)
-    if pc.any(grouped).as_py():
-        texts = pc.if_else(grouped, pc.replace_substring(texts, ",", ""), texts)
     is_number = pc.match_substring_regex(texts, _NUMBER)
     numbers = pc.if_else(is_number, texts, pa.scalar(None, pa.string())).cast(pa.float64())
     if numbers.null_count == len(numbers):
@@ -154,8 +154,6 @@ def as_numbers(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
 
 
 _A_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-# 1,234,567.89
-_GROUPED = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import starmap
+from itertools import chain, starmap
 from typing import Literal
 
 import numpy as np
@@ -25,12 +25,14 @@ from collectors.drift.methods import METHODS, TESTS
 from collectors.drift.number_block import totals
 from collectors.drift.pairs import EXACT_INTEGERS, ROUNDED, Asked, ColumnPair, Pairs
 from collectors.drift.pairs import profile_pairs as measured_together
+from collectors.drift.plain_numbers import Notes
 from collectors.drift.plan import ColumnPlan, Plan, planned
 from collectors.drift.profiling import layout_of, profile_of_rows
 from collectors.drift.row_pairs import exact_pair
 from collectors.drift.source import InputError, Source
 from collectors.drift.thresholds import DriftThresholds
-from observability.columns import Column, NumericColumn
+from collectors.drift.written_numbers import hint
+from observability.columns import CategoricalColumn, Column, NumericColumn
 from observability.profile import Profile
 
 # Exact mode by default when both tables take at most this share of the memory that is free.
@@ -84,8 +86,9 @@ def compare_sides(
     progress: Report,
     started: float,
     ignored: Sequence[str] = (),
+    notes: Notes | None = None,
 ) -> Comparison:
-    """The comparison of what `opened` gave."""
+    """The comparison of what `opened` gave; `notes` are what to say of columns beside what is found."""
     rows = Sides(_rows_of(sides.reference), _rows_of(sides.current))
     for name, number in (("reference", rows.reference), ("current table", rows.current)):
         if not number:
@@ -95,21 +98,35 @@ def compare_sides(
     before, now = sides.reference, sides.current
     if not isinstance(before, Profile) or not isinstance(now, Profile) or now is before:
         work = exact_pairs if chosen == "exact" else profile_pairs
-        return concluded(work(sides, plan, options, progress), plan, rows, chosen, options, started)
+        pairs = _noted(_hinted(work(sides, plan, options, progress), plan), notes or {})
+        return concluded(pairs, plan, rows, chosen, options, started)
     aligned = in_one_layout(Sides(before, now), plan.compared)
     refused = {name: ColumnPlan(name, None, why) for name, why in aligned.refused.items()}
     plan = replace(plan, columns=tuple(refused.get(column.name, column) for column in plan.columns))
     pairs = profile_pairs(Sides(aligned.profiles.reference, aligned.profiles.current), plan, options, progress)
-    return concluded(_noted(pairs, aligned.notes), plan, rows, chosen, options, started)
+    return concluded(
+        _noted(pairs, {name: (note,) for name, note in aligned.notes.items()}), plan, rows, chosen, options, started
+    )
 
 
-def _noted(pairs: Pairs, notes: Mapping[str, str]) -> Pairs:
+def _noted(pairs: Pairs, notes: Notes) -> Pairs:
     """The same with something to say of some columns."""
     others = {
-        name: replace(pair, notes=(*pair.notes, notes[name])) if name in notes else pair
+        name: replace(pair, notes=(*pair.notes, *notes[name])) if name in notes else pair
         for name, pair in pairs.others.items()
     }
-    return replace(pairs, notes={**pairs.notes, **notes}, others=others)
+    blocks = {name: "; ".join(some) for name, some in notes.items() if some}
+    return replace(pairs, notes={**pairs.notes, **blocks}, others=others)
+
+
+def _hinted(pairs: Pairs, plan: Plan) -> Pairs:
+    """The same with a word on categories that look like numbers, unless the caller said that they are none."""
+    notes = {}
+    for name, pair in pairs.others.items():
+        before, now = pair.cells.reference, pair.cells.current
+        if isinstance(before, CategoricalColumn) and isinstance(now, CategoricalColumn) and name not in plan.given:
+            notes[name] = hint(name, chain(before.categories, before.strangers, now.strangers))
+    return _noted(pairs, notes)
 
 
 def _rows_of(side: Source | Profile) -> int:

@@ -56,15 +56,27 @@ class Raised(msgspec.Struct):
 
 
 def step_of(
-    start: float, end: float, columns: Sequence[str], verdicts: Mapping[str, ColumnDrift], thresholds: DriftThresholds
+    start: float,
+    end: float,
+    columns: Sequence[str],
+    verdicts: Mapping[str, ColumnDrift],
+    thresholds: DriftThresholds,
+    memory: Mapping[str, float] | None = None,
 ) -> Step:
-    """The evidence of one pane in the verdicts on it."""
+    """The evidence of one pane in the verdicts on it.
+
+    `memory` says of columns how many panes one after the other are as much evidence as one (1 where it does not). The
+    root of so high a degree is what each adds: by Hölder's inequality the product of such roots of e-values is one,
+    however those within reach of each other depend.
+    """
+    known_memory = memory or {}
     evalues: list[float | None] = []
     quiet: list[bool | None] = []
     for name in columns:
         known = p_values_of(verdicts[name], thresholds) if name in verdicts else {}
         # The mean of e-values is one, however they depend on each other.
-        evalues.append(float(np.mean(e_value(np.array(list(known.values()))))) if known else None)
+        mean = float(np.mean(e_value(np.array(list(known.values()))))) if known else None
+        evalues.append(None if mean is None else mean ** (1 / known_memory.get(name, 1.0)))
         quiet.append(min(known.values()) >= QUIET_P_VALUE if known else None)
     return Step(start, end, tuple(evalues), tuple(quiet))
 

@@ -56,11 +56,15 @@ class Evidence:
         alarms = self._versions.get(key)
         if alarms is None or alarms.columns != columns:
             alarms = self._versions[key] = VersionAlarms(columns, self._alpha, self._amend_seconds)
-        verdicts = _verdicts(pane, against, history)
+        fewest = min(EVIDENCE_ROWS, against.thresholds.min_rows)
+        verdicts = against.evidence_verdicts(pane, fewest) if pane.seen >= EVIDENCE_ROWS else {}
         if not verdicts:
             return
         self._changed.add(key)
-        found = alarms.put(step_of(pane.start, pane.end, columns, verdicts, against.thresholds))
+        found = alarms.put(step_of(pane.start, pane.end, columns, verdicts, against.thresholds, against.memory(pane)))
+        if not found:
+            return
+        verdicts = against.pane_verdicts(pane, fewest)
         slices = _slices(found, pane, against, history)
         for raised in found:
             explanation = _explanation(raised, pane, verdicts, against, history)
@@ -104,19 +108,6 @@ def summary(column: Column) -> dict[str, Any]:
         total = max(int(column.counts.sum()), 1)
         body["shares"] = {str(column.labels[place]): float(column.counts[place] / total) for place in order}
     return body
-
-
-def _verdicts(pane: Pane, against: Against, history: History) -> dict[str, ColumnDrift]:
-    """The verdicts on the pane alone: those of its judged window where that is always one pane.
-
-    Not where it happens to be one, because the panes before came later: then verdicts would depend on that.
-    """
-    window = history.ending(pane) if history.judged_windows == 1 and against.pane_calibration is None else None
-    if window is not None and pane.seen >= against.thresholds.min_rows:
-        return window.verdicts(against)
-    if pane.seen < EVIDENCE_ROWS:
-        return {}
-    return against.pane_verdicts(pane, min(EVIDENCE_ROWS, against.thresholds.min_rows))
 
 
 def _explanation(

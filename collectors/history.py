@@ -6,12 +6,13 @@ A pane may be put again, amended: the judged windows that hold it are then made 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from collectors.computed import verdicts_of
 from collectors.drift import ColumnDrift, DriftThresholds
 from collectors.drift.calibration import Calibration
 from collectors.drift.joint_verdict import JointDrift, judge_joint
+from collectors.drift.lasting import lasting
 from collectors.drift.seasonal import SeasonalReference
 from collectors.windows import NANOSECONDS, Key, Pane, merge_panes, same_layout
 from observability.profile import Profile
@@ -30,6 +31,7 @@ class Against:
     """Of single panes, which differ by more than the sums of them that are judged; None: the same."""
     seasonal: SeasonalReference | None = None
     """The reference by hour of the week: a window is compared with its own hours, where there are enough rows."""
+    _lasting: dict[int, Calibration] = field(default_factory=dict, init=False, repr=False)
 
     def verdicts(self, judged: Pane) -> dict[str, ColumnDrift]:
         """The verdict on each column of a judged window."""
@@ -46,6 +48,26 @@ class Against:
         """The verdict on each column of a single pane; `min_rows` in place of that of the thresholds."""
         thresholds = replace(self.thresholds, min_rows=min_rows)
         return self._judged(pane, thresholds, self.pane_calibration or self.calibration)
+
+    def evidence_verdicts(self, pane: Pane, min_rows: int) -> dict[str, ColumnDrift]:
+        """The same as evidence, which is added up over panes: farther off than the reference itself may be for good."""
+        thresholds, reference = replace(self.thresholds, min_rows=min_rows), self.reference_of(pane)
+        if reference is not self.profile:
+            # Each hour of the week errs in a way of its own: what is off in one of them is not in the next.
+            return verdicts_of(pane, reference, thresholds)
+        # The groups of categories, and with them what lasts, hardly depend on the rows: a power of two will do.
+        digits = pane.seen.bit_length()
+        if digits not in self._lasting:
+            self._lasting[digits] = lasting(reference, 1 << digits, self._blocks_of_panes(pane))
+        return verdicts_of(pane, reference, thresholds, self._lasting[digits])
+
+    def memory(self, pane: Pane) -> dict[str, float]:
+        """How many panes one after the other are as much evidence as one, by column; 1 where that is not known."""
+        known = self._blocks_of_panes(pane)
+        return {name: column.memory for name, column in known.columns.items()} if known else {}
+
+    def _blocks_of_panes(self, pane: Pane) -> Calibration | None:
+        return (self.pane_calibration or self.calibration) if self.reference_of(pane) is self.profile else None
 
     def _judged(
         self, pane: Pane, thresholds: DriftThresholds, calibration: Calibration | None

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from collectors.drift.bins import Floats
 from collectors.drift.cells import Cells, cells_of
 from collectors.drift.contingency import compare_categories
 from collectors.drift.laws import normal_isf, normal_sf
-from collectors.drift.null import effective_rows, ordered_test
+from collectors.drift.null import edge_weights, effective_rows, ordered_test
 from observability.columns import Column
 from observability.profile import Profile
 
@@ -40,6 +41,8 @@ class Between:
     """Standard error of `mean`."""
     missing: float = 0.0
     """Variance of the missing share between blocks, beyond sampling."""
+    memory: float = 1.0
+    """Blocks that are as much evidence as one would be if they knew nothing of each other; 1 where they do not."""
 
     def pvalue(self, squared: float, chance: float, sampling: float) -> float:
         """`P(score² >= squared)`, given the mean and variance of its sampling part.
@@ -108,7 +111,8 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, to be kept beside the reference."""
         columns = {
-            name: [column.mean, column.variance, column.error, column.missing] for name, column in self.columns.items()
+            name: [column.mean, column.variance, column.error, column.missing, column.memory]
+            for name, column in self.columns.items()
         }
         return {"format": FORMAT, "blocks": self.blocks, "rows": self.rows, "columns": columns}
 
@@ -157,7 +161,33 @@ def _of_part(cells: Sequence[Cells]) -> Between:
     spread = float(np.var(squared, ddof=1))
     found = max(spread - float(np.mean(sampling + 4 * mean * largest)), 0.0) / alone**2
     variance = ((count - 1) * found + PRIOR_BLOCKS * 2 * mean**2) / (count - 1 + PRIOR_BLOCKS)
-    return Between(mean, variance, math.sqrt(spread / count) / alone if mean else 0.0, _missing(cells))
+    memory = _memory(judged, mean, float(np.mean(sampling))) if mean else 1.0
+    return Between(mean, variance, math.sqrt(spread / count) / alone if mean else 0.0, _missing(cells), memory)
+
+
+def _memory(cells: Sequence[Cells], mean: float, sampling: float) -> float:
+    """The integrated autocorrelation time of the blocks' offsets, in blocks: 1 + 2 Σ of their correlations by lag.
+
+    The inner product of two blocks' offsets has no part from their rows' chance. Correlations are summed up to the
+    first that two standard errors hide.
+    """
+    offsets = np.array([_offset(one) for one in cells])
+    count, found = len(offsets), 1.0
+    for lag in range(1, count // 3 + 1):
+        products = np.einsum("ij,ij->i", offsets[lag:], offsets[:-lag])
+        error = math.sqrt((mean * mean + sampling / 2) / (count - lag))
+        if (product := float(products.mean())) < 2 * error:
+            break
+        found += 2 * min(product / mean, 1.0)
+    return found
+
+
+def _offset(cells: Cells) -> Floats:
+    """Where a block lies from all of them: a vector whose squared length is the score's square, chance included."""
+    before, now = cells.reference / cells.reference.sum(), cells.window / cells.window.sum()
+    if cells.ordered:
+        return np.asarray(np.cumsum(before - now)[:-1] * np.sqrt(edge_weights(cells.reference)))
+    return np.asarray((now - before) / np.sqrt(np.maximum(before, 1e-300)))
 
 
 def _scored(cells: Cells) -> tuple[float, float, float, float]:

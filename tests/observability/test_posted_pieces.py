@@ -171,7 +171,8 @@ def test_an_id_that_does_not_fit_a_header_is_refused_over_a_kept_connection_too(
 def test_a_receiver_that_stops_is_given_up_in_time(reads: bool) -> None:
     """It takes nothing, or takes everything and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sink = HttpSink(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=0.3)
+        # Enough for the first delivery, which a thread of this process has to answer.
+        sink = HttpSink(f"http://127.0.0.1:{server.getsockname()[1]}", timeout=1.0)
         done = threading.Event()
 
         def serve() -> None:

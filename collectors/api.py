@@ -157,6 +157,7 @@ class Collector:
             config.measure_settings(), self.signals, clock, self.windows.put, quality, self.release_labels
         )
         self.measurer = Measurer(self.measures, self._page_changed)
+        self.measurer.show(self.signals)
         self.quarantine = Quarantine(self.journal, self._kept_apart)
         self.log = EventLog(self.journal, config.lake, clock, self.measurer.put, self._settled, self.quarantine.divide)
         own = {"job": OWN_JOB, "instance": f"{config.host}:{config.query_port}"}

@@ -80,7 +80,7 @@ class Retention:
     traces_seconds: float = 24 * 3600.0
     compaction_seconds: float = 2.0
     look_back_seconds: float = 7 * 24 * 3600.0
-    """How far back a late label's prediction is looked for in the lake."""
+    """How far back a late label's prediction is looked for in the lake, from the model's latest event."""
 
 
 @dataclass(slots=True)
@@ -112,12 +112,13 @@ class Housekeeping:
 
     def look_up(self) -> None:
         """Finds in the lake the predictions of labels that memory had none for."""
-        since = self.clock() - self.settings.look_back_seconds
         waiting = self.measures.scoring.take_unmatched()
         if waiting:
             self.log.compact()
         for model, ids in waiting.items():
-            for table in predictions_with_ids(self.lake, model, ids, since):
+            # Behind the model's own time: in a replay of last year's events that is last year.
+            latest = min(self.clock(), self.measures.latest(model))
+            for table in predictions_with_ids(self.lake, model, ids, latest - self.settings.look_back_seconds):
                 self.measurer.put("predictions", table)
 
     def rescore(self) -> None:

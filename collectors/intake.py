@@ -44,8 +44,9 @@ MAX_PROFILE_BYTES = 16 * 1024 * 1024
 MAX_BATCH_ID = 200
 # Labelled predictions of a release in one answer.
 MAX_LABEL_ROWS = 2_000
-# Committed batches that may wait to be measured; beyond, senders are asked to come again.
-MAX_WAITING = 2_000
+# Committed batches that may wait to be measured, and the memory that they may take; beyond, senders are asked to come
+# again.
+MAX_WAITING, MAX_WAITING_BYTES = 2_000, 256 * 1024 * 1024
 # Bodies above this are parsed off the event loop.
 INLINE_BYTES = 512 * 1024
 
@@ -114,10 +115,8 @@ class Intake:
         return PlainTextResponse("ok")
 
     async def ready(self, _: Request) -> Response:
-        waiting = self.measurer.waiting()
-        if waiting > MAX_WAITING:
-            return PlainTextResponse(f"{waiting} batches wait to be measured", status_code=503)
-        return PlainTextResponse("ok")
+        behind = self._behind()
+        return PlainTextResponse(behind or "ok", status_code=503 if behind else 200)
 
     async def events(self, request: Request) -> Response:
         body = await self._body(request)
@@ -219,10 +218,17 @@ class Intake:
         batch_id = request.headers.get("x-batch-id") or uuid.uuid4().hex
         if len(batch_id) > MAX_BATCH_ID:
             raise IntakeError(400, "batch_id", f"X-Batch-Id has {len(batch_id)} characters, at most {MAX_BATCH_ID} fit")
-        if self.measurer.waiting() > MAX_WAITING:
-            raise IntakeError(429, "busy", f"{MAX_WAITING} batches wait to be measured: send again later", 1)
+        if behind := self._behind():
+            raise IntakeError(429, "busy", f"{behind}: send again later", 1)
         accepted = await asyncio.wrap_future(self.log.accept(batch, batch_id))
         return JSONResponse({"accepted_rows": accepted.accepted_rows, "duplicate": accepted.duplicate})
+
+    def _behind(self) -> str:
+        """What too much waits to be measured; empty while there is room for more."""
+        waiting = self.measurer.backlog()
+        if waiting.batches <= MAX_WAITING and waiting.size_bytes <= MAX_WAITING_BYTES:
+            return ""
+        return f"{waiting.batches} batches of {waiting.size_bytes / 2**20:.0f} MiB wait to be measured"
 
     async def _body(self, request: Request, most: int | None = None) -> bytes:
         """The request's body, decoded. IntakeError 413 as soon as it has more than `most` bytes."""

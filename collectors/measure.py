@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -130,6 +131,12 @@ class Measures:
             reference = self.windows.reference(model, version)
             source, seconds = self.windows.source(model, version), self.settings.windows.window_seconds
         return None if reference is None else Expected(model, version, reference, source, seconds)
+
+    def latest(self, model: str) -> float:
+        """The latest event time of a model that was believed, unix seconds; infinite before its first row."""
+        with self._lock:
+            time = self.windows.times().get(model)
+        return math.inf if time is None else time.latest
 
     def versions(self, model: str) -> list[str]:
         """Versions of a model that have closed windows or a reference, in order."""

@@ -6,12 +6,37 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
+import pyarrow as pa
+
 from collectors.measure import Content, Kind, Measures
+from collectors.signals import Signals
+from observability import names
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is committed but not measured yet, the batch in work included."""
+
+    batches: int = 0
+    rows: int = 0
+    size_bytes: int = 0
+    """Memory that it takes."""
+    seconds: float = 0.0
+    """How long the oldest batch has waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    rows: int
+    size_bytes: int
+    since: float
 
 
 class Measurer:
@@ -23,7 +48,9 @@ class Measurer:
         self._tick_seconds = tick_seconds
         self._closing = threading.Event()
         self._queue: queue.SimpleQueue[tuple[Kind, Content, int | None]] = queue.SimpleQueue()
-        self._waiting = 0
+        # In the order of the queue; the first is in work. The sums are kept: there may be thousands.
+        self._waiting: deque[_Waiting] = deque()
+        self._rows = self._bytes = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="collector-measurer", daemon=True)
 
@@ -31,14 +58,32 @@ class Measurer:
         self._thread.start()
 
     def put(self, kind: Kind, content: Content, position: int | None = None) -> None:
+        waiting = _Waiting(content.num_rows, _size(content), time.monotonic())
         with self._lock:
-            self._waiting += 1
-        self._queue.put((kind, content, position))
+            self._waiting.append(waiting)
+            self._rows += waiting.rows
+            self._bytes += waiting.size_bytes
+            # Under the lock: the order is that of the queue.
+            self._queue.put((kind, content, position))
 
     def waiting(self) -> int:
         """Batches committed but not measured yet, the one in work included."""
         with self._lock:
-            return self._waiting
+            return len(self._waiting)
+
+    def backlog(self) -> Backlog:
+        """How far measuring is behind what is committed."""
+        with self._lock:
+            if not self._waiting:
+                return Backlog()
+            seconds = time.monotonic() - self._waiting[0].since
+            return Backlog(len(self._waiting), self._rows, self._bytes, seconds)
+
+    def show(self, signals: Signals) -> None:
+        """Shows the backlog on the collector's page, as it is when the page is asked for."""
+        signals.metrics[names.BACKLOG_ROWS].set_function(lambda: self.backlog().rows)
+        signals.metrics[names.BACKLOG_BYTES].set_function(lambda: self.backlog().size_bytes)
+        signals.metrics[names.BACKLOG_SECONDS].set_function(lambda: self.backlog().seconds)
 
     def close(self) -> None:
         """Measures what waits, then ends the thread."""
@@ -56,8 +101,11 @@ class Measurer:
                 item = None
             if item is not None:
                 self._guarded(partial(self._measures.apply, *item))
+                item = None  # or its memory would wait for the next batch
                 with self._lock:
-                    self._waiting -= 1
+                    done = self._waiting.popleft()
+                    self._rows -= done.rows
+                    self._bytes -= done.size_bytes
             elif self._closing.is_set() and self._queue.empty():
                 return
             if time.monotonic() - ticked_at >= self._tick_seconds:
@@ -74,3 +122,10 @@ class Measurer:
             work()
         except Exception:
             logger.exception("a batch or a tick could not be measured; it goes on with the next")
+
+
+def _size(content: Content) -> int:
+    """The bytes that a batch holds in memory."""
+    if isinstance(content, pa.Table):
+        return int(content.nbytes)
+    return sum(column.counts.nbytes for column in content.profile.columns.values())

@@ -602,6 +602,9 @@ LATE_EVENT_ROWS = _counter(
     "model", "version",
 )  # fmt: skip
 WATERMARK = _gauge("collector_watermark_timestamp_seconds", "Event time up to which windows are closed.", "model")
+BACKLOG_ROWS = _gauge("collector_backlog_rows", "Rows that are durable and wait to be measured.")
+BACKLOG_BYTES = _gauge("collector_backlog_bytes", "Memory that what waits to be measured takes.")
+BACKLOG_SECONDS = _gauge("collector_backlog_seconds", "Time that the oldest batch to be measured has waited.")
 SPANS = _counter("collector_spans_total", "Spans accepted.")
 STORE_SAMPLES = _counter("collector_samples_total", "Samples appended to the store.")
 STORE_SERIES = _gauge("collector_series", "Series that the store knows.")

@@ -17,7 +17,9 @@ import sqlalchemy as sa
 from collectors.database import BATCHES, EVENT_LOG, SEGMENTS
 from collectors.drift import DriftThresholds
 from collectors.events import EventLog, read_batch, read_json_labels
+from collectors.intake import MAX_WAITING_BYTES
 from collectors.journal import Journal, JournalClosed
+from collectors.measurer import Backlog
 from observability import names
 from observability.events import event_batch, label_batch, to_ipc, validate_labels
 from observability.lake import read_events, read_labels
@@ -243,6 +245,47 @@ def test_a_label_of_a_prediction_that_memory_forgot_is_joined_from_the_lake(
         housekeeping.look_up()
         collector.settled(lambda: len(collector.collector.measures.scoring.join.labelled("delay", "1")[0]) == 1)
         assert counted(collector, names.LABEL_ROWS, "delay", "later") == 1
+
+
+def test_a_replay_of_last_years_events_finds_predictions_that_memory_forgot(
+    config: Any, clock: Any, events: Events, start: Any
+) -> None:
+    last_year = clock() - 365 * 24 * 3600
+    with start(config, clock) as collector:
+        post(collector, events(5, prefix="old", time_s=last_year))
+        collector.settled(lambda: collector.collector.measurer.waiting() == 0)
+        clock.advance(60)
+        collector.settled(lambda: collector.query.get("/api/drift/delay").json()["windows"])
+
+    with start(config, clock) as collector:
+        post(collector, events(5, prefix="new", time_s=last_year + 3 * 24 * 3600))
+        collector.intake.post("/v1/labels", json=[{"id": "old/3", "model": "delay", "label": 1}])
+        collector.settled(lambda: counted(collector, names.LABEL_ROWS, "delay", "false") == 1)
+        collector.collector.housekeeping().look_up()
+        collector.settled(lambda: len(collector.collector.measures.scoring.join.labelled("delay", "1")[0]) == 1)
+        assert collector.collector.measures.latest("delay") < clock() - 360 * 24 * 3600
+
+
+def test_senders_are_asked_to_wait_when_what_is_not_measured_takes_too_much_memory(
+    collector: Any, events: Events
+) -> None:
+    large = pa.Table.from_batches([events(1, prefix="large")])
+    place = large.schema.get_field_index("attributes")
+    large = large.set_column(place, "attributes", pa.array(["x" * 100_000_000]))
+    with collector.collector.measures._lock:  # what comes now waits
+        for _ in range(3):
+            collector.collector.measurer.put("predictions", large)
+        refused = collector.intake.post("/v1/events", content=to_ipc(events(1, prefix="one")))
+        ready = collector.intake.get("/health/ready")
+        (backlog,) = collector.collector.signals.metrics[names.BACKLOG_BYTES].collect()[0].samples
+
+    assert refused.status_code == 429
+    assert refused.headers["Retry-After"] == "1"
+    assert ready.status_code == 503
+    assert "wait to be measured" in ready.text
+    assert backlog.value > MAX_WAITING_BYTES
+    collector.settled(lambda: collector.collector.measurer.backlog() == Backlog())
+    assert post(collector, events(1, prefix="one")).status_code == 200
 
 
 def test_labels_that_come_before_their_predictions_are_counted_as_found_later(collector: Any, events: Events) -> None:

@@ -25,6 +25,7 @@ from collectors.events import Batch
 from collectors.measure import Measures
 from collectors.performance_views import performance_view
 from collectors.references import Reference
+from collectors.signals import Signals
 from observability.events import event_batch, label_batch, to_ipc
 from observability.lake import read_events
 from observability.profile import Profile
@@ -54,6 +55,9 @@ class StepMeasurer:
 
     def waiting(self) -> int:
         return len(self.queue)
+
+    def show(self, signals: Signals) -> None:
+        pass
 
     def close(self) -> None:
         pass

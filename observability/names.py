@@ -93,6 +93,11 @@ INFERENCE_LATE_ROWS = _counter(
     "inference_late_rows_total", "Rows that reached the model behind their deadline.", "model", "version"
 )
 INFERENCE_ROWS = _counter("inference_rows_total", "Rows inferred.", "model", "version")
+INFERENCE_LAST = _gauge(
+    "inference_last_timestamp_seconds",
+    "When the model last ran a batch, in seconds since the epoch; not there before the first.",
+    "model", "version",
+)  # fmt: skip
 INFERENCE_UTILIZATION = _gauge(
     "inference_utilization_ratio",
     "Share of the last 15 seconds in which models worked, over 1 where several did at once; of replicas the busiest.",

@@ -14,10 +14,14 @@ class Health:
         self._deployments = deployments
         self.state = "starting"
 
+    def away(self) -> str | None:
+        """Why the server answers no request, whatever models it has; None when it does."""
+        return None if self.state == "ready" else f"the server is {self.state}"
+
     def unready(self) -> str | None:
         """Why the server is not ready; None when it is."""
         if self.state != "ready":
-            return f"the server is {self.state}"
+            return self.away()
         # One whose policy could not be restored has trouble in place of a stable version.
         waiting = [
             name

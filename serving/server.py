@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -44,6 +45,7 @@ from serving.registry import Registry
 from serving.routing.policies import PolicyStore
 from serving.shadow import Mirror, ShadowLimits
 from serving.shadows import Place, ShadowProcess
+from serving.stopping import Stopping, pause
 from serving.telemetry.counting import Counting
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
@@ -181,6 +183,10 @@ class ServingConfig:
         if self.memory_budget_bytes < 0:
             raise ValueError(
                 f"memory_budget_bytes is {self.memory_budget_bytes}: give a number of bytes, 0 for no limit"
+            )
+        if not (0 <= self.drain_notice < math.inf and 0 <= self.drain_timeout < math.inf):
+            raise ValueError(
+                f"drain_notice is {self.drain_notice}, drain_timeout {self.drain_timeout}: give seconds, not negative"
             )
         if self.max_delay < 0 or self.torch_threads < 1:
             raise ValueError(
@@ -332,24 +338,31 @@ class Service:
         """Requests that were taken in and are not answered."""
         return self.http.active()
 
-    async def drain(self) -> None:
-        """Readiness off, the listener closed, every accepted request answered, telemetry sent as far as it goes."""
-        assert self._sweeper is not None
+    async def drain(self, hurried: asyncio.Event | None = None) -> None:
+        """Readiness off, the listener closed, every accepted request answered, telemetry sent as far as it goes.
+
+        Once `hurried` is set nobody is waited for any more. A start that was cancelled is cleaned up after.
+        """
+        hurried = hurried or asyncio.Event()
         self.health.state = "draining"
         self.http.begin_close()
-        await asyncio.sleep(self.config.drain_notice)
-        await self._stop_listening()
-        await self.edge.stop(self.config.drain_timeout)
+        await pause(self.config.drain_notice, hurried)
+        if self._listener is not None:
+            await self._stop_listening()
+        await self.edge.stop(0.0 if hurried.is_set() else self.config.drain_timeout)
         limit = time.monotonic() + self.config.drain_timeout
         turns = 0
-        while (now := time.monotonic()) < limit and (
-            self._active() or self._busy() or turns < _LAST_TURNS or self.http.expects(now, _LINGER_SECONDS)
+        while (
+            (now := time.monotonic()) < limit
+            and not hurried.is_set()
+            and (self._active() or self._busy() or turns < _LAST_TURNS or self.http.expects(now, _LINGER_SECONDS))
         ):
             turns += 1
             await asyncio.sleep(0.005)
         self._mirror.close()
         self._front.settle()
-        self._sweeper.cancel()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         self.http.abort()
         self._front.close()
         for deployment in self.deployments.values():
@@ -420,20 +433,25 @@ class Service:
 
 
 async def run(config: ServingConfig, started: Callable[[Service], None] | None = None) -> None:
-    """Serves until SIGTERM or SIGINT, then drains."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    """Serves until it is told to stop, then drains; Ctrl-C during that ends it at once."""
+    stopping = Stopping()
     load_torch(config.torch_threads)
     service = Service(config)
-    await service.start()
-    settle_down()
-    if started is not None:
-        started(service)
-    await stop.wait()
-    await service.drain()
-    _log.info("drained; goodbye")
+    loop = asyncio.get_running_loop()
+    starting, stop = loop.create_task(service.start()), loop.create_task(stopping.asked.wait())
+    await asyncio.wait([starting, stop], return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        await starting
+        settle_down()
+        if started is not None:
+            started(service)
+        await stop
+    else:
+        # Told to end before it was ready: what is still to be loaded is nothing to wait for.
+        starting.cancel()
+        await asyncio.wait([starting])
+    await service.drain(stopping.hurried)
+    _log.info("ended in a hurry" if stopping.hurried.is_set() else "drained; goodbye")
 
 
 def serve(config: ServingConfig, log_level: str = "INFO", started: Callable[[Any], None] | None = None) -> None:

@@ -320,6 +320,10 @@ class ServingSettings(_Section, frozen=True, kw_only=True):
     """Waiting so long is worth one class of priority."""
     stall_seconds: float = 10.0
     """A batch that runs longer, and 20 times longer than it should, makes its model not ready; 0 never does."""
+    drain_notice_seconds: float = 0.5
+    """From SIGTERM to the closed port: not ready, still answering, for load balancers to see it."""
+    drain_timeout_seconds: float = 30.0
+    """From the closed port on, for the requests that are not answered yet."""
     replicas: int = 1
     """Processes that infer, each with all its models and queues; limits on queues are those of each."""
     fronts: int = 0

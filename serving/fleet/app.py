@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,26 +15,29 @@ from serving.fleet.relay import Relay
 
 _LIVE = (b"/health/live", b"/v2/health/live")
 _READY = (b"/health/ready", b"/v2/health/ready")
+_MODEL_READY = re.compile(rb"/v2/models/[^/]+(/versions/[^/]+)?/ready")
 Reply = tuple[int, list[tuple[bytes, bytes]], bytes]
 
 
 class RelayApp:
     """An ASGI app.
 
-    `ready` gives the reason why the server is not, or None; `page` the metrics for an Accept header; `load` the load
-    report of all processes.
+    `ready` gives the reason why the server is not, or None; `away` why this front is not, whatever the replicas have;
+    `page` the metrics for an Accept header; `load` the load report of all processes.
     """
 
     def __init__(
         self,
         relay: Relay,
         ready: Callable[[], Awaitable[str | None]],
+        away: Callable[[], str | None],
         page: Callable[[str], Awaitable[tuple[bytes, str]]],
         load: Callable[[], Awaitable[dict[str, Any]]],
         clock: Callable[[], float],
     ) -> None:
         self._relay = relay
         self._ready = ready
+        self._away = away
         self._page = page
         self._load = load
         self._clock = clock
@@ -46,6 +50,8 @@ class RelayApp:
         elif path in _READY:
             reason = await self._ready()
             reply = _json(200, {"ready": True}) if reason is None else _json(503, {"ready": False, "error": reason})
+        elif _MODEL_READY.fullmatch(path) and (gone := self._away()) is not None:
+            reply = _json(503, {"ready": False, "error": gone})
         elif path == b"/metrics" and scope["method"] in ("GET", "HEAD"):
             accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
             body, content_type = await self._page(accept)

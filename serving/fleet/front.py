@@ -43,7 +43,7 @@ class FrontProcess:
         self._accepting: dict[int, asyncio.Server] = {}
         self._closing = False
         self.relay = Relay(config.fleet, self._metrics)
-        app = RelayApp(self.relay, self._unready, self._page, self._load, time.perf_counter)
+        app = RelayApp(self.relay, self._unready, self._away, self._page, self._load, time.perf_counter)
         self.http = Server(self.relay, app, config.limits)
         self._gateway = Gateway(self.relay)
         self._gateway.app = app
@@ -85,9 +85,12 @@ class FrontProcess:
         for number in set(self._accepting) - fronts:
             await stop_accepting(self._accepting.pop(number))
 
+    def _away(self) -> str | None:
+        return "the server is draining" if self._closing else None
+
     async def _unready(self) -> str | None:
         if self._closing:
-            return "the server is draining"
+            return self._away()
         reason: str | None = await self._channel.call("ready", timeout=5.0)
         if reason is None and not self.relay.balancer.full():
             return f"front {self._number} reaches no replica"

@@ -27,8 +27,9 @@ async def _run(orders: Orders, sock: socket.socket) -> None:
 
 def main(descriptor: int) -> None:
     """Reads the orders from the socket with this file number, and carries them out."""
-    # The terminal's Ctrl-C goes to all processes; in which order they end is the supervisor's to say.
+    # The terminal's Ctrl-C and its end go to all processes; in which order these end is the supervisor's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sock = socket.socket(fileno=descriptor)
     try:
         orders = read_orders(sock)

@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from serving.fleet.channel import Channel
 from serving.fleet.hub import Hub
 from serving.fleet.members import Gate, Member
 from serving.fleet.orders import Kind, Orders, send_orders
+from serving.stopping import Stopping
 from serving.transport.certificates import tls_context
 
 if TYPE_CHECKING:
@@ -111,6 +111,11 @@ class Fleet:
         if self._grpc_port_held is not None:
             self._grpc_port_held.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """Ends all processes at once, whatever they are about; `drain`, which is under way, then returns."""
+        for process in self._processes.values():
+            process.kill()
 
     async def _ended(self, kind: Kind) -> None:
         keepers = [keeper for (kept, _), keeper in self._keepers.items() if kept == kind]
@@ -252,19 +257,26 @@ def _environment() -> dict[str, str]:
 async def run_fleet(
     config: ServingConfig, log_level: str = "INFO", started: Callable[[Any], None] | None = None
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains. `started` is called with the Fleet once it is ready."""
-    stop = asyncio.Event()
+    """Serves until it is told to stop, then drains; Ctrl-C during that ends it at once.
+
+    `started` is called with the Fleet once it is ready.
+    """
+    stopping = Stopping()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     fleet = Fleet(config, log_level)
     await fleet.start()
     readying = loop.create_task(fleet.ready())
-    stopping = loop.create_task(stop.wait())
-    await asyncio.wait([readying, stopping], return_when=asyncio.FIRST_COMPLETED)
+    asked = loop.create_task(stopping.asked.wait())
+    await asyncio.wait([readying, asked], return_when=asyncio.FIRST_COMPLETED)
     if readying.done() and started is not None:
         started(fleet)
     readying.cancel()
-    await stopping
-    await fleet.drain()
-    _log.info("drained; goodbye")
+    await asked
+    draining = loop.create_task(fleet.drain())
+    hurried = loop.create_task(stopping.hurried.wait())
+    await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        fleet.kill()
+    await draining
+    hurried.cancel()
+    _log.info("ended in a hurry" if stopping.hurried.is_set() else "drained; goodbye")

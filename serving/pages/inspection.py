@@ -76,7 +76,7 @@ class Inspection:
 
     async def _model_ready(self, request: Request) -> Response:
         deployment, number = self._asked(request)
-        reason = await self._unready(deployment, number)
+        reason = self._health.away() or await self._unready(deployment, number)
         body = {"name": deployment.model, "version": str(number), "ready": reason is None}
         if reason is None:
             return JSONResponse(body)

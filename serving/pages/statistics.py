@@ -25,13 +25,17 @@ class Span:
 
 @dataclass(slots=True)
 class Counts:
-    """One version since its process began. `spans` are by stage of a request, and `total`; `batches` are batches."""
+    """One version since its process began. `spans` are by stage of a request, and `total`; `batches` are batches.
+
+    `last` is when the last batch ran, in seconds since the epoch.
+    """
 
     outcomes: dict[str, int] = field(default_factory=dict)
     spans: dict[str, Span] = field(default_factory=lambda: defaultdict(Span))
     batches: Span = field(default_factory=Span)
     rows: int = 0
     cached: dict[str, int] = field(default_factory=dict)
+    last: float = 0.0
 
     @property
     def succeeded(self) -> int:
@@ -56,7 +60,7 @@ class Counts:
 
 _COUNTED = (
     names.INFERENCE_REQUESTS, names.INFERENCE_ROWS, names.RESPONSE_CACHE_REQUESTS, names.INFERENCE_DURATION,
-    names.INFERENCE_STAGE_DURATION, names.INFERENCE_COMPUTE,
+    names.INFERENCE_STAGE_DURATION, names.INFERENCE_COMPUTE, names.INFERENCE_LAST,
 )  # fmt: skip
 # The names of what is read, as families of metrics have them.
 COUNTED_FAMILIES = tuple(metric.name.removesuffix("_total") for metric in _COUNTED)
@@ -88,6 +92,8 @@ def _counts(samples: Iterable[Any]) -> dict[tuple[str, str], Counts]:
             counts.outcomes[labels["outcome"]] = int(sample.value)
         elif sample.name == names.INFERENCE_ROWS.name:
             counts.rows = int(sample.value)
+        elif sample.name == names.INFERENCE_LAST.name:
+            counts.last = sample.value
         elif sample.name == names.RESPONSE_CACHE_REQUESTS.name:
             counts.cached[labels["result"]] = int(sample.value)
         elif sample.name.startswith(names.INFERENCE_STAGE_DURATION.name):
@@ -112,7 +118,8 @@ def triton_statistics(
     """Triton's `model_stats` of the loaded versions; times in nanoseconds.
 
     A request's time with the model is that of its batch. `success` and `fail` have the mean time of all requests, which
-    is not counted by outcome; `last_inference` and `batch_stats` are not known.
+    is not counted by outcome; `last_inference` is when the last batch ran, in milliseconds since 1970, 0 before the
+    first; `batch_stats` are not known.
     """
     return {
         "model_stats": [
@@ -130,7 +137,7 @@ def _one(model: str, version: str, counts: Counts) -> dict[str, Any]:
     return {
         "name": model,
         "version": version,
-        "last_inference": 0,
+        "last_inference": int(counts.last * 1000),
         "inference_count": counts.rows,
         "execution_count": counts.batches.count,
         "inference_stats": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -81,6 +82,7 @@ class VersionSignals:
         self._shed = {reason: shed.labels(model, version, reason) for reason in names.SHED_REASONS}
         self._late = metrics[names.INFERENCE_LATE_ROWS].labels(model, version)
         self._padding = metrics[names.PADDING_ROWS].labels(model, version)
+        self._last, self._last_batch = metrics[names.INFERENCE_LAST], 0.0
 
     def requests(self, outcome: str, count: int) -> None:
         """Requests answered with this outcome."""
@@ -118,6 +120,7 @@ class VersionSignals:
         """A batch that the model has run; counted with others, by `flush` at the latest."""
         self._batches.extend((0.0, rows, seconds))
         self._why[reason] += 1
+        self._last_batch = time.time()
         if len(self._batches) >= 3 * _MOST_BATCHES:
             self.flush()
 
@@ -130,6 +133,7 @@ class VersionSignals:
                 self._reasons[reason] = self._batches_by_reason.labels(*self._labels, reason)
             self._reasons[reason].inc(count)
         self._why.clear()
+        self._last.labels(*self._labels).set(self._last_batch)
         self._rows.inc(sum(self._batches[1::3]))
         self._runs.add(self._batches.tobytes())
         del self._batches[:]

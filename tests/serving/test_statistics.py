@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ async def test_known_traffic_has_the_right_numbers_under_every_name(start: Start
     service = await start(metric_aliases=True, load_header=True)
     url = f"http://127.0.0.1:{service.port}"
     async with AsyncInferenceClient(url, retries=NO_RETRIES) as client:
+        assert (await client.statistics("fares"))["model_stats"][0]["last_inference"] == 0
+        began = time.time()
         for rows in (1, 2, 5):
             await client.infer("fares", {"amount": np.full(rows, 2.0), "carrier": ["AA"] * rows})
         wrong: list[dict[str, Any]] = [
@@ -82,6 +85,8 @@ async def test_known_traffic_has_the_right_numbers_under_every_name(start: Start
 
     inference = stats["inference_stats"]
     assert (stats["inference_count"], stats["execution_count"]) == (9, 4)
+    assert int(began * 1000) <= stats["last_inference"] <= time.time() * 1000
+    assert found[names.INFERENCE_LAST.name][ONE] == pytest.approx(stats["last_inference"] / 1000, abs=0.001)
     assert (inference["success"]["count"], inference["fail"]["count"]) == (3, 3)
     assert inference["compute_infer"]["ns"] == pytest.approx(
         found["nv_inference_compute_infer_duration_us"][ONE] * 1e3, rel=1e-3

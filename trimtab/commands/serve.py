@@ -56,6 +56,8 @@ def serve(settings: Settings, replicas: int | None, fronts: int | None) -> None:
                 overload_newest_first=serving.overload_newest_first,
                 priority_ageing=serving.priority_ageing_seconds,
                 stall_seconds=serving.stall_seconds,
+                drain_notice=serving.drain_notice_seconds,
+                drain_timeout=serving.drain_timeout_seconds,
                 collector_url=settings.intake_url,
                 trace_sample_ratio=serving.trace_sample_ratio,
                 probe=serving.probe,

@@ -44,6 +44,7 @@ from collectors.report import Reports
 from collectors.scrape import Scraper, ScrapeSettings
 from collectors.scraping import ScrapeConfig
 from collectors.signals import Signals
+from collectors.slice_views import SliceViews
 from collectors.spans import SpanStore
 from collectors.store import Limits, Store
 from collectors.target_views import targets_json
@@ -351,6 +352,9 @@ class Collector:
             spans=self.spans,
             signals=self.signals,
             reports=Reports(self.measures, self.config.lake, self.clock),
+            slice_views=SliceViews(self.measures, self.config.lake, self.clock),
+            seen_models=lambda: self.store.label_values("model"),
+            waiting=self.measurer.waiting,
             healthy=self.healthy,
         )
         compressed = Middleware(GZipMiddleware, minimum_size=1024, compresslevel=1)

@@ -145,6 +145,13 @@ class Measures:
             known |= {version for name, version in self.windows.references() if name == model}
         return sorted(known, key=lambda version: (len(version), version))
 
+    def models(self) -> set[str]:
+        """The models that events, profiles or labels came of, or that have a reference or a schema of their own."""
+        with self._lock:
+            keys = [*self._history.versions(), *self.windows.references(), *self.scoring.join.versions()]
+            of_labels = self.scoring.join.labelled_models()
+            return {model for model, _ in keys} | self.windows.times().keys() | of_labels | self.quality.edits.keys()
+
     def edit_schema(self, model: str, edit: SchemaEdit) -> None:
         """Changes the schema of all of a model's versions. SchemaError when the outcome contradicts itself."""
         with self._lock:

@@ -72,6 +72,17 @@ class Joined:
     unmatched: Mapping[str, list[str]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """Labelled predictions of a version, shape (rows,) each, in order of (time, id)."""
+
+    ids: list[str]
+    times: npt.NDArray[np.int64]
+    """Unix nanoseconds."""
+    predictions: Floats
+    labels: Floats
+
+
 class LabelSink(Protocol):
     """Who is told of labelled predictions of releases and shadows; again, too, when a label comes again."""
 
@@ -180,11 +191,21 @@ class LabelJoin:
 
     def labelled(self, model: str, version: str) -> tuple[Floats, Floats]:
         """Predictions and labels that the scores of a version are made of, in order of (time, id)."""
+        rows = self.labelled_rows(model, version)
+        return rows.predictions, rows.labels
+
+    def labelled_rows(self, model: str, version: str) -> Labelled:
+        """The rows that the scores of a version are made of."""
         state = self._versions.get((model, version))
         rows = self._latest(state) if state else []
-        pairs = [(row[1], row[2]) for _, row in rows]
-        array = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-        return np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
+        array = np.array([(row[1], row[2]) for _, row in rows], dtype=np.float64).reshape(-1, 2)
+        times = np.array([row[0] for _, row in rows], dtype=np.int64)
+        predictions, labels = np.ascontiguousarray(array[:, 0]), np.ascontiguousarray(array[:, 1])
+        return Labelled([id_ for id_, _ in rows], times, predictions, labels)
+
+    def labelled_models(self) -> set[str]:
+        """Models that labels came of."""
+        return set(self._waiting)
 
     def versions(self) -> list[Key]:
         return list(self._versions)

@@ -31,6 +31,12 @@ def tables_since(lake: Path, kind: str, model: str, since: float) -> Iterator[pa
             yield chosen
 
 
+def tables_back(lake: Path, kind: str, model: str, since: float) -> Iterator[pa.Table]:
+    """A model's stored rows from the hour of a time (unix seconds) on, the newest hours first."""
+    for path in reversed(_files(lake, kind, model, since)):
+        yield pq.read_table(path, partitioning=None)
+
+
 def predictions_with_ids(lake: Path, model: str, ids: Collection[str], since: float) -> Iterator[pa.Table]:
     """The rows of the given ids with their predictions, newest hours first, until every id was found."""
     missing = set(ids)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from collectors.computed import Value, performance_values, score_values
 from collectors.parts import Part
-from collectors.performance import JoinSettings, LabelJoin, LabelSink, scores
+from collectors.performance import JoinSettings, LabelJoin, Labelled, LabelSink, scores
 from collectors.scores import (
     LabelledWindow,
     LabelledWindows,
@@ -143,6 +143,11 @@ class Scoring:
         """What a version's scores are expected from; None while nothing was learned."""
         with self._lock:
             return self.performance.estimator(model, version)
+
+    def labelled(self, model: str, version: str) -> Labelled:
+        """The rows that the scores of a version are made of now."""
+        with self._lock:
+            return self.join.labelled_rows(model, version)
 
     def expected_of(self, model: str, version: str) -> Performance:
         """What is known of a version's performance now."""

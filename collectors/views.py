@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from collectors.quality.aside import KeptAside
 from collectors.query.errors import QueryError
 from collectors.report import NoReport, Reports
 from collectors.signals import Signals
+from collectors.slice_views import SliceViews
 from collectors.spans import SpanStore
 from observability.metrics import exposition
 
@@ -28,6 +29,11 @@ MAX_TRACES = 1_000
 MAX_LOGS = 10_000
 MAX_KEPT = 2_000
 PROXY_SECONDS = 10.0
+# How long an unknown model is waited for while accepted batches are still being measured: it may come with one.
+_MEASURED_SECONDS = 2.0
+_LOOK_SECONDS = 0.02
+# Models that the answer to a wrong name tells.
+_NAMED_MODELS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,11 @@ class Views:
     spans: SpanStore
     signals: Signals
     reports: Reports
+    slice_views: SliceViews
+    seen_models: Callable[[], Collection[str]]
+    """Models that stored samples are of: one that serves may have had no event yet."""
+    waiting: Callable[[], int]
+    """Batches that are accepted and not measured yet."""
     healthy: Callable[[], bool]
 
     def routes(self) -> list[Route]:
@@ -46,6 +57,7 @@ class Views:
             Route("/api/drift/{model}", self.drift),
             Route("/api/performance/{model}", self.performance),
             Route("/api/quality/{model}", self.quality),
+            Route("/api/slices/{model}", self.slices),
             Route("/api/traces", self.traces),
             Route("/api/traces/{trace_id}", self.trace),
             Route("/api/services", self.services),
@@ -57,21 +69,41 @@ class Views:
         ]
 
     async def drift(self, request: Request) -> Response:
-        model, version = request.path_params["model"], request.query_params.get("version")
         limit = _count(request, "windows", 60, self.measures.settings.history_windows)
+        model, version = await self._model(request), request.query_params.get("version")
         slices = request.query_params.get("slices", "").lower() in ("1", "true")
         return _json(await asyncio.to_thread(drift_view, self.measures, model, version, limit, slices=slices))
 
     async def performance(self, request: Request) -> Response:
-        model, version = request.path_params["model"], request.query_params.get("version")
         limit = _count(request, "windows", 60, self.measures.settings.history_windows)
+        model, version = await self._model(request), request.query_params.get("version")
         return _json(await asyncio.to_thread(performance_view, self.measures, model, version, limit))
 
     async def quality(self, request: Request) -> Response:
-        model, version = request.path_params["model"], request.query_params.get("version")
         limit = _count(request, "limit", 100, MAX_KEPT)
+        model, version = await self._model(request), request.query_params.get("version")
         column = request.query_params.get("column")
         return _json(await asyncio.to_thread(quality_view, self.measures, self.aside, model, version, limit, column))
+
+    async def slices(self, request: Request) -> Response:
+        model = await self._model(request)
+        return _json(await self.slice_views.view(model, request.query_params.get("version")))
+
+    async def _model(self, request: Request) -> str:
+        """The model that is asked for. HTTPException, status 404, with the known ones, if nothing is known of it."""
+        model = str(request.path_params["model"])
+        for _ in range(round(_MEASURED_SECONDS / _LOOK_SECONDS)):
+            waiting = self.waiting()
+            known = await asyncio.to_thread(lambda: self.measures.models().union(self.seen_models()))
+            if model in known:
+                return model
+            if not waiting:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+        names = sorted(known)
+        more = f" and {len(names) - _NAMED_MODELS} more" if len(names) > _NAMED_MODELS else ""
+        told = f"known are {', '.join(names[:_NAMED_MODELS])}{more}" if names else "none is known yet"
+        raise _refused(404, f"no model {model!r} has sent anything or has a reference; {told}")
 
     async def traces(self, request: Request) -> Response:
         limit = _count(request, "limit", 20, MAX_TRACES)
@@ -154,9 +186,12 @@ def _count(request: Request, name: str, default: int, most: int) -> int:
     if not text:
         return default
     if not (text.isascii() and text.isdigit()):
-        body = msgspec.json.encode({"error": f"{name}={text} is no whole number from 0 on"}).decode()
-        raise HTTPException(400, body, {"content-type": "application/json"})
+        raise _refused(400, f"{name}={text} is no whole number from 0 on")
     return min(int(text), most) if len(text) <= 18 else most
+
+
+def _refused(status: int, reason: str) -> HTTPException:
+    return HTTPException(status, msgspec.json.encode({"error": reason}).decode(), {"content-type": "application/json"})
 
 
 def _json(body: Any, status: int = 200) -> Response:

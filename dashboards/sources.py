@@ -145,6 +145,10 @@ class Sources:
         """The schema in force, the rules that rows broke, and the latest of those rows."""
         return self._get("collector", f"/api/quality/{quote(model, safe='')}", {"limit": limit})
 
+    def slices(self, model: str, version: str) -> Json:
+        """Where a version errs most, and which of its rows came or went. It may take seconds to find."""
+        return self._get("collector", f"/api/slices/{quote(model, safe='')}", {"version": version})
+
     def traces(self, limit: int = 200) -> list[Json]:
         """The newest traces in Jaeger's JSON."""
         return list(self._get("collector", "/api/traces", {"limit": limit})["data"])

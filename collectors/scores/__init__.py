@@ -7,7 +7,7 @@ from collectors.scores.histogram import Confusion, ScoreHistogram
 from collectors.scores.means import Score
 from collectors.scores.monitor import MonitorSettings, Performance, PerformanceMonitor
 from collectors.scores.regression import LARGEST, RegressionSums, scorable
-from collectors.scores.rows import classification_scores, regression_scores
+from collectors.scores.rows import classification_scores, regression_scores, row_errors
 from collectors.scores.scored import Scored
 from collectors.scores.slices import Slice, SliceSettings, drifted_slices, worst_slices
 from collectors.scores.windows import LabelledRow, LabelledWindow, LabelledWindows
@@ -35,6 +35,7 @@ __all__ = [
     "classification_scores",
     "drifted_slices",
     "regression_scores",
+    "row_errors",
     "scorable",
     "score_counts",
     "worst_slices",

@@ -175,7 +175,7 @@ class ScoreHistogram:
         found = self._areas(z) | self._at(threshold, z)
         positives = int(self.positives.sum())
         found["positive_ratio"] = Score(positives / rows, *wilson_interval(positives, rows, z))
-        found["prediction_mean"] = mean_score(*self.sums[:2], rows, z)
+        found["prediction_mean"] = mean_score(self.sums[0], self.sums[1], rows, z)
         found |= self._losses(z)
         found["ece"] = self._calibration_score(bins, z)
         return found
@@ -187,7 +187,7 @@ class ScoreHistogram:
         events = {"log_loss": -np.log(less), "brier": (1 - less) ** 2}
         found = {}
         for place, (name, losses) in enumerate(events.items(), start=1):
-            mean, variance = mean_and_variance(*self.sums[2 * place : 2 * place + 2], self.rows)
+            mean, variance = mean_and_variance(self.sums[2 * place], self.sums[2 * place + 1], self.rows)
             event = float(np.dot(wrong, losses) / wrong.sum()) / self.rows
             low, high = rare_interval(mean, variance, event, z) if self.rows > 1 else (math.nan, math.nan)
             found[name] = Score(mean, low, high if name == "log_loss" else min(1.0, high))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from collectors.scores.cells import checked_labels, checked_scores
+from collectors.scores.cells import checked_labels, checked_scores, probabilities_among
 
 Floats = npt.NDArray[np.float64]
 
@@ -19,6 +19,14 @@ def row_log_loss(predictions: Floats, labels: Floats) -> Floats:
     """Minus the log likelihood of each row in nats, probabilities kept 2.2e-16 away from 0 and 1."""
     kept = np.clip(predictions, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
     return np.where(labels == 1, -np.log(kept), -np.log1p(-kept))
+
+
+def row_errors(predictions: Floats, labels: Floats) -> tuple[Floats, str]:
+    """How wrong each row is, and in what: `log_loss` of probabilities of 0/1 labels, else `absolute_error`."""
+    fit, probabilities = probabilities_among(predictions)
+    if fit.all() and np.isin(labels, (0.0, 1.0)).all():
+        return row_log_loss(probabilities, labels), "log_loss"
+    return np.abs(predictions - labels), "absolute_error"
 
 
 def log_loss(predictions: Floats, labels: Floats) -> float:

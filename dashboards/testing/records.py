@@ -417,3 +417,57 @@ def quality(story: Story) -> dict[str, Any]:
         "broken": broken,
         "rows": rows[::-1],
     }
+
+
+def slices(story: Story, version: str) -> dict[str, Any]:
+    """The answer of `/api/slices/{model}`."""
+    begin, middle, end = story.begin + tale.SHIFT, story.begin + tale.SHIFT + 300, story.begin + tale.SHIFT + 600
+    told = {"qvalue": 1e-6, "effect": 0.4}
+    errors = [
+        told
+        | {
+            "conditions": ["feature.origin = EWR", "61.2 <= feature.temp < 78.4"],
+            "rows": 262,
+            "share": 0.142,
+            "mean": 0.913,
+            "rest": 0.482,
+            "contribution": 0.113,
+            "drift": None,
+        },
+        told
+        | {
+            "conditions": ["feature.dest = <HDN>"],
+            "rows": 96,
+            "share": 0.052,
+            "mean": 0.803,
+            "rest": 0.531,
+            "contribution": 0.026,
+            "drift": None,
+        },
+    ]
+    moved = told | {
+        "conditions": ["feature.temp >= 78.4"],
+        "rows": 1310,
+        "share": 0.262,
+        "mean": 0.262,
+        "rest": 0.031,
+        "contribution": 0.49,
+        "drift": 0.231,
+    }
+    return {
+        "model": MODEL,
+        "version": version,
+        "error": {
+            "rows": 1840,
+            "measure": "log_loss",
+            "mean": 0.543,
+            "start": begin,
+            "end": end,
+            "slices": errors,
+        },
+        "drift": {
+            "before": {"rows": 5000, "start": begin, "end": middle},
+            "now": {"rows": 5000, "start": middle, "end": end},
+            "slices": [moved],
+        },
+    }

@@ -103,6 +103,7 @@ class FakeStack:
                 Route("/api/v1/label/model/values", lambda r: _prometheus([MODEL] if self._rich else [])),
                 Route("/api/drift/{model}", self._drift),
                 Route("/api/quality/{model}", self._quality),
+                Route("/api/slices/{model}", self._slices),
                 Route("/api/traces", self._traces),
                 Route("/api/traces/{id}", self._trace),
                 Route("/api/reports/drift", self._report),
@@ -138,6 +139,11 @@ class FakeStack:
                 {"model": request.path_params["model"], "version": None, "schema": {}, "broken": [], "rows": []}
             )
         return JSONResponse(records.quality(self.story))
+
+    def _slices(self, request: Request) -> Response:
+        if not self._rich:
+            return JSONResponse({"error": "no model is known yet"}, 404)
+        return JSONResponse(records.slices(self.story, request.query_params["version"]))
 
     def _traces(self, request: Request) -> Response:
         return JSONResponse({"data": records.traces(self.story) if self._rich else []})

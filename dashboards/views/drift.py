@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from dashboards import charts, queries, readings, shell, skew
+from dashboards import charts, queries, readings, shell, skew, slices
 from dashboards import format as fmt
 from dashboards.charts import Line
 from dashboards.distances import (
@@ -62,6 +62,14 @@ def body(view: shell.View) -> None:
         _performance(view, found, "roc_auc", "auc")
     with right, shell.card("base", "Base rate and predictions", _labelled(found["labelled"])):
         _base_rate(view, found["performance"])
+    if versions:
+        slices.cards(view, _shown_version(every))
+
+
+def _shown_version(every: Windows) -> str:
+    """The version that was chosen, else that of the newest window."""
+    chosen = str(st.session_state.get("drift_version"))
+    return chosen if any(str(window["version"]) == chosen for window in every) else str(every[-1]["version"])
 
 
 def _drift(view: shell.View, every: Windows, versions: list[str]) -> None:
@@ -152,7 +160,7 @@ def _scores(scores: Mapping[str, Any]) -> None:
         ("Jensen–Shannon", scores.get("jensen_shannon")),
         ("Wasserstein", scores.get("wasserstein")),
         ("KS", scores.get("ks")),
-        ("Threshold", scores.get("threshold")),
+        ("PSI threshold", scores.get("threshold")),
     ]
     shell.rows([name for name, _ in cells], [[fmt.number(value) for _, value in cells]])
 
@@ -173,7 +181,7 @@ def _columns(columns: list[str], windows: Windows, chosen: Mapping[str, Any]) ->
             "Column": [fmt.column(column) for column in columns],
             "State": [verdict_words(score) if score else fmt.DASH for score in scores],
             "PSI": [score.get("psi") for score in scores],
-            "Threshold": [score.get("threshold") for score in scores],
+            "PSI threshold": [score.get("threshold") for score in scores],
             "Trend": [trend(c, windows[-30:]) for c in columns],
             "Jensen–Shannon": [score.get("jensen_shannon") for score in scores],
             "Wasserstein": [score.get("wasserstein") for score in scores],
@@ -186,7 +194,7 @@ def _columns(columns: list[str], windows: Windows, chosen: Mapping[str, Any]) ->
     number, ratio = st.column_config.NumberColumn(format="%.3f"), st.column_config.NumberColumn(format="percent")
     config = {
         "PSI": number,
-        "Threshold": number,
+        "PSI threshold": number,
         "Jensen–Shannon": number,
         "Wasserstein": number,
         "KS": number,

@@ -56,8 +56,29 @@ def test_events_reach_the_lake_and_the_windows(collector: Any, clock: Any, event
     assert (window["rows"], window["start"], window["version"]) == (100, T0, "1")
 
 
+@pytest.mark.parametrize("path", ["drift", "performance", "quality"])
+def test_a_model_that_does_not_exist_is_told_apart_from_one_without_data(
+    collector: Any, clock: Any, path: str, events: Events
+) -> None:
+    nobody = collector.query.get(f"/api/{path}/delay")
+    assert (nobody.status_code, nobody.headers["content-type"]) == (404, "application/json")
+    assert nobody.json() == {"error": "no model 'delay' has sent anything or has a reference; none is known yet"}
+
+    assert post(collector, events(10)).status_code == 200
+    at_once = collector.query.get(f"/api/{path}/delay")  # while the batch may still wait to be measured
+    served_series = ({"__name__": "traffic_weight_ratio", "model": "served"}, 1.0)
+    collector.collector.store.append("serving", int(clock() * 1000), [served_series])
+    served, wrong = collector.query.get(f"/api/{path}/served"), collector.query.get(f"/api/{path}/dealy")
+
+    assert (at_once.status_code, at_once.json()["model"]) == (200, "delay")
+    assert (served.status_code, served.json()["model"]) == (200, "served")
+    assert wrong.status_code == 404
+    assert wrong.json() == {"error": "no model 'dealy' has sent anything or has a reference; known are delay, served"}
+
+
 @pytest.mark.parametrize(("path", "name"), [("drift/delay", "windows"), ("quality/delay", "limit"), ("logs", "limit")])
-def test_a_number_of_answers_that_is_none_is_named(collector: Any, path: str, name: str) -> None:
+def test_a_number_of_answers_that_is_none_is_named(collector: Any, events: Events, path: str, name: str) -> None:
+    post(collector, events(10))
     for wrong in ("abc", "-1", "1.5", "\N{SUPERSCRIPT TWO}"):
         answer = collector.query.get(f"/api/{path}", params={name: wrong})
 

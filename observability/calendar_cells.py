@@ -1,4 +1,4 @@
-"""The datetime column of a profile: counts over the hours of a week, and the range."""
+"""The datetime column of a profile: counts over the hours of a week and over the reference's times, and the range."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from observability.blocks import BLOCK, buffer_view, chunks, valid_rows
-from observability.cells import Counts, Kind, ProfileError, count_of, counts_of
+from observability.cells import Counts, Floats, Kind, ProfileError, count_of, counts_of
+from observability.numeric import NumericColumn
 
 HOURS = 168
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -24,17 +25,23 @@ class DatetimeColumn:
     """Counts of times by the hour of the week in UTC (cell 0 is Monday from 00:00), with the earliest and latest.
 
     Times without a zone are taken as UTC, dates as their midnight. `minimum` and `maximum` are nanoseconds since
-    1970, None without a value.
+    1970, None without a value. `span` counts the same times over bins of the reference's, in seconds since 1970; None
+    where there is no reference, and in profiles of former versions.
     """
 
     counts: Counts
     missing: int = 0
     minimum: int | None = None
     maximum: int | None = None
+    span: NumericColumn | None = None
 
     @staticmethod
     def layout(values: pa.ChunkedArray | None = None) -> DatetimeColumn:
-        return DatetimeColumn(np.zeros(HOURS, np.int64))
+        counts = np.zeros(HOURS, np.int64)
+        if values is None:
+            return DatetimeColumn(counts)
+        seconds = [_present(chunk)[0] for chunk in chunks(values)]
+        return DatetimeColumn(counts, span=NumericColumn.layout(pa.chunked_array(seconds, pa.float64())))
 
     def __post_init__(self) -> None:
         self.counts.setflags(write=False)
@@ -58,18 +65,24 @@ class DatetimeColumn:
         return tuple(f"{day} {hour:02d}:00" for day in DAYS for hour in range(24))
 
     def empty(self) -> DatetimeColumn:
-        return DatetimeColumn.layout()
+        return DatetimeColumn(np.zeros(HOURS, np.int64), span=None if self.span is None else self.span.empty())
 
     def updated(self, values: pa.ChunkedArray | pa.Array) -> DatetimeColumn:
         """This column with `values` (timestamps or dates; texts in ISO 8601) added."""
         total = self
         for chunk in chunks(values):
             for start in range(0, len(chunk), BLOCK):
-                total = total + _counted(chunk.slice(start, BLOCK))
+                total = total._with(chunk.slice(start, BLOCK))
         return total
 
     def without_values(self, rows: int) -> DatetimeColumn:
         return replace(self, missing=self.missing + rows)
+
+    def _with(self, part: pa.Array) -> DatetimeColumn:
+        seconds, hours, low, high = _present(part)
+        counts = np.bincount(hours, minlength=HOURS).astype(np.int64)
+        span = None if self.span is None else self.span.empty().updated(seconds)
+        return self + DatetimeColumn(counts, len(part) - len(seconds), low, high, span)
 
     def __add__(self, other: DatetimeColumn) -> DatetimeColumn:
         lows = [column.minimum for column in (self, other) if column.minimum is not None]
@@ -79,6 +92,7 @@ class DatetimeColumn:
             self.missing + other.missing,
             min(lows, default=None),
             max(highs, default=None),
+            None if self.span is None or other.span is None else self.span + other.span,
         )
 
     def __eq__(self, other: object) -> bool:
@@ -91,6 +105,7 @@ class DatetimeColumn:
             "missing": self.missing,
             "minimum": self.minimum,
             "maximum": self.maximum,
+            **({} if self.span is None else {"span": self.span.to_json()}),
         }
 
     @staticmethod
@@ -101,19 +116,22 @@ class DatetimeColumn:
         low, high = value["minimum"], value["maximum"]
         if not all(bound is None or type(bound) is int for bound in (low, high)):
             raise ProfileError("the range of a datetime column is whole nanoseconds or null")
-        return DatetimeColumn(counts, count_of(value["missing"]), low, high)
+        span = NumericColumn.from_json(value["span"]) if "span" in value else None
+        if span is not None and span.rows != int(counts.sum()):
+            raise ProfileError(f"a datetime column has {int(counts.sum())} times by the hour and {span.rows} by value")
+        return DatetimeColumn(counts, count_of(value["missing"]), low, high, span)
 
 
-def _counted(part: pa.Array) -> DatetimeColumn:
+def _present(part: pa.Array) -> tuple[pa.Array, Counts, int | None, int | None]:
+    """The times that are not null: in seconds since 1970, their hours of the week, the first and last nanosecond."""
     times, per_second, valid = _instants(part)
     present = times if valid is None else times[valid]
-    missing = len(part) - len(present)
+    seconds: Floats = present / per_second
     if not len(present):
-        return DatetimeColumn(np.zeros(HOURS, np.int64), missing)
+        return pa.array(seconds), np.zeros(0, np.int64), None, None
     hours = (present // (3_600 * per_second) + _THURSDAY) % HOURS
     to_nanoseconds = 1_000_000_000 // per_second
-    low, high = int(present.min()) * to_nanoseconds, int(present.max()) * to_nanoseconds
-    return DatetimeColumn(np.bincount(hours, minlength=HOURS).astype(np.int64), missing, low, high)
+    return pa.array(seconds), hours, int(present.min()) * to_nanoseconds, int(present.max()) * to_nanoseconds
 
 
 def _instants(part: pa.Array) -> tuple[NDArray[np.int64], int, NDArray[np.bool_] | None]:

@@ -82,6 +82,8 @@ def free_column(kind: Kind, values: pa.ChunkedArray) -> Column:
         return TextColumn.without_layout()
     if kind == "embedding":
         return EmbeddingColumn.without_layout(values)
+    if kind == "datetime":
+        return DatetimeColumn.layout()
     return CategoricalColumn.over(()) if kind == "categorical" else reference_column(kind, values)
 
 

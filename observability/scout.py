@@ -47,7 +47,7 @@ class Scout:
                 self._draw(block, valid, self._within(start, len(block)))
                 self._widen(block if valid is None else block[valid])
                 start += len(block)
-        elif self.kind in ("text", "embedding"):
+        elif self.kind in ("datetime", "text", "embedding"):
             drawn = values.take(pa.array(self._within(start, len(values))))
             self._drawn += drawn.chunks if isinstance(drawn, pa.ChunkedArray) else [drawn]
 

@@ -12,11 +12,13 @@ from collectors.drift.auto import MIN_ROWS, AutoVerdict
 from collectors.drift.cells import Cells, cells_of
 from collectors.drift.comparison import ColumnComparison, Sides, share_of
 from collectors.drift.judged import judged
+from collectors.drift.moved_times import time_cells
 from collectors.drift.number_columns import finite_or_not, number_comparisons
 from collectors.drift.pairs import ColumnPair, Pairs
 from collectors.drift.reasons import told
 from collectors.drift.thresholds import DriftThresholds
 from collectors.drift.verdict import Verdict
+from observability.columns import Column, DatetimeColumn
 
 # Behind a column's name: the check of its infinite values.
 _INFINITE = "\0infinite"
@@ -31,7 +33,7 @@ class JudgedColumns(Mapping[str, ColumnComparison]):
     def __init__(self, pairs: Pairs, method: str, thresholds: DriftThresholds) -> None:
         self._pairs, self._method = pairs, method
         cells = {
-            name: (pair.all_cells,) if pair.all_cells else cells_of(pair.cells.reference, pair.cells.current)
+            name: (pair.all_cells,) if pair.all_cells else _cells(pair.cells.reference, pair.cells.current)
             for name, pair in pairs.others.items()
         }
         checks = {name: (_finite_or_not(pair),) for name, pair in pairs.others.items() if any(_both(pair.infinite))}
@@ -101,6 +103,16 @@ def with_threshold(thresholds: DriftThresholds, threshold: float | None, alpha: 
     if threshold is not None:
         thresholds = replace(thresholds, distance=threshold, association=threshold)
     return thresholds if alpha is None else replace(thresholds, alpha=alpha)
+
+
+def _cells(before: Column, now: Column) -> tuple[Cells, ...]:
+    """What a column is judged by: times of two tables also by when they were, beside their hours."""
+    found = cells_of(before, now)
+    if not isinstance(before, DatetimeColumn) or not isinstance(now, DatetimeColumn):
+        return found
+    hours = replace(found[0], part=None if before.span is None or now.span is None else "hour of the week")
+    times = time_cells(before, now)
+    return (hours,) if times is None else (hours, times)
 
 
 def _finite_or_not(pair: ColumnPair) -> Cells:

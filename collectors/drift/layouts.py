@@ -17,6 +17,7 @@ from collectors.drift.source import InputError
 from observability.columns import (
     CategoricalColumn,
     Column,
+    DatetimeColumn,
     EmbeddingColumn,
     LogLinearColumn,
     NumericColumn,
@@ -84,6 +85,18 @@ def _together(reference: Column, current: Column) -> tuple[Column, Column, float
             raise ProfileError("the profiles have kernels of their own for the vectors")
         norm, counted, error = _together(reference.norm, current.norm)
         return replace(reference, norm=norm), replace(current, norm=counted), error  # type: ignore[arg-type]
+    if (
+        isinstance(reference, DatetimeColumn)
+        and isinstance(current, DatetimeColumn)
+        and reference.span
+        and current.span
+    ):
+        try:
+            span, error = _over_bins(reference.span, current.span)
+        except ProfileError:
+            # The hours of the week are the same everywhere.
+            return reference, replace(current, span=None), 0.0
+        return reference, replace(current, span=span), error
     return reference, current, 0.0
 
 

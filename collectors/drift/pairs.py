@@ -9,9 +9,10 @@ from collectors.drift.cells import Cells
 from collectors.drift.column_scores import Scores, cells_scores_each, infinite_rows
 from collectors.drift.comparison import Sides
 from collectors.drift.methods import named_verdict
+from collectors.drift.moved_times import told_times
 from collectors.drift.number_block import NumberBlock, number_blocks
 from collectors.drift.verdict import Verdict
-from observability.columns import CategoricalColumn, Column, missing_rows
+from observability.columns import CategoricalColumn, Column, DatetimeColumn, missing_rows
 
 ORDERED = ("numeric", "text", "embedding")
 # From this share on of new values a verdict says so.
@@ -114,8 +115,10 @@ def _of_cells(cells: Sides[Column]) -> ColumnPair:
 
 
 def _outside(cells: Sides[Column]) -> tuple[str, ...]:
-    """What there is to say about values outside the reference's list."""
+    """What there is to say about values outside the reference's list, and about times that moved."""
     before, now = cells.reference, cells.current
+    if isinstance(before, DatetimeColumn) and isinstance(now, DatetimeColumn):
+        return told_times(before, now)
     if not isinstance(before, CategoricalColumn) or not isinstance(now, CategoricalColumn):
         return ()
     if not before.truncated:

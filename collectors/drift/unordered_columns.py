@@ -30,15 +30,20 @@ class UnorderedTest:
         self.testable = testable & (np.minimum(self.before, self.now) >= min_rows)
         found = [_category(test, one) for test, one in zip(self._tests, asked, strict=True)]
         self.chance = np.array([chance for chance, _ in found])
-        self.p_values: Floats = np.where(self.testable, np.array([p for _, p in found]), 1.0)
+        # Of a column that is several, each has a part of the level.
+        self._share = np.array([one.share for one in asked])
+        raw = np.array([p for _, p in found])
+        self.p_values: Floats = np.where(self.testable, np.minimum(raw / self._share, 1.0), 1.0)
 
     def thresholds(self, level: float, limits: DriftThresholds) -> Floats:
-        # Unordered columns have one part, so that all have the whole level.
-        needed = needed_scores(self._tests, level)
+        needed = np.empty(len(self._tests))
+        for share in np.unique(self._share):
+            chosen = np.flatnonzero(self._share == share)
+            needed[chosen] = needed_scores([self._tests[place] for place in chosen.tolist()], level * float(share))
         for place, (test, one) in enumerate(zip(self._tests, self.asked, strict=True)):
             if one.between.mean:
                 sampling = 2 * test.chance / test.effective
-                squared = one.between.quantile(level * test.share, test.chance, sampling)
+                squared = one.between.quantile(level * one.share * test.share, test.chance, sampling)
                 needed[place] = max(needed[place], math.sqrt(squared))
         smallest = np.sqrt(limits.association**2 + self.chance)
         return np.where(self.testable, np.maximum(needed, smallest), np.inf)

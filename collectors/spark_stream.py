@@ -62,7 +62,7 @@ def stream_profiles(
     whole (move them in), of any age; one that comes again under its name changes nothing. Columns are those of the
     files that are there at the start, or `schema`. Started again where a file has come whose types do not go with the
     others', or that is damaged, it keeps the columns of its last start; the stream itself ends with an error at a file
-    that cannot be read so, and goes on once that is replaced.
+    that cannot be read so, whose name is in it, and goes on once that is replaced, or taken away.
 
     Raises SparkError where there are neither, where `time` or all of the reference's columns are not in the files, and
     where `sink` belongs to another checkpoint.
@@ -83,7 +83,7 @@ def stream_profiles(
         numbered = any(frame.schema[name].dataType.typeName() == "long" for name in clocks)
         if numbered:
             frame = frame.selectExpr("*", f"_metadata.file_path AS {_FILE}")
-        work = _Batch(reference, present, time, window_seconds, Path(sink), numbered)
+        work = _Batch(reference, present, time, window_seconds, Path(sink), numbered, str(folder))
         writer = frame.writeStream.foreachBatch(work).option("checkpointLocation", str(checkpoint))
         return (writer.trigger(processingTime=every) if every else writer.trigger(availableNow=True)).start()
 
@@ -114,9 +114,16 @@ class _Batch:
     """What the driver does with each micro-batch."""
 
     def __init__(
-        self, reference: Profile, names: list[str], time: str | None, window_seconds: float, sink: Path, numbered: bool
+        self,
+        reference: Profile,
+        names: list[str],
+        time: str | None,
+        window_seconds: float,
+        sink: Path,
+        numbered: bool,
+        folder: str,
     ) -> None:
-        self._empty, self._sink, self._time = reference.empty(), sink, time
+        self._empty, self._sink, self._time, self._folder = reference.empty(), sink, time, folder
         layout = self._empty.to_json()
         self._columns = [*map(quoted, names), *([quoted(time)] if time else []), *([_FILE] if numbered else [])]
         self._work = _StreamProfiles(layout, names, time, window_seconds, numbered)
@@ -132,7 +139,13 @@ class _Batch:
             return
         with settings(session, batches_of(len(self._columns))):
             numbered = frame.selectExpr(*(f"{name} AS c{place}" for place, name in enumerate(self._columns)))
-            rows = numbered.mapInArrow(self._work, self._work.schema).collect()
+            try:
+                rows = numbered.mapInArrow(self._work, self._work.schema).collect()
+            except Exception as error:
+                if not type(error).__module__.startswith(("pyspark", "py4j")):
+                    raise
+                # The stream ends with its words, in Java's and in the query's own exception.
+                raise clear_error(error, self._folder) from error
         windows: Windows = {}
         for row in rows:
             start = row["window"] if self._time else None
@@ -220,6 +233,8 @@ def _schema(session: Any, folder: str, kept: Path) -> Any:
         if kept.exists():
             return _kept(kept)
         found = clear_error(error, folder)
+        if "CANNOT_MERGE" in str(error):
+            raise SparkError(f"{found}; give the schema that all can be read by, of the wider types") from error
         raise SparkError(f"{found}; to start before there are files, give their schema") from error
 
 

@@ -140,12 +140,38 @@ def test_files_of_other_types_that_came_keep_no_stream_from_starting_again(tmp_p
     run("b c", single)
     with pytest.raises(SparkError, match=r"as (DOUBLE|FLOAT) in one and as"):
         stream_profiles(spark, folder, reference, tmp_path / "c2", tmp_path / "s2")
+    given = "x double, kind string"
+    stream_profiles(spark, folder, reference, tmp_path / "c3", tmp_path / "s3", schema=given).awaitTermination()
+    assert profile_of_stream(tmp_path / "s3").rows == 600
     run("d", micros)
 
     found = profiles_of_stream(sink)
     assert list(found) == [datetime.fromtimestamp(START, UTC)]
     whole = reference.empty().updated(first).updated(single).updated(micros)
     assert counts_of(profile_of_stream(sink)) == counts_of(whole)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_holds_up_nothing_once_it_is_gone(tmp_path: Path, spark: Any) -> None:
+    reference = Profile.of(rows(99).select(["x", "kind"]))
+    folder, sink = tmp_path / "in", tmp_path / "sink"
+
+    def run(name: str, table: pa.Table) -> None:
+        put(folder, name, table)
+        stream_profiles(spark, folder, reference, tmp_path / "c", sink, max_files=1).awaitTermination()
+
+    run("a", rows(1))
+    (folder / "b.parquet").write_bytes(b"PAR1 no table" * 100)
+    for name in ("c", "d"):
+        with pytest.raises(
+            Exception, match=r"SparkError: .*b\.parquet.* cannot be read|SparkError: .*b\.parquet is not"
+        ):
+            run(name, rows(2))
+    (folder / "b.parquet").unlink()
+    run("e", rows(3))
+
+    assert counts_of(profile_of_stream(sink)) == counts_of(
+        reference.empty().updated(pa.concat_tables([rows(1), rows(2), rows(2), rows(3)]))
+    )
 
 
 @pytest.mark.timeout(600)

@@ -54,7 +54,7 @@ class Against:
         thresholds, reference = replace(self.thresholds, min_rows=min_rows), self.reference_of(pane)
         if reference is not self.profile:
             # Each hour of the week errs in a way of its own: what is off in one of them is not in the next.
-            return verdicts_of(pane, reference, thresholds)
+            return verdicts_of(pane, reference, thresholds, self._hours_of(pane))
         # The groups of categories, and with them what lasts, hardly depend on the rows: a power of two will do.
         digits = pane.seen.bit_length()
         if digits not in self._lasting:
@@ -67,7 +67,13 @@ class Against:
         return {name: column.memory for name, column in known.columns.items()} if known else {}
 
     def _blocks_of_panes(self, pane: Pane) -> Calibration | None:
-        return (self.pane_calibration or self.calibration) if self.reference_of(pane) is self.profile else None
+        if self.reference_of(pane) is self.profile:
+            return self.pane_calibration or self.calibration
+        return self._hours_of(pane)
+
+    def _hours_of(self, pane: Pane) -> Calibration | None:
+        assert self.seasonal is not None
+        return self.seasonal.differing(round(pane.start * NANOSECONDS), round(pane.end * NANOSECONDS))
 
     def _judged(
         self, pane: Pane, thresholds: DriftThresholds, calibration: Calibration | None
@@ -76,7 +82,7 @@ class Against:
         if profile is self.profile:
             return verdicts_of(pane, profile, thresholds, calibration)
         # The blocks of a calibration differ by the very seasons that the hours' own reference has in it.
-        return verdicts_of(pane, profile, thresholds)
+        return verdicts_of(pane, profile, thresholds, self._hours_of(pane))
 
     def reference_of(self, pane: Pane) -> Profile:
         """What a pane is compared with: the reference in its own hours of the week, if they are known, or all of it."""

@@ -104,7 +104,8 @@ class Calibration:
             )
         total = sum(blocks[1:], start=blocks[0])
         columns = {
-            name: _between(column, [block.columns[name] for block in blocks]) for name, column in total.columns.items()
+            name: between_of([column] * len(blocks), [block.columns[name] for block in blocks], len(blocks))
+            for name, column in total.columns.items()
         }
         return Calibration(len(blocks), round(sum(block.rows for block in blocks) / len(blocks)), columns)
 
@@ -139,29 +140,29 @@ def _cut(table: pa.Table, reference: Profile | None, rows: int) -> list[Profile]
     return [empty.updated(table.slice(start, end - start)) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _between(total: Column, blocks: Sequence[Column]) -> Between:
-    """What the blocks of one column, each against the sum of the others, say about it."""
-    parts = zip(*(cells_of(total, block) for block in blocks), strict=True)
-    found = [_of_part(list(cells)) for cells in parts]
+def between_of(totals: Sequence[Column], blocks: Sequence[Column], together: int) -> Between:
+    """What the blocks of one column, each against what else is in its total, of so many blocks, say about it."""
+    parts = zip(*(cells_of(total, block) for total, block in zip(totals, blocks, strict=True)), strict=True)
+    found = [_of_part(list(cells), together) for cells in parts]
     # Of a column of several parts the one that differs most stands for all.
     return max(found, key=lambda between: between.mean)
 
 
-def _of_part(cells: Sequence[Cells]) -> Between:
+def _of_part(cells: Sequence[Cells], together: int) -> Between:
     judged = [one for one in cells if one.window.sum() and one.reference.sum() > one.window.sum()]
     if len(judged) < FEWEST_BLOCKS:
         return Between(missing=_missing(cells))
-    scored = np.array([_scored(one) for one in judged])
-    squared, chance, sampling, largest = scored.T
+    squared, chance, sampling, largest = _scored(judged)
     count = len(judged)
     # The others have their own offsets, whose mean is 1/(B − 1) of a block's.
-    alone = 1 + 1 / (count - 1)
+    alone = 1 + 1 / (min(together, count) - 1)
     excess = float(np.mean(squared - chance))
     mean = max(excess, 0.0) / alone
     spread = float(np.var(squared, ddof=1))
     found = max(spread - float(np.mean(sampling + 4 * mean * largest)), 0.0) / alone**2
     variance = ((count - 1) * found + PRIOR_BLOCKS * 2 * mean**2) / (count - 1 + PRIOR_BLOCKS)
-    memory = _memory(judged, mean, float(np.mean(sampling))) if mean else 1.0
+    # From the total, which has the block in it, an offset is shorter than from the truth.
+    memory = _memory(judged, mean / alone, float(np.mean(sampling))) if mean else 1.0
     return Between(mean, variance, math.sqrt(spread / count) / alone if mean else 0.0, _missing(cells), memory)
 
 
@@ -190,16 +191,20 @@ def _offset(cells: Cells) -> Floats:
     return np.asarray((now - before) / np.sqrt(np.maximum(before, 1e-300)))
 
 
-def _scored(cells: Cells) -> tuple[float, float, float, float]:
-    """Score², its mean and variance under sampling, and its largest direction, of a block against the others."""
-    others = cells.reference - cells.window
-    effective = effective_rows(int(cells.window.sum()), int(others.sum()))
-    if cells.ordered:
-        scores, law = ordered_test(others[None], cells.window[None])
-        chance, sampling = float(law.first[0]) / effective, 2 * float(law.second[0]) / effective**2
-        return float(scores[0]) ** 2, chance, sampling, float(law.largest[0]) / effective
-    test = compare_categories(others, cells.window, cells.rest, look_at_rare=False)
-    return test.score**2, test.chance, 2 * test.chance / effective, 1 / effective
+def _scored(cells: Sequence[Cells]) -> Floats:
+    """Score², its mean and variance under sampling, and its largest direction, of each block against the others."""
+    others = [one.reference - one.window for one in cells]
+    rows = [(int(one.window.sum()), int(rest.sum())) for one, rest in zip(cells, others, strict=True)]
+    effective = np.array([effective_rows(*both) for both in rows])
+    if cells[0].ordered:
+        scores, law = ordered_test(np.stack(others), np.stack([one.window for one in cells]))
+        return np.stack([scores**2, law.first / effective, 2 * law.second / effective**2, law.largest / effective])
+    tests = [
+        compare_categories(rest, one.window, one.rest, look_at_rare=False)
+        for one, rest in zip(cells, others, strict=True)
+    ]
+    chance = np.array([test.chance for test in tests])
+    return np.stack([np.array([test.score**2 for test in tests]), chance, 2 * chance / effective, 1 / effective])
 
 
 def _missing(cells: Sequence[Cells]) -> float:
@@ -210,4 +215,5 @@ def _missing(cells: Sequence[Cells]) -> float:
         return 0.0
     share = missing.sum() / rows.sum()
     sampling = share * (1 - share) * float(np.mean(1 / rows))
-    return float(max(np.var(missing / rows, ddof=1) - sampling, 0.0))
+    usual = np.array([one.reference_missing / (one.reference_missing + one.reference.sum()) for one in cells])
+    return float(max(np.var(missing / rows - usual, ddof=1) - sampling, 0.0))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from collectors.drift.calibration import FEWEST_BLOCKS, Between, Calibration, between_of
 from observability.cells import Kind, ProfileError
 from observability.profile import Profile
 
@@ -22,6 +23,9 @@ _THURSDAY = 72
 # A slot seen in fewer weeks, or a mixture of fewer rows, says less than the whole reference.
 FEWEST_WEEKS = 2
 FEWEST_ROWS = 1000
+# Hours that say how the weeks of one differ, and columns whose hours are held in memory at a time.
+MOST_HOURS = 4 * HOURS
+COLUMNS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class SeasonalReference:
     slots: dict[int, Profile] = field(default_factory=dict)
     weeks: dict[int, int] = field(default_factory=dict)
     """In how many different weeks each slot has rows."""
+    between: Calibration | None = None
+    """How the weeks of one hour differ by more than chance among rows; None where that is not known."""
 
     @staticmethod
     def of(
@@ -57,7 +63,27 @@ class SeasonalReference:
             if len(rows):
                 slots[place] = whole.empty().updated(values.take(pa.array(rows)))
                 weeks[place] = len(np.unique(hours[rows]))
-        return SeasonalReference(whole, slots, weeks)
+        repeated = np.isin(slot, [place for place, count in weeks.items() if count >= FEWEST_WEEKS])
+        between = _between(values, whole, slots, hours, known[repeated])
+        return SeasonalReference(whole, slots, weeks, between)
+
+    def differing(self, start_ns: int, end_ns: int) -> Calibration | None:
+        """How windows as long as from `start_ns` up to `end_ns` differ from their own hours by themselves.
+
+        Hours that remember each other differ together, those that do not even out; what an hour differs by lasts for
+        all windows in it.
+        """
+        if self.between is None or end_ns <= start_ns:
+            return None
+        hours = (end_ns - start_ns) / HOUR_NS
+        columns = {}
+        for name, one in self.between.columns.items():
+            evened = min(one.memory / hours, 1.0)
+            memory = max(one.memory / hours, 1.0) if one.mean or one.missing else 1.0
+            columns[name] = Between(
+                one.mean * evened, one.variance * evened**2, one.error * evened, one.missing * evened, memory
+            )
+        return replace(self.between, columns=columns)
 
     def during(self, start_ns: int, end_ns: int, *, fewest_rows: int = FEWEST_ROWS) -> Profile:
         """The reference for a window from `start_ns` up to `end_ns`: the sum of the slots that it touches.
@@ -78,7 +104,10 @@ class SeasonalReference:
         """Without the hours that no window is compared with, for they were seen in too few weeks."""
         kept = [slot for slot in self.slots if self.weeks.get(slot, 0) >= FEWEST_WEEKS]
         return SeasonalReference(
-            self.whole, {slot: self.slots[slot] for slot in kept}, {slot: self.weeks[slot] for slot in kept}
+            self.whole,
+            {slot: self.slots[slot] for slot in kept},
+            {slot: self.weeks[slot] for slot in kept},
+            self.between,
         )
 
     def to_json(self) -> bytes:
@@ -89,6 +118,7 @@ class SeasonalReference:
                 "whole": json.loads(self.whole.to_json()),
                 "slots": {str(slot): json.loads(profile.to_json()) for slot, profile in self.slots.items()},
                 "weeks": {str(slot): weeks for slot, weeks in self.weeks.items()},
+                **({"between": self.between.to_json()} if self.between else {}),
             },
             separators=(",", ":"),
         ).encode()
@@ -102,7 +132,8 @@ class SeasonalReference:
                 raise ProfileError(f"the seasonal reference has format {value['format']}, this version reads {FORMAT}")
             slots = {int(slot): _profile(profile) for slot, profile in value["slots"].items()}
             weeks = {int(slot): int(weeks) for slot, weeks in value["weeks"].items()}
-            return SeasonalReference(_profile(value["whole"]), slots, weeks)
+            between = Calibration.from_json(value["between"]) if "between" in value else None
+            return SeasonalReference(_profile(value["whole"]), slots, weeks, between)
         except ProfileError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -111,6 +142,36 @@ class SeasonalReference:
 
 def _profile(value: object) -> Profile:
     return Profile.from_json(json.dumps(value).encode())
+
+
+def _between(
+    values: pa.Table, whole: Profile, slots: Mapping[int, Profile], hours: NDArray[np.int64], rows: NDArray[np.int64]
+) -> Calibration | None:
+    """How the single hours in `rows`, at most four weeks of them, differ from the slots that they lie in."""
+    rows = rows[np.argsort(hours[rows], kind="stable")]
+    found, starts = np.unique(hours[rows], return_index=True)
+    latest = found[-MOST_HOURS:]
+    if len(latest) < FEWEST_BLOCKS:
+        return None
+    ends = np.append(starts[1:], len(rows))[-MOST_HOURS:]
+    chosen = [pa.array(rows[start:end]) for start, end in zip(starts[-MOST_HOURS:], ends, strict=True)]
+    places = [int(slot) for slot in (latest + _THURSDAY) % HOURS]
+    together = max(round(len(found) / len(set(places))), FEWEST_WEEKS)
+    columns, names = {}, list(whole.columns)
+    for at in range(0, len(names), COLUMNS_AT_ONCE):
+        some = names[at : at + COLUMNS_AT_ONCE]
+        empty = Profile({name: whole.columns[name] for name in some}).empty()
+        blocks = [empty.updated(values.select(some).take(one)) for one in chosen]
+        for name in some:
+            one = between_of(
+                [slots[place].columns[name] for place in places], [block.columns[name] for block in blocks], together
+            )
+            # A new window is off by itself, and the slot is by what the mean of its weeks is.
+            more = 1 + 1 / together
+            columns[name] = Between(
+                one.mean * more, one.variance * more**2, one.error * more, one.missing * more, one.memory
+            )
+    return Calibration(len(chosen), round(sum(map(len, chosen)) / len(chosen)), columns)
 
 
 def _hours(values: pa.ChunkedArray, name: str) -> NDArray[np.int64]:

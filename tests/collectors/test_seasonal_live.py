@@ -79,3 +79,55 @@ def test_an_alarm_shows_the_reference_in_the_hours_that_were_compared(reference:
     found = raised.explanation
     assert found["reference"]["rows"] == 3 * ROWS
     assert found["now"]["mean"] - found["reference"]["mean"] == pytest.approx(1.0, abs=0.2)
+
+
+def wandering(random: np.random.Generator, hours: int) -> list[dict[str, np.ndarray]]:
+    """Days that swing, and hours that remember the last one: no two weeks are alike."""
+    off, found = random.normal(0, 0.15, 6), []
+    for number in range(hours):
+        off = 0.9 * off + random.normal(0, 0.15 * np.sqrt(1 - 0.9**2), 6)
+        mean = np.cos(2 * np.pi * number / 24)
+        found.append({f"feature.{i}": random.normal(mean + off[i], 1.0, 400) for i in range(6)})
+    return found
+
+
+def test_hours_that_differ_from_week_to_week_raise_no_alarm_and_hide_no_change() -> None:
+    windows = wandering(np.random.default_rng(7), HOURS + 150)
+    rows = {name: np.concatenate([window[name] for window in windows[:HOURS]]) for name in windows[0]}
+    table = pa.table(rows | {"time": np.repeat(np.arange(HOURS) * HOUR_NS, 400)})
+    seasonal = SeasonalReference.from_json(SeasonalReference.of(table, "time").usable().to_json())
+    against = Against(seasonal.whole, None, DriftThresholds(), None, seasonal)
+    evidence, history = Evidence(1000.0, 0.0), History(3600.0, 1, 500)
+    differing, standing = 0, []
+    for number, window in enumerate(windows[HOURS:], HOURS):
+        pane = Pane("m", "1", number * 3600.0, (number + 1) * 3600.0)
+        moved = number >= HOURS + 120
+        pane.profile = seasonal.whole.empty().updated({name: values + moved for name, values in window.items()})
+        pane.rows = 400
+        history.put(pane)
+        evidence.put(pane, against, history)
+        if not moved:
+            verdicts = JudgedWindow([pane]).verdicts(against).values()
+            differing += any(verdict.score >= verdict.threshold for verdict in verdicts)
+        standing.append(len(evidence.standing(("m", "1"))[1]))
+
+    assert seasonal.between is not None
+    assert differing <= 6
+    assert max(standing[:120]) == 0
+    assert standing[-1] == 6
+
+
+def test_what_an_hour_differs_by_lasts_for_the_minutes_in_it_and_evens_out_over_days() -> None:
+    windows = wandering(np.random.default_rng(8), HOURS)
+    rows = {name: np.concatenate([window[name] for window in windows]) for name in windows[0]}
+    seasonal = SeasonalReference.of(pa.table(rows | {"time": np.repeat(np.arange(HOURS) * HOUR_NS, 400)}), "time")
+    minute, hour_long, days = (seasonal.differing(0, length) for length in (HOUR_NS // 60, HOUR_NS, 96 * HOUR_NS))
+
+    assert minute is not None
+    assert hour_long is not None
+    assert days is not None
+    for name, one in hour_long.columns.items():
+        assert minute.columns[name].mean == one.mean
+        assert minute.columns[name].memory == pytest.approx(60 * one.memory)
+        assert days.columns[name].mean == pytest.approx(one.mean * one.memory / 96)
+        assert days.columns[name].memory == 1.0

@@ -218,6 +218,11 @@ CALLER_REQUESTS = _counter(
     "caller", "verdict",
 )  # fmt: skip   # caller: a name of the settings, or "unknown"; verdict: admitted | unauthorized | forbidden | limited
 CALLER_ROWS = _counter("inference_caller_rows_total", "Rows of a caller's admitted requests.", "caller")
+CONNECTIONS_DROPPED = _counter(
+    "inference_connections_dropped_total", "Connections that the server ended on slow clients, by what they did.",
+    "reason",
+)  # fmt: skip
+DROP_REASONS = ("unsent", "unread", "memory")  # a request, an answer; an answer when others needed its memory
 CLIENT_REQUESTS = _counter("inference_client_requests_total", "Requests of our client, by how they ended.", "outcome")
 # outcome: ok | invalid | overloaded | deadline | connection | failed
 CLIENT_RETRIES = _counter("inference_client_retries_total", "Requests that our client sent again, by why.", "reason")

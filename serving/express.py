@@ -20,7 +20,7 @@ import numpy as np
 
 from serving import v2
 from serving.protocol.frames import Asked, Frames
-from serving.protocol.outputs import Outputs
+from serving.protocol.outputs import LONG_VALUES, Outputs
 from serving.protocol.signature import packer
 from serving.protocol.tensors import WIRE_TYPES, Array, FloatTensor
 from serving.telemetry.accounts import Account
@@ -47,6 +47,9 @@ _NEXT_FORM = 1000
 # Clients that were answered together send together: a batch waits for the next of them for so long at most, and never
 # longer than it costs by itself, however many rows it has.
 _GAP_SECONDS = 0.00003
+# Numbers that a batch may have here where all of its answers are binary.
+_BINARY_VALUES = 8 * LONG_VALUES
+_TEXT: tuple[Asked, ...] = ((1, None, False),)
 _LETTERS = {"FP32": "f", "FP64": "d"}
 
 
@@ -203,6 +206,8 @@ class Express:
             return
         self._held_since = None
         limit = max(1, limits[0])
+        wide = self._most_rows(limit, _TEXT) < limit
+        most = own = limit
         parts: list[bytes | memoryview] = []
         asked: list[Asked] = []
         taken: list[Exchange] = []
@@ -217,13 +222,17 @@ class Express:
                 # The compiled way took it, and gave it back: nobody has read a header of this length before.
                 self._leave(exchange)
                 continue
-            found = self._read(exchange.body) if head is None or head.memo.header_length is None else self._binary(
-                exchange.body, head.memo.header_length
-            )  # fmt: skip
-            if found is None or found[1][0] > limit:
+            if head is not None and head.memo.header_length is not None:
+                found = self._binary(exchange.body, head.memo.header_length)
+            else:
+                found = None if self._wide else self._read(exchange.body)
+            if found is not None and wide:
+                own = self._most_rows(limit, found[1:])
+            if found is None or found[1][0] > own:
                 self._leave(exchange)
                 continue
-            if rows + found[1][0] > limit:
+            if rows + found[1][0] > min(most, own):
+                most = limit
                 self._serve(taken, parts, asked, rows, begun)
                 parts, asked, taken, rows, begun = [], [], [], 0, self._clock()
                 if begun > ends:
@@ -231,6 +240,7 @@ class Express:
                     self.waiting = waiting[place:] + self.waiting
                     asyncio.get_running_loop().call_soon(self.run)
                     return
+            most = min(most, own)
             self._learn(exchange, found[1])
             parts.append(found[0])
             asked.append(found[1])
@@ -246,6 +256,24 @@ class Express:
         if self._held_since is None:
             self._held_since = now
         return now - self._held_since < _HOLD_SECONDS
+
+    @property
+    def _wide(self) -> bool:
+        """Whether already a row as text takes long to write."""
+        return self._version.responder.row_values > LONG_VALUES
+
+    def _most_rows(self, limit: int, asked: Sequence[Asked]) -> int:
+        """Rows that a batch of such requests may have, at most `limit`: long answers are written beside the loop."""
+        values = self._version.responder.row_values
+        if values * limit < LONG_VALUES:
+            return limit
+        binary = all(default if named is None else all(named.values()) for _, named, default in asked)
+        return min(limit, (_BINARY_VALUES if binary else LONG_VALUES) // values)
+
+    def _too_long(self, batch: Outputs, asked: Sequence[Asked]) -> bool:
+        """Whether a batch's answers take too long, which is known before it was run but for the first one."""
+        self._version.responder.row_values = sum(array.size for array in batch.arrays) // batch.rows
+        return batch.rows > self._most_rows(batch.rows, asked)
 
     def _read(self, body: bytes) -> tuple[bytes, Asked] | None:
         """A JSON request's values and what it asks for; None when it is not of the usual kind."""
@@ -283,12 +311,12 @@ class Express:
             good = all(len(output) == rows and np.isfinite(output).all() for output in outputs)
         except Exception:
             good = False
-        if not good:
+        batch = Outputs(outputs, rows) if good else None
+        if batch is None or (batch.long and self._too_long(batch, asked)):
             for exchange in taken:
                 self._leave(exchange)
             return
         ended, worked = clock(), time.thread_time() - worked
-        batch = Outputs(outputs, rows)
         heads: dict[int | None, bytes] = {}
         answers, place = [], 0
         for count, wanted, binary in asked:
@@ -332,6 +360,8 @@ class Express:
         ends = begun + _TURN_SECONDS
         while intake.count:
             batch = intake.batch(limit)
+            if batch is not None and (most := self._most_rows(limit, batch[2])) < limit:
+                batch = intake.batch(most)
             if batch is None or not batch[0]:
                 self._give_back_traced(self._traced(intake.count))
                 return False
@@ -352,7 +382,9 @@ class Express:
         except Exception:
             good = False
         ended, worked = clock(), time.thread_time() - worked
-        hows = self._frames.hows(Outputs(outputs, rows), tags) if good else None
+        batch = Outputs(outputs, rows) if good else None
+        good = batch is not None and not (batch.long and self._too_long(batch, tags))
+        hows = self._frames.hows(batch, tags) if good and batch is not None else None
         if hows is None:
             self._give_back_traced(traced)
             for exchange in list(self._given_back(0, count - len(traced))):

@@ -18,11 +18,13 @@ from serving import admission, v2
 from serving.batcher import Result
 from serving.callers import Callers
 from serving.calls import Call
-from serving.errors import GaveWay, InvalidRequest, NotFound, ServingError, Unavailable
+from serving.errors import GaveWay, InvalidRequest, NotFound, Overloaded, ServingError, Unavailable
 from serving.express import Express
 from serving.http import Exchange, error_head
+from serving.protocol.long_answers import LongBody
 from serving.protocol.long_lists import LONG_BODY
-from serving.protocol.packing import packed
+from serving.protocol.outputs import Rows
+from serving.protocol.packing import LONG_PACKED, packed, packing_head
 from serving.protocol.raw import raw_request
 from serving.protocol.responder import error_body
 from serving.protocol.unpacking import Unpacking
@@ -37,6 +39,7 @@ from serving.telemetry.draws import Draws
 from serving.telemetry.recorder import Recorder
 from serving.telemetry.signals import Signals
 from serving.versions.deployment import Deployment, Version
+from serving.writing import Answer, Writer
 
 _log = logging.getLogger(__name__)
 _LOGGED_FAILURES_PER_SECOND = 5
@@ -126,6 +129,7 @@ class Front:
         # Requests for versions that are loaded again.
         self._waiting = 0
         self._reader = Reader()
+        self._writer = Writer(self._reader, self._written)
         self.open = False
         # Who may ask; None: everybody.
         self.callers: Callers | None = None
@@ -393,33 +397,61 @@ class Front:
             call.parent, call.span = parent, context
 
     def close(self) -> None:
-        """Ends the threads that read bodies."""
+        """Ends the threads that read bodies and write answers."""
         self._reader.close()
 
     # --- out -------------------------------------------------------------------------------------------------------
     def _finished(self, call: Call, result: Result) -> None:
         deployment = self._deployments[call.model]
-        choice = call.choice
-        version = deployment.versions.get(choice.version)
-        account = self._accounts.get(id(choice)) or self._account(call.model, choice)
+        version = deployment.versions.get(call.choice.version)
         if version is None and not isinstance(result, ServingError):
             result = Unavailable("the version was unloaded")
-        encoded = 0.0
+        body, header_length, lines = b"", None, b""
         if version is not None and not isinstance(result, ServingError):
             try:
-                body, header_length = version.responder.body(call.request, result)
+                rows = result if type(result) is Rows else version.responder.rows(result, call.request.rows)
+                size = version.responder.long(call.request, rows) if rows.batch.long else 0
+                if size and call.exchange.hold(size):
+                    self._writer.put(Answer(call, deployment, version, rows), size)
+                    return
+                accepted = call.exchange.headers.get(b"accept-encoding")
+                if size:
+                    # Raised it would hold the outputs until a garbage collection.
+                    result = Overloaded("answers that clients do not read take the memory", 1.0, "total_bytes")
+                else:
+                    body, header_length = version.responder.body(call.request, rows)
+                if body and accepted is not None:
+                    if len(body) >= LONG_PACKED and packing_head(accepted, len(body)):
+                        self._writer.put(Answer(call, deployment, version, rows, body, header_length), len(body))
+                        return
+                    lines, body = packed(call.exchange.headers, body)
             except Exception as error:
                 # One answer that cannot be written must not take the rest of its batch with it.
                 result = ServingError(f"the answer could not be encoded: {error!r}")
-            else:
-                key = (version.heads[choice.arm], header_length, call.cache, self.extra_head)
-                head = self._heads.get(key) or self._head(*key)
-                if b"accept-encoding" in call.exchange.headers:
-                    line, body = packed(call.exchange.headers, body)
-                    head += line
-                encoded = self._clock()
-                call.exchange.respond(200, head, body)
-                call.outcome, call.outputs = "ok", result
+        self._answer(call, deployment, version, result, body, header_length, lines)
+
+    def _written(self, answer: Answer) -> None:
+        """A long answer is written, or was given up."""
+        result: Result = answer.rows if answer.error is None else answer.error
+        body = b"" if answer.body is None else answer.body
+        self._answer(answer.call, answer.deployment, answer.version, result, body, answer.header_length, answer.lines)
+
+    def _answer(
+        self, call: Call, deployment: Deployment, version: Version | None, result: Result, body: bytes | LongBody,
+        header_length: int | None, lines: bytes,
+    ) -> None:  # fmt: skip
+        """Writes the answer, and notes how the call ended."""
+        choice = call.choice
+        account = self._accounts.get(id(choice)) or self._account(call.model, choice)
+        encoded = 0.0
+        if version is not None and not isinstance(result, ServingError):
+            key = (version.heads[choice.arm], header_length, call.cache, self.extra_head)
+            head = self._heads.get(key) or self._head(*key)
+            if lines:
+                head += lines
+            encoded = self._clock()
+            call.exchange.respond(200, head, body)
+            call.outcome, call.outputs = "ok", result
         if isinstance(result, ServingError):
             encoded = self._clock()
             self._answer_error(call.exchange, call, result, version)

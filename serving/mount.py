@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
+from serving.protocol.long_answers import LongBody
 from serving.protocol.responder import error_body
 from serving.server import Service, ServingConfig
 from serving.transport.exchange import joined, route
@@ -150,6 +151,11 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _send(send: Send, reply: Reply) -> None:
-    headers = [*reply.headers.items(), (b"content-length", b"%d" % len(reply.body))]
+    body = reply.body
+    headers = [*reply.headers.items(), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    if isinstance(body, LongBody):
+        while body.pieces:
+            await send({"type": "http.response.body", "body": bytes(body.pieces.popleft()), "more_body": True})
+        body = b""
+    await send({"type": "http.response.body", "body": body})

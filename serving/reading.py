@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from serving.errors import Expired, ServingError
 from serving.protocol.long_lists import LONG_BODY, parse_long
@@ -17,7 +18,7 @@ from serving.v2 import InferRequest
 # Bytes of a packed body from which nobody tries whether one step on the loop does: a hand-off costs about as much.
 _LONG_PACKED = 32 * 1024
 # Seconds in which the loop gets the interpreter, after each step that holds it.
-_PAUSE_SECONDS = 0.00005
+PAUSE_SECONDS = 0.00005
 _MAX_THREADS = 4
 
 
@@ -85,7 +86,7 @@ class Reading:
             del error
 
     def _pause(self) -> None:
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(PAUSE_SECONDS)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -95,24 +96,34 @@ class Reading:
             raise Expired("the deadline passed while the body was read")
 
 
-class Reader:
-    """Reads bodies in a few threads, first come, first served; those are begun with the first body.
+class Job(Protocol):
+    """What takes long: `run` in a thread, then `done` on the loop, with an `error` where that failed."""
 
-    No more bodies are plain and not yet taken than there are threads. All but the readings' `run` is on the loop.
+    done: Callable[[], None] | None
+    error: ServingError | None
+    given_up: bool
+
+    def run(self) -> None: ...
+
+
+class Reader:
+    """Reads bodies, and does other jobs, in a few threads, first come, first served; those are begun with the first.
+
+    No more bodies are plain and not yet taken than there are threads. All but the jobs' `run` is on the loop.
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Reading] = deque()
+        self._waiting: deque[Job] = deque()
         self._threads = min(_MAX_THREADS, os.cpu_count() or 1)
-        self._running: set[Reading] = set()
+        self._running: set[Job] = set()
         self._pool: ThreadPoolExecutor | None = None
 
-    def put(self, reading: Reading) -> None:
-        """Reads it, and calls its `done`, also when it was given up."""
+    def put(self, reading: Job) -> None:
+        """Does it, and calls its `done`, also when it was given up."""
         self._waiting.append(reading)
         self._begin()
 
-    def give_up(self, reading: Reading) -> None:
+    def give_up(self, reading: Job) -> None:
         """Nobody waits for it any more."""
         reading.given_up = True
         if reading in self._waiting:
@@ -137,15 +148,15 @@ class Reader:
             future = asyncio.get_running_loop().run_in_executor(self._pool, reading.run)
             future.add_done_callback(lambda future, reading=reading: self._ended(reading, future))  # type: ignore[misc]
 
-    def _ended(self, reading: Reading, future: asyncio.Future[None]) -> None:
+    def _ended(self, reading: Job, future: asyncio.Future[None]) -> None:
         self._running.discard(reading)
         if not future.cancelled() and (trouble := future.exception()) is not None:
-            reading.error = ServingError(f"the body could not be read: {trouble!r}")
+            reading.error = ServingError(f"it could not be read or written: {trouble!r}")
         self._tell(reading)
         self._begin()
 
     @staticmethod
-    def _tell(reading: Reading) -> None:
+    def _tell(reading: Job) -> None:
         done, reading.done = reading.done, None
         if done is not None:
             done()

@@ -18,6 +18,7 @@ from serving.fleet.relay import TICK_SECONDS, Relay
 from serving.grpc.service import GrpcServer
 from serving.http import Server
 from serving.server import ServingConfig
+from serving.telemetry.signals import connections_dropped
 from serving.transport.certificates import grpc_credentials, tls_context
 from serving.transport.gateway import Gateway
 from serving.transport.listening import stop_accepting, stop_listening
@@ -44,7 +45,7 @@ class FrontProcess:
         self._closing = False
         self.relay = Relay(config.fleet, self._metrics)
         app = RelayApp(self.relay, self._unready, self._away, self._page, self._load, time.perf_counter)
-        self.http = Server(self.relay, app, config.limits)
+        self.http = Server(self.relay, app, config.limits, connections_dropped(self._metrics))
         self._gateway = Gateway(self.relay)
         self._gateway.app = app
         self._grpc: GrpcServer | None = None

@@ -11,6 +11,7 @@ from serving.fleet import frames
 from serving.fleet.frames import FrameError, FrameReader, Request
 from serving.fleet.link import FrameWriter
 from serving.http import Server
+from serving.protocol.long_answers import LongBody, whole
 from serving.transport.exchange import Head, KnownExchange, error_head, run_app
 
 _log = logging.getLogger(__name__)
@@ -133,12 +134,16 @@ class Line(asyncio.Protocol):
     async def _probe(self) -> None:
         self.put(frames.frame(frames.PROBED, 0, b"\1" if await self._replica.answers() else b"\0"))
 
-    def respond(self, exchange: RelayedExchange, status: int, head: bytes, body: bytes) -> None:
+    def hold(self, _exchange: RelayedExchange, _size: int) -> bool:
+        """Yes: the front counts what its clients do not read."""
+        return True
+
+    def respond(self, exchange: RelayedExchange, status: int, head: bytes, body: bytes | LongBody) -> None:
         """Writes an answer, and how much is left, with all others of this turn of the loop."""
         if self._open.pop(exchange.sequence, None) is None:
             return
         exchange.answer = b""
-        self.put(frames.answer_frame(exchange.sequence, status, head, body))
+        self.put(frames.answer_frame(exchange.sequence, status, head, whole(body)))
         if not self._reporting:
             self._reporting = True
             asyncio.get_running_loop().call_soon(self._report)

@@ -13,7 +13,9 @@ import msgspec
 from serving.errors import InvalidRequest
 from serving.grpc.messages import SERVICE, message, methods
 from serving.grpc.routes import ROUTES, Route, model_path
-from serving.grpc.transcoding import error_of, infer_answer, infer_body, set_parameters
+from serving.grpc.transcoding import error_of, infer_answer, infer_body, streamed_answer
+from serving.protocol.long_answers import whole
+from serving.reading import PAUSE_SECONDS
 from serving.transport.gateway import Gateway, Reply
 from serving.v2 import HEADER_LENGTH
 
@@ -35,6 +37,8 @@ _STREAM_AHEAD = 64
 _QUIET_SECONDS = 0.08
 _QUIET_LIMIT_SECONDS = 0.4
 _NOTICE_SECONDS = 0.01
+# Bytes of an answer from which its message is made in a thread.
+_LONG_ANSWER = 256 * 1024
 # Space for a message's own fields beside its tensors.
 _MESSAGE_OVERHEAD = 64 * 1024
 
@@ -155,8 +159,7 @@ class GrpcServer:
         if reply.status != 200:
             await self._fail(reply, context)
         context.set_trailing_metadata(_shown(reply))
-        response = infer_answer(reply, typed=not request.raw_input_contents)
-        return bytes(response.SerializeToString())
+        return await _answered(reply, typed=not request.raw_input_contents)
 
     async def _asked(self, request: Any, headers: dict[bytes, bytes]) -> Reply:
         body, length = infer_body(request)
@@ -209,10 +212,9 @@ class GrpcServer:
             failed.infer_response.id = request.id
             failed.infer_response.model_name = request.model_name
             return bytes(failed.SerializeToString())
-        response = infer_answer(reply, typed=not request.raw_input_contents)
-        if "triton_enable_empty_final_response" in request.parameters:
-            set_parameters(response.parameters, {"triton_final_response": True})
-        return bytes(kind(infer_response=response).SerializeToString())
+        final = "triton_enable_empty_final_response" in request.parameters
+        parameters = {"triton_final_response": True} if final else None
+        return await _answered(reply, typed=not request.raw_input_contents, streamed=True, parameters=parameters)
 
     def _routed(self, name: str, route: Route) -> Callable[[bytes, Any], Any]:
         asked, answered, _ = methods()[name]
@@ -226,7 +228,7 @@ class GrpcServer:
             reply = await self._gateway.control(route.method, route.target(request).encode(), _headers(context), body)
             if reply.status != 200:
                 await self._fail(reply, context)
-            found = msgspec.json.decode(reply.body or b"{}")
+            found = msgspec.json.decode(whole(reply.body) or b"{}")
             response = json_format.ParseDict(route.fields(found), answered(), ignore_unknown_fields=True)
             return bytes(response.SerializeToString())
 
@@ -251,6 +253,20 @@ class GrpcServer:
 
 def _encoded(name: str, **fields: Any) -> bytes:
     return bytes(message(name)(**fields).SerializeToString())
+
+
+async def _answered(
+    reply: Reply, *, typed: bool, streamed: bool = False, parameters: dict[str, Any] | None = None
+) -> bytes:
+    """The message of an answer; a long one is made beside the event loop, with pauses in which that goes on."""
+
+    def made(between: Callable[[], object]) -> bytes:
+        response = infer_answer(reply, typed=typed, parameters=parameters, between=between)
+        return b"".join(streamed_answer(response) if streamed else response)
+
+    if len(reply.body) < _LONG_ANSWER:
+        return made(int)
+    return await asyncio.to_thread(made, lambda: time.sleep(PAUSE_SECONDS))
 
 
 def _headers(context: Any) -> dict[bytes, bytes]:

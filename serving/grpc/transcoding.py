@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ import numpy as np
 from serving.errors import InvalidRequest
 from serving.grpc.messages import message
 from serving.protocol.answers import decode_answer
+from serving.protocol.long_answers import LongBody, whole
 from serving.protocol.tensors import NO_SHARED_MEMORY
 from serving.transport.gateway import Reply
 from serving.v2 import HEADER_LENGTH
@@ -23,6 +25,9 @@ _CONTENTS: dict[str, tuple[str, str]] = {
     "UINT16": ("uint_contents", "<u2"), "UINT32": ("uint_contents", "<u4"), "UINT64": ("uint64_contents", "<u8"),
     "FP32": ("fp32_contents", "<f4"), "FP64": ("fp64_contents", "<f8"),
 }  # fmt: skip
+# Numbers of the fields whose bytes are written past protobuf, which would copy them several times.
+_RAW_OUTPUT, _STREAMED_RESPONSE = 6, 2
+_STEP_VALUES = 8 * 1024
 
 
 def infer_body(request: Any) -> tuple[bytes, int]:
@@ -56,35 +61,71 @@ def infer_body(request: Any) -> tuple[bytes, int]:
     return b"".join((header, *tail)), len(header)
 
 
-def infer_answer(reply: Reply, *, typed: bool) -> Any:
-    """The front's answer as a ModelInferResponse; its tensors raw, or `typed` as the request's were."""
+def infer_answer(
+    reply: Reply, *, typed: bool, parameters: Mapping[str, Any] | None = None, between: Callable[[], object] = int
+) -> list[bytes]:
+    """The front's answer as a ModelInferResponse, in pieces that follow one another, with more `parameters`; its
+    tensors raw, or `typed` as the request's were. `between` is called after each step of a long one.
+    """
+    cut = _Cutter(reply.body)
     length = reply.headers.get(HEADER_LENGTH)
-    size = len(reply.body) if length is None else int(length)
-    body = memoryview(reply.body)
-    answer = decode_answer(body[:size])
+    answer = decode_answer(b"".join(cut.next(len(reply.body) if length is None else int(length))))
     response = message("ModelInferResponse")(
         model_name=answer.model_name, model_version=answer.model_version, id=answer.id
     )
-    set_parameters(response.parameters, answer.parameters or {})
+    set_parameters(response.parameters, {**(answer.parameters or {}), **(parameters or {})})
     # Numbers that typed contents have no place for travel raw, and then all do.
     typed = typed and all(tensor.datatype == "BYTES" or tensor.datatype in _CONTENTS for tensor in answer.outputs)
-    offset = size
+    raw: list[bytes] = []
     for tensor in answer.outputs:
         output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         count = (tensor.parameters or {}).get("binary_data_size")
-        if count is None:
-            content = _packed(tensor.name, tensor.datatype, tensor.data or [])
-        else:
-            content = bytes(body[offset : offset + count])
-            offset += count
+        content = [_packed(tensor.name, tensor.datatype, tensor.data or [])] if count is None else cut.next(count)
         if not typed:
-            response.raw_output_contents.append(content)
+            raw += [_field(_RAW_OUTPUT, content), *content]
         elif tensor.datatype == "BYTES":
-            output.contents.bytes_contents.extend(_split(content))
+            output.contents.bytes_contents.extend(_split(b"".join(content)))
         else:
             field, kind = _CONTENTS[tensor.datatype]
-            getattr(output.contents, field).extend(np.frombuffer(content, kind).tolist())
-    return response
+            values = np.frombuffer(b"".join(content), kind)
+            for at in range(0, len(values), _STEP_VALUES):
+                getattr(output.contents, field).extend(values[at : at + _STEP_VALUES].tolist())
+                between()
+    return [response.SerializeToString(), *raw]
+
+
+def streamed_answer(response: list[bytes]) -> list[bytes]:
+    """A ModelStreamInferResponse in pieces, of those of its ModelInferResponse."""
+    return [_field(_STREAMED_RESPONSE, response), *response]
+
+
+def _field(number: int, content: Sequence[bytes]) -> bytes:
+    """What stands before the bytes of a field (https://protobuf.dev/programming-guides/encoding/)."""
+    size = sum(map(len, content))
+    head = bytearray((number << 3 | 2,))
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    return bytes((*head, size))
+
+
+class _Cutter:
+    """Takes a body apart from its start; its pieces stay as they are where no cut goes through them."""
+
+    def __init__(self, body: bytes | LongBody) -> None:
+        self._pieces: deque[bytes | memoryview] = deque(body.pieces if isinstance(body, LongBody) else [body])
+
+    def next(self, count: int) -> list[bytes]:
+        """The next so many bytes."""
+        taken: list[bytes] = []
+        while count > 0 and self._pieces:
+            piece = self._pieces.popleft()
+            if len(piece) > count:
+                self._pieces.appendleft(memoryview(piece)[count:])
+                piece = piece[:count]
+            taken.append(bytes(piece))
+            count -= len(piece)
+        return taken
 
 
 def set_parameters(target: Any, values: Mapping[str, Any]) -> None:
@@ -144,6 +185,6 @@ def _split(content: bytes) -> list[bytes]:
 def error_of(reply: Reply) -> str:
     """What an error answer says."""
     try:
-        return str(msgspec.json.decode(reply.body)["error"])
+        return str(msgspec.json.decode(whole(reply.body))["error"])
     except (msgspec.DecodeError, KeyError, TypeError):
         return f"status {reply.status}"

@@ -11,16 +11,19 @@ import orjson
 from serving.protocol.tensors import Array
 
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
+# Numbers of a batch from which its answers may be long: so many are a millisecond's work as JSON.
+LONG_VALUES = 32 * 1024
 
 
 class Outputs:
     """The outputs of a batch, one array [rows, …] each."""
 
-    __slots__ = ("_bytes", "_texts", "arrays", "frames", "rows")
+    __slots__ = ("_bytes", "_texts", "arrays", "frames", "long", "rows")
 
     def __init__(self, arrays: Sequence[Array], rows: int) -> None:
         self.arrays = arrays
         self.rows = rows
+        self.long = sum([array.size for array in arrays]) >= LONG_VALUES
         # What stands around the values of requests of one kind: the responder's.
         self.frames: dict[Any, Any] = {}
         self._texts: dict[int, list[bytes]] = {}
@@ -28,8 +31,8 @@ class Outputs:
 
     def text(self, place: int, start: int, stop: int) -> bytes:
         """Rows of an output as JSON values in C order, without brackets."""
-        if stop - start == self.rows:
-            return values_text(self.arrays[place])
+        if stop - start == self.rows or self.long:
+            return values_text(self.arrays[place][start:stop])
         texts = self.texts(place)
         # Rows without a value have no comma between them either.
         return texts[start] if stop - start == 1 or not texts[start] else b",".join(texts[start:stop])
@@ -49,6 +52,8 @@ class Outputs:
 
     def content(self, place: int, start: int, stop: int) -> bytes:
         """Rows of an output as the binary extension has them."""
+        if self.long:
+            return self.arrays[place][start:stop].tobytes()
         content = self.contents(place)
         width = len(content) // self.rows
         return content[start * width : stop * width]

@@ -50,6 +50,12 @@ def _release_labels(model: str, choice: Choice, outcome: str) -> tuple[str, ...]
     return model, release, str(choice.candidate), str(choice.baseline), arm, f"{choice.weight:g}", outcome
 
 
+def connections_dropped(metrics: Metrics) -> Callable[[str], None]:
+    """Counts the connections that the server ends on slow clients, by the reason."""
+    dropped = {reason: metrics[names.CONNECTIONS_DROPPED].labels(reason) for reason in names.DROP_REASONS}
+    return lambda reason: dropped[reason].inc()
+
+
 class VersionSignals:
     """The series of one version."""
 

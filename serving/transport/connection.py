@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import httptools
 
+from serving.protocol.long_answers import PIECE_BYTES, LongBody
 from serving.protocol.responder import error_body
 from serving.transport import framing
 from serving.transport.exchange import Exchange, KnownExchange, error_head, joined, route, run_app
@@ -33,6 +36,11 @@ _LINGER_SECONDS = 2.0
 _MAX_PIPELINED = 64
 # Smaller pieces of a body are gathered: as objects of their own they would take many times their bytes.
 _SMALL_PIECE = 4096
+# Longer answers go out in pieces as their clients read them, no more than so many bytes in a turn of the loop.
+_LONG_ANSWER = PIECE_BYTES
+_TURN_BYTES = 4 * PIECE_BYTES
+# Pipelined requests are parsed in steps of so many bytes, until as many wait as may.
+_STEP_BYTES = 16 * 1024
 
 
 class Connection(asyncio.Protocol):
@@ -64,11 +72,18 @@ class Connection(asyncio.Protocol):
         self._write_since: float | None = None
         self._closing = False
         self._paused = False
+        # What was read and not parsed, since as many requests wait as may, or an answer is not read; and whether it is
+        # parsed in the next turn of the loop.
+        self._unfed = b""
+        self._feeds_on = False
+        # The next pieces of a long answer follow in the next turn of the loop.
+        self._goes_on = False
         # A request was refused whose client may still be sending it; then, what it sends is thrown away for a while.
         self._refused = False
         self._lingering = False
         # When the transport was told to close.
         self._ended: float | None = None
+        self._dropped = False
         # The compiled way past this class, where there is one: it takes requests while nothing else is on its way.
         compiled = native()
         self._slot: Any = None
@@ -86,24 +101,29 @@ class Connection(asyncio.Protocol):
         """Whether it has answered nothing yet, and has nothing to answer."""
         return self._last() == self.opened and not self.active()
 
-    @property
-    def stuck(self) -> bool:
-        """Whether its client does not read what was written."""
-        return self._write_since is not None
+    def stuck(self, now: float) -> float:
+        """Seconds in which its client has not read what was written."""
+        return 0.0 if self._write_since is None else now - self._write_since
 
-    def unread(self) -> int:
-        """Bytes of answers that wait for the client."""
-        waiting = sum(len(exchange.answer) for exchange in self._exchanges if exchange.answer is not None)
-        return waiting + self._transport.get_write_buffer_size()
+    def unread(self) -> tuple[int, int]:
+        """Bytes of answers that wait for the client, and those of them that count as held by the server."""
+        held = sum(exchange.size for exchange in self._exchanges if exchange.answer is not None)
+        return held + self._transport.get_write_buffer_size(), held
 
-    def drop(self) -> None:
-        """Ends the connection at once, with what was written and not read."""
+    def drop(self, reason: str) -> None:
+        """Ends the connection at once, with what was written and not read; `reason` is counted."""
+        if self._dropped:
+            return
+        self._dropped = self._closing = True
+        self._server.dropped(reason)
+        self._abandon()
         self._transport.abort()
 
     # --- transport -----------------------------------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._server.connections.add(self)
+        _hold_little(self._transport)
         if self._slot is not None:
             self._slot.opened(self._transport.write, *_socket(self._transport))
 
@@ -134,7 +154,7 @@ class Connection(asyncio.Protocol):
         end = data.find(b"\r\n\r\n") + 4
         head = self._heads.known(data[:end])
         if head is None:
-            self.drop()
+            self._transport.abort()
             return None
         exchange = KnownExchange(self, head, data[end:], received)
         self._server.buffered += head.length
@@ -146,10 +166,12 @@ class Connection(asyncio.Protocol):
         current, self._current = self._current, None
         if current is not None:
             self._release(current)
+        self._take_unfed()
         self._chunks = []
         waiting, self._exchanges = self._exchanges, deque()
         for exchange in waiting:
             self._release(exchange)
+            exchange.rest = None
         for exchange in waiting:
             if exchange.answer is None:
                 exchange.answer = b""
@@ -162,11 +184,17 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._write_since = None
         if not self._paused and not self._closing:
-            self._transport.resume_reading()
+            self._resume()
+        if self._exchanges and self._exchanges[0].answer is not None:
+            self._flush()
 
     def eof_received(self) -> bool:
-        # A half-closed connection looks the same as a client that left; nearly all of them have left.
-        return False
+        # A half-closed connection looks the same as a client that left; nearly all of them have left. Of one that is
+        # being answered the next write tells.
+        if not (self._exchanges and self._exchanges[0].answer is not None):
+            return False
+        self._last_of_connection()
+        return True
 
     def data_received(self, data: bytes) -> None:
         self._received(data)
@@ -201,6 +229,24 @@ class Connection(asyncio.Protocol):
             self._heads.meet(data)
 
     def _feed(self, data: bytes) -> None:
+        """Parses what was read; what follows more requests than may wait, or an answer that is not read, later."""
+        at = 0
+        while at < len(data) and not self._closing:
+            if at and (self._paused or self._write_since is not None):
+                self._unfed = data[at:]
+                self._server.buffered += len(self._unfed)
+                return
+            step = self._step()
+            self._feed_some(data[at : at + step] if at or step < len(data) else data)
+            at += step
+
+    def _step(self) -> int:
+        """Bytes to parse next: not many small requests, but all of a body."""
+        if self._current is None or not self._head_done:
+            return _STEP_BYTES
+        return max(_STEP_BYTES, int(self._current.headers.get(b"content-length", b"0")) - self._body_bytes)
+
+    def _feed_some(self, data: bytes) -> None:
         self._begun = 0 if self._current is None else 1
         self._framing_only = True
         rest: bytes | None = data
@@ -208,6 +254,29 @@ class Connection(asyncio.Protocol):
             rest = self._parse(rest)
         if self._current is not None and not self._closing:
             self._arriving(len(data))
+
+    def _resume(self) -> None:
+        """Goes on with what was read already, then with reading."""
+        if not self._unfed:
+            self._transport.resume_reading()
+        elif not self._feeds_on:
+            self._feeds_on = True
+            asyncio.get_running_loop().call_soon(self._feed_on)
+
+    def _feed_on(self) -> None:
+        self._feeds_on = False
+        if self._paused or self._write_since is not None:
+            return
+        data = self._take_unfed()
+        if data and not self._closing:
+            self._feed(data)
+        if not (self._unfed or self._paused or self._closing or self._write_since is not None):
+            self._transport.resume_reading()
+
+    def _take_unfed(self) -> bytes:
+        data, self._unfed = self._unfed, b""
+        self._server.buffered -= len(data)
+        return data
 
     def _parse(self, data: bytes) -> bytes | None:
         """Bytes to parse in the place of the last ones, if their client asked for another protocol."""
@@ -378,10 +447,19 @@ class Connection(asyncio.Protocol):
         return (peer[0], peer[1]) if isinstance(peer, tuple) else None
 
     # --- answers -------------------------------------------------------------------------------------------------
-    def respond(self, exchange: Exchange, status: int, head: bytes, body: bytes) -> None:
+    def hold(self, exchange: Exchange, size: int) -> bool:
+        """Counts bytes of an answer to come; False where clients that are slower could not make room for them."""
+        return self._server.hold(exchange, size)
+
+    def respond(self, exchange: Exchange, status: int, head: bytes, body: bytes | LongBody) -> None:
         """Keeps the answer, and writes all that are now first in line."""
         self._server.buffered -= exchange.size
         exchange.size = 0
+        if len(body) > _LONG_ANSWER:
+            self._respond_long(exchange, status, head, body)
+            return
+        if isinstance(body, LongBody):
+            body = b"".join(body.pieces)
         exchanges = self._exchanges
         old = self._version == "1.0"
         if status == 200 and exchange.keep_alive and exchange.method == b"POST" and not (old or self._server.closing):
@@ -392,23 +470,47 @@ class Connection(asyncio.Protocol):
                 self._transport.write(answer)
                 return
         else:
-            last = self._server.closing and (not exchanges or exchange is exchanges[-1])
-            close = last or not exchange.keep_alive
-            exchange.answer = b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n%b\r\n%b" % (
-                status, _REASONS.get(status, b"Status"), head, len(body),
-                # A client of HTTP/1.0 closes a connection of which this is not said.
-                b"connection: close\r\n" if close else b"connection: keep-alive\r\n" if old else b"",
-                b"" if exchange.method == b"HEAD" else body,
-            )  # fmt: skip
-            if close:
-                exchange.keep_alive = False
+            head = self._head(exchange, status, head, len(body))
+            exchange.answer = head if exchange.method == b"HEAD" else head + body
+        if self._write_since is not None:
+            self._server.keep(exchange, len(exchange.answer))
         self._flush()
+
+    def _respond_long(self, exchange: Exchange, status: int, head: bytes, body: bytes | LongBody) -> None:
+        if exchange.method == b"HEAD":
+            exchange.answer = self._head(exchange, status, head, len(body))
+        elif self._server.hold(exchange, len(body)):
+            exchange.answer = self._head(exchange, status, head, len(body))
+            exchange.rest = body if isinstance(body, LongBody) else LongBody.of(body)
+        elif exchange.answer is None:
+            self.respond(exchange, 503, error_head(1.0), error_body(self._no_memory()))
+            return
+        self._flush()
+
+    def _head(self, exchange: Exchange, status: int, head: bytes, size: int) -> bytes:
+        """The answer's header; what it says of the connection's end holds from then on."""
+        last = self._server.closing and (not self._exchanges or exchange is self._exchanges[-1])
+        if last:
+            exchange.keep_alive = False
+        # A client of HTTP/1.0 closes a connection of which this is not said.
+        lasts = b"connection: keep-alive\r\n" if self._version == "1.0" else b""
+        return b"HTTP/1.1 %d %b\r\n%bcontent-length: %d\r\n%b\r\n" % (
+            status, _REASONS.get(status, b"Status"), head, size,
+            lasts if exchange.keep_alive else b"connection: close\r\n",
+        )  # fmt: skip
 
     def _flush(self) -> None:
         exchanges = self._exchanges
         while exchanges and exchanges[0].answer is not None:
-            exchange = exchanges.popleft()
-            self._transport.write(exchange.answer)  # type: ignore[arg-type]
+            exchange = exchanges[0]
+            if self._write_since is not None or (
+                exchange.rest is not None and not self._went_out(exchange, exchange.rest)
+            ):
+                return
+            exchanges.popleft()
+            self._release(exchange)
+            if exchange.answer:
+                self._transport.write(exchange.answer)
             if not exchange.keep_alive:
                 self._abandon()
                 self.close()
@@ -423,7 +525,30 @@ class Connection(asyncio.Protocol):
         if self._paused and len(exchanges) < _MAX_PIPELINED // 2:
             self._paused = False
             if self._write_since is None:
-                self._transport.resume_reading()
+                self._resume()
+
+    def _went_out(self, exchange: Exchange, rest: LongBody) -> bool:
+        """Writes what the client takes now of a long answer; whether that was all but its `answer`."""
+        written = 0
+        while rest.pieces and self._write_since is None:
+            if written >= _TURN_BYTES:
+                # Others have a turn of the loop, too.
+                if not self._goes_on:
+                    self._goes_on = True
+                    asyncio.get_running_loop().call_soon(self._go_on)
+                return False
+            piece, exchange.answer = (exchange.answer, b"") if exchange.answer else (rest.pieces.popleft(), b"")
+            self._transport.write(piece)
+            written += len(piece)
+            size = min(len(piece), exchange.size)
+            exchange.size -= size
+            self._server.buffered -= size
+        return not rest.pieces
+
+    def _go_on(self) -> None:
+        self._goes_on = False
+        if self._exchanges:
+            self._flush()
 
     def _refuse(self, status: int, message: str) -> None:
         """Answers a request that could not be read, after those before it, and closes: the stream's sense is lost."""
@@ -465,22 +590,35 @@ class Connection(asyncio.Protocol):
         """Closes the connection if its client takes too long to send, to ask, or to read."""
         limits = self._limits
         if self._write_since is not None and now - self._write_since > limits.write_seconds:
-            self._transport.abort()
+            self.drop("unread")
         elif self._ended is not None:
             # What was written last waits for a client that does not read.
             if now - self._ended > limits.write_seconds:
-                self._transport.abort()
+                self.drop("unread")
         elif self._lingering:
             if now - self._since > _LINGER_SECONDS:
                 self._transport.abort()
-        elif self._current is not None and now - self._since > limits.request_seconds:
+        elif self._current is not None and not self._waits() and now - self._since > limits.request_seconds:
+            self._server.dropped("unsent")
             self._refuse(408, f"the request did not arrive within {limits.request_seconds:g} s")
         elif not self.active() and now - self._last() > limits.idle_seconds:
             self.close()
 
+    def _waits(self) -> bool:
+        """Whether the server does not read, for now."""
+        return self._paused or bool(self._unfed)
+
     def _last(self) -> float:
         """When the last answer was written."""
         return self._since if self._slot is None else max(self._since, self._slot.since)
+
+
+def _hold_little(transport: asyncio.Transport) -> None:
+    """Has the kernel keep no more unsent than a piece of a long answer: else it takes megabytes of each connection."""
+    found = transport.get_extra_info("socket")
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError, AttributeError):
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, PIECE_BYTES)
 
 
 def _socket(transport: asyncio.Transport) -> tuple[()] | tuple[int, Callable[[], int]]:

@@ -8,6 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Message, Scope
 
+from serving.protocol.long_answers import LongBody
 from serving.protocol.responder import error_body
 
 Pairs = Sequence[tuple[bytes, bytes]]
@@ -22,9 +23,11 @@ class InferHandler(Protocol):
 
 
 class Line(Protocol):
-    """Where an exchange came from, and where its answer goes."""
+    """Where an exchange came from, and where its answer goes. `hold` as an exchange has it."""
 
-    def respond(self, exchange: Any, status: int, head: bytes, body: bytes) -> None: ...
+    def respond(self, exchange: Any, status: int, head: bytes, body: bytes | LongBody) -> None: ...
+
+    def hold(self, exchange: Any, size: int) -> bool: ...
 
 
 class Head:
@@ -51,7 +54,7 @@ class Exchange:
 
     __slots__ = (
         "answer", "body", "connection", "continues", "handle", "head", "headers", "keep_alive", "method", "pairs",
-        "received", "size", "target",
+        "received", "rest", "size", "target",
     )  # fmt: skip
 
     def __init__(self, connection: Line) -> None:
@@ -67,9 +70,14 @@ class Exchange:
         self.continues = False
         self.received = 0.0
         self.answer: bytes | None = None
+        self.rest: LongBody | None = None  # of a long answer, behind what `answer` holds
         self.handle: Any = None  # the handler's own
 
-    def respond(self, status: int, head: bytes, body: bytes) -> None:
+    def hold(self, size: int) -> bool:
+        """Counts so many bytes of an answer to come as held until the answer is; False where there is no room."""
+        return self.connection.hold(self, size)
+
+    def respond(self, status: int, head: bytes, body: bytes | LongBody) -> None:
         """`head` is header lines, each ended by CRLF, without content-length. Ignored once answered or disconnected."""
         if self.answer is None:
             self.connection.respond(self, status, head, body)
@@ -93,6 +101,7 @@ class KnownExchange(Exchange):
         self.continues = False
         self.received = received
         self.answer = None
+        self.rest = None
         self.handle = None
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp
 
+from serving.protocol.long_answers import LongBody
 from serving.transport.exchange import Exchange, InferHandler, run_app
 
 
@@ -19,7 +20,7 @@ class Reply:
 
     status: int
     headers: Mapping[bytes, bytes]
-    body: bytes
+    body: bytes | LongBody
 
 
 class _Line:
@@ -30,7 +31,10 @@ class _Line:
     def __init__(self, future: asyncio.Future[Reply]) -> None:
         self.future = future
 
-    def respond(self, exchange: Exchange, status: int, head: bytes, body: bytes) -> None:
+    def hold(self, _exchange: Exchange, _size: int) -> bool:
+        return True
+
+    def respond(self, exchange: Exchange, status: int, head: bytes, body: bytes | LongBody) -> None:
         exchange.answer = b""
         if not self.future.done():
             pairs = (line.partition(b":") for line in head.split(b"\r\n") if line)

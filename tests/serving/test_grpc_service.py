@@ -123,7 +123,7 @@ def test_an_answer_means_the_same_as_its_http_form(rows: list[tuple[float, int]]
     assert length is not None
     reply = Reply(200, {b"inference-header-content-length": b"%d" % length}, body)
 
-    answer = infer_answer(reply, typed=typed)
+    answer = message("ModelInferResponse").FromString(b"".join(infer_answer(reply, typed=typed)))
 
     assert (answer.model_name, answer.model_version, answer.id) == ("m", "3", "7")
     assert [list(output.shape) for output in answer.outputs] == [[len(rows)], [len(rows)]]

@@ -293,7 +293,7 @@ async def test_requests_are_held_for_a_queue_that_is_about_to_be_empty_and_not_f
     lane = SimpleNamespace(
         queue=SimpleNamespace(max_rows=8), free=lambda rows, now: False, clears=lambda rows, now: short[0]
     )
-    express._version = SimpleNamespace(lane=lane)
+    express._version = SimpleNamespace(lane=lane, responder=SimpleNamespace(row_values=0))
     express._deployment = SimpleNamespace(router=None, versions={1: express._version}, cache=None, closing=False)
     express.router, express._choice = None, SimpleNamespace(version=1)
 
@@ -318,7 +318,7 @@ async def test_what_the_compiled_way_took_is_held_unread_and_drawn_for_traces_on
     lane = SimpleNamespace(
         queue=SimpleNamespace(max_rows=8), free=lambda rows, now: free[0], clears=lambda rows, now: True
     )
-    express._version = SimpleNamespace(lane=lane)
+    express._version = SimpleNamespace(lane=lane, responder=SimpleNamespace(row_values=0))
     express._deployment = SimpleNamespace(router=None, versions={1: express._version}, cache=None, closing=False)
     express.router, express._choice = None, SimpleNamespace(version=1)
     express._traced = lambda count: drawn.append(count) or []

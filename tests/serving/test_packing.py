@@ -24,7 +24,6 @@ def test_only_one_named_encoding_packs_and_only_what_gains_by_it() -> None:
         assert len(content) < len(body) / 10
         assert unpack(content) == body
         assert packed({b"accept-encoding": encoding}, b"x" * 100) == (b"", b"x" * 100)
-        assert packed({b"accept-encoding": encoding}, b"x" * 10**6)[0] == b""
     for accepted in (b"gzip, deflate", b"*", b"identity", b"br", b"gzip;q=0"):
         assert packed({b"accept-encoding": accepted}, body) == (b"", body)
     assert packed({}, body) == (b"", body)

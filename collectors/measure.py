@@ -314,7 +314,9 @@ class Measures:
             return
         against = self._against.get(key)
         verdicts = latest.verdicts(against)
-        values = pane_values(latest.last, latest.pane, self.windows.reference(*key), verdicts)
+        # A weekday has one value in all windows of a day, and varies in the reference as a whole.
+        reference = against.reference_of(latest.pane) if against is not None else None
+        values = pane_values(latest.last, latest.pane, reference, verdicts)
         values += slice_values(latest.pane, latest.slice_verdicts(against))
         values += joint_values(key, latest.joint(against))
         values += self._evidence.values(key) + self._skew.values(key)

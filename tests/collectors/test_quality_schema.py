@@ -332,6 +332,18 @@ def test_a_window_says_when_a_column_became_constant() -> None:
     assert not became_constant(known.columns["feature.temp"], few.columns["feature.temp"])
 
 
+def test_rows_that_are_alike_by_chance_are_no_constant_column() -> None:
+    """Of a column of 89 % zeros fifty rows are all zero in 3 windows of 1,000: three times a day, a window a minute."""
+    zeros = np.where(np.arange(10_000) % 100 < 89, 0.0, np.arange(10_000))
+    known = Profile.of({"x": zeros}).columns["x"]
+    halves = Profile.of({"x": zeros % 2}).columns["x"]
+    alike = {rows: known.empty().updated(pa.array(np.zeros(rows))) for rows in (60, 150)}
+
+    assert not became_constant(known, alike[60])
+    assert became_constant(known, alike[150])
+    assert not became_constant(halves, halves.empty().updated(pa.array(np.zeros(60))))
+
+
 @pytest.mark.parametrize(
     ("name", "values", "constant"),
     [

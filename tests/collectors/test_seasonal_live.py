@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,15 @@ from collectors.drift import DriftThresholds
 from collectors.drift.seasonal import HOUR_NS, SeasonalReference
 from collectors.evidence import Evidence
 from collectors.history import Against, History, JudgedWindow
+from collectors.measure import Measures
+from collectors.measure_settings import MeasureSettings
 from collectors.panes import Pane
 from collectors.references import Reference
+from collectors.signals import Signals
+from collectors.windows import WindowSettings
+from observability import names
 from observability.columns import ProfileError
+from observability.events import event_batch
 from observability.profile import Profile
 
 ROWS, HOURS = 600, 24 * 7 * 3
@@ -131,3 +138,28 @@ def test_what_an_hour_differs_by_lasts_for_the_minutes_in_it_and_evens_out_over_
         assert minute.columns[name].memory == pytest.approx(60 * one.memory)
         assert days.columns[name].mean == pytest.approx(one.mean * one.memory / 96)
         assert days.columns[name].memory == 1.0
+
+
+def constants(reference: Reference, column: str, start_hour: int) -> list[float]:
+    """What is said of two windows whose values are all alike."""
+    signals, now = Signals(), (start_hour + 2) * 3600.0
+    windows = WindowSettings(window_seconds=3600.0, allowed_lateness_seconds=0.0)
+    measures = Measures(MeasureSettings(windows=windows), signals, lambda: now, lambda _: Future())
+    measures.set_reference("m", "1", reference)
+    for hour_of in (start_hour, start_hour + 1):
+        times = np.full(ROWS, (hour_of * 3600 + 1800) * 10**9)
+        ids = [f"{hour_of}/{row}" for row in range(ROWS)]
+        value = np.full(ROWS, float((start_hour // 24) % 7))
+        batch = event_batch(ids=ids, time_ns=times, model="m", version="1", features={column: value}, predictions={})
+        measures.apply("events", pa.Table.from_batches([batch]))
+    measures.tick()
+    values = signals.published()["pane", "m", "1"]
+    return [value.value for value in values if value.metric is names.QUALITY_CONSTANT]
+
+
+def test_a_weekday_is_no_constant_column_on_its_day() -> None:
+    days = np.repeat((np.arange(HOURS) // 24) % 7, ROWS).astype(float)
+    table = pa.table({"feature.day": days, "time": np.repeat(np.arange(HOURS) * HOUR_NS, ROWS)})
+    seasonal = SeasonalReference.of(table, "time")
+    assert constants(Reference(seasonal.whole, seasonal=seasonal), "day", HOURS + 30) == [0.0]
+    assert constants(Reference(seasonal.whole), "day", HOURS + 30) == [1.0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -30,6 +30,19 @@ class Segmented:
     name: str
     codes: Counts
     words: tuple[str, ...]
+    edges: tuple[float, ...] = ()
+    """Inner edges of the bins of numbers, in order; none of categories."""
+
+    def words_of(self, first: int, last: int) -> str:
+        """What one segment is called, or a run of bins."""
+        if first == last:
+            return self.words[first]
+        if first == 0:
+            return f"{self.name} < {self.edges[last]:.6g}"
+        low = self.edges[first - 1]
+        if last == len(self.edges):
+            return f"{self.name} >= {low:.6g}"
+        return f"{low:.6g} <= {self.name} < {self.edges[last]:.6g}"
 
 
 def segmented(
@@ -103,7 +116,7 @@ def _binned(name: str, column: pa.Array, bins: int) -> Segmented:
     words += [f"{low:.6g} <= {name} < {high:.6g}" for low, high in itertools.pairwise(inner.tolist())]
     words += [f"{name} >= {inner[-1]:.6g}"] if len(inner) else []
     codes[np.isnan(values)] = len(words)
-    return Segmented(name, codes, (*words, f"{name} is {MISSING}"))
+    return Segmented(name, codes, (*words, f"{name} is {MISSING}"), tuple(inner.tolist()))
 
 
 def _categories(name: str, column: pa.Array, categories: int) -> Segmented:
@@ -125,8 +138,3 @@ def together(left: Segmented, right: Segmented) -> tuple[npt.NDArray[np.int64], 
     if left.codes.min(initial=0) < 0 or right.codes.min(initial=0) < 0:
         both = np.where((left.codes < 0) | (right.codes < 0), -1, both)
     return both, len(left.words) * size
-
-
-def words_of(columns: Sequence[Segmented], segments: Sequence[int]) -> tuple[str, ...]:
-    """What a combination of segments is called."""
-    return tuple(column.words[segment] for column, segment in zip(columns, segments, strict=True))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,10 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from collectors.drift.fdr import benjamini_hochberg
-from collectors.scores.cells import Counts, ScoreError
+from collectors.scores.candidates import Limits, Mask, groups_of, stands_out, tested
+from collectors.scores.cells import ScoreError
+from collectors.scores.refinement import Where, refined, rows_in
 from collectors.scores.regression import LARGEST
-from collectors.scores.segments import Kind, Rows, Segmented, segmented, table_of, together, words_of
-from collectors.scores.welch import Moments, p_values, welch, worth
+from collectors.scores.segments import Kind, Rows, Segmented, segmented, table_of
+from collectors.scores.welch import worth
 
 Floats = npt.NDArray[np.float64]
 
@@ -67,7 +68,7 @@ class Slice:
     effect: float
     """The difference in standard deviations of all rows (Cohen's d)."""
     qvalue: float
-    """The smallest expected share of false slices at which it is still told."""
+    """The smallest expected share of false slices at which it is still told: of the segment that it was found by."""
     contribution: float
     """Part of the total error that is its excess over the rest; of a drifted slice, its term of the PSI."""
     drift: float = math.nan
@@ -76,15 +77,6 @@ class Slice:
     @property
     def text(self) -> str:
         return " and ".join(self.conditions)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Candidates:
-    """Segments of one or two columns: places in `columns`, segment codes, rows, sums and sums of squares of errors."""
-
-    columns: tuple[int, ...]
-    codes: Counts
-    size: int
 
 
 def worst_slices(
@@ -100,21 +92,22 @@ def worst_slices(
     `errors` has shape (rows,), finite: log losses, absolute errors, 0/1 mistakes. A segment is told when it is large
     enough, its error is higher than that of the rest by Welch's test (one-sided, Benjamini-Hochberg over all segments
     of one and two columns), by at least `min_effect` or `min_ratio`, and still is without the rows of the slices told
-    before it. With `reference` rows each slice says how its share of the rows has changed. Raises ScoreError on unequal
-    lengths.
+    before it. One that is odd in a part of it alone is told as that part, by a second column or by the range of a
+    number (`refined`). With `reference` rows each slice says how its share of the rows has changed. Raises ScoreError
+    on unequal lengths.
     """
     chosen = settings or SliceSettings()
     values = np.asarray(errors, np.float64).ravel()
     if reference is None:
         columns = segmented(rows, bins=chosen.bins, categories=chosen.categories, kinds=kinds)
         _check(columns, values)
-        return _found(columns, values, chosen, one_sided=True)
+        return [slice_ for _, slice_ in _found(columns, values, chosen, one_sided=True)]
     before, pooled = _pooled(reference, rows)
     columns = segmented(pooled, bins=chosen.bins, categories=chosen.categories, kinds=kinds)
-    current = [Segmented(column.name, column.codes[before:], column.words) for column in columns]
+    current = [replace(column, codes=column.codes[before:]) for column in columns]
     _check(current, values)
     found = _found(current, values, chosen, one_sided=True)
-    return [_with_drift(slice_, columns, before) for slice_ in found]
+    return [_with_drift(*item, columns, before) for item in found]
 
 
 def drifted_slices(
@@ -135,16 +128,19 @@ def drifted_slices(
     is_current = np.zeros(pooled.num_rows)
     is_current[before:] = 1.0
     found = _found(columns, is_current, chosen, one_sided=False)
-    return [_as_shares(_with_drift(slice_, columns, before), before, pooled.num_rows - before) for slice_ in found]
+    return [_as_shares(_with_drift(*item, columns, before), before, pooled.num_rows - before) for item in found]
 
 
-def _found(columns: Sequence[Segmented], values: Floats, settings: SliceSettings, one_sided: bool) -> list[Slice]:
+def _found(
+    columns: Sequence[Segmented], values: Floats, settings: SliceSettings, one_sided: bool
+) -> list[tuple[Where, Slice]]:
+    """The slices with their conditions, as told."""
     deviation = float(values.std())
     if not deviation:
         return []
     least = max(settings.min_rows, math.ceil(settings.min_share * len(values)))
-    groups = list(_groups(columns, settings.pairs))
-    tests = [_tested(group, values, least, one_sided) for group in groups]
+    groups = list(groups_of(columns, settings.pairs))
+    tests = [tested(group, values, least, one_sided) for group in groups]
     pvalues = np.concatenate([test[1] for test in tests]) if tests else np.empty(0)
     if not len(pvalues):
         return []
@@ -155,81 +151,43 @@ def _found(columns: Sequence[Segmented], values: Floats, settings: SliceSettings
     strengths = np.concatenate([test[3] for test in tests])
     shares = np.concatenate([test[4] for test in tests])
     rests = values.mean() - shares * effects * deviation
-    if not one_sided or values.min() < 0:
-        settings = replace(settings, min_ratio=math.inf)
-    sized = worth(effects, rests, deviation, settings.min_effect, settings.min_ratio, one_sided)
+    ratio = settings.min_ratio if one_sided and values.min() >= 0 else math.inf
+    limits = Limits(
+        least_rows=least, deviation=deviation, min_effect=settings.min_effect, min_ratio=ratio, one_sided=one_sided
+    )
+    sized = worth(effects, rests, deviation, settings.min_effect, ratio, one_sided)
     passed = np.flatnonzero((qvalues <= settings.alpha) & sized)
     # By strength; of equal ones that of fewer columns comes first.
-    order = passed[np.lexsort((owners[passed], -strengths[passed]))][:_MOST_CANDIDATES]
+    order = passed[np.lexsort((owners[passed], -strengths[passed]))]
     left = np.ones(len(values), bool)
-    told: list[Slice] = []
-    for place in order.tolist():
+    told: list[tuple[Where, Slice]] = []
+    for place in order[:_MOST_CANDIDATES].tolist():
         group, segment = groups[owners[place]], int(segments[place])
         inside = group.codes == segment
         # Slices that overlap pass the test together; of those told only their own number counts.
         limit = settings.alpha * (len(told) + 1) / len(pvalues)
-        if not _still(values[inside & left], values[~inside & left], least, limit, deviation, settings, one_sided):
+        if not stands_out(values[inside & left], values[~inside & left], limit, limits):
             continue
+        codes = divmod(segment, len(columns[group.columns[1]].words)) if len(group.columns) == 2 else (segment,)
+        where: Where = tuple((column, code, code) for column, code in zip(group.columns, codes, strict=True))
+        better = refined(where, columns, values, left, settings.alpha, limits, settings.pairs)
+        rows = rows_in(columns, better)
+        if stands_out(values[rows & left], values[~rows & left], limit, limits):
+            where, inside = better, rows
         left &= ~inside
-        chosen = [columns[column] for column in group.columns]
-        codes = divmod(segment, len(chosen[1].words)) if len(chosen) == 2 else (segment,)
-        mean, rest = float(values[inside].mean()), float(values[~inside].mean())
-        rows = int(inside.sum())
-        excess = rows * (mean - rest) / float(values.sum()) if values.sum() else math.nan
-        told.append(
-            Slice(
-                words_of(chosen, codes), rows, rows / len(values), mean, rest, float(effects[place]),
-                float(qvalues[place]), excess,
-            )
-        )  # fmt: skip
+        told.append((where, _slice(where, columns, inside, values, deviation, float(qvalues[place]))))
         if len(told) == settings.limit:
             break
     return told
 
 
-def _groups(columns: Sequence[Segmented], pairs: bool) -> Iterable[_Candidates]:
-    for place, column in enumerate(columns):
-        yield _Candidates((place,), column.codes, len(column.words))
-    for (i, left), (j, right) in itertools.combinations(enumerate(columns), 2) if pairs else ():
-        codes, size = together(left, right)
-        yield _Candidates((i, j), codes, size)
-
-
-def _tested(
-    group: _Candidates, values: Floats, least: int, one_sided: bool
-) -> tuple[Counts, Floats, Floats, Floats, Floats]:
-    """The segments that are large enough; their p-values, differences from the rest, absolute statistics and shares."""
-    inside = group.codes >= 0
-    codes, of = (group.codes, values) if inside.all() else (group.codes[inside], values[inside])
-    counts = np.bincount(codes, minlength=group.size)
-    chosen = np.flatnonzero((counts >= least) & (len(values) - counts >= least))
-    n, sums = counts[chosen].astype(np.float64), np.bincount(codes, of, group.size)[chosen]
-    squares = np.bincount(codes, of * of, group.size)[chosen]
-    total, total_squares = float(values.sum()), float(np.dot(values, values))
-    difference, t, degrees = welch((n, sums, squares), (len(values) - n, total - sums, total_squares - squares))
-    return chosen, p_values(t, degrees, one_sided), difference, np.abs(t), n / len(values)
-
-
-def _still(
-    inside: Floats,
-    outside: Floats,
-    least: int,
-    limit: float,
-    deviation: float,
-    settings: SliceSettings,
-    one_sided: bool,
-) -> bool:
-    """Whether a slice still stands out among the rows that no slice before it has taken."""
-    if min(len(inside), len(outside)) < least:
-        return False
-    difference, t, degrees = welch(_moments(inside), _moments(outside))
-    limits = settings.min_effect, settings.min_ratio
-    enough = worth(difference / deviation, outside.mean(), deviation, *limits, one_sided)
-    return bool(enough[0] and p_values(t, degrees, one_sided)[0] <= limit)
-
-
-def _moments(values: Floats) -> Moments:
-    return np.array([float(len(values))]), np.array([values.sum()]), np.array([np.dot(values, values)])
+def _slice(
+    where: Where, columns: Sequence[Segmented], inside: Mask, values: Floats, deviation: float, qvalue: float
+) -> Slice:
+    mean, rest, rows = float(values[inside].mean()), float(values[~inside].mean()), int(inside.sum())
+    excess = rows * (mean - rest) / float(values.sum()) if values.sum() else math.nan
+    words = tuple(columns[column].words_of(first, last) for column, first, last in where)
+    return Slice(words, rows, rows / len(values), mean, rest, (mean - rest) / deviation, qvalue, excess)
 
 
 def _pooled(reference: Rows, current: Rows) -> tuple[int, pa.Table]:
@@ -245,11 +203,8 @@ def _pooled(reference: Rows, current: Rows) -> tuple[int, pa.Table]:
     return first.num_rows, both
 
 
-def _with_drift(slice_: Slice, columns: Sequence[Segmented], before: int) -> Slice:
-    inside = np.ones(len(columns[0].codes), bool)
-    for condition in slice_.conditions:
-        column = next(column for column in columns if condition in column.words)
-        inside &= column.codes == column.words.index(condition)
+def _with_drift(where: Where, slice_: Slice, columns: Sequence[Segmented], before: int) -> Slice:
+    inside = rows_in(columns, where)
     was, now = float(inside[:before].mean()), float(inside[before:].mean())
     return replace(slice_, drift=now - was)
 

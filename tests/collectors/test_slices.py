@@ -56,6 +56,36 @@ def test_a_planted_pair_is_told_as_a_pair_and_not_as_its_two_columns() -> None:
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.75])
+def test_a_category_beyond_a_threshold_of_a_number_is_told_as_both(share: float) -> None:
+    """Its bins are each a small part of it, so the category alone is stronger evidence than any pair."""
+    columns = rows(40, 20_000)
+    limit = np.quantile(columns["distance"], share)
+    inside = (columns["carrier"] == "EV") & (columns["distance"] > limit)
+    errors = (np.random.default_rng(41).random(20_000) < np.where(inside, 0.25, 0.1)).astype(float)
+
+    (found,) = worst_slices(columns, errors)
+
+    assert found.conditions[0] == "carrier = EV"
+    assert found.conditions[1].startswith("distance >= ")
+    assert np.mean(columns["distance"] < float(found.conditions[1].split()[-1])) == pytest.approx(share, abs=0.1)
+    assert found.rest == pytest.approx(0.1, abs=0.01)
+
+
+def test_bins_side_by_side_are_told_as_one_range() -> None:
+    columns = rows(42, 20_000)
+    low, high = np.quantile(columns["distance"], [0.25, 0.625])
+    inside = (columns["distance"] >= low) & (columns["distance"] < high)
+    errors = (np.random.default_rng(43).random(20_000) < np.where(inside, 0.2, 0.1)).astype(float)
+
+    (found,) = worst_slices(columns, errors, reference=rows(44, 20_000))
+
+    (condition,) = found.conditions
+    assert " <= distance < " in condition
+    assert found.rows == pytest.approx(inside.sum(), rel=0.1)
+    assert abs(found.drift) < 0.02
+
+
 def test_two_planted_segments_are_both_told() -> None:
     columns = rows(6, 30_000)
     errors = np.random.default_rng(7).exponential(1, 30_000)

@@ -521,8 +521,8 @@ class Settings(_Section, frozen=True, kw_only=True):
     def _url(self, port: int) -> str:
         host = self.trimtab.host
         # An address to bind to is not always one to call: 0.0.0.0 and :: mean "here" to a client.
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)
-        return f"http://{host}:{port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def intake_url(self) -> str:

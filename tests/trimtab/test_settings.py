@@ -87,6 +87,13 @@ def test_an_address_to_bind_to_is_turned_into_one_to_call() -> None:
     assert settings.serving_url == "http://127.0.0.1:8080"
 
 
+@pytest.mark.parametrize("host", ["::", "::1"])
+def test_addresses_of_ipv6_stand_in_brackets(host: str) -> None:
+    settings = msgspec.structs.replace(Settings(), trimtab=msgspec.structs.replace(Settings().trimtab, host=host))
+
+    assert settings.serving_url == "http://[::1]:8080"
+
+
 def test_the_document_has_every_field() -> None:
     page = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
     fields = (

@@ -13,17 +13,22 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from collectors.drift.auto import AutoVerdict, judge_cells
+from collectors.drift.calibration import Calibration
 from collectors.drift.cells import Cells
 from collectors.drift.jensen_shannon import jensen_shannon
 from collectors.drift.null import cells_of_sorted
 from collectors.drift.rows import wasserstein_rows
 from collectors.drift.thresholds import DriftThresholds
+from collectors.evidence import Evidence
+from collectors.history import Against, History
+from collectors.windows import Pane
+from observability.profile import Profile
 
 WINDOWS = (50, 100, 200, 500, 1000, 5000, 100_000, 1_000_000)
 REFERENCES = (5_000, 50_000)
@@ -52,6 +57,7 @@ def main() -> None:
     )
     power(random, options.draws)
     many_columns(random, options.draws)
+    over_time(random, options.draws)
     print(f"\n{time.process_time() - began:.0f} processor seconds")
 
 
@@ -148,6 +154,43 @@ def many_columns(random: np.random.Generator, draws: int) -> None:
     print(
         f"p <= 0.05 by itself {any_raw / ticks:.1%}; Benjamini–Hochberg at 5 % {any_rule / ticks:.1%} of {ticks} ticks"
     )
+
+
+def over_time(random: np.random.Generator, draws: int) -> None:
+    print("\nAlarms over windows of 10 columns without change: share of the windows in which one stands, and how many")
+    windows = max(draws // 5, 20)
+    for name, reference, rows in (("short", 1_000, 1_000), ("longer", 5_000, 2_000), ("few rows", 5_000, 100)):
+        against = Against(Profile.of(columns(random, reference, np.zeros(10))), None, DriftThresholds())
+        told(name, against, [columns(random, rows, np.zeros(10)) for _ in range(windows)])
+    # Offsets of a tenth of a deviation that remember the last window's: nine tenths of them are left.
+    means = [random.normal(0, 0.1, 10)]
+    for _ in range(2 * windows):
+        means.append(0.9 * means[-1] + random.normal(0, 0.1 * math.sqrt(0.19), 10))
+    wandering = [columns(random, 400, mean) for mean in means]
+    blocks, live = wandering[:windows], wandering[windows:]
+    whole = Profile.of({column: np.concatenate([block[column] for block in blocks]) for column in blocks[0]})
+    calibration = Calibration.of([whole.empty().updated(block) for block in blocks])
+    for name, known in (("wandering", None), ("calibrated", calibration)):
+        told(name, Against(whole, known, DriftThresholds()), live)
+
+
+def columns(random: np.random.Generator, rows: int, means: Shares) -> dict[str, Shares]:
+    return {f"feature.{place}": random.normal(mean, 1.0, rows) for place, mean in enumerate(means)}
+
+
+def told(name: str, against: Against, windows: Sequence[Mapping[str, Shares]]) -> None:
+    evidence, history = Evidence(1000.0, 0.0), History(1.0, 1, len(windows))
+    standing, raised = 0, set()
+    for number, rows in enumerate(windows):
+        pane = Pane("m", "1", number, number + 1)
+        pane.profile = against.profile.empty().updated(rows)
+        pane.rows = len(next(iter(rows.values())))
+        history.put(pane)
+        evidence.put(pane, against, history)
+        active = evidence.standing(("m", "1"))[1]
+        standing += bool(active)
+        raised |= {(alarm.column, alarm.at) for alarm in active}
+    print(f"{name:>12}: {standing / len(windows):6.1%} of {len(windows)} windows, {len(raised)} alarms", flush=True)
 
 
 def from_rows(

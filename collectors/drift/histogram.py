@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from collectors.drift.bins import Floats
-from collectors.drift.comparison import Sides
-from observability.columns import Column, NumericColumn
+from collectors.drift.comparison import ColumnComparison, Sides
+from observability.columns import Column, DatetimeColumn, NumericColumn
 
 # The range that is shown leaves out so much of the reference's mass on either side, at least, in the outermost bars.
 TAIL = 0.005
@@ -46,6 +47,16 @@ def bars(cells: Sides[Column], most: int) -> Bars | None:
     return _of_categories(tuple(labels), Sides(before, now), most)
 
 
+def bars_of(column: ColumnComparison, most: int) -> Bars | None:
+    """The bars of a compared column: of times that were judged by when they were, those of their values."""
+    if column.cells is None:
+        return None
+    before, now = column.cells.reference, column.cells.current
+    if isinstance(before, DatetimeColumn) and isinstance(now, DatetimeColumn) and column.method == "cdf_distance":
+        return _of_numbers(Sides(before.span, now.span), most, _day) if before.span and now.span else None
+    return bars(column.cells, most)
+
+
 def sparkline(shares: Floats, highest: float) -> str:
     """A bar a character; `highest` is the share that is drawn full."""
     if not highest:
@@ -61,14 +72,16 @@ def _numeric(column: Column) -> NumericColumn | None:
     return found if isinstance(found, NumericColumn) else None
 
 
-def _of_numbers(pair: Sides[NumericColumn], most: int) -> Bars | None:
+def _of_numbers(
+    pair: Sides[NumericColumn], most: int, label: Callable[[float], str] = lambda value: _number(value)
+) -> Bars | None:
     edges = pair.reference.edges
     if not len(edges):
         return None
     if len(edges) <= FEW:
         held = pair.reference.counts + pair.current.counts > 0
         starts = np.concatenate([[-math.inf], edges])
-        names = [_number(start) if math.isfinite(start) else f"< {_number(edges[0])}" for start in starts[held]]
+        names = [label(start) if math.isfinite(start) else f"< {label(edges[0])}" for start in starts[held]]
         # The greatest value's cell is closed by the next number above.
         names = [f"> {name}" if place and name == names[place - 1] else name for place, name in enumerate(names)]
         return Bars(tuple(names), Sides(_shares(pair.reference.counts[held]), _shares(pair.current.counts[held])), True)
@@ -83,9 +96,9 @@ def _of_numbers(pair: Sides[NumericColumn], most: int) -> Bars | None:
         # What lies outside the range belongs to the outermost bars.
         inside[0], inside[-1] = 0.0, 1.0 if side.count else 0.0
         found.append(np.diff(inside))
-    names = [_number(value) for value in at[:-1]]
+    names = [label(value) for value in at[:-1]]
     if min(pair.reference.minimum, pair.current.minimum) < low:
-        names[0] = f"< {_number(at[1])}"
+        names[0] = f"< {label(at[1])}"
     return Bars(tuple(names), Sides(found[0], found[1]), True)
 
 
@@ -166,3 +179,8 @@ def _shares(counts: np.typing.NDArray[np.int64]) -> Floats:
 
 def _number(value: float) -> str:
     return f"{value:.4g}"
+
+
+def _day(seconds: float) -> str:
+    """The day that a time since 1970 is of."""
+    return str(np.datetime64(round(seconds), "s").astype("datetime64[D]"))

@@ -6,8 +6,9 @@ import math
 from html import escape
 
 from collectors.drift.comparison import ColumnComparison, Comparison, Part
-from collectors.drift.histogram import Bars, bars
-from collectors.drift.terminal import headline, missing, number
+from collectors.drift.histogram import Bars, bars_of
+from collectors.drift.reasons import is_plain
+from collectors.drift.terminal import NAMELESS, headline, missing, number
 
 BARS = 40
 _WIDTH, _HEIGHT = 360, 90
@@ -76,7 +77,7 @@ def _column(name: str, column: ColumnComparison) -> str:
     word = '<span class="bad">drifted</span>' if column.drifted else '<span class="good">no drift</span>'
     if not column.judged:
         word = '<span class="dim">not judged</span>'
-    entries = [("reason", column.reason)] if column.reason not in ("drifted", "within threshold", "") else []
+    entries = [("reason", column.reason)] if not is_plain(column.reason) else []
     if column.score is not None:
         limit = "" if column.threshold is None else f" (threshold {number(column.threshold)})"
         entries.append((column.method or "score", number(column.score) + limit))
@@ -85,10 +86,10 @@ def _column(name: str, column: ColumnComparison) -> str:
     entries += [(label, number(value)) for label, value in statistics if value is not None and math.isfinite(value)]
     entries.append(("missing", missing(column)))
     listed = "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in entries)
-    drawn = bars(column.cells, BARS) if column.cells is not None else None
+    drawn = bars_of(column, BARS)
     picture = _picture(drawn) if drawn is not None else ""
     return (
-        f'<section><div><h2>{escape(name)} <small class="dim">{escape(column.type)}</small> {word}</h2>'
+        f'<section><div><h2>{escape(name or NAMELESS)} <small class="dim">{escape(column.type)}</small> {word}</h2>'
         f"<dl>{listed}</dl></div><div>{picture}</div></section>"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from collectors.drift.comparison import Sides, share_of
@@ -21,6 +22,11 @@ _SAID = {
 def plain(drifted: bool) -> str:
     """What is said of a column with values enough on both sides, and nothing else to tell."""
     return "drifted" if drifted else "within threshold"
+
+
+def is_plain(reason: str) -> bool:
+    """Whether a reason says no more than the verdict does."""
+    return reason in ("", plain(True)) or bool(re.fullmatch(rf"{plain(False)}( \(by its [^;]*\))?", reason))
 
 
 def told(

@@ -12,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from collectors.drift.comparison import ColumnComparison, Comparison, Part
-from collectors.drift.histogram import bars, sparkline
+from collectors.drift.histogram import bars_of, sparkline
+from collectors.drift.reasons import is_plain
 
 BARS = 16
+# How a column is called whose name is empty.
+NAMELESS = '""'
 # Longer names go on in the next line.
 _FOLDED = {"column": 32, "method": 18}
 # So much of a name stands in one line where the terminal is narrow; between columns are so many blanks.
@@ -78,7 +81,7 @@ def _columns(found: Comparison, width: int) -> RenderableType:
     for name, column in found.worst_first:
         verdict = Text("DRIFTED" if column.drifted else "-" if not column.judged else "ok")
         verdict.stylize("red" if column.drifted else "green" if column.judged else "dim")
-        cells["column"].append(Text.assemble(shown(name), "\n", (column.type, "dim")))
+        cells["column"].append(Text.assemble(shown(name or NAMELESS), "\n", (column.type, "dim")))
         cells["verdict"].append(verdict)
         cells["score"].append(Text(number(column.score)))
         cells["threshold"].append(Text(number(column.threshold)))
@@ -115,7 +118,7 @@ def _width(title: str, texts: Sequence[Text]) -> int:
 def _reasons(found: Comparison) -> list[Text]:
     """A line for each column that has more to say than its verdict."""
     said = [(name, _reason(column)) for name, column in found.worst_first]
-    return [Text.assemble((shown(name), "bold"), shown(f": {reason}")) for name, reason in said if reason]
+    return [Text.assemble((shown(name or NAMELESS), "bold"), shown(f": {reason}")) for name, reason in said if reason]
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:
@@ -123,11 +126,11 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def _reason(column: ColumnComparison) -> str:
-    return "" if column.reason in ("drifted", "within threshold") else column.reason
+    return "" if is_plain(column.reason) else column.reason
 
 
 def _pictures(column: ColumnComparison) -> Text:
-    found = bars(column.cells, BARS) if column.cells is not None else None
+    found = bars_of(column, BARS)
     if found is None:
         return Text("")
     highest = max(float(found.shares.reference.max(initial=0.0)), float(found.shares.current.max(initial=0.0)))

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from collectors.drift.compare import compare, saved_profile
 from collectors.drift.comparison import ColumnComparison, Mode
+from collectors.drift.histogram import bars_of
+from collectors.drift.page import page
+from collectors.drift.terminal import rendered
 from observability.columns import DatetimeColumn
 from observability.profile import Profile
 
@@ -135,3 +141,31 @@ def test_profiles_without_a_reference_still_add_up() -> None:
     first, second = (Profile.without_reference(dates(np.arange(start, start + 50))) for start in (0, 400))
 
     assert (first + second).columns["t"].count == 100
+
+
+def test_what_is_shown_of_dates_that_moved_is_their_years() -> None:
+    before = dates(of(9, lambda r: r.normal(10000, 500, 3000)))
+    moved = found(before, dates(of(10, lambda r: r.normal(10400, 500, 3000))))
+    same = found(before, dates(of(11, lambda r: r.normal(10000, 500, 3000))))
+
+    drawn, week = bars_of(moved, 16), bars_of(replace(same, method="chi_square"), 16)
+    assert drawn is not None
+    assert week is not None
+    assert drawn.labels[1].startswith("199")
+    assert np.abs(drawn.shares.reference - drawn.shares.current).sum() > 0.3
+    assert week.labels[0] == "Mon"
+
+
+def test_a_column_without_a_name_is_seen_and_times_that_stayed_say_nothing() -> None:
+    table = dates(of(12, lambda r: r.integers(0, 9000, 500))).append_column("", pa.array([1.0] * 500))
+    same = compare(table, table)
+
+    console = Console(file=io.StringIO(), width=120)
+    with console.capture() as capture:
+        console.print(rendered(same))
+    told = capture.get()
+
+    assert '""' in told
+    assert "hour of the week" not in told
+    assert "by its value" not in told
+    assert "&quot;&quot;" in page(same, "two")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, ServingError
+from serving.errors import ArtifactError, Conflict, NotFound, RegistryError, RegistryUnavailable, ServingError
 from serving.examination import examined
 from serving.pages.model_page import model_page
 from serving.peers import Alone, Peers
@@ -94,6 +94,9 @@ class Control:
         for number in sorted(policy.loaded() - {policy.stable}):
             try:
                 await self._ensure(deployment, number)
+            except RegistryUnavailable:
+                # It says nothing about the version, which shall keep its traffic.
+                raise
             except ServingError as error:
                 _log.error("version %d of %s cannot be loaded: %s", number, model, error)
                 without = switches.without_version(policy, number)
@@ -242,6 +245,8 @@ class Control:
             began = time.monotonic()
             try:
                 loaded = (await self._ensure(deployment, version)).loaded
+            except RegistryUnavailable:
+                raise
             except (ArtifactError, RegistryError) as error:
                 return {"unloadable": str(error)}
             seconds = time.monotonic() - began

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from serving.errors import RegistryError
+from serving.errors import RegistryError, RegistryUnavailable
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -82,7 +82,10 @@ class Database(Protocol):
     """A database with the tables of serving; threads may share it."""
 
     def begin(self) -> AbstractContextManager[Transaction]:
-        """A transaction: committed at the end of the block, rolled back when it raises."""
+        """A transaction: committed at the end of the block, rolled back when it raises.
+
+        Raises RegistryUnavailable where the database cannot be read or written now.
+        """
         ...
 
     def close(self) -> None:
@@ -136,18 +139,28 @@ class Sqlite:
     def begin(self) -> Iterator[Transaction]:
         """Takes the file's lock for writing at once: nobody writes between what is read and what is written."""
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
             try:
+                self._connection.execute("BEGIN IMMEDIATE")
                 yield _SqliteTransaction(self._connection)
                 self._connection.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                self._roll_back()
+                raise _unavailable(error) from error
             except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                self._roll_back()
                 raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def _unavailable(error: BaseException) -> RegistryUnavailable:
+    return RegistryUnavailable(f"the registry's database does not work now: {error}; call again")
 
 
 class _SqliteTransaction:
@@ -175,8 +188,13 @@ class _Server:
 
     @contextmanager
     def begin(self) -> Iterator[Transaction]:
-        with self._engine.begin() as connection:
-            yield _ServerTransaction(connection)
+        import sqlalchemy.exc
+
+        try:
+            with self._engine.begin() as connection:
+                yield _ServerTransaction(connection)
+        except sqlalchemy.exc.OperationalError as error:
+            raise _unavailable(error.orig or error) from error
 
     def close(self) -> None:
         self._engine.dispose()

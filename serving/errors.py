@@ -144,6 +144,14 @@ class RegistryError(ServingError):
     status = 404
 
 
+class RegistryUnavailable(RegistryError):
+    """The registry's database does not read or write now: its disk is full, it is locked or away (503)."""
+
+    status = 503
+    outcome = "unavailable"
+    retry_after_seconds = 1.0
+
+
 class OverBudget(ServingError):
     """A version does not fit into the memory budget (507)."""
 

@@ -33,7 +33,7 @@ from serving.batching.lanes import Lanes
 from serving.cache import CachePolicy, ResponseCache
 from serving.callers import Caller, Callers
 from serving.control import Control
-from serving.errors import ServingError
+from serving.errors import RegistryUnavailable, ServingError
 from serving.fleet import FleetOptions
 from serving.front import Front
 from serving.garbage import give_memory_back, load_torch, settle_down
@@ -48,7 +48,7 @@ from serving.shadows import Place, ShadowProcess
 from serving.stopping import Stopping, pause
 from serving.telemetry.counting import Counting
 from serving.telemetry.recorder import Recorder
-from serving.telemetry.signals import Signals, connections_dropped
+from serving.telemetry.signals import Signals
 from serving.transport.certificates import tls_context
 from serving.transport.listening import stop_listening
 from serving.versions.deployment import Deployment, Loaded, load_version
@@ -283,12 +283,15 @@ class Service:
             routes=[*repository.routes(), *self.edge.routes], observe=self.edge.observe,
         ).build()  # fmt: skip
         self.edge.bind(app)
-        self.http = Server(self._front, app, config.limits, connections_dropped(self.metrics))
+        self.http = Server(self._front, app, config.limits)
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listens at once (not ready), loads and warms the stable versions, then is ready."""
+        """Listens at once (not ready), loads and warms the stable versions, then is ready.
+
+        Raises RegistryUnavailable, OSError where the port is taken.
+        """
         import torch
 
         torch.set_num_threads(self.config.torch_threads)
@@ -297,6 +300,8 @@ class Service:
         for model in self.config.models or await self._control.models():
             try:
                 await self._restore(model)
+            except RegistryUnavailable:
+                raise
             except ServingError as error:
                 _log.error("%s cannot be served: %s", model, error)
                 self.deployments.setdefault(model, self._make(model)).trouble = str(error)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from serving import Conflict, Policy, RegistryError
+from serving import Conflict, Policy, RegistryError, Service
 from serving.database import Database, Json, json_of, open_database
+from serving.errors import RegistryUnavailable
 from serving.routing.policies import PolicyStore
 
 TOLD: dict[str, Any] = {"time": 3.5, "release": None, "version": None, "reason": "", "actor": "me"}
@@ -93,3 +96,36 @@ def test_sqlite_takes_its_own_options(tmp_path: Path) -> None:
     with pytest.raises(RegistryError):
         open_database(f"sqlite:///file:{tmp_path / 'absent.db'}?mode=rw")
     open_database(f"sqlite+pysqlite:///file:{tmp_path / 'registry.db'}?mode=rw").close()
+
+
+def test_a_database_that_cannot_be_written_says_so_and_is_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "registry.db"
+    open_database(f"sqlite:///{path}").close()
+    database = open_database(f"sqlite:///file:{path}?mode=ro")
+    store = PolicyStore(database)
+
+    with pytest.raises(RegistryUnavailable, match="readonly database; call again"):
+        store.save(Policy("mlp", generation=1, stable=1), "promote", **TOLD)
+
+    assert store.load("mlp") is None
+    database.close()
+
+
+@pytest.mark.slow
+async def test_a_server_whose_registry_cannot_be_written_answers_and_refuses_changes(
+    start: Callable[..., Awaitable[Service]], registry_url: str
+) -> None:
+    unwritable = registry_url.replace("sqlite:///", "sqlite:///file:") + "?mode=ro"
+    with pytest.raises(RegistryUnavailable):  # the first policy of a model is stored
+        await start(registry_url=unwritable)
+    await start()
+    service = await start(registry_url=unwritable)
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        refused = await client.post("/api/v1/models/fares/canary", json={"version": 2, "weight": 0.5})
+        tried = await client.post("/api/v1/models/fares/examine", json={"version": 2})
+
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "does not work now" in refused.json()["error"]
+    assert service.deployments["fares"].router.policy.canary is None
+    assert tried.status_code == 200

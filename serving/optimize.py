@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from serving.errors import ArtifactError
 from serving.optimizing.bfloat16 import to_bfloat16
 from serving.optimizing.int8 import to_int8
-from serving.optimizing.layers import Fate, fates, layers, plain_linears, swept
+from serving.optimizing.layers import Fate, fates, folded_weights, layers, plain_linears, swept
 from serving.optimizing.pruning import prune_units, zero_weights
 from serving.protocol.tensors import Array
 
@@ -65,6 +65,7 @@ def transformed(
     found: list[Fate] = []
     with torch.no_grad():
         plain_linears(module)
+        folded_weights(module)
         if recipe.prune:
             found += fates("prune", prune_units(module, recipe.prune, columns, layers(module)))
         if recipe.sparsity:

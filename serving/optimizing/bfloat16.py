@@ -80,6 +80,8 @@ def _left(module: torch.fx.GraphModule, layer: Layer) -> str | None:
     # Measured: 10 to 50 times float32's time on a processor without these instructions.
     if not torch.cpu._is_avx512_bf16_supported():
         return "this processor does not multiply bfloat16, and torch's kernel takes many times as long without"
+    if layer.kind == LSTM and (recurrent := get(module, layer.weights[1])).shape[0] != 4 * recurrent.shape[1]:
+        return "torch's kernel for an LSTM with projections is slower in bfloat16"
     if layer.kind == CONVOLUTION:
         kernel = get(module, layer.weights[0])
         if kernel.shape[2:].numel() == 1 or kernel.shape[1] == 1:

@@ -112,6 +112,51 @@ def fates(step: str, each: Iterable[tuple[Layer, bool, str]]) -> tuple[Fate, ...
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------
+def folded_weights(module: torch.fx.GraphModule) -> None:
+    """Computes once what layers compute of their own weights at each call, as under `weight_norm`."""
+    import torch
+
+    for node in list(module.graph.nodes):
+        if operator_name(node) not in _KINDS:
+            continue
+        for given in _kind(node)[1]:
+            if getattr(given, "op", "") != "call_function" or _reads_inputs(module, given):
+                continue
+            name = f"folded_{given.name}"
+            value = _computed(module, given)
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                continue
+            module.register_parameter(name, torch.nn.Parameter(value.detach().clone(), requires_grad=False))
+            with module.graph.inserting_before(given):
+                weight = module.graph.get_attr(name)
+            weight.meta = dict(given.meta)
+            given.replace_all_uses_with(weight)
+    module.graph.eliminate_dead_code()
+
+
+def _reads_inputs(module: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
+    """Whether a value depends on what the program is given, on chance, or on a graph within the graph."""
+    import torch
+
+    if node.op == "get_attr":
+        return not hasattr(get(module, node), "dtype")
+    chance = torch.Tag.nondeterministic_seeded
+    if node.op != "call_function" or chance in getattr(node.target, "tags", ()):
+        return True
+    return any(_reads_inputs(module, one) for one in node.all_input_nodes)
+
+
+def _computed(module: torch.fx.GraphModule, node: torch.fx.Node) -> Any:
+    import torch
+
+    if node.op == "get_attr":
+        # Operators in place, which some norms use, must not change what the program keeps.
+        return get(module, node).clone()
+    target: Any = node.target
+    arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda one: _computed(module, one))
+    return target(*arguments[0], **arguments[1])
+
+
 def plain_linears(module: torch.fx.GraphModule) -> None:
     """Writes `addmm`, `mm` and `matmul` with a transposed weight as linear layers: decomposed programs have these."""
     import torch

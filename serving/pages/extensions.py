@@ -91,7 +91,8 @@ async def _unchanged(request: Request, settings: Mapping[str, Any], remedy: str)
         given = (
             value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(settings[name], list) else value
         )
-        if value is not None and given != settings[name]:
+        # tritonclient takes a setting back by null over HTTP, and by no value at all over gRPC.
+        if value not in (None, []) and given != settings[name]:
             raise InvalidRequest(f"setting {name!r} is {settings[name]!r} and fixed at start; {remedy}")
 
 

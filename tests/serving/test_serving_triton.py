@@ -55,6 +55,7 @@ CLIENT = """
              "config": plain(client.get_model_config, "fares", "1"),
              "index": plain(client.get_model_repository_index),
              "trace": plain(client.get_trace_settings), "model_trace": plain(client.get_trace_settings, "fares"),
+             "untouched": plain(client.update_trace_settings, settings={"trace_count": None}),
              "log": plain(client.get_log_settings),
              "system": plain(client.get_system_shared_memory_status),
              "cuda": plain(client.get_cuda_shared_memory_status), "scores": []}
@@ -187,7 +188,7 @@ def test_an_unmodified_tritonclient_finds_all_it_asks_for(server: Running, kind:
     assert [(entry["name"], entry["version"], entry["state"]) for entry in index][:1] == [("fares", "1", "READY")]
     settings = found["trace"] if http else {k: v["value"] for k, v in found["trace"]["settings"].items()}
     assert settings["trace_level"] == ["TIMESTAMPS"]
-    assert found["model_trace"] == found["trace"]
+    assert found["model_trace"] == found["untouched"] == found["trace"]
     assert found["log"] if http else found["log"]["settings"]
     assert not found["system"]
     assert not found["cuda"]

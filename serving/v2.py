@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -258,6 +259,8 @@ def _plan(header: bytes) -> _Plan:
 
 def decoded(body: bytes) -> _Body:
     """A JSON body, or a binary one's JSON part. Raises InvalidRequest."""
+    # Some clients begin with a mark, which a reader may pass over (RFC 8259, 8.1).
+    body = body.removeprefix(BOM_UTF8)
     try:
         return _decode_body(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

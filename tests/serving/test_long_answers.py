@@ -10,18 +10,35 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from serving import AsyncInferenceClient, Input, Output, Registry, Service, Signature, save_artifact
+from serving import (
+    AsyncInferenceClient,
+    Input,
+    MountedServer,
+    Output,
+    Registry,
+    Service,
+    ServingConfig,
+    Signature,
+    save_artifact,
+)  # fmt: skip
+from serving.grpc import service as grpc_service
+from serving.grpc.messages import SERVICE, message, methods
+from serving.grpc.transcoding import infer_answer, streamed_answer
 from serving.http import Limits
 from serving.protocol import long_answers
 from serving.protocol.long_answers import LongBody, content_pieces, packed_long, text_pieces, whole
 from serving.protocol.outputs import LONG_VALUES, Outputs, Rows, values_text
 from serving.protocol.responder import Responder
 from serving.protocol.tensors import Array
+from serving.transport.gateway import Reply
 from serving.v2 import InferRequest
 from serving.writing import Answer
 
@@ -254,6 +271,87 @@ async def test_our_client_reads_long_answers(wide: None, start: Start, threads: 
             assert np.array_equal(found["y"].reshape(-1, WIDTH), expected(LONG * 4))
 
     assert len(threads) == 2
+
+
+# --- other ways in ---------------------------------------------------------------------------------------------------
+@given(st.data())
+def test_a_grpc_answer_does_not_depend_on_the_pieces(data: st.DataObject) -> None:
+    responder = Responder("m", 3, Signature((Input.of("x", "FP32"),), (Output("y"), Output("z", "INT64"))))
+    outputs = [np.arange(24, dtype="f4").reshape(4, 6), np.arange(4) << 40]
+    body, length = responder.body(InferRequest("7", 4, {}, binary_default=True), outputs)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=5)))
+    pieces = LongBody(body[at:end] for at, end in zip([0, *cuts], [*cuts, len(body)], strict=True))
+    typed = data.draw(st.booleans())
+    reply = Reply(200, {b"inference-header-content-length": b"%d" % length}, pieces)
+    answer = message("ModelStreamInferResponse").FromString(
+        b"".join(streamed_answer(infer_answer(reply, typed=typed, parameters={"last": True})))
+    )
+
+    response = answer.infer_response
+    assert (response.model_name, response.id, response.parameters["last"].bool_param) == ("m", "7", True)
+    if typed:
+        assert list(response.outputs[0].contents.fp32_contents) == list(range(24))
+        assert list(response.outputs[1].contents.int64_contents) == outputs[1].tolist()
+    else:
+        assert list(response.raw_output_contents) == [output.tobytes() for output in outputs]
+
+
+async def test_grpc_makes_long_answers_beside_the_loop(
+    wide: None, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+
+    def noted(*args: Any, **options: Any) -> list[bytes]:
+        made.append(threading.current_thread() is threading.main_thread())
+        return infer_answer(*args, **options)
+
+    monkeypatch.setattr(grpc_service, "infer_answer", noted)
+    service = await start(grpc_port=0)
+    target = f"127.0.0.1:{service.edge.grpc_port}"
+    async with grpc.aio.insecure_channel(target, options=[("grpc.max_receive_message_length", -1)]) as channel:
+        kinds = methods()["ModelInfer"]
+        ask = channel.unary_unary(f"/{SERVICE}/ModelInfer", kinds[0].SerializeToString, kinds[1].FromString)
+        for rows in (2, LONG * 10):
+            request = message("ModelInferRequest")(model_name="wide")
+            values = np.arange(rows, dtype="f4")
+            tensor = request.inputs.add(name="x", datatype="FP32", shape=[rows, 1])
+            tensor.contents.fp32_contents.extend(values)
+            typed = await ask(request)
+            tensor.ClearField("contents")
+            request.raw_input_contents.append(values.tobytes())
+            raw = await ask(request)
+
+            assert np.array_equal(np.frombuffer(raw.raw_output_contents[0], "f4"), expected(rows).reshape(-1))
+            assert np.array_equal(typed.outputs[0].contents.fp32_contents, expected(rows).reshape(-1))
+
+    assert made == [True, True, False, False]
+
+
+async def test_the_mounted_app_sends_long_answers_in_pieces(
+    wide: None, registry_url: str, tmp_path: Path, threads: list[str]
+) -> None:
+    app = MountedServer(ServingConfig(registry_url=registry_url, artifacts_dir=tmp_path / "artifacts"))
+    sent: list[dict[str, Any]] = []
+    asks = [{"type": "http.request", "body": asked(200, binary=True), "more_body": False}]
+
+    async def receive() -> Any:
+        if asks:
+            return asks.pop()
+        return await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with app.lifespan():
+        scope = {"type": "http", "method": "POST", "path": TARGET, "headers": [], "query_string": b""}
+        await app(scope, receive, send)
+
+    body = b"".join(message["body"] for message in sent[1:])
+    assert [message["more_body"] for message in sent[1:-1]] == [True] * (len(sent) - 2)
+    assert len(sent) > 4
+    assert body.endswith(expected(200).tobytes())
+    assert dict(sent[0]["headers"])[b"content-length"] == b"%d" % len(body)
+    assert len(threads) == 1
 
 
 # --- clients that do not read ----------------------------------------------------------------------------------------

@@ -148,6 +148,13 @@ async def test_requests_behind_an_answer_that_is_not_read_wait_unread() -> None:
     # What comes in one step is seen at once.
     assert seen < 16 * 1024 / len(post(5)) + 2
     assert server.buffered > len(stream) / 2
+    gone, _ = connected(server, 0)
+    held = server.buffered
+    gone.data_received(stream)
+    assert server.buffered > held + len(stream) / 2
+    gone.connection_lost(None)
+    assert server.buffered == held
+    handler.seen = seen
     for _ in range(100):
         pipe.read(PIECE_BYTES)
         await turns()
@@ -177,6 +184,21 @@ async def test_pipelined_requests_beyond_those_that_may_wait_are_parsed_when_the
     bodies = [part.partition(b"\r\n\r\n")[2] for part in bytes(pipe.written).split(b"HTTP/1.1 200 OK")[1:]]
     assert bodies == [b"1"] * 1000 + [b"200000"] + [b"1"] * 1000
     assert (server.buffered, connection.active(), pipe.reading) == (0, 0, True)
+
+
+def test_a_long_body_is_parsed_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    feed = Connection._feed_some
+    monkeypatch.setattr(Connection, "_feed_some", lambda self, data: (steps.append(len(data)), feed(self, data)))
+    connection, pipe = connected(of(Answering(), []), 10**9)
+    body = b" " * 199_999 + b"7"
+    stream = b"POST /v2/models/m/infer HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    for at in range(0, len(stream), 100_000):
+        connection.data_received(stream[at : at + 100_000])
+
+    assert bytes(pipe.written).endswith(b"\r\n\r\n" + ANSWER[:7])
+    assert len(steps) == 4
+    assert sum(steps) == len(stream)
 
 
 async def test_who_reads_nothing_is_dropped_after_a_while_and_counted() -> None:

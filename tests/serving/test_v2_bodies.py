@@ -214,3 +214,13 @@ def test_the_sticky_unit_is_the_named_parameter_or_attribute() -> None:
     assert admission.unit(request, "tenant", attributes, {}) == "t"
     assert admission.unit(request, "nobody", attributes, {}) is None
     assert admission.unit(request, None, attributes, {}) is None
+
+
+def test_a_mark_before_the_json_is_passed_over_once() -> None:
+    content = json.dumps(body()).encode()
+    packed, length = binary(["AA"], np.array([1.5]))
+
+    assert v2.parse(b"\xef\xbb\xbf" + content, floats=True).rows == 1
+    assert v2.parse(b"\xef\xbb\xbf" + packed, length + 3).rows == 1
+    with pytest.raises(InvalidRequest, match="malformed"):
+        v2.parse(b"\xef\xbb\xbf" * 2 + content)

@@ -231,18 +231,23 @@ class Measures:
             if batch.time >= times.closed_until and batch.end <= times.latest + 1e-6:
                 self.windows.add_profile(batch, self._clock())
 
-    def tick(self) -> bool:
-        """Closes and amends windows, computes scores, forgets silent versions. True when the page's values changed."""
+    def tick(self, behind: float = 0.0) -> bool:
+        """Closes and amends windows, computes scores, forgets silent versions. True when the page's values changed.
+
+        What came in the last `behind` seconds is not measured yet: a model is not quiet because its rows wait.
+        """
         with self._lock:
             now = self._clock()
             self._count(self.quality.checked())
-            closed = self.windows.advance(now)
+            closed = self.windows.advance(now - behind)
             for pane in closed:
                 self.quality.closed(pane.model, pane.end, pane.seen)
             amended = self._amended(now) if closed or now - self._amended_at >= self.settings.score_seconds else []
             self._judge([*closed, *amended], now)
             for model in {pane.model for pane in self.windows.open_panes()} | {pane.model for pane in closed}:
-                self._signals.metrics[names.WATERMARK].labels(model).set(self.windows.watermark(model, now) or 0.0)
+                self._signals.metrics[names.WATERMARK].labels(model).set(
+                    self.windows.watermark(model, now - behind) or 0.0
+                )
             for model in self.quality.models():
                 self._signals.publish(("traffic", model), traffic_values(self.quality, model, now))
             scored = self._score(now)

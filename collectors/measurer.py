@@ -40,12 +40,22 @@ class _Waiting:
 
 
 class Measurer:
-    """The thread that measures. `changed` is called after a tick that changed the values of the page."""
+    """The thread that measures. `changed` is called after a tick that changed the values of the page.
 
-    def __init__(self, measures: Measures, changed: Callable[[], None], tick_seconds: float = 0.25) -> None:
+    How long batches wait is read from `clock`.
+    """
+
+    def __init__(
+        self,
+        measures: Measures,
+        changed: Callable[[], None],
+        tick_seconds: float = 0.25,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._measures = measures
         self._changed = changed
         self._tick_seconds = tick_seconds
+        self._clock = clock
         self._closing = threading.Event()
         self._queue: queue.SimpleQueue[tuple[Kind, Content, int | None]] = queue.SimpleQueue()
         # In the order of the queue; the first is in work. The sums are kept: there may be thousands.
@@ -58,7 +68,7 @@ class Measurer:
         self._thread.start()
 
     def put(self, kind: Kind, content: Content, position: int | None = None) -> None:
-        waiting = _Waiting(content.num_rows, _size(content), time.monotonic())
+        waiting = _Waiting(content.num_rows, _size(content), self._clock())
         with self._lock:
             self._waiting.append(waiting)
             self._rows += waiting.rows
@@ -76,7 +86,7 @@ class Measurer:
         with self._lock:
             if not self._waiting:
                 return Backlog()
-            seconds = time.monotonic() - self._waiting[0].since
+            seconds = self._clock() - self._waiting[0].since
             return Backlog(len(self._waiting), self._rows, self._bytes, seconds)
 
     def show(self, signals: Signals) -> None:
@@ -96,7 +106,7 @@ class Measurer:
         while True:
             wait = max(0.0, ticked_at + self._tick_seconds - time.monotonic())
             try:
-                item = self._queue.get(timeout=wait) if wait else None
+                item = self._queue.get(timeout=wait)
             except queue.Empty:
                 item = None
             if item is not None:
@@ -113,7 +123,7 @@ class Measurer:
                 ticked_at = time.monotonic()
 
     def _tick(self) -> None:
-        if self._measures.tick():
+        if self._measures.tick(self.backlog().seconds):
             self._changed()
 
     def _guarded(self, work: Callable[[], None]) -> None:

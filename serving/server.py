@@ -48,7 +48,7 @@ from serving.shadows import Place, ShadowProcess
 from serving.stopping import Stopping, pause
 from serving.telemetry.counting import Counting
 from serving.telemetry.recorder import Recorder
-from serving.telemetry.signals import Signals
+from serving.telemetry.signals import Signals, connections_dropped
 from serving.transport.certificates import tls_context
 from serving.transport.listening import stop_listening
 from serving.versions.deployment import Deployment, Loaded, load_version
@@ -283,7 +283,7 @@ class Service:
             routes=[*repository.routes(), *self.edge.routes], observe=self.edge.observe,
         ).build()  # fmt: skip
         self.edge.bind(app)
-        self.http = Server(self._front, app, config.limits)
+        self.http = Server(self._front, app, config.limits, connections_dropped(self.metrics))
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
 

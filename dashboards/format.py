@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 
 DASH = "–"
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -82,6 +82,15 @@ def clock(time: float | None, zone: tzinfo) -> str:
 def moment(time: float | None, zone: tzinfo) -> str:
     """Day and time, `22 Nov 14:03:22`."""
     return DASH if time is None else datetime.fromtimestamp(time, zone).strftime("%-d %b %H:%M:%S")
+
+
+def zone(where: tzinfo, now: float) -> str:
+    """A time zone with what it is ahead of UTC: `UTC`, `Europe/Berlin (UTC+1)`, `Asia/Kolkata (UTC+5:30)`."""
+    ahead = datetime.fromtimestamp(now, where).utcoffset() or timedelta()
+    minutes = round(ahead.total_seconds() / 60)
+    hours, rest = divmod(abs(minutes), 60)
+    offset = f"{'−' if minutes < 0 else '+'}{hours}" + (f":{rest:02d}" if rest else "")
+    return str(where) if str(where) == "UTC" else f"{where} (UTC{offset if minutes else ''})"
 
 
 def version(name: str | None) -> str:

@@ -83,6 +83,7 @@ def overview(model: str, over: float, step: float) -> dict[str, str]:
         "p99": quantile(0.99, duration, model, (), over),
         "drift": gauge(names.DRIFT_COLUMNS, model),
         "log_loss": gauge(names.PERFORMANCE_SCORE, model, metric="log_loss"),
+        "rmse": gauge(names.PERFORMANCE_SCORE, model, metric="rmse"),
         "outcomes": gauge(names.INFERENCE_REQUESTS, model),
         "weights": peak(gauge(names.TRAFFIC_WEIGHT, model), step),
         "alerts": peak(active_alerts(), step),

@@ -67,6 +67,16 @@ def is_judged(labels: Mapping[str, str]) -> bool:
     return labels.get("outcome") in _JUDGED
 
 
+def of_numbers(performance: Iterable[Series]) -> bool:
+    """Whether a model's scores are those of numbers (RMSE, R²), by the newest of them, not of probabilities."""
+    newest = dict.fromkeys(("rmse", "log_loss"), -1.0)
+    for item in performance:
+        metric = item.labels.get("metric", "")
+        if metric in newest and len(item.times):
+            newest[metric] = max(newest[metric], float(item.times[-1]))
+    return newest["rmse"] > newest["log_loss"]
+
+
 def latest(series: Iterable[Series]) -> float | None:
     """The newest value among the series; of several equally new ones the greatest."""
     best: tuple[float, float] | None = None

@@ -98,8 +98,10 @@ def choose(config: DashboardConfig, sources: Sources) -> None:
             key="refresh",
         )
         now = time.time()
-        view = View(config, sources, model or "", Span.last(seconds, now), seconds, refresh, _zone(), now)
+        zone = _zone()
+        view = View(config, sources, model or "", Span.last(seconds, now), seconds, refresh, zone, now)
         st.session_state[_VIEW] = view
+        st.caption(f"Times in {fmt.zone(zone, now)}")
         st.fragment(_services, run_every=refresh or None)(sources, tuple(known))
 
 

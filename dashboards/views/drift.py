@@ -56,12 +56,21 @@ def body(view: shell.View) -> None:
             "collector",
         )
     left, middle, right = st.columns(3)
-    with left, shell.card("score", "Log loss", "lower is better"):
-        _performance(view, found, "log_loss", "score")
-    with middle, shell.card("auc", "ROC AUC", "ranking quality, 0.5 is chance"):
-        _performance(view, found, "roc_auc", "auc")
-    with right, shell.card("base", "Base rate and predictions", _labelled(found["labelled"])):
-        _base_rate(view, found["performance"])
+    labelled = _labelled(found["labelled"])
+    if readings.of_numbers(found["performance"]):
+        with left, shell.card("score", "RMSE", "in the label's unit, lower is better"):
+            _performance(view, found, "rmse", "score")
+        with middle, shell.card("auc", "R²", "1 is perfect, 0 no better than the mean label"):
+            _performance(view, found, "r2", "auc")
+        with right, shell.card("base", "Bias, prediction less label", labelled):
+            _performance(view, found, "bias", "base")
+    else:
+        with left, shell.card("score", "Log loss", "lower is better"):
+            _performance(view, found, "log_loss", "score")
+        with middle, shell.card("auc", "ROC AUC", "ranking quality, 0.5 is chance"):
+            _performance(view, found, "roc_auc", "auc")
+        with right, shell.card("base", "Base rate and predictions", labelled):
+            _base_rate(view, found["performance"])
     if versions:
         slices.cards(view, _shown_version(every))
 

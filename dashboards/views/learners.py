@@ -39,7 +39,7 @@ def _online(view: shell.View, found: Found) -> None:
             f"the stable version's is {fmt.number(loss.get('champion'), 4)}",
         ),
         (
-            "Above the stable version's",
+            "Above the stable one",
             fmt.signed(excess.get("mean")),
             f"{fmt.signed(excess.get('lower'))} to {fmt.signed(excess.get('upper'))}, surely",
         ),

@@ -62,6 +62,8 @@ def _numbers(view: shell.View, found: dict[str, list[Series]]) -> None:
     whole, judged = readings.total(requests), readings.total(requests, readings.is_judged)
     errors = readings.share(readings.total(requests, readings.is_fault), judged)
     look_back = f"over the last {fmt.seconds(view.over)}"
+    of_numbers = readings.of_numbers([*found["log_loss"], *found["rmse"]])
+    score, scored = ("RMSE", found["rmse"]) if of_numbers else ("Log loss", found["log_loss"])
     cells = (
         ("Requests", _with(fmt.number(whole.last), "/s"), whole, f"Requests a second, {look_back}"),
         ("Latency p50", fmt.seconds(readings.latest(found["p50"])), _one(found["p50"]), f"Median, {look_back}"),
@@ -84,9 +86,9 @@ def _numbers(view: shell.View, found: dict[str, list[Series]]) -> None:
             "Share of the feature columns that drifted in the last closed window",
         ),
         (
-            "Log loss",
-            fmt.number(readings.latest(found["log_loss"])),
-            _newest(found["log_loss"]),
+            score,
+            fmt.number(readings.latest(scored)),
+            _newest(scored),
             "Of predictions whose labels have come; lower is better",
         ),
     )

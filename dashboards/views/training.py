@@ -108,7 +108,7 @@ def _numbers(
         ("Runs in this span", str(len(_runs(found))), words),
         ("Newest loss", fmt.number(readings.latest(found["loss"])), "of the last recorded step"),
         ("Throughput", fmt.number(readings.latest(found["throughput"])), "samples a second"),
-        ("Steps in this span", fmt.number(steps), f"{fmt.number(skipped or 0)} skipped for NaN or infinity"),
+        ("Steps in this span", fmt.number(steps), f"{fmt.number(skipped or 0)} skipped, not finite"),
         ("Goodput", fmt.percent(readings.latest(found["goodput"]), 1), _attempts_words(view, found)),
         ("Versions", str(len(policy.get("versions", ()))) if policy else fmt.DASH, _roles_words(policy)),
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC
 from itertools import pairwise
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import promql_parser
@@ -366,3 +367,28 @@ def test_a_trend_leaves_out_windows_of_too_few_rows() -> None:
     ]
 
     assert trend("feature.x", windows) == [0.01, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("zone", "words"),
+    [
+        ("UTC", "UTC"),
+        ("Europe/Berlin", "Europe/Berlin (UTC+1)"),
+        ("Asia/Kolkata", "Asia/Kolkata (UTC+5:30)"),
+        ("America/St_Johns", "America/St_Johns (UTC−3:30)"),
+        ("Europe/London", "Europe/London (UTC)"),
+    ],
+)
+def test_a_time_zone_says_how_far_it_is_from_utc(zone: str, words: str) -> None:
+    assert fmt.zone(ZoneInfo(zone), 1_700_000_000.0) == words
+
+
+def test_scores_are_those_of_the_kind_that_came_last() -> None:
+    def score(metric: str, *times: float) -> Series:
+        return Series({"metric": metric, "version": "1"}, np.array(times), np.ones(len(times)))
+
+    assert not readings.of_numbers([])
+    assert not readings.of_numbers([score("log_loss", 1.0), score("roc_auc", 1.0), score("rmse")])
+    assert readings.of_numbers([score("rmse", 1.0), score("r2", 1.0)])
+    assert readings.of_numbers([score("log_loss", 1.0), score("rmse", 1.0, 2.0)])
+    assert not readings.of_numbers([score("log_loss", 3.0), score("rmse", 1.0, 2.0)])

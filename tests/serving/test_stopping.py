@@ -33,8 +33,8 @@ PROGRAM = """
     from serving import ServingConfig, serve
     from serving.fleet import FleetOptions
     given = json.loads(sys.argv[1])
-    if given.pop("nohup", False):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # Otherwise it is as whoever started the tests has it: their children inherit that it is ignored.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if given.pop("nohup", False) else signal.SIG_DFL)
     fleet = FleetOptions(replicas=given.pop("replicas", 1))
     folder = Path(given.pop("artifacts"))
     serve(

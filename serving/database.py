@@ -160,7 +160,9 @@ class Sqlite:
 
 
 def _unavailable(error: BaseException) -> RegistryUnavailable:
-    return RegistryUnavailable(f"the registry's database does not work now: {error}; call again")
+    # PostgreSQL's driver says it in several lines.
+    said = " ".join(str(error).split())
+    return RegistryUnavailable(f"the registry's database cannot be used now: {said}; call again")
 
 
 class _SqliteTransaction:

@@ -126,6 +126,6 @@ async def test_a_server_whose_registry_cannot_be_written_answers_and_refuses_cha
         tried = await client.post("/api/v1/models/fares/examine", json={"version": 2})
 
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert "does not work now" in refused.json()["error"]
+    assert "cannot be used now" in refused.json()["error"]
     assert service.deployments["fares"].router.policy.canary is None
     assert tried.status_code == 200

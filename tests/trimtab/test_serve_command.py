@@ -24,7 +24,7 @@ CASES = {
     ),
     "a registry that is away": (
         '[trimtab]\ndata = "{folder}"\n[serving]\nport = 1024\nregistry = "postgresql://me@127.0.0.1:1/none"\n',
-        ["database cannot be used", "refused", "serving.registry"],
+        ["database cannot be used", "refused", "`registry` under [serving]"],
     ),
     "a registry of an unknown kind": (
         '[trimtab]\ndata = "{folder}"\n[serving]\nport = 1024\nregistry = "elsewhere://none"\n',
